@@ -1,0 +1,39 @@
+"""Differentiation and compilation, by the backend that Keras runs on.
+
+Each module of this package holds the same few names and no algorithm. In all
+of them `fn(parts, *args)` is a function of a list of tensors, and derivatives
+are taken with respect to that list.
+
+- `compile(fn, xla)`: `fn`, compiled where the backend compiles.
+- `wide()`: a scope in which float64 tensors keep their precision.
+- `value_and_grad(fn)`: `(parts, *args) -> (loss, gradients)`.
+- `hvp(fn)`: `(parts, tangents, *args) -> Hessian times tangents`.
+- `jacobian(fn)`: `(parts, *args) -> derivatives` of a vector-valued `fn`.
+"""
+
+import keras
+
+if keras.backend.backend() == "jax":
+    from kormos.backend.jax import compile as compile
+    from kormos.backend.jax import hvp as hvp
+    from kormos.backend.jax import jacobian as jacobian
+    from kormos.backend.jax import value_and_grad as value_and_grad
+    from kormos.backend.jax import wide as wide
+elif keras.backend.backend() == "tensorflow":
+    from kormos.backend.tensorflow import compile as compile
+    from kormos.backend.tensorflow import hvp as hvp
+    from kormos.backend.tensorflow import jacobian as jacobian
+    from kormos.backend.tensorflow import value_and_grad as value_and_grad
+    from kormos.backend.tensorflow import wide as wide
+elif keras.backend.backend() == "torch":
+    from kormos.backend.torch import compile as compile
+    from kormos.backend.torch import hvp as hvp
+    from kormos.backend.torch import jacobian as jacobian
+    from kormos.backend.torch import value_and_grad as value_and_grad
+    from kormos.backend.torch import wide as wide
+else:
+    raise ImportError(
+        "kormos runs on the Keras backends 'tensorflow', 'jax' and 'torch'. "
+        "Set `KERAS_BACKEND` to one of them before Keras is imported. "
+        f"Received: backend={keras.backend.backend()}"
+    )

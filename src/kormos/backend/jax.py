@@ -1,0 +1,30 @@
+"""Differentiation and compilation with JAX."""
+
+import jax
+
+
+def compile(fn, xla=True):
+    del xla  # JAX has no other compiler.
+    return jax.jit(fn)
+
+
+def wide():
+    # Without it JAX rounds every float64 tensor to float32. Tensors that are
+    # float32 stay so, and the mode is part of the key of JAX's own caches.
+    return jax.enable_x64(True)
+
+
+def value_and_grad(fn):
+    return jax.value_and_grad(fn)
+
+
+def hvp(fn):
+    def product(parts, tangents, *args):
+        gradient = jax.grad(lambda p: fn(p, *args))
+        return jax.jvp(gradient, (parts,), (tangents,))[1]
+
+    return product
+
+
+def jacobian(fn):
+    return jax.jacrev(fn)

@@ -1,0 +1,78 @@
+"""Differentiation with PyTorch, which runs eagerly."""
+
+import contextlib
+import functools
+
+import keras
+import numpy as np
+import torch
+
+
+def compile(fn, xla=False):
+    del xla  # `torch.compile` takes longer than most whole fits.
+
+    @functools.wraps(fn)
+    def call(*args):
+        args = (
+            keras.ops.convert_to_tensor(a, dtype=a.dtype.name)
+            if isinstance(a, np.ndarray)
+            else a
+            for a in args
+        )
+        with torch.no_grad():
+            return fn(*args)
+
+    return call
+
+
+def wide():
+    return contextlib.nullcontext()
+
+
+def value_and_grad(fn):
+    def wrapped(parts, *args):
+        leaves = _leaves(parts)
+        with torch.enable_grad():
+            loss = fn(leaves, *args)
+        return loss.detach(), _gradients(loss, leaves)
+
+    return wrapped
+
+
+def hvp(fn):
+    def product(parts, tangents, *args):
+        leaves = _leaves(parts)
+        with torch.enable_grad():
+            loss = fn(leaves, *args)
+            gradients = _gradients(loss, leaves, create_graph=True)
+            slope = sum(
+                (g * t).sum() for g, t in zip(gradients, tangents, strict=True)
+            )
+        return _gradients(slope, leaves)
+
+    return product
+
+
+def jacobian(fn):
+    def wrapped(parts, *args):
+        leaves = _leaves(parts)
+        with torch.enable_grad():
+            values = fn(leaves, *args)
+        rows = [_gradients(v, leaves, retain_graph=True) for v in values]
+        return [torch.stack(column) for column in zip(*rows, strict=True)]
+
+    return wrapped
+
+
+def _leaves(parts):
+    return [part.detach().requires_grad_(True) for part in parts]
+
+
+def _gradients(value, leaves, **kwargs):
+    if not value.requires_grad:
+        return [torch.zeros_like(leaf) for leaf in leaves]
+    gradients = torch.autograd.grad(value, leaves, allow_unused=True, **kwargs)
+    return [
+        torch.zeros_like(leaf) if gradient is None else gradient
+        for gradient, leaf in zip(gradients, leaves, strict=True)
+    ]

@@ -1,0 +1,197 @@
+"""Fits Keras models on all of their data at once: arguments to a loop."""
+
+import keras
+import numpy as np
+
+from kormos import optimizers
+from kormos.loop import FitLoop
+from kormos.objective import Objective
+from kormos.objective import data as data_lib
+from kormos.optimizers.base import BatchOptimizer
+
+_RATE_CALLBACKS = (
+    keras.callbacks.LearningRateScheduler,
+    keras.callbacks.ReduceLROnPlateau,
+)
+
+
+def fit(
+    model,
+    x=None,
+    y=None,
+    batch_size=None,
+    epochs=None,
+    verbose="auto",
+    callbacks=None,
+    validation_split=0.0,
+    validation_data=None,
+    shuffle=False,
+    class_weight=None,
+    sample_weight=None,
+    initial_epoch=0,
+    steps_per_epoch=None,
+    validation_steps=None,
+    validation_batch_size=None,
+    validation_freq=1,
+    *,
+    optimizer=None,
+    training=False,
+    bounds=None,
+    constraints=None,
+    **settings,
+):
+    """Fits a compiled Keras model on all of its data at once.
+
+    It minimizes what `model.evaluate` reports on the training data. The model
+    never ends worse than it began, and it is left at the final iterate of the
+    optimizer, or at the best one after an error or an interrupt.
+
+    Args:
+        model: any compiled `keras.Model`.
+        x: inputs: arrays, tensors, pandas objects, or dicts, lists and tuples
+            of these; or a finite `tf.data.Dataset`, `keras.utils.PyDataset`
+            or torch `DataLoader`.
+        y: targets, unless `x` is a data set.
+        batch_size: the most rows in memory at once. It changes memory and
+            speed, never the result.
+        epochs: the number of the last epoch; from `initial_epoch` on, an
+            epoch is `steps_per_epoch` accepted iterations of the optimizer.
+            Defaults to the optimizer's own `epochs`, or 20.
+        verbose: 0 for silence, 1 for a live line, 2 for a line an epoch.
+            `"auto"` is 1.
+        callbacks: Keras callbacks, called once an epoch with the weights of
+            that iterate. After `stop_training` is set, the fit ends.
+        validation_split: share of the rows, taken from the end, to validate
+            on instead.
+        validation_data: `(x, y)`, `(x, y, sample_weight)` or a data set.
+        shuffle: ignored, for the order of the rows does not matter.
+        class_weight: dict from a class's number to its weight.
+        sample_weight: weights of the rows.
+        initial_epoch: the number at which to start counting epochs.
+        steps_per_epoch: accepted iterations to an epoch. Defaults to 1.
+        validation_steps: must be `None`: validation uses all of its data.
+        validation_batch_size: as `batch_size`, for validation.
+        validation_freq: validate every so many epochs, or in a list of
+            epochs, counted from 1.
+        optimizer: a `BatchOptimizer` or a name. Defaults to the one that the
+            model is compiled with, or `"l-bfgs-b"` if that is not of kormos.
+        training: whether layers behave as in training. Every seed is then
+            frozen for the length of the fit.
+        bounds: replaces the optimizer's `bounds`.
+        constraints: replaces the optimizer's `constraints`.
+        **settings: replace arguments of the optimizer for this fit, such as
+            `method`, `options`, `tol` and `pretrain_fn`.
+
+    Returns:
+        The Keras `History`. A row holds `loss`, `grad` (the 2-norm of the
+        gradient; NaN for a method without), `fg_evals` and `hessp_evals`
+        (evaluations and Hessian products of this fit so far), the compiled
+        metrics and `val_*`. `history.result` says why the fit ended, and
+        `history.seconds` when each row was written.
+
+    Raises:
+        ValueError: if an argument, the data or the model cannot be used.
+
+    Example:
+
+    ```python
+    model.compile(optimizer="adam", loss="mse")
+    history = kormos.fit(model, x, y, optimizer="l-bfgs-b", epochs=100)
+    print(history.result)
+    ```
+    """
+    del shuffle
+    if validation_steps is not None:
+        raise ValueError(
+            "Validation uses all of its data: leave `validation_steps` out. "
+            f"Received: validation_steps={validation_steps}"
+        )
+    optimizer = _optimizer_for(model, optimizer)
+    stages = optimizer.stages(epochs, **settings)
+    callbacks = _checked_callbacks(callbacks)
+    if validation_split:
+        if validation_data is not None:
+            raise ValueError(
+                "Give `validation_split` or `validation_data`, not both. "
+                f"Received: validation_split={validation_split}"
+            )
+        (x, y, sample_weight), validation_data = data_lib.split(
+            x, y, sample_weight, validation_split
+        )
+
+    train = data_lib.gather(
+        x, y, sample_weight, class_weight, data_lib.dtype_for(model)
+    )
+    if validation_data is not None:
+        validation_data = data_lib.gather(
+            *_validation_arguments(validation_data),
+            dtype=data_lib.dtype_for(model),
+        )
+
+    def make_objectives():
+        objective = Objective(
+            model,
+            train,
+            batch_size=batch_size or optimizer.batch_size,
+            training=training,
+        )
+        if validation_data is None:
+            return objective, None
+        return objective, Objective(
+            model,
+            validation_data,
+            batch_size=validation_batch_size or batch_size,
+        )
+
+    loop = FitLoop(
+        model,
+        optimizer,
+        make_objectives,
+        bounds=optimizer.bounds if bounds is None else bounds,
+        constraints=(
+            optimizer.constraints if constraints is None else constraints
+        ),
+        steps_per_epoch=_count("steps_per_epoch", steps_per_epoch or 1, 1),
+        validation_freq=validation_freq,
+    )
+    initial_epoch = _count("initial_epoch", initial_epoch, 0)
+    return loop.run(stages, initial_epoch, callbacks, verbose)
+
+
+def _optimizer_for(model, optimizer):
+    if optimizer is not None:
+        return optimizers.get(optimizer)
+    compiled = getattr(model, "optimizer", None)
+    if isinstance(compiled, BatchOptimizer):
+        return compiled
+    return optimizers.get("l-bfgs-b")
+
+
+def _validation_arguments(validation_data):
+    if data_lib.is_dataset(validation_data):
+        return (validation_data,)
+    return keras.utils.unpack_x_y_sample_weight(validation_data)
+
+
+def _checked_callbacks(callbacks):
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        callbacks = callbacks.callbacks
+    callbacks = keras.tree.flatten(callbacks)
+    callbacks = [c for c in callbacks if c is not None]
+    for callback in callbacks:
+        if isinstance(callback, _RATE_CALLBACKS):
+            raise ValueError(
+                "The optimizers of kormos have no learning rate; their line "
+                "searches and trust regions choose the steps. Leave the "
+                f"callback out. Received: {type(callback).__name__}"
+            )
+    return callbacks
+
+
+def _count(name, value, least):
+    if not isinstance(value, (int, np.integer)) or value < least:
+        raise ValueError(
+            f"Argument `{name}` must be an integer, {least} or more. "
+            f"Received: {name}={value!r}"
+        )
+    return int(value)

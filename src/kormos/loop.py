@@ -1,0 +1,268 @@
+"""The loop of a fit.
+
+Separation of concerns: this file knows Keras (callbacks, History, validation)
+and no mathematics. The objective knows the model and its loss, the optimizer
+knows vectors. They meet once an accepted iteration, here: nothing else writes
+weights, validates, calls callbacks or says stop.
+"""
+
+import time
+import warnings
+
+import keras
+import numpy as np
+
+from kormos.numerics import stopping
+from kormos.objective.checks import check_hessian_products
+from kormos.objective.checks import warn_of_unused_variables
+from kormos.objective.limits import resolve_bounds
+from kormos.objective.limits import resolve_constraints
+from kormos.optimizers.base import Constraint
+from kormos.optimizers.base import Problem
+from kormos.progress import Progress
+from kormos.run import ConvergenceWarning
+from kormos.run import Run
+from kormos.run import describe
+from kormos.run import norm
+
+_BATCH_HOOKS = (
+    "on_batch_begin",
+    "on_batch_end",
+    "on_train_batch_begin",
+    "on_train_batch_end",
+)
+
+
+class FitLoop:
+    """One fit: the runs of an optimizer's stages, a row of History an epoch.
+
+    Args:
+        model: the model.
+        optimizer: the `BatchOptimizer`.
+        make_objectives: function that returns the `Objective`s of training
+            and of validation (or `None`) for the model as it is.
+        bounds: as `BatchOptimizer` takes them.
+        constraints: likewise.
+        steps_per_epoch: accepted iterations to an epoch.
+        validation_freq: validate every so many epochs, or in a list of
+            epochs, counted from 1.
+    """
+
+    def __init__(
+        self,
+        model,
+        optimizer,
+        make_objectives,
+        bounds,
+        constraints,
+        steps_per_epoch,
+        validation_freq,
+    ):
+        self._model = model
+        self._optimizer = optimizer
+        self._make_objectives = make_objectives
+        self._bounds = bounds
+        self._constraints = constraints
+        self._steps_per_epoch = steps_per_epoch
+        self._validation_freq = validation_freq
+        # Counts over the stages that are done.
+        self._iterations = 0
+        self._evaluations = 0
+        self._hessian_products = 0
+        self._initial_loss = None
+        self._logs = {}
+        self._prepare()
+
+    def run(self, stages, initial_epoch, callbacks, verbose):
+        """Runs the stages and returns the History."""
+        model, optimizer = self._model, self._optimizer
+        for stage in stages:
+            self._check(stage)
+        last_epoch = sum(stage.epochs for stage in stages)
+        optimizer.build(model.trainable_variables)
+        optimizer.results = []
+        model.stop_training = False
+        # With nobody to look at them, weights are written at the end alone.
+        self._observed = bool(callbacks)
+        self._batch_hooks = any(_has_batch_hooks(c) for c in callbacks)
+        verbose = 1 if verbose == "auto" else verbose
+        shown = [Progress(last_epoch, verbose)] if verbose else []
+        self._callbacks = keras.callbacks.CallbackList(
+            [*shown, *callbacks],
+            add_history=True,
+            model=model,
+            verbose=0,
+            epochs=last_epoch,
+            steps=self._steps_per_epoch,
+        )
+        # `BackupAndRestore` restores weights, state and epoch here: they are
+        # read after it, and the epoch would else return in the next fit.
+        self._callbacks.on_train_begin()
+        self._epoch = getattr(model, "_initial_epoch", None) or initial_epoch
+        model._initial_epoch = None
+        self._start_time = time.perf_counter()
+        model.history.seconds = []
+        self._epoch_is_open = self._epoch < last_epoch
+        if self._epoch_is_open:
+            self._callbacks.on_epoch_begin(self._epoch)
+        outcome = self._run_stages(stages)
+        result = describe(
+            outcome,
+            self._initial_loss,
+            self._iterations,
+            self._evaluations,
+            self._hessian_products,
+            time.perf_counter() - self._start_time,
+        )
+        model.history.result = result
+        optimizer.fg_evals = self._evaluations
+        optimizer.hessp_evals = self._hessian_products
+        self._callbacks.on_train_end(self._logs)
+        if result.status not in stopping.QUIET and last_epoch > initial_epoch:
+            warnings.warn(
+                f"{model.name}: {result}", ConvergenceWarning, stacklevel=4
+            )
+        return model.history
+
+    def _run_stages(self, stages):
+        self._end = 0
+        for stage in stages:
+            self._end += stage.epochs
+            if self._epoch >= self._end and stage is not stages[-1]:
+                continue  # A resumed fit has this stage behind it.
+            if stage.pretrain_fn is not None:
+                stage.pretrain_fn(self._model)
+                # It may have frozen, thawed or assigned variables.
+                self._prepare()
+                self._check(stage)
+            outcome = self._run_stage(stage)
+            if outcome.raw is not None:
+                self._optimizer.results.append(outcome.raw)
+            if outcome.status in (
+                stopping.INTERRUPTED,
+                stopping.STOPPED_BY_CALLBACK,
+                stopping.NON_FINITE,
+            ):
+                break
+        if self._epoch_is_open:
+            # A fit without an iteration has a row for where it stands.
+            self._end_epoch()
+        return outcome
+
+    def _run_stage(self, stage):
+        objective = self._objective
+        objective.refresh()
+        problem = self._problem = self._new_problem()
+        theta = problem.project(objective.initial_position())
+        if stage.uses_hessian:
+            check_hessian_products(objective, theta)
+        self._steps = 0
+        run = self._run = Run(stage, problem, self._start, self._iterate)
+        try:
+            outcome = run(theta)
+            if self._steps:
+                self._end_epoch()
+        except BaseException:
+            objective.assign(run.best[0])
+            raise
+        self._iterations += run.iterations
+        self._evaluations += problem.fg_evals
+        self._hessian_products += problem.hessp_evals
+        self._run = self._problem = None
+        if outcome.status is None:
+            outcome.status = (
+                stopping.STOPPED_BY_CALLBACK
+                if self._model.stop_training
+                else stopping.ITERATION_LIMIT
+            )
+        if outcome.status != stopping.STOPPED_BY_CALLBACK:
+            # A callback that stops a fit may set weights itself.
+            objective.assign(outcome.theta)
+        return outcome
+
+    def _start(self, theta, loss, grad):
+        """Told where a run starts; returns whether to stop there."""
+        if self._initial_loss is None:
+            self._initial_loss = loss
+            warn_of_unused_variables(self._objective, theta, grad)
+        self._latest = theta, loss, grad
+        return self._epoch >= self._end
+
+    def _iterate(self, theta, loss, grad):
+        """Told of every accepted iterate; returns whether to stop."""
+        self._steps += 1
+        self._latest = theta, loss, grad
+        if self._steps == self._steps_per_epoch:
+            self._end_epoch()
+        return self._epoch >= self._end or self._model.stop_training
+
+    def _end_epoch(self):
+        """Writes weights, validates, and tells the callbacks."""
+        theta, loss, grad = self._latest
+        if not self._epoch_is_open:
+            # The optimizer owns its loop: whether there is another iterate is
+            # known only when it comes.
+            self._callbacks.on_epoch_begin(self._epoch)
+        if self._observed:
+            self._objective.assign(theta)
+            self._optimizer.iterations.assign_add(self._steps)
+        problem, evaluations, products = self._problem, 0, 0
+        if problem is not None:
+            evaluations, products = problem.fg_evals, problem.hessp_evals
+        logs = {
+            "loss": float(loss),
+            "grad": norm(grad),
+            "fg_evals": self._evaluations + evaluations,
+            "hessp_evals": self._hessian_products + products,
+        }
+        if self._objective.has_metrics:
+            metrics = self._objective.evaluate(theta)
+            logs.update({k: v for k, v in metrics.items() if k != "loss"})
+        if self._validation is not None and self._validates():
+            values = self._validation.evaluate(theta)
+            logs.update({f"val_{k}": v for k, v in values.items()})
+        self._logs = logs
+        self._steps = 0
+        self._model.history.seconds.append(
+            time.perf_counter() - self._start_time
+        )
+        if self._batch_hooks:
+            self._callbacks.on_train_batch_begin(0)
+            self._callbacks.on_train_batch_end(0, {"loss": logs["loss"]})
+        self._callbacks.on_epoch_end(self._epoch, logs)
+        self._epoch_is_open = False
+        self._epoch += 1
+
+    def _validates(self):
+        every = self._validation_freq
+        if isinstance(every, (int, np.integer)):
+            return (self._epoch + 1) % every == 0
+        return self._epoch + 1 in every
+
+    def _prepare(self):
+        self._objective, self._validation = self._make_objectives()
+        packing = self._objective.program.packing
+        self._box = resolve_bounds(self._bounds, packing)
+        self._resolved = resolve_constraints(
+            self._constraints, packing, Constraint
+        )
+
+    def _new_problem(self):
+        return Problem(
+            self._objective,
+            *self._box,
+            constraints=self._resolved,
+            epsilon=self._objective.epsilon,
+        )
+
+    def _check(self, stage):
+        lower, _ = self._box
+        types = [c.type for c in self._resolved]
+        stage.check(self._objective.size, lower is not None, types)
+
+
+def _has_batch_hooks(callback):
+    return any(
+        getattr(type(callback), hook) is not getattr(keras.callbacks.Callback, hook)
+        for hook in _BATCH_HOOKS
+    )

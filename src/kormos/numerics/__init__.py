@@ -1,0 +1,1 @@
+"""Pure functions and plain records that optimizers share."""

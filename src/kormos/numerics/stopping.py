@@ -1,0 +1,123 @@
+"""Why a run of an optimizer ended."""
+
+import dataclasses
+from typing import Any
+
+CONVERGED = "converged"
+NOISE_FLOOR = "noise floor"
+ITERATION_LIMIT = "iteration limit"
+EVALUATION_LIMIT = "evaluation limit"
+STOPPED_BY_CALLBACK = "stopped by callback"
+INTERRUPTED = "interrupted"
+LINE_SEARCH_FAILED = "line search failed"
+INFEASIBLE = "infeasible"
+NON_FINITE = "non-finite"
+
+ADVICE = {
+    CONVERGED: "",
+    NOISE_FLOOR: (
+        "The loss no longer changes by more than its rounding; a float32 "
+        "model goes further in float64 (`kormos.enable_float64`)."
+    ),
+    ITERATION_LIMIT: "Give more `epochs` to go on.",
+    EVALUATION_LIMIT: "Raise the method's limit on evaluations to go on.",
+    STOPPED_BY_CALLBACK: "",
+    INTERRUPTED: "",
+    LINE_SEARCH_FAILED: (
+        "Scale inputs, targets or parameters to similar sizes, check the "
+        "gradient of custom code, or try another method."
+    ),
+    INFEASIBLE: "Check that some point satisfies all constraints and bounds.",
+    NON_FINITE: (
+        "The loss or its gradient is NaN or infinite; start from other "
+        "weights, or bound or rescale the parameters."
+    ),
+}
+
+# The user asked for these endings: no warning is due.
+QUIET = (CONVERGED, STOPPED_BY_CALLBACK, INTERRUPTED)
+
+
+@dataclasses.dataclass
+class Outcome:
+    """How one run of one method ended.
+
+    Attributes:
+        status: one of the constants of this module; `None` when the run was
+            stopped from outside.
+        theta: the final point, float64 array of shape `(size,)`.
+        loss: the loss there.
+        test: name of the test that fired, or `None`.
+        value: the tested quantity, or `None`.
+        threshold: what it was compared with, or `None`.
+        detail: the method's own words.
+        raw: the wrapped library's own result, or `None`.
+    """
+
+    status: str | None
+    theta: Any
+    loss: float
+    test: str | None = None
+    value: float | None = None
+    threshold: float | None = None
+    detail: str = ""
+    raw: Any = None
+
+
+@dataclasses.dataclass
+class Result:
+    """How a fit or a minimization ended.
+
+    Attributes:
+        status: `"converged"`, `"noise floor"`, `"iteration limit"`,
+            `"evaluation limit"`, `"stopped by callback"`, `"interrupted"`,
+            `"line search failed"`, `"infeasible"` or `"non-finite"`.
+        message: a sentence that says so, with figures and advice.
+        success: whether the status is `"converged"`.
+        loss: the loss at the weights that remain.
+        initial_loss: the loss at the start.
+        iterations: accepted iterations.
+        evaluations: evaluations of the loss (and its gradient).
+        hessian_products: products of the Hessian with a vector.
+        time: seconds of wall time.
+        test: name of the test that fired, or `None`.
+        value: the tested quantity, or `None`.
+        threshold: what it was compared with, or `None`.
+        history: for `kormos.minimize`, a dict of lists with an entry for each
+            iteration: `loss`, `grad`, `fg_evals`, `hessp_evals`, `seconds`.
+    """
+
+    status: str
+    message: str
+    success: bool
+    loss: float
+    initial_loss: float
+    iterations: int
+    evaluations: int
+    hessian_products: int
+    time: float
+    test: str | None = None
+    value: float | None = None
+    threshold: float | None = None
+    history: dict | None = None
+
+    def __str__(self):
+        return self.message
+
+
+def sentence(outcome, iterations, evaluations):
+    """The status of a run in words: figures, the test that fired, advice."""
+    text = (
+        f"{outcome.status} after {iterations} iterations and {evaluations} "
+        f"evaluations at loss {outcome.loss:.9g}"
+    )
+    if outcome.test is not None and outcome.value is not None:
+        text += (
+            f": {outcome.test}, {outcome.value:.3g} <= {outcome.threshold:.3g}"
+        )
+    elif outcome.test is not None:
+        text += f": {outcome.test} of {outcome.threshold:.3g} was met"
+    if outcome.detail:
+        text += f" ({outcome.detail})"
+    advice = ADVICE[outcome.status]
+    return f"{text}. {advice}" if advice else f"{text}."

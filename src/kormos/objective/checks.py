@@ -1,0 +1,96 @@
+"""Checks of an objective before it is minimized."""
+
+import warnings
+
+import keras
+import numpy as np
+
+# Layers whose second derivatives TensorFlow gets wrong: `tf.nn.moments` stops
+# the gradient of its mean (tensorflow#19609), which changes no first
+# derivative but every second one.
+_MOMENTS = (
+    keras.layers.LayerNormalization,
+    keras.layers.GroupNormalization,
+    keras.layers.BatchNormalization,
+)
+
+
+def warn_of_unused_variables(objective, theta, grad):
+    """Warns once, by name, of variables that do not change the loss.
+
+    Args:
+        objective: a `FlatObjective`.
+        theta: the start.
+        grad: the gradient there, or `None`.
+    """
+    unused = {id(v) for v in objective.unused_variables}
+    if grad is not None:
+        suspects = _zero_parts(objective, grad)
+        if suspects - unused:
+            # A gradient may be zero by chance of the start: look elsewhere.
+            rng = np.random.default_rng(0)
+            scale = 0.1 * (1 + np.abs(theta))
+            elsewhere = theta + scale * rng.standard_normal(theta.shape)
+            _, grad = objective.value_and_grad(elsewhere)
+            unused |= suspects & _zero_parts(objective, grad)
+    names = [v.path for v in objective.variables if id(v) in unused]
+    if names:
+        warnings.warn(
+            "The loss does not depend on some of the variables, which keep "
+            f"their values: {', '.join(names)}.",
+            stacklevel=2,
+        )
+
+
+def check_hessian_products(objective, theta):
+    """Refuses Hessian products that contradict differences of gradients.
+
+    On TensorFlow alone: JAX and PyTorch have no operations with wrong second
+    derivatives that are known.
+
+    Raises:
+        ValueError: if they differ by more than rounding explains.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return
+    rng = np.random.default_rng(0)
+    direction = rng.standard_normal(theta.shape)
+    direction /= np.linalg.norm(direction)
+    step = objective.epsilon ** (1 / 3) * (1 + np.linalg.norm(theta))
+    _, ahead = objective.value_and_grad(theta + step * direction)
+    _, behind = objective.value_and_grad(theta - step * direction)
+    product = objective.hvp(theta, direction)
+    error = np.linalg.norm((ahead - behind) / (2 * step) - product)
+    size = np.linalg.norm(product)
+    scale = max(np.linalg.norm(ahead), np.linalg.norm(behind))
+    noise = 100 * objective.epsilon * scale / step
+    if not np.isfinite(error) or error <= 0.05 * size + noise:
+        return
+    model = getattr(objective, "model", None)
+    names = [] if model is None else _layers_with_moments(model)
+    raise ValueError(
+        "TensorFlow computes wrong second derivatives here, as it does for "
+        "layers built on `ops.moments`. Use a method without Hessian products "
+        "such as 'l-bfgs-b', or the JAX or PyTorch backend. Received: a "
+        f"product that is off by {error / max(size, 1e-300):.0%}"
+        + (f", layers {', '.join(names)}" if names else "")
+    )
+
+
+def _zero_parts(objective, grad):
+    parts = objective.program.packing.split_array(grad)
+    return {
+        id(v)
+        for v, part in zip(objective.variables, parts, strict=True)
+        if not part.any()
+    }
+
+
+def _layers_with_moments(model):
+    names = []
+    for layer in model.layers:
+        if isinstance(layer, _MOMENTS):
+            names.append(layer.name)
+        elif isinstance(layer, keras.Model):
+            names.extend(_layers_with_moments(layer))
+    return names

@@ -1,0 +1,129 @@
+"""Functions of free variables: losses to minimize, constraints to hold."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from kormos import backend
+from kormos.objective.flat import FlatObjective
+from kormos.objective.flat import to_array
+from kormos.objective.packing import Packing
+from kormos.objective.program import Program
+from kormos.objective.program import ReadRecorder
+
+
+class StatelessFunction:
+    """A function that reads Keras variables, as a function of their values.
+
+    Args:
+        fn: backend-neutral function of no arguments that reads variables.
+        variables: the variables whose values become arguments.
+        name: what errors call `fn`.
+
+    Calling it with `(parts, frozen)`, the values of `variables` and of
+    `frozen_variables` (all others that `fn` reads), assigns nothing.
+    """
+
+    def __init__(self, fn, variables, name):
+        if not callable(fn):
+            raise ValueError(
+                f"Argument `{name}` must be a function of no arguments that "
+                f"reads variables. Received: {fn!r}"
+            )
+        with ReadRecorder() as scope:
+            value = fn()
+        if not keras.ops.is_tensor(value):
+            raise ValueError(
+                f"Function `{name}` must return a tensor computed from "
+                f"variables. Received: {value!r}"
+            )
+        self.fn = fn
+        self.shape = tuple(value.shape)
+        self.variables = list(variables)
+        self.frozen_variables = scope.reads_but(variables)
+        read = {id(v) for v in scope.reads()}
+        self.unused_variables = [v for v in variables if id(v) not in read]
+
+    def __call__(self, parts, frozen):
+        pairs = [
+            *zip(self.variables, parts, strict=True),
+            *zip(self.frozen_variables, frozen, strict=True),
+        ]
+        with keras.StatelessScope(state_mapping=pairs):
+            return self.fn()
+
+    def frozen_values(self):
+        return [v.value for v in self.frozen_variables]
+
+
+class FunctionObjective(FlatObjective):
+    """The loss that a function computes from variables.
+
+    Args:
+        loss_fn: backend-neutral function of no arguments that reads
+            `keras.Variable`s and returns a scalar tensor.
+        variables: list of the `keras.Variable`s to optimize.
+    """
+
+    def __init__(self, loss_fn, variables):
+        packing = Packing(variables)
+        function = StatelessFunction(loss_fn, packing.variables, "loss_fn")
+        if function.shape != ():
+            raise ValueError(
+                "Function `loss_fn` must return a scalar; use a sum or a mean "
+                f"of its terms. Received: a tensor of shape {function.shape}"
+            )
+
+        def chunk_loss(parts, frozen, scales, chunk):
+            del scales, chunk
+            return function(parts, frozen)
+
+        self.program = Program(
+            packing, function.frozen_variables, chunk_loss, backend.compile
+        )
+        self.unused_variables = function.unused_variables
+        self.refresh()
+
+
+class VectorFunction:
+    """A vector-valued function of variables, with its Jacobian.
+
+    Args:
+        fn: backend-neutral function of no arguments that reads variables and
+            returns a tensor of any shape.
+        packing: the `Packing` of the variables of the flat vector.
+        name: what errors call `fn`.
+    """
+
+    def __init__(self, fn, packing, name):
+        function = StatelessFunction(fn, packing.variables, name)
+        self.size = int(np.prod(function.shape))
+        self._frozen = function.frozen_values()
+
+        def vector(parts, frozen):
+            return ops.reshape(function(parts, frozen), (-1,))
+
+        derivatives = backend.jacobian(vector)
+
+        def value_at(theta, frozen):
+            return vector(packing.unpack(theta), frozen)
+
+        def jacobian_at(theta, frozen):
+            columns = [
+                ops.reshape(ops.cast(c, theta.dtype), (self.size, -1))
+                for c in derivatives(packing.unpack(theta), frozen)
+            ]
+            return ops.concatenate(columns, axis=1)
+
+        self._value = backend.compile(value_at)
+        self._jacobian = backend.compile(jacobian_at)
+
+    def value(self, theta):
+        """The function's values at `theta`: float64 of shape `(size,)`."""
+        with backend.wide():
+            return to_array(self._value(theta, self._frozen))
+
+    def jacobian(self, theta):
+        """Derivatives at `theta`: float64, `(size, number of parameters)`."""
+        with backend.wide():
+            return to_array(self._jacobian(theta, self._frozen))

@@ -1,0 +1,105 @@
+"""Between Keras variables and one flat vector."""
+
+import keras
+import numpy as np
+from keras import ops
+
+
+class Packing:
+    """The layout of a list of variables in one flat vector.
+
+    Variables stand in the given order, each flattened in C order.
+
+    Args:
+        variables: a list of built `keras.Variable`s, each of them once.
+
+    Raises:
+        ValueError: if there is no variable, one is not floating point, or one
+            is listed twice.
+    """
+
+    def __init__(self, variables):
+        self.variables = list(variables)
+        _check(self.variables)
+        self.shapes = [tuple(v.shape) for v in self.variables]
+        self.dtypes = [
+            keras.backend.standardize_dtype(v.dtype) for v in self.variables
+        ]
+        sizes = [int(np.prod(shape)) for shape in self.shapes]
+        self.size = sum(sizes)
+        self._ends = [int(end) for end in np.cumsum(sizes)]
+
+    def unpack(self, theta):
+        """Splits a flat tensor into tensors like the variables."""
+        parts = ops.split(theta, self._ends[:-1]) if self._ends[1:] else [theta]
+        return [
+            ops.reshape(ops.cast(part, dtype), shape)
+            for part, dtype, shape in zip(
+                parts, self.dtypes, self.shapes, strict=True
+            )
+        ]
+
+    def pack(self, parts, dtype):
+        """Joins tensors like the variables into one flat tensor."""
+        flat = [ops.cast(ops.reshape(part, (-1,)), dtype) for part in parts]
+        return ops.concatenate(flat) if flat[1:] else flat[0]
+
+    def split_array(self, theta):
+        """Splits a flat NumPy array into arrays shaped like the variables."""
+        parts = np.split(theta, self._ends[:-1])
+        return [
+            part.reshape(shape)
+            for part, shape in zip(parts, self.shapes, strict=True)
+        ]
+
+    def join_arrays(self, arrays):
+        """Joins arrays that broadcast to the variables' shapes, in float64."""
+        return np.concatenate(
+            [
+                np.broadcast_to(np.asarray(a, "float64"), shape).reshape(-1)
+                for a, shape in zip(arrays, self.shapes, strict=True)
+            ]
+        )
+
+    def read(self):
+        """The variables' values as one flat float64 array."""
+        return self.join_arrays([_to_float64(v) for v in self.variables])
+
+    def write(self, theta):
+        """Assigns a flat array to the variables, rounded to their dtypes."""
+        parts = self.split_array(np.asarray(theta, "float64"))
+        for variable, dtype, part in zip(
+            self.variables, self.dtypes, parts, strict=True
+        ):
+            variable.assign(ops.cast(part, dtype))
+
+
+def _to_float64(variable):
+    if keras.backend.standardize_dtype(variable.dtype) == "bfloat16":
+        return ops.convert_to_numpy(ops.cast(variable.value, "float32"))
+    return ops.convert_to_numpy(variable.value)
+
+
+def _check(variables):
+    if not variables:
+        raise ValueError(
+            "There is nothing to optimize: expected at least one trainable "
+            "variable. Set `trainable = True` on a layer. "
+            "Received: 0 trainable variables"
+        )
+    for variable in variables:
+        if not isinstance(variable, keras.Variable):
+            raise ValueError(
+                "Argument `variables` must hold `keras.Variable`s. "
+                f"Received: {variable!r} (of type {type(variable).__name__})"
+            )
+        if not keras.backend.is_float_dtype(variable.dtype):
+            raise ValueError(
+                "Only floating-point variables can be optimized. "
+                f"Received: {variable.path} with dtype {variable.dtype}"
+            )
+    if len({id(v) for v in variables}) < len(variables):
+        raise ValueError(
+            "Argument `variables` must hold each variable once. "
+            f"Received: {[v.path for v in variables]}"
+        )

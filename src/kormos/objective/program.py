@@ -1,0 +1,160 @@
+"""A loss over variables as compiled functions of one flat vector."""
+
+import collections
+
+import keras
+from keras import ops
+from keras import tree
+
+from kormos import backend
+
+
+class ReadRecorder(keras.StatelessScope):
+    """A stateless scope that notes which variables are read within it."""
+
+    def __init__(self):
+        super().__init__(collect_losses=True, initialize_variables=False)
+        self._reads = {}
+
+    def get_current_value(self, variable):
+        value = super().get_current_value(variable)
+        if value is None:
+            # Weight regularizers ask the scope itself, and take no `None`.
+            self._reads[id(variable)] = variable
+            self.__exit__()
+            value = variable.value
+            self.__enter__()
+        return value
+
+    def reads(self):
+        return list(self._reads.values())
+
+    def reads_but(self, variables):
+        """The variables that were read, without those given."""
+        excluded = {id(v) for v in variables}
+        return [v for v in self.reads() if id(v) not in excluded]
+
+
+class Program:
+    """Loss, gradient and Hessian product, compiled.
+
+    Everything that may change between two calls is an argument, so that a
+    program serves every fit of the same model and shapes:
+
+    - `theta`: flat vector, in the dtype of the solver's arithmetic;
+    - `frozen`: values of `frozen_variables`;
+    - `scales`: vector of the factors by which terms enter the loss;
+    - `chunks`: pair `(stacked, last)`. `stacked` holds chunks of equal size
+      along a new leading axis, or is `None`; `last` is one more chunk, of
+      any size, or is `None`.
+
+    Args:
+        packing: the `Packing` of the variables.
+        frozen_variables: the other variables that the loss reads.
+        chunk_loss: function `(parts, frozen, scales, chunk) -> scalar`. The
+            loss is its sum over all chunks.
+        compile: function that compiles a function.
+    """
+
+    def __init__(self, packing, frozen_variables, chunk_loss, compile):
+        self.packing = packing
+        self.frozen_variables = frozen_variables
+        # How often each function was traced, for tests of the caches.
+        self.traces = collections.Counter()
+        self._chunk_loss = chunk_loss
+        self._chunk_value_and_grad = backend.value_and_grad(chunk_loss)
+        self._chunk_hvp = backend.hvp(chunk_loss)
+        self.value = compile(self._value)
+        self.value_and_grad = compile(self._value_and_grad)
+        self.hvp = compile(self._hvp)
+
+    def frozen_values(self):
+        return [v.value for v in self.frozen_variables]
+
+    def _value(self, theta, frozen, scales, chunks):
+        self.traces["value"] += 1
+        parts = self.packing.unpack(theta)
+
+        def term(chunk):
+            loss = self._chunk_loss(parts, frozen, scales, chunk)
+            return (ops.cast(loss, theta.dtype),)
+
+        return sum_over_chunks(term, chunks, (scalar_zero(theta),))[0]
+
+    def _value_and_grad(self, theta, frozen, scales, chunks):
+        self.traces["value_and_grad"] += 1
+        parts = self.packing.unpack(theta)
+
+        def term(chunk):
+            loss, gradients = self._chunk_value_and_grad(
+                parts, frozen, scales, chunk
+            )
+            return (
+                ops.cast(loss, theta.dtype),
+                self.packing.pack(gradients, theta.dtype),
+            )
+
+        zeros = (scalar_zero(theta), ops.zeros_like(theta))
+        return sum_over_chunks(term, chunks, zeros)
+
+    def _hvp(self, theta, vector, frozen, scales, chunks):
+        self.traces["hvp"] += 1
+        parts = self.packing.unpack(theta)
+        tangents = self.packing.unpack(vector)
+
+        def term(chunk):
+            products = self._chunk_hvp(parts, tangents, frozen, scales, chunk)
+            return (self.packing.pack(products, theta.dtype),)
+
+        return sum_over_chunks(term, chunks, (ops.zeros_like(theta),))[0]
+
+
+def scalar_zero(theta):
+    return ops.zeros((), dtype=theta.dtype)
+
+
+def sum_over_chunks(term, chunks, zeros):
+    """Adds up `term(chunk)`, a tuple of tensors, holding one at a time."""
+    return fold_chunks(
+        lambda total, chunk: tuple(
+            a + b for a, b in zip(total, term(chunk), strict=True)
+        ),
+        chunks,
+        zeros,
+    )
+
+
+def fold_chunks(step, chunks, state):
+    """Applies `state = step(state, chunk)` over all chunks, in order."""
+    stacked, last = chunks
+    if stacked is not None:
+        state = ops.fori_loop(
+            0,
+            leading_size(stacked),
+            lambda i, s: step(s, _take(stacked, i)),
+            state,
+        )
+    if last is not None:
+        state = step(state, last)
+    return state
+
+
+def each_chunk(chunks):
+    """Yields the chunks, one after the other."""
+    stacked, last = chunks
+    if stacked is not None:
+        for i in range(leading_size(stacked)):
+            yield _take(stacked, i)
+    if last is not None:
+        yield last
+
+
+def leading_size(structure):
+    """The size of the first dimension of the arrays in a structure."""
+    return next(a for a in tree.flatten(structure) if a is not None).shape[0]
+
+
+def _take(stacked, index):
+    return tree.map_structure(
+        lambda a: None if a is None else a[index], stacked
+    )

@@ -1,0 +1,49 @@
+"""Optimizers, by class and by name."""
+
+from kormos.optimizers.base import BatchOptimizer as BatchOptimizer
+from kormos.optimizers.scipy import ScipyBatchOptimizer as ScipyBatchOptimizer
+from kormos.optimizers.scipy_methods import METHODS
+
+# Every name that `compile(optimizer=...)` takes, and what it makes.
+NAMES = {
+    "scipy": ScipyBatchOptimizer,
+    **{
+        name: lambda name=name: ScipyBatchOptimizer(name=name, method=name)
+        for name in METHODS
+    },
+}
+
+
+def get(identifier):
+    """An optimizer of kormos, from its name or from an instance.
+
+    Args:
+        identifier: a name, in any letter case: `"scipy"` for SciPy's L-BFGS-B
+            or a method of `scipy.optimize.minimize`; or an instance, which is
+            returned.
+
+    Returns:
+        A `BatchOptimizer`.
+
+    Raises:
+        ValueError: if the name is unknown.
+
+    Example:
+
+    ```python
+    kormos.optimizers.get("Newton-CG")
+    ```
+    """
+    if isinstance(identifier, BatchOptimizer):
+        return identifier
+    if is_name(identifier):
+        return NAMES[identifier.lower()]()
+    raise ValueError(
+        "Argument `identifier` must be a `BatchOptimizer` or, in any letter "
+        f"case, one of {sorted(NAMES)}. Received: {identifier!r}"
+    )
+
+
+def is_name(identifier):
+    """Whether a string names an optimizer of kormos."""
+    return isinstance(identifier, str) and identifier.lower() in NAMES

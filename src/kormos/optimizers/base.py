@@ -1,0 +1,224 @@
+"""What every optimizer of kormos is, and what it sees.
+
+An optimizer sees a `Problem`, functions of one flat vector, and never a model,
+data or a callback. It tells every accepted iterate to `report`, which answers
+whether to stop.
+"""
+
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
+
+import keras
+import numpy as np
+
+
+class Problem:
+    """A loss over a box, with constraints, that counts its evaluations.
+
+    Args:
+        objective: has `value`, `value_and_grad`, `hvp` and `hessian`,
+            functions of float64 arrays of shape `(size,)`.
+        lower: lower bounds of shape `(size,)`, or `None` for no bounds.
+        upper: upper bounds, likewise.
+        constraints: list of `Constraint`s.
+        epsilon: spacing of numbers near one in the dtype of the evaluation.
+        on_evaluation: function of the loss, called after each evaluation.
+    """
+
+    def __init__(
+        self,
+        objective,
+        lower=None,
+        upper=None,
+        constraints=(),
+        epsilon=2.0**-52,
+        on_evaluation=None,
+    ):
+        self.size = objective.size
+        self.lower = lower
+        self.upper = upper
+        self.constraints = list(constraints)
+        self.epsilon = epsilon
+        self.fg_evals = 0
+        self.hessp_evals = 0
+        self._objective = objective
+        self._on_evaluation = on_evaluation
+
+    @property
+    def is_bounded(self):
+        return self.lower is not None
+
+    def project(self, theta):
+        """The nearest point of the box."""
+        if not self.is_bounded:
+            return theta
+        return np.clip(theta, self.lower, self.upper)
+
+    def value(self, theta):
+        return self._counted(self._objective.value(theta))
+
+    def value_and_grad(self, theta):
+        loss, grad = self._objective.value_and_grad(theta)
+        return self._counted(loss), grad
+
+    def hvp(self, theta, vector):
+        self.hessp_evals += 1
+        return self._objective.hvp(theta, vector)
+
+    def hessian(self, theta):
+        self.hessp_evals += self.size
+        return self._objective.hessian(theta)
+
+    def _counted(self, loss):
+        self.fg_evals += 1
+        if self._on_evaluation is not None:
+            self._on_evaluation(loss)
+        return loss
+
+
+class Constraint(NamedTuple):
+    """A constraint on the flat vector.
+
+    Attributes:
+        type: `"eq"` for `fun(theta) = 0`, `"ineq"` for `fun(theta) >= 0`.
+        fun: function from a vector to an array of shape `(m,)`.
+        jac: function from a vector to an array of shape `(m, size)`.
+    """
+
+    type: str
+    fun: Callable
+    jac: Callable
+
+
+class Stage(NamedTuple):
+    """One run of one method.
+
+    Attributes:
+        epochs: the most epochs of the stage, or `None` if not said.
+        pretrain_fn: function of the model, called before the stage, or `None`.
+        check: function of `(size, bounded, constraint_types)` that raises a
+            `ValueError` if the method cannot honour what was asked.
+        run: function of `(problem, theta, report)` that returns an `Outcome`.
+            `report(theta, loss, grad)` is told every accepted iterate and
+            returns whether to stop; `grad` may be `None`.
+        uses_hessian: whether the method asks for Hessian products.
+    """
+
+    epochs: int | None
+    pretrain_fn: Callable | None
+    check: Callable
+    run: Callable
+    uses_hessian: bool = False
+
+
+class BatchOptimizer(keras.optimizers.Optimizer):
+    """Base class of all optimizers of kormos.
+
+    A model compiled with one is trained on all of its data at once: `fit`
+    runs the whole of the optimizer's algorithm, an iteration an epoch.
+    Subclasses implement `stages`.
+
+    Args:
+        name: name of the optimizer.
+        epochs: the number of epochs when `fit` is not told. Defaults to 20.
+        batch_size: the most rows in memory at once when `fit` is not told.
+        pretrain_fn: function of the model, called before the optimization
+            starts, to freeze layers for instance.
+        bounds: dict from a variable's path, or a regular expression on paths,
+            to `(low, high)`, where `None` is no bound; or a list of pairs
+            `(variable, (low, high))`.
+        constraints: a dict `{"type": "eq" or "ineq", "fun": fn}` or a list of
+            these, with `fn` a function of no arguments that reads variables;
+            its values are held at zero, or at zero and above.
+    """
+
+    def __init__(
+        self,
+        name="batchoptimizer",
+        epochs=None,
+        batch_size=None,
+        pretrain_fn=None,
+        bounds=None,
+        constraints=None,
+    ):
+        # Keras wants a learning rate, and saves it; nothing reads it.
+        super().__init__(learning_rate=1.0, name=name)
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.pretrain_fn = pretrain_fn
+        self.bounds = bounds
+        self.constraints = constraints
+        # Of the latest fit.
+        self.results = []
+        self.fg_evals = 0
+        self.hessp_evals = 0
+
+    def stages(self, epochs=None, **overrides):
+        """The runs of which a fit consists.
+
+        Args:
+            epochs: what `fit` was given, or `None`.
+            **overrides: constructor arguments to replace for this fit.
+
+        Returns:
+            A list of `Stage`s.
+        """
+        raise NotImplementedError
+
+    def build(self, variables):
+        if not self.built:
+            super().build(variables)
+
+    def get_config(self):
+        return {
+            "name": self.name,
+            "epochs": self.epochs,
+            "batch_size": self.batch_size,
+            "pretrain_fn": _saveable(self.pretrain_fn, "pretrain_fn"),
+            "bounds": _saveable_bounds(self.bounds),
+            "constraints": _saveable(self.constraints, "constraints"),
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        return cls(**keras.saving.deserialize_keras_object(config))
+
+    def _refuse(self, *args, **kwargs):
+        raise RuntimeError(
+            f"Optimizer '{self.name}' works on all of the data at once, "
+            "through `model.fit` or `kormos.fit`, and cannot apply the "
+            "gradients of a single batch. Nothing was changed. Compile with "
+            "a stochastic optimizer, such as 'adam', for `train_on_batch` and "
+            "custom training loops."
+        )
+
+    update_step = apply = apply_gradients = stateless_apply = _refuse
+
+
+def _saveable_bounds(bounds):
+    if bounds is None:
+        return None
+    items = bounds.items() if isinstance(bounds, dict) else bounds
+    return {
+        key.path if isinstance(key, keras.Variable) else key: [
+            value.tolist() if isinstance(value, np.ndarray) else value
+            for value in pair
+        ]
+        for key, pair in items
+    }
+
+
+def _saveable(value, name):
+    """`value`, or `None` where a function in it cannot be named in a file."""
+    functions = [
+        leaf for leaf in keras.tree.flatten(value) if callable(leaf)
+    ]
+    if all("<" not in fn.__qualname__ for fn in functions):
+        return value
+    warnings.warn(
+        f"`{name}` holds a lambda or a local function, which cannot be saved: "
+        "set it again on a loaded or cloned model's optimizer.",
+        stacklevel=3,
+    )
+    return None

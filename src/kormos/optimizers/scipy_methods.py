@@ -1,0 +1,201 @@
+"""What each method of `scipy.optimize.minimize` takes, and how it ends.
+
+Source: the reference of `scipy.optimize.minimize`, SciPy 1.15 to 1.17.
+"""
+
+import dataclasses
+
+from kormos.numerics import stopping
+
+# SciPy counts iterations in C integers; the fit counts its own.
+UNLIMITED = 2**31 - 2
+
+_TRUST_REGION = (
+    "initial_trust_radius",
+    "max_trust_radius",
+    "eta",
+    "gtol",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ScipyMethod:
+    """What one method takes.
+
+    Attributes:
+        name: SciPy's name, in lower case.
+        options: the names of its options. `maxiter`, which every method
+            takes, limits the epochs and is not among them.
+        tolerances: default values of the options that end it successfully.
+        limits: options that are passed so that SciPy's own limits, which are
+            counted in other units, do not end the run.
+        gradient: whether it uses the gradient.
+        hessp: whether it uses products with the Hessian.
+        hessian: whether it uses the dense Hessian.
+        bounds: whether it takes bounds.
+        constraints: the types of constraints that it takes.
+        interior: whether it must start inside of the bounds, as a barrier
+            method does.
+    """
+
+    name: str
+    options: tuple
+    tolerances: dict
+    limits: dict = dataclasses.field(
+        default_factory=lambda: {"maxiter": UNLIMITED}
+    )
+    gradient: bool = True
+    hessp: bool = False
+    hessian: bool = False
+    bounds: bool = False
+    constraints: tuple = ()
+    interior: bool = False
+
+
+_METHODS = [
+    ScipyMethod(
+        "nelder-mead",
+        ("maxfev", "initial_simplex", "xatol", "fatol", "adaptive"),
+        {"xatol": 1e-4, "fatol": 1e-4},
+        limits={"maxiter": UNLIMITED, "maxfev": UNLIMITED},
+        gradient=False,
+        bounds=True,
+    ),
+    ScipyMethod(
+        "powell",
+        ("maxfev", "xtol", "ftol", "direc"),
+        {"ftol": 1e-4, "xtol": 1e-4},
+        limits={"maxiter": UNLIMITED, "maxfev": UNLIMITED},
+        gradient=False,
+        bounds=True,
+    ),
+    ScipyMethod("cg", ("gtol", "norm", "c1", "c2"), {"gtol": 1e-5}),
+    ScipyMethod(
+        "bfgs",
+        ("gtol", "norm", "xrtol", "c1", "c2", "hess_inv0"),
+        {"gtol": 1e-5},
+    ),
+    ScipyMethod("newton-cg", ("xtol", "c1", "c2"), {"xtol": 1e-5}, hessp=True),
+    ScipyMethod(
+        "l-bfgs-b",
+        ("maxcor", "ftol", "gtol", "maxfun", "maxls"),
+        {"gtol": 1e-5, "ftol": 1e7 * 2.0**-52},
+        limits={"maxiter": UNLIMITED, "maxfun": UNLIMITED},
+        bounds=True,
+    ),
+    ScipyMethod(
+        "tnc",
+        (
+            "scale",
+            "offset",
+            "maxCGit",
+            "eta",
+            "stepmx",
+            "accuracy",
+            "minfev",
+            "ftol",
+            "xtol",
+            "gtol",
+            "rescale",
+            "maxfun",
+        ),
+        {"ftol": 0.0, "xtol": 2.0**-26, "gtol": 1e-2 * 2.0**-13},
+        # Its `maxiter` would be a number of evaluations.
+        limits={"maxfun": UNLIMITED},
+        bounds=True,
+    ),
+    ScipyMethod(
+        "cobyla",
+        ("rhobeg", "tol", "catol"),
+        {"tol": 1e-4},
+        # A number of evaluations, for which memory may be set aside.
+        limits={"maxiter": 10**6},
+        gradient=False,
+        bounds=True,
+        constraints=("eq", "ineq"),
+    ),
+    ScipyMethod(
+        "cobyqa",
+        (
+            "maxfev",
+            "f_target",
+            "feasibility_tol",
+            "initial_tr_radius",
+            "final_tr_radius",
+            "scale",
+        ),
+        {"final_tr_radius": 1e-6},
+        limits={"maxiter": 10**6, "maxfev": 10**6},
+        gradient=False,
+        bounds=True,
+        constraints=("eq", "ineq"),
+    ),
+    ScipyMethod(
+        "slsqp",
+        ("ftol",),
+        {"ftol": 1e-6},
+        bounds=True,
+        constraints=("eq", "ineq"),
+    ),
+    ScipyMethod(
+        "trust-constr",
+        (
+            "xtol",
+            "gtol",
+            "barrier_tol",
+            "sparse_jacobian",
+            "initial_constr_penalty",
+            "initial_tr_radius",
+            "initial_barrier_parameter",
+            "initial_barrier_tolerance",
+            "factorization_method",
+        ),
+        {"gtol": 1e-8, "xtol": 1e-8},
+        hessp=True,
+        bounds=True,
+        constraints=("eq", "ineq"),
+        interior=True,
+    ),
+    ScipyMethod("dogleg", _TRUST_REGION, {"gtol": 1e-4}, hessian=True),
+    ScipyMethod("trust-ncg", _TRUST_REGION, {"gtol": 1e-4}, hessp=True),
+    ScipyMethod(
+        "trust-exact",
+        (*_TRUST_REGION, "subproblem_maxiter"),
+        {"gtol": 1e-4},
+        hessian=True,
+    ),
+    ScipyMethod(
+        "trust-krylov",
+        (*_TRUST_REGION, "inexact"),
+        {"gtol": 1e-4},
+        hessp=True,
+    ),
+]
+
+METHODS = {method.name: method for method in _METHODS}
+
+# Parts of SciPy's messages, in lower case, for runs without success.
+_FAILURES = (
+    ("abnormal", stopping.LINE_SEARCH_FAILED),
+    ("line search", stopping.LINE_SEARCH_FAILED),
+    ("linesearch", stopping.LINE_SEARCH_FAILED),
+    ("precision loss", stopping.LINE_SEARCH_FAILED),
+    ("directional derivative", stopping.LINE_SEARCH_FAILED),
+    ("nan", stopping.NON_FINITE),
+    ("finite", stopping.NON_FINITE),
+    ("infeasible", stopping.INFEASIBLE),
+    ("incompatible", stopping.INFEASIBLE),
+    ("satisfying the constraints", stopping.INFEASIBLE),
+    ("singular matrix", stopping.INFEASIBLE),
+    ("evaluations", stopping.EVALUATION_LIMIT),
+    ("iteration", stopping.ITERATION_LIMIT),
+)
+
+
+def failure(message):
+    """The status for a message of SciPy's that is no success."""
+    message = message.lower()
+    for words, status in _FAILURES:
+        if words in message:
+            return status
+    return stopping.LINE_SEARCH_FAILED

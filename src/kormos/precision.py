@@ -1,0 +1,99 @@
+"""True float64: the one place that reaches into Keras' private modules.
+
+Keras promotes float64 to float32 on JAX and PyTorch (and on TensorFlow before
+Keras 3.12), whatever `floatx` says, so that a float64 model is computed in
+float32 without a word. The entry of one dictionary decides it.
+"""
+
+import contextlib
+
+import keras
+from keras.src.backend.common import dtypes
+
+
+def is_true_float64():
+    """Whether Keras computes float64 models in float64 at this moment."""
+    return keras.backend.result_type("float64", float) == "float64"
+
+
+def enable_float64():
+    """Makes float64 the true default precision of Keras, on every backend.
+
+    Call it before a model is built: it sets Keras' type promotion, JAX's x64
+    mode, `floatx` and the dtype policy together, and tests the outcome.
+
+    Raises:
+        RuntimeError: if the installed Keras still rounds float64 to float32.
+
+    Example:
+
+    ```python
+    import kormos
+
+    kormos.enable_float64()
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    ```
+    """
+    dtypes.BIT64_TO_BIT32_DTYPE["float64"] = "float64"
+    if keras.backend.backend() == "jax":
+        import jax
+
+        jax.config.update("jax_enable_x64", True)
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    _self_test()
+
+
+@contextlib.contextmanager
+def precision(dtype):
+    """A scope in which Keras computes in `dtype`, and that undoes itself.
+
+    Models are to be built and used inside the scope. The settings are global
+    to the process, so other threads see them too.
+
+    Args:
+        dtype: `"float64"` or `"float32"`.
+
+    Raises:
+        ValueError: if `dtype` is another one.
+        RuntimeError: if the installed Keras still rounds float64 to float32.
+    """
+    if dtype not in ("float32", "float64"):
+        raise ValueError(
+            "Argument `dtype` must be 'float32' or 'float64'. "
+            f"Received: dtype={dtype!r}"
+        )
+    entry = dtypes.BIT64_TO_BIT32_DTYPE["float64"]
+    floatx = keras.config.floatx()
+    policy = keras.config.dtype_policy()
+    with _jax_x64(dtype == "float64"):
+        try:
+            dtypes.BIT64_TO_BIT32_DTYPE["float64"] = (
+                "float64" if dtype == "float64" else entry
+            )
+            keras.config.set_floatx(dtype)
+            keras.config.set_dtype_policy(dtype)
+            if dtype == "float64":
+                _self_test()
+            yield
+        finally:
+            dtypes.BIT64_TO_BIT32_DTYPE["float64"] = entry
+            keras.config.set_floatx(floatx)
+            keras.config.set_dtype_policy(policy)
+
+
+def _jax_x64(enabled):
+    if keras.backend.backend() != "jax":
+        return contextlib.nullcontext()
+    import jax
+
+    return jax.enable_x64(enabled)
+
+
+def _self_test():
+    if not is_true_float64():
+        raise RuntimeError(
+            "Keras still computes float64 in float32 here: its type promotion "
+            "has changed since this release of kormos. Install a Keras release "
+            f"that kormos supports. Received: keras {keras.__version__}"
+        )

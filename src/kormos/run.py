@@ -1,0 +1,98 @@
+"""Runs a stage of an optimizer and keeps what must not be lost.
+
+Fits and minimizations meet here: the best point, interrupts, and the reason
+for the end are the same in both.
+"""
+
+import numpy as np
+
+from kormos.numerics import stopping
+from kormos.numerics.stopping import Outcome
+from kormos.numerics.stopping import Result
+from kormos.numerics.stopping import sentence
+
+
+class ConvergenceWarning(UserWarning):
+    """A run ended before its optimizer's tests of convergence were met."""
+
+
+class Run:
+    """One run of a stage.
+
+    Args:
+        stage: the `Stage`.
+        problem: the `Problem`.
+        on_start: called with `(theta, loss, grad)` of the starting point;
+            returns whether to stop there. `grad` may be `None`.
+        on_iterate: called with the same of every accepted iterate; returns
+            whether to stop.
+
+    Attributes:
+        initial_loss: the loss at the start, or `None` before that is known.
+        iterations: the number of accepted iterates so far.
+    """
+
+    def __init__(self, stage, problem, on_start, on_iterate):
+        self._stage = stage
+        self._problem = problem
+        self._on_start = on_start
+        self._on_iterate = on_iterate
+        self.initial_loss = None
+        self.iterations = 0
+        self.best = None
+
+    def __call__(self, theta):
+        """Runs from `theta`.
+
+        Returns:
+            An `Outcome`, with status `None` if a callback asked for the end.
+            After an exception other than `KeyboardInterrupt`, which is
+            raised, `best` is the point to keep.
+        """
+        self.best = theta, np.nan
+        try:
+            outcome = self._stage.run(self._problem, theta, self._report)
+        except KeyboardInterrupt:
+            theta, loss = self.best
+            return Outcome(stopping.INTERRUPTED, theta, loss)
+        if self.initial_loss is not None and not np.isfinite(self.initial_loss):
+            outcome.status = stopping.NON_FINITE
+        # Feasibility comes before the loss.
+        worse = not outcome.loss <= self.best[1]
+        if outcome.status and worse and not self._problem.constraints:
+            outcome.theta, outcome.loss = self.best
+        return outcome
+
+    def _report(self, theta, loss, grad):
+        if self.initial_loss is None:
+            self.initial_loss = loss
+            self.best = theta, loss
+            stop = self._on_start(theta, loss, grad)
+            return stop or not np.isfinite(loss)
+        self.iterations += 1
+        if self._problem.constraints or not loss > self.best[1]:
+            self.best = theta, loss
+        return self._on_iterate(theta, loss, grad)
+
+
+def describe(outcome, initial_loss, iterations, evaluations, products, seconds):
+    """The `Result` for the user, of one or several runs."""
+    return Result(
+        status=outcome.status,
+        message=sentence(outcome, iterations, evaluations),
+        success=outcome.status == stopping.CONVERGED,
+        loss=float(outcome.loss),
+        initial_loss=float(initial_loss),
+        iterations=iterations,
+        evaluations=evaluations,
+        hessian_products=products,
+        time=seconds,
+        test=outcome.test,
+        value=outcome.value,
+        threshold=outcome.threshold,
+    )
+
+
+def norm(grad):
+    """The 2-norm of a gradient; NaN for a method without one."""
+    return np.nan if grad is None else float(np.linalg.norm(grad))

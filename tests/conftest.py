@@ -1,0 +1,76 @@
+"""Fixtures of all tests. `KERAS_BACKEND` names the backend under test."""
+
+import os
+import warnings
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+# Imported after TensorFlow, torch crashes the process.
+import torch  # noqa: F401
+
+import keras
+import numpy as np
+import pytest
+
+import kormos
+
+BACKEND = keras.backend.backend()
+
+# TensorFlow rounds Python floats (a regularizer's factor, say) to float32.
+TIGHT = 1e-7 if BACKEND == "tensorflow" else 1e-12
+
+
+@pytest.fixture
+def float64():
+    """Runs a test in true float64."""
+    with kormos.precision("float64"):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    keras.utils.set_random_seed(0)
+    yield
+    keras.backend.clear_session()
+
+
+@pytest.fixture
+def unconverged():
+    """For fits that end at their iteration limit, as they are meant to."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", kormos.ConvergenceWarning)
+        yield
+
+
+def lindata(rows, noise, rank=5, seed=1):
+    """A linear regression: `x` of shape (rows, rank), `y` (rows, 1)."""
+    random = np.random.RandomState(seed)
+    w = random.normal(size=rank)
+    x = random.normal(size=(rows, rank))
+    return x, (x @ w)[:, None] + noise * random.normal(size=(rows, 1))
+
+
+def readme50():
+    """The predecessor's regression: `(x, y), (x_val, y_val)`."""
+    random = np.random.RandomState(1)
+    w = random.normal(size=50)
+    x = random.normal(size=(1000, 50))
+    x_val = random.normal(size=(1000, 50))
+    return (x, x.dot(w)[:, None]), (x_val, x_val.dot(w)[:, None])
+
+
+def linear(inputs=5, l2=None, **kwargs):
+    """A linear model that starts at ones."""
+    return keras.Sequential(
+        [
+            keras.Input((inputs,)),
+            keras.layers.Dense(
+                1,
+                use_bias=False,
+                kernel_initializer="ones",
+                kernel_regularizer=l2 and keras.regularizers.L2(l2),
+                **kwargs,
+            ),
+        ]
+    )
