@@ -57,7 +57,7 @@ def jacobian(fn):
     def wrapped(parts, *args):
         leaves = _leaves(parts)
         with torch.enable_grad():
-            values = fn(leaves, *args)
+            values = fn(leaves, *args).unbind()
         rows = [_gradients(v, leaves, retain_graph=True) for v in values]
         return [torch.stack(column) for column in zip(*rows, strict=True)]
 

@@ -8,7 +8,9 @@ calling `scipy.optimize.minimize` with the same functions in:
    `maxiter` counts evaluations in some methods;
 3. a trial point with a NaN or infinite loss counts as a step too long;
 4. no evaluation lies outside the bounds;
-5. unknown options raise.
+5. unknown options raise;
+6. trust-constr within bounds ends by `xtol`: its test of `gtol` is met while
+   the barrier still keeps it away from the bounds.
 """
 
 import warnings
@@ -235,8 +237,10 @@ class _Run:
 
     def __call__(self, problem, theta, report):
         spec = self._spec
-        if spec.interior:
+        options = self._options
+        if spec.interior and problem.is_bounded:
             theta = _interior(problem, theta)
+            options = {"gtol": 0.0, **options}
         evaluator = _Evaluator(problem, theta, spec.gradient)
         start, loss, grad = evaluator.accepted_point()
         if report(start, loss, grad):
@@ -266,7 +270,7 @@ class _Run:
                     bounds=_bounds(problem),
                     constraints=_constraints(problem),
                     tol=self._tol,
-                    options=self._options,
+                    options=options,
                     callback=callback,
                 )
         except _Halt as halt:
@@ -411,11 +415,9 @@ class _Evaluator:
 
 
 def _interior(problem, theta):
-    """The nearest point that keeps a hundredth of the way to the bounds."""
-    if not problem.is_bounded:
-        return theta
+    """The nearest point that keeps a tenth of the box away from its bounds."""
     width = problem.upper - problem.lower
-    margin = 0.01 * np.where(np.isfinite(width), width, 1 + np.abs(theta))
+    margin = 0.1 * np.where(np.isfinite(width), width, 1 + np.abs(theta))
     return np.clip(theta, problem.lower + margin, problem.upper - margin)
 
 
