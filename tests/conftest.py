@@ -7,7 +7,7 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 # Imported after TensorFlow, torch crashes the process.
-import torch  # noqa: F401
+import torch as torch
 
 import keras
 import numpy as np

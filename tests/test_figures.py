@@ -3,13 +3,13 @@
 import keras
 import numpy as np
 import pytest
+from keras import ops
+
+import kormos
 from conftest import TIGHT
 from conftest import lindata
 from conftest import linear
 from conftest import readme50
-from keras import ops
-
-import kormos
 
 # loss, gradient norm, evaluations, validation loss
 LBFGSB = [
@@ -192,10 +192,11 @@ def test_two_outputs_with_loss_weights(float64):
     x, y = lindata(200, noise=0.3)
     inputs = keras.Input((5,))
     outputs = [
-        keras.layers.Dense(1, name=name)(inputs)
-        for name in ("plus", "minus")
+        keras.layers.Dense(1, name=name)(inputs) for name in ("plus", "minus")
     ]
     model = keras.Model(inputs, outputs)
-    model.compile(optimizer="l-bfgs-b", loss=["mse", "mse"], loss_weights=[1, 0.5])
+    model.compile(
+        optimizer="l-bfgs-b", loss=["mse", "mse"], loss_weights=[1, 0.5]
+    )
     history = model.fit(x, [y, -y], epochs=50, verbose=0)
     assert history.result.loss == pytest.approx(0.1264935520, abs=5e-9)

@@ -1,0 +1,129 @@
+"""What `fit` adds to the bare compiled value and gradient.
+
+For two networks: milliseconds of a bare compiled call of the loss and its
+gradient, and of an evaluation of `fit(..., "l-bfgs-b", verbose=0)`, callbacks
+included. Both run alternately in one process on one thread; the table gives
+medians over the rounds. Also the peak memory of a fit in 1 to 100 chunks.
+
+    KERAS_BACKEND=jax python benchmarks/overhead.py
+"""
+
+import os
+
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[name] = "1"
+os.environ["XLA_FLAGS"] = (
+    "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+)
+os.environ.setdefault("KERAS_BACKEND", "jax")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+
+import keras
+import numpy as np
+
+import kormos
+from kormos import backend
+
+NETS = {
+    "2-20-20-1, 1,000 rows": ((20, 20), 1_000, 300),
+    "2-64-64-1, 10,000 rows": ((64, 64), 10_000, 60),
+}
+
+
+def build(widths):
+    keras.utils.set_random_seed(0)
+    layers = [keras.layers.Dense(w, activation="tanh") for w in widths]
+    return keras.Sequential([keras.Input((2,)), *layers, keras.layers.Dense(1)])
+
+
+def data(rows):
+    x = np.random.default_rng(0).uniform(-1, 1, (rows, 2)).astype("float32")
+    return x, (x**2).sum(axis=1, keepdims=True)
+
+
+def bare_call(model, x, y):
+    """The compiled loss and gradient that one would write by hand."""
+    variables = model.trainable_variables
+    x, y = keras.ops.convert_to_tensor(x), keras.ops.convert_to_tensor(y)
+
+    def loss(values, x, y):
+        scope = keras.StatelessScope(list(zip(variables, values, strict=True)))
+        with scope:
+            return keras.ops.mean((model(x) - y) ** 2)
+
+    call = backend.compile(backend.value_and_grad(loss))
+    values = [v.value for v in variables]
+    return lambda: float(call(values, x, y)[0])
+
+
+def measure(widths, rows, evaluations, rounds):
+    x, y = data(rows)
+    model = build(widths)
+    options = {"ftol": 0.0, "gtol": 0.0}
+    optimizer = kormos.optimizers.ScipyBatchOptimizer(options=options)
+    model.compile(optimizer=optimizer, loss="mse")
+    start = model.get_weights()
+    call = bare_call(model, x, y)
+    call()
+    model.fit(x, y, epochs=2, verbose=0)
+    bare, fit = [], []
+    for _ in range(rounds):
+        begin = time.perf_counter()
+        for _ in range(evaluations):
+            call()
+        bare.append((time.perf_counter() - begin) / evaluations)
+        model.set_weights(start)
+        begin = time.perf_counter()
+        history = model.fit(x, y, epochs=evaluations, verbose=0)
+        seconds = time.perf_counter() - begin
+        fit.append(seconds / history.result.evaluations)
+    return statistics.median(bare), statistics.median(fit)
+
+
+def peak_memory(chunks):
+    """Megabytes at the peak of a fit of 400,000 rows in so many chunks."""
+    rows = 400_000
+    x, y = data(rows)
+    model = build((64, 64))
+    model.compile(optimizer="l-bfgs-b", loss="mse")
+    model.fit(x, y, epochs=5, batch_size=rows // chunks, verbose=0)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--memory", type=int, metavar="CHUNKS")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore", kormos.ConvergenceWarning)
+    if arguments.memory:
+        print(f"{peak_memory(arguments.memory):.0f}")
+        return
+    print(f"{keras.backend.backend()}, Keras {keras.__version__}, one thread")
+    print("\n| network | bare, ms | fit, ms an evaluation | ratio |")
+    print("|---|---|---|---|")
+    for name, (widths, rows, evaluations) in NETS.items():
+        bare, fit = measure(widths, rows, evaluations, arguments.rounds)
+        print(
+            f"| {name} | {bare * 1e3:.3f} | {fit * 1e3:.3f} "
+            f"| {fit / bare:.2f} |"
+        )
+    print("\n| chunks of 400,000 rows | peak memory, MB |\n|---|---|")
+    for chunks in (1, 4, 20, 100):
+        command = [sys.executable, __file__, "--memory", str(chunks)]
+        peak = subprocess.run(
+            command, capture_output=True, check=True, text=True
+        )
+        print(f"| {chunks} | {peak.stdout.strip()} |")
+
+
+if __name__ == "__main__":
+    main()
