@@ -1,5 +1,6 @@
 """Fixtures of all tests. `KERAS_BACKEND` names the backend under test."""
 
+import gc
 import os
 import warnings
 
@@ -16,6 +17,10 @@ import pytest
 import kormos
 
 BACKEND = keras.backend.backend()
+
+# `clear_session` collects garbage, which takes a second a test where it must
+# look at all that the libraries hold.
+gc.freeze()
 
 # TensorFlow rounds Python floats (a regularizer's factor, say) to float32.
 TIGHT = 1e-7 if BACKEND == "tensorflow" else 1e-12

@@ -20,9 +20,12 @@ def install():
     if getattr(keras.Model.fit, "_is_kormos", False):
         return
     for name, wrap in _WRAPPERS.items():
-        wrapper = wrap(getattr(keras.Model, name))
+        # In the class that defines it: Keras takes a `compile` that differs
+        # from its base class's for a custom one, and does not load it.
+        owner = next(c for c in keras.Model.__mro__ if name in vars(c))
+        wrapper = wrap(vars(owner)[name])
         wrapper._is_kormos = True
-        setattr(keras.Model, name, wrapper)
+        setattr(owner, name, wrapper)
 
 
 def _wrap_compile(stock):
@@ -30,19 +33,19 @@ def _wrap_compile(stock):
 
     @functools.wraps(stock)
     def compile(self, *args, **kwargs):
-        arguments = signature.bind(self, *args, **kwargs).arguments
-        optimizer = arguments.get("optimizer")
-        if optimizers.is_name(optimizer):
-            optimizer = optimizers.get(optimizer)
-            arguments["optimizer"] = optimizer
-        if isinstance(optimizer, BatchOptimizer):
-            # Float16 losses are refused by `fit`, with a reason.
-            arguments["auto_scale_loss"] = False
-        stock(**arguments)
-        remember_loss_weights(self, arguments.get("loss_weights"))
-        if isinstance(optimizer, BatchOptimizer) and self.built:
+        bound = signature.bind(self, *args, **kwargs)
+        if optimizers.is_name(bound.arguments.get("optimizer")):
+            name = bound.arguments["optimizer"]
+            bound.arguments["optimizer"] = optimizers.get(name)
+        stock(*bound.args, **bound.kwargs)
+        remember_loss_weights(self, bound.arguments.get("loss_weights"))
+        inner = getattr(self.optimizer, "inner_optimizer", None)
+        if isinstance(inner, BatchOptimizer):
+            # Stock `fit` would run a scaled one; ours refuses float16.
+            self.optimizer = inner
+        if isinstance(self.optimizer, BatchOptimizer) and self.built:
             # A file of the model restores only the state that is built.
-            optimizer.build(self.trainable_variables)
+            self.optimizer.build(self.trainable_variables)
 
     return compile
 

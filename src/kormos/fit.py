@@ -1,12 +1,12 @@
 """Fits Keras models on all of their data at once: arguments to a loop."""
 
 import keras
-import numpy as np
 
 from kormos import optimizers
 from kormos.loop import FitLoop
 from kormos.objective import Objective
-from kormos.objective import data as data_lib
+from kormos.objective import reading
+from kormos.objective.checks import check_count
 from kormos.optimizers.base import BatchOptimizer
 
 _RATE_CALLBACKS = (
@@ -50,7 +50,7 @@ def fit(
         model: any compiled `keras.Model`.
         x: inputs: arrays, tensors, pandas objects, or dicts, lists and tuples
             of these; or a finite `tf.data.Dataset`, `keras.utils.PyDataset`
-            or torch `DataLoader`.
+            or torch `DataLoader`, which is read once and kept in memory.
         y: targets, unless `x` is a data set.
         batch_size: the most rows in memory at once. It changes memory and
             speed, never the result.
@@ -86,8 +86,10 @@ def fit(
         The Keras `History`. A row holds `loss`, `grad` (the 2-norm of the
         gradient; NaN for a method without), `fg_evals` and `hessp_evals`
         (evaluations and Hessian products of this fit so far), the compiled
-        metrics and `val_*`. `history.result` says why the fit ended, and
-        `history.seconds` when each row was written.
+        metrics and `val_*`. `history.result` says why the fit ended,
+        `history.iterations` and `history.seconds` how many iterations and how
+        much time there were up to each row, and `history.val_epoch` which
+        epochs were validated.
 
     Raises:
         ValueError: if an argument, the data or the model cannot be used.
@@ -109,38 +111,37 @@ def fit(
     optimizer = _optimizer_for(model, optimizer)
     stages = optimizer.stages(epochs, **settings)
     callbacks = _checked_callbacks(callbacks)
+    if batch_size is None:
+        batch_size = optimizer.batch_size
+    for name, value in (
+        ("batch_size", batch_size),
+        ("validation_batch_size", validation_batch_size),
+        ("steps_per_epoch", steps_per_epoch),
+    ):
+        if value is not None:
+            check_count(name, value, 1)
+    check_count("initial_epoch", initial_epoch, 0)
+    _check_validation_freq(validation_freq)
     if validation_split:
-        if validation_data is not None:
-            raise ValueError(
-                "Give `validation_split` or `validation_data`, not both. "
-                f"Received: validation_split={validation_split}"
-            )
-        (x, y, sample_weight), validation_data = data_lib.split(
-            x, y, sample_weight, validation_split
-        )
+        _check_split(x, validation_split, validation_data)
 
-    train = data_lib.gather(
-        x, y, sample_weight, class_weight, data_lib.dtype_for(model)
-    )
-    if validation_data is not None:
-        validation_data = data_lib.gather(
-            *_validation_arguments(validation_data),
-            dtype=data_lib.dtype_for(model),
-        )
+    dtype = reading.dtype_for(model)
+    train = reading.gather(x, y, sample_weight, dtype)
+    validation = None
+    if validation_split:
+        train, validation = train.split(validation_split)
+    elif validation_data is not None:
+        validation = reading.gather_validation(validation_data, dtype)
+    train = reading.weigh(train, class_weight, dtype)
 
     def make_objectives():
         objective = Objective(
-            model,
-            train,
-            batch_size=batch_size or optimizer.batch_size,
-            training=training,
+            model, train, batch_size=batch_size, training=training
         )
-        if validation_data is None:
+        if validation is None:
             return objective, None
         return objective, Objective(
-            model,
-            validation_data,
-            batch_size=validation_batch_size or batch_size,
+            model, validation, batch_size=validation_batch_size or batch_size
         )
 
     loop = FitLoop(
@@ -151,10 +152,9 @@ def fit(
         constraints=(
             optimizer.constraints if constraints is None else constraints
         ),
-        steps_per_epoch=_count("steps_per_epoch", steps_per_epoch or 1, 1),
+        steps_per_epoch=steps_per_epoch or 1,
         validation_freq=validation_freq,
     )
-    initial_epoch = _count("initial_epoch", initial_epoch, 0)
     return loop.run(stages, initial_epoch, callbacks, verbose)
 
 
@@ -167,10 +167,24 @@ def _optimizer_for(model, optimizer):
     return optimizers.get("l-bfgs-b")
 
 
-def _validation_arguments(validation_data):
-    if data_lib.is_dataset(validation_data):
-        return (validation_data,)
-    return keras.utils.unpack_x_y_sample_weight(validation_data)
+def _check_split(x, validation_split, validation_data):
+    if validation_data is not None:
+        raise ValueError(
+            "Give `validation_split` or `validation_data`, not both. "
+            f"Received: validation_split={validation_split}"
+        )
+    if reading.is_dataset(x):
+        raise ValueError(
+            "Argument `validation_split` cuts arrays alone; give "
+            "`validation_data`. "
+            f"Received: x of type {type(x).__name__}"
+        )
+
+
+def _check_validation_freq(value):
+    epochs = value if isinstance(value, (list, tuple, set)) else [value]
+    for epoch in epochs:
+        check_count("validation_freq", epoch, 1)
 
 
 def _checked_callbacks(callbacks):
@@ -186,12 +200,3 @@ def _checked_callbacks(callbacks):
                 f"callback out. Received: {type(callback).__name__}"
             )
     return callbacks
-
-
-def _count(name, value, least):
-    if not isinstance(value, (int, np.integer)) or value < least:
-        raise ValueError(
-            f"Argument `{name}` must be an integer, {least} or more. "
-            f"Received: {name}={value!r}"
-        )
-    return int(value)

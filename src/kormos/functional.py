@@ -1,8 +1,6 @@
 """Minimizes any loss over any variables."""
 
 import time
-import warnings
-
 
 from kormos import optimizers
 from kormos.numerics import stopping
@@ -13,10 +11,10 @@ from kormos.objective.limits import resolve_bounds
 from kormos.objective.limits import resolve_constraints
 from kormos.optimizers.base import Constraint
 from kormos.optimizers.base import Problem
-from kormos.run import ConvergenceWarning
 from kormos.run import Run
 from kormos.run import describe
 from kormos.run import norm
+from kormos.run import warn_of_convergence
 
 DEFAULT_ITERATIONS = 1000
 
@@ -77,10 +75,11 @@ def minimize(
     ```
     """
     optimizer = optimizers.get(method)
-    settings = {"options": options, "tol": tol}
     if max_iterations is None:
-        max_iterations = optimizer.epochs or DEFAULT_ITERATIONS
-    stages = optimizer.stages(max_iterations, **settings)
+        max_iterations = optimizer.epochs
+    if max_iterations is None:
+        max_iterations = DEFAULT_ITERATIONS
+    stages = optimizer.stages(max_iterations, options=options, tol=tol)
     if len(stages) != 1 or stages[0].pretrain_fn is not None:
         raise ValueError(
             "`kormos.minimize` runs one stage without `pretrain_fn`; call it "
@@ -135,7 +134,7 @@ def minimize(
     )
     result.history = recorder.history
     if result.status not in stopping.QUIET:
-        warnings.warn(str(result), ConvergenceWarning, stacklevel=2)
+        warn_of_convergence(str(result))
     return result
 
 

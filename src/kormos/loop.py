@@ -7,7 +7,6 @@ weights, validates, calls callbacks or says stop.
 """
 
 import time
-import warnings
 
 import keras
 import numpy as np
@@ -20,10 +19,10 @@ from kormos.objective.limits import resolve_constraints
 from kormos.optimizers.base import Constraint
 from kormos.optimizers.base import Problem
 from kormos.progress import Progress
-from kormos.run import ConvergenceWarning
 from kormos.run import Run
 from kormos.run import describe
 from kormos.run import norm
+from kormos.run import warn_of_convergence
 
 _BATCH_HOOKS = (
     "on_batch_begin",
@@ -71,11 +70,12 @@ class FitLoop:
         self._hessian_products = 0
         self._initial_loss = None
         self._logs = {}
-        self._prepare()
+        self._run = self._problem = None
 
     def run(self, stages, initial_epoch, callbacks, verbose):
         """Runs the stages and returns the History."""
         model, optimizer = self._model, self._optimizer
+        self._prepare(stages)
         for stage in stages:
             self._check(stage)
         last_epoch = sum(stage.epochs for stage in stages)
@@ -91,20 +91,25 @@ class FitLoop:
             [*shown, *callbacks],
             add_history=True,
             model=model,
-            verbose=0,
+            verbose=verbose,
             epochs=last_epoch,
             steps=self._steps_per_epoch,
         )
+        history = model.history
+        history.iterations, history.seconds, history.val_epoch = [], [], []
         # `BackupAndRestore` restores weights, state and epoch here: they are
         # read after it, and the epoch would else return in the next fit.
         self._callbacks.on_train_begin()
         self._epoch = getattr(model, "_initial_epoch", None) or initial_epoch
         model._initial_epoch = None
+        self._earlier_iterations = int(
+            keras.ops.convert_to_numpy(optimizer.iterations)
+        )
         self._start_time = time.perf_counter()
-        model.history.seconds = []
-        self._epoch_is_open = self._epoch < last_epoch
-        if self._epoch_is_open:
-            self._callbacks.on_epoch_begin(self._epoch)
+        has_epochs = self._epoch < last_epoch
+        self._epoch_is_open = False
+        if has_epochs:
+            self._begin_epoch()
         outcome = self._run_stages(stages)
         result = describe(
             outcome,
@@ -114,33 +119,32 @@ class FitLoop:
             self._hessian_products,
             time.perf_counter() - self._start_time,
         )
-        model.history.result = result
+        history.result = result
         optimizer.fg_evals = self._evaluations
         optimizer.hessp_evals = self._hessian_products
         self._callbacks.on_train_end(self._logs)
-        if result.status not in stopping.QUIET and last_epoch > initial_epoch:
-            warnings.warn(
-                f"{model.name}: {result}", ConvergenceWarning, stacklevel=4
-            )
-        return model.history
+        if result.status not in stopping.QUIET and has_epochs:
+            warn_of_convergence(f"{model.name}: {result}")
+        return history
 
     def _run_stages(self, stages):
-        self._end = 0
+        planned = 0
         for stage in stages:
-            self._end += stage.epochs
-            if self._epoch >= self._end and stage is not stages[-1]:
+            planned += stage.epochs
+            if self._epoch >= planned and stage is not stages[-1]:
                 continue  # A resumed fit has this stage behind it.
+            # An earlier stage may have converged before its last epoch.
+            self._end = min(planned, self._epoch + stage.epochs)
             if stage.pretrain_fn is not None:
                 stage.pretrain_fn(self._model)
                 # It may have frozen, thawed or assigned variables.
-                self._prepare()
+                self._prepare(stages)
                 self._check(stage)
             outcome = self._run_stage(stage)
             if outcome.raw is not None:
                 self._optimizer.results.append(outcome.raw)
-            if outcome.status in (
+            if self._model.stop_training or outcome.status in (
                 stopping.INTERRUPTED,
-                stopping.STOPPED_BY_CALLBACK,
                 stopping.NON_FINITE,
             ):
                 break
@@ -152,32 +156,37 @@ class FitLoop:
     def _run_stage(self, stage):
         objective = self._objective
         objective.refresh()
+        if self._validation is not None:
+            self._validation.refresh()
         problem = self._problem = self._new_problem()
         theta = problem.project(objective.initial_position())
         if stage.uses_hessian:
             check_hessian_products(objective, theta)
         self._steps = 0
+        self._latest = theta, np.nan, None
         run = self._run = Run(stage, problem, self._start, self._iterate)
         try:
             outcome = run(theta)
             if self._steps:
                 self._end_epoch()
         except BaseException:
-            objective.assign(run.best[0])
+            self._write(run.best[0])
             raise
-        self._iterations += run.iterations
-        self._evaluations += problem.fg_evals
-        self._hessian_products += problem.hessp_evals
-        self._run = self._problem = None
+        if self._observed and self._model.stop_training:
+            # A callback that stops a fit may set weights itself.
+            outcome.theta, outcome.loss, _ = self._latest
+        else:
+            self._write(outcome.theta)
         if outcome.status is None:
             outcome.status = (
                 stopping.STOPPED_BY_CALLBACK
                 if self._model.stop_training
                 else stopping.ITERATION_LIMIT
             )
-        if outcome.status != stopping.STOPPED_BY_CALLBACK:
-            # A callback that stops a fit may set weights itself.
-            objective.assign(outcome.theta)
+        self._iterations += run.iterations
+        self._evaluations += problem.fg_evals
+        self._hessian_products += problem.hessp_evals
+        self._run = self._problem = None
         return outcome
 
     def _start(self, theta, loss, grad):
@@ -196,16 +205,41 @@ class FitLoop:
             self._end_epoch()
         return self._epoch >= self._end or self._model.stop_training
 
+    def _begin_epoch(self):
+        self._callbacks.on_epoch_begin(self._epoch)
+        if self._batch_hooks:
+            self._callbacks.on_train_batch_begin(0)
+        self._epoch_is_open = True
+
     def _end_epoch(self):
         """Writes weights, validates, and tells the callbacks."""
-        theta, loss, grad = self._latest
         if not self._epoch_is_open:
             # The optimizer owns its loop: whether there is another iterate is
             # known only when it comes.
-            self._callbacks.on_epoch_begin(self._epoch)
+            self._begin_epoch()
+        theta, loss, grad = self._latest
         if self._observed:
-            self._objective.assign(theta)
-            self._optimizer.iterations.assign_add(self._steps)
+            self._write(theta)
+        logs = self._logs = self._row(theta, loss, grad)
+        if self._batch_hooks:
+            self._callbacks.on_train_batch_end(0, {"loss": logs["loss"]})
+        self._steps = 0
+        self._epoch_is_open = False
+        history, epoch = self._model.history, self._epoch
+        self._epoch += 1
+        history.iterations.append(self._done_iterations())
+        history.seconds.append(time.perf_counter() - self._start_time)
+        if any(name.startswith("val_") for name in logs):
+            history.val_epoch.append(epoch)
+        try:
+            self._callbacks.on_epoch_end(epoch, logs)
+        except KeyboardInterrupt:
+            # The fit returns its History, which comes after the callbacks.
+            if epoch not in history.epoch:
+                history.on_epoch_end(epoch, logs)
+            raise
+
+    def _row(self, theta, loss, grad):
         problem, evaluations, products = self._problem, 0, 0
         if problem is not None:
             evaluations, products = problem.fg_evals, problem.hessp_evals
@@ -221,17 +255,17 @@ class FitLoop:
         if self._validation is not None and self._validates():
             values = self._validation.evaluate(theta)
             logs.update({f"val_{k}": v for k, v in values.items()})
-        self._logs = logs
-        self._steps = 0
-        self._model.history.seconds.append(
-            time.perf_counter() - self._start_time
+        return logs
+
+    def _write(self, theta):
+        self._objective.assign(theta)
+        self._optimizer.iterations.assign(
+            self._earlier_iterations + self._done_iterations()
         )
-        if self._batch_hooks:
-            self._callbacks.on_train_batch_begin(0)
-            self._callbacks.on_train_batch_end(0, {"loss": logs["loss"]})
-        self._callbacks.on_epoch_end(self._epoch, logs)
-        self._epoch_is_open = False
-        self._epoch += 1
+
+    def _done_iterations(self):
+        running = 0 if self._run is None else self._run.iterations
+        return self._iterations + running
 
     def _validates(self):
         every = self._validation_freq
@@ -239,10 +273,13 @@ class FitLoop:
             return (self._epoch + 1) % every == 0
         return self._epoch + 1 in every
 
-    def _prepare(self):
+    def _prepare(self, stages):
         self._objective, self._validation = self._make_objectives()
         packing = self._objective.program.packing
-        self._box = resolve_bounds(self._bounds, packing)
+        # Stages may freeze and thaw layers.
+        staged = any(stage.pretrain_fn is not None for stage in stages)
+        frozen = self._model.non_trainable_variables if staged else ()
+        self._box = resolve_bounds(self._bounds, packing, frozen)
         self._resolved = resolve_constraints(
             self._constraints, packing, Constraint
         )
@@ -262,7 +299,9 @@ class FitLoop:
 
 
 def _has_batch_hooks(callback):
+    # An instance may have its own, as a `LambdaCallback` has.
     return any(
-        getattr(type(callback), hook) is not getattr(keras.callbacks.Callback, hook)
+        getattr(getattr(callback, hook), "__func__", None)
+        is not getattr(keras.callbacks.Callback, hook)
         for hook in _BATCH_HOOKS
     )

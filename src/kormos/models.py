@@ -30,12 +30,34 @@ class BatchOptimizedModel(_FitBatch, keras.Model):
     """
 
     def __new__(cls, *args, **kwargs):
-        # Keras rewrites the bases of a class that is used functionally, and
-        # it could not be subclassed any more: a sibling is used up instead.
-        functional = len(args) >= 2 or {"inputs", "outputs"} <= set(kwargs)
-        if cls is BatchOptimizedModel and functional:
+        if cls is BatchOptimizedModel and _is_functional(args, kwargs):
             return FunctionalBatchOptimizedModel(*args, **kwargs)
         return super().__new__(cls, *args, **kwargs)
+
+    def __init__(self, *args, **kwargs):
+        if _is_functional(args, kwargs):
+            _spare(type(self))
+            FunctionalBatchOptimizedModel.__init__(self, *args, **kwargs)
+        else:
+            super().__init__(*args, **kwargs)
+
+
+def _is_functional(args, kwargs):
+    # As Keras tells functional models from others.
+    return len(args) + len({"inputs", "outputs"} & set(kwargs)) >= 2
+
+
+def _spare(cls):
+    """Makes a subclass inherit from `BatchOptimizedModel`'s sibling instead.
+
+    Keras rewrites the bases of every class that is used functionally, after
+    which none of them can be subclassed otherwise: the sibling is used up.
+    """
+    if cls is BatchOptimizedModel:
+        return FunctionalBatchOptimizedModel
+    if issubclass(cls, BatchOptimizedModel):
+        cls.__bases__ = tuple(_spare(base) for base in cls.__bases__)
+    return cls
 
 
 @keras.saving.register_keras_serializable(package="kormos")

@@ -3,6 +3,7 @@
 import sys
 
 import keras
+import numpy as np
 
 
 class Progress(keras.callbacks.Callback):
@@ -32,7 +33,7 @@ class Progress(keras.callbacks.Callback):
             del logs["hessp_evals"]
         names = [*first, *(k for k in logs if k not in first)]
         self._done = epoch + 1
-        self._values = [(name, logs[name]) for name in names]
+        self._values = [(name, _shown(logs[name])) for name in names]
         # Shown as they are, not averaged over the epochs.
         self._bar.stateful_metrics = set(names)
         if self._verbose == 2:
@@ -47,3 +48,22 @@ class Progress(keras.callbacks.Callback):
         result = getattr(self.model.history, "result", None)
         if result is not None:
             print(result, file=sys.stdout, flush=True)
+
+
+class _Number(float):
+    """A number that Keras' bar shows as it is, not in four decimals.
+
+    The differences that matter at the end of a fit are smaller than that, and
+    counts have none.
+    """
+
+    def __truediv__(self, other):
+        return _Number(super().__truediv__(other))
+
+    def __format__(self, spec):
+        is_count = self.is_integer() and abs(self) < 1e15
+        return str(int(self)) if is_count else f"{float(self):.6g}"
+
+
+def _shown(value):
+    return _Number(value) if np.ndim(value) == 0 else value

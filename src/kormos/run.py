@@ -4,6 +4,9 @@ Fits and minimizations meet here: the best point, interrupts, and the reason
 for the end are the same in both.
 """
 
+import sys
+import warnings
+
 import numpy as np
 
 from kormos.numerics import stopping
@@ -40,6 +43,7 @@ class Run:
         self.initial_loss = None
         self.iterations = 0
         self.best = None
+        self._starts_finite = True
 
     def __call__(self, theta):
         """Runs from `theta`.
@@ -55,11 +59,9 @@ class Run:
         except KeyboardInterrupt:
             theta, loss = self.best
             return Outcome(stopping.INTERRUPTED, theta, loss)
-        if self.initial_loss is not None and not np.isfinite(self.initial_loss):
+        if not self._starts_finite:
             outcome.status = stopping.NON_FINITE
-        # Feasibility comes before the loss.
-        worse = not outcome.loss <= self.best[1]
-        if outcome.status and worse and not self._problem.constraints:
+        if not self._is_better(outcome.loss):
             outcome.theta, outcome.loss = self.best
         return outcome
 
@@ -67,12 +69,23 @@ class Run:
         if self.initial_loss is None:
             self.initial_loss = loss
             self.best = theta, loss
+            self._starts_finite = _is_finite(loss, grad)
             stop = self._on_start(theta, loss, grad)
-            return stop or not np.isfinite(loss)
+            return stop or not self._starts_finite
         self.iterations += 1
-        if self._problem.constraints or not loss > self.best[1]:
+        if self._is_better(loss):
             self.best = theta, loss
         return self._on_iterate(theta, loss, grad)
+
+    def _is_better(self, loss):
+        # Feasibility comes before the loss.
+        if self._problem.constraints:
+            return np.isfinite(loss)
+        return loss <= self.best[1]
+
+
+def _is_finite(loss, grad):
+    return np.isfinite(loss) and (grad is None or np.isfinite(grad).all())
 
 
 def describe(outcome, initial_loss, iterations, evaluations, products, seconds):
@@ -82,7 +95,7 @@ def describe(outcome, initial_loss, iterations, evaluations, products, seconds):
         message=sentence(outcome, iterations, evaluations),
         success=outcome.status == stopping.CONVERGED,
         loss=float(outcome.loss),
-        initial_loss=float(initial_loss),
+        initial_loss=float(np.nan if initial_loss is None else initial_loss),
         iterations=iterations,
         evaluations=evaluations,
         hessian_products=products,
@@ -96,3 +109,11 @@ def describe(outcome, initial_loss, iterations, evaluations, products, seconds):
 def norm(grad):
     """The 2-norm of a gradient; NaN for a method without one."""
     return np.nan if grad is None else float(np.linalg.norm(grad))
+
+
+def warn_of_convergence(message):
+    """Warns at the user's own line, whichever door of kormos it called."""
+    frame, level = sys._getframe(1), 2
+    while frame and frame.f_globals.get("__name__", "").startswith("kormos."):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, ConvergenceWarning, stacklevel=level)

@@ -6,6 +6,8 @@ are taken with respect to that list.
 
 - `compile(fn, xla)`: `fn`, compiled where the backend compiles.
 - `wide()`: a scope in which float64 tensors keep their precision.
+- `repeatable()`: a scope in which random draws without a seed of their own
+  are the same every time.
 - `value_and_grad(fn)`: `(parts, *args) -> (loss, gradients)`.
 - `hvp(fn)`: `(parts, tangents, *args) -> Hessian times tangents`.
 - `jacobian(fn)`: `(parts, *args) -> derivatives` of a vector-valued `fn`.
@@ -17,18 +19,21 @@ if keras.backend.backend() == "jax":
     from kormos.backend.jax import compile as compile
     from kormos.backend.jax import hvp as hvp
     from kormos.backend.jax import jacobian as jacobian
+    from kormos.backend.jax import repeatable as repeatable
     from kormos.backend.jax import value_and_grad as value_and_grad
     from kormos.backend.jax import wide as wide
 elif keras.backend.backend() == "tensorflow":
     from kormos.backend.tensorflow import compile as compile
     from kormos.backend.tensorflow import hvp as hvp
     from kormos.backend.tensorflow import jacobian as jacobian
+    from kormos.backend.tensorflow import repeatable as repeatable
     from kormos.backend.tensorflow import value_and_grad as value_and_grad
     from kormos.backend.tensorflow import wide as wide
 elif keras.backend.backend() == "torch":
     from kormos.backend.torch import compile as compile
     from kormos.backend.torch import hvp as hvp
     from kormos.backend.torch import jacobian as jacobian
+    from kormos.backend.torch import repeatable as repeatable
     from kormos.backend.torch import value_and_grad as value_and_grad
     from kormos.backend.torch import wide as wide
 else:

@@ -1,5 +1,7 @@
 """Differentiation and compilation with JAX."""
 
+import contextlib
+
 import jax
 
 
@@ -12,6 +14,11 @@ def wide():
     # Without it JAX rounds every float64 tensor to float32. Tensors that are
     # float32 stay so, and the mode is part of the key of JAX's own caches.
     return jax.enable_x64(True)
+
+
+def repeatable():
+    # Keras draws by the state of its seed generators alone.
+    return contextlib.nullcontext()
 
 
 def value_and_grad(fn):

@@ -15,6 +15,11 @@ def wide():
     return contextlib.nullcontext()
 
 
+def repeatable():
+    # Keras draws by the state of its seed generators alone.
+    return contextlib.nullcontext()
+
+
 def value_and_grad(fn):
     def wrapped(parts, *args):
         with tf.GradientTape(watch_accessed_variables=False) as tape:

@@ -2,17 +2,31 @@
 
 import numpy as np
 
-_COUNTS = ("fg_evals", "hessp_evals")
+# Columns that are axes, not curves.
+_COUNTS = ("fg_evals", "hessp_evals", "seconds")
+
+# Okabe and Ito's palette, whose colours the colour-blind can tell apart.
+_COLOUR = {False: "#0072B2", True: "#D55E00"}
+
+_LOGARITHMIC = ("loss", "gradient norm")
+
+_AXES = {
+    "iterations": "iterations",
+    "evaluations": "evaluations of the loss",
+    "seconds": "time (s)",
+}
 
 
 def plot_history(history, against="iterations", path=None):
     """Draws the loss, the gradient norm and the metrics of a fit.
 
+    Losses and gradient norms have logarithmic axes where they are positive.
+
     Args:
         history: the `History` that `fit` returned, or the result of
             `kormos.minimize`.
-        against: the horizontal axis: `"iterations"` (epochs),
-            `"evaluations"` or `"seconds"`.
+        against: the horizontal axis: `"iterations"`, `"evaluations"` or
+            `"seconds"`, from the start of the fit.
         path: file to write, in the format of its ending, or `None`.
 
     Returns:
@@ -31,22 +45,23 @@ def plot_history(history, against="iterations", path=None):
 
     columns, places = _columns(history, against)
     panels = _panels(columns)
-    figure = Figure(figsize=(6.4, 2.6 * len(panels)), layout="constrained")
+    figure = Figure(figsize=(6.4, 2.4 * len(panels)), layout="constrained")
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for axis, (label, names) in zip(axes, panels.items(), strict=True):
         for name in names:
-            _draw(axis, places, columns[name], name)
+            validation = name.startswith("val_")
+            where = _validated(history, places) if validation else places
+            _draw(axis, where, columns[name], validation)
+        values = np.concatenate([columns[name] for name in names])
+        if label in _LOGARITHMIC and (values[np.isfinite(values)] > 0).all():
+            axis.set_yscale("log")
         axis.set_ylabel(label)
-        axis.grid(True, which="major", alpha=0.3)
+        axis.grid(True, which="major", color="0.9")
+        axis.spines[["top", "right"]].set_visible(False)
         if len(names) > 1:
             axis.legend(frameon=False)
-        values = np.concatenate([columns[name] for name in names])
-        if (values[np.isfinite(values)] > 0).all() and label in (
-            "loss",
-            "gradient norm",
-        ):
-            axis.set_yscale("log")
-    axes[-1].set_xlabel(against)
+    axes[-1].set_xlabel(_AXES[against])
+    axes[-1].locator_params(axis="x", integer=against != "seconds")
     if path is not None:
         figure.savefig(path, dpi=150)
     return figure
@@ -59,14 +74,16 @@ def _columns(history, against):
             "There is nothing to plot: the history has no rows. "
             f"Received: {history!r}"
         )
-    seconds = rows.get("seconds", getattr(history, "seconds", None))
-    epochs = getattr(history, "epoch", range(len(rows["loss"])))
-    axis = {
-        "iterations": [epoch + 1 for epoch in epochs],
+    counted = range(1, len(rows["loss"]) + 1)
+    places = {
+        "iterations": getattr(history, "iterations", None),
         "evaluations": rows.get("fg_evals"),
-        "seconds": seconds,
+        "seconds": rows.get("seconds", getattr(history, "seconds", None)),
     }
-    if axis.get(against) is None:
+    if not isinstance(places["iterations"], list):
+        # The result of `minimize`, or a History of Keras' own.
+        places["iterations"] = counted
+    if places.get(against) is None:
         raise ValueError(
             "Argument `against` must be 'iterations', or, for a fit by "
             "kormos, 'evaluations' or 'seconds'. "
@@ -75,9 +92,9 @@ def _columns(history, against):
     columns = {
         name: np.asarray(values, dtype="float64")
         for name, values in rows.items()
-        if name not in (*_COUNTS, "seconds")
+        if name not in _COUNTS and np.ndim(values[0]) == 0
     }
-    return columns, np.asarray(axis[against], dtype="float64")
+    return columns, np.asarray(places[against], dtype="float64")
 
 
 def _panels(columns):
@@ -93,10 +110,21 @@ def _panels(columns):
     return panels
 
 
-def _draw(axis, places, values, name):
-    # Validation in some epochs alone gives a shorter column.
-    step = len(places) / len(values)
-    where = places[[round((i + 1) * step) - 1 for i in range(len(values))]]
-    style = "--" if name.startswith("val_") else "-"
-    marker = "o" if len(values) <= 40 else None
-    axis.plot(where, values, style, marker=marker, markersize=3, label=name)
+def _validated(history, places):
+    """The places of the rows that were validated."""
+    validated = getattr(history, "val_epoch", None)
+    if validated is None:
+        return places
+    return places[np.isin(history.epoch, validated)]
+
+
+def _draw(axis, places, values, validation):
+    axis.plot(
+        places[: len(values)],
+        values,
+        "--" if validation else "-",
+        color=_COLOUR[validation],
+        marker="o" if len(values) <= 40 else None,
+        markersize=3,
+        label="validation" if validation else "training",
+    )

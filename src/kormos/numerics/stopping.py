@@ -74,7 +74,8 @@ class Result:
             `"line search failed"`, `"infeasible"` or `"non-finite"`.
         message: a sentence that says so, with figures and advice.
         success: whether the status is `"converged"`.
-        loss: the loss at the weights that remain.
+        loss: the loss at the final iterate, whose weights remain, unless a
+            callback sets others.
         initial_loss: the loss at the start.
         iterations: accepted iterations.
         evaluations: evaluations of the loss (and its gradient).
@@ -108,8 +109,8 @@ class Result:
 def sentence(outcome, iterations, evaluations):
     """The status of a run in words: figures, the test that fired, advice."""
     text = (
-        f"{outcome.status} after {iterations} iterations and {evaluations} "
-        f"evaluations at loss {outcome.loss:.9g}"
+        f"{outcome.status} after {_counted(iterations, 'iteration')} and "
+        f"{_counted(evaluations, 'evaluation')} at loss {outcome.loss:.6g}"
     )
     if outcome.test is not None and outcome.value is not None:
         text += (
@@ -121,3 +122,7 @@ def sentence(outcome, iterations, evaluations):
         text += f" ({outcome.detail})"
     advice = ADVICE[outcome.status]
     return f"{text}. {advice}" if advice else f"{text}."
+
+
+def _counted(number, noun):
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -15,6 +15,15 @@ _MOMENTS = (
 )
 
 
+def check_count(name, value, least):
+    """Refuses an argument that is not an integer of `least` or more."""
+    if not isinstance(value, (int, np.integer)) or value < least:
+        raise ValueError(
+            f"Argument `{name}` must be an integer, {least} or more. "
+            f"Received: {name}={value!r}"
+        )
+
+
 def warn_of_unused_variables(objective, theta, grad):
     """Warns once, by name, of variables that do not change the loss.
 

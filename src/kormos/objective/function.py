@@ -1,5 +1,7 @@
 """Functions of free variables: losses to minimize, constraints to hold."""
 
+import inspect
+
 import keras
 import numpy as np
 from keras import ops
@@ -10,6 +12,7 @@ from kormos.objective.flat import to_array
 from kormos.objective.packing import Packing
 from kormos.objective.program import Program
 from kormos.objective.program import ReadRecorder
+from kormos.objective.program import snapshot
 
 
 class StatelessFunction:
@@ -25,7 +28,7 @@ class StatelessFunction:
     """
 
     def __init__(self, fn, variables, name):
-        if not callable(fn):
+        if not _takes_nothing(fn):
             raise ValueError(
                 f"Argument `{name}` must be a function of no arguments that "
                 f"reads variables. Received: {fn!r}"
@@ -36,6 +39,11 @@ class StatelessFunction:
             raise ValueError(
                 f"Function `{name}` must return a tensor computed from "
                 f"variables. Received: {value!r}"
+            )
+        if not keras.backend.is_float_dtype(value.dtype):
+            raise ValueError(
+                f"Function `{name}` must return floating-point numbers. "
+                f"Received: a tensor of dtype {value.dtype}"
             )
         self.fn = fn
         self.shape = tuple(value.shape)
@@ -49,11 +57,22 @@ class StatelessFunction:
             *zip(self.variables, parts, strict=True),
             *zip(self.frozen_variables, frozen, strict=True),
         ]
-        with keras.StatelessScope(state_mapping=pairs):
+        # Without `collect_losses`, `model.losses` would lack what layers add.
+        with keras.StatelessScope(state_mapping=pairs, collect_losses=True):
             return self.fn()
 
     def frozen_values(self):
-        return [v.value for v in self.frozen_variables]
+        return snapshot(self.frozen_variables)
+
+
+def _takes_nothing(fn):
+    try:
+        inspect.signature(fn).bind()
+    except TypeError:
+        return False
+    except ValueError:  # A builtin function may have no signature.
+        pass
+    return True
 
 
 class FunctionObjective(FlatObjective):

@@ -8,7 +8,7 @@ import numpy as np
 from kormos.objective.function import VectorFunction
 
 
-def resolve_bounds(bounds, packing):
+def resolve_bounds(bounds, packing, frozen=()):
     """Bounds of the flat vector.
 
     Args:
@@ -18,6 +18,8 @@ def resolve_bounds(bounds, packing):
             variables cannot be keys of a dict); or `None`. `None` inside a
             pair is no bound. A later entry overrides an earlier one.
         packing: the `Packing` of the variables.
+        frozen: other variables that keys may name, for a later stage of the
+            optimization: they keep their values.
 
     Returns:
         `(lower, upper)`, float64 arrays of shape `(size,)`, or `(None, None)`
@@ -31,6 +33,17 @@ def resolve_bounds(bounds, packing):
     pairs = list(constrained)
     for key, pair in _items(bounds):
         found = _matches(key, packing.variables)
+        known = found or _matches(key, frozen)
+        if not known:
+            found = _matches_end(key, packing.variables)
+            known = found or _matches_end(key, frozen)
+        if not known:
+            raise ValueError(
+                "A key of `bounds` matches no variable that is optimized. "
+                f"Expected one of {[v.path for v in packing.variables]}, or a "
+                "regular expression that matches all of a path. "
+                f"Received: {getattr(key, 'path', key)!r}"
+            )
         low, high = _pair(key, pair)
         for i in found:
             shape = packing.shapes[i]
@@ -38,15 +51,11 @@ def resolve_bounds(bounds, packing):
             high_i = _broadcast(key, high, np.inf, shape)
             # A `NonNeg` constraint goes on holding.
             pairs[i] = np.maximum(low_i, constrained[i][0]), high_i
+            _check_room(packing.variables[i], *pairs[i])
     lower = packing.join_arrays([low for low, _ in pairs])
     upper = packing.join_arrays([high for _, high in pairs])
-    if np.isinf(lower).all() and np.isinf(upper).all():
+    if (lower == -np.inf).all() and (upper == np.inf).all():
         return None, None
-    if (lower > upper).any():
-        raise ValueError(
-            "Every lower bound must be at most its upper bound. "
-            f"Received: bounds={bounds!r}"
-        )
     return lower, upper
 
 
@@ -64,7 +73,7 @@ def resolve_constraints(constraints, packing, make):
     """
     if constraints is None:
         return []
-    if isinstance(constraints, dict):
+    if not isinstance(constraints, (list, tuple)):
         constraints = [constraints]
     resolved = []
     for constraint in constraints:
@@ -100,23 +109,32 @@ def _items(bounds):
 
 def _matches(key, variables):
     if isinstance(key, keras.Variable):
-        found = [i for i, v in enumerate(variables) if v is key]
-    elif isinstance(key, str):
-        found = [
+        return [i for i, v in enumerate(variables) if v is key]
+    if isinstance(key, str):
+        return [
             i
             for i, v in enumerate(variables)
-            if v.path == key or re.fullmatch(key, v.path)
+            if v.path == key or _fits(key, v.path)
         ]
-    else:
-        found = []
-    if not found:
-        raise ValueError(
-            "A key of `bounds` matches no variable that is optimized. "
-            f"Expected one of {[v.path for v in variables]}, or a regular "
-            "expression that matches all of a path. "
-            f"Received: {getattr(key, 'path', key)!r}"
-        )
-    return found
+    return []
+
+
+def _matches_end(key, variables):
+    # A saved path may begin with the name of a model, and those of a loaded
+    # model do not.
+    found = [
+        i
+        for i, v in enumerate(variables)
+        if isinstance(key, str) and key.endswith("/" + v.path)
+    ]
+    return found if len(found) == 1 else []
+
+
+def _fits(pattern, path):
+    try:
+        return re.fullmatch(pattern, path)
+    except re.error:
+        return False
 
 
 def _pair(key, pair):
@@ -144,6 +162,17 @@ def _broadcast(key, bound, none, shape):
             f"A bound must broadcast to its variable's shape, {shape}. "
             f"Received: shape {bound.shape} for {getattr(key, 'path', key)!r}"
         ) from None
+
+
+def _check_room(variable, low, high):
+    empty = (low > high) | (low == np.inf) | (high == -np.inf)
+    if empty.any():
+        raise ValueError(
+            "Every lower bound, and a `NonNeg` constraint's zero, must be at "
+            "most its upper bound and leave room for a number. "
+            f"Received: ({low[empty][0]}, {high[empty][0]}) for an entry of "
+            f"{variable.path}"
+        )
 
 
 def _constraint_bounds(variable):

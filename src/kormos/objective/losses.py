@@ -15,6 +15,8 @@ import numpy as np
 from keras import ops
 from keras import tree
 
+from kormos.objective.program import leading_size
+
 # `LossFunctionWrapper` is public as the base of Keras' own losses alone.
 _FunctionLoss = keras.losses.MeanSquaredError.__base__
 
@@ -26,33 +28,28 @@ class CompiledLosses:
         loss: the `loss` argument of `compile`, of any structure.
         loss_weights: the `loss_weights` argument of `compile`.
         output_names: the model's output names, or `None`.
-
-    Raises:
-        ValueError: if the numbers of losses and weights differ.
     """
 
     def __init__(self, loss, loss_weights, output_names):
-        leaves = tree.flatten(loss)
-        weights = tree.flatten(loss_weights)
-        if loss_weights is None:
-            weights = [None] * len(leaves)
-        if len(weights) != len(leaves):
-            raise ValueError(
-                "Argument `loss_weights` must hold a weight for each loss. "
-                f"Received: {len(leaves)} losses and {len(weights)} weights"
-            )
         # One leaf may serve several outputs: every call is a term.
         self._calls = []
+        self._probed = None
         wrapped = [
-            None if leaf is None else _Term(leaf, weight, self._calls)
-            for leaf, weight in zip(leaves, weights, strict=True)
+            None if leaf is None else _Term(leaf, self._note)
+            for leaf in tree.flatten(loss)
         ]
         self._shell = keras.Model()
         if output_names is not None:
             self._shell.output_names = output_names
         self._shell.compile(
-            optimizer=None, loss=tree.pack_sequence_as(loss, wrapped)
+            optimizer=None,
+            loss=tree.pack_sequence_as(loss, wrapped),
+            loss_weights=loss_weights,
         )
+
+    def _note(self, *call):
+        self._calls.append(call)
+        return 1.0 if len(self._calls) - 1 == self._probed else 0.0
 
     def _terms(self, y, y_pred, sample_weight):
         self._calls.clear()
@@ -69,10 +66,19 @@ class CompiledLosses:
         terms = self._terms(y, y_pred, sample_weight)
         return [term.count(*data) for term, *data in terms]
 
-    def weights(self, y, y_pred, sample_weight):
-        """The terms' factors, from `loss_weights`: a list of floats."""
-        terms = self._terms(y, y_pred, sample_weight)
-        return [term.weight for term, *_ in terms]
+    def factors(self, y, y_pred, sample_weight):
+        """By what Keras multiplies each term in the total: floats.
+
+        The total of one term being one and all others zero, so that Keras
+        matches `loss_weights` with the outputs.
+        """
+        data = y, y_pred, sample_weight
+        factors = []
+        for self._probed in range(len(self._terms(*data))):
+            self._calls.clear()
+            factors.append(float(self._shell.compute_loss(None, *data)))
+        self._probed = None
+        return factors
 
     def total(self, y, y_pred, sample_weight, scales):
         """The sum of all terms on these rows, each times its scale."""
@@ -86,38 +92,47 @@ class CompiledLosses:
 class _Term(keras.losses.Loss):
     """Notes what Keras passes to a loss instead of computing it."""
 
-    def __init__(self, loss, weight, calls):
+    def __init__(self, loss, note):
         super().__init__(name=getattr(loss, "name", None))
-        self.weight = 1.0 if weight is None else float(weight)
         self._loss = loss
-        self._calls = calls
+        self._note = note
 
     def __call__(self, y_true, y_pred, sample_weight=None):
-        self._calls.append((self, y_true, y_pred, sample_weight))
-        return ops.zeros(())
+        return ops.convert_to_tensor(
+            self._note(self, y_true, y_pred, sample_weight), dtype=self.dtype
+        )
 
     def sum(self, y_true, y_pred, sample_weight, dtype):
         loss = _resolve(self._loss, y_true, y_pred)
-        if _is_opaque(loss):
-            rows = tree.flatten(y_pred)[0].shape[0]
-            value = ops.mean(loss(y_true, y_pred, sample_weight))
-            return ops.cast(value, dtype) * rows
-        values = _variant(loss, loss.call)(y_true, y_pred, sample_weight)
-        # The sum is as wide as the solver: in float32 the loss of many rows
-        # would be noise long before the model is.
-        return ops.sum(ops.cast(values, dtype))
+        data = (y_true, y_pred, sample_weight)
+        if not _is_opaque(loss):
+            results = []
+
+            def call(*args):
+                results.append(loss.call(*args))
+                return results[0]
+
+            values = _variant(loss, call)(*data)
+            if results[0].shape != () or loss.reduction == "sum":
+                # The sum is as wide as the solver: in float32 the loss of
+                # many rows would be noise long before the model is.
+                return ops.sum(ops.cast(values, dtype))
+            loss = _variant(loss, lambda *args: results[0], loss.reduction)
+        # A loss that reduces by itself: Keras weighs its mean by rows.
+        value = ops.cast(ops.mean(loss(*data)), dtype)
+        return value * leading_size(y_pred)
 
     def count(self, y_true, y_pred, sample_weight):
         loss = _resolve(self._loss, y_true, y_pred)
         if _is_opaque(loss):
-            return float(tree.flatten(y_pred)[0].shape[0])
+            return float(leading_size(y_pred))
         if loss.reduction == "sum":
             return np.nan
-        sizes = []
+        shapes = []
 
         def ones(*args):
             values = loss.call(*args)
-            sizes.append(float(np.prod(tuple(values.shape))))
+            shapes.append(values.shape)
             result = ops.ones_like(values)
             mask = getattr(values, "_keras_mask", None)
             if mask is not None:
@@ -125,15 +140,18 @@ class _Term(keras.losses.Loss):
             return result
 
         # Keras' own reduction of ones is a sum over its divisor. Weights are
-        # part of the divisor in one reduction alone.
-        if loss.reduction != "mean_with_sample_weight":
-            sample_weight = None
+        # part of the divisor in one reduction alone; elsewhere their shape is.
+        weighted = loss.reduction == "mean_with_sample_weight"
+        if sample_weight is not None and not weighted:
+            sample_weight = ops.ones_like(sample_weight)
         data = (y_true, y_pred, sample_weight)
-        total = _host_sum(_variant(loss, ones)(*data))
+        values = _variant(loss, ones)(*data)
+        if shapes[0] == ():
+            return float(leading_size(y_pred))
         if loss.reduction in (None, "none"):
-            return sizes[0]
+            return float(np.prod(tuple(values.shape)))
         mean = _host_sum(_variant(loss, ones, loss.reduction)(*data))
-        return total / mean if mean else 0.0
+        return _host_sum(values) / mean if mean else 0.0
 
 
 def _resolve(loss, y_true, y_pred):
@@ -155,7 +173,6 @@ def _crossentropy(y_true, y_pred):
 
 
 def _is_opaque(loss):
-    # A loss that reduces in its own way: Keras weighs its mean by rows.
     return type(loss).__call__ is not keras.losses.Loss.__call__
 
 

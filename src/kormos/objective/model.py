@@ -1,5 +1,6 @@
 """A model's loss over all its training data, as a function of one vector."""
 
+import contextlib
 import inspect
 import warnings
 
@@ -10,7 +11,8 @@ from keras import tree
 
 from kormos import backend
 from kormos import precision
-from kormos.objective import data as data_lib
+from kormos.objective import reading
+from kormos.objective.checks import check_count
 from kormos.objective.flat import FlatObjective
 from kormos.objective.flat import epsilon
 from kormos.objective.losses import CompiledLosses
@@ -77,19 +79,20 @@ class Objective(FlatObjective):
         training=False,
     ):
         _check_model(model)
-        self.data = data_lib.gather(
-            x, y, sample_weight, class_weight, data_lib.dtype_for(model)
-        )
-        head = self.data.head(2)
+        if batch_size is not None:
+            check_count("batch_size", batch_size, 1)
+        dtype = reading.dtype_for(model)
+        data = reading.gather(x, y, sample_weight, dtype)
+        data = reading.weigh(data, class_weight, dtype)
+        head = data.head(2)
         if not model.built:
-            model(head.x, training=training)
+            # Not in training, which updates moving averages.
+            model(head.x, training=False)
         self.model = model
         self.program = _program_for(model, head, training)
-        self._chunks = self.data.chunks(batch_size)
+        self._chunks = data.chunks(batch_size)
         self.refresh()
-        self._scales = self.program.model_loss.scales(
-            self._chunks, self.data.rows
-        )
+        self._scales = self.program.model_loss.scales(self._chunks, data.rows)
 
     @property
     def has_metrics(self):
@@ -207,7 +210,7 @@ class ModelLoss:
         # stateless scope allows.
         self.factors = []
         if self._losses is not None:
-            self.factors = self._losses.weights(y, y_pred, w)
+            self.factors = self._losses.factors(y, y_pred, w)
         if self._has_own_loss or self._has_loss_metrics():
             self._own_loss(x, y, y_pred, w)
         self._model.compute_metrics(x, y, y_pred, w)
@@ -219,6 +222,13 @@ class ModelLoss:
             y_pred = self._model(x, training=self._training)
             self._loss(x, y, y_pred, w, scales)
             self._model.compute_metrics(x, y, y_pred, w)
+            has_loss = self.factors or self._model.losses
+        if not (has_loss or self._has_own_loss):
+            raise ValueError(
+                "There is nothing to minimize: give `compile` a `loss`, or "
+                "call `add_loss` in a layer. "
+                f"Received: {self._model.name}, compiled with loss=None"
+            )
         excluded = [*self.variables, *self.metric_variables]
         self.frozen_variables = scope.reads_but(excluded)
         read = {id(v) for v in scope.reads()}
@@ -276,13 +286,16 @@ class ModelLoss:
             )
         return scales
 
+    @contextlib.contextmanager
     def _scope(self, parts, frozen, others=()):
         pairs = [
             *zip(self.variables, parts, strict=True),
             *zip(self.frozen_variables, frozen, strict=True),
             *others,
         ]
-        return keras.StatelessScope(state_mapping=pairs, collect_losses=True)
+        scope = keras.StatelessScope(state_mapping=pairs, collect_losses=True)
+        with backend.repeatable(), scope:
+            yield scope
 
     def _loss(self, x, y, y_pred, w, scales):
         share = leading_size(x) * scales[-1]
@@ -317,6 +330,8 @@ def _program_for(model, head, training):
         object.__setattr__(model, _PROGRAMS, programs)
     key = _program_key(model, training)
     if key not in programs:
+        if not programs:
+            _warn_of_custom_steps(model)
         while len(programs) >= _MOST_PROGRAMS:
             programs.pop(next(iter(programs)))
         loss = ModelLoss(model, head, training)
@@ -373,12 +388,24 @@ def _check_model(model):
             "The model has no loss yet: call `model.compile(loss=...)` first. "
             f"Received: {model.name}, not compiled"
         )
-    if model.dtype_policy.name == "mixed_float16":
+    if any(m.compute_dtype == "float16" for m in [model, *model.layers]):
         raise ValueError(
             "float16 gradients need a scaled loss, which a full-batch method "
             "cannot follow from one iterate to the next. Use the 'float32', "
             "'float64' or 'mixed_bfloat16' policy. "
-            f"Received: {model.name} with dtype policy 'mixed_float16'"
+            f"Received: {model.name} with layers that compute in float16"
+        )
+
+
+def _warn_of_custom_steps(model):
+    names = [n for n in ("train_step", "test_step") if _overrides(model, n)]
+    if names:
+        warnings.warn(
+            f"{model.name} defines {' and '.join(f'`{n}`' for n in names)}, "
+            "which kormos does not call: it minimizes what `compute_loss` "
+            "returns. Override `compute_loss`, or use `kormos.minimize`, if "
+            "that is another loss.",
+            stacklevel=2,
         )
 
 

@@ -19,8 +19,8 @@ class Packing:
     """
 
     def __init__(self, variables):
+        _check(variables)
         self.variables = list(variables)
-        _check(self.variables)
         self.shapes = [tuple(v.shape) for v in self.variables]
         self.dtypes = [
             keras.backend.standardize_dtype(v.dtype) for v in self.variables
@@ -81,6 +81,12 @@ def _to_float64(variable):
 
 
 def _check(variables):
+    # Iterating over a variable of JAX never ends.
+    if not isinstance(variables, (list, tuple)):
+        raise ValueError(
+            "Argument `variables` must be a list of `keras.Variable`s. "
+            f"Received: {variables!r} (of type {type(variables).__name__})"
+        )
     if not variables:
         raise ValueError(
             "There is nothing to optimize: expected at least one trainable "

@@ -69,7 +69,7 @@ class Program:
         self.hvp = compile(self._hvp)
 
     def frozen_values(self):
-        return [v.value for v in self.frozen_variables]
+        return snapshot(self.frozen_variables)
 
     def _value(self, theta, frozen, scales, chunks):
         self.traces["value"] += 1
@@ -107,6 +107,14 @@ class Program:
             return (self.packing.pack(products, theta.dtype),)
 
         return sum_over_chunks(term, chunks, (ops.zeros_like(theta),))[0]
+
+
+def snapshot(variables):
+    """Copies of the variables' present values."""
+    # JAX deletes what Keras' own steps are given (`evaluate` in a callback,
+    # say), and PyTorch assigns in place.
+    with backend.wide():
+        return [ops.stop_gradient(ops.copy(v.value)) for v in variables]
 
 
 def scalar_zero(theta):

@@ -5,6 +5,7 @@ data or a callback. It tells every accepted iterate to `report`, which answers
 whether to stop.
 """
 
+import types
 import warnings
 from collections.abc import Callable
 from typing import NamedTuple
@@ -48,6 +49,10 @@ class Problem:
     @property
     def is_bounded(self):
         return self.lower is not None
+
+    @property
+    def has_inequalities(self):
+        return any(c.type == "ineq" for c in self.constraints)
 
     def project(self, theta):
         """The nearest point of the box."""
@@ -171,18 +176,32 @@ class BatchOptimizer(keras.optimizers.Optimizer):
             super().build(variables)
 
     def get_config(self):
-        return {
-            "name": self.name,
-            "epochs": self.epochs,
-            "batch_size": self.batch_size,
-            "pretrain_fn": _saveable(self.pretrain_fn, "pretrain_fn"),
-            "bounds": _saveable_bounds(self.bounds),
-            "constraints": _saveable(self.constraints, "constraints"),
-        }
+        return keras.saving.serialize_keras_object(
+            {
+                "name": self.name,
+                "epochs": self.epochs,
+                "batch_size": self.batch_size,
+                "pretrain_fn": _saveable(self.pretrain_fn, "pretrain_fn"),
+                "bounds": _by_path(self.bounds),
+                "constraints": _saveable(self.constraints, "constraints"),
+            }
+        )
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        return cls(**keras.saving.deserialize_keras_object(config))
+        return cls(
+            **{
+                name: _loaded(value, name, custom_objects)
+                for name, value in config.items()
+            }
+        )
+
+    def __setattr__(self, name, value):
+        if name == "bounds":
+            # Keras would save the variables in it as state of the optimizer.
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
 
     def _refuse(self, *args, **kwargs):
         raise RuntimeError(
@@ -196,29 +215,47 @@ class BatchOptimizer(keras.optimizers.Optimizer):
     update_step = apply = apply_gradients = stateless_apply = _refuse
 
 
-def _saveable_bounds(bounds):
-    if bounds is None:
-        return None
-    items = bounds.items() if isinstance(bounds, dict) else bounds
-    return {
-        key.path if isinstance(key, keras.Variable) else key: [
-            value.tolist() if isinstance(value, np.ndarray) else value
-            for value in pair
-        ]
-        for key, pair in items
-    }
+def _by_path(bounds):
+    """Bounds without variables, which a file knows by their paths."""
+    if isinstance(bounds, (list, tuple)):
+        return [(getattr(key, "path", key), pair) for key, pair in bounds]
+    return bounds
 
 
 def _saveable(value, name):
-    """`value`, or `None` where a function in it cannot be named in a file."""
-    functions = [
-        leaf for leaf in keras.tree.flatten(value) if callable(leaf)
-    ]
-    if all("<" not in fn.__qualname__ for fn in functions):
+    """`value`, or `None` if a function in it has no name in a file."""
+    leaves = keras.tree.flatten(value)
+    if all(_has_name(leaf) for leaf in leaves if callable(leaf)):
         return value
     warnings.warn(
-        f"`{name}` holds a lambda or a local function, which cannot be saved: "
-        "set it again on a loaded or cloned model's optimizer.",
+        f"`{name}` holds a lambda, a local function or a method, which cannot "
+        "be saved: set it again on a loaded or cloned model's optimizer.",
         stacklevel=3,
     )
     return None
+
+
+def _loaded(value, name, custom_objects):
+    try:
+        return keras.saving.deserialize_keras_object(
+            value, custom_objects=custom_objects
+        )
+    except TypeError:
+        if name not in ("pretrain_fn", "constraints"):
+            raise
+    # The weights are worth more than the function.
+    warnings.warn(
+        f"`{name}` holds a function that is unknown here: register it with "
+        "`keras.saving.register_keras_serializable`, pass it in "
+        "`custom_objects`, or set it again on the optimizer. "
+        f"Received: {name}={value}",
+        stacklevel=3,
+    )
+    return None
+
+
+def _has_name(fn):
+    if not isinstance(fn, types.FunctionType):
+        return hasattr(fn, "get_config")
+    is_registered = keras.saving.get_registered_name(fn) != fn.__name__
+    return is_registered or "<" not in fn.__qualname__

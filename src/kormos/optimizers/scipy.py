@@ -9,10 +9,14 @@ calling `scipy.optimize.minimize` with the same functions in:
 3. a trial point with a NaN or infinite loss counts as a step too long;
 4. no evaluation lies outside the bounds;
 5. unknown options raise;
-6. trust-constr within bounds ends by `xtol`: its test of `gtol` is met while
-   the barrier still keeps it away from the bounds.
+6. trust-constr with bounds or inequalities ends by `xtol`: its test of `gtol`
+   is met while the barrier still keeps it away from them;
+7. parameters that the bounds fix are kept from SciPy, which mishandles them;
+8. TNC, which takes differences of gradients, is told of their rounding.
 """
 
+import numbers
+import types
 import warnings
 
 import keras
@@ -23,6 +27,8 @@ from kormos.numerics import stopping
 from kormos.numerics.stopping import Outcome
 from kormos.optimizers.base import BatchOptimizer
 from kormos.optimizers.base import Stage
+from kormos.optimizers.scipy_evaluator import Evaluator
+from kormos.optimizers.scipy_evaluator import Halt
 from kormos.optimizers.scipy_methods import METHODS
 from kormos.optimizers.scipy_methods import failure
 
@@ -36,6 +42,9 @@ _TWO_NORM = ("dogleg", "trust-ncg", "trust-exact", "trust-krylov")
 # A dense Hessian takes as many products as there are parameters.
 MOST_DENSE_PARAMETERS = 2000
 
+# What trust-constr says of an end at a point that it finds infeasible.
+_VIOLATED = "Constraint violation exceeds 'gtol'"
+
 
 @keras.saving.register_keras_serializable(package="kormos")
 class ScipyBatchOptimizer(BatchOptimizer):
@@ -43,6 +52,9 @@ class ScipyBatchOptimizer(BatchOptimizer):
 
     Lists for `method`, `epochs`, `options` and `pretrain_fn` run as stages,
     each starting where the last ended; what is not a list serves all stages.
+
+    A model's file holds all of these arguments; functions come back from it
+    if they are registered with `keras.saving.register_keras_serializable`.
 
     Args:
         name: name of the optimizer.
@@ -125,19 +137,20 @@ class ScipyBatchOptimizer(BatchOptimizer):
             "pretrain_fn": self.pretrain_fn,
             "tol": self.tol,
         }
-        settings.update(
-            {k: v for k, v in overrides.items() if v is not None}
-        )
+        settings.update({k: v for k, v in overrides.items() if v is not None})
         if settings["epochs"] is None:
             settings["epochs"] = DEFAULT_EPOCHS
         return [_stage(**values) for values in _one_a_stage(settings)]
 
     def get_config(self):
-        return {
-            **super().get_config(),
+        settings = {
             "method": self.method,
             "options": self.options,
             "tol": self.tol,
+        }
+        return {
+            **super().get_config(),
+            **keras.saving.serialize_keras_object(settings),
         }
 
 
@@ -164,6 +177,15 @@ def _stage(method, epochs, options, pretrain_fn, tol):
             f"letter case: {sorted(METHODS)}. Received: method={method!r}"
         )
     spec = METHODS[method.lower()]
+    if not isinstance(options, (dict, types.NoneType)):
+        raise ValueError(
+            "Argument `options` must be a dict of the method's options. "
+            f"Received: options={options!r}"
+        )
+    if not isinstance(tol, (numbers.Real, types.NoneType)):
+        raise ValueError(
+            f"Argument `tol` must be a number. Received: tol={tol!r}"
+        )
     options = dict(options or {})
     limit = options.pop("maxiter", None)
     unknown = sorted(set(options) - set(spec.options))
@@ -173,29 +195,21 @@ def _stage(method, epochs, options, pretrain_fn, tol):
             f"{sorted([*spec.options, 'maxiter'])}. "
             f"Received: {', '.join(unknown)}"
         )
-    if epochs is not None and (not _is_count(epochs)):
-        raise ValueError(
-            "Argument `epochs` must be a number of iterations, zero or more. "
-            f"Received: epochs={epochs!r}"
-        )
-    if limit is not None:
-        epochs = limit if epochs is None else min(epochs, limit)
+    counts = [epochs] if limit is None else [epochs, limit]
+    for count in counts:
+        if not _is_count(count):
+            raise ValueError(
+                "A number of iterations (`epochs`, `max_iterations` or the "
+                "option 'maxiter') must be an integer, zero or more. "
+                f"Received: {count!r}"
+            )
     run = _Run(spec, options, tol)
-    return Stage(
-        epochs, pretrain_fn, run.check, run, spec.hessp or spec.hessian
-    )
+    uses_hessian = spec.hessp or spec.hessian
+    return Stage(min(counts), pretrain_fn, run.check, run, uses_hessian)
 
 
 def _is_count(value):
     return isinstance(value, (int, np.integer)) and value >= 0
-
-
-class _Halt(Exception):
-    """Leaves SciPy's loop; not `StopIteration`, which TNC lets escape."""
-
-
-class _NoiseFloor(_Halt):
-    """Leaves it because the trials of a step differ by rounding alone."""
 
 
 class _Run:
@@ -203,12 +217,13 @@ class _Run:
 
     def __init__(self, spec, options, tol):
         self._spec = spec
-        self._options = {**spec.limits, **options}
-        self._tol = tol
-        self._tolerances = {
-            name: options.get(name, default if tol is None else tol)
+        # `tol` leaves a tolerance of zero, which is off, as it is.
+        defaults = {
+            name: default if tol is None or default == 0 else tol
             for name, default in spec.tolerances.items()
         }
+        self._options = {**spec.limits, **defaults, **options}
+        self._given = options
 
     def check(self, size, bounded, constraint_types):
         """Refuses what the method cannot honour."""
@@ -231,32 +246,37 @@ class _Run:
                 f"Method '{spec.name}' needs a dense Hessian, which is formed "
                 f"for {MOST_DENSE_PARAMETERS:,} parameters at most. Use "
                 "'trust-ncg', 'trust-krylov' or 'newton-cg'. "
-                f"Received: {size:,} parameters "
-                f"({8e-9 * size**2:.1f} GB for the Hessian)"
+                f"Received: {size:,} parameters, a Hessian of "
+                f"{8e-6 * size**2:,.0f} MB from {size:,} products"
             )
 
     def __call__(self, problem, theta, report):
         spec = self._spec
-        options = self._options
-        if spec.interior and problem.is_bounded:
-            theta = _interior(problem, theta)
-            options = {"gtol": 0.0, **options}
-        evaluator = _Evaluator(problem, theta, spec.gradient)
-        start, loss, grad = evaluator.accepted_point()
-        if report(start, loss, grad):
-            return Outcome(None, start, loss)
-        iterations = 0
+        options = dict(self._options)
+        evaluator = Evaluator(problem, theta, spec)
+        if report(*evaluator.accepted_point()):
+            return Outcome(None, evaluator.accepted, evaluator.accepted_loss)
+        if evaluator.start().size == 0:
+            return Outcome(
+                stopping.CONVERGED,
+                evaluator.accepted,
+                evaluator.accepted_loss,
+                detail="the bounds fix every parameter",
+            )
+        self._suit(problem, evaluator, options)
+        start = evaluator.start()
+        calls, skipped = 0, spec.preamble(start.size)
 
-        def callback(intermediate_result):
-            nonlocal iterations
-            x = np.array(getattr(intermediate_result, "x", intermediate_result))
-            iterations += 1
-            x = problem.project(x)
-            loss, grad = evaluator.at(x)
-            evaluator.accept(x, loss, grad)
-            if report(x, loss, grad):
-                raise _Halt
+        def callback(x, state=None):
+            nonlocal calls
+            calls += 1
+            if calls > skipped:
+                evaluator.accept(x)
+                if report(*evaluator.accepted_point()):
+                    raise Halt
 
+        if spec.shows_trials:
+            evaluator.on_gradient = callback
         try:
             with warnings.catch_warnings():
                 _quiet_scipy()
@@ -267,13 +287,15 @@ class _Run:
                     jac=evaluator.grad if spec.gradient else None,
                     hessp=evaluator.hvp if spec.hessp else None,
                     hess=evaluator.hessian if spec.hessian else None,
-                    bounds=_bounds(problem),
-                    constraints=_constraints(problem),
-                    tol=self._tol,
+                    bounds=evaluator.bounds(),
+                    constraints=evaluator.constraints(),
                     options=options,
-                    callback=callback,
+                    callback=None if spec.shows_trials else callback,
                 )
-        except _Halt as halt:
+            if spec.shows_trials and result.success:
+                if evaluator.accept(result.x):
+                    report(*evaluator.accepted_point())
+        except Halt as halt:
             x, loss, grad = evaluator.accepted_point()
             result = scipy.optimize.OptimizeResult(
                 x=x,
@@ -283,135 +305,88 @@ class _Run:
                 status=99,
                 message="stopped by kormos",
             )
-            noise = isinstance(halt, _NoiseFloor)
-            status = stopping.NOISE_FLOOR if noise else None
+            outcome = Outcome(halt.status, x, loss, detail=halt.detail)
         else:
-            status = (
-                stopping.CONVERGED
-                if result.success
-                else failure(str(result.message))
-            )
-        result.setdefault("nit", iterations)
+            outcome = self._outcome(evaluator, result, options)
+        result.setdefault("nit", max(0, calls - skipped))
         result["nfev"] = problem.fg_evals
-        return self._outcome(problem, evaluator, result, status)
-
-    def _outcome(self, problem, evaluator, result, status):
-        theta = problem.project(np.array(result.x, dtype="float64"))
-        outcome = Outcome(status, theta, float(result.fun), raw=result)
-        if result.status == 99:
-            return outcome
-        outcome.detail = f"SciPy: {result.message}".rstrip(".")
-        if status == stopping.CONVERGED:
-            name, value = self._test(problem, evaluator, theta)
-            outcome.test = name
-            outcome.value = value
-            outcome.threshold = self._tolerances[name]
+        outcome.raw = result
         return outcome
 
-    def _test(self, problem, evaluator, theta):
-        """The tolerance that ended the run, and the value it was given."""
-        names = list(self._tolerances)
-        if "gtol" in names:
-            _, grad = evaluator.at(theta)
-            if self._spec.name in _TWO_NORM:
-                size = float(np.linalg.norm(grad))
-            else:
-                step = problem.project(theta - grad) - theta
-                size = float(np.abs(step).max())
-            if size <= self._tolerances["gtol"] or names == ["gtol"]:
-                return "gtol", size
-            names.remove("gtol")
-        if names[0] == "ftol":
-            return "ftol", evaluator.relative_decrease()
-        return names[0], None
+    def _suit(self, problem, evaluator, options):
+        """Chooses the start and the options that some methods need."""
+        name, bounded = self._spec.name, problem.is_bounded
+        if name == "tnc":
+            # For its differences of gradients.
+            options.setdefault("accuracy", problem.epsilon**0.5)
+        if name == "cobyla" and bounded:
+            # Its first simplex reaches up by `rhobeg`, and sees nothing beyond
+            # the bounds.
+            width = problem.upper - problem.lower
+            radius = min(1.0, 0.5 * width[width > 0].min())
+            radius = options.setdefault("rhobeg", radius)
+            below = np.minimum(evaluator.accepted, problem.upper - radius)
+            evaluator.move(problem.project(below))
+        if name == "trust-constr" and bounded:
+            evaluator.move(_interior(problem, evaluator.accepted))
+        if name == "trust-constr" and (bounded or problem.has_inequalities):
+            options["gtol"] = self._given.get("gtol", 0.0)
 
+    def _outcome(self, evaluator, result, options):
+        status = _status(result, evaluator)
+        if status == stopping.NON_FINITE:
+            result["x"], result["fun"], _ = evaluator.accepted_point()
+        else:
+            result["x"] = evaluator.point(np.array(result.x))
+        outcome = Outcome(status, result.x, float(result.fun))
+        outcome.detail = f"SciPy: {result.message}".rstrip(".")
+        if status == stopping.CONVERGED:
+            name, value = self._test(evaluator, result, options)
+            outcome.test = name
+            outcome.threshold = options[name]
+            if value is not None and value <= options[name]:
+                outcome.value = value
+        return outcome
 
-class _Evaluator:
-    """Answers SciPy, remembering recent points and hiding non-finite ones."""
+    def _test(self, evaluator, result, options):
+        """The tolerance that ended the run, and the value it was given.
 
-    _REMEMBERED = 4
-    _MOST_NOISY_TRIALS = 2
-
-    def __init__(self, problem, theta, with_gradient):
-        self._problem = problem
-        self._with_gradient = with_gradient
-        self._memory = {}
-        self.accepted_loss = self.accepted_grad = None
-        start = problem.project(np.array(theta, dtype="float64"))
-        self.accept(start, *self.at(start))
-
-    def at(self, x):
-        """Loss and gradient (or `None`) at `x`, evaluated once."""
-        x = self._problem.project(x)
-        key = x.tobytes()
-        if key not in self._memory:
-            if self._with_gradient:
-                loss, grad = self._problem.value_and_grad(x)
-            else:
-                loss, grad = self._problem.value(x), None
-            while len(self._memory) >= self._REMEMBERED:
-                self._memory.pop(next(iter(self._memory)))
-            self._memory[key] = loss, grad
-            self._note_noise(x, loss)
-        return self._memory[key]
-
-    def _note_noise(self, x, loss):
-        """Ends the run when a step can no longer be told from none.
-
-        A line search in float32 may spend ten evaluations on that.
+        The value is `None` where SciPy keeps it to itself.
         """
-        if self.accepted_grad is None or self._problem.constraints:
-            return
-        noise = 2 * self._problem.epsilon * abs(self.accepted_loss)
-        predicted = abs(float(self.accepted_grad @ (x - self.accepted)))
-        if max(predicted, abs(loss - self.accepted_loss)) > noise:
-            self._noisy_trials = 0
-            return
-        self._noisy_trials += 1
-        if self._noisy_trials == self._MOST_NOISY_TRIALS:
-            raise _NoiseFloor
+        spec = self._spec
+        if result.fun <= options.get("f_target", -np.inf):
+            return "f_target", float(result.fun)
+        if spec.name == "tnc":
+            return ("gtol", "ftol", "xtol")[result.status], None
+        if spec.name == "trust-constr":
+            if result.status == 1:
+                return "gtol", float(result.optimality)
+            return "xtol", float(result.tr_radius)
+        name, *others = spec.tolerances
+        if name != "gtol":
+            return name, None
+        order = 2 if spec.name in _TWO_NORM else options.get("norm", np.inf)
+        size = evaluator.stationarity(order)
+        if size <= options[name] or not others:
+            return name, size
+        if others == ["ftol"]:
+            return "ftol", evaluator.relative_decrease()
+        return others[0], None
 
-    def accept(self, x, loss, grad):
-        self._previous_loss = self.accepted_loss
-        self.accepted = x
-        self.accepted_loss = loss
-        self.accepted_grad = grad
-        self._noisy_trials = 0
 
-    def accepted_point(self):
-        return self.accepted, self.accepted_loss, self.accepted_grad
-
-    def value(self, x):
-        return self._finite(x)[0]
-
-    def grad(self, x):
-        return self._finite(x)[1].copy()
-
-    def hvp(self, x, vector, *args):
-        return self._problem.hvp(self._problem.project(x), np.asarray(vector))
-
-    def hessian(self, x, *args):
-        return self._problem.hessian(self._problem.project(x))
-
-    def relative_decrease(self):
-        if self._previous_loss is None:
-            return 0.0
-        decrease = self._previous_loss - self.accepted_loss
-        scale = max(abs(self._previous_loss), abs(self.accepted_loss), 1.0)
-        return float(decrease / scale)
-
-    def _finite(self, x):
-        loss, grad = self.at(x)
-        if np.isfinite(loss) and (grad is None or np.isfinite(grad).all()):
-            return loss, grad
-        # A line search or trust region that is told of a steep rise from the
-        # accepted point shortens its step; told of NaN it gives up.
-        step = x - self.accepted
-        length = max(float(step @ step), np.finfo("float64").tiny)
-        rise = abs(self.accepted_loss) + 1.0
-        if self.accepted_grad is not None:
-            rise = max(abs(float(self.accepted_grad @ step)), 1e-300)
-        return self.accepted_loss + rise, 2 * rise / length * step
+def _status(result, evaluator):
+    if not np.isfinite(result.x).all() or not np.isfinite(result.fun):
+        return stopping.NON_FINITE
+    if result.success:
+        return stopping.CONVERGED
+    status = failure(str(result.message))
+    feasible = evaluator.is_feasible(result.x)
+    if status == stopping.LINE_SEARCH_FAILED and not feasible:
+        return stopping.INFEASIBLE
+    if result.message == _VIOLATED and feasible:
+        # trust-constr compares violations with its `gtol`, which may be zero.
+        return stopping.CONVERGED
+    return status
 
 
 def _interior(problem, theta):
@@ -419,18 +394,6 @@ def _interior(problem, theta):
     width = problem.upper - problem.lower
     margin = 0.1 * np.where(np.isfinite(width), width, 1 + np.abs(theta))
     return np.clip(theta, problem.lower + margin, problem.upper - margin)
-
-
-def _bounds(problem):
-    if not problem.is_bounded:
-        return None
-    return scipy.optimize.Bounds(
-        problem.lower, problem.upper, keep_feasible=True
-    )
-
-
-def _constraints(problem):
-    return [c._asdict() for c in problem.constraints]
 
 
 def _able(what):

@@ -4,6 +4,7 @@ Source: the reference of `scipy.optimize.minimize`, SciPy 1.15 to 1.17.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 from kormos.numerics import stopping
 
@@ -34,8 +35,13 @@ class ScipyMethod:
         hessian: whether it uses the dense Hessian.
         bounds: whether it takes bounds.
         constraints: the types of constraints that it takes.
-        interior: whether it must start inside of the bounds, as a barrier
-            method does.
+        splits_equalities: whether an equality must be given to it as two
+            inequalities.
+        preamble: function of the number of parameters to the number of calls
+            of the callback before the first iteration.
+        shows_trials: whether its callback shows the first trial of a step.
+            The accepted points are then where it asks for the gradient, and
+            the last one, where it may end without.
     """
 
     name: str
@@ -49,7 +55,9 @@ class ScipyMethod:
     hessian: bool = False
     bounds: bool = False
     constraints: tuple = ()
-    interior: bool = False
+    splits_equalities: bool = False
+    preamble: Callable = lambda parameters: 0
+    shows_trials: bool = False
 
 
 _METHODS = [
@@ -73,7 +81,7 @@ _METHODS = [
     ScipyMethod(
         "bfgs",
         ("gtol", "norm", "xrtol", "c1", "c2", "hess_inv0"),
-        {"gtol": 1e-5},
+        {"gtol": 1e-5, "xrtol": 0.0},
     ),
     ScipyMethod("newton-cg", ("xtol", "c1", "c2"), {"xtol": 1e-5}, hessp=True),
     ScipyMethod(
@@ -99,20 +107,22 @@ _METHODS = [
             "rescale",
             "maxfun",
         ),
-        {"ftol": 0.0, "xtol": 2.0**-26, "gtol": 1e-2 * 2.0**-13},
+        {"ftol": 2.0**-26, "xtol": 2.0**-26, "gtol": 1e-2 * 2.0**-13},
         # Its `maxiter` would be a number of evaluations.
         limits={"maxfun": UNLIMITED},
         bounds=True,
     ),
     ScipyMethod(
         "cobyla",
-        ("rhobeg", "tol", "catol"),
+        ("rhobeg", "tol", "catol", "f_target"),
         {"tol": 1e-4},
         # A number of evaluations, for which memory may be set aside.
         limits={"maxiter": 10**6},
         gradient=False,
         bounds=True,
         constraints=("eq", "ineq"),
+        # SciPy takes equalities from 1.16 on, and splits them so itself.
+        splits_equalities=True,
     ),
     ScipyMethod(
         "cobyqa",
@@ -129,6 +139,8 @@ _METHODS = [
         gradient=False,
         bounds=True,
         constraints=("eq", "ineq"),
+        # It calls after every evaluation, those for its first model included.
+        preamble=lambda parameters: 2 * parameters + 1,
     ),
     ScipyMethod(
         "slsqp",
@@ -136,6 +148,9 @@ _METHODS = [
         {"ftol": 1e-6},
         bounds=True,
         constraints=("eq", "ineq"),
+        # It asks for the gradient at the start.
+        preamble=lambda parameters: 1,
+        shows_trials=True,
     ),
     ScipyMethod(
         "trust-constr",
@@ -150,11 +165,12 @@ _METHODS = [
             "initial_barrier_tolerance",
             "factorization_method",
         ),
-        {"gtol": 1e-8, "xtol": 1e-8},
+        {"gtol": 1e-8, "xtol": 1e-8, "barrier_tol": 1e-8},
         hessp=True,
         bounds=True,
         constraints=("eq", "ineq"),
-        interior=True,
+        # It calls with the start.
+        preamble=lambda parameters: 1,
     ),
     ScipyMethod("dogleg", _TRUST_REGION, {"gtol": 1e-4}, hessian=True),
     ScipyMethod("trust-ncg", _TRUST_REGION, {"gtol": 1e-4}, hessp=True),
@@ -176,18 +192,14 @@ METHODS = {method.name: method for method in _METHODS}
 
 # Parts of SciPy's messages, in lower case, for runs without success.
 _FAILURES = (
-    ("abnormal", stopping.LINE_SEARCH_FAILED),
-    ("line search", stopping.LINE_SEARCH_FAILED),
-    ("linesearch", stopping.LINE_SEARCH_FAILED),
-    ("precision loss", stopping.LINE_SEARCH_FAILED),
-    ("directional derivative", stopping.LINE_SEARCH_FAILED),
+    ("not positive definite", stopping.LINE_SEARCH_FAILED),
     ("nan", stopping.NON_FINITE),
-    ("finite", stopping.NON_FINITE),
     ("infeasible", stopping.INFEASIBLE),
     ("incompatible", stopping.INFEASIBLE),
-    ("satisfying the constraints", stopping.INFEASIBLE),
-    ("singular matrix", stopping.INFEASIBLE),
-    ("evaluations", stopping.EVALUATION_LIMIT),
+    ("constraint", stopping.INFEASIBLE),
+    ("subproblem", stopping.INFEASIBLE),
+    ("rounding", stopping.NOISE_FLOOR),
+    ("evaluat", stopping.EVALUATION_LIMIT),
     ("iteration", stopping.ITERATION_LIMIT),
 )
 

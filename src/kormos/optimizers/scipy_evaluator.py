@@ -1,0 +1,224 @@
+"""What SciPy sees of a problem: functions of the free parameters.
+
+SciPy evaluates where it likes and asks for loss and gradient apart. Here every
+point is moved into the bounds and evaluated once, and what is NaN or infinite
+reads as a step too long.
+"""
+
+import numpy as np
+import scipy.optimize
+
+from kormos.numerics import stopping
+
+
+class Halt(Exception):
+    """Leaves SciPy's loop; not `StopIteration`, which TNC lets escape."""
+
+    def __init__(self, status=None, detail=""):
+        super().__init__(status, detail)
+        self.status = status
+        self.detail = detail
+
+
+class Evaluator:
+    """Answers SciPy, remembering points and hiding non-finite ones.
+
+    SciPy holds the parameters that the bounds leave free alone: several of
+    its methods mishandle fixed ones. Here `x` are those, and `theta` all.
+    """
+
+    _REMEMBERED = 4
+    _MOST_NOISY_TRIALS = 2
+
+    def __init__(self, problem, theta, spec):
+        self._problem = problem
+        self._spec = spec
+        self._memory = {}
+        self._best = np.inf, None
+        self._accepted_key = None
+        # Called with `x` before the gradient is answered.
+        self.on_gradient = None
+        self.accepted_loss = self.accepted_grad = None
+        theta = problem.project(np.array(theta, dtype="float64"))
+        self._free = slice(None)
+        if problem.is_bounded and (problem.lower == problem.upper).any():
+            self._free = problem.lower < problem.upper
+        # TNC probes nearby points, for its differences.
+        self._watches_noise = (
+            spec.gradient and spec.name != "tnc" and not problem.constraints
+        )
+        # A violation that no merit function takes for an improvement; a linear
+        # or quadratic model of the constraint would be spoilt by as much.
+        self._violation = 1e10 if spec.gradient else 2.0
+        self._largest = 1.0
+        self.move(theta)
+
+    def start(self):
+        """The accepted point, as SciPy holds it."""
+        return self.accepted[self._free].copy()
+
+    def point(self, x):
+        """The point of the box for SciPy's `x`."""
+        if isinstance(self._free, slice):
+            return self._problem.project(x)
+        theta = self.accepted.copy()
+        theta[self._free] = x
+        return self._problem.project(theta)
+
+    def at(self, theta):
+        """Loss and gradient (or `None`), evaluated once."""
+        key = theta.tobytes()
+        if key not in self._memory:
+            if self._spec.gradient:
+                loss, grad = self._problem.value_and_grad(theta)
+            else:
+                loss, grad = self._problem.value(theta), None
+            self._memory[key] = loss, grad
+            if loss < self._best[0]:
+                self._best = loss, key
+            self._forget()
+            self._note_noise(theta, loss)
+        return self._memory[key]
+
+    def _forget(self):
+        # Simplex and model-based methods come back to the best point late.
+        kept = {self._best[1], self._accepted_key}
+        for key in list(self._memory)[: -self._REMEMBERED]:
+            if key not in kept:
+                del self._memory[key]
+
+    def _note_noise(self, theta, loss):
+        """Ends the run when a step can no longer be told from none.
+
+        A line search in float32 may spend ten evaluations on that.
+        """
+        if self.accepted_grad is None or not self._watches_noise:
+            return
+        noise = 2 * self._problem.epsilon * abs(self.accepted_loss)
+        predicted = abs(float(self.accepted_grad @ (theta - self.accepted)))
+        if max(predicted, abs(loss - self.accepted_loss)) > noise:
+            self._noisy_trials = 0
+            return
+        self._noisy_trials += 1
+        if self._noisy_trials == self._MOST_NOISY_TRIALS:
+            raise Halt(stopping.NOISE_FLOOR)
+
+    def accept(self, x):
+        """Makes SciPy's iterate the accepted point, if it is another."""
+        # SciPy goes on writing into the array that it shows.
+        return self.move(self.point(np.array(x)))
+
+    def move(self, theta):
+        key = theta.tobytes()
+        if key == self._accepted_key:
+            return False  # The method rejected its step.
+        self._accepted_key = key
+        self._previous_loss = self.accepted_loss
+        self.accepted_loss, self.accepted_grad = self.at(theta)
+        self.accepted = theta
+        self._noisy_trials = 0
+        return True
+
+    def accepted_point(self):
+        return self.accepted, self.accepted_loss, self.accepted_grad
+
+    def value(self, x):
+        return self._finite(x)[0]
+
+    def grad(self, x):
+        if self.on_gradient is not None:
+            self.on_gradient(x)
+        return self._finite(x)[1][self._free].copy()
+
+    def hvp(self, x, vector, *args):
+        direction = np.zeros(self._problem.size)
+        direction[self._free] = vector
+        product = self._problem.hvp(self.point(x), direction)
+        return self._checked(product, "a Hessian product")[self._free]
+
+    def hessian(self, x, *args):
+        hessian = self._problem.hessian(self.point(x))
+        hessian = self._checked(hessian, "the Hessian")
+        return hessian[self._free][:, self._free]
+
+    def bounds(self):
+        """The bounds as SciPy takes them."""
+        problem = self._problem
+        if not problem.is_bounded:
+            return None
+        lower, upper = problem.lower[self._free], problem.upper[self._free]
+        return scipy.optimize.Bounds(lower, upper, keep_feasible=True)
+
+    def constraints(self):
+        """The constraints as SciPy takes them."""
+        adapted = []
+        for constraint in self._problem.constraints:
+            signs = [1.0]
+            if constraint.type == "eq" and self._spec.splits_equalities:
+                signs = [1.0, -1.0]
+            adapted.extend(
+                self._adapted(constraint, sign, len(signs)) for sign in signs
+            )
+        return adapted
+
+    def _adapted(self, constraint, sign, parts):
+        def fun(x):
+            values = sign * constraint.fun(self.point(x))
+            finite = np.isfinite(values)
+            size = np.abs(values[finite]).max(initial=0.0)
+            self._largest = max(self._largest, size)
+            return np.where(finite, values, -self._violation * self._largest)
+
+        def jac(x):
+            jacobian = sign * constraint.jac(self.point(x))
+            jacobian = self._checked(jacobian, "the Jacobian of a constraint")
+            return jacobian[:, self._free]
+
+        kind = constraint.type if parts == 1 else "ineq"
+        return {"type": kind, "fun": fun, "jac": jac}
+
+    def is_feasible(self, x):
+        """Whether the constraints hold, but for rounding."""
+        tolerance = max(1e-8, 64 * self._problem.epsilon)
+        violation = 0.0
+        for constraint in self._problem.constraints:
+            values = constraint.fun(self.point(np.array(x)))
+            if constraint.type == "eq":
+                values = -np.abs(values)
+            violation = np.maximum(violation, (-values).max(initial=0.0))
+        return violation <= tolerance
+
+    def _checked(self, array, name):
+        if not np.isfinite(array).all():
+            raise Halt(stopping.NON_FINITE, f"{name} is NaN or infinite")
+        return array
+
+    def stationarity(self, order):
+        """The size of the gradient, or of a step along it in the box."""
+        step = self.accepted_grad
+        if self._problem.is_bounded:
+            ahead = self._problem.project(self.accepted - step)
+            step = ahead - self.accepted
+        return float(np.linalg.norm(step, order))
+
+    def relative_decrease(self):
+        """The latest decrease of the loss, or `None` before the first."""
+        if self._previous_loss is None:
+            return None
+        decrease = self._previous_loss - self.accepted_loss
+        scale = max(abs(self._previous_loss), abs(self.accepted_loss), 1.0)
+        return float(decrease / scale)
+
+    def _finite(self, x):
+        theta = self.point(x)
+        loss, grad = self.at(theta)
+        if np.isfinite(loss) and (grad is None or np.isfinite(grad).all()):
+            return loss, grad
+        # A line search or trust region that is told of a steep rise from the
+        # accepted point shortens its step; told of NaN it gives up.
+        step = theta - self.accepted
+        length = max(float(step @ step), np.finfo("float64").tiny)
+        rise = abs(self.accepted_loss) + 1.0
+        if self.accepted_grad is not None:
+            rise = max(abs(float(self.accepted_grad @ step)), 1e-300)
+        return self.accepted_loss + rise, 2 * rise / length * step

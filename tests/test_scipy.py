@@ -1,0 +1,419 @@
+"""SciPy's methods: what each is given, and that nothing else differs."""
+
+import warnings
+
+import keras
+import numpy as np
+import pytest
+import scipy.optimize
+from keras import ops
+from scipy.optimize import rosen
+from scipy.optimize import rosen_der
+from scipy.optimize import rosen_hess
+from scipy.optimize import rosen_hess_prod
+
+import kormos
+from conftest import lindata
+from conftest import linear
+from kormos.objective import FunctionObjective
+from kormos.optimizers import ScipyBatchOptimizer
+from kormos.optimizers.base import Problem
+from kormos.optimizers.scipy import MOST_DENSE_PARAMETERS
+from kormos.optimizers.scipy_methods import failure
+
+# The reference of `scipy.optimize.minimize`.
+WITHOUT_GRADIENT = ["cobyla", "cobyqa", "nelder-mead", "powell"]
+FIRST_ORDER = ["bfgs", "cg", "l-bfgs-b", "slsqp", "tnc"]
+PRODUCTS = ["newton-cg", "trust-constr", "trust-krylov", "trust-ncg"]
+DENSE = ["dogleg", "trust-exact"]
+WITH_GRADIENT = FIRST_ORDER + PRODUCTS + DENSE
+ALL = WITHOUT_GRADIENT + WITH_GRADIENT
+
+# Where the Hessian is positive definite, as dogleg wants it.
+START = np.array([0.8, 1.1, 0.9, 1.2, 1.1])
+
+
+class Rosenbrock:
+    """An objective in NumPy."""
+
+    def __init__(self, start=START):
+        self.start = start
+        self.size = start.size
+        self.value = rosen
+        self.hvp = rosen_hess_prod
+        self.hessian = rosen_hess
+
+    def initial_position(self):
+        return self.start
+
+    def value_and_grad(self, theta):
+        return self.value(theta), rosen_der(theta)
+
+
+class Logarithm(Rosenbrock):
+    """NaN below zero, least at one."""
+
+    def __init__(self):
+        super().__init__(np.array([4.0, 0.1]))
+        self.value = lambda x: np.sum(x - np.log(x))
+        self.hvp = lambda x, v: v / x**2
+        self.hessian = lambda x: np.diag(1 / x**2)
+
+    def value_and_grad(self, theta):
+        return self.value(theta), 1 - 1 / theta
+
+
+def rosenbrock(v):
+    return ops.sum(100 * (v[1:] - v[:-1] ** 2) ** 2 + (1 - v[:-1]) ** 2)
+
+
+def run(objective, method, epochs=10**6, **settings):
+    """Runs a method alone; its outcome, the problem, and every iterate."""
+    optimizer = ScipyBatchOptimizer(method=method, **settings)
+    (stage,) = optimizer.stages(epochs)
+    problem = Problem(objective)
+    iterates = []
+
+    def report(theta, loss, grad):
+        iterates.append(theta.copy())
+        return len(iterates) > stage.epochs
+
+    outcome = stage.run(problem, objective.initial_position(), report)
+    return outcome, problem, np.array(iterates[1:])
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_each_method_is_given_what_it_can_use(method, monkeypatch):
+    given = {}
+    stock = scipy.optimize.minimize
+
+    def spy(*args, **kwargs):
+        given.update(kwargs)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            return stock(*args, **kwargs)
+
+    monkeypatch.setattr(scipy.optimize, "minimize", spy)
+    v = keras.Variable(START)
+    objective = FunctionObjective(lambda: rosenbrock(v), [v])
+    _, problem, iterates = run(objective, method, epochs=3)
+    assert len(iterates) == 3
+    assert (given["jac"] is not None) == (method in WITH_GRADIENT)
+    assert (given["hessp"] is not None) == (method in PRODUCTS)
+    assert (given["hess"] is not None) == (method in DENSE)
+    assert given["bounds"] is None and not given["constraints"]
+    traces = objective.program.traces
+    assert (traces["value_and_grad"] > 0) == (method in WITH_GRADIENT)
+    assert (traces["hvp"] > 0) == (method in PRODUCTS + DENSE)
+    assert (problem.hessp_evals > 0) == (method in PRODUCTS + DENSE)
+
+
+@pytest.mark.parametrize("tol", [None, 1e-3])
+@pytest.mark.parametrize("method", ALL)
+def test_runs_as_scipy_does(method, tol):
+    iterates = []
+    # COBYLA counts evaluations here.
+    limits = {"maxiter": 10**6} if method == "cobyla" else {}
+    plain = scipy.optimize.minimize(
+        rosen,
+        START,
+        method=method,
+        tol=tol,
+        jac=rosen_der if method in WITH_GRADIENT else None,
+        hessp=rosen_hess_prod if method in PRODUCTS else None,
+        hess=rosen_hess if method in DENSE else None,
+        callback=lambda x, *_: iterates.append(x.copy()),
+        options=limits,
+    )
+    outcome, problem, ours = run(Rosenbrock(), method, tol=tol)
+    assert outcome.status == "converged" and plain.success
+    np.testing.assert_array_equal(outcome.theta, plain.x)
+    assert outcome.loss == plain.fun
+    # What was evaluated once is not evaluated again.
+    assert problem.fg_evals <= plain.nfev
+    if method in WITH_GRADIENT:
+        assert problem.fg_evals == plain.nfev
+    if method == "trust-constr":
+        del iterates[0]  # The start.
+    if method == "cobyqa":
+        del iterates[: 2 * START.size + 1]  # Those of the first model.
+    if method != "slsqp":  # It shows the first trials of its line searches.
+        np.testing.assert_array_equal(ours, iterates)
+    np.testing.assert_array_equal(ours[-1], plain.x)
+    check_test(method, outcome)
+
+
+def check_test(method, outcome):
+    """Whether the test that fired is named truly."""
+    assert outcome.test in OPTIONS[method]
+    assert outcome.threshold > 0
+    assert outcome.value is None or outcome.value <= outcome.threshold
+    if method in ("bfgs", "cg", "trust-krylov", "trust-ncg", *DENSE):
+        assert outcome.test == "gtol"
+        order = np.inf if method in ("bfgs", "cg") else 2
+        size = np.linalg.norm(rosen_der(outcome.theta), order)
+        assert outcome.value == pytest.approx(size)
+
+
+def test_a_loss_in_keras_takes_the_same_path(float64):
+    v = keras.Variable(START)
+    objective = FunctionObjective(lambda: rosenbrock(v), [v])
+    _, _, expected = run(Rosenbrock(), "l-bfgs-b")
+    _, _, iterates = run(objective, "l-bfgs-b")
+    np.testing.assert_allclose(iterates[:10], expected[:10], atol=1e-10)
+    x, direction = np.random.default_rng(0).normal(size=(2, 5))
+    loss, grad = objective.value_and_grad(x)
+    assert loss == pytest.approx(rosen(x), rel=1e-13)
+    np.testing.assert_allclose(grad, rosen_der(x), rtol=1e-12)
+    np.testing.assert_allclose(objective.hessian(x), rosen_hess(x), rtol=1e-12)
+    np.testing.assert_allclose(
+        objective.hvp(x, direction), rosen_hess_prod(x, direction), rtol=1e-12
+    )
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_epochs_are_iterations(method, unconverged):
+    x, y = lindata(200, noise=0.3)
+    model = linear(l2=1e-3)
+    # None converges in two iterations: no step has the right length.
+    model.compile(optimizer=method.title(), loss="log_cosh")
+    start = model.evaluate(x, y, verbose=0)
+    history = model.fit(x, y, epochs=2, verbose=0).history
+    assert len(history["loss"]) == 2
+    assert history["loss"][0] < start
+    assert np.isnan(history["grad"]).all() == (method in WITHOUT_GRADIENT)
+    (result,) = model.optimizer.results
+    assert isinstance(result, scipy.optimize.OptimizeResult)
+    np.testing.assert_allclose(result.x, model.get_weights()[0][:, 0])
+    assert result.nfev == model.optimizer.fg_evals == history["fg_evals"][-1]
+    optimizer = ScipyBatchOptimizer(method=method, options={"maxiter": 1})
+    history = kormos.fit(model, x, y, optimizer=optimizer, verbose=0)
+    assert len(history.history["loss"]) == 1
+
+
+@pytest.mark.parametrize(
+    "method, options",
+    [
+        ("l-bfgs-b", {"maxfun": 5}),
+        ("tnc", {"maxfun": 5}),
+        ("nelder-mead", {"maxfev": 12}),
+        ("powell", {"maxfev": 12}),
+        ("cobyqa", {"maxfev": 20}),
+    ],
+)
+def test_a_limit_on_evaluations_ends_the_run(method, options):
+    outcome, problem, _ = run(Rosenbrock(), method, options=options)
+    assert outcome.status == "evaluation limit"
+    (limit,) = options.values()
+    # L-BFGS-B looks at it between line searches; Powell counts points twice.
+    assert 0.5 * limit < problem.fg_evals <= limit + 5
+
+
+def test_names_in_any_letter_case():
+    v = keras.Variable(np.ones(2))
+    model = linear()
+    for name in ("Newton-CG", "L-BFGS-B", "trust-NCG", "SLSQP", "CobyQA"):
+        optimizer = kormos.optimizers.get(name)
+        assert isinstance(optimizer, ScipyBatchOptimizer)
+        assert optimizer.method == name.lower()
+        assert ScipyBatchOptimizer(method=name).stages(1)
+        model.compile(optimizer=name, loss="mse")
+        assert model.optimizer.method == name.lower()
+    assert kormos.minimize(lambda: ops.sum(v**2), [v], "L-bfgs-B").success
+    assert kormos.optimizers.get("SciPy").method == "l-bfgs-b"
+    assert kormos.optimizers.get(optimizer) is optimizer
+
+
+@pytest.mark.parametrize("identifier", ["adam", "l-bfgs", None, ["cg"], "sgd"])
+def test_get_refuses_what_is_not_ours(identifier):
+    with pytest.raises(ValueError, match="l-bfgs-b.*Received"):
+        kormos.optimizers.get(identifier)
+
+
+def test_unknown_method_raises():
+    with pytest.raises(ValueError, match="trust-exact.*method='newton'"):
+        ScipyBatchOptimizer(method="newton")
+
+
+# A sensible value for every option, in three dimensions.
+OPTIONS = {
+    "nelder-mead": {
+        "maxfev": 99,
+        "initial_simplex": np.eye(4, 3),
+        "xatol": 1e-5,
+        "fatol": 1e-5,
+        "adaptive": True,
+    },
+    "powell": {"maxfev": 99, "xtol": 1e-5, "ftol": 1e-5, "direc": np.eye(3)},
+    "cg": {"gtol": 1e-6, "norm": 2, "c1": 1e-4, "c2": 0.3},
+    "bfgs": {
+        "gtol": 1e-6,
+        "norm": 2,
+        "xrtol": 1e-9,
+        "c1": 1e-4,
+        "c2": 0.8,
+        "hess_inv0": np.eye(3),
+    },
+    "newton-cg": {"xtol": 1e-6, "c1": 1e-4, "c2": 0.8},
+    "l-bfgs-b": {
+        "maxcor": 5,
+        "ftol": 1e-9,
+        "gtol": 1e-6,
+        "maxfun": 99,
+        "maxls": 30,
+    },
+    "tnc": {
+        "scale": np.ones(3),
+        "offset": np.zeros(3),
+        "maxCGit": 5,
+        "eta": 0.3,
+        "stepmx": 5,
+        "accuracy": 1e-7,
+        "minfev": 0,
+        "ftol": 1e-9,
+        "xtol": 1e-9,
+        "gtol": 1e-6,
+        "rescale": 1.5,
+        "maxfun": 99,
+    },
+    "cobyla": {"rhobeg": 0.5, "tol": 1e-5, "catol": 1e-6, "f_target": -1},
+    "cobyqa": {
+        "maxfev": 99,
+        "f_target": -1,
+        "feasibility_tol": 1e-6,
+        "initial_tr_radius": 0.5,
+        "final_tr_radius": 1e-5,
+        "scale": False,
+    },
+    "slsqp": {"ftol": 1e-8},
+    "trust-constr": {
+        "xtol": 1e-9,
+        "gtol": 1e-9,
+        "barrier_tol": 1e-9,
+        "sparse_jacobian": False,
+        "initial_constr_penalty": 2.0,
+        "initial_tr_radius": 0.5,
+        "initial_barrier_parameter": 0.2,
+        "initial_barrier_tolerance": 0.2,
+        "factorization_method": None,
+    },
+    "dogleg": {},
+    "trust-ncg": {},
+    "trust-exact": {"subproblem_maxiter": 20},
+    "trust-krylov": {"inexact": False},
+}
+for trust_region in ("dogleg", "trust-ncg", "trust-exact", "trust-krylov"):
+    OPTIONS[trust_region].update(
+        initial_trust_radius=0.5, max_trust_radius=50.0, eta=0.1, gtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_every_known_option_is_one_of_scipy(method):
+    with pytest.raises(ValueError) as refusal:
+        ScipyBatchOptimizer(method=method, options={"maxcors": 9, "zeta": 1})
+    known = {*OPTIONS[method], "maxiter"}
+    assert str(sorted(known)) in str(refusal.value)
+    assert str(refusal.value).endswith("Received: maxcors, zeta")
+    # An option that SciPy does not know would raise.
+    objective = Rosenbrock(START[:3])
+    _, _, iterates = run(objective, method, 1, options=OPTIONS[method])
+    assert len(iterates) == 1
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"options": {"maxiter": 2.5}},
+        {"options": {"maxiter": -1}},
+        {"options": [5]},
+        {"epochs": "ten"},
+        {"tol": "tight"},
+    ],
+)
+def test_malformed_settings_raise(settings):
+    with pytest.raises(ValueError, match="Received"):
+        ScipyBatchOptimizer(**settings)
+
+
+@pytest.mark.parametrize("method", DENSE)
+def test_a_dense_hessian_is_refused_above_a_size(method):
+    size = MOST_DENSE_PARAMETERS + 1
+    v = keras.Variable(np.ones(size))
+    losses = []
+    with pytest.raises(ValueError, match=f"'{method}'.*2,001 .* 32 MB"):
+        kormos.minimize(
+            lambda: ops.sum(v**2), [v], method, loss_callback=losses.append
+        )
+    assert losses == []
+    np.testing.assert_array_equal(ops.convert_to_numpy(v), np.ones(size))
+    (stage,) = ScipyBatchOptimizer(method=method).stages(1)
+    stage.check(MOST_DENSE_PARAMETERS, False, [])
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize("method", ALL)
+def test_a_non_finite_trial_is_a_step_too_long(method):
+    outcome, _, iterates = run(Logarithm(), method)
+    assert outcome.status == "converged"
+    np.testing.assert_allclose(outcome.theta, 1, atol=1e-3)
+    assert (iterates > 0).all()
+
+
+@pytest.mark.parametrize("method", PRODUCTS + DENSE)
+def test_a_non_finite_hessian_ends_the_run(method):
+    objective = Rosenbrock()
+    objective.hvp = lambda x, v: np.nan * v
+    objective.hessian = lambda x: np.full((5, 5), np.nan)
+    outcome, *_ = run(objective, method)
+    assert outcome.status == "non-finite"
+    assert "NaN or infinite" in outcome.detail
+    np.testing.assert_array_equal(outcome.theta, START)
+
+
+@pytest.mark.parametrize(
+    "message, status",
+    [
+        ("ABNORMAL: ", "line search failed"),
+        ("Linear search failed", "line search failed"),
+        (
+            "Desired error not necessarily achieved due to precision loss.",
+            "line search failed",
+        ),
+        (
+            "Warning: CG iterations didn't converge. The Hessian is not "
+            "positive definite.",
+            "line search failed",
+        ),
+        (
+            "A linalg error occurred, such as a non-psd Hessian.",
+            "line search failed",
+        ),
+        ("NaN result encountered.", "non-finite"),
+        (
+            "STOP: TOTAL NO. OF F,G EVALUATIONS EXCEEDS LIMIT",
+            "evaluation limit",
+        ),
+        ("Max. number of function evaluations reached", "evaluation limit"),
+        ("Iteration limit reached", "iteration limit"),
+        ("Inequality constraints incompatible", "infeasible"),
+        ("More equality constraints than independent variables", "infeasible"),
+        ("Singular matrix C in LSQ subproblem", "infeasible"),
+        ("Constraint violation exceeds 'gtol'", "infeasible"),
+    ],
+)
+def test_failures_by_their_messages(message, status):
+    assert failure(message) == status
+
+
+@pytest.mark.filterwarnings("ignore::kormos.ConvergenceWarning")
+@pytest.mark.parametrize("method", [*FIRST_ORDER, "newton-cg"])
+def test_float32_ends_at_its_rounding(method):
+    # Its line searches once spent ten evaluations and more at the end.
+    x, y = lindata(200, noise=0.3)
+    model = linear(l2=1e-3)
+    model.compile(optimizer=method, loss="mse")
+    result = model.fit(x, y, epochs=100, verbose=0).result
+    assert result.status in ("converged", "noise floor")
+    assert result.loss == pytest.approx(0.0895758670, rel=1e-6)
+    assert result.evaluations <= 30
