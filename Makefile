@@ -38,11 +38,14 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
+# The tested torch first, in its CPU build where the machine offers one.
+TORCH := torch==2.13.0
+
 $(VENV)/quickstart-%: $(BIN)/python pyproject.toml
-	$(BIN)/python -m pip install --quiet -e ".[quickstart,$*]"
+	$(BIN)/python -m pip install --quiet $(if $(filter torch,$*),$(TORCH)) -e ".[quickstart,$*]"
 	@touch $@
 
 $(VENV)/test: $(BIN)/python pyproject.toml
-	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet $(TORCH)
 	$(BIN)/python -m pip install --quiet -e ".[test]"
 	@touch $@

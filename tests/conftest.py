@@ -1,6 +1,5 @@
 """Fixtures of all tests. `KERAS_BACKEND` names the backend under test."""
 
-import gc
 import os
 import warnings
 
@@ -18,10 +17,6 @@ import kormos
 
 BACKEND = keras.backend.backend()
 
-# `clear_session` collects garbage, which takes a second a test where it must
-# look at all that the libraries hold.
-gc.freeze()
-
 # TensorFlow rounds Python floats (a regularizer's factor, say) to float32.
 TIGHT = 1e-7 if BACKEND == "tensorflow" else 1e-12
 
@@ -37,7 +32,8 @@ def float64():
 def seeded():
     keras.utils.set_random_seed(0)
     yield
-    keras.backend.clear_session()
+    # Collecting garbage after each test would take longer than most tests.
+    keras.backend.clear_session(free_memory=False)
 
 
 @pytest.fixture

@@ -41,7 +41,8 @@ UPPER = np.array([0.1, 0.1, np.inf, -0.2, 0.5])
 
 
 def mean_squared_error(v):
-    residuals = ops.matmul(X, ops.reshape(v, (5, 1))) - Y
+    prediction = ops.matmul(ops.convert_to_tensor(X), ops.reshape(v, (5, 1)))
+    residuals = prediction - ops.convert_to_tensor(Y)
     return ops.mean(residuals**2)
 
 
@@ -125,7 +126,7 @@ def test_all_parameters_may_be_fixed(method):
 @pytest.mark.parametrize("method", ["l-bfgs-b", "tnc", "slsqp", "cobyqa"])
 def test_a_loss_that_is_undefined_outside(method, float64):
     # NaN below zero; least at 4, and at the bound of the second entry.
-    v = keras.Variable([1e-3, 1.0])
+    v = keras.Variable(np.array([1e-3, 1.0]))
     result = kormos.minimize(
         lambda: ops.sum(v - 4 * ops.sqrt(v)),
         [v],
@@ -139,8 +140,12 @@ def test_a_loss_that_is_undefined_outside(method, float64):
 @pytest.mark.parametrize("method", BOUNDED)
 def test_nonneg_constraint_is_a_bound(method, float64):
     # Their default tolerances are coarse.
-    coarse = {"slsqp": {"ftol": 1e-12}, "powell": {"xtol": 1e-8}}
-    options = coarse.get(method)
+    tight = {
+        "cobyla": {"tol": 1e-7},
+        "powell": {"xtol": 1e-8},
+        "slsqp": {"ftol": 1e-12},
+    }
+    options = tight.get(method)
     model = linear(kernel_constraint=keras.constraints.NonNeg())
     optimizer = ScipyBatchOptimizer(method=method, options=options)
     model.compile(optimizer=optimizer, loss="mse")
@@ -153,9 +158,9 @@ def test_nonneg_constraint_is_a_bound(method, float64):
 
 
 def test_nonneg_and_bounds_hold_together(float64):
-    v = keras.Variable([1.0, 1.0, 1.0])
+    v = keras.Variable(np.ones(3))
     v.constraint = keras.constraints.NonNeg()
-    target = np.array([-1.0, 5.0, 2.0])
+    target = ops.convert_to_tensor(np.array([-1.0, 5.0, 2.0]))
     kormos.minimize(
         lambda: ops.sum((v - target) ** 2),
         [v],

@@ -15,10 +15,19 @@ from kormos.optimizers import ScipyBatchOptimizer
 from kormos.optimizers.base import Constraint
 
 CONSTRAINED = ["cobyla", "cobyqa", "slsqp", "trust-constr"]
-UNCONSTRAINED = sorted(
-    {m.lower() for m in scipy.optimize._minimize.MINIMIZE_METHODS}
-    - set(CONSTRAINED)
-)
+UNCONSTRAINED = [
+    "bfgs",
+    "cg",
+    "dogleg",
+    "l-bfgs-b",
+    "nelder-mead",
+    "newton-cg",
+    "powell",
+    "tnc",
+    "trust-exact",
+    "trust-krylov",
+    "trust-ncg",
+]
 TIGHT = {
     "cobyla": {"tol": 1e-8},
     "cobyqa": {"final_tr_radius": 1e-9},
@@ -54,7 +63,10 @@ def test_vector_of_equalities_in_fit(method, bounds, float64):
         bounds=bounds,
         constraints={
             "type": "eq",
-            "fun": lambda: ops.matmul(A, kernel[:, 0]) - B,
+            "fun": lambda: (
+                ops.matmul(ops.convert_to_tensor(A), kernel[:, 0])
+                - ops.convert_to_tensor(B)
+            ),
         },
     )
     model.compile(optimizer=optimizer, loss="mse")
@@ -69,7 +81,7 @@ def test_vector_of_equalities_in_fit(method, bounds, float64):
 @pytest.mark.parametrize("method", CONSTRAINED)
 def test_inequality_in_minimize(method, float64):
     # The lowest point of a disc, with a second constraint that is inactive.
-    v = keras.Variable([0.3, 0.6])
+    v = keras.Variable(np.array([0.3, 0.6]))
     result = kormos.minimize(
         lambda: ops.sum(v),
         [v],
@@ -87,7 +99,7 @@ def test_inequality_in_minimize(method, float64):
 
 @pytest.mark.parametrize("method", CONSTRAINED)
 def test_equality_and_fixed_parameter(method, float64):
-    v = keras.Variable([3.0, 3.0, 3.0])
+    v = keras.Variable(np.full(3, 3.0))
     result = kormos.minimize(
         lambda: ops.sum(v**2),
         [v],
@@ -102,20 +114,17 @@ def test_equality_and_fixed_parameter(method, float64):
 @pytest.mark.parametrize("method", CONSTRAINED)
 @pytest.mark.parametrize("low", [None, 0.1])
 def test_a_constraint_that_is_undefined_somewhere(method, low, float64):
-    v = keras.Variable([3.0, 3.0])
-    seen = []
-
-    def logarithms():
-        if low is not None:
-            seen.append(True)
-        return ops.log(v) - np.log([1.0, 0.5])
-
+    v = keras.Variable(np.full(2, 3.0))
+    logarithms = np.log([1.0, 0.5])
     result = kormos.minimize(
         lambda: ops.sum((v + 1) ** 2),
         [v],
         method,
         bounds=[(v, (low, None))],
-        constraints={"type": "ineq", "fun": logarithms},
+        constraints={
+            "type": "ineq",
+            "fun": lambda: ops.log(v) - ops.convert_to_tensor(logarithms),
+        },
     )
     assert result.success, result
     np.testing.assert_allclose(value(v), [1, 0.5], atol=1e-4)
@@ -123,7 +132,7 @@ def test_a_constraint_that_is_undefined_somewhere(method, low, float64):
 
 @pytest.mark.parametrize("method", ["slsqp", "trust-constr"])
 def test_constraints_are_evaluated_within_the_bounds(method, float64):
-    v = keras.Variable([3.0, 3.0])
+    v = keras.Variable(np.full(2, 3.0))
     packing = Packing([v])
     (constraint,) = resolve_constraints(
         {"type": "ineq", "fun": lambda: ops.sum(v) - 1}, packing, Constraint
@@ -150,7 +159,7 @@ def test_constraints_are_evaluated_within_the_bounds(method, float64):
 
 @pytest.mark.parametrize("method", CONSTRAINED)
 def test_contradictory_constraints_are_named_infeasible(method, float64):
-    v = keras.Variable([3.0, 3.0])
+    v = keras.Variable(np.full(2, 3.0))
     with pytest.warns(kormos.ConvergenceWarning, match="infeasible"):
         result = kormos.minimize(
             lambda: ops.sum((v + 1) ** 2),
@@ -213,8 +222,8 @@ def test_jacobians_are_exact(float64):
 
 
 def test_frozen_variables_are_read_anew_by_every_fit(float64):
-    v = keras.Variable([1.0, 1.0])
-    total = keras.Variable(3.0, trainable=False)
+    v = keras.Variable(np.ones(2))
+    total = keras.Variable(3.0, dtype="float64", trainable=False)
     constraint = {"type": "eq", "fun": lambda: ops.sum(v) - total}
     for expected in (3.0, 5.0):
         total.assign(expected)

@@ -75,7 +75,7 @@ def run(objective, method, epochs=10**6, **settings):
     iterates = []
 
     def report(theta, loss, grad):
-        iterates.append(theta.copy())
+        iterates.append(theta)  # A live buffer would show here.
         return len(iterates) > stage.epochs
 
     outcome = stage.run(problem, objective.initial_position(), report)
@@ -90,7 +90,8 @@ def test_each_method_is_given_what_it_can_use(method, monkeypatch):
     def spy(*args, **kwargs):
         given.update(kwargs)
         with warnings.catch_warnings():
-            warnings.simplefilter("error")
+            warnings.simplefilter("error", RuntimeWarning)
+            warnings.simplefilter("error", UserWarning)
             return stock(*args, **kwargs)
 
     monkeypatch.setattr(scipy.optimize, "minimize", spy)
@@ -207,6 +208,24 @@ def test_a_limit_on_evaluations_ends_the_run(method, options):
     (limit,) = options.values()
     # L-BFGS-B looks at it between line searches; Powell counts points twice.
     assert 0.5 * limit < problem.fg_evals <= limit + 5
+
+
+@pytest.mark.parametrize("method", ["cobyla", "cobyqa"])
+def test_a_target_is_named(method):
+    outcome, *_ = run(Rosenbrock(), method, options={"f_target": 1.0})
+    assert outcome.status == "converged"
+    assert (outcome.test, outcome.threshold) == ("f_target", 1.0)
+    assert outcome.value == outcome.loss <= 1
+
+
+def test_scipy_has_no_limits_of_its_own():
+    # It would stop after 200 iterations, or evaluations, a parameter.
+    start = np.zeros(8)
+    plain = scipy.optimize.minimize(rosen, start, method="nelder-mead")
+    assert not plain.success
+    outcome, problem, _ = run(Rosenbrock(start), "nelder-mead")
+    assert outcome.status == "converged"
+    assert problem.fg_evals > plain.nfev
 
 
 def test_names_in_any_letter_case():

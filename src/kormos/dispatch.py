@@ -11,7 +11,7 @@ import keras
 
 from kormos import optimizers
 from kormos.fit import fit
-from kormos.objective.model import remember_loss_weights
+from kormos.objective.model_loss import remember_loss_weights
 from kormos.optimizers.base import BatchOptimizer
 
 

@@ -40,7 +40,8 @@ def minimize(
 
     Args:
         loss_fn: function of no arguments that computes a scalar tensor from
-            variables with `keras.ops` or the backend's functions.
+            variables with `keras.ops` or the backend's functions. Make tensors
+            of NumPy arrays first, by `keras.ops.convert_to_tensor`.
         variables: list of the `keras.Variable`s to optimize.
         method: a name, in any letter case, or a `BatchOptimizer`.
         max_iterations: the most accepted iterations. Defaults to 1000.
@@ -107,7 +108,7 @@ def minimize(
     )
     theta = problem.project(objective.initial_position())
     if stage.uses_hessian:
-        check_hessian_products(objective, theta)
+        check_hessian_products(objective, theta, problem.project)
     recorder = _Recorder(objective, problem, stage.epochs, callback)
     run = Run(stage, problem, recorder.start, recorder.iterate)
     try:
@@ -154,7 +155,8 @@ class _Recorder:
         }
 
     def start(self, theta, loss, grad):
-        warn_of_unused_variables(self._objective, theta, grad)
+        project = self._problem.project
+        warn_of_unused_variables(self._objective, theta, grad, project)
         return self._most == 0
 
     def iterate(self, theta, loss, grad):

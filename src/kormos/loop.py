@@ -161,7 +161,7 @@ class FitLoop:
         problem = self._problem = self._new_problem()
         theta = problem.project(objective.initial_position())
         if stage.uses_hessian:
-            check_hessian_products(objective, theta)
+            check_hessian_products(objective, theta, problem.project)
         self._steps = 0
         self._latest = theta, np.nan, None
         run = self._run = Run(stage, problem, self._start, self._iterate)
@@ -193,7 +193,9 @@ class FitLoop:
         """Told where a run starts; returns whether to stop there."""
         if self._initial_loss is None:
             self._initial_loss = loss
-            warn_of_unused_variables(self._objective, theta, grad)
+            warn_of_unused_variables(
+                self._objective, theta, grad, self._problem.project
+            )
         self._latest = theta, loss, grad
         return self._epoch >= self._end
 

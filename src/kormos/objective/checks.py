@@ -24,13 +24,14 @@ def check_count(name, value, least):
         )
 
 
-def warn_of_unused_variables(objective, theta, grad):
+def warn_of_unused_variables(objective, theta, grad, project):
     """Warns once, by name, of variables that do not change the loss.
 
     Args:
         objective: a `FlatObjective`.
         theta: the start.
         grad: the gradient there, or `None`.
+        project: function that moves a point into the bounds.
     """
     unused = {id(v) for v in objective.unused_variables}
     if grad is not None:
@@ -40,7 +41,7 @@ def warn_of_unused_variables(objective, theta, grad):
             rng = np.random.default_rng(0)
             scale = 0.1 * (1 + np.abs(theta))
             elsewhere = theta + scale * rng.standard_normal(theta.shape)
-            _, grad = objective.value_and_grad(elsewhere)
+            _, grad = objective.value_and_grad(project(elsewhere))
             unused |= suspects & _zero_parts(objective, grad)
     names = [v.path for v in objective.variables if id(v) in unused]
     if names:
@@ -51,11 +52,16 @@ def warn_of_unused_variables(objective, theta, grad):
         )
 
 
-def check_hessian_products(objective, theta):
+def check_hessian_products(objective, theta, project):
     """Refuses Hessian products that contradict differences of gradients.
 
     On TensorFlow alone: JAX and PyTorch have no operations with wrong second
     derivatives that are known.
+
+    Args:
+        objective: a `FlatObjective`.
+        theta: the start.
+        project: function that moves a point into the bounds.
 
     Raises:
         ValueError: if they differ by more than rounding explains.
@@ -66,9 +72,14 @@ def check_hessian_products(objective, theta):
     direction = rng.standard_normal(theta.shape)
     direction /= np.linalg.norm(direction)
     step = objective.epsilon ** (1 / 3) * (1 + np.linalg.norm(theta))
-    _, ahead = objective.value_and_grad(theta + step * direction)
-    _, behind = objective.value_and_grad(theta - step * direction)
-    product = objective.hvp(theta, direction)
+    above = project(theta + step * direction)
+    below = project(theta - step * direction)
+    step = np.linalg.norm(above - below) / 2
+    if step == 0:
+        return  # Bounds fix every parameter.
+    _, ahead = objective.value_and_grad(above)
+    _, behind = objective.value_and_grad(below)
+    product = objective.hvp((above + below) / 2, (above - below) / (2 * step))
     error = np.linalg.norm((ahead - behind) / (2 * step) - product)
     size = np.linalg.norm(product)
     scale = max(np.linalg.norm(ahead), np.linalg.norm(behind))

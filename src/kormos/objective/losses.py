@@ -74,8 +74,9 @@ class CompiledLosses:
         """
         data = y, y_pred, sample_weight
         factors = []
-        for self._probed in range(len(self._terms(*data))):
+        for i in range(len(self._terms(*data))):
             self._calls.clear()
+            self._probed = i
             factors.append(float(self._shell.compute_loss(None, *data)))
         self._probed = None
         return factors

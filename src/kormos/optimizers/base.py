@@ -197,8 +197,9 @@ class BatchOptimizer(keras.optimizers.Optimizer):
         )
 
     def __setattr__(self, name, value):
-        if name == "bounds":
-            # Keras would save the variables in it as state of the optimizer.
+        if name in ("bounds", "results"):
+            # Keras would save the variables in bounds as state of the
+            # optimizer, and make SciPy's results into plain dicts.
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)

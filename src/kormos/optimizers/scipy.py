@@ -12,7 +12,9 @@ calling `scipy.optimize.minimize` with the same functions in:
 6. trust-constr with bounds or inequalities ends by `xtol`: its test of `gtol`
    is met while the barrier still keeps it away from them;
 7. parameters that the bounds fix are kept from SciPy, which mishandles them;
-8. TNC, which takes differences of gradients, is told of their rounding.
+8. TNC, which takes differences of gradients, is told of their rounding;
+9. COBYQA counts every evaluation after those of its first model as an
+   iteration, for it reports no other.
 """
 
 import numbers
@@ -29,6 +31,7 @@ from kormos.optimizers.base import BatchOptimizer
 from kormos.optimizers.base import Stage
 from kormos.optimizers.scipy_evaluator import Evaluator
 from kormos.optimizers.scipy_evaluator import Halt
+from kormos.optimizers.scipy_evaluator import feasibility
 from kormos.optimizers.scipy_methods import METHODS
 from kormos.optimizers.scipy_methods import failure
 
@@ -319,6 +322,10 @@ class _Run:
         if name == "tnc":
             # For its differences of gradients.
             options.setdefault("accuracy", problem.epsilon**0.5)
+        if name == "cobyla":
+            options.setdefault("catol", feasibility(problem))
+        if name == "cobyqa":
+            options.setdefault("feasibility_tol", feasibility(problem))
         if name == "cobyla" and bounded:
             # Its first simplex reaches up by `rhobeg`, and sees nothing beyond
             # the bounds.

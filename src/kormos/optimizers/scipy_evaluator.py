@@ -20,6 +20,12 @@ class Halt(Exception):
         self.detail = detail
 
 
+def feasibility(problem):
+    """The violation of a constraint that rounding explains."""
+    # SciPy's own tolerance, but for losses that are not in float64.
+    return max(2.0**-26, 64 * problem.epsilon)
+
+
 class Evaluator:
     """Answers SciPy, remembering points and hiding non-finite ones.
 
@@ -179,14 +185,13 @@ class Evaluator:
 
     def is_feasible(self, x):
         """Whether the constraints hold, but for rounding."""
-        tolerance = max(1e-8, 64 * self._problem.epsilon)
         violation = 0.0
         for constraint in self._problem.constraints:
             values = constraint.fun(self.point(np.array(x)))
             if constraint.type == "eq":
                 values = -np.abs(values)
             violation = np.maximum(violation, (-values).max(initial=0.0))
-        return violation <= tolerance
+        return violation <= feasibility(self._problem)
 
     def _checked(self, array, name):
         if not np.isfinite(array).all():

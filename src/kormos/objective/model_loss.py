@@ -1,0 +1,195 @@
+"""What rows of data add to a model's loss, as a pure function."""
+
+import contextlib
+import inspect
+import warnings
+
+import keras
+import numpy as np
+from keras import ops
+
+from kormos import backend
+from kormos.objective.losses import CompiledLosses
+from kormos.objective.program import ReadRecorder
+from kormos.objective.program import each_chunk
+from kormos.objective.program import leading_size
+
+# An attribute of a model that Keras neither tracks nor saves.
+_LOSS_WEIGHTS = "_kormos_loss_weights"
+
+
+class ModelLoss:
+    """What a chunk of rows adds to a model's loss, without side effects.
+
+    Terms with a divisor of their own (see `losses.py`) enter by their sums.
+    Everything else a model adds to its loss enters as Keras weighs it in
+    `evaluate`: by the rows of the chunk over all rows. Those shares add up to
+    one, so that weight regularizers count once.
+
+    Args:
+        model: a compiled and built model.
+        head: the first rows, a `Data` of tensors.
+        training: whether layers behave as in training.
+    """
+
+    def __init__(self, model, head, training):
+        self._model = model
+        self._training = training
+        self.variables = model.trainable_variables
+        self._has_own_loss = overrides(model, "compute_loss")
+        self._takes_training = (
+            "training" in inspect.signature(model.compute_loss).parameters
+        )
+        self._losses = None
+        # Held, for the key of the cache knows losses by their `id`.
+        self._compiled_loss = model.loss
+        if model.loss is not None and not self._has_own_loss:
+            self._losses = CompiledLosses(
+                model.loss,
+                loss_weights(model),
+                getattr(model, "output_names", None),
+            )
+        self._discover(head)
+
+    def _discover(self, head):
+        """Builds what is built lazily, and finds the variables in use."""
+        x, y, w = head
+        with ReadRecorder():
+            y_pred = self._model(x, training=self._training)
+        # Losses and metrics create variables when first called, which no
+        # stateless scope allows.
+        self.factors = []
+        if self._losses is not None:
+            self.factors = self._losses.factors(y, y_pred, w)
+        if self._has_own_loss or self._has_loss_metrics():
+            self._own_loss(x, y, y_pred, w)
+        self._model.compute_metrics(x, y, y_pred, w)
+        self._model.reset_metrics()
+        self._metrics = list(self._model.metrics)
+        self.metric_variables = list(self._model.metrics_variables)
+        scales = ops.ones((len(self.factors) + 1,))
+        with ReadRecorder() as scope:
+            y_pred = self._model(x, training=self._training)
+            self._loss(x, y, y_pred, w, scales)
+            self._model.compute_metrics(x, y, y_pred, w)
+            has_loss = self.factors or self._model.losses
+        if not (has_loss or self._has_own_loss):
+            raise ValueError(
+                "There is nothing to minimize: give `compile` a `loss`, or "
+                "call `add_loss` in a layer. "
+                f"Received: {self._model.name}, compiled with loss=None"
+            )
+        excluded = [*self.variables, *self.metric_variables]
+        self.frozen_variables = scope.reads_but(excluded)
+        read = {id(v) for v in scope.reads()}
+        self.unused_variables = [v for v in self.variables if id(v) not in read]
+
+    def chunk_loss(self, parts, frozen, scales, chunk):
+        x, y, w = chunk
+        with self._scope(parts, frozen):
+            y_pred = self._model(x, training=self._training)
+            return self._loss(x, y, y_pred, w, scales)
+
+    def chunk_metrics(self, parts, frozen, scales, metric_values, chunk):
+        """The chunk's loss, and the metrics' values after the chunk."""
+        x, y, w = chunk
+        metrics = zip(self.metric_variables, metric_values, strict=True)
+        with self._scope(parts, frozen, metrics) as scope:
+            y_pred = self._model(x, training=self._training)
+            loss = self._loss(x, y, y_pred, w, scales)
+            if self._has_loss_metrics():
+                self._own_loss(x, y, y_pred, w)
+            self._model.compute_metrics(x, y, y_pred, w)
+        values = [scope.get_current_value(v) for v in self.metric_variables]
+        return loss, values
+
+    def metric_results(self, metric_values):
+        pairs = list(zip(self.metric_variables, metric_values, strict=True))
+        with keras.StatelessScope(state_mapping=pairs):
+            results = self._model.get_metrics_result()
+        return {k: v for k, v in results.items() if k != "loss"}
+
+    def scales(self, chunks, rows):
+        """The factors of the terms, from counts over all of the data.
+
+        Args:
+            chunks: as `Program` takes them.
+            rows: the number of rows.
+
+        Returns:
+            A float64 array: each term's `loss_weights` entry over its
+            divisor, then one over the number of rows.
+        """
+        scales = np.full(len(self.factors) + 1, 1 / rows)
+        if self._losses is not None:
+            frozen = [v.value for v in self.frozen_variables]
+            parts = [v.value for v in self.variables]
+            counts = np.zeros(len(self.factors))
+            for x, y, w in each_chunk(chunks):
+                with self._scope(parts, frozen):
+                    y_pred = self._model(x, training=self._training)
+                    counts += self._losses.counts(y, y_pred, w)
+            # A sum is divided by nothing; a mean over nothing is zero.
+            divisors = np.where(np.isnan(counts), 1.0, counts)
+            scales[:-1] = np.where(
+                divisors == 0, 0, self.factors / np.where(divisors, divisors, 1)
+            )
+        return scales
+
+    @contextlib.contextmanager
+    def _scope(self, parts, frozen, others=()):
+        pairs = [
+            *zip(self.variables, parts, strict=True),
+            *zip(self.frozen_variables, frozen, strict=True),
+            *others,
+        ]
+        scope = keras.StatelessScope(state_mapping=pairs, collect_losses=True)
+        with backend.repeatable(), scope:
+            yield scope
+
+    def _loss(self, x, y, y_pred, w, scales):
+        share = leading_size(x) * scales[-1]
+        if self._has_own_loss:
+            own = self._own_loss(x, y, y_pred, w)
+            return share * ops.cast(own, scales.dtype)
+        total = ops.zeros((), dtype=scales.dtype)
+        if self._losses is not None:
+            total = self._losses.total(y, y_pred, w, scales)
+        for loss in self._model.losses:
+            total = total + share * ops.sum(ops.cast(loss, scales.dtype))
+        return total
+
+    def _own_loss(self, x, y, y_pred, w):
+        training = {"training": self._training} if self._takes_training else {}
+        loss = self._model.compute_loss(
+            x=x, y=y, y_pred=y_pred, sample_weight=w, **training
+        )
+        return ops.mean(loss)
+
+    def _has_loss_metrics(self):
+        # Keras keeps a metric for the loss of each of several outputs, and
+        # only its own `compute_loss` updates them.
+        return not self._has_own_loss and len(self.factors) > 1
+
+
+def overrides(model, method):
+    """Whether the model's class replaces a method of `keras.Model`."""
+    return getattr(type(model), method) is not getattr(keras.Model, method)
+
+
+def remember_loss_weights(model, weights):
+    """Notes what `compile` was given: Keras keeps it out of reach."""
+    object.__setattr__(model, _LOSS_WEIGHTS, (weights,))
+
+
+def loss_weights(model):
+    """The `loss_weights` that the model is compiled with."""
+    remembered = model.__dict__.get(_LOSS_WEIGHTS)
+    if remembered is not None:
+        return remembered[0]
+    # Compiled before kormos was imported.
+    with warnings.catch_warnings():
+        # Keras warns of lambdas among the losses, which are not saved here.
+        warnings.simplefilter("ignore")
+        config = model.get_compile_config() or {}
+    return keras.saving.deserialize_keras_object(config.get("loss_weights"))

@@ -1,0 +1,112 @@
+"""The compiled functions of a model's loss, kept from one fit to the next."""
+
+import keras
+import numpy as np
+from keras import ops
+from keras import tree
+
+from kormos import backend
+from kormos import precision
+from kormos.objective.model_loss import ModelLoss
+from kormos.objective.model_loss import loss_weights
+from kormos.objective.packing import Packing
+from kormos.objective.program import Program
+from kormos.objective.program import fold_chunks
+from kormos.objective.program import scalar_zero
+
+# An attribute of a model that Keras neither tracks nor saves.
+_PROGRAMS = "_kormos_programs"
+_MOST_PROGRAMS = 8
+
+
+class ModelProgram(Program):
+    """The compiled functions of a model's objective, for any data."""
+
+    def __init__(self, model, model_loss, compile):
+        super().__init__(
+            Packing(model_loss.variables),
+            model_loss.frozen_variables,
+            model_loss.chunk_loss,
+            compile,
+        )
+        self.model_loss = model_loss
+        self.evaluate = compile(self._evaluate)
+        # The metrics' values after a reset: every evaluation starts there.
+        self.metric_values = [
+            ops.convert_to_numpy(v.value) for v in model_loss.metric_variables
+        ]
+
+    def _evaluate(self, theta, metric_values, frozen, scales, chunks):
+        self.traces["evaluate"] += 1
+        parts = self.packing.unpack(theta)
+
+        def step(state, chunk):
+            loss, values = state
+            term, values = self.model_loss.chunk_metrics(
+                parts, frozen, scales, values, chunk
+            )
+            return loss + ops.cast(term, loss.dtype), tuple(values)
+
+        state = (
+            scalar_zero(theta),
+            tuple(ops.convert_to_tensor(v) for v in metric_values),
+        )
+        loss, values = fold_chunks(step, chunks, state)
+        return loss, self.model_loss.metric_results(values)
+
+
+def is_new(model):
+    """Whether nothing was compiled for the model yet."""
+    return _PROGRAMS not in model.__dict__
+
+
+def program_for(model, head, training):
+    """The model's compiled functions, from an earlier fit where possible."""
+    if is_new(model):
+        object.__setattr__(model, _PROGRAMS, {})
+    programs = model.__dict__[_PROGRAMS]
+    key = _program_key(model, training)
+    if key not in programs:
+        while len(programs) >= _MOST_PROGRAMS:
+            programs.pop(next(iter(programs)))
+        loss = ModelLoss(model, head, training)
+        programs[key] = ModelProgram(model, loss, _compiler(model))
+    return programs[key]
+
+
+def _program_key(model, training):
+    loss = tree.flatten(model.loss)
+    return (
+        training,
+        keras.config.floatx(),
+        precision.is_true_float64(),
+        model.run_eagerly,
+        model.jit_compile,
+        tuple(id(v) for v in model.trainable_variables),
+        tuple(leaf if isinstance(leaf, str) else id(leaf) for leaf in loss),
+        repr(loss_weights(model)),
+        # `compile` makes a new tracker of the loss, which does not matter.
+        tuple(id(m) for m in model.metrics if m.name != "loss"),
+    )
+
+
+def _compiler(model):
+    if model.run_eagerly and keras.backend.backend() != "torch":
+        return _uncompiled
+    xla = bool(model.jit_compile)
+    if keras.backend.backend() == "jax" and not xla:
+        return _uncompiled
+    return lambda fn: backend.compile(fn, xla=xla)
+
+
+def _uncompiled(fn):
+    def call(*args):
+        args = [
+            ops.convert_to_tensor(a, dtype=a.dtype.name)
+            if isinstance(a, np.ndarray)
+            else a
+            for a in args
+        ]
+        return fn(*args)
+
+    return call
