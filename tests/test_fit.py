@@ -79,7 +79,7 @@ def test_epochs_of_several_iterations(float64, unconverged):
         )
     single, fives = fits
     assert fives.epoch == [0, 1, 2]
-    assert fives.iterations == [5, 10, 15]
+    assert fives.iteration == [5, 10, 15]
     for name, column in fives.history.items():
         assert column == single.history[name][4::5]
 
@@ -101,7 +101,7 @@ def test_a_fit_that_converges_within_an_epoch_has_a_row_for_the_rest(float64):
     train, _ = readme50()
     model = compiled("l-bfgs-b", linear(50, l2=1e-3))
     history = model.fit(*train, epochs=20, steps_per_epoch=6, verbose=0)
-    assert history.iterations == [6, 9]
+    assert history.iteration == [6, 9]
     assert history.history["fg_evals"] == [7, 10]
     assert history.result.iterations == 9
     assert history.history["loss"][-1] == history.result.loss
@@ -133,7 +133,7 @@ def test_a_start_at_the_optimum_is_one_row(float64):
     model = compiled("l-bfgs-b", linear())
     history = model.fit(x, x.sum(axis=1, keepdims=True), verbose=0)
     assert history.epoch == [0]
-    assert history.iterations == [0]
+    assert history.iteration == [0]
     assert history.result.status == "converged"
     assert history.result.iterations == 0
     assert history.result.loss == pytest.approx(0, abs=1e-30)

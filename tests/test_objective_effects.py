@@ -105,14 +105,26 @@ def test_fits_of_the_same_shapes_compile_nothing(unconverged):
     program = kormos.Objective(model, X, Y).program
     traces = dict(program.traces)
     model.fit(-X, 2 * Y, epochs=50, verbose=0)
-    model.compile(optimizer="adam", loss="mse")
-    model.fit(X, Y, verbose=0)
-    model.compile(optimizer="bfgs", loss="mse")
-    model.fit(X + 1, Y, epochs=50, verbose=0)
+    kormos.fit(model, X + 1, Y, optimizer="bfgs", epochs=50, verbose=0)
     assert kormos.Objective(model, X, Y).program is program
     assert traces["value_and_grad"] > 0
     if BACKEND != "torch":  # It compiles nothing, and traces at every call.
         assert dict(program.traces) == traces
+
+
+def test_compile_makes_changes_of_the_model_count():
+    model = linear(l2=0.01)
+    model.compile(loss="mse")
+    theta = np.arange(5.0)
+    before = kormos.Objective(model, X, Y).value(theta)
+    model.layers[0].activation = keras.activations.tanh
+    model.layers[0].kernel.regularizer = None
+    model.compile(loss="mse")
+    objective = kormos.Objective(model, X, Y)
+    objective.assign(theta)
+    expected = np.mean((np.tanh(X @ theta[:, None]) - Y) ** 2)
+    assert objective.value(theta) == pytest.approx(expected, rel=1e-5)
+    assert objective.value(theta) != pytest.approx(before, rel=1e-2)
 
 
 def test_alternating_frozen_layers_compile_once_each(unconverged):

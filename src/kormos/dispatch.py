@@ -12,6 +12,7 @@ import keras
 from kormos import optimizers
 from kormos.fit import fit
 from kormos.objective.model_loss import remember_loss_weights
+from kormos.objective.model_program import forget_programs
 from kormos.optimizers.base import BatchOptimizer
 
 
@@ -38,6 +39,7 @@ def _wrap_compile(stock):
             name = bound.arguments["optimizer"]
             bound.arguments["optimizer"] = optimizers.get(name)
         stock(*bound.args, **bound.kwargs)
+        forget_programs(self)
         remember_loss_weights(self, bound.arguments.get("loss_weights"))
         inner = getattr(self.optimizer, "inner_optimizer", None)
         if isinstance(inner, BatchOptimizer):

@@ -87,7 +87,7 @@ def fit(
         gradient; NaN for a method without), `fg_evals` and `hessp_evals`
         (evaluations and Hessian products of this fit so far), the compiled
         metrics and `val_*`. `history.result` says why the fit ended,
-        `history.iterations` and `history.seconds` how many iterations and how
+        `history.iteration` and `history.seconds` how many iterations and how
         much time there were up to each row, and `history.val_epoch` which
         epochs were validated.
 

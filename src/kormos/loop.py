@@ -96,7 +96,7 @@ class FitLoop:
             steps=self._steps_per_epoch,
         )
         history = model.history
-        history.iterations, history.seconds, history.val_epoch = [], [], []
+        history.iteration, history.seconds, history.val_epoch = [], [], []
         # `BackupAndRestore` restores weights, state and epoch here: they are
         # read after it, and the epoch would else return in the next fit.
         self._callbacks.on_train_begin()
@@ -229,7 +229,7 @@ class FitLoop:
         self._epoch_is_open = False
         history, epoch = self._model.history, self._epoch
         self._epoch += 1
-        history.iterations.append(self._done_iterations())
+        history.iteration.append(self._done_iterations())
         history.seconds.append(time.perf_counter() - self._start_time)
         if any(name.startswith("val_") for name in logs):
             history.val_epoch.append(epoch)

@@ -74,15 +74,14 @@ def _columns(history, against):
             "There is nothing to plot: the history has no rows. "
             f"Received: {history!r}"
         )
-    counted = range(1, len(rows["loss"]) + 1)
     places = {
-        "iterations": getattr(history, "iterations", None),
+        # The result of `minimize`, and a History of Keras' own, have none.
+        "iterations": getattr(
+            history, "iteration", range(1, len(rows["loss"]) + 1)
+        ),
         "evaluations": rows.get("fg_evals"),
         "seconds": rows.get("seconds", getattr(history, "seconds", None)),
     }
-    if not isinstance(places["iterations"], list):
-        # The result of `minimize`, or a History of Keras' own.
-        places["iterations"] = counted
     if places.get(against) is None:
         raise ValueError(
             "Argument `against` must be 'iterations', or, for a fit by "

@@ -41,8 +41,6 @@ class ModelLoss:
             "training" in inspect.signature(model.compute_loss).parameters
         )
         self._losses = None
-        # Held, for the key of the cache knows losses by their `id`.
-        self._compiled_loss = model.loss
         if model.loss is not None and not self._has_own_loss:
             self._losses = CompiledLosses(
                 model.loss,
@@ -65,7 +63,6 @@ class ModelLoss:
             self._own_loss(x, y, y_pred, w)
         self._model.compute_metrics(x, y, y_pred, w)
         self._model.reset_metrics()
-        self._metrics = list(self._model.metrics)
         self.metric_variables = list(self._model.metrics_variables)
         scales = ops.ones((len(self.factors) + 1,))
         with ReadRecorder() as scope:

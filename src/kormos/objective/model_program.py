@@ -3,12 +3,10 @@
 import keras
 import numpy as np
 from keras import ops
-from keras import tree
 
 from kormos import backend
 from kormos import precision
 from kormos.objective.model_loss import ModelLoss
-from kormos.objective.model_loss import loss_weights
 from kormos.objective.packing import Packing
 from kormos.objective.program import Program
 from kormos.objective.program import fold_chunks
@@ -74,8 +72,14 @@ def program_for(model, head, training):
     return programs[key]
 
 
+def forget_programs(model):
+    """Drops what was compiled: the model may be another one now."""
+    model.__dict__.pop(_PROGRAMS, None)
+
+
 def _program_key(model, training):
-    loss = tree.flatten(model.loss)
+    # What else the functions depend on changes by `compile` alone, as for
+    # Keras' own; that forgets all of them.
     return (
         training,
         keras.config.floatx(),
@@ -83,10 +87,6 @@ def _program_key(model, training):
         model.run_eagerly,
         model.jit_compile,
         tuple(id(v) for v in model.trainable_variables),
-        tuple(leaf if isinstance(leaf, str) else id(leaf) for leaf in loss),
-        repr(loss_weights(model)),
-        # `compile` makes a new tracker of the loss, which does not matter.
-        tuple(id(m) for m in model.metrics if m.name != "loss"),
     )
 
 
