@@ -229,7 +229,7 @@ def test_float64_stays_float64(kind, float64):
     assert got == pytest.approx(weighted_mse(x, y, w[:, 0]), rel=1e-12)
 
 
-def test_fit_takes_a_dataset():
+def test_fit_takes_a_dataset(unconverged):
     fitted = []
     for data in ((X, Y), (DATASETS["tf"](X, Y),)):
         model = compiled(linear(3))

@@ -19,7 +19,9 @@ ADVICE = {
         "The loss no longer changes by more than its rounding; a float32 "
         "model goes further in float64 (`kormos.enable_float64`)."
     ),
-    ITERATION_LIMIT: "Give more `epochs` to go on.",
+    ITERATION_LIMIT: (
+        "Give more `epochs` (`max_iterations` in `kormos.minimize`) to go on."
+    ),
     EVALUATION_LIMIT: "Raise the method's limit on evaluations to go on.",
     STOPPED_BY_CALLBACK: "",
     INTERRUPTED: "",
