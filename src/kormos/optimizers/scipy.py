@@ -257,13 +257,14 @@ class _Run:
         spec = self._spec
         options = dict(self._options)
         evaluator = Evaluator(problem, theta, spec)
-        if report(*evaluator.accepted_point()):
-            return Outcome(None, evaluator.accepted, evaluator.accepted_loss)
+        if report(*evaluator.accepted):
+            start = evaluator.accepted
+            return Outcome(None, start.theta, start.loss)
         if evaluator.start().size == 0:
             return Outcome(
                 stopping.CONVERGED,
-                evaluator.accepted,
-                evaluator.accepted_loss,
+                evaluator.accepted.theta,
+                evaluator.accepted.loss,
                 detail="the bounds fix every parameter",
             )
         self._suit(problem, evaluator, options)
@@ -275,7 +276,7 @@ class _Run:
             calls += 1
             if calls > skipped:
                 evaluator.accept(x)
-                if report(*evaluator.accepted_point()):
+                if report(*evaluator.accepted):
                     raise Halt
 
         if spec.shows_trials:
@@ -297,9 +298,9 @@ class _Run:
                 )
             if spec.shows_trials and result.success:
                 if evaluator.accept(result.x):
-                    report(*evaluator.accepted_point())
+                    report(*evaluator.accepted)
         except Halt as halt:
-            x, loss, grad = evaluator.accepted_point()
+            x, loss, grad = evaluator.accepted
             result = scipy.optimize.OptimizeResult(
                 x=x,
                 fun=loss,
@@ -332,17 +333,17 @@ class _Run:
             width = problem.upper - problem.lower
             radius = min(1.0, 0.5 * width[width > 0].min())
             radius = options.setdefault("rhobeg", radius)
-            below = np.minimum(evaluator.accepted, problem.upper - radius)
+            below = np.minimum(evaluator.accepted.theta, problem.upper - radius)
             evaluator.move(problem.project(below))
         if name == "trust-constr" and bounded:
-            evaluator.move(_interior(problem, evaluator.accepted))
+            evaluator.move(_interior(problem, evaluator.accepted.theta))
         if name == "trust-constr" and (bounded or problem.has_inequalities):
             options["gtol"] = self._given.get("gtol", 0.0)
 
     def _outcome(self, evaluator, result, options):
         status = _status(result, evaluator)
         if status == stopping.NON_FINITE:
-            result["x"], result["fun"], _ = evaluator.accepted_point()
+            result["x"], result["fun"], _ = evaluator.accepted
         else:
             result["x"] = evaluator.point(np.array(result.x))
         outcome = Outcome(status, result.x, float(result.fun))

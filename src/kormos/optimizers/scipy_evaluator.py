@@ -5,10 +5,20 @@ point is moved into the bounds and evaluated once, and what is NaN or infinite
 reads as a step too long.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 import scipy.optimize
 
 from kormos.numerics import stopping
+
+
+class Evaluation(NamedTuple):
+    """A point, its loss and its gradient (or `None`)."""
+
+    theta: np.ndarray
+    loss: float
+    grad: np.ndarray | None
 
 
 class Halt(Exception):
@@ -39,12 +49,10 @@ class Evaluator:
     def __init__(self, problem, theta, spec):
         self._problem = problem
         self._spec = spec
-        self._memory = {}
-        self._best = np.inf, None
-        self._accepted_key = None
+        self._memory = []
+        self._best = self.accepted = None
         # Called with `x` before the gradient is answered.
         self.on_gradient = None
-        self.accepted_loss = self.accepted_grad = None
         theta = problem.project(np.array(theta, dtype="float64"))
         self._free = slice(None)
         if problem.is_bounded and (problem.lower == problem.upper).any():
@@ -61,48 +69,51 @@ class Evaluator:
 
     def start(self):
         """The accepted point, as SciPy holds it."""
-        return self.accepted[self._free].copy()
+        return self.accepted.theta[self._free].copy()
 
     def point(self, x):
         """The point of the box for SciPy's `x`."""
         if isinstance(self._free, slice):
             return self._problem.project(x)
-        theta = self.accepted.copy()
+        theta = self.accepted.theta.copy()
         theta[self._free] = x
         return self._problem.project(theta)
 
     def at(self, theta):
-        """Loss and gradient (or `None`), evaluated once."""
-        key = theta.tobytes()
-        if key not in self._memory:
-            if self._spec.gradient:
-                loss, grad = self._problem.value_and_grad(theta)
-            else:
-                loss, grad = self._problem.value(theta), None
-            self._memory[key] = loss, grad
-            if loss < self._best[0]:
-                self._best = loss, key
-            self._forget()
-            self._note_noise(theta, loss)
-        return self._memory[key]
+        """The `Evaluation` at a point, made once."""
+        for known in reversed(self._memory):
+            if np.array_equal(known.theta, theta):
+                return known
+        # SciPy goes on writing into the array that it shows.
+        theta = theta.copy()
+        if self._spec.gradient:
+            made = Evaluation(theta, *self._problem.value_and_grad(theta))
+        else:
+            made = Evaluation(theta, self._problem.value(theta), None)
+        self._remember(made)
+        self._note_noise(made)
+        return made
 
-    def _forget(self):
+    def _remember(self, made):
+        if self._best is None or made.loss < self._best.loss:
+            self._best = made
         # Simplex and model-based methods come back to the best point late.
-        kept = {self._best[1], self._accepted_key}
-        for key in list(self._memory)[: -self._REMEMBERED]:
-            if key not in kept:
-                del self._memory[key]
+        old = self._memory[: -self._REMEMBERED]
+        kept = [e for e in old if e is self._best or e is self.accepted]
+        recent = self._memory[-self._REMEMBERED :]
+        self._memory = [*kept, *recent, made]
 
-    def _note_noise(self, theta, loss):
+    def _note_noise(self, made):
         """Ends the run when a step can no longer be told from none.
 
         A line search in float32 may spend ten evaluations on that.
         """
-        if self.accepted_grad is None or not self._watches_noise:
+        start = self.accepted
+        if start is None or not self._watches_noise:
             return
-        noise = 2 * self._problem.epsilon * abs(self.accepted_loss)
-        predicted = abs(float(self.accepted_grad @ (theta - self.accepted)))
-        if max(predicted, abs(loss - self.accepted_loss)) > noise:
+        noise = 2 * self._problem.epsilon * abs(start.loss)
+        predicted = abs(float(start.grad @ (made.theta - start.theta)))
+        if max(predicted, abs(made.loss - start.loss)) > noise:
             self._noisy_trials = 0
             return
         self._noisy_trials += 1
@@ -111,22 +122,18 @@ class Evaluator:
 
     def accept(self, x):
         """Makes SciPy's iterate the accepted point, if it is another."""
-        # SciPy goes on writing into the array that it shows.
-        return self.move(self.point(np.array(x)))
+        return self.move(self.point(np.asarray(x)))
 
     def move(self, theta):
-        key = theta.tobytes()
-        if key == self._accepted_key:
+        """Makes a point the accepted one; returns whether it is another."""
+        if self.accepted is not None and np.array_equal(
+            theta, self.accepted.theta
+        ):
             return False  # The method rejected its step.
-        self._accepted_key = key
-        self._previous_loss = self.accepted_loss
-        self.accepted_loss, self.accepted_grad = self.at(theta)
-        self.accepted = theta
+        self._previous = self.accepted
+        self.accepted = self.at(theta)
         self._noisy_trials = 0
         return True
-
-    def accepted_point(self):
-        return self.accepted, self.accepted_loss, self.accepted_grad
 
     def value(self, x):
         return self._finite(x)[0]
@@ -200,30 +207,29 @@ class Evaluator:
 
     def stationarity(self, order):
         """The size of the gradient, or of a step along it in the box."""
-        step = self.accepted_grad
+        theta, _, step = self.accepted
         if self._problem.is_bounded:
-            ahead = self._problem.project(self.accepted - step)
-            step = ahead - self.accepted
+            step = self._problem.project(theta - step) - theta
         return float(np.linalg.norm(step, order))
 
     def relative_decrease(self):
         """The latest decrease of the loss, or `None` before the first."""
-        if self._previous_loss is None:
+        if self._previous is None:
             return None
-        decrease = self._previous_loss - self.accepted_loss
-        scale = max(abs(self._previous_loss), abs(self.accepted_loss), 1.0)
-        return float(decrease / scale)
+        before, after = self._previous.loss, self.accepted.loss
+        scale = max(abs(before), abs(after), 1.0)
+        return float((before - after) / scale)
 
     def _finite(self, x):
-        theta = self.point(x)
-        loss, grad = self.at(theta)
+        theta, loss, grad = self.at(self.point(x))
         if np.isfinite(loss) and (grad is None or np.isfinite(grad).all()):
             return loss, grad
         # A line search or trust region that is told of a steep rise from the
         # accepted point shortens its step; told of NaN it gives up.
-        step = theta - self.accepted
+        start = self.accepted
+        step = theta - start.theta
         length = max(float(step @ step), np.finfo("float64").tiny)
-        rise = abs(self.accepted_loss) + 1.0
-        if self.accepted_grad is not None:
-            rise = max(abs(float(self.accepted_grad @ step)), 1e-300)
-        return self.accepted_loss + rise, 2 * rise / length * step
+        rise = abs(start.loss) + 1.0
+        if start.grad is not None:
+            rise = max(abs(float(start.grad @ step)), 1e-300)
+        return start.loss + rise, 2 * rise / length * step
