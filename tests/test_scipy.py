@@ -18,9 +18,9 @@ from conftest import linear
 from kormos.objective import FunctionObjective
 from kormos.optimizers import ScipyBatchOptimizer
 from kormos.optimizers.base import Problem
-from kormos.optimizers.scipy import MOST_DENSE_PARAMETERS
 from kormos.optimizers.scipy_methods import METHODS
 from kormos.optimizers.scipy_methods import failure
+from kormos.optimizers.scipy_run import MOST_DENSE_PARAMETERS
 
 # The reference of `scipy.optimize.minimize`.
 WITHOUT_GRADIENT = ["cobyla", "cobyqa", "nelder-mead", "powell"]

@@ -1,6 +1,6 @@
 """What each method of `scipy.optimize.minimize` takes, and how it ends.
 
-Source: the reference of `scipy.optimize.minimize`, SciPy 1.15 to 1.17.
+Source: the reference of `scipy.optimize.minimize`, SciPy 1.16 and 1.17.
 """
 
 import dataclasses
@@ -114,7 +114,7 @@ _METHODS = [
     ),
     ScipyMethod(
         "cobyla",
-        ("rhobeg", "tol", "catol", "f_target"),
+        ("rhobeg", "tol", "catol"),
         {"tol": 1e-4},
         # A number of evaluations, for which memory may be set aside.
         limits={"maxiter": 10**6},
@@ -176,7 +176,7 @@ _METHODS = [
     ScipyMethod("trust-ncg", _TRUST_REGION, {"gtol": 1e-4}, hessp=True),
     ScipyMethod(
         "trust-exact",
-        (*_TRUST_REGION, "subproblem_maxiter"),
+        _TRUST_REGION,
         {"gtol": 1e-4},
         hessian=True,
     ),
