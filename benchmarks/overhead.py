@@ -1,9 +1,11 @@
 """What `fit` adds to the bare compiled value and gradient.
 
 For two networks: milliseconds of a bare compiled call of the loss and its
-gradient, and of an evaluation of `fit(..., "l-bfgs-b", verbose=0)`, callbacks
-included. Both run alternately in one process on one thread; the table gives
-medians over the rounds. Also the peak memory of a fit in 1 to 100 chunks.
+gradient (with XLA on TensorFlow), and of an evaluation of
+`fit(..., verbose=0)`, History included, by SciPy's L-BFGS-B and by `"lbfgs"`
+with 1 and with 50 iterations to an epoch. All run alternately in one process
+on one thread; the table gives medians over the rounds, and the loss reached.
+Also the peak memory of a fit in 1 to 100 chunks.
 
     KERAS_BACKEND=jax python benchmarks/overhead.py
 """
@@ -59,33 +61,65 @@ def bare_call(model, x, y):
         with scope:
             return keras.ops.mean((model(x) - y) ** 2)
 
-    call = backend.compile(backend.value_and_grad(loss))
+    call = backend.compile(backend.value_and_grad(loss), xla=True)
     values = [v.value for v in variables]
     return lambda: float(call(values, x, y)[0])
 
 
+def solvers():
+    """Names of rows, with the optimizer and the iterations to an epoch."""
+    # Tolerances of zero: every fit makes all of its evaluations.
+    scipy = kormos.optimizers.ScipyBatchOptimizer(
+        options={"ftol": 0.0, "gtol": 0.0}
+    )
+    ours = kormos.optimizers.LBFGS(ftol=0.0, gtol=0.0)
+    return {
+        "l-bfgs-b": (scipy, 1),
+        "lbfgs": (ours, 1),
+        "lbfgs, 50 a call": (ours, 50),
+    }
+
+
 def measure(widths, rows, evaluations, rounds):
+    """Seconds of the bare call, and of an evaluation of each solver."""
     x, y = data(rows)
     model = build(widths)
-    options = {"ftol": 0.0, "gtol": 0.0}
-    optimizer = kormos.optimizers.ScipyBatchOptimizer(options=options)
-    model.compile(optimizer=optimizer, loss="mse")
+    model.compile(optimizer="adam", loss="mse")
     start = model.get_weights()
     call = bare_call(model, x, y)
     call()
-    model.fit(x, y, epochs=2, verbose=0)
-    bare, fit = [], []
+
+    def fit(optimizer, steps):
+        return kormos.fit(
+            model,
+            x,
+            y,
+            optimizer=optimizer,
+            epochs=evaluations // steps,
+            steps_per_epoch=steps,
+            max_evals=evaluations,
+            verbose=0,
+        )
+
+    rivals = solvers()
+    for optimizer, steps in rivals.values():
+        fit(optimizer, steps)
+    bare, seconds = [], {name: [] for name in rivals}
+    loss = {}
     for _ in range(rounds):
         begin = time.perf_counter()
         for _ in range(evaluations):
             call()
         bare.append((time.perf_counter() - begin) / evaluations)
-        model.set_weights(start)
-        begin = time.perf_counter()
-        history = model.fit(x, y, epochs=evaluations, verbose=0)
-        seconds = time.perf_counter() - begin
-        fit.append(seconds / history.result.evaluations)
-    return statistics.median(bare), statistics.median(fit)
+        for name, (optimizer, steps) in rivals.items():
+            model.set_weights(start)
+            begin = time.perf_counter()
+            result = fit(optimizer, steps).result
+            spent = time.perf_counter() - begin
+            seconds[name].append(spent / result.evaluations)
+            loss[name] = result.loss
+    medians = {k: statistics.median(v) for k, v in seconds.items()}
+    return statistics.median(bare), medians, loss
 
 
 def peak_memory(chunks):
@@ -108,14 +142,18 @@ def main():
         print(f"{peak_memory(arguments.memory):.0f}")
         return
     print(f"{keras.backend.backend()}, Keras {keras.__version__}, one thread")
-    print("\n| network | bare, ms | fit, ms an evaluation | ratio |")
-    print("|---|---|---|---|")
+    print("\n| network | solver | bare, ms | evaluation, ms | ratio | loss |")
+    print("|---|---|---|---|---|---|")
     for name, (widths, rows, evaluations) in NETS.items():
-        bare, fit = measure(widths, rows, evaluations, arguments.rounds)
-        print(
-            f"| {name} | {bare * 1e3:.3f} | {fit * 1e3:.3f} "
-            f"| {fit / bare:.2f} |"
+        bare, medians, loss = measure(
+            widths, rows, evaluations, arguments.rounds
         )
+        for solver, seconds in medians.items():
+            print(
+                f"| {name} | {solver} | {bare * 1e3:.3f} "
+                f"| {seconds * 1e3:.3f} | {seconds / bare:.2f} "
+                f"| {loss[solver]:.1e} |"
+            )
     print("\n| chunks of 400,000 rows | peak memory, MB |\n|---|---|")
     for chunks in (1, 4, 20, 100):
         command = [sys.executable, __file__, "--memory", str(chunks)]

@@ -1,5 +1,7 @@
 """Fits Keras models on all of their data at once: arguments to a loop."""
 
+import warnings
+
 import keras
 
 from kormos import optimizers
@@ -8,6 +10,7 @@ from kormos.objective import Objective
 from kormos.objective import reading
 from kormos.objective.checks import check_count
 from kormos.optimizers.base import BatchOptimizer
+from kormos.run import checked_budget
 
 _RATE_CALLBACKS = (
     keras.callbacks.LearningRateScheduler,
@@ -38,6 +41,10 @@ def fit(
     training=False,
     bounds=None,
     constraints=None,
+    max_evals=None,
+    max_seconds=None,
+    target_loss=None,
+    resume=False,
     **settings,
 ):
     """Fits a compiled Keras model on all of its data at once.
@@ -79,17 +86,28 @@ def fit(
             frozen for the length of the fit.
         bounds: replaces the optimizer's `bounds`.
         constraints: replaces the optimizer's `constraints`.
+        max_evals: the most evaluations of the loss (and its gradient).
+        max_seconds: the most seconds, kept to within one evaluation.
+        target_loss: the loss at which to end.
+        resume: whether to go on with the curvature that the optimizer has of
+            its latest fit, or of the file that the model was loaded from; for
+            unchanged data and weights the iterates are those of one long fit.
+            After `BackupAndRestore` restored a state, that is so anyway.
+            SciPy's methods keep none, and go on from the weights alone.
         **settings: replace arguments of the optimizer for this fit, such as
             `method`, `options`, `tol` and `pretrain_fn`.
 
     Returns:
         The Keras `History`. A row holds `loss`, `grad` (the 2-norm of the
         gradient; NaN for a method without), `fg_evals` and `hessp_evals`
-        (evaluations and Hessian products of this fit so far), the compiled
-        metrics and `val_*`. `history.result` says why the fit ended,
-        `history.iteration` and `history.seconds` how many iterations and how
-        much time there were up to each row, and `history.val_epoch` which
-        epochs were validated.
+        (evaluations and Hessian products of this fit so far), what else the
+        method tells (`step`, the 2-norm of the step, and `resets`, how often
+        the curvature was cleared), the compiled metrics and `val_*`.
+        `history.iterations` is a dict of lists with an entry for every
+        iteration, also those inside an epoch. `history.result` says why the
+        fit ended, `history.iteration` and `history.seconds` how many
+        iterations and how much time there were up to each row, and
+        `history.val_epoch` which epochs were validated.
 
     Raises:
         ValueError: if an argument, the data or the model cannot be used.
@@ -109,6 +127,13 @@ def fit(
             f"Received: validation_steps={validation_steps}"
         )
     optimizer = _optimizer_for(model, optimizer)
+    budget = checked_budget(max_evals, max_seconds, target_loss)
+    if resume and not optimizer.keeps_state:
+        warnings.warn(
+            f"Optimizer '{optimizer.name}' keeps no curvature: the fit goes "
+            "on from the weights alone.",
+            stacklevel=2,
+        )
     stages = optimizer.stages(epochs, **settings)
     callbacks = _checked_callbacks(callbacks)
     if batch_size is None:
@@ -154,6 +179,8 @@ def fit(
         ),
         steps_per_epoch=steps_per_epoch or 1,
         validation_freq=validation_freq,
+        budget=budget,
+        resume=resume,
     )
     return loop.run(stages, initial_epoch, callbacks, verbose)
 

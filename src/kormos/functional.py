@@ -12,11 +12,15 @@ from kormos.objective.limits import resolve_constraints
 from kormos.optimizers.base import Constraint
 from kormos.optimizers.base import Problem
 from kormos.run import Run
+from kormos.run import checked_budget
 from kormos.run import describe
 from kormos.run import norm
 from kormos.run import warn_of_convergence
 
 DEFAULT_ITERATIONS = 1000
+
+# Iterations in one compiled call of the methods that can.
+_STRIDE = 50
 
 
 def minimize(
@@ -31,6 +35,10 @@ def minimize(
     tol=None,
     callback=None,
     loss_callback=None,
+    max_evals=None,
+    max_seconds=None,
+    target_loss=None,
+    resume=False,
 ):
     """Minimizes a loss over Keras variables, of models or free ones.
 
@@ -58,6 +66,11 @@ def minimize(
             `logs` a dict of `loss`, `grad`, `fg_evals` and `hessp_evals`. If
             it returns true, the minimization ends.
         loss_callback: called as `loss_callback(loss)` after each evaluation.
+        max_evals: the most evaluations of the loss (and its gradient).
+        max_seconds: the most seconds, kept to within one evaluation.
+        target_loss: the loss at which to end.
+        resume: whether to go on with the curvature that `method`, an
+            optimizer of kormos' own, has of its latest run.
 
     Returns:
         A result with `status`, `message`, `success`, `loss`, `iterations`,
@@ -87,6 +100,7 @@ def minimize(
             f"once a stage. Received: {len(stages)} stages"
         )
     stage = stages[0]
+    budget = checked_budget(max_evals, max_seconds, target_loss, stage.epochs)
     objective = FunctionObjective(loss_fn, variables)
     packing = objective.program.packing
     lower, upper = resolve_bounds(
@@ -98,18 +112,25 @@ def minimize(
         Constraint,
     )
     stage.check(objective.size, lower is not None, [c.type for c in resolved])
+    begun = time.perf_counter()
+    if budget.deadline is not None:
+        budget = budget._replace(deadline=begun + budget.deadline)
     problem = Problem(
         objective,
         lower,
         upper,
         constraints=resolved,
         epsilon=objective.epsilon,
+        budget=budget,
+        # A callback looks at every iterate.
+        stride=1 if callback else _STRIDE,
+        resume=resume,
         on_evaluation=loss_callback,
     )
     theta = problem.project(objective.initial_position())
     if stage.uses_hessian:
         check_hessian_products(objective, theta, problem.project)
-    recorder = _Recorder(objective, problem, stage.epochs, callback)
+    recorder = _Recorder(objective, problem, stage.epochs, callback, begun)
     run = Run(stage, problem, recorder.start, recorder.iterate)
     try:
         outcome = run(theta)
@@ -117,6 +138,8 @@ def minimize(
         objective.assign(run.best[0])
         raise
     objective.assign(outcome.theta)
+    if optimizer.solver_state is not None:
+        optimizer.solver_state.position = outcome.theta
     if outcome.status is None:
         outcome.status = (
             stopping.STOPPED_BY_CALLBACK
@@ -142,32 +165,31 @@ def minimize(
 class _Recorder:
     """Keeps the history of a minimization and calls the user's callback."""
 
-    def __init__(self, objective, problem, most, callback):
+    def __init__(self, objective, problem, most, callback, start_time):
         self._objective = objective
         self._problem = problem
         self._most = most
         self._callback = callback
         self.stopped = False
-        self.start_time = time.perf_counter()
-        self.history = {
-            name: []
-            for name in ("loss", "grad", "fg_evals", "hessp_evals", "seconds")
-        }
+        self.start_time = start_time
+        names = ("loss", "grad", "fg_evals", "hessp_evals", "seconds")
+        self.history = {name: [] for name in names}
 
     def start(self, theta, loss, grad):
         project = self._problem.project
         warn_of_unused_variables(self._objective, theta, grad, project)
         return self._most == 0
 
-    def iterate(self, theta, loss, grad):
+    def iterate(self, theta, loss, grad, **logs):
         logs = {
             "loss": float(loss),
             "grad": norm(grad),
             "fg_evals": self._problem.fg_evals,
             "hessp_evals": self._problem.hessp_evals,
+            **logs,
         }
         for name, value in logs.items():
-            self.history[name].append(value)
+            self.history.setdefault(name, []).append(value)
         self.history["seconds"].append(time.perf_counter() - self.start_time)
         iteration = len(self.history["loss"])
         if self._callback is not None:

@@ -16,6 +16,7 @@ from kormos.objective.checks import check_hessian_products
 from kormos.objective.checks import warn_of_unused_variables
 from kormos.objective.limits import resolve_bounds
 from kormos.objective.limits import resolve_constraints
+from kormos.optimizers.base import UNLIMITED
 from kormos.optimizers.base import Constraint
 from kormos.optimizers.base import Problem
 from kormos.progress import Progress
@@ -32,6 +33,15 @@ _BATCH_HOOKS = (
 )
 
 
+# After these no later stage runs.
+_LAST = (
+    stopping.INTERRUPTED,
+    stopping.NON_FINITE,
+    stopping.TARGET_REACHED,
+    stopping.TIME_LIMIT,
+)
+
+
 class FitLoop:
     """One fit: the runs of an optimizer's stages, a row of History an epoch.
 
@@ -45,6 +55,10 @@ class FitLoop:
         steps_per_epoch: accepted iterations to an epoch.
         validation_freq: validate every so many epochs, or in a list of
             epochs, counted from 1.
+        budget: the `Budget` of the whole fit, its deadline in seconds from
+            the start.
+        resume: whether to go on with what the optimizer knows of an earlier
+            fit.
     """
 
     def __init__(
@@ -56,6 +70,8 @@ class FitLoop:
         constraints,
         steps_per_epoch,
         validation_freq,
+        budget=UNLIMITED,
+        resume=False,
     ):
         self._model = model
         self._optimizer = optimizer
@@ -64,6 +80,8 @@ class FitLoop:
         self._constraints = constraints
         self._steps_per_epoch = steps_per_epoch
         self._validation_freq = validation_freq
+        self._budget = budget
+        self._resume = resume
         # Counts over the stages that are done.
         self._iterations = 0
         self._evaluations = 0
@@ -97,15 +115,21 @@ class FitLoop:
         )
         history = model.history
         history.iteration, history.seconds, history.val_epoch = [], [], []
+        history.iterations = {}
+        loads = optimizer.loads
         # `BackupAndRestore` restores weights, state and epoch here: they are
         # read after it, and the epoch would else return in the next fit.
         self._callbacks.on_train_begin()
         self._epoch = getattr(model, "_initial_epoch", None) or initial_epoch
         model._initial_epoch = None
+        self._resume = self._resume or optimizer.loads > loads
         self._earlier_iterations = int(
             keras.ops.convert_to_numpy(optimizer.iterations)
         )
         self._start_time = time.perf_counter()
+        if self._budget.deadline is not None:
+            deadline = self._start_time + self._budget.deadline
+            self._budget = self._budget._replace(deadline=deadline)
         has_epochs = self._epoch < last_epoch
         self._epoch_is_open = False
         if has_epochs:
@@ -143,10 +167,9 @@ class FitLoop:
             outcome = self._run_stage(stage)
             if outcome.raw is not None:
                 self._optimizer.results.append(outcome.raw)
-            if self._model.stop_training or outcome.status in (
-                stopping.INTERRUPTED,
-                stopping.NON_FINITE,
-            ):
+            if self._model.stop_training or outcome.status in _LAST:
+                break
+            if self._new_problem().spent():
                 break
         if self._epoch_is_open:
             # A fit without an iteration has a row for where it stands.
@@ -163,7 +186,7 @@ class FitLoop:
         if stage.uses_hessian:
             check_hessian_products(objective, theta, problem.project)
         self._steps = 0
-        self._latest = theta, np.nan, None
+        self._latest, self._counts = (theta, np.nan, None), None
         run = self._run = Run(stage, problem, self._start, self._iterate)
         try:
             outcome = run(theta)
@@ -187,6 +210,7 @@ class FitLoop:
         self._evaluations += problem.fg_evals
         self._hessian_products += problem.hessp_evals
         self._run = self._problem = None
+        self._resume = False
         return outcome
 
     def _start(self, theta, loss, grad):
@@ -199,10 +223,14 @@ class FitLoop:
         self._latest = theta, loss, grad
         return self._epoch >= self._end
 
-    def _iterate(self, theta, loss, grad):
+    def _iterate(self, theta, loss, grad, **logs):
         """Told of every accepted iterate; returns whether to stop."""
         self._steps += 1
         self._latest = theta, loss, grad
+        self._counts = self._counted(loss, grad, logs)
+        iterations = self._model.history.iterations
+        for name, value in self._counts.items():
+            iterations.setdefault(name, []).append(value)
         if self._steps == self._steps_per_epoch:
             self._end_epoch()
         return self._epoch >= self._end or self._model.stop_training
@@ -241,16 +269,20 @@ class FitLoop:
                 history.on_epoch_end(epoch, logs)
             raise
 
-    def _row(self, theta, loss, grad):
+    def _counted(self, loss, grad, logs):
         problem, evaluations, products = self._problem, 0, 0
         if problem is not None:
             evaluations, products = problem.fg_evals, problem.hessp_evals
-        logs = {
+        return {
             "loss": float(loss),
             "grad": norm(grad),
             "fg_evals": self._evaluations + evaluations,
             "hessp_evals": self._hessian_products + products,
+            **logs,
         }
+
+    def _row(self, theta, loss, grad):
+        logs = dict(self._counts or self._counted(loss, grad, {}))
         if self._objective.has_metrics:
             metrics = self._objective.evaluate(theta)
             logs.update({k: v for k, v in metrics.items() if k != "loss"})
@@ -261,6 +293,8 @@ class FitLoop:
 
     def _write(self, theta):
         self._objective.assign(theta)
+        if self._optimizer.solver_state is not None:
+            self._optimizer.solver_state.position = theta
         self._optimizer.iterations.assign(
             self._earlier_iterations + self._done_iterations()
         )
@@ -287,11 +321,19 @@ class FitLoop:
         )
 
     def _new_problem(self):
+        budget, evaluations = self._budget, self._budget.evaluations
+        if evaluations is not None:
+            budget = budget._replace(
+                evaluations=evaluations - self._evaluations
+            )
         return Problem(
             self._objective,
             *self._box,
             constraints=self._resolved,
             epsilon=self._objective.epsilon,
+            budget=budget,
+            stride=self._steps_per_epoch,
+            resume=self._resume,
         )
 
     def _check(self, stage):

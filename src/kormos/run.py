@@ -4,6 +4,7 @@ Fits and minimizations meet here: the best point, interrupts, and the reason
 for the end are the same in both.
 """
 
+import numbers
 import sys
 import warnings
 
@@ -13,6 +14,8 @@ from kormos.numerics import stopping
 from kormos.numerics.stopping import Outcome
 from kormos.numerics.stopping import Result
 from kormos.numerics.stopping import sentence
+from kormos.objective.checks import check_count
+from kormos.optimizers.base import Budget
 
 
 class ConvergenceWarning(UserWarning):
@@ -27,8 +30,8 @@ class Run:
         problem: the `Problem`.
         on_start: called with `(theta, loss, grad)` of the starting point;
             returns whether to stop there. `grad` may be `None`.
-        on_iterate: called with the same of every accepted iterate; returns
-            whether to stop.
+        on_iterate: called with the same, and with the method's `logs` as
+            keywords, of every accepted iterate; returns whether to stop.
 
     Attributes:
         initial_loss: the loss at the start, or `None` before that is known.
@@ -61,21 +64,41 @@ class Run:
             return Outcome(stopping.INTERRUPTED, theta, loss)
         if not self._starts_finite:
             outcome.status = stopping.NON_FINITE
+        elif self._meets_target(self.best[1]):
+            outcome = self._target_reached(outcome)
         if not self._is_better(outcome.loss):
             outcome.theta, outcome.loss = self.best
         return outcome
 
-    def _report(self, theta, loss, grad):
+    def _report(self, theta, loss, grad, **logs):
         if self.initial_loss is None:
             self.initial_loss = loss
             self.best = theta, loss
             self._starts_finite = _is_finite(loss, grad)
             stop = self._on_start(theta, loss, grad)
+            stop = stop or self._meets_target(loss)
             return stop or not self._starts_finite
         self.iterations += 1
-        if self._is_better(loss):
+        if theta is not None and self._is_better(loss):
             self.best = theta, loss
-        return self._on_iterate(theta, loss, grad)
+        stop = self._on_iterate(theta, loss, grad, **logs)
+        return stop or self._meets_target(loss)
+
+    def _meets_target(self, loss):
+        target = self._problem.budget.target
+        return target is not None and loss <= target
+
+    def _target_reached(self, outcome):
+        theta, loss = self.best
+        return Outcome(
+            stopping.TARGET_REACHED,
+            theta,
+            loss,
+            test="target_loss",
+            value=loss,
+            threshold=self._problem.budget.target,
+            raw=outcome.raw,
+        )
 
     def _is_better(self, loss):
         # Feasibility comes before the loss.
@@ -86,6 +109,27 @@ class Run:
 
 def _is_finite(loss, grad):
     return np.isfinite(loss) and (grad is None or np.isfinite(grad).all())
+
+
+def checked_budget(max_evals, max_seconds, target_loss, iterations=None):
+    """The `Budget` of a run, its deadline in seconds from the start."""
+    if max_evals is not None:
+        check_count("max_evals", max_evals, 1)
+    for name, value in (
+        ("max_seconds", max_seconds),
+        ("target_loss", target_loss),
+    ):
+        if value is not None and not isinstance(value, numbers.Real):
+            raise ValueError(
+                f"Argument `{name}` must be a number. "
+                f"Received: {name}={value!r}"
+            )
+    if max_seconds is not None and not max_seconds > 0:
+        raise ValueError(
+            "Argument `max_seconds` must be positive. "
+            f"Received: max_seconds={max_seconds}"
+        )
+    return Budget(iterations, max_evals, max_seconds, target_loss)
 
 
 def describe(outcome, initial_loss, iterations, evaluations, products, seconds):
@@ -107,7 +151,7 @@ def describe(outcome, initial_loss, iterations, evaluations, products, seconds):
 
 
 def norm(grad):
-    """The 2-norm of a gradient; NaN for a method without one."""
+    """The 2-norm of a gradient, or of itself; NaN for a method without."""
     return np.nan if grad is None else float(np.linalg.norm(grad))
 
 

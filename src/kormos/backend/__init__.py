@@ -5,6 +5,15 @@ of them `fn(parts, *args)` is a function of a list of tensors, and derivatives
 are taken with respect to that list.
 
 - `compile(fn, xla)`: `fn`, compiled where the backend compiles.
+- `compile_loop(fn)`: `fn(state, *args) -> state`, compiled in whole where the
+  backend can. A state is a list of arrays, which may be used up, and vectors
+  of numbers, which stay NumPy's on an eager backend.
+- `dry_run(fn, *args)`: `fn(*args)` for what it does to Python objects, or for
+  tensors of the right shapes whatever their values.
+- `scalar(tensor)`: a scalar tensor as solvers' logic takes it: a NumPy number
+  on an eager backend.
+- `set_row(matrix, index, row)`: the matrix with another row; it may be the
+  same array, changed.
 - `wide()`: a scope in which float64 tensors keep their precision.
 - `repeatable()`: a scope in which random draws without a seed of their own
   are the same every time.
@@ -17,23 +26,35 @@ import keras
 
 if keras.backend.backend() == "jax":
     from kormos.backend.jax import compile as compile
+    from kormos.backend.jax import compile_loop as compile_loop
+    from kormos.backend.jax import dry_run as dry_run
     from kormos.backend.jax import hvp as hvp
     from kormos.backend.jax import jacobian as jacobian
     from kormos.backend.jax import repeatable as repeatable
+    from kormos.backend.jax import scalar as scalar
+    from kormos.backend.jax import set_row as set_row
     from kormos.backend.jax import value_and_grad as value_and_grad
     from kormos.backend.jax import wide as wide
 elif keras.backend.backend() == "tensorflow":
     from kormos.backend.tensorflow import compile as compile
+    from kormos.backend.tensorflow import compile_loop as compile_loop
+    from kormos.backend.tensorflow import dry_run as dry_run
     from kormos.backend.tensorflow import hvp as hvp
     from kormos.backend.tensorflow import jacobian as jacobian
     from kormos.backend.tensorflow import repeatable as repeatable
+    from kormos.backend.tensorflow import scalar as scalar
+    from kormos.backend.tensorflow import set_row as set_row
     from kormos.backend.tensorflow import value_and_grad as value_and_grad
     from kormos.backend.tensorflow import wide as wide
 elif keras.backend.backend() == "torch":
     from kormos.backend.torch import compile as compile
+    from kormos.backend.torch import compile_loop as compile_loop
+    from kormos.backend.torch import dry_run as dry_run
     from kormos.backend.torch import hvp as hvp
     from kormos.backend.torch import jacobian as jacobian
     from kormos.backend.torch import repeatable as repeatable
+    from kormos.backend.torch import scalar as scalar
+    from kormos.backend.torch import set_row as set_row
     from kormos.backend.torch import value_and_grad as value_and_grad
     from kormos.backend.torch import wide as wide
 else:

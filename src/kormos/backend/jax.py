@@ -3,11 +3,32 @@
 import contextlib
 
 import jax
+import numpy as np
 
 
 def compile(fn, xla=True):
     del xla  # JAX has no other compiler.
     return jax.jit(fn)
+
+
+def compile_loop(fn):
+    return jax.jit(fn, donate_argnums=0)
+
+
+def dry_run(fn, *args):
+    # Each operation of an eager run is compiled for itself.
+    shapes = jax.eval_shape(fn, *args)
+    return jax.tree.map(
+        lambda s: jax.device_put(np.zeros(s.shape, s.dtype)), shapes
+    )
+
+
+def scalar(tensor):
+    return tensor
+
+
+def set_row(matrix, index, row):
+    return matrix.at[index].set(row)
 
 
 def wide():

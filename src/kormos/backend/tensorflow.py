@@ -2,13 +2,50 @@
 
 import contextlib
 
+import keras
 import tensorflow as tf
 
+_NOT_COMPILED = (
+    tf.errors.InvalidArgumentError,
+    tf.errors.UnimplementedError,
+)
 ZERO = tf.UnconnectedGradients.ZERO
 
 
 def compile(fn, xla=False):
     return tf.function(fn, jit_compile=xla, autograph=False)
+
+
+def compile_loop(fn):
+    fast = compile(fn, xla=True)
+    chosen = None
+
+    def call(*args):
+        nonlocal chosen
+        if chosen is None:
+            try:
+                result = fast(*args)
+                chosen = fast
+                return result
+            except _NOT_COMPILED:
+                # A layer has an operation that XLA lacks.
+                chosen = compile(fn)
+        return chosen(*args)
+
+    return call
+
+
+def dry_run(fn, *args):
+    return fn(*args)
+
+
+def scalar(tensor):
+    return tensor
+
+
+def set_row(matrix, index, row):
+    start = (index, tf.zeros_like(index))
+    return keras.ops.slice_update(matrix, start, row[tf.newaxis])
 
 
 def wide():

@@ -25,6 +25,36 @@ def compile(fn, xla=False):
     return call
 
 
+def compile_loop(fn):
+    def call(state, *args):
+        # The numbers stay NumPy's: logic on tensors would take longer than a
+        # small model.
+        arrays = [_as_tensor(array) for array in state[0]]
+        with torch.no_grad():
+            return fn((arrays, *state[1:]), *args)
+
+    return call
+
+
+def _as_tensor(array):
+    if isinstance(array, np.ndarray):
+        return keras.ops.convert_to_tensor(array, dtype=array.dtype.name)
+    return array
+
+
+def dry_run(fn, *args):
+    return fn(*args)
+
+
+def scalar(tensor):
+    return np.float64(tensor.item())
+
+
+def set_row(matrix, index, row):
+    matrix[index] = torch.as_tensor(row)
+    return matrix
+
+
 def wide():
     return contextlib.nullcontext()
 

@@ -7,6 +7,8 @@ CONVERGED = "converged"
 NOISE_FLOOR = "noise floor"
 ITERATION_LIMIT = "iteration limit"
 EVALUATION_LIMIT = "evaluation limit"
+TIME_LIMIT = "time limit"
+TARGET_REACHED = "target reached"
 STOPPED_BY_CALLBACK = "stopped by callback"
 INTERRUPTED = "interrupted"
 LINE_SEARCH_FAILED = "line search failed"
@@ -22,7 +24,9 @@ ADVICE = {
     ITERATION_LIMIT: (
         "Give more `epochs` (`max_iterations` in `kormos.minimize`) to go on."
     ),
-    EVALUATION_LIMIT: "Raise the method's limit on evaluations to go on.",
+    EVALUATION_LIMIT: "Raise the limit on evaluations to go on.",
+    TIME_LIMIT: "Give more `max_seconds` to go on.",
+    TARGET_REACHED: "",
     STOPPED_BY_CALLBACK: "",
     INTERRUPTED: "",
     LINE_SEARCH_FAILED: (
@@ -37,7 +41,7 @@ ADVICE = {
 }
 
 # The user asked for these endings: no warning is due.
-QUIET = (CONVERGED, STOPPED_BY_CALLBACK, INTERRUPTED)
+QUIET = (CONVERGED, TARGET_REACHED, STOPPED_BY_CALLBACK, INTERRUPTED)
 
 
 @dataclasses.dataclass
@@ -72,8 +76,9 @@ class Result:
 
     Attributes:
         status: `"converged"`, `"noise floor"`, `"iteration limit"`,
-            `"evaluation limit"`, `"stopped by callback"`, `"interrupted"`,
-            `"line search failed"`, `"infeasible"` or `"non-finite"`.
+            `"evaluation limit"`, `"time limit"`, `"target reached"`,
+            `"stopped by callback"`, `"interrupted"`, `"line search failed"`,
+            `"infeasible"` or `"non-finite"`.
         message: a sentence that says so, with figures and advice.
         success: whether the status is `"converged"`.
         loss: the loss at the final iterate, whose weights remain, unless a

@@ -96,6 +96,22 @@ class FlatObjective:
         hessian = np.stack(rows)
         return (hessian + hessian.T) / 2
 
+    def traceable(self):
+        """Loss and gradient for use inside a compiled function.
+
+        Returns:
+            A function `(theta, *arguments) -> (loss, gradient)` of tensors,
+            and these arguments.
+        """
+        frozen, scales, chunks = self._arguments()
+        with backend.wide():
+            scales = ops.convert_to_tensor(scales, dtype="float64")
+        return self.program.trace_value_and_grad, (frozen, scales, chunks)
+
+    def compiled_loop(self, key, fn):
+        """`fn(state, *args) -> state`, compiled once for a key."""
+        return self.program.compiled_loop(key, fn)
+
     def _arguments(self):
         return self._frozen, self._scales, self._chunks
 

@@ -59,12 +59,18 @@ class CompiledLosses:
         return list(self._calls)
 
     def counts(self, y, y_pred, sample_weight):
-        """Divisors of the terms on these rows: a list of floats.
+        """Divisors of the terms on these rows, as fractions.
 
         They add up over chunks; `nan` stands for a term without a divisor.
+
+        Returns:
+            A list of pairs of scalar tensors, numerator and denominator.
         """
         terms = self._terms(y, y_pred, sample_weight)
-        return [term.count(*data) for term, *data in terms]
+        return [
+            tuple(ops.cast(value, "float64") for value in term.count(*data))
+            for term, *data in terms
+        ]
 
     def factors(self, y, y_pred, sample_weight):
         """By what Keras multiplies each term in the total: floats.
@@ -126,19 +132,15 @@ class _Term(keras.losses.Loss):
     def count(self, y_true, y_pred, sample_weight):
         loss = _resolve(self._loss, y_true, y_pred)
         if _is_opaque(loss):
-            return float(leading_size(y_pred))
+            return leading_size(y_pred), 1
         if loss.reduction == "sum":
-            return np.nan
+            return np.nan, 1
         shapes = []
 
         def ones(*args):
             values = loss.call(*args)
             shapes.append(values.shape)
-            result = ops.ones_like(values)
-            mask = getattr(values, "_keras_mask", None)
-            if mask is not None:
-                result._keras_mask = mask
-            return result
+            return _OnesLike(dtype=values.dtype, autocast=False)(values)
 
         # Keras' own reduction of ones is a sum over its divisor. Weights are
         # part of the divisor in one reduction alone; elsewhere their shape is.
@@ -148,11 +150,20 @@ class _Term(keras.losses.Loss):
         data = (y_true, y_pred, sample_weight)
         values = _variant(loss, ones)(*data)
         if shapes[0] == ():
-            return float(leading_size(y_pred))
+            return leading_size(y_pred), 1
         if loss.reduction in (None, "none"):
-            return float(np.prod(tuple(values.shape)))
-        mean = _host_sum(_variant(loss, ones, loss.reduction)(*data))
-        return _host_sum(values) / mean if mean else 0.0
+            return np.prod(tuple(values.shape)), 1
+        mean = _variant(loss, ones, loss.reduction)(*data)
+        return ops.sum(ops.cast(values, "float64")), ops.sum(mean)
+
+
+class _OnesLike(keras.layers.Layer):
+    """Ones with the mask of the input, which layers alone may read."""
+
+    supports_masking = True
+
+    def call(self, inputs):
+        return ops.ones_like(inputs)
 
 
 def _resolve(loss, y_true, y_pred):
@@ -185,7 +196,3 @@ def _variant(loss, call, reduction=None):
     variant.call = call
     variant.reduction = reduction
     return variant
-
-
-def _host_sum(values):
-    return float(np.sum(ops.convert_to_numpy(values), dtype="float64"))

@@ -30,9 +30,10 @@ class ModelLoss:
         model: a compiled and built model.
         head: the first rows, a `Data` of tensors.
         training: whether layers behave as in training.
+        compile: function that compiles a function.
     """
 
-    def __init__(self, model, head, training):
+    def __init__(self, model, head, training, compile):
         self._model = model
         self._training = training
         self.variables = model.trainable_variables
@@ -40,6 +41,7 @@ class ModelLoss:
         self._takes_training = (
             "training" in inspect.signature(model.compute_loss).parameters
         )
+        self._counts = compile(self._count)
         self._losses = None
         if model.loss is not None and not self._has_own_loss:
             self._losses = CompiledLosses(
@@ -52,8 +54,14 @@ class ModelLoss:
     def _discover(self, head):
         """Builds what is built lazily, and finds the variables in use."""
         x, y, w = head
+        run = backend.dry_run
+        if self._model.run_eagerly:
+
+            def run(fn, *args):
+                return fn(*args)
+
         with ReadRecorder():
-            y_pred = self._model(x, training=self._training)
+            y_pred = run(lambda x: self._model(x, training=self._training), x)
         # Losses and metrics create variables when first called, which no
         # stateless scope allows.
         self.factors = []
@@ -65,11 +73,18 @@ class ModelLoss:
         self._model.reset_metrics()
         self.metric_variables = list(self._model.metrics_variables)
         scales = ops.ones((len(self.factors) + 1,))
-        with ReadRecorder() as scope:
+        has_loss = bool(self.factors)
+
+        def evaluate(x, y, w, scales):
+            nonlocal has_loss
             y_pred = self._model(x, training=self._training)
-            self._loss(x, y, y_pred, w, scales)
+            loss = self._loss(x, y, y_pred, w, scales)
             self._model.compute_metrics(x, y, y_pred, w)
-            has_loss = self.factors or self._model.losses
+            has_loss = has_loss or bool(self._model.losses)
+            return loss
+
+        with ReadRecorder() as scope:
+            run(evaluate, x, y, w, scales)
         if not (has_loss or self._has_own_loss):
             raise ValueError(
                 "There is nothing to minimize: give `compile` a `loss`, or "
@@ -122,16 +137,27 @@ class ModelLoss:
             frozen = [v.value for v in self.frozen_variables]
             parts = [v.value for v in self.variables]
             counts = np.zeros(len(self.factors))
-            for x, y, w in each_chunk(chunks):
-                with self._scope(parts, frozen):
-                    y_pred = self._model(x, training=self._training)
-                    counts += self._losses.counts(y, y_pred, w)
+            with backend.wide():
+                for chunk in each_chunk(chunks):
+                    count = self._counts(parts, frozen, chunk)
+                    sums, means = np.array(
+                        [[ops.convert_to_numpy(v) for v in c] for c in count]
+                    ).T
+                    counts += np.where(
+                        means == 0, 0, sums / np.where(means, means, 1)
+                    )
             # A sum is divided by nothing; a mean over nothing is zero.
             divisors = np.where(np.isnan(counts), 1.0, counts)
             scales[:-1] = np.where(
                 divisors == 0, 0, self.factors / np.where(divisors, divisors, 1)
             )
         return scales
+
+    def _count(self, parts, frozen, chunk):
+        x, y, w = chunk
+        with self._scope(parts, frozen):
+            y_pred = self._model(x, training=self._training)
+            return self._losses.counts(y, y_pred, w)
 
     @contextlib.contextmanager
     def _scope(self, parts, frozen, others=()):

@@ -20,12 +20,13 @@ _MOST_PROGRAMS = 8
 class ModelProgram(Program):
     """The compiled functions of a model's objective, for any data."""
 
-    def __init__(self, model, model_loss, compile):
+    def __init__(self, model, model_loss, compile, compile_loop):
         super().__init__(
             Packing(model_loss.variables),
             model_loss.frozen_variables,
             model_loss.chunk_loss,
             compile,
+            compile_loop,
         )
         self.model_loss = model_loss
         self.evaluate = compile(self._evaluate)
@@ -67,8 +68,11 @@ def program_for(model, head, training):
     if key not in programs:
         while len(programs) >= _MOST_PROGRAMS:
             programs.pop(next(iter(programs)))
-        loss = ModelLoss(model, head, training)
-        programs[key] = ModelProgram(model, loss, _compiler(model))
+        compile = _compiler(model)
+        loss = ModelLoss(model, head, training, compile)
+        programs[key] = ModelProgram(
+            model, loss, compile, _loop_compiler(model, training)
+        )
     return programs[key]
 
 
@@ -97,6 +101,18 @@ def _compiler(model):
     if keras.backend.backend() == "jax" and not xla:
         return _uncompiled
     return lambda fn: backend.compile(fn, xla=xla)
+
+
+def _loop_compiler(model, training):
+    is_eager = model.run_eagerly or (
+        keras.backend.backend() == "jax" and not model.jit_compile
+    )
+    if is_eager and keras.backend.backend() != "torch":
+        return _uncompiled
+    if training and keras.backend.backend() == "tensorflow":
+        # Dropout draws other masks under XLA, and a fit must see one.
+        return _compiler(model)
+    return backend.compile_loop
 
 
 def _uncompiled(fn):

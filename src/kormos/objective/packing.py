@@ -71,7 +71,12 @@ class Packing:
         for variable, dtype, part in zip(
             self.variables, self.dtypes, parts, strict=True
         ):
-            variable.assign(ops.cast(part, dtype))
+            if keras.backend.standardize_dtype(dtype) == "bfloat16":
+                part = ops.cast(part, dtype)
+            else:
+                # In NumPy: for JAX a cast of its own is a compilation.
+                part = part.astype(dtype)
+            variable.assign(part)
 
 
 def _to_float64(variable):

@@ -54,9 +54,17 @@ class Program:
         chunk_loss: function `(parts, frozen, scales, chunk) -> scalar`. The
             loss is its sum over all chunks.
         compile: function that compiles a function.
+        compile_loop: function that compiles a function of a solver's state.
     """
 
-    def __init__(self, packing, frozen_variables, chunk_loss, compile):
+    def __init__(
+        self,
+        packing,
+        frozen_variables,
+        chunk_loss,
+        compile,
+        compile_loop=backend.compile_loop,
+    ):
         self.packing = packing
         self.frozen_variables = frozen_variables
         # How often each function was traced, for tests of the caches.
@@ -65,11 +73,20 @@ class Program:
         self._chunk_value_and_grad = backend.value_and_grad(chunk_loss)
         self._chunk_hvp = backend.hvp(chunk_loss)
         self.value = compile(self._value)
-        self.value_and_grad = compile(self._value_and_grad)
+        self.value_and_grad = compile(self.trace_value_and_grad)
         self.hvp = compile(self._hvp)
+
+        self._compile_loop = compile_loop
+        self._loops = {}
 
     def frozen_values(self):
         return snapshot(self.frozen_variables)
+
+    def compiled_loop(self, key, fn):
+        """`fn(state, *args) -> state`, compiled once for a key."""
+        if key not in self._loops:
+            self._loops[key] = self._compile_loop(fn)
+        return self._loops[key]
 
     def _value(self, theta, frozen, scales, chunks):
         self.traces["value"] += 1
@@ -81,7 +98,7 @@ class Program:
 
         return sum_over_chunks(term, chunks, (scalar_zero(theta),))[0]
 
-    def _value_and_grad(self, theta, frozen, scales, chunks):
+    def trace_value_and_grad(self, theta, frozen, scales, chunks):
         self.traces["value_and_grad"] += 1
         parts = self.packing.unpack(theta)
 

@@ -1,11 +1,19 @@
 """Optimizers, by class and by name."""
 
 from kormos.optimizers.base import BatchOptimizer as BatchOptimizer
+from kormos.optimizers.bfgs import BFGS as BFGS
+from kormos.optimizers.bfgs import SSBFGS as SSBFGS
+from kormos.optimizers.bfgs import SSBroyden as SSBroyden
+from kormos.optimizers.lbfgs import LBFGS as LBFGS
 from kormos.optimizers.scipy import ScipyBatchOptimizer as ScipyBatchOptimizer
 from kormos.optimizers.scipy_methods import METHODS
 
 # Every name that `compile(optimizer=...)` takes, and what it makes.
 NAMES = {
+    "lbfgs": LBFGS,
+    "dense-bfgs": BFGS,
+    "ssbfgs": SSBFGS,
+    "ssbroyden": SSBroyden,
     "scipy": ScipyBatchOptimizer,
     **{
         name: lambda name=name: ScipyBatchOptimizer(name=name, method=name)
@@ -18,9 +26,9 @@ def get(identifier):
     """An optimizer of kormos, from its name or from an instance.
 
     Args:
-        identifier: a name, in any letter case: `"scipy"` for SciPy's L-BFGS-B
-            or a method of `scipy.optimize.minimize`; or an instance, which is
-            returned.
+        identifier: a name, in any letter case: `"lbfgs"`, `"dense-bfgs"`,
+            `"ssbfgs"` or `"ssbroyden"`; a method of `scipy.optimize.minimize`,
+            or `"scipy"` for its L-BFGS-B; or an instance, which is returned.
 
     Returns:
         A `BatchOptimizer`.

@@ -5,6 +5,7 @@ data or a callback. It tells every accepted iterate to `report`, which answers
 whether to stop.
 """
 
+import time
 import types
 import warnings
 from collections.abc import Callable
@@ -12,6 +13,28 @@ from typing import NamedTuple
 
 import keras
 import numpy as np
+
+from kormos.numerics import stopping
+from kormos.optimizers import solver_state
+
+
+class Budget(NamedTuple):
+    """What ends a run besides the tests of its method; `None` for no limit.
+
+    Attributes:
+        iterations: the most accepted iterations.
+        evaluations: the most evaluations.
+        deadline: when to end, as `time.perf_counter` counts seconds.
+        target: the loss that is low enough.
+    """
+
+    iterations: int | None = None
+    evaluations: int | None = None
+    deadline: float | None = None
+    target: float | None = None
+
+
+UNLIMITED = Budget()
 
 
 class Problem:
@@ -24,6 +47,11 @@ class Problem:
         upper: upper bounds, likewise.
         constraints: list of `Constraint`s.
         epsilon: spacing of numbers near one in the dtype of the evaluation.
+        budget: a `Budget`.
+        stride: iterations between two looks at a run, of a method that can
+            run several in one compiled call.
+        resume: whether to go on with what the optimizer knows of an earlier
+            run.
         on_evaluation: function of the loss, called after each evaluation.
     """
 
@@ -34,6 +62,9 @@ class Problem:
         upper=None,
         constraints=(),
         epsilon=2.0**-52,
+        budget=UNLIMITED,
+        stride=1,
+        resume=False,
         on_evaluation=None,
     ):
         self.size = objective.size
@@ -41,10 +72,13 @@ class Problem:
         self.upper = upper
         self.constraints = list(constraints)
         self.epsilon = epsilon
+        self.budget = budget
+        self.stride = stride
+        self.resume = resume
+        self.on_evaluation = on_evaluation
         self.fg_evals = 0
         self.hessp_evals = 0
         self._objective = objective
-        self._on_evaluation = on_evaluation
 
     @property
     def is_bounded(self):
@@ -75,10 +109,37 @@ class Problem:
         self.hessp_evals += self.size
         return self._objective.hessian(theta)
 
+    def spent(self):
+        """The limit that is reached, as a status, or `None`."""
+        _, evaluations, deadline, _ = self.budget
+        if evaluations is not None and self.fg_evals >= evaluations:
+            return stopping.EVALUATION_LIMIT
+        if deadline is not None and time.perf_counter() >= deadline:
+            return stopping.TIME_LIMIT
+        return None
+
+    def traceable(self):
+        """Loss and gradient for use inside a compiled function.
+
+        Returns:
+            A function of a flat tensor and of the arguments that are returned
+            beside it.
+        """
+        return self._objective.traceable()
+
+    def compiled_loop(self, key, fn):
+        """`fn(state, *args) -> state`, compiled once for the objective.
+
+        Args:
+            key: what, besides the objective, makes the function another one.
+            fn: the function.
+        """
+        return self._objective.compiled_loop(key, fn)
+
     def _counted(self, loss):
         self.fg_evals += 1
-        if self._on_evaluation is not None:
-            self._on_evaluation(loss)
+        if self.on_evaluation is not None:
+            self.on_evaluation(loss)
         return loss
 
 
@@ -105,8 +166,11 @@ class Stage(NamedTuple):
         check: function of `(size, bounded, constraint_types)` that raises a
             `ValueError` if the method cannot honour what was asked.
         run: function of `(problem, theta, report)` that returns an `Outcome`.
-            `report(theta, loss, grad)` is told every accepted iterate and
-            returns whether to stop; `grad` may be `None`.
+            `report(theta, loss, grad, **logs)` is told the start and every
+            accepted iterate, and returns whether to stop. `grad` is the
+            gradient, or its 2-norm after the start, or `None`; `theta` is
+            `None` for iterates that a compiled call has left behind; `logs`
+            are more numbers for the History.
         uses_hessian: whether the method asks for Hessian products.
     """
 
@@ -138,6 +202,9 @@ class BatchOptimizer(keras.optimizers.Optimizer):
             its values are held at zero, or at zero and above.
     """
 
+    # Whether a later fit can go on with the curvature of an earlier one.
+    keeps_state = False
+
     def __init__(
         self,
         name="batchoptimizer",
@@ -158,6 +225,10 @@ class BatchOptimizer(keras.optimizers.Optimizer):
         self.results = []
         self.fg_evals = 0
         self.hessp_evals = 0
+        # What a later fit can go on from: a `SolverState`, or `None`.
+        self.solver_state = None
+        # How often it was read from a file.
+        self.loads = 0
 
     def stages(self, epochs=None, **overrides):
         """The runs of which a fit consists.
@@ -196,8 +267,18 @@ class BatchOptimizer(keras.optimizers.Optimizer):
             }
         )
 
+    def save_own_variables(self, store):
+        super().save_own_variables(store)
+        if self.solver_state is not None:
+            self.solver_state.save(store)
+
+    def load_own_variables(self, store):
+        self.solver_state, rest = solver_state.load(store)
+        super().load_own_variables(rest)
+        self.loads += 1
+
     def __setattr__(self, name, value):
-        if name in ("bounds", "results"):
+        if name in ("bounds", "results", "solver_state"):
             # Keras would save the variables in bounds as state of the
             # optimizer, and make SciPy's results into plain dicts.
             object.__setattr__(self, name, value)

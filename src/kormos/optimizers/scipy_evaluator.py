@@ -30,6 +30,10 @@ class Halt(Exception):
         self.detail = detail
 
 
+# By no more than this is a small loss multiplied for SciPy.
+MOST_SCALE = 2.0**33
+
+
 def feasibility(problem):
     """The violation of a constraint that rounding explains."""
     # SciPy's own tolerance, but for losses that are not in float64.
@@ -65,7 +69,23 @@ class Evaluator:
         # or quadratic model of the constraint would be spoilt by as much.
         self._violation = 1e10 if spec.gradient else 2.0
         self._largest = 1.0
+        # By this the loss is multiplied for SciPy.
+        self.scale = 1.0
         self.move(theta)
+
+    def rescale(self):
+        """Lets SciPy see a loss that starts at the order of one.
+
+        Most of its tolerances are absolute: it takes a start of small numbers
+        for an optimum. A power of two changes nothing else. What is smaller
+        yet may be the rounding of zero.
+        """
+        _, loss, grad = self.accepted
+        size = abs(loss)
+        if grad is not None:
+            size = max(size, np.abs(grad).max())
+        if 0 < size < 1:
+            self.scale = min(2.0 ** -np.floor(np.log2(size)), MOST_SCALE)
 
     def start(self):
         """The accepted point, as SciPy holds it."""
@@ -84,6 +104,8 @@ class Evaluator:
         for known in reversed(self._memory):
             if np.array_equal(known.theta, theta):
                 return known
+        if self.accepted is not None:
+            self._check_budget()
         # SciPy goes on writing into the array that it shows.
         theta = theta.copy()
         if self._spec.gradient:
@@ -93,6 +115,11 @@ class Evaluator:
         self._remember(made)
         self._note_noise(made)
         return made
+
+    def _check_budget(self):
+        status = self._problem.spent()
+        if status is not None:
+            raise Halt(status)
 
     def _remember(self, made):
         if self._best is None or made.loss < self._best.loss:
@@ -136,23 +163,26 @@ class Evaluator:
         return True
 
     def value(self, x):
-        return self._finite(x)[0]
+        return self._finite(x)[0] * self.scale
 
     def grad(self, x):
         if self.on_gradient is not None:
             self.on_gradient(x)
-        return self._finite(x)[1][self._free].copy()
+        return self._finite(x)[1][self._free] * self.scale
 
     def hvp(self, x, vector, *args):
+        self._check_budget()
         direction = np.zeros(self._problem.size)
         direction[self._free] = vector
         product = self._problem.hvp(self.point(x), direction)
-        return self._checked(product, "a Hessian product")[self._free]
+        product = self._checked(product, "a Hessian product")
+        return product[self._free] * self.scale
 
     def hessian(self, x, *args):
+        self._check_budget()
         hessian = self._problem.hessian(self.point(x))
         hessian = self._checked(hessian, "the Hessian")
-        return hessian[self._free][:, self._free]
+        return hessian[self._free][:, self._free] * self.scale
 
     def bounds(self):
         """The bounds as SciPy takes them."""
@@ -216,7 +246,8 @@ class Evaluator:
         """The latest decrease of the loss, or `None` before the first."""
         if self._previous is None:
             return None
-        before, after = self._previous.loss, self.accepted.loss
+        before = self._previous.loss * self.scale
+        after = self.accepted.loss * self.scale
         scale = max(abs(before), abs(after), 1.0)
         return float((before - after) / scale)
 

@@ -13,8 +13,11 @@ calling `scipy.optimize.minimize` with the same functions in:
    is met while the barrier still keeps it away from them;
 7. parameters that the bounds fix are kept from SciPy, which mishandles them;
 8. TNC, which takes differences of gradients, is told of their rounding;
-9. COBYQA counts every evaluation after those of its first model as an
-   iteration, for it reports no other.
+9. a loss whose value and gradient start below one is multiplied by a power of
+   two, unless a tolerance is given: most tolerances of SciPy are absolute, and
+   a small loss would pass for converged where it starts;
+10. COBYQA counts every evaluation after those of its first model as an
+    iteration, for it reports no other.
 """
 
 import warnings
@@ -53,6 +56,9 @@ class ScipyRun:
         }
         self._options = {**spec.limits, **defaults, **options}
         self._given = options
+        self._is_absolute = tol is not None or any(
+            name in options for name in (*spec.tolerances, "f_target")
+        )
 
     def check(self, size, bounded, constraint_types):
         """Refuses what the method cannot honour."""
@@ -93,6 +99,8 @@ class ScipyRun:
                 evaluator.accepted.loss,
                 detail="the bounds fix every parameter",
             )
+        if not self._is_absolute:
+            evaluator.rescale()
         self._suit(problem, evaluator, options)
         start = evaluator.start()
         calls, skipped = 0, spec.preamble(start.size)
@@ -137,6 +145,7 @@ class ScipyRun:
             )
             outcome = Outcome(halt.status, x, loss, detail=halt.detail)
         else:
+            _unscale(result, evaluator.scale)
             outcome = self._outcome(evaluator, result, options)
         result.setdefault("nit", max(0, calls - skipped))
         result["nfev"] = problem.fg_evals
@@ -176,9 +185,11 @@ class ScipyRun:
         outcome.detail = f"SciPy: {result.message}".rstrip(".")
         if status == stopping.CONVERGED:
             name, value = self._test(evaluator, result, options)
+            # The gradient was compared in SciPy's scale.
+            scale = evaluator.scale if name == "gtol" else 1.0
             outcome.test = name
-            outcome.threshold = options[name]
-            if value is not None and value <= options[name]:
+            outcome.threshold = options[name] / scale
+            if value is not None and value <= outcome.threshold:
                 outcome.value = value
         return outcome
 
@@ -201,11 +212,25 @@ class ScipyRun:
             return name, None
         order = 2 if spec.name in _TWO_NORM else options.get("norm", np.inf)
         size = evaluator.stationarity(order)
-        if size <= options[name] or not others:
+        if size <= options[name] / evaluator.scale or not others:
             return name, size
         if others == ["ftol"]:
             return "ftol", evaluator.relative_decrease()
         return others[0], None
+
+
+def _unscale(result, scale):
+    """Brings a result of SciPy back to the loss that was asked for."""
+    if scale == 1:
+        return
+    for name in ("fun", "jac", "grad", "hess", "optimality"):
+        if name in result and result[name] is not None:
+            result[name] = result[name] / scale
+    if "hess_inv" in result:
+        result["hess_inv"] = result["hess_inv"] * scale
+    if "final_simplex" in result:
+        simplex, values = result["final_simplex"]
+        result["final_simplex"] = simplex, values / scale
 
 
 def _status(result, evaluator):

@@ -1,0 +1,287 @@
+"""A line search for strong Wolfe steps, one trial at a time.
+
+J. J. More and D. J. Thuente, "Line search algorithms with guaranteed
+sufficient decrease", ACM TOMS 20(3), 1994: the search of section 2 with the
+trial values of section 4, as in MINPACK's `dcsrch` and `dcstep`.
+
+Differs from it in:
+
+1. a non-finite trial is a step too long: the next one is a quarter of the way
+   from the best point so far, and the search stays below it;
+2. near the noise of the loss, where sufficient decrease cannot be seen, the
+   approximate Wolfe conditions decide (W. W. Hager and H. Zhang, SIAM J.
+   Optim. 16(1), 2005, equation 4.1): they compare slopes, which are exact for
+   longer;
+3. a search that runs out of trials succeeds at a point of sufficient decrease;
+4. a search whose slope promises less than the rounding of the loss has failed.
+"""
+
+from typing import Any
+from typing import NamedTuple
+
+from kormos.numerics.scalars import both
+from kormos.numerics.scalars import constant
+from kormos.numerics.scalars import either
+from kormos.numerics.scalars import is_finite
+from kormos.numerics.scalars import larger
+from kormos.numerics.scalars import smaller
+from kormos.numerics.scalars import where
+
+SUFFICIENT_DECREASE = 1e-4
+CURVATURE = 0.9
+# Of Hager and Zhang's approximate conditions.
+APPROXIMATE_DECREASE = 0.1
+MOST_TRIALS = 25
+LONGEST = 1e20
+
+SEARCHING, ACCEPTED, FAILED = 0, 1, 2
+
+
+class Point(NamedTuple):
+    """A trial: its step, its loss and its directional derivative."""
+
+    step: Any
+    loss: Any
+    slope: Any
+
+
+class Search(NamedTuple):
+    """A search along a direction; all leaves are scalars.
+
+    Attributes:
+        start: the point at step 0, of negative slope.
+        step: the step of the next trial.
+        best: the best trial so far, at first the start.
+        other: the other end of the interval.
+        bracketed: whether a minimizer lies between the two.
+        first_stage: whether the auxiliary function is still searched.
+        low, high: limits of the next trial.
+        width, previous_width: lengths of the interval.
+        longest: the longest step allowed.
+        trials: the number of trials so far.
+    """
+
+    start: Point
+    step: Any
+    best: Point
+    other: Point
+    bracketed: Any
+    first_stage: Any
+    low: Any
+    high: Any
+    width: Any
+    previous_width: Any
+    longest: Any
+    trials: Any
+
+
+def begin(loss, slope, step):
+    """A search that tries `step` first.
+
+    Args:
+        loss: scalar, the loss at step 0.
+        slope: scalar, the directional derivative there, negative.
+        step: scalar, the first trial.
+    """
+    zero = constant(0, like=loss)
+    start = Point(zero, loss, slope)
+    return Search(
+        start=start,
+        step=step,
+        best=start,
+        other=start,
+        bracketed=constant(False, like=zero > 0),
+        first_stage=constant(True, like=zero > 0),
+        low=zero,
+        high=5.0 * step,
+        width=zero + LONGEST,
+        previous_width=zero + 2 * LONGEST,
+        longest=zero + LONGEST,
+        trials=zero,
+    )
+
+
+def verdict(search, loss, slope, noise):
+    """Whether the trial at `search.step` ends the search.
+
+    Args:
+        search: a `Search`.
+        loss: scalar, the loss of the trial.
+        slope: scalar, its directional derivative.
+        noise: scalar, the rounding of the loss over its size.
+
+    Returns:
+        `SEARCHING`, `ACCEPTED` or `FAILED`.
+    """
+    _, loss0, slope0 = search.start
+    predicted = search.step * slope0
+    change, size = loss - loss0, abs(loss0)
+    decreased = change <= SUFFICIENT_DECREASE * predicted
+    wolfe = both(decreased, abs(slope) <= -CURVATURE * slope0)
+    # What the slopes do not explain is noise, if it is small; a loss of small
+    # residuals has more of it than its own rounding.
+    unexplained = abs(change - search.step * (slope0 + slope) / 2)
+    margin = smaller(larger(noise * size, 2 * unexplained), noise**0.5 * size)
+    approximate = both(
+        abs(change) <= margin,
+        slope >= CURVATURE * slope0,
+        slope <= (2 * APPROXIMATE_DECREASE - 1) * slope0,
+    )
+    last = search.trials + 1 >= MOST_TRIALS
+    longest = search.step >= search.longest
+    enough = both(either(last, longest), decreased, change < 0)
+    good = both(is_finite(loss, slope), either(wolfe, approximate, enough))
+    # Shorter steps would change nothing that can be seen.
+    lost = either(last, -predicted <= 0.1 * noise * size)
+    return where(good, ACCEPTED, where(lost, FAILED, SEARCHING))
+
+
+def advance(search, loss, slope):
+    """The search after a trial that did not end it, the next one chosen."""
+    finite = is_finite(loss, slope)
+    trial = Point(
+        search.step,
+        where(finite, loss, search.best.loss),
+        where(finite, slope, search.best.slope),
+    )
+    distance = search.step - search.best.step
+    retreat = search._replace(
+        step=search.best.step + 0.25 * distance,
+        high=search.best.step + 0.5 * distance,
+        longest=search.best.step + 0.5 * distance,
+    )
+    chosen = where(finite, _move(search, trial), retreat)
+    trials = search.trials + 1
+    # The last trial is the best one again, if there is any.
+    best = chosen.best.step
+    again = both(trials + 1 >= MOST_TRIALS, best > 0)
+    return chosen._replace(trials=trials, step=where(again, best, chosen.step))
+
+
+def _move(search, trial):
+    """The interval that the trial leaves, and the next trial in it."""
+    start = search.start
+    target_slope = SUFFICIENT_DECREASE * start.slope
+    target = start.loss + trial.step * target_slope
+    first_stage = both(
+        search.first_stage, either(trial.loss > target, trial.slope < 0)
+    )
+    # More and Thuente's auxiliary function, the loss less the line of
+    # sufficient decrease, is searched while it promises more.
+    tilt = where(
+        both(first_stage, trial.loss <= search.best.loss, trial.loss > target),
+        target_slope,
+        constant(0, like=target_slope),
+    )
+    x, y, t = (_tilted(p, tilt) for p in (search.best, search.other, trial))
+    step = _next_step(x, y, t, search.bracketed, search.low, search.high)
+    worse = t.loss > x.loss
+    turned = t.slope * x.slope < 0
+    bracketed = either(search.bracketed, worse, turned)
+    other = where(worse, trial, where(turned, search.best, search.other))
+    best = where(worse, search.best, trial)
+    width = abs(other.step - best.step)
+    slow = both(bracketed, width >= 0.66 * search.previous_width)
+    step = where(slow, best.step + 0.5 * (other.step - best.step), step)
+    low = where(
+        bracketed,
+        smaller(best.step, other.step),
+        step + 1.1 * (step - best.step),
+    )
+    high = where(
+        bracketed,
+        larger(best.step, other.step),
+        step + 4.0 * (step - best.step),
+    )
+    step = smaller(step, search.longest)
+    # An interval that is all rounding holds nothing better than its best.
+    spent = either(step <= low, step >= high, high - low <= 1e-14 * high)
+    return search._replace(
+        step=where(both(bracketed, spent), best.step, step),
+        best=best,
+        other=other,
+        bracketed=bracketed,
+        first_stage=first_stage,
+        low=low,
+        high=high,
+        width=where(bracketed, width, search.width),
+        previous_width=where(bracketed, search.width, search.previous_width),
+    )
+
+
+def _next_step(x, y, t, bracketed, low, high):
+    """The safeguarded trial value: section 4, cases 1 to 4.
+
+    Args:
+        x: the best point of the interval.
+        y: its other end.
+        t: the trial.
+        bracketed: whether a minimizer lies between `x` and `y`.
+        low, high: limits of an extrapolation.
+    """
+    secant = t.step + t.slope / (t.slope - x.slope) * (x.step - t.step)
+    # 1: the loss is higher: a minimizer lies between.
+    cubic = _cubic(x, t)
+    mean_slope = (x.loss - t.loss) / (t.step - x.step) + x.slope
+    quadratic = x.step + x.slope / mean_slope / 2 * (t.step - x.step)
+    closer = abs(cubic - x.step) < abs(quadratic - x.step)
+    higher = where(closer, cubic, (cubic + quadratic) / 2)
+    # 2: lower, with a slope of opposite sign: a minimizer lies between.
+    cubic = _cubic(t, x)
+    farther = abs(cubic - t.step) > abs(secant - t.step)
+    turned = where(farther, cubic, secant)
+    # 3: lower, the slope of the same sign and smaller: extrapolate.
+    end = where(t.step > x.step, high, low)
+    cubic = _cubic_beyond(t, x, end)
+    farther = abs(cubic - t.step) > abs(secant - t.step)
+    outside = where(farther, cubic, secant)
+    inside = where(farther, secant, cubic)
+    limit = t.step + 0.66 * (y.step - t.step)
+    inside = where(
+        t.step > x.step, smaller(limit, inside), larger(limit, inside)
+    )
+    outside = smaller(larger(outside, low), high)
+    flatter = where(bracketed, inside, outside)
+    # 4: lower, the slope of the same sign and not smaller.
+    steeper = where(bracketed, _cubic(t, y), end)
+    return where(
+        t.loss > x.loss,
+        higher,
+        where(
+            t.slope * x.slope < 0,
+            turned,
+            where(abs(t.slope) < abs(x.slope), flatter, steeper),
+        ),
+    )
+
+
+def _cubic(a, b):
+    """The minimizer of the cubic that interpolates two points."""
+    theta, gamma = _cubic_terms(a, b)
+    gamma = where(b.step < a.step, -gamma, gamma)
+    p = (gamma - a.slope) + theta
+    q = ((gamma - a.slope) + gamma) + b.slope
+    return a.step + p / q * (b.step - a.step)
+
+
+def _cubic_beyond(a, b, end):
+    """The cubic's minimizer on the far side of `a`, or else `end`."""
+    theta, gamma = _cubic_terms(a, b)
+    gamma = where(b.step < a.step, -gamma, gamma)
+    p = (gamma - a.slope) + theta
+    q = (gamma + (b.slope - a.slope)) + gamma
+    r = p / q
+    exists = both(r < 0, abs(gamma) > 0)
+    return where(exists, a.step + r * (b.step - a.step), end)
+
+
+def _cubic_terms(a, b):
+    theta = 3 * (a.loss - b.loss) / (b.step - a.step) + a.slope + b.slope
+    scale = larger(abs(theta), larger(abs(a.slope), abs(b.slope)))
+    square = (theta / scale) ** 2 - (a.slope / scale) * (b.slope / scale)
+    zero = constant(0, like=square)
+    return theta, scale * larger(square, zero) ** 0.5
+
+
+def _tilted(point, tilt):
+    return Point(point.step, point.loss - point.step * tilt, point.slope - tilt)

@@ -1,0 +1,40 @@
+"""Inner products and norms that keep the dtype they are given.
+
+Outside of true float64, `keras.ops` computes `dot`, `matmul`, `norm`, `mean`
+and `maximum` of float64 tensors in float32 on some backends. `sum`, `einsum`,
+`where` and the operators do not.
+"""
+
+from keras import ops
+
+from kormos import backend
+
+
+def dot(a, b):
+    """The inner product of two vectors, a scalar."""
+    return backend.scalar(ops.einsum("i,i->", a, b))
+
+
+def norm(a):
+    """The 2-norm of a vector, a scalar."""
+    return dot(a, a) ** 0.5
+
+
+def largest(a):
+    """The largest absolute entry, a scalar."""
+    return backend.scalar(ops.max(ops.abs(a)))
+
+
+def matvec(matrix, vector):
+    """`matrix @ vector`."""
+    return ops.einsum("ij,j->i", matrix, vector)
+
+
+def vecmat(vector, matrix):
+    """`vector @ matrix`."""
+    return ops.einsum("i,ij->j", vector, matrix)
+
+
+def outer(a, b):
+    """The matrix of all products of entries."""
+    return ops.expand_dims(a, 1) * ops.expand_dims(b, 0)

@@ -1,0 +1,295 @@
+"""The iteration that all quasi-Newton methods share.
+
+Nocedal and Wright, "Numerical Optimization", 2nd edition, algorithms 6.1 and
+7.5, with the line search of `numerics/line_search.py`. Differs from them in:
+
+1. a step of the compiled loop is one evaluation: the start, or a trial of the
+   line search, so that the model is traced once;
+2. every test is relative, to the start, to the point or to the rounding of the
+   loss: a loss times a constant takes the same steps;
+3. a failed search clears the memory and goes on along the gradient from the
+   same point, which is the best so far, before it gives up.
+"""
+
+from kormos import backend
+from kormos.numerics import line_search
+from kormos.numerics.scalars import both
+from kormos.numerics.scalars import cond
+from kormos.numerics.scalars import constant
+from kormos.numerics.scalars import either
+from kormos.numerics.scalars import is_finite
+from kormos.numerics.scalars import larger
+from kormos.numerics.scalars import smaller
+from kormos.numerics.scalars import stack
+from kormos.numerics.scalars import to_float
+from kormos.numerics.scalars import where
+from kormos.numerics.scalars import while_loop
+from kormos.numerics.vectors import dot
+from kormos.numerics.vectors import largest
+from kormos.numerics.vectors import norm
+from kormos.optimizers.quasi_newton_state import DECREASE
+from kormos.optimizers.quasi_newton_state import FLOOR
+from kormos.optimizers.quasi_newton_state import GRADIENT
+from kormos.optimizers.quasi_newton_state import LINE_SEARCH
+from kormos.optimizers.quasi_newton_state import NOISE
+from kormos.optimizers.quasi_newton_state import NON_FINITE
+from kormos.optimizers.quasi_newton_state import RUNNING
+from kormos.optimizers.quasi_newton_state import SETTLED
+from kormos.optimizers.quasi_newton_state import STARTING
+from kormos.optimizers.quasi_newton_state import STEP
+from kormos.optimizers.quasi_newton_state import TARGET
+from kormos.optimizers.quasi_newton_state import Pair
+
+# Iterations in a row without a new lowest loss that end a run.
+_STALLED = 10
+
+# Fewer pairs, of more parameters, do not make up for a cleared memory.
+_PAIRS_AFTER_RESET = 10
+
+# A pair of `s'y` below rounding says nothing of the curvature.
+_ROUNDING = 2.0**-52
+
+
+def advance(method, value_and_grad, limits, state):
+    """Runs until a limit of the call, or the end of the run.
+
+    Args:
+        method: as `init` takes it.
+        value_and_grad: function of a flat tensor.
+        limits: the `Limits`.
+        state: the `State`. One that is `STARTING` is evaluated at its
+            `theta`, and no more.
+
+    Returns:
+        The new `State`, its `rows` filled from the top.
+    """
+    first = state.iterations
+    starting = state.status == STARTING
+
+    def goes_on(state):
+        return either(
+            state.status == STARTING,
+            both(
+                state.status == RUNNING,
+                state.iterations < limits.iterations,
+                state.evaluations < limits.evaluations,
+                ~starting,
+            ),
+        )
+
+    def body(state):
+        is_start = state.status == STARTING
+        length = where(is_start, state.search.step * 0, state.search.step)
+        trial = state.theta + state.direction * length
+        loss, grad = value_and_grad(trial)
+        loss = backend.scalar(loss)
+        slope = dot(grad, state.direction)
+        verdict = line_search.verdict(state.search, loss, slope, limits.noise)
+        accepted = both(verdict == line_search.ACCEPTED, ~is_start)
+        step, change = trial - state.theta, grad - state.grad
+        good = both(accepted, _is_curved(step, change))
+        store = method.record(state.store, state.curvature, good, step, change)
+        small = state._replace(
+            evaluations=state.evaluations + 1, latest=loss, store=()
+        )
+        small = cond(
+            either(is_start, accepted),
+            lambda: _arrive(
+                method,
+                limits,
+                small,
+                store,
+                is_start,
+                good,
+                trial,
+                loss,
+                grad,
+                first,
+            ),
+            lambda: cond(
+                verdict == line_search.SEARCHING,
+                lambda: small._replace(
+                    search=line_search.advance(small.search, loss, slope)
+                ),
+                lambda: _recover(method, limits, small),
+            ),
+        )
+        store, curvature = method.settle(store, small.curvature)
+        return small._replace(store=store, curvature=curvature)
+
+    return while_loop(goes_on, body, state)
+
+
+def _is_curved(step, change):
+    curvature = dot(step, change)
+    squares = dot(step, step) * dot(change, change)
+    return both(curvature > 0, curvature * curvature > _ROUNDING**2 * squares)
+
+
+def _arrive(
+    method, limits, state, store, is_start, good, theta, loss, grad, first
+):
+    """Takes the start, or a step: curvature, direction, tests."""
+    step, change = theta - state.theta, grad - state.grad
+    size, one = norm(grad), constant(1, like=loss)
+    safe_size = where(size > 0, size, one)
+    is_new = both(is_start, state.iterations == 0)
+    moved = norm(step)
+    # A few short steps do not make what is tried after a reset short.
+    length = where(is_start, state.length, larger(moved, state.length / 2))
+    length = where(is_new, one, length)
+    # s'Bs without B: the direction is -H times the gradient.
+    energy = -state.search.step * dot(step, state.grad)
+    pair = Pair(good, step, change, energy, state.direction)
+    curvature, direction = method.update(store, state.curvature, pair, grad)
+    slope = dot(grad, direction)
+    # A direction is not downhill, beyond rounding, or not finite.
+    lost = ~(slope < -_ROUNDING * size * norm(direction))
+    # One that ran into infinite losses would do so again.
+    blocked = both(
+        state.search.longest < line_search.LONGEST, state.search.step < 0.1
+    )
+    lost = either(lost, both(blocked, ~is_start))
+    begins = either(is_new, lost)
+    steepest = length / safe_size
+    curvature = cond(
+        begins, lambda: method.clear(curvature, steepest), lambda: curvature
+    )
+    direction = where(begins, -grad * steepest, direction)
+    slope = where(begins, -(size**2) * steepest, slope)
+    none = constant(0, like=state.resets)
+    resets = state.resets + where(both(lost, ~is_start), none + 1, none)
+    arrived = state._replace(
+        theta=theta,
+        loss=loss,
+        grad=grad,
+        direction=direction,
+        search=line_search.begin(loss, slope, one),
+        curvature=curvature,
+        first_loss=where(
+            is_start, larger(state.first_loss, abs(loss)), state.first_loss
+        ),
+        first_grad=where(
+            is_start, larger(state.first_grad, largest(grad)), state.first_grad
+        ),
+        length=length,
+        failed=none,
+        resets=resets,
+        pairs=where(begins, none, state.pairs + where(good, none + 1, none)),
+        iterations=state.iterations + where(is_start, none, none + 1),
+    )
+    arrived = _judge(limits, state, arrived, is_start)
+    row = (loss, size, moved, state.evaluations, resets)
+    rows = backend.set_row(
+        state.rows,
+        state.iterations - first,
+        stack([to_float(cell, like=loss) for cell in row]),
+    )
+    return _kept(limits, state, arrived, is_start)._replace(rows=rows)
+
+
+def _kept(limits, state, arrived, is_start):
+    """The state of an earlier run to the bit, if its loss is the same.
+
+    Another loss, of other data say, goes on with the curvature alone.
+    """
+    change = norm(arrived.grad - state.grad)
+    same = both(
+        is_start,
+        state.iterations > 0,
+        abs(arrived.loss - state.loss)
+        <= 100 * limits.noise * abs(arrived.loss),
+        change <= 1e-3 * norm(arrived.grad),
+    )
+    names = ("loss", "grad", "direction", "search")
+    return arrived._replace(
+        **{
+            name: where(same, getattr(state, name), getattr(arrived, name))
+            for name in names
+        }
+    )
+
+
+def _judge(limits, state, arrived, is_start):
+    """Whether the run ends where it has arrived, and why."""
+    loss, one = arrived.loss, constant(1, like=arrived.loss)
+    promised = -arrived.search.start.slope / 2
+    scale = where(is_start, abs(loss), larger(abs(state.loss), abs(loss)))
+    safe = where(scale > 0, scale, one)
+    decrease = state.loss - loss
+    small = decrease <= larger(limits.ftol, limits.noise) * scale
+    # Near its noise the loss goes up and down.
+    gain = state.lowest - loss
+    is_stalled = both(~is_start, gain <= limits.ftol * scale)
+    stalled = where(is_stalled, state.stalled + 1, state.stalled * 0)
+    lowest = where(is_start, loss, smaller(state.lowest, loss))
+    gradient = largest(arrived.grad)
+    first_grad = where(arrived.first_grad > 0, arrived.first_grad, one)
+    # What a cleared memory promises means nothing.
+    few = min(arrived.theta.shape[0], _PAIRS_AFTER_RESET)
+    trusted = both(
+        arrived.pairs > 0, either(arrived.resets == 0, arrived.pairs >= few)
+    )
+    converged = both(
+        trusted,
+        gradient <= limits.gtol * arrived.first_grad,
+        promised <= limits.gtol**2 * larger(scale, arrived.first_loss),
+    )
+    converged = either(converged, gradient <= 0)
+    noisy = both(trusted, ~is_start, promised <= limits.noise * scale, small)
+    settled = both(noisy, gradient <= limits.noise**0.25 * arrived.first_grad)
+    step = norm(arrived.theta - state.theta)
+    reach = norm(arrived.theta) + step
+    moved = step / where(reach > 0, reach, one)
+    tests = (
+        (~is_finite(loss, gradient), NON_FINITE, loss),
+        (loss <= limits.target, TARGET, loss),
+        (converged, GRADIENT, gradient / first_grad),
+        (settled, SETTLED, promised / safe),
+        (noisy, NOISE, promised / safe),
+        (stalled >= _STALLED, DECREASE, gain / safe),
+        (both(~is_start, moved <= limits.xtol), STEP, moved),
+    )
+    status, value = _first_of(
+        constant(RUNNING, like=state.status), promised, tests
+    )
+    return arrived._replace(
+        stalled=stalled, lowest=lowest, status=status, value=value
+    )
+
+
+def _recover(method, limits, state):
+    """After a failed search: once more along the gradient, or the end."""
+    size = norm(state.grad)
+    loss_size = abs(state.loss)
+    again = both(state.failed < 1, size > 0)
+    # What the step that was tried first would have gained.
+    promised = -state.search.start.slope
+    noisy = promised <= limits.noise**0.25 * loss_size
+    scale = 0.1 * state.length / where(size > 0, size, size + 1)
+    safe = where(loss_size > 0, loss_size, size + 1)
+    status, value = _first_of(
+        constant(LINE_SEARCH, like=state.status),
+        promised,
+        ((again, RUNNING, promised), (noisy, FLOOR, promised / safe)),
+    )
+    return state._replace(
+        direction=-state.grad * scale,
+        search=line_search.begin(
+            state.loss, -(size**2) * scale, constant(1, like=size)
+        ),
+        curvature=method.clear(state.curvature, scale),
+        failed=state.failed + 1,
+        resets=state.resets + 1,
+        pairs=state.pairs * 0,
+        status=status,
+        value=value,
+    )
+
+
+def _first_of(status, value, tests):
+    """The status and the value of the first test that holds."""
+    for condition, code, quantity in reversed(tests):
+        status = where(condition, constant(code, like=status), status)
+        value = where(condition, quantity, value)
+    return status, value

@@ -1,0 +1,126 @@
+"""What a native method knows at the end of a run, for another to go on."""
+
+import numpy as np
+from keras import ops
+
+from kormos import backend
+
+# How a state's arrays are called in a file.
+_PREFIX = "solver_"
+_KEY = _PREFIX + "key"
+_POSITION = _PREFIX + "position"
+# What a new run begins anew.
+_LEFT_OUT = ("rows", "status", "evaluations", "latest")
+
+
+class SolverState:
+    """A solver's state, live or from a file.
+
+    Args:
+        key: the method, in words.
+        state: the method's state, a named tuple of tensors and such tuples,
+            or a dict of its arrays by name.
+        position: the point that was left in the variables, before they
+            rounded it: float64 array of shape `(size,)`, or `None`.
+    """
+
+    def __init__(self, key, state, position=None):
+        self.key = key
+        self.position = position
+        self._state = state
+
+    def arrays(self):
+        """The state's arrays by name, in NumPy."""
+        if not isinstance(self._state, dict):
+            with backend.wide():
+                self._state = {
+                    name: np.array(ops.convert_to_numpy(leaf))
+                    for name, leaf in _leaves(self._state)
+                    if name not in _LEFT_OUT
+                }
+        return self._state
+
+    def restored(self, key, template, theta, epsilon):
+        """The state to go on from.
+
+        Args:
+            key: the method that is to go on.
+            template: a state of its own before the first evaluation.
+            theta: the variables as they are now, `(size,)`.
+            epsilon: the rounding of the variables.
+
+        Raises:
+            ValueError: if the state is of another method or of other shapes.
+        """
+        arrays = self.arrays()
+        size = arrays["theta"].size
+        if key != self.key or size != theta.size:
+            raise ValueError(
+                "The optimizer's state does not fit: it is of "
+                f"'{self.key}' with {size:,} parameters. Fit with "
+                "`resume=False`, or with the optimizer and the model that it "
+                f"was saved from. Received: '{key}' with {theta.size:,} "
+                "parameters"
+            )
+        state = _filled(template, arrays)
+        # The solver's own point is more precise than the variables.
+        position = arrays["theta"] if self.position is None else self.position
+        if not _is_rounding(position, theta, epsilon):
+            state = state._replace(theta=theta, loss=np.float64(np.nan))
+        return state
+
+    def save(self, store):
+        """Writes the state into a Keras store."""
+        store[_KEY] = np.frombuffer(self.key.encode(), dtype="uint8")
+        if self.position is not None:
+            store[_POSITION] = self.position
+        for name, array in self.arrays().items():
+            store[_PREFIX + name] = array
+
+
+def load(store):
+    """The `SolverState` in a Keras store, or `None`, and the rest of it."""
+    entries = {name: np.array(store[name]) for name in store.keys()}
+    mine = {
+        name: entries.pop(name)
+        for name in list(entries)
+        if name.startswith(_PREFIX)
+    }
+    if not mine:
+        return None, entries
+    key = mine.pop(_KEY).tobytes().decode()
+    position = mine.pop(_POSITION, None)
+    arrays = {name.removeprefix(_PREFIX): a for name, a in mine.items()}
+    return SolverState(key, arrays, position), entries
+
+
+def _named(state):
+    return zip(getattr(state, "_fields", range(len(state))), state, strict=True)
+
+
+def _leaves(state, prefix=""):
+    for name, value in _named(state):
+        if isinstance(value, tuple):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _filled(template, arrays, prefix=""):
+    """The template with the arrays of these names."""
+    values = []
+    for name, value in _named(template):
+        path = f"{prefix}{name}"
+        if isinstance(value, tuple):
+            value = _filled(value, arrays, f"{path}.")
+        elif path in arrays:
+            # A scalar stays a scalar.
+            value = arrays[path].astype(value.dtype)[()]
+        values.append(value)
+    if hasattr(template, "_fields"):
+        return type(template)(*values)
+    return tuple(values)
+
+
+def _is_rounding(exact, rounded, epsilon):
+    return bool(np.all(np.abs(exact - rounded) <= epsilon * np.abs(exact)))

@@ -1,0 +1,53 @@
+"""The test functions of Moré, Garbow and Hillstrom reach published minima."""
+
+import pytest
+
+import mgh
+from conftest import BACKEND
+from native import methods
+from native import minimize
+
+PROBLEMS = {problem.name: problem for problem in mgh.problems()}
+
+# Trigonometry and branches, sums of exponentials, matrix products, a recursion.
+VARIED = [
+    "Rosenbrock",
+    "Helical valley",
+    "Osborne 1",
+    "Watson n=6",
+    "Chebyquad n=8",
+]
+METHODS = methods("lbfgs", "ssbroyden")
+NAMES = PROBLEMS if BACKEND == "torch" else VARIED
+
+# Published minima have six digits.
+DIGITS = 1e-5
+
+# Minima of zero are reached to this part of the loss, at a start above one.
+ZERO = 1e-11
+
+# Where a method ends short of the minimum: the part of the loss at the start
+# that is left, and why.
+SHORT = {
+    # `gtol` is relative to the start: the gradient is 1e-9 of that there, and
+    # the Hessian's condition number, 1e13, hides the rest.
+    ("Watson n=12", "dense-bfgs"): 1e-9,
+    ("Watson n=12", "lbfgs"): 1e-9,
+}
+
+
+def excess(loss, first_loss, minima):
+    """How far a loss is from the nearest minimum, beyond tolerance."""
+    margin = ZERO * min(1.0, first_loss)
+    return min(abs(loss - m) - DIGITS * m - margin for m in minima)
+
+
+@pytest.mark.parametrize(
+    "name, method", [(name, m) for name in NAMES for m in METHODS]
+)
+def test_reaches_a_published_minimum(float64, name, method):
+    problem = PROBLEMS[name]
+    result, _ = minimize(problem.loss, problem.x0, method)
+    short = SHORT.get((name, method), 0) * result.initial_loss
+    assert result.success
+    assert excess(result.loss, result.initial_loss, problem.minima) <= short
