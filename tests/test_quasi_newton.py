@@ -185,6 +185,35 @@ def test_a_second_fit_compiles_nothing(unconverged):
         assert traces["value_and_grad"] == 1
 
 
+def test_run_eagerly_takes_the_same_steps(float64, unconverged):
+    data = lindata(50, noise=0.3)
+
+    def losses(**compile):
+        model = linear(l2=1e-3)
+        model.compile(optimizer="lbfgs", loss="mse", **compile)
+        return model.fit(*data, epochs=6, verbose=0).history["loss"]
+
+    np.testing.assert_allclose(losses(run_eagerly=True), losses(), rtol=1e-9)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="JAX and torch have none")
+def test_a_layer_that_xla_does_not_know(unconverged):
+    import tensorflow as tf
+
+    class Python(layers.Layer):
+        def call(self, inputs):
+            ones = tf.py_function(
+                lambda a: a * 0 + 1, [tf.stop_gradient(inputs)], tf.float32
+            )
+            return inputs * tf.ensure_shape(ones, inputs.shape)
+
+    x, y = grid()
+    model = keras.Sequential([keras.Input((2,)), Python(), layers.Dense(1)])
+    model.compile(optimizer="lbfgs", loss="mse")
+    history = model.fit(x, y, epochs=5, verbose=0)
+    assert history.result.loss < history.result.initial_loss
+
+
 def test_a_first_step_from_a_trained_net_does_not_blow_up(unconverged):
     x, y = grid()
     model = net(16)
@@ -217,6 +246,13 @@ class TestRefusals:
         v = keras.Variable([1.0])
         with pytest.raises(ValueError, match=r"LBFGS\(gtol=...\).*Received"):
             kormos.minimize(lambda: ops.sum(v**2), [v], "lbfgs", **given)
+
+    @pytest.mark.parametrize("epochs", [-1, 2.5, [3, 4]])
+    def test_epochs(self, epochs):
+        model = linear()
+        model.compile(optimizer="lbfgs", loss="mse")
+        with pytest.raises(ValueError, match="an integer.*Received"):
+            model.fit(*lindata(20, noise=0), epochs=epochs)
 
     def test_too_many_parameters_for_a_dense_matrix(self):
         v = keras.Variable(np.zeros(10_001))

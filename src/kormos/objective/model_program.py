@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 from keras import ops
+from keras import tree
 
 from kormos import backend
 from kormos import precision
@@ -117,12 +118,13 @@ def _loop_compiler(model, training):
 
 def _uncompiled(fn):
     def call(*args):
-        args = [
-            ops.convert_to_tensor(a, dtype=a.dtype.name)
-            if isinstance(a, np.ndarray)
-            else a
-            for a in args
-        ]
-        return fn(*args)
+        # Also inside a solver's state, whose logic then runs on tensors.
+        return fn(*tree.map_structure(_as_tensor, args))
 
     return call
+
+
+def _as_tensor(leaf):
+    if isinstance(leaf, np.ndarray):
+        return ops.convert_to_tensor(leaf, dtype=leaf.dtype.name)
+    return leaf

@@ -297,6 +297,16 @@ class BatchOptimizer(keras.optimizers.Optimizer):
     update_step = apply = apply_gradients = stateless_apply = _refuse
 
 
+def check_epochs(value):
+    """Raises a `ValueError` unless `value` is a number of iterations."""
+    if not isinstance(value, (int, np.integer)) or value < 0:
+        raise ValueError(
+            "A number of iterations (`epochs`, `max_iterations` or the "
+            "option 'maxiter') must be an integer, zero or more. "
+            f"Received: {value!r}"
+        )
+
+
 def _by_path(bounds):
     """Bounds without variables, which a file knows by their paths."""
     if isinstance(bounds, (list, tuple)):

@@ -14,6 +14,7 @@ from kormos.optimizers import quasi_newton
 from kormos.optimizers import quasi_newton_state as states
 from kormos.optimizers.base import BatchOptimizer
 from kormos.optimizers.base import Stage
+from kormos.optimizers.base import check_epochs
 from kormos.optimizers.packed import on_host
 from kormos.optimizers.packed import pack
 from kormos.optimizers.packed import skeleton
@@ -113,6 +114,7 @@ class QuasiNewton(BatchOptimizer):
             )
         if epochs is None:
             epochs = DEFAULT_EPOCHS if self.epochs is None else self.epochs
+        check_epochs(epochs)
         return [
             Stage(
                 epochs, pretrain_fn or self.pretrain_fn, self._check, self._run

@@ -4,10 +4,10 @@ import numbers
 import types
 
 import keras
-import numpy as np
 
 from kormos.optimizers.base import BatchOptimizer
 from kormos.optimizers.base import Stage
+from kormos.optimizers.base import check_epochs
 from kormos.optimizers.scipy_methods import METHODS
 from kormos.optimizers.scipy_run import ScipyRun
 
@@ -166,16 +166,7 @@ def _stage(method, epochs, options, pretrain_fn, tol):
         )
     counts = [epochs] if limit is None else [epochs, limit]
     for count in counts:
-        if not _is_count(count):
-            raise ValueError(
-                "A number of iterations (`epochs`, `max_iterations` or the "
-                "option 'maxiter') must be an integer, zero or more. "
-                f"Received: {count!r}"
-            )
+        check_epochs(count)
     run = ScipyRun(spec, options, tol)
     uses_hessian = spec.hessp or spec.hessian
     return Stage(min(counts), pretrain_fn, run.check, run, uses_hessian)
-
-
-def _is_count(value):
-    return isinstance(value, (int, np.integer)) and value >= 0
