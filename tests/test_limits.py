@@ -10,8 +10,8 @@ from keras import ops
 import kormos
 from conftest import lindata
 from conftest import linear
-from kormos.optimizers import base
 from kormos.optimizers import native
+from kormos.optimizers import problem
 
 METHODS = ["lbfgs", "ssbroyden", "l-bfgs-b", "trust-ncg", "slsqp", "cobyla"]
 
@@ -94,7 +94,7 @@ def test_max_seconds_of_a_compiled_loop(steps, monkeypatch, unconverged):
         return made(key, state)
 
     monkeypatch.setattr(native, "SolverState", state_made)
-    for module in (native, base):
+    for module in (native, problem):
         monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(time, "perf_counter", clock.perf_counter)
     model = keras.Sequential(
@@ -120,7 +120,7 @@ def test_max_seconds_of_a_compiled_loop(steps, monkeypatch, unconverged):
 @pytest.mark.parametrize("method", ["l-bfgs-b", "trust-ncg", "nelder-mead"])
 def test_max_seconds_of_scipy(method, monkeypatch, float64):
     clock = Clock()
-    monkeypatch.setattr(base, "time", clock)
+    monkeypatch.setattr(problem, "time", clock)
     monkeypatch.setattr("kormos.functional.time", clock)
 
     def tick(loss):

@@ -17,7 +17,7 @@ from conftest import lindata
 from conftest import linear
 from kormos.objective import FunctionObjective
 from kormos.optimizers import ScipyBatchOptimizer
-from kormos.optimizers.base import Problem
+from kormos.optimizers.problem import Problem
 from kormos.optimizers.scipy_methods import METHODS
 from kormos.optimizers.scipy_methods import failure
 from kormos.optimizers.scipy_run import MOST_DENSE_PARAMETERS

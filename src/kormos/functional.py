@@ -9,12 +9,12 @@ from kormos.objective.checks import warn_of_unused_variables
 from kormos.objective.function import FunctionObjective
 from kormos.objective.limits import resolve_bounds
 from kormos.objective.limits import resolve_constraints
-from kormos.optimizers.base import Constraint
-from kormos.optimizers.base import Problem
+from kormos.optimizers.problem import Constraint
+from kormos.optimizers.problem import Problem
 from kormos.run import Run
 from kormos.run import checked_budget
 from kormos.run import describe
-from kormos.run import norm
+from kormos.run import row
 from kormos.run import warn_of_convergence
 
 DEFAULT_ITERATIONS = 1000
@@ -113,15 +113,13 @@ def minimize(
     )
     stage.check(objective.size, lower is not None, [c.type for c in resolved])
     begun = time.perf_counter()
-    if budget.deadline is not None:
-        budget = budget._replace(deadline=begun + budget.deadline)
     problem = Problem(
         objective,
         lower,
         upper,
         constraints=resolved,
         epsilon=objective.epsilon,
-        budget=budget,
+        budget=budget.started(begun),
         # A callback looks at every iterate.
         stride=1 if callback else _STRIDE,
         resume=resume,
@@ -181,13 +179,8 @@ class _Recorder:
         return self._most == 0
 
     def iterate(self, theta, loss, grad, **logs):
-        logs = {
-            "loss": float(loss),
-            "grad": norm(grad),
-            "fg_evals": self._problem.fg_evals,
-            "hessp_evals": self._problem.hessp_evals,
-            **logs,
-        }
+        problem = self._problem
+        logs = row(loss, grad, problem.fg_evals, problem.hessp_evals, logs)
         for name, value in logs.items():
             self.history.setdefault(name, []).append(value)
         self.history["seconds"].append(time.perf_counter() - self.start_time)

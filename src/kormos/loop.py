@@ -16,13 +16,13 @@ from kormos.objective.checks import check_hessian_products
 from kormos.objective.checks import warn_of_unused_variables
 from kormos.objective.limits import resolve_bounds
 from kormos.objective.limits import resolve_constraints
-from kormos.optimizers.base import UNLIMITED
-from kormos.optimizers.base import Constraint
-from kormos.optimizers.base import Problem
+from kormos.optimizers.problem import UNLIMITED
+from kormos.optimizers.problem import Constraint
+from kormos.optimizers.problem import Problem
 from kormos.progress import Progress
 from kormos.run import Run
 from kormos.run import describe
-from kormos.run import norm
+from kormos.run import row
 from kormos.run import warn_of_convergence
 
 _BATCH_HOOKS = (
@@ -38,7 +38,6 @@ _LAST = (
     stopping.INTERRUPTED,
     stopping.NON_FINITE,
     stopping.TARGET_REACHED,
-    stopping.TIME_LIMIT,
 )
 
 
@@ -127,9 +126,7 @@ class FitLoop:
             keras.ops.convert_to_numpy(optimizer.iterations)
         )
         self._start_time = time.perf_counter()
-        if self._budget.deadline is not None:
-            deadline = self._start_time + self._budget.deadline
-            self._budget = self._budget._replace(deadline=deadline)
+        self._budget = self._budget.started(self._start_time)
         has_epochs = self._epoch < last_epoch
         self._epoch_is_open = False
         if has_epochs:
@@ -169,7 +166,7 @@ class FitLoop:
                 self._optimizer.results.append(outcome.raw)
             if self._model.stop_training or outcome.status in _LAST:
                 break
-            if self._new_problem().spent():
+            if self._budget.spent(self._evaluations):
                 break
         if self._epoch_is_open:
             # A fit without an iteration has a row for where it stands.
@@ -273,13 +270,13 @@ class FitLoop:
         problem, evaluations, products = self._problem, 0, 0
         if problem is not None:
             evaluations, products = problem.fg_evals, problem.hessp_evals
-        return {
-            "loss": float(loss),
-            "grad": norm(grad),
-            "fg_evals": self._evaluations + evaluations,
-            "hessp_evals": self._hessian_products + products,
-            **logs,
-        }
+        return row(
+            loss,
+            grad,
+            self._evaluations + evaluations,
+            self._hessian_products + products,
+            logs,
+        )
 
     def _row(self, theta, loss, grad):
         logs = dict(self._counts or self._counted(loss, grad, {}))

@@ -15,7 +15,7 @@ from kormos.numerics.stopping import Outcome
 from kormos.numerics.stopping import Result
 from kormos.numerics.stopping import sentence
 from kormos.objective.checks import check_count
-from kormos.optimizers.base import Budget
+from kormos.optimizers.problem import Budget
 
 
 class ConvergenceWarning(UserWarning):
@@ -150,9 +150,16 @@ def describe(outcome, initial_loss, iterations, evaluations, products, seconds):
     )
 
 
-def norm(grad):
-    """The 2-norm of a gradient, or of itself; NaN for a method without."""
-    return np.nan if grad is None else float(np.linalg.norm(grad))
+def row(loss, grad, evaluations, products, logs):
+    """The numbers that every History keeps of an iterate, and the method's."""
+    return {
+        "loss": float(loss),
+        # Of a vector, or of a norm; a method may have none.
+        "grad": np.nan if grad is None else float(np.linalg.norm(grad)),
+        "fg_evals": evaluations,
+        "hessp_evals": products,
+        **logs,
+    }
 
 
 def warn_of_convergence(message):

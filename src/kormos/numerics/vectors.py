@@ -5,6 +5,7 @@ and `maximum` of float64 tensors in float32 on some backends. `sum`, `einsum`,
 `where` and the operators do not.
 """
 
+import numpy as np
 from keras import ops
 
 from kormos import backend
@@ -38,3 +39,9 @@ def vecmat(vector, matrix):
 def outer(a, b):
     """The matrix of all products of entries."""
     return ops.expand_dims(a, 1) * ops.expand_dims(b, 0)
+
+
+def to_array(tensor):
+    """A float64 NumPy array of a tensor."""
+    # A copy: SciPy writes into arrays that it is given.
+    return np.array(ops.convert_to_numpy(tensor), dtype="float64")

@@ -5,6 +5,7 @@ import numpy as np
 from keras import ops
 
 from kormos import backend
+from kormos.numerics.vectors import to_array
 
 
 class FlatObjective:
@@ -127,11 +128,6 @@ class FlatObjective:
 
 def is_host(vector):
     return isinstance(vector, (np.ndarray, list, tuple))
-
-
-def to_array(tensor):
-    # A copy: SciPy writes into arrays that it is given.
-    return np.array(ops.convert_to_numpy(tensor), dtype="float64")
 
 
 def epsilon(dtype):

@@ -7,8 +7,8 @@ import numpy as np
 from keras import ops
 
 from kormos import backend
+from kormos.numerics.vectors import to_array
 from kormos.objective.flat import FlatObjective
-from kormos.objective.flat import to_array
 from kormos.objective.packing import Packing
 from kormos.objective.program import Program
 from kormos.objective.program import ReadRecorder

@@ -1,184 +1,19 @@
-"""What every optimizer of kormos is, and what it sees.
+"""What every optimizer of kormos is.
 
 An optimizer sees a `Problem`, functions of one flat vector, and never a model,
 data or a callback. It tells every accepted iterate to `report`, which answers
 whether to stop.
 """
 
-import time
 import types
 import warnings
-from collections.abc import Callable
-from typing import NamedTuple
 
 import keras
 import numpy as np
 
-from kormos.numerics import stopping
 from kormos.optimizers import solver_state
 
-
-class Budget(NamedTuple):
-    """What ends a run besides the tests of its method; `None` for no limit.
-
-    Attributes:
-        iterations: the most accepted iterations.
-        evaluations: the most evaluations.
-        deadline: when to end, as `time.perf_counter` counts seconds.
-        target: the loss that is low enough.
-    """
-
-    iterations: int | None = None
-    evaluations: int | None = None
-    deadline: float | None = None
-    target: float | None = None
-
-
-UNLIMITED = Budget()
-
-
-class Problem:
-    """A loss over a box, with constraints, that counts its evaluations.
-
-    Args:
-        objective: has `value`, `value_and_grad`, `hvp` and `hessian`,
-            functions of float64 arrays of shape `(size,)`.
-        lower: lower bounds of shape `(size,)`, or `None` for no bounds.
-        upper: upper bounds, likewise.
-        constraints: list of `Constraint`s.
-        epsilon: spacing of numbers near one in the dtype of the evaluation.
-        budget: a `Budget`.
-        stride: iterations between two looks at a run, of a method that can
-            run several in one compiled call.
-        resume: whether to go on with what the optimizer knows of an earlier
-            run.
-        on_evaluation: function of the loss, called after each evaluation.
-    """
-
-    def __init__(
-        self,
-        objective,
-        lower=None,
-        upper=None,
-        constraints=(),
-        epsilon=2.0**-52,
-        budget=UNLIMITED,
-        stride=1,
-        resume=False,
-        on_evaluation=None,
-    ):
-        self.size = objective.size
-        self.lower = lower
-        self.upper = upper
-        self.constraints = list(constraints)
-        self.epsilon = epsilon
-        self.budget = budget
-        self.stride = stride
-        self.resume = resume
-        self.on_evaluation = on_evaluation
-        self.fg_evals = 0
-        self.hessp_evals = 0
-        self._objective = objective
-
-    @property
-    def is_bounded(self):
-        return self.lower is not None
-
-    @property
-    def has_inequalities(self):
-        return any(c.type == "ineq" for c in self.constraints)
-
-    def project(self, theta):
-        """The nearest point of the box."""
-        if not self.is_bounded:
-            return theta
-        return np.clip(theta, self.lower, self.upper)
-
-    def value(self, theta):
-        return self._counted(self._objective.value(theta))
-
-    def value_and_grad(self, theta):
-        loss, grad = self._objective.value_and_grad(theta)
-        return self._counted(loss), grad
-
-    def hvp(self, theta, vector):
-        self.hessp_evals += 1
-        return self._objective.hvp(theta, vector)
-
-    def hessian(self, theta):
-        self.hessp_evals += self.size
-        return self._objective.hessian(theta)
-
-    def spent(self):
-        """The limit that is reached, as a status, or `None`."""
-        _, evaluations, deadline, _ = self.budget
-        if evaluations is not None and self.fg_evals >= evaluations:
-            return stopping.EVALUATION_LIMIT
-        if deadline is not None and time.perf_counter() >= deadline:
-            return stopping.TIME_LIMIT
-        return None
-
-    def traceable(self):
-        """Loss and gradient for use inside a compiled function.
-
-        Returns:
-            A function of a flat tensor and of the arguments that are returned
-            beside it.
-        """
-        return self._objective.traceable()
-
-    def compiled_loop(self, key, fn):
-        """`fn(state, *args) -> state`, compiled once for the objective.
-
-        Args:
-            key: what, besides the objective, makes the function another one.
-            fn: the function.
-        """
-        return self._objective.compiled_loop(key, fn)
-
-    def _counted(self, loss):
-        self.fg_evals += 1
-        if self.on_evaluation is not None:
-            self.on_evaluation(loss)
-        return loss
-
-
-class Constraint(NamedTuple):
-    """A constraint on the flat vector.
-
-    Attributes:
-        type: `"eq"` for `fun(theta) = 0`, `"ineq"` for `fun(theta) >= 0`.
-        fun: function from a vector to an array of shape `(m,)`.
-        jac: function from a vector to an array of shape `(m, size)`.
-    """
-
-    type: str
-    fun: Callable
-    jac: Callable
-
-
-class Stage(NamedTuple):
-    """One run of one method.
-
-    Attributes:
-        epochs: the most epochs of the stage, or `None` if not said.
-        pretrain_fn: function of the model, called before the stage, or `None`.
-        check: function of `(size, bounded, constraint_types)` that raises a
-            `ValueError` if the method cannot honour what was asked.
-        run: function of `(problem, theta, report)` that returns an `Outcome`.
-            `report(theta, loss, grad, **logs)` is told the start and every
-            accepted iterate, and returns whether to stop. `grad` is the
-            gradient, or its 2-norm after the start, or `None`; `theta` is
-            `None` for iterates that a compiled call has left behind; `logs`
-            are more numbers for the History.
-        uses_hessian: whether the method asks for Hessian products.
-    """
-
-    epochs: int | None
-    pretrain_fn: Callable | None
-    check: Callable
-    run: Callable
-    uses_hessian: bool = False
+DEFAULT_EPOCHS = 20
 
 
 class BatchOptimizer(keras.optimizers.Optimizer):

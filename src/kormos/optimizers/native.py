@@ -10,18 +10,19 @@ from keras import ops
 from kormos import backend
 from kormos.numerics import stopping
 from kormos.numerics.stopping import Outcome
+from kormos.numerics.vectors import to_array
 from kormos.optimizers import quasi_newton
 from kormos.optimizers import quasi_newton_state as states
+from kormos.optimizers.base import DEFAULT_EPOCHS
 from kormos.optimizers.base import BatchOptimizer
-from kormos.optimizers.base import Stage
 from kormos.optimizers.base import check_epochs
 from kormos.optimizers.packed import on_host
 from kormos.optimizers.packed import pack
 from kormos.optimizers.packed import skeleton
 from kormos.optimizers.packed import unpack
+from kormos.optimizers.problem import Stage
 from kormos.optimizers.solver_state import SolverState
 
-DEFAULT_EPOCHS = 20
 _NO_LIMIT = 2**31 - 1
 
 # A loss that is as low as the rounding of float64 shows has converged; in
@@ -175,7 +176,7 @@ class QuasiNewton(BatchOptimizer):
                     break
                 if int(state.iterations) == goal:
                     goal = _next_goal(problem, goal, first)
-            outcome = Outcome(None, _array(state.theta), float(state.loss))
+            outcome = Outcome(None, to_array(state.theta), float(state.loss))
             if not stop and status == states.RUNNING:
                 outcome.status = problem.spent()
             elif not stop:
@@ -214,7 +215,7 @@ class QuasiNewton(BatchOptimizer):
 
     def _report_start(self, problem, state, report):
         problem.fg_evals = int(state.evaluations)
-        theta, grad = _array(state.theta), _array(state.grad)
+        theta, grad = to_array(state.theta), to_array(state.grad)
         return report(theta, float(state.loss), grad)
 
     def _report(self, problem, state, done, report):
@@ -224,7 +225,7 @@ class QuasiNewton(BatchOptimizer):
         stop = False
         for i, (loss, grad, step, evaluations, resets) in enumerate(rows):
             problem.fg_evals = int(evaluations)
-            theta = _array(state.theta) if i == count - 1 else None
+            theta = to_array(state.theta) if i == count - 1 else None
             stop = stop or report(theta, loss, grad, step=step, resets=resets)
         problem.fg_evals = int(state.evaluations)
         return stop
@@ -284,7 +285,3 @@ def _next_goal(problem, goal, first):
     if most is None:
         return goal + problem.stride
     return min(goal + problem.stride, first + most)
-
-
-def _array(tensor):
-    return np.array(ops.convert_to_numpy(tensor), dtype="float64")

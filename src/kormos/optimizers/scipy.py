@@ -5,14 +5,14 @@ import types
 
 import keras
 
+from kormos.optimizers.base import DEFAULT_EPOCHS
 from kormos.optimizers.base import BatchOptimizer
-from kormos.optimizers.base import Stage
 from kormos.optimizers.base import check_epochs
+from kormos.optimizers.problem import Stage
 from kormos.optimizers.scipy_methods import METHODS
 from kormos.optimizers.scipy_run import ScipyRun
 
 DEFAULT_METHOD = "l-bfgs-b"
-DEFAULT_EPOCHS = 20
 
 
 @keras.saving.register_keras_serializable(package="kormos")
