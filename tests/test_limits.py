@@ -10,8 +10,8 @@ from keras import ops
 import kormos
 from conftest import lindata
 from conftest import linear
-from kormos.optimizers import native
 from kormos.optimizers import problem
+from kormos.optimizers import quasi_newton_driver
 
 METHODS = ["lbfgs", "ssbroyden", "l-bfgs-b", "trust-ncg", "slsqp", "cobyla"]
 
@@ -87,14 +87,14 @@ class Clock:
 
 @pytest.mark.parametrize("steps", [1, 50])
 def test_max_seconds_of_a_compiled_loop(steps, monkeypatch, unconverged):
-    clock, made = Clock(), native.SolverState
+    clock, made = Clock(), quasi_newton_driver.SolverState
 
     def state_made(key, state):
         clock.seconds = float(state.evaluations)
         return made(key, state)
 
-    monkeypatch.setattr(native, "SolverState", state_made)
-    for module in (native, problem):
+    monkeypatch.setattr(quasi_newton_driver, "SolverState", state_made)
+    for module in (quasi_newton_driver, problem):
         monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(time, "perf_counter", clock.perf_counter)
     model = keras.Sequential(

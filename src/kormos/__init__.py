@@ -1,9 +1,11 @@
 """Deterministic, full-batch optimizers for Keras 3 models."""
 
+from kormos import callbacks as callbacks
 from kormos import dispatch
 from kormos import models as models
 from kormos import optimizers as optimizers
 from kormos.fit import fit as fit
+from kormos.functional import least_squares as least_squares
 from kormos.functional import minimize as minimize
 from kormos.inspection.plots import plot_history as plot_history
 from kormos.objective import Objective as Objective

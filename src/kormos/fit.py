@@ -161,7 +161,11 @@ def fit(
 
     def make_objectives():
         objective = Objective(
-            model, train, batch_size=batch_size, training=training
+            model,
+            train,
+            batch_size=batch_size,
+            training=training,
+            with_jacobian=any(stage.uses_jacobian for stage in stages),
         )
         if validation is None:
             return objective, None

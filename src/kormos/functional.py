@@ -1,26 +1,12 @@
-"""Minimizes any loss over any variables."""
-
-import time
+"""Minimizes any loss, or fits any residuals, over any variables."""
 
 from kormos import optimizers
-from kormos.numerics import stopping
-from kormos.objective.checks import check_hessian_products
-from kormos.objective.checks import warn_of_unused_variables
+from kormos.objective import robust
 from kormos.objective.function import FunctionObjective
-from kormos.objective.limits import resolve_bounds
-from kormos.objective.limits import resolve_constraints
-from kormos.optimizers.problem import Constraint
-from kormos.optimizers.problem import Problem
-from kormos.run import Run
+from kormos.objective.residuals import ResidualObjective
 from kormos.run import checked_budget
-from kormos.run import describe
-from kormos.run import row
-from kormos.run import warn_of_convergence
-
-DEFAULT_ITERATIONS = 1000
-
-# Iterations in one compiled call of the methods that can.
-_STRIDE = 50
+from kormos.solve import Solve
+from kormos.solve import the_stage
 
 
 def minimize(
@@ -89,103 +75,171 @@ def minimize(
     ```
     """
     optimizer = optimizers.get(method)
-    if max_iterations is None:
-        max_iterations = optimizer.epochs
-    if max_iterations is None:
-        max_iterations = DEFAULT_ITERATIONS
-    stages = optimizer.stages(max_iterations, options=options, tol=tol)
-    if len(stages) != 1 or stages[0].pretrain_fn is not None:
-        raise ValueError(
-            "`kormos.minimize` runs one stage without `pretrain_fn`; call it "
-            f"once a stage. Received: {len(stages)} stages"
-        )
-    stage = stages[0]
+    stage = the_stage(
+        "minimize", optimizer, max_iterations, options=options, tol=tol
+    )
     budget = checked_budget(max_evals, max_seconds, target_loss, stage.epochs)
-    objective = FunctionObjective(loss_fn, variables)
-    packing = objective.program.packing
-    lower, upper = resolve_bounds(
-        optimizer.bounds if bounds is None else bounds, packing
-    )
-    resolved = resolve_constraints(
-        optimizer.constraints if constraints is None else constraints,
-        packing,
-        Constraint,
-    )
-    stage.check(objective.size, lower is not None, [c.type for c in resolved])
-    begun = time.perf_counter()
-    problem = Problem(
-        objective,
-        lower,
-        upper,
-        constraints=resolved,
-        epsilon=objective.epsilon,
-        budget=budget.started(begun),
-        # A callback looks at every iterate.
-        stride=1 if callback else _STRIDE,
+    solve = Solve(
+        FunctionObjective(loss_fn, variables),
+        optimizer,
+        stage,
+        budget,
+        bounds=bounds,
+        constraints=constraints,
+        callbacks=[callback] if callback else [],
+        loss_callback=loss_callback,
         resume=resume,
-        on_evaluation=loss_callback,
     )
-    theta = problem.project(objective.initial_position())
-    if stage.uses_hessian:
-        check_hessian_products(objective, theta, problem.project)
-    recorder = _Recorder(objective, problem, stage.epochs, callback, begun)
-    run = Run(stage, problem, recorder.start, recorder.iterate)
-    try:
-        outcome = run(theta)
-    except BaseException:
-        objective.assign(run.best[0])
-        raise
-    objective.assign(outcome.theta)
-    if optimizer.solver_state is not None:
-        optimizer.solver_state.position = outcome.theta
-    if outcome.status is None:
-        outcome.status = (
-            stopping.STOPPED_BY_CALLBACK
-            if recorder.stopped
-            else stopping.ITERATION_LIMIT
+    return solve()
+
+
+def least_squares(
+    residual_fn,
+    variables,
+    method="lm",
+    *,
+    data=None,
+    validation_data=None,
+    batch_size=None,
+    loss="linear",
+    f_scale=1.0,
+    loss_weights=None,
+    reduction="mean",
+    max_iterations=None,
+    bounds=None,
+    callbacks=None,
+    max_evals=None,
+    max_seconds=None,
+    target_loss=None,
+    resume=False,
+):
+    """Fits residuals over Keras variables, of models or free ones.
+
+    The loss is the mean of the squared residuals or, of several blocks of
+    them, the weighted sum of their means. The variables keep the solution.
+
+    Args:
+        residual_fn: function of `data`, or of no arguments, that computes
+            residuals from variables with `keras.ops`: a tensor of any shape,
+            or a dict, list or tuple of tensors, the blocks. Derivatives in it
+            are fine, by `keras.ops.jvp` say.
+        variables: list of the `keras.Variable`s to fit.
+        method: a name, in any letter case, or a `BatchOptimizer`.
+        data: the points at which residuals are evaluated: arrays in any
+            structure. Arrays of equal length belong together: a row of a block
+            depends on the same row of each. `residual_fn` is called with
+            chunks of them, and with a row alone. Without it, points that
+            `residual_fn` holds itself cost a Jacobian of all residuals at
+            once, which takes far longer for many.
+        validation_data: other points, at which the loss is evaluated after
+            each iteration: `val_` columns of the history.
+        batch_size: the most rows in memory at once. It changes memory and
+            speed, never the result.
+        loss: of a residual: `"linear"` for its square, or a robust one,
+            `"soft_l1"`, `"huber"`, `"cauchy"`, `"arctan"` or `"tukey"`.
+        f_scale: the residual at which a robust loss leaves the square, a number
+            or a dict by block; or `"auto"` for 1.4826 times the median absolute
+            deviation of the residuals of a fit by `"soft_l1"`, which is run
+            first and not part of the result.
+        loss_weights: dict from a block's name to its weight in the loss.
+        reduction: `"mean"`, or `"sum"` for sums in place of means.
+        max_iterations: the most accepted iterations. Defaults to 1000.
+        bounds: as `kormos.minimize` takes them.
+        callbacks: list of functions, each called as `callback(iteration, logs)`
+            after each accepted iteration, counted from 1, with the variables
+            at that iterate. If one returns true, the fit ends. A
+            `kormos.callbacks.Resample` among them replaces the data.
+        max_evals: the most evaluations of the residuals (and their
+            derivatives).
+        max_seconds: the most seconds, kept to within one evaluation.
+        target_loss: the loss at which to end.
+        resume: whether to go on with what `method`, an optimizer of kormos'
+            own, knows of its latest run.
+
+    Returns:
+        A result as of `kormos.minimize`. Its `history` has, for several blocks,
+        a column `<name>_loss` for each: its mean (or sum), without weight.
+
+    Raises:
+        ValueError: if an argument cannot be used.
+
+    Example:
+
+    ```python
+    x, y = np.linspace(0, 1, 20), np.exp(-3 * np.linspace(0, 1, 20))
+    b = keras.Variable([1.0, 1.0])
+    result = kormos.least_squares(
+        lambda: b[0] * keras.ops.exp(-b[1] * x) - y, [b]
+    )
+    ```
+    """
+    if loss not in robust.LOSSES:
+        raise ValueError(
+            f"Argument `loss` must be one of {sorted(robust.LOSSES)}. "
+            f"Received: loss={loss!r}"
         )
-    if outcome.raw is not None:
-        optimizer.results = [outcome.raw]
-    result = describe(
-        outcome,
-        run.initial_loss,
-        run.iterations,
-        problem.fg_evals,
-        problem.hessp_evals,
-        time.perf_counter() - recorder.start_time,
+    if reduction not in ("mean", "sum"):
+        raise ValueError(
+            "Argument `reduction` must be 'mean' or 'sum'. "
+            f"Received: reduction={reduction!r}"
+        )
+    optimizer = optimizers.get(method)
+    stage = the_stage("least_squares", optimizer, max_iterations)
+    budget = checked_budget(max_evals, max_seconds, target_loss, stage.epochs)
+
+    def objective_for(data, loss, f_scale):
+        return ResidualObjective(
+            residual_fn,
+            variables,
+            data,
+            loss,
+            f_scale,
+            loss_weights,
+            reduction,
+            batch_size,
+            with_jacobian=stage.uses_jacobian,
+        )
+
+    objective = objective_for(data, loss, 1.0 if f_scale == "auto" else f_scale)
+    if f_scale == "auto" and loss != "linear":
+        f_scale = _estimated_scale(
+            objective_for(data, "soft_l1", 1.0), stage, bounds
+        )
+        objective.rescale(f_scale)
+    held_out = None
+    if validation_data is not None:
+        held_out = objective_for(validation_data, loss, f_scale)
+    solve = Solve(
+        objective,
+        optimizer,
+        stage,
+        budget,
+        bounds=bounds,
+        callbacks=callbacks or [],
+        validation=held_out,
+        resume=resume,
     )
-    result.history = recorder.history
-    if result.status not in stopping.QUIET:
-        warn_of_convergence(str(result))
-    return result
+    return solve()
 
 
-class _Recorder:
-    """Keeps the history of a minimization and calls the user's callback."""
+def _estimated_scale(objective, stage, bounds):
+    """The spread of each block's residuals after a fit by `"soft_l1"`."""
 
-    def __init__(self, objective, problem, most, callback, start_time):
-        self._objective = objective
-        self._problem = problem
-        self._most = most
-        self._callback = callback
-        self.stopped = False
-        self.start_time = start_time
-        names = ("loss", "grad", "fg_evals", "hessp_evals", "seconds")
-        self.history = {name: [] for name in names}
+    def spreads():
+        residuals = objective.residuals(objective.initial_position())
+        # Where most residuals vanish, any scale above zero will do.
+        return {k: robust.spread(r) or 1e-8 for k, r in residuals.items()}
 
-    def start(self, theta, loss, grad):
-        project = self._problem.project
-        warn_of_unused_variables(self._objective, theta, grad, project)
-        return self._most == 0
-
-    def iterate(self, theta, loss, grad, **logs):
-        problem = self._problem
-        logs = row(loss, grad, problem.fg_evals, problem.hessp_evals, logs)
-        for name, value in logs.items():
-            self.history.setdefault(name, []).append(value)
-        self.history["seconds"].append(time.perf_counter() - self.start_time)
-        iteration = len(self.history["loss"])
-        if self._callback is not None:
-            self._objective.assign(theta)
-            self.stopped = bool(self._callback(iteration, logs))
-        return self.stopped or iteration >= self._most
+    objective.rescale(spreads())
+    optimizer = optimizers.get("lm")
+    (lm,) = optimizer.stages(stage.epochs)
+    solve = Solve(
+        objective,
+        optimizer,
+        lm,
+        checked_budget(None, None, None, stage.epochs),
+        bounds=bounds,
+        is_quiet=True,
+    )
+    solve()
+    return spreads()

@@ -33,14 +33,6 @@ _BATCH_HOOKS = (
 )
 
 
-# After these no later stage runs.
-_LAST = (
-    stopping.INTERRUPTED,
-    stopping.NON_FINITE,
-    stopping.TARGET_REACHED,
-)
-
-
 class FitLoop:
     """One fit: the runs of an optimizer's stages, a row of History an epoch.
 
@@ -164,7 +156,7 @@ class FitLoop:
             outcome = self._run_stage(stage)
             if outcome.raw is not None:
                 self._optimizer.results.append(outcome.raw)
-            if self._model.stop_training or outcome.status in _LAST:
+            if self._model.stop_training or outcome.status in stopping.FINAL:
                 break
             if self._budget.spent(self._evaluations):
                 break
@@ -337,6 +329,8 @@ class FitLoop:
         lower, _ = self._box
         types = [c.type for c in self._resolved]
         stage.check(self._objective.size, lower is not None, types)
+        if stage.uses_jacobian:
+            self._objective.gauss_newton()
 
 
 def _has_batch_hooks(callback):

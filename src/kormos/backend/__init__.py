@@ -20,6 +20,11 @@ are taken with respect to that list.
 - `value_and_grad(fn)`: `(parts, *args) -> (loss, gradients)`.
 - `hvp(fn)`: `(parts, tangents, *args) -> Hessian times tangents`.
 - `jacobian(fn)`: `(parts, *args) -> derivatives` of a vector-valued `fn`.
+- `jvp(fn)`: `(parts, tangents, *args) -> (values, derivatives along them)`.
+- `vjp(fn)`: `(parts, cotangents, *args) -> cotangents times derivatives`.
+- `row_jacobian(fn, forward)`: `(parts, rows) -> (values, derivatives)` of
+  `fn(parts, row)`, vector-valued, for every row of a structure of arrays.
+- `map_rows(fn, rows)`: `fn(row)` of every row, stacked.
 """
 
 import keras
@@ -30,10 +35,14 @@ if keras.backend.backend() == "jax":
     from kormos.backend.jax import dry_run as dry_run
     from kormos.backend.jax import hvp as hvp
     from kormos.backend.jax import jacobian as jacobian
+    from kormos.backend.jax import jvp as jvp
+    from kormos.backend.jax import map_rows as map_rows
     from kormos.backend.jax import repeatable as repeatable
+    from kormos.backend.jax import row_jacobian as row_jacobian
     from kormos.backend.jax import scalar as scalar
     from kormos.backend.jax import set_row as set_row
     from kormos.backend.jax import value_and_grad as value_and_grad
+    from kormos.backend.jax import vjp as vjp
     from kormos.backend.jax import wide as wide
 elif keras.backend.backend() == "tensorflow":
     from kormos.backend.tensorflow import compile as compile
@@ -41,10 +50,14 @@ elif keras.backend.backend() == "tensorflow":
     from kormos.backend.tensorflow import dry_run as dry_run
     from kormos.backend.tensorflow import hvp as hvp
     from kormos.backend.tensorflow import jacobian as jacobian
+    from kormos.backend.tensorflow import jvp as jvp
+    from kormos.backend.tensorflow import map_rows as map_rows
     from kormos.backend.tensorflow import repeatable as repeatable
+    from kormos.backend.tensorflow import row_jacobian as row_jacobian
     from kormos.backend.tensorflow import scalar as scalar
     from kormos.backend.tensorflow import set_row as set_row
     from kormos.backend.tensorflow import value_and_grad as value_and_grad
+    from kormos.backend.tensorflow import vjp as vjp
     from kormos.backend.tensorflow import wide as wide
 elif keras.backend.backend() == "torch":
     from kormos.backend.torch import compile as compile
@@ -52,10 +65,14 @@ elif keras.backend.backend() == "torch":
     from kormos.backend.torch import dry_run as dry_run
     from kormos.backend.torch import hvp as hvp
     from kormos.backend.torch import jacobian as jacobian
+    from kormos.backend.torch import jvp as jvp
+    from kormos.backend.torch import map_rows as map_rows
     from kormos.backend.torch import repeatable as repeatable
+    from kormos.backend.torch import row_jacobian as row_jacobian
     from kormos.backend.torch import scalar as scalar
     from kormos.backend.torch import set_row as set_row
     from kormos.backend.torch import value_and_grad as value_and_grad
+    from kormos.backend.torch import vjp as vjp
     from kormos.backend.torch import wide as wide
 else:
     raise ImportError(

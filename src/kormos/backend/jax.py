@@ -56,3 +56,38 @@ def hvp(fn):
 
 def jacobian(fn):
     return jax.jacrev(fn)
+
+
+def jvp(fn):
+    def product(parts, tangents, *args):
+        return jax.jvp(lambda p: fn(p, *args), (parts,), (tangents,))
+
+    return product
+
+
+def vjp(fn):
+    def product(parts, cotangents, *args):
+        return jax.vjp(lambda p: fn(p, *args), parts)[1](cotangents)[0]
+
+    return product
+
+
+def row_jacobian(fn, forward):
+    differentiate = jax.jacfwd if forward else jax.jacrev
+
+    def wrapped(parts, rows):
+        def one(row):
+            def twice(p):
+                values = fn(p, row)
+                return values, values
+
+            derivatives, values = differentiate(twice, has_aux=True)(parts)
+            return values, derivatives
+
+        return jax.vmap(one)(rows)
+
+    return wrapped
+
+
+def map_rows(fn, rows):
+    return jax.vmap(fn)(rows)

@@ -11,6 +11,10 @@ _NOT_COMPILED = (
 )
 ZERO = tf.UnconnectedGradients.ZERO
 
+# Outputs of a row that are differentiated one by one: more take long to trace,
+# and what vectorizes them does not know the loops of recurrent layers.
+_UNROLLED = 8
+
 
 def compile(fn, xla=False):
     return tf.function(fn, jit_compile=xla, autograph=False)
@@ -96,3 +100,106 @@ def jacobian(fn):
         return tape.jacobian(values, parts, unconnected_gradients=ZERO)
 
     return wrapped
+
+
+def jvp(fn):
+    def product(parts, tangents, *args):
+        with tf.autodiff.ForwardAccumulator(parts, tangents) as forward:
+            values = fn(parts, *args)
+        return values, forward.jvp(values, unconnected_gradients=ZERO)
+
+    return product
+
+
+def vjp(fn):
+    def product(parts, cotangents, *args):
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(parts)
+            values = fn(parts, *args)
+        products = tape.gradient(
+            values, parts, cotangents, unconnected_gradients=ZERO
+        )
+        return [tf.convert_to_tensor(p) for p in products]
+
+    return product
+
+
+def row_jacobian(fn, forward):
+    def wrapped(parts, rows):
+        if forward:
+            return _forward_jacobian(fn, parts, rows)
+
+        def one(row):
+            with tf.GradientTape(
+                watch_accessed_variables=False, persistent=True
+            ) as tape:
+                tape.watch(parts)
+                values = fn(parts, row)
+                entries = tf.unstack(values)
+            if len(entries) > _UNROLLED:
+                return values, tape.jacobian(
+                    values, parts, unconnected_gradients=ZERO
+                )
+            gradients = [
+                tape.gradient(entry, parts, unconnected_gradients=ZERO)
+                for entry in entries
+            ]
+            columns = zip(*gradients, strict=True)
+            # Gathers (embeddings) give `IndexedSlices`.
+            return values, [
+                tf.stack([tf.convert_to_tensor(g) for g in column])
+                for column in columns
+            ]
+
+        return map_rows(one, rows)
+
+    return wrapped
+
+
+def _forward_jacobian(fn, parts, rows):
+    """A column for each number in `parts`, of all rows at once."""
+    values = tf.vectorized_map(lambda row: fn(parts, row), rows)
+    jacobian = []
+    for i, part in enumerate(parts):
+        size = tf.size(part)
+
+        def column(index, i=i, part=part, size=size):
+            unit = tf.reshape(
+                tf.one_hot(index, size, dtype=part.dtype), part.shape
+            )
+            tangents = [tf.zeros_like(p) for p in parts]
+            tangents[i] = unit
+            product = jvp(
+                lambda p: tf.vectorized_map(lambda row: fn(p, row), rows)
+            )
+            return product(parts, tangents)[1]
+
+        columns = tf.map_fn(
+            column, tf.range(size), fn_output_signature=values.dtype
+        )
+        columns = tf.transpose(columns, (1, 2, 0))
+        jacobian.append(tf.reshape(columns, (*values.shape, *part.shape)))
+    return values, jacobian
+
+
+def map_rows(fn, rows):
+    try:
+        with _quiet():
+            return tf.vectorized_map(fn, rows, fallback_to_while_loop=False)
+    except (TypeError, ValueError, NotImplementedError):
+        # Loops in a layer, those of recurrent ones say, have no such form.
+        first = fn(tf.nest.map_structure(lambda r: r[0], rows))
+        signature = tf.nest.map_structure(tf.type_spec_from_value, first)
+        return tf.map_fn(fn, rows, fn_output_signature=signature)
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Without the graphs that TensorFlow logs before it raises."""
+    logger = tf.get_logger()
+    level = logger.level
+    logger.setLevel("CRITICAL")
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import warnings
 
 import keras
 import numpy as np
@@ -107,6 +108,49 @@ def jacobian(fn):
         return [torch.stack(column) for column in zip(*rows, strict=True)]
 
     return wrapped
+
+
+def jvp(fn):
+    def product(parts, tangents, *args):
+        return torch.func.jvp(
+            lambda *p: fn(list(p), *args), tuple(parts), tuple(tangents)
+        )
+
+    return product
+
+
+def vjp(fn):
+    def product(parts, cotangents, *args):
+        leaves = _leaves(parts)
+        with torch.enable_grad():
+            values = fn(leaves, *args)
+        return _gradients(values, leaves, grad_outputs=cotangents)
+
+    return product
+
+
+def row_jacobian(fn, forward):
+    differentiate = torch.func.jacfwd if forward else torch.func.jacrev
+
+    def wrapped(parts, rows):
+        def one(row):
+            def twice(p):
+                values = fn(p, row)
+                return values, values
+
+            derivatives, values = differentiate(twice, has_aux=True)(parts)
+            return values, derivatives
+
+        with warnings.catch_warnings():
+            # Of operations that it maps in a loop, which only takes longer.
+            warnings.filterwarnings("ignore", "There is a performance drop")
+            return torch.func.vmap(one)(rows)
+
+    return wrapped
+
+
+def map_rows(fn, rows):
+    return torch.stack([fn(row) for row in rows])
 
 
 def _leaves(parts):

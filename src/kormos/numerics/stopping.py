@@ -43,6 +43,15 @@ ADVICE = {
 # The user asked for these endings: no warning is due.
 QUIET = (CONVERGED, TARGET_REACHED, STOPPED_BY_CALLBACK, INTERRUPTED)
 
+# After these no later run of the same fit follows.
+FINAL = (
+    INTERRUPTED,
+    NON_FINITE,
+    TARGET_REACHED,
+    TIME_LIMIT,
+    EVALUATION_LIMIT,
+)
+
 
 @dataclasses.dataclass
 class Outcome:

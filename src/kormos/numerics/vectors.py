@@ -41,6 +41,27 @@ def outer(a, b):
     return ops.expand_dims(a, 1) * ops.expand_dims(b, 0)
 
 
+# Columns of a block: a whole product computes the lower triangle for nothing.
+_BLOCK = 128
+
+
+def gram(a, b):
+    """`a' b` of matrices `(rows, size)`, of which the upper triangle is right.
+
+    The rest is zero, or right.
+    """
+    size = a.shape[1]
+    if size <= _BLOCK:
+        return ops.einsum("mp,mq->pq", a, b)
+    blocks = []
+    for start in range(0, size, _BLOCK):
+        product = ops.einsum(
+            "mp,mq->pq", a[:, start : start + _BLOCK], b[:, start:]
+        )
+        blocks.append(ops.pad(product, ((0, 0), (start, 0))))
+    return ops.concatenate(blocks, axis=0)
+
+
 def to_array(tensor):
     """A float64 NumPy array of a tensor."""
     # A copy: SciPy writes into arrays that it is given.

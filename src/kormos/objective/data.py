@@ -44,17 +44,21 @@ class Data(NamedTuple):
             )
         return self.map(lambda a: a[:cut]), self.map(lambda a: a[cut:])
 
-    def chunks(self, batch_size=None):
+    def chunks(self, batch_size=None, width=None):
         """Tensors on the device, cut for `Program`: `(stacked, last)`.
 
         Args:
             batch_size: the most rows of a chunk. Defaults to as many as keep
                 the inputs of a chunk at about a million numbers.
+            width: how many numbers are computed of a row, to be kept at about
+                a million a chunk too. Defaults to not many.
         """
         rows = self.rows
         if batch_size is None:
-            width = sum(a.size for a in leaves(self.x)) / rows
-            batch_size = max(256, int(2**20 / max(width, 1)))
+            inputs = sum(a.size for a in leaves(self.x)) / rows
+            batch_size = max(256, int(2**20 / max(inputs, 1)))
+        if width is not None:
+            batch_size = min(batch_size, max(16, 2**20 // width))
         count = -(-rows // min(batch_size, rows))
         size = -(-rows // count)
         full = rows // size if rows > size else 0

@@ -6,6 +6,7 @@ from keras import ops
 
 from kormos import backend
 from kormos.numerics.vectors import to_array
+from kormos.objective.gauss_newton import HostGaussNewton
 
 
 class FlatObjective:
@@ -24,7 +25,7 @@ class FlatObjective:
     """
 
     program = None
-    _chunks = (None, ())
+    _chunks: tuple = ((None, ()),)
     _scales = np.ones(1)
 
     @property
@@ -96,6 +97,14 @@ class FlatObjective:
         rows = [self.hvp(theta, row) for row in np.eye(self.size)]
         hessian = np.stack(rows)
         return (hessian + hessian.T) / 2
+
+    def gauss_newton(self):
+        """The Gauss-Newton matrix of the loss: a `HostGaussNewton`.
+
+        Raises:
+            ValueError: if the loss is not one of outputs with curvature.
+        """
+        return HostGaussNewton(self.program.gauss_newton, self._arguments)
 
     def traceable(self):
         """Loss and gradient for use inside a compiled function.

@@ -98,7 +98,7 @@ class FunctionObjective(FlatObjective):
             return function(parts, frozen)
 
         self.program = Program(
-            packing, function.frozen_variables, chunk_loss, backend.compile
+            packing, function.frozen_variables, [chunk_loss], backend.compile
         )
         self.unused_variables = function.unused_variables
         self.refresh()

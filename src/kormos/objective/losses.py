@@ -87,6 +87,11 @@ class CompiledLosses:
         self._probed = None
         return factors
 
+    def names(self, y, y_pred, sample_weight):
+        """What to call the terms."""
+        terms = self._terms(y, y_pred, sample_weight)
+        return [term.description for term, *_ in terms]
+
     def total(self, y, y_pred, sample_weight, scales):
         """The sum of all terms on these rows, each times its scale."""
         total = ops.zeros((), dtype=scales.dtype)
@@ -103,6 +108,11 @@ class _Term(keras.losses.Loss):
         super().__init__(name=getattr(loss, "name", None))
         self._loss = loss
         self._note = note
+        self.description = (
+            loss
+            if isinstance(loss, str)
+            else getattr(loss, "__name__", self.name)
+        )
 
     def __call__(self, y_true, y_pred, sample_weight=None):
         return ops.convert_to_tensor(

@@ -3,6 +3,7 @@
 import warnings
 
 import keras
+import numpy as np
 from keras import ops
 
 from kormos import backend
@@ -36,6 +37,8 @@ class Objective(FlatObjective):
             changes memory and speed, never the value. Defaults to a size
             chosen from the width of the inputs.
         training: whether layers behave as in training.
+        with_jacobian: whether chunks are for derivatives of outputs, which
+            are as wide as the parameters.
 
     Raises:
         ValueError: if the model is not compiled, has no trainable variable or
@@ -62,6 +65,7 @@ class Objective(FlatObjective):
         class_weight=None,
         batch_size=None,
         training=False,
+        with_jacobian=False,
     ):
         _check_model(model)
         if batch_size is not None:
@@ -77,9 +81,15 @@ class Objective(FlatObjective):
         if is_new(model):
             _warn_of_custom_steps(model)
         self.program = program_for(model, head, training)
-        self._chunks = data.chunks(batch_size)
+        width = None
+        if with_jacobian:
+            shapes = self.program.model_loss.output_shapes
+            outputs = sum(int(np.prod(shape)) for shape in shapes)
+            width = outputs * self.program.packing.size
+        pair = data.chunks(batch_size, width)
+        self._chunks = (pair,)
         self.refresh()
-        self._scales = self.program.model_loss.scales(self._chunks, data.rows)
+        self._scales = self.program.model_loss.scales(pair, data.rows)
         # Whether the model is compiled with metrics.
         self.has_metrics = any(m.name != "loss" for m in model.metrics)
 

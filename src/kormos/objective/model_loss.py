@@ -7,6 +7,7 @@ import warnings
 import keras
 import numpy as np
 from keras import ops
+from keras import tree
 
 from kormos import backend
 from kormos.objective.losses import CompiledLosses
@@ -54,38 +55,37 @@ class ModelLoss:
     def _discover(self, head):
         """Builds what is built lazily, and finds the variables in use."""
         x, y, w = head
-        run = backend.dry_run
-        if self._model.run_eagerly:
-
-            def run(fn, *args):
-                return fn(*args)
-
+        run = _run if self._model.run_eagerly else backend.dry_run
         with ReadRecorder():
-            y_pred = run(lambda x: self._model(x, training=self._training), x)
+            y_pred = run(self.predict, x)
+        self.structure = tree.map_structure(lambda t: 0, y_pred)
+        self.output_shapes = [tuple(t.shape[1:]) for t in tree.flatten(y_pred)]
         # Losses and metrics create variables when first called, which no
         # stateless scope allows.
-        self.factors = []
+        self.factors, self.loss_names = [], []
         if self._losses is not None:
             self.factors = self._losses.factors(y, y_pred, w)
+            self.loss_names = self._losses.names(y, y_pred, w)
         if self._has_own_loss or self._has_loss_metrics():
             self._own_loss(x, y, y_pred, w)
         self._model.compute_metrics(x, y, y_pred, w)
         self._model.reset_metrics()
         self.metric_variables = list(self._model.metrics_variables)
         scales = ops.ones((len(self.factors) + 1,))
-        has_loss = bool(self.factors)
+        masks = _Masks(name="masks")
 
         def evaluate(x, y, w, scales):
-            nonlocal has_loss
-            y_pred = self._model(x, training=self._training)
+            y_pred = self.predict(x)
+            tree.map_structure(masks, y_pred)
             loss = self._loss(x, y, y_pred, w, scales)
             self._model.compute_metrics(x, y, y_pred, w)
-            has_loss = has_loss or bool(self._model.losses)
+            self.adds_losses = bool(self._model.losses)
             return loss
 
         with ReadRecorder() as scope:
             run(evaluate, x, y, w, scales)
-        if not (has_loss or self._has_own_loss):
+        self.has_masks = masks.found
+        if not (self.factors or self._has_own_loss or self.adds_losses):
             raise ValueError(
                 "There is nothing to minimize: give `compile` a `loss`, or "
                 "call `add_loss` in a layer. "
@@ -98,16 +98,15 @@ class ModelLoss:
 
     def chunk_loss(self, parts, frozen, scales, chunk):
         x, y, w = chunk
-        with self._scope(parts, frozen):
-            y_pred = self._model(x, training=self._training)
-            return self._loss(x, y, y_pred, w, scales)
+        with self.scope(parts, frozen):
+            return self._loss(x, y, self.predict(x), w, scales)
 
     def chunk_metrics(self, parts, frozen, scales, metric_values, chunk):
         """The chunk's loss, and the metrics' values after the chunk."""
         x, y, w = chunk
         metrics = zip(self.metric_variables, metric_values, strict=True)
-        with self._scope(parts, frozen, metrics) as scope:
-            y_pred = self._model(x, training=self._training)
+        with self.scope(parts, frozen, metrics) as scope:
+            y_pred = self.predict(x)
             loss = self._loss(x, y, y_pred, w, scales)
             if self._has_loss_metrics():
                 self._own_loss(x, y, y_pred, w)
@@ -121,11 +120,11 @@ class ModelLoss:
             results = self._model.get_metrics_result()
         return {k: v for k, v in results.items() if k != "loss"}
 
-    def scales(self, chunks, rows):
+    def scales(self, pair, rows):
         """The factors of the terms, from counts over all of the data.
 
         Args:
-            chunks: as `Program` takes them.
+            pair: chunks, stacked and last, as `Program` takes them.
             rows: the number of rows.
 
         Returns:
@@ -138,7 +137,7 @@ class ModelLoss:
             parts = [v.value for v in self.variables]
             counts = np.zeros(len(self.factors))
             with backend.wide():
-                for chunk in each_chunk(chunks):
+                for chunk in each_chunk(pair):
                     count = self._counts(parts, frozen, chunk)
                     sums, means = np.array(
                         [[ops.convert_to_numpy(v) for v in c] for c in count]
@@ -155,12 +154,15 @@ class ModelLoss:
 
     def _count(self, parts, frozen, chunk):
         x, y, w = chunk
-        with self._scope(parts, frozen):
-            y_pred = self._model(x, training=self._training)
-            return self._losses.counts(y, y_pred, w)
+        with self.scope(parts, frozen):
+            return self._losses.counts(y, self.predict(x), w)
+
+    def predict(self, x):
+        """The model's predictions, by the variables of the scope."""
+        return self._model(x, training=self._training)
 
     @contextlib.contextmanager
-    def _scope(self, parts, frozen, others=()):
+    def scope(self, parts, frozen, others=()):
         pairs = [
             *zip(self.variables, parts, strict=True),
             *zip(self.frozen_variables, frozen, strict=True),
@@ -170,17 +172,27 @@ class ModelLoss:
         with backend.repeatable(), scope:
             yield scope
 
-    def _loss(self, x, y, y_pred, w, scales):
-        share = leading_size(x) * scales[-1]
+    def output_loss(self, x, y, y_pred, w, scales):
+        """What rows add to the loss by their predictions."""
         if self._has_own_loss:
             own = self._own_loss(x, y, y_pred, w)
-            return share * ops.cast(own, scales.dtype)
+            return leading_size(x) * scales[-1] * ops.cast(own, scales.dtype)
+        if self._losses is None:
+            return ops.zeros((), dtype=scales.dtype)
+        return self._losses.total(y, y_pred, w, scales)
+
+    def layer_losses(self, x, scales):
+        """What layers add to the loss of rows that the model was called on."""
         total = ops.zeros((), dtype=scales.dtype)
-        if self._losses is not None:
-            total = self._losses.total(y, y_pred, w, scales)
         for loss in self._model.losses:
-            total = total + share * ops.sum(ops.cast(loss, scales.dtype))
-        return total
+            total = total + ops.sum(ops.cast(loss, scales.dtype))
+        return leading_size(x) * scales[-1] * total
+
+    def _loss(self, x, y, y_pred, w, scales):
+        total = self.output_loss(x, y, y_pred, w, scales)
+        if self._has_own_loss:
+            return total  # It adds what layers add, if it is to be added.
+        return total + self.layer_losses(x, scales)
 
     def _own_loss(self, x, y, y_pred, w):
         training = {"training": self._training} if self._takes_training else {}
@@ -189,10 +201,32 @@ class ModelLoss:
         )
         return ops.mean(loss)
 
+    @property
+    def own_name(self):
+        """What to call the model's own `compute_loss`, or `None`."""
+        if self._has_own_loss:
+            return f"`compute_loss` of {type(self._model).__name__}"
+        return None
+
     def _has_loss_metrics(self):
         # Keras keeps a metric for the loss of each of several outputs, and
         # only its own `compute_loss` updates them.
         return not self._has_own_loss and len(self.factors) > 1
+
+
+class _Masks(keras.layers.Layer):
+    """Notes whether there are masks, which layers alone may see."""
+
+    supports_masking = True
+    found = False
+
+    def call(self, inputs, mask=None):
+        self.found = self.found or mask is not None
+        return inputs
+
+
+def _run(fn, *args):
+    return fn(*args)
 
 
 def overrides(model, method):

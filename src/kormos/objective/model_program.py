@@ -1,5 +1,7 @@
 """The compiled functions of a model's loss, kept from one fit to the next."""
 
+import functools
+
 import keras
 import numpy as np
 from keras import ops
@@ -7,7 +9,9 @@ from keras import tree
 
 from kormos import backend
 from kormos import precision
+from kormos.objective.gauss_newton import GaussNewton
 from kormos.objective.model_loss import ModelLoss
+from kormos.objective.model_outputs import ModelOutputs
 from kormos.objective.packing import Packing
 from kormos.objective.program import Program
 from kormos.objective.program import fold_chunks
@@ -21,20 +25,34 @@ _MOST_PROGRAMS = 8
 class ModelProgram(Program):
     """The compiled functions of a model's objective, for any data."""
 
-    def __init__(self, model, model_loss, compile, compile_loop):
+    def __init__(self, model, model_loss, head, compile, compile_loop):
         super().__init__(
             Packing(model_loss.variables),
             model_loss.frozen_variables,
-            model_loss.chunk_loss,
+            [model_loss.chunk_loss],
             compile,
             compile_loop,
         )
         self.model_loss = model_loss
         self.evaluate = compile(self._evaluate)
+        self._make_gauss_newton = lambda: GaussNewton(
+            self.packing,
+            [ModelOutputs(model, model_loss, head, compile)],
+            compile,
+        )
         # The metrics' values after a reset: every evaluation starts there.
         self.metric_values = [
             ops.convert_to_numpy(v.value) for v in model_loss.metric_variables
         ]
+
+    @functools.cached_property
+    def gauss_newton(self):
+        """Derivatives of the model's outputs.
+
+        Raises:
+            ValueError: if the loss is not one of outputs with curvature.
+        """
+        return self._make_gauss_newton()
 
     def _evaluate(self, theta, metric_values, frozen, scales, chunks):
         self.traces["evaluate"] += 1
@@ -51,7 +69,7 @@ class ModelProgram(Program):
             scalar_zero(theta),
             tuple(ops.convert_to_tensor(v) for v in metric_values),
         )
-        loss, values = fold_chunks(step, chunks, state)
+        loss, values = fold_chunks(step, chunks[0], state)
         return loss, self.model_loss.metric_results(values)
 
 
@@ -72,7 +90,7 @@ def program_for(model, head, training):
         compile = _compiler(model)
         loss = ModelLoss(model, head, training, compile)
         programs[key] = ModelProgram(
-            model, loss, compile, _loop_compiler(model, training)
+            model, loss, head, compile, _loop_compiler(model, training)
         )
     return programs[key]
 

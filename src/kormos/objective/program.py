@@ -44,15 +44,16 @@ class Program:
     - `theta`: flat vector, in the dtype of the solver's arithmetic;
     - `frozen`: values of `frozen_variables`;
     - `scales`: vector of the factors by which terms enter the loss;
-    - `chunks`: pair `(stacked, last)`. `stacked` holds chunks of equal size
+    - `chunks`: a tuple of pairs `(stacked, last)`, one for each of the
+      functions that make up the loss. `stacked` holds chunks of equal size
       along a new leading axis, or is `None`; `last` is one more chunk, of
       any size, or is `None`.
 
     Args:
         packing: the `Packing` of the variables.
         frozen_variables: the other variables that the loss reads.
-        chunk_loss: function `(parts, frozen, scales, chunk) -> scalar`. The
-            loss is its sum over all chunks.
+        chunk_losses: list of functions `(parts, frozen, scales, chunk) ->
+            scalar`. The loss is the sum of each over all of its chunks.
         compile: function that compiles a function.
         compile_loop: function that compiles a function of a solver's state.
     """
@@ -61,7 +62,7 @@ class Program:
         self,
         packing,
         frozen_variables,
-        chunk_loss,
+        chunk_losses,
         compile,
         compile_loop=backend.compile_loop,
     ):
@@ -69,15 +70,23 @@ class Program:
         self.frozen_variables = frozen_variables
         # How often each function was traced, for tests of the caches.
         self.traces = collections.Counter()
-        self._chunk_loss = chunk_loss
-        self._chunk_value_and_grad = backend.value_and_grad(chunk_loss)
-        self._chunk_hvp = backend.hvp(chunk_loss)
+        self._values = chunk_losses
+        self._gradients = [backend.value_and_grad(fn) for fn in chunk_losses]
+        self._hessians = [backend.hvp(fn) for fn in chunk_losses]
         self.value = compile(self._value)
         self.value_and_grad = compile(self.trace_value_and_grad)
         self.hvp = compile(self._hvp)
 
         self._compile_loop = compile_loop
         self._loops = {}
+
+    @property
+    def gauss_newton(self):
+        raise ValueError(
+            "Gauss-Newton methods need residuals, not a loss alone: use "
+            "`kormos.least_squares`, or a method such as 'lbfgs'. "
+            "Received: a function that returns a scalar"
+        )
 
     def frozen_values(self):
         return snapshot(self.frozen_variables)
@@ -92,38 +101,38 @@ class Program:
         self.traces["value"] += 1
         parts = self.packing.unpack(theta)
 
-        def term(chunk):
-            loss = self._chunk_loss(parts, frozen, scales, chunk)
+        def term(fn, chunk):
+            loss = fn(parts, frozen, scales, chunk)
             return (ops.cast(loss, theta.dtype),)
 
-        return sum_over_chunks(term, chunks, (scalar_zero(theta),))[0]
+        zeros = (scalar_zero(theta),)
+        return sum_over_chunks(term, self._values, chunks, zeros)[0]
 
     def trace_value_and_grad(self, theta, frozen, scales, chunks):
         self.traces["value_and_grad"] += 1
         parts = self.packing.unpack(theta)
 
-        def term(chunk):
-            loss, gradients = self._chunk_value_and_grad(
-                parts, frozen, scales, chunk
-            )
+        def term(fn, chunk):
+            loss, gradients = fn(parts, frozen, scales, chunk)
             return (
                 ops.cast(loss, theta.dtype),
                 self.packing.pack(gradients, theta.dtype),
             )
 
         zeros = (scalar_zero(theta), ops.zeros_like(theta))
-        return sum_over_chunks(term, chunks, zeros)
+        return sum_over_chunks(term, self._gradients, chunks, zeros)
 
     def _hvp(self, theta, vector, frozen, scales, chunks):
         self.traces["hvp"] += 1
         parts = self.packing.unpack(theta)
         tangents = self.packing.unpack(vector)
 
-        def term(chunk):
-            products = self._chunk_hvp(parts, tangents, frozen, scales, chunk)
+        def term(fn, chunk):
+            products = fn(parts, tangents, frozen, scales, chunk)
             return (self.packing.pack(products, theta.dtype),)
 
-        return sum_over_chunks(term, chunks, (ops.zeros_like(theta),))[0]
+        zeros = (ops.zeros_like(theta),)
+        return sum_over_chunks(term, self._hessians, chunks, zeros)[0]
 
 
 def snapshot(variables):
@@ -138,20 +147,21 @@ def scalar_zero(theta):
     return ops.zeros((), dtype=theta.dtype)
 
 
-def sum_over_chunks(term, chunks, zeros):
-    """Adds up `term(chunk)`, a tuple of tensors, holding one at a time."""
-    return fold_chunks(
-        lambda total, chunk: tuple(
-            a + b for a, b in zip(total, term(chunk), strict=True)
-        ),
-        chunks,
-        zeros,
-    )
+def sum_over_chunks(term, fns, chunks, total):
+    """Adds `term(fn, chunk)`, a tuple, of every function and its chunks."""
+    for fn, pair in zip(fns, chunks, strict=True):
+
+        def add(total, chunk, fn=fn):
+            pairs = zip(total, term(fn, chunk), strict=True)
+            return tuple(a + b for a, b in pairs)
+
+        total = fold_chunks(add, pair, total)
+    return total
 
 
-def fold_chunks(step, chunks, state):
-    """Applies `state = step(state, chunk)` over all chunks, in order."""
-    stacked, last = chunks
+def fold_chunks(step, pair, state):
+    """Applies `state = step(state, chunk)` over a pair's chunks, in order."""
+    stacked, last = pair
     if stacked is not None:
         state = ops.fori_loop(
             0,
@@ -164,9 +174,9 @@ def fold_chunks(step, chunks, state):
     return state
 
 
-def each_chunk(chunks):
-    """Yields the chunks, one after the other."""
-    stacked, last = chunks
+def each_chunk(pair):
+    """Yields a pair's chunks, one after the other."""
+    stacked, last = pair
     if stacked is not None:
         for i in range(leading_size(stacked)):
             yield _take(stacked, i)

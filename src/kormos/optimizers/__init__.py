@@ -5,12 +5,16 @@ from kormos.optimizers.bfgs import BFGS as BFGS
 from kormos.optimizers.bfgs import SSBFGS as SSBFGS
 from kormos.optimizers.bfgs import SSBroyden as SSBroyden
 from kormos.optimizers.lbfgs import LBFGS as LBFGS
+from kormos.optimizers.levenberg_marquardt import (
+    LevenbergMarquardt as LevenbergMarquardt,
+)
 from kormos.optimizers.scipy import ScipyBatchOptimizer as ScipyBatchOptimizer
 from kormos.optimizers.scipy_methods import METHODS
 
 # Every name that `compile(optimizer=...)` takes, and what it makes.
 NAMES = {
     "lbfgs": LBFGS,
+    "lm": LevenbergMarquardt,
     "dense-bfgs": BFGS,
     "ssbfgs": SSBFGS,
     "ssbroyden": SSBroyden,
@@ -27,8 +31,9 @@ def get(identifier):
 
     Args:
         identifier: a name, in any letter case: `"lbfgs"`, `"dense-bfgs"`,
-            `"ssbfgs"` or `"ssbroyden"`; a method of `scipy.optimize.minimize`,
-            or `"scipy"` for its L-BFGS-B; or an instance, which is returned.
+            `"ssbfgs"`, `"ssbroyden"` or `"lm"`; a method of
+            `scipy.optimize.minimize`, or `"scipy"` for its L-BFGS-B; or an
+            instance, which is returned.
 
     Returns:
         A `BatchOptimizer`.

@@ -33,7 +33,7 @@ from kormos.numerics.scalars import where
 from kormos.numerics.vectors import dot
 from kormos.numerics.vectors import matvec
 from kormos.numerics.vectors import outer
-from kormos.optimizers.native import QuasiNewton
+from kormos.optimizers.quasi_newton_driver import QuasiNewton
 
 
 class Curvature(NamedTuple):

@@ -36,7 +36,7 @@ from kormos.numerics.vectors import dot
 from kormos.numerics.vectors import matvec
 from kormos.numerics.vectors import norm
 from kormos.numerics.vectors import vecmat
-from kormos.optimizers.native import QuasiNewton
+from kormos.optimizers.quasi_newton_driver import QuasiNewton
 
 # By this the adaptive gamma grows when the line search takes a whole step; by
 # the square of the step it shrinks. Larger ones take fewer iterations and more

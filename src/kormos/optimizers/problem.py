@@ -114,6 +114,10 @@ class Problem:
         self.hessp_evals += self.size
         return self._objective.hessian(theta)
 
+    def gauss_newton(self):
+        """The Gauss-Newton matrix of the loss: a `HostGaussNewton`."""
+        return self._objective.gauss_newton()
+
     def spent(self):
         """The limit that is reached, as a status, or `None`."""
         return self.budget.spent(self.fg_evals)
@@ -172,6 +176,7 @@ class Stage(NamedTuple):
             `None` for iterates that a compiled call has left behind; `logs`
             are more numbers for the History.
         uses_hessian: whether the method asks for Hessian products.
+        uses_jacobian: whether it asks for derivatives of outputs.
     """
 
     epochs: int | None
@@ -179,3 +184,4 @@ class Stage(NamedTuple):
     check: Callable
     run: Callable
     uses_hessian: bool = False
+    uses_jacobian: bool = False

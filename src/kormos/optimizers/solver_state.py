@@ -28,6 +28,11 @@ class SolverState:
         self.key = key
         self.position = position
         self._state = state
+        self._is_stale = False
+
+    def forget_loss(self):
+        """Notes that the loss has become another one."""
+        self._is_stale = True
 
     def arrays(self):
         """The state's arrays by name, in NumPy."""
@@ -67,6 +72,8 @@ class SolverState:
         position = arrays["theta"] if self.position is None else self.position
         if not _is_rounding(position, theta, epsilon):
             state = state._replace(theta=theta, loss=np.float64(np.nan))
+        if self._is_stale:
+            state = state._replace(loss=np.float64(np.nan))
         return state
 
     def save(self, store):

@@ -1,0 +1,109 @@
+"""Callbacks of `kormos.least_squares`."""
+
+import numpy as np
+from keras import tree
+
+from kormos.objective.checks import check_count
+
+
+class Resample:
+    """Draws new points between iterations of `kormos.least_squares`.
+
+    A fit on fixed points can make the residuals small there and the solution
+    wrong between them. What the optimizer knows, damping and scale or
+    curvature, is carried over to the new points.
+
+    With `candidates`, points are drawn from so many, with probabilities in
+    proportion to `r**power / mean(r**power) + offset`, where r is the norm of
+    the residuals at a point (Wu et al. 2023, arXiv:2207.10289).
+
+    Args:
+        sampler: function `(count, rng)` that returns `count` new points, in
+            the structure of what they replace. `rng` is a
+            `numpy.random.Generator`.
+        every: the number of iterations between two draws.
+        candidates: the number of points to draw from, or `None` to take the
+            sampler's as they come.
+        power: exponent of the residuals. Defaults to 1.
+        offset: what is added to every point's weight. Defaults to 1.
+        key: the entry of `data`, a dict, that the points replace, or `None` for
+            all of it.
+        seed: of the generator.
+
+    Raises:
+        ValueError: if an argument cannot be used.
+
+    Example:
+
+    ```python
+    kormos.least_squares(
+        residual_fn,
+        model.trainable_variables,
+        data=points,
+        callbacks=[
+            kormos.callbacks.Resample(
+                lambda count, rng: rng.uniform(-1, 1, (count, 2)),
+                every=10,
+                candidates=50_000,
+            )
+        ],
+    )
+    ```
+    """
+
+    def __init__(
+        self,
+        sampler,
+        every,
+        candidates=None,
+        power=1.0,
+        offset=1.0,
+        key=None,
+        seed=0,
+    ):
+        if not callable(sampler):
+            raise ValueError(
+                "Argument `sampler` must be a function `(count, rng)` that "
+                f"returns points. Received: {sampler!r}"
+            )
+        check_count("every", every, 1)
+        if candidates is not None:
+            check_count("candidates", candidates, 1)
+        self._sampler = sampler
+        self._every = every
+        self._candidates = candidates
+        self._power = power
+        self._offset = offset
+        self._key = key
+        self._rng = np.random.default_rng(seed)
+
+    def is_due(self, iteration):
+        """Whether new points follow an iteration."""
+        return iteration > 0 and iteration % self._every == 0
+
+    def next_after(self, iteration):
+        """The next iteration that new points follow."""
+        return (iteration // self._every + 1) * self._every
+
+    def replace(self, objective):
+        """Replaces the data of a `ResidualObjective`."""
+        data, key = objective.data, self._key
+        old = data if key is None else data[key]
+        count = len(tree.flatten(old)[0])
+        points = self._sampler(self._candidates or count, self._rng)
+        if self._candidates is not None:
+            norms = objective.row_norms(_with(data, key, points), key)
+            chosen = self._chosen(norms, count)
+            points = tree.map_structure(lambda a: np.asarray(a)[chosen], points)
+        objective.replace(_with(data, key, points))
+
+    def _chosen(self, norms, count):
+        weights = norms**self._power
+        weights = weights / max(np.mean(weights), 1e-300) + self._offset
+        return self._rng.choice(
+            len(weights), count, replace=False, p=weights / weights.sum()
+        )
+
+
+def _with(data, key, points):
+    return points if key is None else {**data, key: points}

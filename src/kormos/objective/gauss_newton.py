@@ -1,0 +1,343 @@
+"""The generalized Gauss-Newton matrix of a loss of outputs.
+
+With outputs z = f(theta, row) and a loss l(z), the matrix is the sum over the
+rows of J'HJ, where J is dz/dtheta and H the Hessian of l in z, by automatic
+differentiation of the loss alone: for a sum of squares it is that of Gauss and
+Newton. What a loss has besides its outputs, regularizers say, enters by the
+diagonal of its Hessian.
+"""
+
+import numpy as np
+from keras import ops
+from keras import tree
+
+from kormos import backend
+from kormos.numerics.vectors import gram
+from kormos.numerics.vectors import to_array
+from kormos.objective.program import each_chunk
+from kormos.objective.program import fold_chunks
+from kormos.objective.program import leading_size
+from kormos.objective.program import scalar_zero
+
+# Part of the step at which second derivatives are differences, where forward
+# mode cannot be nested.
+_DIFFERENCE = 0.1
+
+
+class GaussNewton:
+    """Derivatives of the outputs of a program, compiled.
+
+    All functions take `(theta, ..., frozen, scales, chunks)`, the arguments of
+    `Program`.
+
+    Args:
+        packing: the `Packing` of the variables.
+        terms: a list of `OutputTerm`s, one for each pair of chunks.
+        compile: function that compiles a function.
+    """
+
+    def __init__(self, packing, terms, compile):
+        self.terms = terms
+        self._packing = packing
+        self.normal_equations = compile(self._normal_equations)
+        self.product = compile(self._product)
+        self.bend = compile(self._bend)
+        self._rows = [compile(self._rows_of(term)) for term in terms]
+        self._is_exact = True
+
+    def _normal_equations(self, theta, frozen, scales, chunks):
+        """Loss, gradient and matrix, whose upper triangle alone is right."""
+        parts = self._packing.unpack(theta)
+        size = theta.shape[0]
+        state = (
+            scalar_zero(theta),
+            ops.zeros_like(theta),
+            ops.zeros((size, size), dtype=theta.dtype),
+        )
+        for term, pair in zip(self.terms, chunks, strict=True):
+
+            def add(state, chunk, term=term):
+                loss, slope, weights, jacobian = self._linearize(
+                    term, parts, frozen, scales, chunk, theta.dtype
+                )
+                columns = ops.reshape(jacobian, (-1, size))
+                weighted = ops.reshape(_weigh(weights, jacobian), (-1, size))
+                grad = ops.einsum("m,mp->p", ops.reshape(slope, (-1,)), columns)
+                own, own_grad, own_diagonal = self._penalty(
+                    term, parts, frozen, scales, chunk, theta
+                )
+                return (
+                    state[0] + loss + own,
+                    state[1] + grad + own_grad,
+                    state[2] + gram(columns, weighted) + own_diagonal,
+                )
+
+            state = fold_chunks(add, pair, state)
+        return state
+
+    def rows(self, theta, frozen, scales, chunks):
+        """Loss, gradient and a factor R of the matrix R'R, in NumPy.
+
+        R has a row for every output of every row of data.
+        """
+        loss, grad, factors = 0.0, 0.0, []
+        for compiled, pair in zip(self._rows, chunks, strict=True):
+            for chunk in each_chunk(pair):
+                values = compiled(theta, frozen, scales, chunk)
+                own_loss, own_grad, weights, jacobian, diagonal = map(
+                    ops.convert_to_numpy, values
+                )
+                loss, grad = loss + float(own_loss), grad + own_grad
+                factors.append(_factor(weights, jacobian))
+                if diagonal.any():
+                    factors.append(np.diag(np.sqrt(diagonal)))
+        return loss, grad, np.concatenate(factors)
+
+    def _rows_of(self, term):
+        def rows(theta, frozen, scales, chunk):
+            parts = self._packing.unpack(theta)
+            loss, slope, weights, jacobian = self._linearize(
+                term, parts, frozen, scales, chunk, theta.dtype
+            )
+            own, own_grad, diagonal = self._penalty(
+                term, parts, frozen, scales, chunk, theta
+            )
+            grad = ops.einsum("nk,nkp->p", slope, jacobian) + own_grad
+            if len(diagonal.shape) == 2:
+                diagonal = ops.diagonal(diagonal)
+            return loss + own, grad, weights, jacobian, diagonal
+
+        return rows
+
+    def _product(self, theta, vector, frozen, scales, chunks):
+        """The matrix times a vector."""
+        parts = self._packing.unpack(theta)
+        tangents = self._packing.unpack(vector)
+        state = (ops.zeros_like(theta),)
+        for term, pair in zip(self.terms, chunks, strict=True):
+
+            def add(state, chunk, term=term):
+                outputs = _outputs(term, frozen, chunk)
+                values, first = self._along(1, outputs, parts, tangents)
+                products = self._pull_back(
+                    term, outputs, parts, values, first, frozen, scales, chunk
+                )
+                _, _, diagonal = self._penalty(
+                    term, parts, frozen, scales, chunk, theta, dense=False
+                )
+                product = self._packing.pack(products, theta.dtype)
+                return (state[0] + product + diagonal * vector,)
+
+            state = fold_chunks(add, pair, state)
+        return state[0]
+
+    def _bend(self, theta, vector, frozen, scales, chunks):
+        """J'H times the second derivative of the outputs along a vector."""
+        parts = self._packing.unpack(theta)
+        tangents = self._packing.unpack(vector)
+        state = (ops.zeros_like(theta),)
+        for term, pair in zip(self.terms, chunks, strict=True):
+
+            def add(state, chunk, term=term):
+                outputs = _outputs(term, frozen, chunk)
+                values, second = self._along(2, outputs, parts, tangents)
+                products = self._pull_back(
+                    term, outputs, parts, values, second, frozen, scales, chunk
+                )
+                return (state[0] + self._packing.pack(products, theta.dtype),)
+
+            state = fold_chunks(add, pair, state)
+        return state[0]
+
+    def _linearize(self, term, parts, frozen, scales, chunk, dtype):
+        """Loss, slope `(n, k)`, curvature in the outputs, J `(n, k, p)`."""
+
+        def row_outputs(p, row):
+            batch = tree.map_structure(lambda a: a[None], row)
+            return term.outputs(p, frozen, batch)[0]
+
+        rows = term.rows(chunk)
+        count = leading_size(rows)
+        forward = term.width > self._packing.size
+        values, derivatives = backend.row_jacobian(row_outputs, forward)(
+            parts, rows
+        )
+        jacobian = ops.concatenate(
+            [
+                ops.reshape(ops.cast(d, dtype), (count, term.width, -1))
+                for d in derivatives
+            ],
+            axis=2,
+        )
+        fn = _loss(term, frozen, scales, chunk)
+        loss, (slope,) = backend.value_and_grad(fn)([values])
+        weights = self._weights(term, fn, values)
+        return (
+            ops.cast(loss, dtype),
+            ops.cast(slope, dtype),
+            ops.cast(weights, dtype),
+            jacobian,
+        )
+
+    def _weights(self, term, fn, values):
+        """The Hessian in the outputs: `(n, k)`, or `(n, k, k)`."""
+        product = backend.hvp(fn)
+        if term.is_diagonal:
+            (weights,) = product([values], [ops.ones_like(values)])
+            # A loss that is not convex has no square root there.
+            return ops.where(weights > 0, weights, ops.zeros_like(weights))
+        units = ops.eye(term.width, dtype=values.dtype)
+        blocks = backend.map_rows(
+            lambda unit: product([values], [ops.zeros_like(values) + unit])[0],
+            units,
+        )
+        return ops.transpose(blocks, (1, 0, 2))
+
+    def _penalty(self, term, parts, frozen, scales, chunk, theta, dense=True):
+        """What has no outputs: its loss, gradient and Hessian's diagonal."""
+        if not term.has_penalty:
+            zero = scalar_zero(theta)
+            return zero, zero, zero
+
+        def fn(parts):
+            return term.penalty(parts, frozen, scales, chunk)
+
+        loss, gradients = backend.value_and_grad(fn)(parts)
+        # The product with signs, times the signs: the diagonal itself of a
+        # diagonal Hessian, an estimate without bias of any other.
+        rng = np.random.default_rng(0)
+        signs = [
+            ops.convert_to_tensor(
+                rng.choice([-1.0, 1.0], size=tuple(p.shape)), dtype=p.dtype
+            )
+            for p in parts
+        ]
+        products = backend.hvp(fn)(parts, signs)
+        products = [p * s for p, s in zip(products, signs, strict=True)]
+        diagonal = self._packing.pack(products, theta.dtype)
+        diagonal = ops.where(diagonal > 0, diagonal, ops.zeros_like(diagonal))
+        return (
+            ops.cast(loss, theta.dtype),
+            self._packing.pack(gradients, theta.dtype),
+            ops.diag(diagonal) if dense else diagonal,
+        )
+
+    def _along(self, order, outputs, parts, tangents):
+        """The outputs, and a derivative of them along a line."""
+        if self._is_exact:
+            try:
+                return _derivative_along(order, outputs, parts, tangents)
+            except Exception:
+                # A layer has no forward mode on this backend.
+                self._is_exact = False
+        h = _DIFFERENCE
+
+        def at(distance):
+            return outputs(
+                [p + distance * t for p, t in zip(parts, tangents, strict=True)]
+            )
+
+        behind, values, ahead = at(-h), outputs(parts), at(h)
+        if order == 1:
+            return values, (ahead - behind) / (2 * h)
+        return values, (ahead - 2 * values + behind) / h**2
+
+    def _pull_back(
+        self, term, outputs, parts, values, vector, frozen, scales, chunk
+    ):
+        """J'H times a vector of outputs."""
+        fn = _loss(term, frozen, scales, chunk)
+        (weighted,) = backend.hvp(fn)([values], [vector])
+        return backend.vjp(outputs)(parts, weighted)
+
+
+def _outputs(term, frozen, chunk):
+    return lambda parts: term.outputs(parts, frozen, term.rows(chunk))
+
+
+def _loss(term, frozen, scales, chunk):
+    return lambda values: term.loss(values[0], frozen, scales, chunk)
+
+
+def _derivative_along(order, outputs, parts, tangents):
+    if order == 1:
+        return backend.jvp(outputs)(parts, tangents)
+
+    def slope(parts):
+        values, first = backend.jvp(outputs)(parts, tangents)
+        return values, first
+
+    (values, _), (_, second) = backend.jvp(slope)(parts, tangents)
+    return values, second
+
+
+def _weigh(weights, jacobian):
+    if len(weights.shape) == 2:
+        return ops.expand_dims(weights, 2) * jacobian
+    return ops.einsum("nkl,nlp->nkp", weights, jacobian)
+
+
+def _factor(weights, jacobian):
+    """R with R'R = J'HJ, `(rows, size)`."""
+    if weights.ndim == 2:
+        factor = np.sqrt(weights)[..., None] * jacobian
+    else:
+        values, vectors = np.linalg.eigh((weights + weights.swapaxes(1, 2)) / 2)
+        roots = np.sqrt(np.maximum(values, 0))[:, :, None]
+        factor = roots * (vectors.swapaxes(1, 2) @ jacobian)
+    return factor.reshape(-1, jacobian.shape[-1])
+
+
+class HostGaussNewton:
+    """A `GaussNewton` at given data, for float64 arrays of shape `(size,)`.
+
+    Args:
+        compiled: the `GaussNewton`.
+        arguments: function that returns `(frozen, scales, chunks)`.
+    """
+
+    def __init__(self, compiled, arguments):
+        self._compiled = compiled
+        self._arguments = arguments
+
+    @property
+    def outputs(self):
+        """The number of outputs of all rows of data."""
+        chunks = self._arguments()[2]
+        return sum(
+            term.width * leading_size(term.rows(chunk))
+            for term, pair in zip(self._compiled.terms, chunks, strict=True)
+            for chunk in each_chunk(pair)
+        )
+
+    @property
+    def has_penalty(self):
+        """Whether a part of the loss depends on more than the outputs."""
+        return any(term.has_penalty for term in self._compiled.terms)
+
+    def normal_equations(self, theta):
+        """Loss, gradient `(size,)`, matrix `(size, size)`: upper triangle."""
+        with backend.wide():
+            loss, grad, matrix = self._compiled.normal_equations(
+                theta, *self._arguments()
+            )
+            return float(loss), to_array(grad), to_array(matrix)
+
+    def rows(self, theta):
+        """Loss, gradient, and R, whose R'R is the matrix."""
+        with backend.wide():
+            return self._compiled.rows(theta, *self._arguments())
+
+    def product(self, theta, vector):
+        """The matrix times a vector."""
+        with backend.wide():
+            return to_array(
+                self._compiled.product(theta, vector, *self._arguments())
+            )
+
+    def bend(self, theta, vector):
+        """J'H times the second derivative of the outputs along a vector."""
+        with backend.wide():
+            return to_array(
+                self._compiled.bend(theta, vector, *self._arguments())
+            )

@@ -1,0 +1,222 @@
+"""A function of residuals, and which data each of its blocks is made of."""
+
+import inspect
+
+import keras
+import numpy as np
+from keras import ops
+from keras import tree
+
+from kormos import backend
+from kormos.objective.program import ReadRecorder
+
+
+class ResidualFunction:
+    """A function that reads Keras variables, as a function of their values.
+
+    Arrays of data with the same number of rows make a group. A block of
+    residuals with as many rows belongs to the group, and its rows must depend
+    on the same rows of the data alone; every other block belongs to no data.
+
+    Args:
+        fn: function of the data, or of nothing, that returns a tensor or a
+            dict, list or tuple of tensors.
+        variables: the variables whose values become arguments.
+        data: arrays in any structure, or `None`.
+        dtype: of floating-point data.
+
+    Attributes:
+        names: of the blocks.
+        widths: residuals of a row of each block, or of the whole block.
+        block_groups: the group of each block, or `None`.
+        groups: the groups that have blocks; `None` is one of them.
+    """
+
+    def __init__(self, fn, variables, data, dtype):
+        self._fn = fn
+        self._dtype = dtype
+        self.variables = list(variables)
+        self._structure = data
+        self._has_data = data is not None
+        _check_signature(fn, self._has_data)
+        arrays = self._arrays(data)
+        counts = [len(a) for a in arrays]
+        distinct = list(dict.fromkeys(counts))
+        self._leaf_groups = [distinct.index(count) for count in counts]
+        self._heads = [a[:3] for a in arrays]
+        with ReadRecorder() as scope:
+            blocks = backend.dry_run(self._call, self._head([]))
+        self.frozen_variables = scope.reads_but(variables)
+        read = {id(v) for v in scope.reads()}
+        self.unused_variables = [v for v in variables if id(v) not in read]
+        self.names = list(blocks)
+        _check_blocks(blocks)
+        self._find_groups(blocks, len(distinct))
+
+    def __call__(self, parts, frozen, group, rows):
+        """The blocks of a group's rows: list of tensors, in order.
+
+        Args:
+            parts: values of the variables.
+            frozen: values of `frozen_variables`.
+            group: the number of the group, or `None`.
+            rows: list of arrays, the group's; whatever without a group.
+        """
+        pairs = [
+            *zip(self.variables, parts, strict=True),
+            *zip(self.frozen_variables, frozen, strict=True),
+        ]
+        leaves, given = [], iter(rows)
+        for head, leaf_group in zip(
+            self._heads, self._leaf_groups, strict=True
+        ):
+            # Of other groups a row will do: their blocks are not used.
+            is_mine = group is not None and leaf_group == group
+            leaves.append(next(given) if is_mine else _tensor(head[:1]))
+        with keras.StatelessScope(state_mapping=pairs, collect_losses=True):
+            return list(self._call(leaves).values())
+
+    def check_rows(self):
+        """Refuses residuals that depend on other rows than their own."""
+        if not self._has_data:
+            return
+
+        def twice(long, short):
+            return list(self._call(long).values()), list(
+                self._call(short).values()
+            )
+
+        with backend.wide():
+            found = backend.compile(twice)(
+                [_tensor(h) for h in self._heads],
+                [_tensor(h[:1]) for h in self._heads],
+            )
+        for name, group, long, short in zip(
+            self.names, self.block_groups, *found, strict=True
+        ):
+            long, short = map(ops.convert_to_numpy, (long, short))
+            long = long if group is None else long[:1]
+            if not np.allclose(long, short, rtol=1e-3, equal_nan=True):
+                raise ValueError(
+                    "A row of residuals must depend on the same row of the "
+                    "data alone, and a block that is made of no data on none. "
+                    "Give points that belong together as one row. Received: "
+                    f"block '{name}', which changes with other rows"
+                )
+
+    def grouped(self, data):
+        """The arrays of data, by group, in NumPy."""
+        arrays = self._arrays(data)
+        rows = {}
+        for array, group in zip(arrays, self._leaf_groups, strict=True):
+            rows.setdefault(group, []).append(array)
+        for group, members in rows.items():
+            if len({len(a) for a in members}) > 1:
+                raise ValueError(
+                    "New data must have rows as the old have: arrays of equal "
+                    "length stay so. Received: lengths "
+                    f"{[len(a) for a in rows[group]]}"
+                )
+        nothing = [np.zeros((1, 1), dtype=self._dtype)]
+        return [nothing if g is None else rows[g] for g in self.groups]
+
+    def group_of(self, key):
+        """The group of an entry of the data, or of all of it."""
+        numbers = range(len(self._leaf_groups))
+        entries = tree.pack_sequence_as(self._structure, list(numbers))
+        entry = entries if key is None else entries[key]
+        return self._leaf_groups[tree.flatten(entry)[0]]
+
+    def _arrays(self, data):
+        if not self._has_data:
+            return []
+        tree.assert_same_structure(self._structure, data)
+        return [self._array(leaf) for leaf in tree.flatten(data)]
+
+    def _array(self, leaf):
+        array = ops.convert_to_numpy(leaf) if ops.is_tensor(leaf) else leaf
+        array = np.asarray(array)
+        if array.ndim == 0 or array.dtype.kind not in "fiub" or not len(array):
+            raise ValueError(
+                "Argument `data` must hold arrays of numbers with a row for "
+                f"each point. Received: {leaf!r}"
+            )
+        return array.astype(self._dtype) if array.dtype.kind == "f" else array
+
+    def _call(self, leaves):
+        """The blocks by name."""
+        if self._has_data:
+            blocks = self._fn(tree.pack_sequence_as(self._structure, leaves))
+        else:
+            blocks = self._fn()
+        if isinstance(blocks, dict):
+            return {str(name): block for name, block in blocks.items()}
+        if isinstance(blocks, (list, tuple)):
+            return {f"block_{i}": block for i, block in enumerate(blocks)}
+        return {"residuals": blocks}
+
+    def _head(self, longer):
+        """The first rows: two of each array, three of some groups."""
+        return [
+            _tensor(np.resize(h, (3 if g in longer else 2, *h.shape[1:])))
+            for h, g in zip(self._heads, self._leaf_groups, strict=True)
+        ]
+
+    def _find_groups(self, blocks, count):
+        shapes = {name: tuple(block.shape) for name, block in blocks.items()}
+        found = dict.fromkeys(self.names)
+        for group in range(count):
+            with ReadRecorder():
+                longer = backend.dry_run(self._call, self._head([group]))
+            for name, block in longer.items():
+                shape = tuple(block.shape)
+                if shape == shapes[name]:
+                    continue
+                if (
+                    found[name] is not None
+                    or (shape[0], shapes[name][0]) != (3, 2)
+                    or shape[1:] != shapes[name][1:]
+                ):
+                    raise ValueError(
+                        "A block of residuals must have one row for each row "
+                        "of the data that it is made of, or be made of no "
+                        f"data. Received: block '{name}' of shape "
+                        f"{shapes[name]} for 2 rows and {shape} for 3"
+                    )
+                found[name] = group
+        self.block_groups = [found[name] for name in self.names]
+        self.groups = list(dict.fromkeys(self.block_groups))
+        self.widths = [
+            int(np.prod(shapes[name] if group is None else shapes[name][1:]))
+            for name, group in found.items()
+        ]
+
+
+def _tensor(array):
+    return ops.convert_to_tensor(array, dtype=array.dtype.name)
+
+
+def _check_signature(fn, has_data):
+    try:
+        inspect.signature(fn).bind(*[None] * has_data)
+    except TypeError:
+        raise ValueError(
+            "Argument `residual_fn` must be a function "
+            + ("of the data" if has_data else "of no arguments")
+            + " that reads variables and returns residuals; points that it "
+            f"is evaluated at are given as `data`. Received: {fn!r}"
+        ) from None
+    except ValueError:  # A builtin function may have no signature.
+        pass
+
+
+def _check_blocks(blocks):
+    for name, block in blocks.items():
+        if not ops.is_tensor(block) or not keras.backend.is_float_dtype(
+            keras.backend.standardize_dtype(block.dtype)
+        ):
+            raise ValueError(
+                "Function `residual_fn` must return a tensor of floating-"
+                "point numbers, or a dict, list or tuple of these. "
+                f"Received: {name}={block!r}"
+            )

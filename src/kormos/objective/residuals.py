@@ -1,0 +1,291 @@
+"""Sums of squares (or of other losses) of the residuals of a function."""
+
+import functools
+
+import numpy as np
+from keras import ops
+
+from kormos import backend
+from kormos.numerics.vectors import to_array
+from kormos.objective import robust
+from kormos.objective.data import Data
+from kormos.objective.flat import FlatObjective
+from kormos.objective.gauss_newton import GaussNewton
+from kormos.objective.packing import Packing
+from kormos.objective.program import Program
+from kormos.objective.program import sum_over_chunks
+from kormos.objective.residual_function import ResidualFunction
+
+
+class ResidualTerm:
+    """The residual blocks with a row for each row of some of the data.
+
+    Args:
+        function: the `ResidualFunction`.
+        group: the number of the group of data, or `None` for the blocks that
+            belong to no data.
+        rho: one of `robust.LOSSES`.
+
+    Attributes:
+        width: residuals of a row, of all blocks together.
+    """
+
+    is_diagonal = True
+    has_penalty = False
+
+    def __init__(self, function, group, rho):
+        self._function = function
+        self._group = group
+        self._rho = rho
+        self.blocks = [
+            i for i, g in enumerate(function.block_groups) if g == group
+        ]
+        self._widths = [function.widths[i] for i in self.blocks]
+        self.width = sum(self._widths)
+
+    def rows(self, chunk):
+        """What `outputs` wants of a chunk."""
+        return chunk
+
+    def outputs(self, parts, frozen, rows):
+        """The residuals of rows, `(rows, width)`."""
+        blocks = self._function(parts, frozen, self._group, rows)
+        count = rows[0].shape[0]
+        flat = [ops.reshape(blocks[i], (count, -1)) for i in self.blocks]
+        return ops.concatenate(flat, axis=1) if flat[1:] else flat[0]
+
+    def named(self, values):
+        """The blocks' columns of outputs, by name."""
+        parts = np.split(values, np.cumsum(self._widths)[:-1], axis=1)
+        names = [self._function.names[i] for i in self.blocks]
+        return dict(zip(names, parts, strict=True))
+
+    def sums(self, values, scales):
+        """The loss of each block of the function, summed over its residuals."""
+        count = len(self._function.names)
+        ends = np.cumsum(self._widths)[:-1].tolist()
+        parts = ops.split(values, ends, axis=1) if ends else [values]
+        sums = [ops.zeros((), dtype=scales.dtype)] * count
+        for i, part in zip(self.blocks, parts, strict=True):
+            f = scales[count + i]
+            z = ops.square(part / ops.cast(f, part.dtype))
+            losses = ops.cast(self._rho(z), scales.dtype)
+            sums[i] = ops.sum(losses) * f**2
+        return ops.stack(sums)
+
+    def loss(self, values, frozen, scales, chunk):
+        """What a chunk adds to the loss by its residuals."""
+        del frozen, chunk
+        sums = self.sums(values, scales)
+        return ops.sum(sums * scales[: len(self._function.names)])
+
+    def chunk_sums(self, parts, frozen, scales, chunk):
+        return self.sums(self.outputs(parts, frozen, chunk), scales)
+
+    def chunk_loss(self, parts, frozen, scales, chunk):
+        values = self.outputs(parts, frozen, chunk)
+        return self.loss(values, frozen, scales, chunk)
+
+
+class ResidualProgram(Program):
+    """The compiled functions of residuals.
+
+    `scales` holds the factors of the blocks' sums in the loss, then the
+    blocks' `f_scale`.
+    """
+
+    def __init__(self, packing, function, rho):
+        self.terms = [ResidualTerm(function, g, rho) for g in function.groups]
+        super().__init__(
+            packing,
+            function.frozen_variables,
+            [term.chunk_loss for term in self.terms],
+            backend.compile,
+        )
+        self.sums = backend.compile(self._sums)
+        self.outputs = [
+            backend.compile(self._outputs_of(term)) for term in self.terms
+        ]
+
+    @functools.cached_property
+    def gauss_newton(self):
+        return GaussNewton(self.packing, self.terms, backend.compile)
+
+    def _sums(self, theta, frozen, scales, chunks):
+        parts = self.packing.unpack(theta)
+
+        def add(fn, chunk):
+            return (ops.cast(fn(parts, frozen, scales, chunk), theta.dtype),)
+
+        count = scales.shape[0] // 2
+        return sum_over_chunks(
+            add,
+            [term.chunk_sums for term in self.terms],
+            chunks,
+            (ops.zeros((count,), dtype=theta.dtype),),
+        )[0]
+
+    def _outputs_of(self, term):
+        def outputs(theta, frozen, rows):
+            return term.outputs(self.packing.unpack(theta), frozen, rows)
+
+        return outputs
+
+
+class ResidualObjective(FlatObjective):
+    """The loss that a function's residuals make.
+
+    Args:
+        residual_fn: as `kormos.least_squares` takes it.
+        variables: list of the `keras.Variable`s to optimize.
+        data: arrays for `residual_fn`, in any structure, or `None`.
+        loss: the name of one of `robust.LOSSES`.
+        f_scale: the residual at which the loss leaves the square: a number,
+            or a dict by block.
+        loss_weights: dict from a block's name to its weight in the loss.
+        reduction: `"mean"` or `"sum"`.
+        batch_size: the most rows in memory at once.
+        with_jacobian: whether chunks are for derivatives of residuals.
+    """
+
+    def __init__(
+        self,
+        residual_fn,
+        variables,
+        data=None,
+        loss="linear",
+        f_scale=1.0,
+        loss_weights=None,
+        reduction="mean",
+        batch_size=None,
+        with_jacobian=True,
+    ):
+        packing = Packing(variables)
+        dtype = packing.dtypes[0]
+        self._function = ResidualFunction(
+            residual_fn, packing.variables, data, dtype
+        )
+        self.names = self._function.names
+        self.program = ResidualProgram(
+            packing, self._function, robust.LOSSES[loss]
+        )
+        self.unused_variables = self._function.unused_variables
+        self._weights = _by_block("loss_weights", loss_weights, self.names)
+        self._f_scales = _by_block("f_scale", f_scale, self.names)
+        self._reduction = reduction
+        self._batch_size = batch_size
+        self._with_jacobian = with_jacobian
+        self._latest = None, None
+        self.refresh()
+        self.replace(data)
+
+    def replace(self, data):
+        """Replaces the data by others of the same structure."""
+        self.data = data
+        self._groups = self._function.grouped(data)
+        chunks, self._counts = [], np.zeros(len(self.names))
+        for term, arrays in zip(self.program.terms, self._groups, strict=True):
+            width = term.width * self.size if self._with_jacobian else None
+            stacked, last = Data(tuple(arrays), None, None).chunks(
+                self._batch_size, width
+            )
+            chunks.append(
+                (stacked and stacked[0], last and last[0]),
+            )
+            for i in term.blocks:
+                self._counts[i] = len(arrays[0]) * self._function.widths[i]
+        self._chunks = tuple(chunks)
+        self._rescale()
+        self._latest = None, None
+
+    def rescale(self, f_scale):
+        """Replaces the residuals at which the loss leaves the square."""
+        self._f_scales = _by_block("f_scale", f_scale, self.names)
+        self._rescale()
+
+    def value(self, theta):
+        """The loss at `theta`."""
+        theta = np.asarray(theta, dtype="float64")
+        return float(self._scales[: len(self.names)] @ self._sums(theta))
+
+    def block_losses(self, theta):
+        """The losses of the blocks at `theta`, without weights, by name.
+
+        They are known without another evaluation where the loss is that was
+        evaluated last.
+        """
+        sums = self._sums(np.asarray(theta, dtype="float64"))
+        if self._reduction == "mean":
+            sums = sums / self._counts
+        return dict(zip(self.names, sums.tolist(), strict=True))
+
+    def residuals(self, theta):
+        """The residuals at `theta`, as they are: arrays by block's name."""
+        found = {}
+        groups = zip(
+            self.program.terms, self.program.outputs, self._groups, strict=True
+        )
+        with backend.wide():
+            for term, compiled, arrays in groups:
+                values = to_array(compiled(theta, self._frozen, tuple(arrays)))
+                found.update(term.named(values))
+        return found
+
+    def row_norms(self, data, key):
+        """The norm of the residuals at each row of some data.
+
+        Args:
+            data: as `replace` takes it.
+            key: the entry of `data`, if it is a dict, whose rows are meant.
+        """
+        group = self._function.group_of(key)
+        index = self._function.groups.index(group)
+        arrays = self._function.grouped(data)[index]
+        with backend.wide():
+            values = to_array(
+                self.program.outputs[index](
+                    self.initial_position(), self._frozen, tuple(arrays)
+                )
+            )
+        return np.linalg.norm(values, axis=1)
+
+    def _sums(self, theta):
+        latest, sums = self._latest
+        if latest is None or not np.array_equal(latest, theta):
+            with backend.wide():
+                sums = to_array(
+                    self.program.sums(
+                        self._checked(theta, "theta"), *self._arguments()
+                    )
+                )
+            self._latest = theta.copy(), sums
+        return sums
+
+    def _rescale(self):
+        factors = self._weights.copy()
+        if self._reduction == "mean":
+            factors = factors / self._counts
+        self._scales = np.concatenate([factors, self._f_scales])
+        self._latest = None, None
+
+
+def _by_block(name, value, names):
+    """A number for each block, from one or from a dict."""
+    if value is None:
+        return np.ones(len(names))
+    if not isinstance(value, dict):
+        value = dict.fromkeys(names, value)
+    unknown = sorted(set(value) - set(names))
+    if unknown:
+        raise ValueError(
+            f"Argument `{name}` must have the names of residual blocks, "
+            f"{list(names)}. Received: {unknown}"
+        )
+    numbers = [value.get(n, 1.0) for n in names]
+    for number in numbers:
+        if not np.isscalar(number) or not number > 0:
+            raise ValueError(
+                f"Argument `{name}` must be a positive number, or a dict of "
+                f"these by block. Received: {number!r}"
+            )
+    return np.array(numbers, dtype="float64")

@@ -1,0 +1,332 @@
+"""The loop of Levenberg and Marquardt's method; see `levenberg_marquardt`."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from kormos.numerics import conjugate_gradients
+from kormos.numerics import spectrum
+from kormos.numerics import stopping
+from kormos.numerics.stopping import Outcome
+from kormos.optimizers.damping import Multiplicative
+from kormos.optimizers.damping import TrustRadius
+from kormos.optimizers.native import FINE
+from kormos.optimizers.solver_state import SolverState
+
+KEY = "levenberg marquardt"
+
+# A dense matrix of more parameters is not formed: with its eigenvectors and
+# their workspace it would take more than this many bytes.
+_MOST_BYTES = 2**30
+
+# The part of its step by which the curve of the outputs may leave it.
+_MOST_BENT = 0.75
+# How often an iteration shortens its step for that, without a trial.
+_MOST_BENT_STEPS = 2
+
+_LEAST_RATIO = 1e-4
+_MOST_POLISHING = 12
+_POLISHED = 1e-10
+_STREAK = 3
+_PROMISE = "relative decrease that the model promises"
+
+
+class State(NamedTuple):
+    """What a later run goes on from.
+
+    Attributes:
+        theta: the accepted point, `(size,)`.
+        loss: the loss there.
+        scale: the scale D of the parameters, `(size,)`.
+        damping: the damping of the latest step.
+        radius: the trust radius.
+        streak: how many iterations in a row lowered the loss by next to
+            nothing.
+    """
+
+    theta: np.ndarray
+    loss: np.ndarray
+    scale: np.ndarray
+    damping: np.ndarray
+    radius: np.ndarray
+    streak: np.ndarray
+
+
+class LeastSquaresRun:
+    """One run.
+
+    Args:
+        problem: the `Problem`.
+        settings: the `LevenbergMarquardt`.
+    """
+
+    def __init__(self, problem, settings):
+        self._problem = problem
+        self._settings = settings
+        self._curvature = problem.gauss_newton()
+        self._solver = self._chosen_solver()
+        self._is_scaled = settings.preset is None
+        self._accelerates = settings.acceleration and self._solver != "cg"
+        self._streak = 0
+
+    def __call__(self, theta, report, earlier):
+        """Runs from `theta`.
+
+        Args:
+            theta: the start.
+            report: as `Stage` has it.
+            earlier: the `SolverState` to go on from, or `None`.
+
+        Returns:
+            An `Outcome` and a `SolverState`.
+        """
+        zero, size = np.float64(0), self._problem.size
+        state = State(theta, zero, np.zeros(size), zero, zero, np.int32(0))
+        if earlier is not None:
+            state = earlier.restored(KEY, state, theta, self._problem.epsilon)
+        self._theta, self._scale = np.array(state.theta), state.scale
+        self._control = self._new_control(state)
+        self._streak = int(state.streak)
+        self._loss = self._problem.value(self._theta)
+        is_finite = np.isfinite(self._loss) and self._linearize()
+        stop = report(
+            self._theta, self._loss, self._grad if is_finite else None
+        )
+        if not is_finite:
+            return Outcome(stopping.NON_FINITE, self._theta, self._loss)
+        self._check_rows()
+        self._control.begin(self._model, self._theta)
+        outcome = None
+        while not stop and outcome is None:
+            outcome = self._ended()
+            if outcome is None:
+                stop, outcome = self._iterate(report)
+        outcome = outcome or self._outcome(None)
+        if outcome.status == stopping.CONVERGED and not stop:
+            self._polish(report, outcome)
+        outcome.theta, outcome.loss = self._theta, self._loss
+        outcome.detail = self._model.name
+        return outcome
+
+    def state(self):
+        """The `SolverState` at the accepted point."""
+        return SolverState(
+            KEY,
+            State(
+                self._theta,
+                np.float64(self._loss),
+                self._scale,
+                np.float64(self._control.damping),
+                np.float64(self._control.radius),
+                np.int32(self._streak),
+            )._asdict(),
+        )
+
+    def _chosen_solver(self):
+        if self._settings.linear_solver != "auto":
+            return self._settings.linear_solver
+        rows, size = self._curvature.outputs, self._problem.size
+        if spectrum.is_small(rows, size):
+            return "rows"
+        if not self._curvature.has_penalty and rows < size:
+            if 8 * rows * size <= _MOST_BYTES:
+                return "rows"
+        # The matrix, its eigenvectors, and LAPACK's workspace of two more.
+        return "dense" if 32 * size**2 <= _MOST_BYTES else "cg"
+
+    def _new_control(self, state):
+        if self._settings.preset == "matlab":
+            # `trainlm` adds mu to J'J of the errors; the matrix here is that
+            # of their mean square.
+            return Multiplicative(state.damping, 2 / self._curvature.outputs)
+        return TrustRadius(state.radius, state.damping)
+
+    def _linearize(self):
+        """Makes the model of the loss at the point; whether it is finite."""
+        problem, theta = self._problem, self._theta
+        problem.fg_evals += 1
+        if self._solver == "cg":
+            return self._linearize_by_products()
+        if self._solver == "rows":
+            own, grad, matrix = self._curvature.rows(theta)
+            squares = np.einsum("mp,mp->p", matrix, matrix)
+        else:
+            own, grad, matrix = self._curvature.normal_equations(theta)
+            squares = np.diagonal(matrix)
+        self._own_loss, self._grad = own, grad
+        if not (np.isfinite(grad).all() and np.isfinite(matrix).all()):
+            return False
+        scale = self._rescaled(np.sqrt(squares))
+        make = (
+            spectrum.of_rows if self._solver == "rows" else spectrum.of_matrix
+        )
+        self._model = make(matrix, scale, grad)
+        return True
+
+    def _linearize_by_products(self):
+        theta, problem = self._theta, self._problem
+        self._own_loss, self._grad = problem.value_and_grad(theta)
+        problem.fg_evals -= 1
+
+        def product(vector):
+            problem.hessp_evals += 1
+            return self._curvature.product(theta, vector)
+
+        diagonal = conjugate_gradients.diagonal(product, problem.size)
+        if not (np.isfinite(self._grad).all() and np.isfinite(diagonal).all()):
+            return False
+        scale = self._rescaled(np.sqrt(diagonal))
+        self._model = conjugate_gradients.Products(product, scale, self._grad)
+        return True
+
+    def _rescaled(self, norms):
+        """Moré's scale: the longest that a column of J has been."""
+        if self._is_scaled:
+            self._scale = np.maximum(self._scale, norms)
+        else:
+            self._scale = np.ones_like(norms)
+        scale = np.where(self._scale > 0, self._scale, 1.0)
+        if self._problem.is_bounded:
+            theta, grad = self._theta, self._grad
+            held = (theta <= self._problem.lower) & (grad > 0)
+            held |= (theta >= self._problem.upper) & (grad < 0)
+            scale = np.where(held, np.inf, scale)
+        return scale
+
+    def _check_rows(self):
+        """Refuses outputs of a row that depend on other rows."""
+        error = abs(self._own_loss - self._loss)
+        size = max(abs(self._own_loss), abs(self._loss))
+        if error > 100 * self._problem.epsilon**0.5 * size:
+            raise ValueError(
+                "Gauss-Newton methods need outputs of a row of data that "
+                "depend on that row alone (batch normalization in training "
+                "mode mixes rows, for instance). Use 'lbfgs' or another "
+                f"method. Received: a loss of {self._loss:.6g}, but of "
+                f"{self._own_loss:.6g} row by row"
+            )
+
+    def _ended(self):
+        """The end that the tests at the point call for, or `None`."""
+        settings, loss = self._settings, abs(self._loss)
+        spent = self._problem.spent()
+        if spent is not None:
+            return self._outcome(spent)
+        promised = self._model.promise
+        if promised is not None and promised <= settings.gtol * loss:
+            return self._outcome(
+                stopping.CONVERGED,
+                "gtol",
+                promised / (loss or 1),
+                settings.gtol,
+            )
+        if self._streak >= _STREAK:
+            is_fine = settings.ftol >= self._problem.epsilon
+            status = stopping.CONVERGED if is_fine else stopping.NOISE_FLOOR
+            return self._outcome(status, "ftol", self._decrease, settings.ftol)
+        return None
+
+    def _iterate(self, report):
+        """One accepted step; whether to stop, and the end if there is one."""
+        settings, problem, control = (
+            self._settings,
+            self._problem,
+            self._control,
+        )
+        bent, trials = 0, 0
+        while True:
+            step = control.step(self._model)
+            vector = step.vector
+            if self._accelerates:
+                vector, is_bent = self._accelerated(step)
+                if is_bent and bent < _MOST_BENT_STEPS:
+                    bent += 1
+                    control.reject(step, False)
+                    continue
+            trial = problem.project(self._theta + vector)
+            loss = problem.value(trial)
+            trials += 1
+            gain = self._loss - loss
+            ratio = gain / step.promised if step.promised > 0 else 0.0
+            if gain > 0 and (ratio > _LEAST_RATIO or problem.is_bounded):
+                break
+            noise = problem.epsilon * abs(self._loss)
+            if step.promised <= noise:
+                return False, self._at_the_floor(step.promised)
+            control.reject(step, not loss < 100 * self._loss)
+            if control.is_exhausted:
+                return False, self._outcome(stopping.LINE_SEARCH_FAILED)
+            spent = problem.spent()
+            if spent is not None:
+                return False, self._outcome(spent)
+        control.accept(step, ratio)
+        taken = np.linalg.norm(trial - self._theta)
+        length = np.linalg.norm(self._theta)
+        self._decrease = gain / abs(self._loss)
+        small = self._decrease <= settings.ftol
+        self._streak = self._streak + 1 if small else 0
+        stop = self._move(trial, loss, report, taken, trials)
+        if stop is None:
+            return False, self._outcome(stopping.NON_FINITE)
+        if not stop and taken <= settings.xtol * length:
+            return False, self._outcome(
+                stopping.CONVERGED, "xtol", taken / length, settings.xtol
+            )
+        return stop, None
+
+    def _accelerated(self, step):
+        """The step with half its acceleration; whether that is too large."""
+        self._problem.hessp_evals += 1
+        slope = self._curvature.bend(self._theta, step.vector)
+        if not np.isfinite(slope).all():
+            return step.vector, True
+        bend = self._model.bend(slope, step.damping)
+        if self._model.scaled(bend) > _MOST_BENT * step.length:
+            return step.vector, True
+        return step.vector + bend / 2, False
+
+    def _move(self, theta, loss, report, taken, trials):
+        """Goes to a point and reports it; `None` if J is not finite there."""
+        before = self._theta, self._loss, self._model, self._grad
+        self._theta, self._loss = theta, loss
+        if not self._linearize():
+            self._theta, self._loss, self._model, self._grad = before
+            return None
+        logs = {"step": float(taken), "trials": trials, **self._control.logs()}
+        return report(theta, loss, self._grad, **logs)
+
+    def _at_the_floor(self, promised):
+        """The end of a run whose loss no longer shows what a step does."""
+        epsilon = self._problem.epsilon
+        status = stopping.NOISE_FLOOR if epsilon > FINE else stopping.CONVERGED
+        value = promised / (abs(self._loss) or 1)
+        return self._outcome(status, _PROMISE, value, epsilon)
+
+    def _polish(self, report, outcome):
+        """Gauss-Newton steps while they contract, below the loss's rounding.
+
+        Near a minimum the loss is flat to rounding in a region in which the
+        parameters lose half of their digits; the steps know more.
+        """
+        if self._problem.epsilon > FINE or self._solver == "cg":
+            return
+        longest = np.inf
+        for _ in range(_MOST_POLISHING):
+            step = self._model.damped(0.0)
+            if not self._model.has_full_rank or step.length > 0.9 * longest:
+                return
+            if self._problem.spent() is not None:
+                return
+            longest = step.length
+            trial = self._problem.project(self._theta + step.vector)
+            loss = self._problem.value(trial)
+            if not loss <= self._loss + _POLISHED * abs(self._loss):
+                return
+            if np.all(np.abs(trial - self._theta) <= FINE * np.abs(trial)):
+                return
+            taken = np.linalg.norm(trial - self._theta)
+            if self._move(trial, loss, report, taken, 1) in (None, True):
+                return
+
+    def _outcome(self, status, test=None, value=None, threshold=None):
+        return Outcome(status, self._theta, self._loss, test, value, threshold)

@@ -1,0 +1,135 @@
+"""Levenberg and Marquardt's method with geodesic acceleration.
+
+References: Moré, The Levenberg-Marquardt algorithm: implementation and theory
+(1978), as in MINPACK's `lmder`, for scale and trust radius; Transtrum and
+Sethna, arXiv:1201.5885, for the acceleration.
+
+Differs from them in:
+
+1. the matrix is the generalized Gauss-Newton matrix of any smooth loss, J'HJ;
+   of a sum of squares it is J'J;
+2. one factorization an accepted point, its eigenvalues, serves every radius;
+   the first radius is the scaled length of the parameters, not 100 times it;
+3. a step whose acceleration is more than three quarters of it is shortened
+   twice and then taken without acceleration;
+4. tests of convergence are relative: what the undamped step promises to lower
+   the loss by (the relative offset of Bates and Watts), and what three
+   iterations in a row have lowered it by;
+5. undamped steps end a run in float64 while they contract, for digits that the
+   loss no longer shows;
+6. within bounds, parameters that the gradient presses against one are held,
+   and trial points are projected (Kanzow, Yamashita and Fukushima 2004).
+"""
+
+import keras
+import numpy as np
+
+from kormos.optimizers.least_squares_run import LeastSquaresRun
+from kormos.optimizers.native import NativeOptimizer
+
+_PRESETS = (None, "matlab")
+_SOLVERS = ("auto", "rows", "dense", "cg")
+
+
+@keras.saving.register_keras_serializable(package="kormos")
+class LevenbergMarquardt(NativeOptimizer):
+    """Levenberg-Marquardt with geodesic acceleration, for least squares.
+
+    The method of choice for a network of up to a few thousand parameters whose
+    loss is a mean squared error, or any other smooth loss of its outputs:
+    cross-entropies, Poisson, Huber, log-cosh, robust losses. No step raises the
+    loss on all of the data.
+
+    Solver arithmetic is float64; the model computes in its own dtype.
+
+    Args:
+        name: name of the optimizer.
+        epochs: the number of epochs when `fit` is not told. Defaults to 20.
+        batch_size: the most rows in memory at once when `fit` is not told.
+        pretrain_fn: function of the model, called before the fit starts.
+        gtol: converged when the undamped step promises to lower the loss by no
+            more than this part of it. Defaults to 1e-15.
+        ftol: converged when three iterations in a row lower the loss by no
+            more than this part of it. Defaults to 1e-14; below the rounding of
+            the loss the end is a noise floor.
+        xtol: converged when a step is this part of the parameters' length.
+            Defaults to 0, which is never.
+        bounds: as `BatchOptimizer` takes them.
+        acceleration: whether to add half the geodesic acceleration to a step.
+            It costs about two gradients a step. Conjugate gradients go without.
+        preset: `"matlab"` for `trainlm`'s rule instead of the trust radius: mu
+            from 1e-3, times 10 and 0.1, to 1e10, without scale and
+            acceleration.
+        linear_solver: `"rows"` keeps J and factorizes it, or JJ' when there are
+            fewer rows than parameters; `"dense"` accumulates J'J over chunks of
+            rows; `"cg"` is matrix-free. `"auto"` chooses by memory, and the
+            result names the choice.
+        stochastic: whether to take one step on each batch of `batch_size` rows,
+            an epoch being a pass over the data in a new order. The damping is
+            carried from batch to batch. The loss of all of the data may rise,
+            and no test of convergence ends a fit.
+
+    Raises:
+        ValueError: if an argument cannot be used.
+
+    Example:
+
+    ```python
+    model.compile(optimizer=kormos.optimizers.LevenbergMarquardt(), loss="mse")
+    history = model.fit(x, y, epochs=100)
+    ```
+    """
+
+    uses_jacobian = True
+
+    def __init__(
+        self,
+        name="lm",
+        epochs=None,
+        batch_size=None,
+        pretrain_fn=None,
+        gtol=1e-15,
+        ftol=1e-14,
+        xtol=0.0,
+        bounds=None,
+        acceleration=True,
+        preset=None,
+        linear_solver="auto",
+        stochastic=False,
+    ):
+        super().__init__(
+            name, epochs, batch_size, pretrain_fn, gtol, ftol, xtol, bounds
+        )
+        for key, value, allowed in (
+            ("preset", preset, _PRESETS),
+            ("linear_solver", linear_solver, _SOLVERS),
+        ):
+            if value not in allowed:
+                raise ValueError(
+                    f"Argument `{key}` must be one of {list(allowed)}. "
+                    f"Received: {key}={value!r}"
+                )
+        self.acceleration = acceleration and preset is None
+        self.preset = preset
+        self.linear_solver = linear_solver
+        self.stochastic = stochastic
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "acceleration": self.acceleration,
+            "preset": self.preset,
+            "linear_solver": self.linear_solver,
+            "stochastic": self.stochastic,
+        }
+
+    def _run(self, problem, theta, report):
+        run = LeastSquaresRun(problem, self)
+        earlier = self.solver_state if problem.resume else None
+
+        def noted(theta, loss, grad, **logs):
+            self.solver_state = run.state()
+            return report(theta, loss, grad, **logs)
+
+        with np.errstate(all="ignore"):
+            return run(theta, noted, earlier)

@@ -1,0 +1,238 @@
+"""Runs an optimizer on functions of free variables."""
+
+import time
+
+from kormos.callbacks import Resample
+from kormos.numerics import stopping
+from kormos.objective.checks import check_hessian_products
+from kormos.objective.checks import warn_of_unused_variables
+from kormos.objective.limits import resolve_bounds
+from kormos.objective.limits import resolve_constraints
+from kormos.optimizers.problem import Constraint
+from kormos.optimizers.problem import Problem
+from kormos.run import Run
+from kormos.run import describe
+from kormos.run import row
+from kormos.run import warn_of_convergence
+
+DEFAULT_ITERATIONS = 1000
+
+# Iterations in one compiled call of the methods that can.
+_STRIDE = 50
+
+
+def the_stage(name, optimizer, max_iterations, **settings):
+    """The one stage of an optimizer."""
+    if max_iterations is None:
+        max_iterations = optimizer.epochs
+    if max_iterations is None:
+        max_iterations = DEFAULT_ITERATIONS
+    stages = optimizer.stages(max_iterations, **settings)
+    if len(stages) != 1 or stages[0].pretrain_fn is not None:
+        raise ValueError(
+            f"`kormos.{name}` runs one stage without `pretrain_fn`; call it "
+            f"once a stage. Received: {len(stages)} stages"
+        )
+    return stages[0]
+
+
+class Solve:
+    """One minimization: a run, or several with other data in between.
+
+    Args:
+        objective: a `FlatObjective`.
+        optimizer: the `BatchOptimizer`.
+        stage: its `Stage`.
+        budget: the `Budget`, its deadline in seconds from the start.
+        bounds: as `BatchOptimizer` takes them.
+        constraints: likewise.
+        callbacks: list of functions `(iteration, logs)` and `Resample`s.
+        loss_callback: function of the loss, called after each evaluation.
+        validation: a `FlatObjective` whose loss is recorded too, or `None`.
+        resume: whether to go on with what the optimizer knows.
+        is_quiet: whether not to warn of how the run ends.
+    """
+
+    def __init__(
+        self,
+        objective,
+        optimizer,
+        stage,
+        budget,
+        bounds=None,
+        constraints=None,
+        callbacks=(),
+        loss_callback=None,
+        validation=None,
+        resume=False,
+        is_quiet=False,
+    ):
+        self._objective = objective
+        self._optimizer = optimizer
+        self._stage = stage
+        self._budget = budget
+        self._loss_callback = loss_callback
+        self._validation = validation
+        self._resume = resume
+        self._is_quiet = is_quiet
+        _check_callbacks(callbacks)
+        self._resamplers = [c for c in callbacks if isinstance(c, Resample)]
+        self._callbacks = [c for c in callbacks if c not in self._resamplers]
+        packing = objective.program.packing
+        self._box = resolve_bounds(
+            optimizer.bounds if bounds is None else bounds, packing
+        )
+        self._constraints = resolve_constraints(
+            optimizer.constraints if constraints is None else constraints,
+            packing,
+            Constraint,
+        )
+        stage.check(
+            objective.size,
+            self._box[0] is not None,
+            [c.type for c in self._constraints],
+        )
+        if stage.uses_jacobian:
+            objective.gauss_newton()
+        self._blocks = list(getattr(objective, "names", ()))
+        names = ("loss", "grad", "fg_evals", "hessp_evals", "seconds")
+        self.history = {name: [] for name in names}
+        self._evaluations = self._products = 0
+        self._initial_loss = None
+        self._stopped = False
+
+    def __call__(self):
+        """Runs, and returns the `Result`."""
+        objective, optimizer = self._objective, self._optimizer
+        self._begun = time.perf_counter()
+        self._budget = self._budget.started(self._begun)
+        while True:
+            done = self._iterations
+            outcome = self._run()
+            if outcome.raw is not None:
+                optimizer.results = [outcome.raw]
+            due = [r for r in self._resamplers if r.is_due(self._iterations)]
+            if not due or self._iterations in (done, self._stage.epochs):
+                break
+            if self._stopped or outcome.status in stopping.FINAL:
+                break
+            for resampler in due:
+                resampler.replace(objective)
+            self._resume = True
+            if optimizer.solver_state is not None:
+                optimizer.solver_state.forget_loss()
+        if outcome.status is None:
+            outcome.status = (
+                stopping.STOPPED_BY_CALLBACK
+                if self._stopped
+                else stopping.ITERATION_LIMIT
+            )
+        result = describe(
+            outcome,
+            self._initial_loss,
+            self._iterations,
+            self._evaluations,
+            self._products,
+            time.perf_counter() - self._begun,
+        )
+        result.history = self.history
+        if result.status not in stopping.QUIET and not self._is_quiet:
+            warn_of_convergence(str(result))
+        return result
+
+    @property
+    def _iterations(self):
+        return len(self.history["loss"])
+
+    def _run(self):
+        """One run, on the data as they are."""
+        objective, stage = self._objective, self._stage
+        problem = self._problem = self._new_problem()
+        theta = problem.project(objective.initial_position())
+        if self._initial_loss is None and stage.uses_hessian:
+            check_hessian_products(objective, theta, problem.project)
+        run = Run(stage, problem, self._start, self._iterate)
+        try:
+            outcome = run(theta)
+        except BaseException:
+            objective.assign(run.best[0])
+            raise
+        objective.assign(outcome.theta)
+        if self._optimizer.solver_state is not None:
+            self._optimizer.solver_state.position = outcome.theta
+        self._evaluations += problem.fg_evals
+        self._products += problem.hessp_evals
+        return outcome
+
+    def _new_problem(self):
+        self._end = min(
+            [
+                self._stage.epochs,
+                *(r.next_after(self._iterations) for r in self._resamplers),
+            ]
+        )
+        budget = self._budget._replace(iterations=self._end - self._iterations)
+        if budget.evaluations is not None:
+            left = budget.evaluations - self._evaluations
+            budget = budget._replace(evaluations=left)
+        # A callback looks at every iterate, as blocks' losses do.
+        looks = self._callbacks or self._blocks[1:] or self._validation
+        return Problem(
+            self._objective,
+            *self._box,
+            constraints=self._constraints,
+            epsilon=self._objective.epsilon,
+            budget=budget,
+            stride=1 if looks else _STRIDE,
+            resume=self._resume,
+            on_evaluation=self._loss_callback,
+        )
+
+    def _start(self, theta, loss, grad):
+        if self._initial_loss is None:
+            self._initial_loss = loss
+            project = self._problem.project
+            warn_of_unused_variables(self._objective, theta, grad, project)
+        return self._iterations >= self._end
+
+    def _iterate(self, theta, loss, grad, **logs):
+        problem = self._problem
+        logs = row(
+            loss,
+            grad,
+            self._evaluations + problem.fg_evals,
+            self._products + problem.hessp_evals,
+            {**logs, **self._looked(theta)},
+        )
+        for name, value in logs.items():
+            self.history.setdefault(name, []).append(value)
+        self.history["seconds"].append(time.perf_counter() - self._begun)
+        iteration = self._iterations
+        if self._callbacks:
+            self._objective.assign(theta)
+            answers = [fn(iteration, logs) for fn in self._callbacks]
+            self._stopped = any(answers)
+        return self._stopped or iteration >= self._end
+
+    def _looked(self, theta):
+        """The losses of blocks and of held-out data at an iterate."""
+        found = {}
+        if self._blocks[1:]:
+            losses = self._objective.block_losses(theta)
+            found.update({f"{k}_loss": v for k, v in losses.items()})
+        if self._validation is not None:
+            found["val_loss"] = self._validation.value(theta)
+            if self._blocks[1:]:
+                losses = self._validation.block_losses(theta)
+                found.update({f"val_{k}_loss": v for k, v in losses.items()})
+        return found
+
+
+def _check_callbacks(callbacks):
+    for callback in callbacks:
+        if not callable(callback) and not isinstance(callback, Resample):
+            raise ValueError(
+                "Argument `callbacks` must be a list of functions "
+                "`(iteration, logs)` and `kormos.callbacks.Resample`s. "
+                f"Received: {callback!r}"
+            )
