@@ -95,7 +95,7 @@ def fit(
             After `BackupAndRestore` restored a state, that is so anyway.
             SciPy's methods keep none, and go on from the weights alone.
         **settings: replace arguments of the optimizer for this fit, such as
-            `method`, `options`, `tol` and `pretrain_fn`.
+            `method`, `options`, `tol`, `pretrain_fn` and `stochastic`.
 
     Returns:
         The Keras `History`. A row holds `loss`, `grad` (the 2-norm of the
@@ -146,6 +146,11 @@ def fit(
         if value is not None:
             check_count(name, value, 1)
     check_count("initial_epoch", initial_epoch, 0)
+    if batch_size is None and any(stage.uses_batches for stage in stages):
+        raise ValueError(
+            "Argument `stochastic=True` takes a step on each batch of rows: "
+            "give `batch_size`. Received: batch_size=None"
+        )
     _check_validation_freq(validation_freq)
     if validation_split:
         _check_split(x, validation_split, validation_data)
@@ -165,7 +170,10 @@ def fit(
             train,
             batch_size=batch_size,
             training=training,
-            with_jacobian=any(stage.uses_jacobian for stage in stages),
+            with_jacobian=any(
+                stage.uses_jacobian and not stage.uses_batches
+                for stage in stages
+            ),
         )
         if validation is None:
             return objective, None

@@ -66,7 +66,7 @@ class Run:
             outcome.status = stopping.NON_FINITE
         elif self._meets_target(self.best[1]):
             outcome = self._target_reached(outcome)
-        if not self._is_better(outcome.loss):
+        if not (outcome.is_polished or self._is_better(outcome.loss)):
             outcome.theta, outcome.loss = self.best
         return outcome
 

@@ -33,6 +33,11 @@ def the_stage(name, optimizer, max_iterations, **settings):
             f"`kormos.{name}` runs one stage without `pretrain_fn`; call it "
             f"once a stage. Received: {len(stages)} stages"
         )
+    if stages[0].uses_batches:
+        raise ValueError(
+            f"`kormos.{name}` takes its steps on all of the data. "
+            "Received: an optimizer with stochastic=True"
+        )
     return stages[0]
 
 

@@ -67,6 +67,8 @@ class Outcome:
         threshold: what it was compared with, or `None`.
         detail: the method's own words.
         raw: the wrapped library's own result, or `None`.
+        is_polished: whether the point is the best although the loss there may
+            be above the lowest, by less than its rounding.
     """
 
     status: str | None
@@ -77,6 +79,7 @@ class Outcome:
     threshold: float | None = None
     detail: str = ""
     raw: Any = None
+    is_polished: bool = False
 
 
 @dataclasses.dataclass

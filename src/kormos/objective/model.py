@@ -1,5 +1,6 @@
 """A model's loss over all its training data, as a function of one vector."""
 
+import copy
 import warnings
 
 import keras
@@ -14,6 +15,7 @@ from kormos.objective.flat import epsilon
 from kormos.objective.model_loss import overrides
 from kormos.objective.model_program import is_new
 from kormos.objective.model_program import program_for
+from kormos.objective.program import each_chunk
 
 
 class Objective(FlatObjective):
@@ -86,6 +88,7 @@ class Objective(FlatObjective):
             shapes = self.program.model_loss.output_shapes
             outputs = sum(int(np.prod(shape)) for shape in shapes)
             width = outputs * self.program.packing.size
+        self._data, self._batch_size = data, batch_size
         pair = data.chunks(batch_size, width)
         self._chunks = (pair,)
         self.refresh()
@@ -102,6 +105,21 @@ class Objective(FlatObjective):
     def unused_variables(self):
         """The trainable variables that the loss never reads."""
         return list(self.program.model_loss.unused_variables)
+
+    def batches(self, rng):
+        """Objectives of batches of `batch_size` rows, in a random order.
+
+        Each is a part of the loss: they add up to the whole.
+
+        Args:
+            rng: a `numpy.random.Generator`.
+        """
+        order = rng.permutation(self._data.rows)
+        shuffled = self._data.map(lambda array: array[order])
+        for chunk in each_chunk(shuffled.chunks(self._batch_size)):
+            batch = copy.copy(self)
+            batch._chunks = ((None, chunk),)
+            yield batch
 
     def evaluate(self, theta):
         """The loss and the compiled metrics at `theta`, as floats.

@@ -74,7 +74,8 @@ class ResidualFunction:
             is_mine = group is not None and leaf_group == group
             leaves.append(next(given) if is_mine else _tensor(head[:1]))
         with keras.StatelessScope(state_mapping=pairs, collect_losses=True):
-            return list(self._call(leaves).values())
+            blocks = self._call(leaves)
+            return [blocks[name] for name in self.names]
 
     def check_rows(self):
         """Refuses residuals that depend on other rows than their own."""
@@ -82,9 +83,8 @@ class ResidualFunction:
             return
 
         def twice(long, short):
-            return list(self._call(long).values()), list(
-                self._call(short).values()
-            )
+            pair = self._call(long), self._call(short)
+            return tuple([blocks[n] for n in self.names] for blocks in pair)
 
         with backend.wide():
             found = backend.compile(twice)(

@@ -52,6 +52,22 @@ class State(NamedTuple):
     streak: np.ndarray
 
 
+class _Found(NamedTuple):
+    """A point where the loss is lower.
+
+    Attributes:
+        theta: the point.
+        loss: the loss there.
+        length: the 2-norm of the step.
+        trials: how many points were tried.
+    """
+
+    theta: np.ndarray
+    loss: float
+    length: float
+    trials: int
+
+
 class LeastSquaresRun:
     """One run.
 
@@ -78,24 +94,14 @@ class LeastSquaresRun:
             earlier: the `SolverState` to go on from, or `None`.
 
         Returns:
-            An `Outcome` and a `SolverState`.
+            An `Outcome`.
         """
-        zero, size = np.float64(0), self._problem.size
-        state = State(theta, zero, np.zeros(size), zero, zero, np.int32(0))
-        if earlier is not None:
-            state = earlier.restored(KEY, state, theta, self._problem.epsilon)
-        self._theta, self._scale = np.array(state.theta), state.scale
-        self._control = self._new_control(state)
-        self._streak = int(state.streak)
-        self._loss = self._problem.value(self._theta)
-        is_finite = np.isfinite(self._loss) and self._linearize()
-        stop = report(
-            self._theta, self._loss, self._grad if is_finite else None
-        )
+        is_finite = self.begin(theta, earlier)
+        grad = self._grad if is_finite else None
+        stop = report(self._theta, self._loss, grad)
         if not is_finite:
-            return Outcome(stopping.NON_FINITE, self._theta, self._loss)
+            return self._outcome(stopping.NON_FINITE)
         self._check_rows()
-        self._control.begin(self._model, self._theta)
         outcome = None
         while not stop and outcome is None:
             outcome = self._ended()
@@ -108,12 +114,40 @@ class LeastSquaresRun:
         outcome.detail = self._model.name
         return outcome
 
-    def state(self):
-        """The `SolverState` at the accepted point."""
+    def begin(self, theta, earlier):
+        """Evaluates the start; whether it is finite."""
+        zero, size = np.float64(0), self._problem.size
+        state = State(theta, zero, np.zeros(size), zero, zero, np.int32(0))
+        if earlier is not None:
+            state = earlier.restored(KEY, state, theta, self._problem.epsilon)
+        self._theta, self._scale = np.array(state.theta), state.scale
+        self._control = self._new_control(state)
+        self._streak = int(state.streak)
+        self._loss = self._problem.value(self._theta)
+        if not (np.isfinite(self._loss) and self._linearize()):
+            return False
+        self._control.begin(self._model, self._theta)
+        return True
+
+    def step(self):
+        """Goes one step from the start without looking around there.
+
+        Returns:
+            The point, the old one if no step lowers the loss.
+        """
+        found = self._search()
+        return self._theta if isinstance(found, Outcome) else found.theta
+
+    def logs(self):
+        """The damping, for the History."""
+        return self._control.logs()
+
+    def state(self, theta=None):
+        """The `SolverState` at the accepted point, or at another."""
         return SolverState(
             KEY,
             State(
-                self._theta,
+                self._theta if theta is None else theta,
                 np.float64(self._loss),
                 self._scale,
                 np.float64(self._control.damping),
@@ -228,12 +262,26 @@ class LeastSquaresRun:
 
     def _iterate(self, report):
         """One accepted step; whether to stop, and the end if there is one."""
-        settings, problem, control = (
-            self._settings,
-            self._problem,
-            self._control,
-        )
-        bent, trials = 0, 0
+        found, settings = self._search(), self._settings
+        if isinstance(found, Outcome):
+            return False, found
+        length = np.linalg.norm(self._theta)
+        self._decrease = (self._loss - found.loss) / abs(self._loss)
+        small = self._decrease <= settings.ftol
+        self._streak = self._streak + 1 if small else 0
+        stop = self._move(found, report)
+        if stop is None:
+            return False, self._outcome(stopping.NON_FINITE)
+        if not stop and found.length <= settings.xtol * length:
+            share = found.length / length
+            return False, self._outcome(
+                stopping.CONVERGED, "xtol", share, settings.xtol
+            )
+        return stop, None
+
+    def _search(self):
+        """A step that lowers the loss: a `_Found`, or an `Outcome`."""
+        problem, control, bent, trials = self._problem, self._control, 0, 0
         while True:
             step = control.step(self._model)
             vector = step.vector
@@ -249,30 +297,17 @@ class LeastSquaresRun:
             gain = self._loss - loss
             ratio = gain / step.promised if step.promised > 0 else 0.0
             if gain > 0 and (ratio > _LEAST_RATIO or problem.is_bounded):
-                break
-            noise = problem.epsilon * abs(self._loss)
-            if step.promised <= noise:
-                return False, self._at_the_floor(step.promised)
+                control.accept(step, ratio)
+                length = np.linalg.norm(trial - self._theta)
+                return _Found(trial, loss, float(length), trials)
+            if step.promised <= problem.epsilon * abs(self._loss):
+                return self._at_the_floor(step.promised)
             control.reject(step, not loss < 100 * self._loss)
             if control.is_exhausted:
-                return False, self._outcome(stopping.LINE_SEARCH_FAILED)
+                return self._outcome(stopping.LINE_SEARCH_FAILED)
             spent = problem.spent()
             if spent is not None:
-                return False, self._outcome(spent)
-        control.accept(step, ratio)
-        taken = np.linalg.norm(trial - self._theta)
-        length = np.linalg.norm(self._theta)
-        self._decrease = gain / abs(self._loss)
-        small = self._decrease <= settings.ftol
-        self._streak = self._streak + 1 if small else 0
-        stop = self._move(trial, loss, report, taken, trials)
-        if stop is None:
-            return False, self._outcome(stopping.NON_FINITE)
-        if not stop and taken <= settings.xtol * length:
-            return False, self._outcome(
-                stopping.CONVERGED, "xtol", taken / length, settings.xtol
-            )
-        return stop, None
+                return self._outcome(spent)
 
     def _accelerated(self, step):
         """The step with half its acceleration; whether that is too large."""
@@ -285,15 +320,16 @@ class LeastSquaresRun:
             return step.vector, True
         return step.vector + bend / 2, False
 
-    def _move(self, theta, loss, report, taken, trials):
+    def _move(self, found, report):
         """Goes to a point and reports it; `None` if J is not finite there."""
         before = self._theta, self._loss, self._model, self._grad
-        self._theta, self._loss = theta, loss
+        self._theta, self._loss = found.theta, found.loss
         if not self._linearize():
             self._theta, self._loss, self._model, self._grad = before
             return None
-        logs = {"step": float(taken), "trials": trials, **self._control.logs()}
-        return report(theta, loss, self._grad, **logs)
+        logs = {"step": found.length, "trials": found.trials}
+        logs.update(self.logs())
+        return report(self._theta, self._loss, self._grad, **logs)
 
     def _at_the_floor(self, promised):
         """The end of a run whose loss no longer shows what a step does."""
@@ -325,7 +361,9 @@ class LeastSquaresRun:
             if np.all(np.abs(trial - self._theta) <= FINE * np.abs(trial)):
                 return
             taken = np.linalg.norm(trial - self._theta)
-            if self._move(trial, loss, report, taken, 1) in (None, True):
+            stop = self._move(_Found(trial, loss, float(taken), 1), report)
+            outcome.is_polished = stop is not None
+            if stop or stop is None:
                 return
 
     def _outcome(self, status, test=None, value=None, threshold=None):

@@ -24,6 +24,7 @@ Differs from them in:
 import keras
 import numpy as np
 
+from kormos.optimizers import stochastic_run
 from kormos.optimizers.least_squares_run import LeastSquaresRun
 from kormos.optimizers.native import NativeOptimizer
 
@@ -123,6 +124,14 @@ class LevenbergMarquardt(NativeOptimizer):
             "stochastic": self.stochastic,
         }
 
+    def stages(self, epochs=None, stochastic=None, **overrides):
+        (stage,) = super().stages(epochs, **overrides)
+        if stochastic is None:
+            stochastic = self.stochastic
+        if not stochastic:
+            return [stage]
+        return [stage._replace(run=self._run_on_batches, uses_batches=True)]
+
     def _run(self, problem, theta, report):
         run = LeastSquaresRun(problem, self)
         earlier = self.solver_state if problem.resume else None
@@ -133,3 +142,11 @@ class LevenbergMarquardt(NativeOptimizer):
 
         with np.errstate(all="ignore"):
             return run(theta, noted, earlier)
+
+    def _run_on_batches(self, problem, theta, report):
+        earlier = self.solver_state if problem.resume else None
+        with np.errstate(all="ignore"):
+            outcome, self.solver_state = stochastic_run.run(
+                problem, self, theta, report, earlier
+            )
+        return outcome

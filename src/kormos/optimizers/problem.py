@@ -118,6 +118,10 @@ class Problem:
         """The Gauss-Newton matrix of the loss: a `HostGaussNewton`."""
         return self._objective.gauss_newton()
 
+    def batches(self, rng):
+        """Objectives of batches of the data, in an order that `rng` draws."""
+        return self._objective.batches(rng)
+
     def spent(self):
         """The limit that is reached, as a status, or `None`."""
         return self.budget.spent(self.fg_evals)
@@ -177,6 +181,7 @@ class Stage(NamedTuple):
             are more numbers for the History.
         uses_hessian: whether the method asks for Hessian products.
         uses_jacobian: whether it asks for derivatives of outputs.
+        uses_batches: whether it takes its steps on batches of the data.
     """
 
     epochs: int | None
@@ -185,3 +190,4 @@ class Stage(NamedTuple):
     run: Callable
     uses_hessian: bool = False
     uses_jacobian: bool = False
+    uses_batches: bool = False
