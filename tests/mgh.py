@@ -16,6 +16,12 @@ from keras import ops
 
 _FILE = pathlib.Path(__file__).parent / "data" / "mgh.json"
 
+# Published minima have six digits.
+_DIGITS = 1e-5
+
+# Minima of zero are reached to this part of the loss, at a start above one.
+_ZERO = 1e-11
+
 
 class Problem(NamedTuple):
     """A function with its start and its published minima.
@@ -43,6 +49,11 @@ class Problem(NamedTuple):
 
     def loss(self, x):
         return ops.sum(self.residuals(x) ** 2)
+
+    def excess(self, loss, first_loss):
+        """How far a loss is from the nearest minimum, beyond tolerance."""
+        margin = _ZERO * min(1.0, first_loss)
+        return min(abs(loss - m) - _DIGITS * m - margin for m in self.minima)
 
 
 def problems():

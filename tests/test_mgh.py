@@ -20,12 +20,6 @@ VARIED = [
 METHODS = methods("lbfgs", "ssbroyden")
 NAMES = PROBLEMS if BACKEND == "torch" else VARIED
 
-# Published minima have six digits.
-DIGITS = 1e-5
-
-# Minima of zero are reached to this part of the loss, at a start above one.
-ZERO = 1e-11
-
 # Where a method ends short of the minimum: the part of the loss at the start
 # that is left, and why.
 SHORT = {
@@ -36,12 +30,6 @@ SHORT = {
 }
 
 
-def excess(loss, first_loss, minima):
-    """How far a loss is from the nearest minimum, beyond tolerance."""
-    margin = ZERO * min(1.0, first_loss)
-    return min(abs(loss - m) - DIGITS * m - margin for m in minima)
-
-
 @pytest.mark.parametrize(
     "name, method", [(name, m) for name in NAMES for m in METHODS]
 )
@@ -50,4 +38,4 @@ def test_reaches_a_published_minimum(float64, name, method):
     result, _ = minimize(problem.loss, problem.x0, method)
     short = SHORT.get((name, method), 0) * result.initial_loss
     assert result.success
-    assert excess(result.loss, result.initial_loss, problem.minima) <= short
+    assert problem.excess(result.loss, result.initial_loss) <= short

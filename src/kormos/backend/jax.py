@@ -5,6 +5,8 @@ import contextlib
 import jax
 import numpy as np
 
+nests_forward = True
+
 
 def compile(fn, xla=True):
     del xla  # JAX has no other compiler.

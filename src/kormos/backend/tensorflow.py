@@ -15,6 +15,8 @@ ZERO = tf.UnconnectedGradients.ZERO
 # and what vectorizes them does not know the loops of recurrent layers.
 _UNROLLED = 8
 
+nests_forward = True
+
 
 def compile(fn, xla=False):
     return tf.function(fn, jit_compile=xla, autograph=False)
@@ -63,12 +65,7 @@ def repeatable():
 
 def value_and_grad(fn):
     def wrapped(parts, *args):
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(parts)
-            loss = fn(parts, *args)
-        gradients = tape.gradient(loss, parts, unconnected_gradients=ZERO)
-        # Gathers (embeddings) give `IndexedSlices`.
-        return loss, [tf.convert_to_tensor(g) for g in gradients]
+        return _differentiate(lambda p: fn(p, *args), parts)
 
     return wrapped
 
@@ -77,19 +74,36 @@ def hvp(fn):
     gradient = value_and_grad(fn)
 
     def product(parts, tangents, *args):
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(parts)
+        def slope(parts):
             _, gradients = gradient(parts, *args)
-            slope = tf.add_n(
-                [
-                    tf.reduce_sum(g * tf.cast(t, g.dtype))
-                    for g, t in zip(gradients, tangents, strict=True)
-                ]
+            pairs = zip(gradients, tangents, strict=True)
+            return tf.add_n(
+                [tf.reduce_sum(g * tf.cast(t, g.dtype)) for g, t in pairs]
             )
-        products = tape.gradient(slope, parts, unconnected_gradients=ZERO)
-        return [tf.convert_to_tensor(p) for p in products]
+
+        return _differentiate(slope, parts)[1]
 
     return product
+
+
+def _differentiate(fn, parts, cotangents=None):
+    """`fn(parts)` and its gradients, or cotangents times its derivatives."""
+    if tf.executing_eagerly():
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(parts)
+            values = fn(parts)
+        gradients = tape.gradient(
+            values, parts, cotangents, unconnected_gradients=ZERO
+        )
+    else:
+        # A tape in a graph gets the gradient of a `jvp` of a `jvp` wrong.
+        parts = [tf.identity(part) for part in parts]
+        values = fn(parts)
+        gradients = tf.gradients(
+            values, parts, cotangents, unconnected_gradients=ZERO
+        )
+    # Gathers (embeddings) give `IndexedSlices`.
+    return values, [tf.convert_to_tensor(g) for g in gradients]
 
 
 def jacobian(fn):
@@ -113,13 +127,7 @@ def jvp(fn):
 
 def vjp(fn):
     def product(parts, cotangents, *args):
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(parts)
-            values = fn(parts, *args)
-        products = tape.gradient(
-            values, parts, cotangents, unconnected_gradients=ZERO
-        )
-        return [tf.convert_to_tensor(p) for p in products]
+        return _differentiate(lambda p: fn(p, *args), parts, cotangents)[1]
 
     return product
 
@@ -130,22 +138,25 @@ def row_jacobian(fn, forward):
             return _forward_jacobian(fn, parts, rows)
 
         def one(row):
+            inner = [tf.identity(part) for part in parts]
             with tf.GradientTape(
                 watch_accessed_variables=False, persistent=True
             ) as tape:
-                tape.watch(parts)
-                values = fn(parts, row)
+                tape.watch(inner)
+                values = fn(inner, row)
                 entries = tf.unstack(values)
             if len(entries) > _UNROLLED:
                 return values, tape.jacobian(
-                    values, parts, unconnected_gradients=ZERO
+                    values, inner, unconnected_gradients=ZERO
                 )
+            differentiate = (
+                tape.gradient if tf.executing_eagerly() else tf.gradients
+            )
             gradients = [
-                tape.gradient(entry, parts, unconnected_gradients=ZERO)
+                differentiate(entry, inner, unconnected_gradients=ZERO)
                 for entry in entries
             ]
             columns = zip(*gradients, strict=True)
-            # Gathers (embeddings) give `IndexedSlices`.
             return values, [
                 tf.stack([tf.convert_to_tensor(g) for g in column])
                 for column in columns

@@ -224,7 +224,7 @@ class GaussNewton:
 
     def _along(self, order, outputs, parts, tangents):
         """The outputs, and a derivative of them along a line."""
-        if self._is_exact:
+        if self._is_exact and (order == 1 or backend.nests_forward):
             try:
                 return _derivative_along(order, outputs, parts, tangents)
             except Exception:

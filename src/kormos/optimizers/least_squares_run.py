@@ -101,7 +101,8 @@ class LeastSquaresRun:
         stop = report(self._theta, self._loss, grad)
         if not is_finite:
             return self._outcome(stopping.NON_FINITE)
-        self._check_rows()
+        if earlier is None:
+            self._check_derivatives()
         outcome = None
         while not stop and outcome is None:
             outcome = self._ended()
@@ -182,12 +183,12 @@ class LeastSquaresRun:
         if self._solver == "cg":
             return self._linearize_by_products()
         if self._solver == "rows":
-            own, grad, matrix = self._curvature.rows(theta)
+            _, grad, matrix = self._curvature.rows(theta)
             squares = np.einsum("mp,mp->p", matrix, matrix)
         else:
-            own, grad, matrix = self._curvature.normal_equations(theta)
+            _, grad, matrix = self._curvature.normal_equations(theta)
             squares = np.diagonal(matrix)
-        self._own_loss, self._grad = own, grad
+        self._grad = grad
         if not (np.isfinite(grad).all() and np.isfinite(matrix).all()):
             return False
         scale = self._rescaled(np.sqrt(squares))
@@ -199,7 +200,7 @@ class LeastSquaresRun:
 
     def _linearize_by_products(self):
         theta, problem = self._theta, self._problem
-        self._own_loss, self._grad = problem.value_and_grad(theta)
+        _, self._grad = problem.value_and_grad(theta)
         problem.fg_evals -= 1
 
         def product(vector):
@@ -227,18 +228,34 @@ class LeastSquaresRun:
             scale = np.where(held, np.inf, scale)
         return scale
 
-    def _check_rows(self):
-        """Refuses outputs of a row that depend on other rows."""
-        error = abs(self._own_loss - self._loss)
-        size = max(abs(self._own_loss), abs(self._loss))
-        if error > 100 * self._problem.epsilon**0.5 * size:
-            raise ValueError(
-                "Gauss-Newton methods need outputs of a row of data that "
-                "depend on that row alone (batch normalization in training "
-                "mode mixes rows, for instance). Use 'lbfgs' or another "
-                f"method. Received: a loss of {self._loss:.6g}, but of "
-                f"{self._own_loss:.6g} row by row"
-            )
+    def _check_derivatives(self):
+        """Refuses a gradient that differences of the loss contradict.
+
+        A step along the scaled gradient, so that no parameter moves far.
+        """
+        problem, scale = self._problem, self._model.scale
+        slope = np.where(np.isfinite(scale), -self._grad / scale**2, 0.0)
+        length = self._model.scaled(slope)
+        if length == 0:
+            return
+        reach = self._model.scaled(self._theta) or 1.0
+        step = slope * (problem.epsilon ** (1 / 3) * reach / length)
+        ahead = problem.project(self._theta + step)
+        behind = problem.project(self._theta - step)
+        difference = problem.value(ahead) - problem.value(behind)
+        expected = self._grad @ (ahead - behind)
+        # Rounding, and what a difference leaves out.
+        noise = 1e3 * problem.epsilon * abs(self._loss)
+        if not abs(difference - expected) > 0.3 * abs(expected) + noise:
+            return
+        raise ValueError(
+            "Gauss-Newton methods need a loss that depends on the variables "
+            "through the outputs of each row of data alone: batch "
+            "normalization in training mode mixes rows, and a `compute_loss` "
+            "that reads variables goes past the outputs. Use 'lbfgs' or "
+            "another method. Received: a loss that changes by "
+            f"{difference:.6g} where its derivatives say {expected:.6g}"
+        )
 
     def _ended(self):
         """The end that the tests at the point call for, or `None`."""
