@@ -1,28 +1,25 @@
 """Levenberg-Marquardt: what it reaches, how fast, and how it compares.
 
 `"lm"` and its peers start from the same points and run alternately in one
-process on one thread. Seconds include compiling, milliseconds of an iteration
-do not. SciPy and optimistix take part with KERAS_BACKEND=jax.
+process on one thread. SciPy and optimistix take part with KERAS_BACKEND=jax.
+Seconds include compiling; milliseconds are those of an iteration after the
+fifth, and of optimistix of a step, rejected ones too.
 
     KERAS_BACKEND=jax python benchmarks/least_squares.py --problem nist sinc
 
 `nist`: NIST's regressions from both starts: how many got 6 and 9 digits in the
-worst parameter, and the evaluations, of residuals or of their Jacobian, and
-second derivatives along a step (products) of all together.
+worst parameter; evaluations, of residuals or of a Jacobian, and second
+derivatives along a step (products), of all.
 
-`sinc`: sin(10 x) / (10 x) on 20,000 points by a network 1-20-1: median loss
-after so many iterations (of optimistix: steps, rejected ones too), and
-milliseconds of one after the fifth.
+`sinc`: sin(10 x) / (10 x) on 20,000 points, network 1-20-1: median loss.
 
-`poisson`: Poisson's equation on the unit square by a network 2-32-1 (Mueller
-and Zeinhofer 2023): median relative L2 error, likewise.
+`poisson`: Poisson's equation on a square, network 2-32-1 (Mueller and Zeinhofer
+2023): median relative L2 error.
 
-`burgers`: Burgers' equation of `problems.py`, from where Adam leads, on 6,144
-points that are drawn anew: relative L2 error against Cole and Hopf's solution
-after Adam, after 120 iterations of LM, and after as many seconds of SSBroyden.
+`burgers`: `problems.py`'s, on 6,144 points that are drawn anew: relative L2
+error after Adam, 120 iterations of LM, and as many seconds of SSBroyden.
 
-`digits`: scikit-learn's digits by a network 64-20-10, cross-entropy: training
-loss of 30 iterations, and of 300 evaluations of L-BFGS.
+`digits`: scikit-learn's, network 64-20-10, cross-entropy: training loss.
 
 `memory`: what a fit of 1,000,000 rows in 100 chunks adds to the process, run in
 one of its own, and only when it is named.
@@ -66,11 +63,6 @@ VARIANTS = {
     "lm, acceleration=False": {"acceleration": False},
     'lm, preset="matlab"': {"preset": "matlab"},
 }
-
-
-def timed(fn, *args):
-    begin = time.perf_counter()
-    return fn(*args), time.perf_counter() - begin
 
 
 def network(inputs, *widths, last=None):
@@ -172,14 +164,13 @@ def sinc_optimistix(model, x, y, marks):
         return outputs - y
 
     theta = np.concatenate([w.reshape(-1) for w in model.get_weights()])
-    losses = []
     for mark in marks:
         solve = optimistix_lm(residuals, 0.0, mark).lower(theta).compile()
         begin = time.perf_counter()
         end, steps = map(np.array, solve(theta))
         seconds = time.perf_counter() - begin
-        losses.append(float(ops.mean(residuals(end, None) ** 2)))
-    return *losses, 1e3 * seconds / steps
+        yield float(ops.mean(residuals(end, None) ** 2))
+    yield 1e3 * seconds / steps
 
 
 def sinc(dtype, args):
@@ -202,7 +193,7 @@ def sinc(dtype, args):
         if HAS_OPTIMISTIX and dtype == "float64":
             model.set_weights(start)
             runs = found.setdefault("optimistix LM (steps)", [])
-            runs.append(sinc_optimistix(model, x, y, marks))
+            runs.append([*sinc_optimistix(model, x, y, marks)])
     yield ["method", *(f"loss at {m}" for m in marks), "ms an iteration"]
     yield from median_rows(found)
 
@@ -229,7 +220,7 @@ def derivatives(u, points, axis):
 
 
 def poisson(dtype, args):
-    marks = [5, 10] if args.quick else [100, 300]
+    marks = [5, 20] if args.quick else [100, 300]
     t, side = np.linspace(0, 1, 30), np.arange(1, 29) / 29
     edges = [grid(t, [0]), grid(t, [1]), grid([0], t), grid([1], t)]
     data = {"pde": grid(side, side), "bc": np.concatenate(edges)}
@@ -249,22 +240,18 @@ def poisson(dtype, args):
         start = [0.1 * rng.standard_normal(s) for s in shapes]
         for name, options in VARIANTS.items():
             model.set_weights(start)
-            errors = []
-            result = kormos.least_squares(
-                residuals,
-                model.trainable_variables,
-                LevenbergMarquardt(epochs=marks[-1], **options),
-                data=data,
-                loss_weights={"bc": 4.0},
-                callbacks=[
-                    lambda i, _, errors=errors: (
-                        i in marks
-                        and errors.append(relative(model(test), exact))
-                    )
-                ],
-            )
-            # A run may end before the marks.
-            errors += [relative(model(test), exact)] * (2 - len(errors))
+            lm, errors = LevenbergMarquardt(**options), []
+            for done, mark in zip([0, *marks], marks, strict=False):
+                result = kormos.least_squares(
+                    residuals,
+                    model.trainable_variables,
+                    lm,
+                    data=data,
+                    loss_weights={"bc": 4.0},
+                    max_iterations=mark - done,
+                    resume=done > 0,
+                )
+                errors.append(relative(model(test), exact))
             ms = per_iteration(result.history["seconds"])
             found[name].append((*errors, ms))
     yield ["method", *(f"error at {m}" for m in marks), "ms an iteration"]
@@ -319,7 +306,9 @@ def burgers(dtype, args):
 
     yield "seed", "method", "iterations", "error", "seconds"
     for seed in range(args.seeds or 1):
-        theta, seconds = timed(problems.burgers(dtype).start, seed)
+        begin = time.perf_counter()
+        theta = problems.burgers(dtype).start(seed)
+        seconds = time.perf_counter() - begin
         net.set_weights(split(net, theta))
         yield row(seed, "Adam", 2_500, seconds)
         result = run(theta, "lm", 10, max_iterations=iterations)
@@ -398,10 +387,10 @@ def main():
         for dtype in dtypes:
             print(f"\n{name}, {dtype}\n")
             with kormos.precision(dtype):
-                columns, *rows = solve(dtype, args)
-            print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
-            for row in rows:
-                print(f"| {' | '.join(map(str, row))} |", flush=True)
+                for i, row in enumerate(solve(dtype, args)):
+                    print(f"| {' | '.join(map(str, row))} |", flush=True)
+                    if i == 0:
+                        print("|---" * len(row) + "|")
 
 
 if __name__ == "__main__":

@@ -190,6 +190,8 @@ def moved(objective):
 @each(CASES, COMPILED)
 def test_all_ways_to_the_matrix_agree(case, batch_size):
     make, x, y, weights = CASES[case]
+    if case == "masked lstm" and BACKEND == "tensorflow":
+        batch_size = None  # Two shapes of chunks would be compiled.
     objective = kormos.Objective(make(), x, y, batch_size=batch_size, **weights)
     theta = moved(objective)
     matrices = objective.gauss_newton()

@@ -305,6 +305,22 @@ def noisy(scale, count=200, outliers=20):
     return x, y
 
 
+@pytest.mark.parametrize("start", few([0.0, 0.0], [1.005, 2.0]))
+def test_a_start_at_which_the_loss_is_concave(float64, start):
+    x, y = noisy(1e-3)
+    result, b = fit(line, start, (x, y), loss="cauchy", f_scale=1.6e-3)
+    expected = scipy.optimize.least_squares(
+        lambda b: b[0] + b[1] * x - y,
+        start,
+        loss="cauchy",
+        f_scale=1.6e-3,
+        **TIGHT,
+    )
+    assert np.abs(expected.x - [1, 2]).max() < 1e-3
+    assert result.success
+    np.testing.assert_allclose(b, expected.x, rtol=1e-6)
+
+
 @pytest.mark.parametrize("loss", few("cauchy", "tukey"))
 @pytest.mark.parametrize("scale", few(0.1, 1e-3, 10.0))
 def test_the_scale_of_the_noise_is_found(float64, scale, loss, monkeypatch):

@@ -77,6 +77,32 @@ class Resample:
         self._key = key
         self._rng = np.random.default_rng(seed)
 
+    def check(self, objective):
+        """Refuses an objective whose data it cannot replace.
+
+        Raises:
+            ValueError: if there are none, none of that key, or more than the
+                candidates.
+        """
+        data, key = getattr(objective, "data", None), self._key
+        if data is None:
+            raise ValueError(
+                "A `Resample` replaces the data of `kormos.least_squares`: "
+                "give `data`. Received: data=None"
+            )
+        if key is not None and not (isinstance(data, dict) and key in data):
+            raise ValueError(
+                "Argument `key` of a `Resample` must be a key of `data`, a "
+                f"dict. Received: key={key!r}"
+            )
+        rows = self._rows(data)
+        if self._candidates is not None and self._candidates < rows:
+            raise ValueError(
+                "Argument `candidates` of a `Resample` must be at least the "
+                f"{rows} points that are drawn from them. "
+                f"Received: candidates={self._candidates}"
+            )
+
     def is_due(self, iteration):
         """Whether new points follow an iteration."""
         return iteration > 0 and iteration % self._every == 0
@@ -88,14 +114,17 @@ class Resample:
     def replace(self, objective):
         """Replaces the data of a `ResidualObjective`."""
         data, key = objective.data, self._key
-        old = data if key is None else data[key]
-        count = len(tree.flatten(old)[0])
+        count = self._rows(data)
         points = self._sampler(self._candidates or count, self._rng)
         if self._candidates is not None:
             norms = objective.row_norms(_with(data, key, points), key)
             chosen = self._chosen(norms, count)
             points = tree.map_structure(lambda a: np.asarray(a)[chosen], points)
         objective.replace(_with(data, key, points))
+
+    def _rows(self, data):
+        old = data if self._key is None else data[self._key]
+        return len(tree.flatten(old)[0])
 
     def _chosen(self, norms, count):
         weights = norms**self._power

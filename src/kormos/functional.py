@@ -2,11 +2,14 @@
 
 from kormos import optimizers
 from kormos.objective import robust
+from kormos.objective.checks import check_count
 from kormos.objective.function import FunctionObjective
 from kormos.objective.residuals import ResidualObjective
 from kormos.run import checked_budget
 from kormos.solve import Solve
 from kormos.solve import the_stage
+
+_MOST_ROUNDS = 10
 
 
 def minimize(
@@ -122,7 +125,8 @@ def least_squares(
         residual_fn: function of `data`, or of no arguments, that computes
             residuals from variables with `keras.ops`: a tensor of any shape,
             or a dict, list or tuple of tensors, the blocks. Derivatives in it
-            are fine, by `keras.ops.jvp` say.
+            are fine, by `keras.ops.jvp` say. Make tensors of NumPy arrays
+            first, by `keras.ops.convert_to_tensor`.
         variables: list of the `keras.Variable`s to fit.
         method: a name, in any letter case, or a `BatchOptimizer`.
         data: the points at which residuals are evaluated: arrays in any
@@ -139,8 +143,9 @@ def least_squares(
             `"soft_l1"`, `"huber"`, `"cauchy"`, `"arctan"` or `"tukey"`.
         f_scale: the residual at which a robust loss leaves the square, a number
             or a dict by block; or `"auto"` for 1.4826 times the median absolute
-            deviation of the residuals of a fit by `"soft_l1"`, which is run
-            first and not part of the result.
+            deviation of the residuals of fits by `"soft_l1"`, which are run
+            first and not part of the result, and 4.685 times that for
+            `"tukey"`.
         loss_weights: dict from a block's name to its weight in the loss.
         reduction: `"mean"`, or `"sum"` for sums in place of means.
         max_iterations: the most accepted iterations. Defaults to 1000.
@@ -166,14 +171,15 @@ def least_squares(
     Example:
 
     ```python
-    x, y = np.linspace(0, 1, 20), np.exp(-3 * np.linspace(0, 1, 20))
+    x = keras.ops.linspace(0.0, 1.0, 20)
+    y = 2 * keras.ops.exp(-3 * x)
     b = keras.Variable([1.0, 1.0])
     result = kormos.least_squares(
         lambda: b[0] * keras.ops.exp(-b[1] * x) - y, [b]
     )
     ```
     """
-    if loss not in robust.LOSSES:
+    if not isinstance(loss, str) or loss not in robust.LOSSES:
         raise ValueError(
             f"Argument `loss` must be one of {sorted(robust.LOSSES)}. "
             f"Received: loss={loss!r}"
@@ -183,6 +189,8 @@ def least_squares(
             "Argument `reduction` must be 'mean' or 'sum'. "
             f"Received: reduction={reduction!r}"
         )
+    if batch_size is not None:
+        check_count("batch_size", batch_size, 1)
     optimizer = optimizers.get(method)
     stage = the_stage("least_squares", optimizer, max_iterations)
     budget = checked_budget(max_evals, max_seconds, target_loss, stage.epochs)
@@ -200,11 +208,17 @@ def least_squares(
             with_jacobian=stage.uses_jacobian,
         )
 
-    objective = objective_for(data, loss, 1.0 if f_scale == "auto" else f_scale)
-    if f_scale == "auto" and loss != "linear":
-        f_scale = _estimated_scale(
-            objective_for(data, "soft_l1", 1.0), stage, bounds
+    is_automatic = isinstance(f_scale, str) and f_scale == "auto"
+    f_scale = 1.0 if is_automatic else f_scale
+    objective = objective_for(data, loss, f_scale)
+    if is_automatic and loss != "linear":
+        spreads = _estimated_spreads(
+            objective_for(data, "soft_l1", f_scale),
+            stage.epochs,
+            optimizer.bounds if bounds is None else bounds,
         )
+        factor = robust.TUKEY_DEVIATIONS if loss == "tukey" else 1.0
+        f_scale = {name: factor * spread for name, spread in spreads.items()}
         objective.rescale(f_scale)
     held_out = None
     if validation_data is not None:
@@ -222,24 +236,27 @@ def least_squares(
     return solve()
 
 
-def _estimated_scale(objective, stage, bounds):
-    """The spread of each block's residuals after a fit by `"soft_l1"`."""
+def _estimated_spreads(objective, most, bounds):
+    """The spread of each block's residuals after a fit by `"soft_l1"`.
+
+    The fit needs a scale itself: it is repeated until the two agree.
+    """
 
     def spreads():
         residuals = objective.residuals(objective.initial_position())
         # Where most residuals vanish, any scale above zero will do.
         return {k: robust.spread(r) or 1e-8 for k, r in residuals.items()}
 
-    objective.rescale(spreads())
-    optimizer = optimizers.get("lm")
-    (lm,) = optimizer.stages(stage.epochs)
-    solve = Solve(
-        objective,
-        optimizer,
-        lm,
-        checked_budget(None, None, None, stage.epochs),
-        bounds=bounds,
-        is_quiet=True,
-    )
-    solve()
-    return spreads()
+    found = spreads()
+    for _ in range(_MOST_ROUNDS):
+        objective.rescale(found)
+        optimizer = optimizers.get("lm")
+        (stage,) = optimizer.stages(most)
+        budget = checked_budget(None, None, None, most)
+        Solve(
+            objective, optimizer, stage, budget, bounds=bounds, is_quiet=True
+        )()
+        before, found = found, spreads()
+        if all(abs(found[k] - before[k]) <= 0.01 * before[k] for k in found):
+            break
+    return found

@@ -80,7 +80,7 @@ class Solve:
         self._validation = validation
         self._resume = resume
         self._is_quiet = is_quiet
-        _check_callbacks(callbacks)
+        callbacks = _check_callbacks(callbacks, objective)
         self._resamplers = [c for c in callbacks if isinstance(c, Resample)]
         self._callbacks = [c for c in callbacks if c not in self._resamplers]
         packing = objective.program.packing
@@ -116,10 +116,17 @@ class Solve:
             outcome = self._run()
             if outcome.raw is not None:
                 optimizer.results = [outcome.raw]
-            due = [r for r in self._resamplers if r.is_due(self._iterations)]
-            if not due or self._iterations in (done, self._stage.epochs):
+            if self._iterations in (done, self._stage.epochs):
                 break
             if self._stopped or outcome.status in stopping.FINAL:
+                break
+            # What has converged on some points goes on with others.
+            due = [
+                resampler
+                for resampler in self._resamplers
+                if outcome.status or resampler.is_due(self._iterations)
+            ]
+            if not due:
                 break
             for resampler in due:
                 resampler.replace(objective)
@@ -233,11 +240,16 @@ class Solve:
         return found
 
 
-def _check_callbacks(callbacks):
+def _check_callbacks(callbacks, objective):
+    if not isinstance(callbacks, (list, tuple)):
+        callbacks = [callbacks]
     for callback in callbacks:
-        if not callable(callback) and not isinstance(callback, Resample):
+        if isinstance(callback, Resample):
+            callback.check(objective)
+        elif not callable(callback):
             raise ValueError(
                 "Argument `callbacks` must be a list of functions "
                 "`(iteration, logs)` and `kormos.callbacks.Resample`s. "
                 f"Received: {callback!r}"
             )
+    return callbacks

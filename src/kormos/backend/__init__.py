@@ -21,7 +21,6 @@ are taken with respect to that list.
 - `hvp(fn)`: `(parts, tangents, *args) -> Hessian times tangents`.
 - `jacobian(fn)`: `(parts, *args) -> derivatives` of a vector-valued `fn`.
 - `jvp(fn)`: `(parts, tangents, *args) -> (values, derivatives along them)`.
-- `nests_forward`: whether `jvp` of `jvp` is the way to second derivatives.
 - `vjp(fn)`: `(parts, cotangents, *args) -> cotangents times derivatives`.
 - `row_jacobian(fn, forward)`: `(parts, rows) -> (values, derivatives)` of
   `fn(parts, row)`, vector-valued, for every row of a structure of arrays.
@@ -38,7 +37,6 @@ if keras.backend.backend() == "jax":
     from kormos.backend.jax import jacobian as jacobian
     from kormos.backend.jax import jvp as jvp
     from kormos.backend.jax import map_rows as map_rows
-    from kormos.backend.jax import nests_forward as nests_forward
     from kormos.backend.jax import repeatable as repeatable
     from kormos.backend.jax import row_jacobian as row_jacobian
     from kormos.backend.jax import scalar as scalar
@@ -54,7 +52,6 @@ elif keras.backend.backend() == "tensorflow":
     from kormos.backend.tensorflow import jacobian as jacobian
     from kormos.backend.tensorflow import jvp as jvp
     from kormos.backend.tensorflow import map_rows as map_rows
-    from kormos.backend.tensorflow import nests_forward as nests_forward
     from kormos.backend.tensorflow import repeatable as repeatable
     from kormos.backend.tensorflow import row_jacobian as row_jacobian
     from kormos.backend.tensorflow import scalar as scalar
@@ -70,7 +67,6 @@ elif keras.backend.backend() == "torch":
     from kormos.backend.torch import jacobian as jacobian
     from kormos.backend.torch import jvp as jvp
     from kormos.backend.torch import map_rows as map_rows
-    from kormos.backend.torch import nests_forward as nests_forward
     from kormos.backend.torch import repeatable as repeatable
     from kormos.backend.torch import row_jacobian as row_jacobian
     from kormos.backend.torch import scalar as scalar

@@ -5,8 +5,6 @@ import contextlib
 import jax
 import numpy as np
 
-nests_forward = True
-
 
 def compile(fn, xla=True):
     del xla  # JAX has no other compiler.

@@ -15,8 +15,6 @@ ZERO = tf.UnconnectedGradients.ZERO
 # and what vectorizes them does not know the loops of recurrent layers.
 _UNROLLED = 8
 
-nests_forward = True
-
 
 def compile(fn, xla=False):
     return tf.function(fn, jit_compile=xla, autograph=False)

@@ -8,9 +8,6 @@ import keras
 import numpy as np
 import torch
 
-# It nests, but takes three times as long as three evaluations.
-nests_forward = False
-
 
 def compile(fn, xla=False):
     del xla  # `torch.compile` takes longer than most whole fits.

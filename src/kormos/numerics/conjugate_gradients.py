@@ -26,6 +26,7 @@ class Products:
     name = "conjugate gradients"
 
     def __init__(self, product, scale, grad):
+        self.scale = scale
         self._product = product
         self._inverse = 1 / scale
         self._lengths = np.where(np.isfinite(scale), scale, 0.0)

@@ -5,6 +5,7 @@ and `maximum` of float64 tensors in float32 on some backends. `sum`, `einsum`,
 `where` and the operators do not.
 """
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -66,3 +67,9 @@ def to_array(tensor):
     """A float64 NumPy array of a tensor."""
     # A copy: SciPy writes into arrays that it is given.
     return np.array(ops.convert_to_numpy(tensor), dtype="float64")
+
+
+def rounding(dtype):
+    """The spacing of numbers near one in a floating-point dtype."""
+    dtype = keras.backend.standardize_dtype(dtype)
+    return 2.0**-7 if dtype == "bfloat16" else float(np.finfo(dtype).eps)

@@ -1,10 +1,10 @@
 """Objectives: losses as functions of one flat vector."""
 
-import keras
 import numpy as np
 from keras import ops
 
 from kormos import backend
+from kormos.numerics.vectors import rounding
 from kormos.numerics.vectors import to_array
 from kormos.objective.gauss_newton import HostGaussNewton
 
@@ -41,7 +41,7 @@ class FlatObjective:
     @property
     def epsilon(self):
         """The spacing of numbers near one in the coarsest dtype in use."""
-        return max(epsilon(d) for d in self.program.packing.dtypes)
+        return max(rounding(d) for d in self.program.packing.dtypes)
 
     def refresh(self):
         """Reads anew the variables that the loss reads and keeps fixed."""
@@ -137,9 +137,3 @@ class FlatObjective:
 
 def is_host(vector):
     return isinstance(vector, (np.ndarray, list, tuple))
-
-
-def epsilon(dtype):
-    """The spacing of numbers near one in a floating-point dtype."""
-    dtype = keras.backend.standardize_dtype(dtype)
-    return 2.0**-7 if dtype == "bfloat16" else float(np.finfo(dtype).eps)

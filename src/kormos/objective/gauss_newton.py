@@ -13,15 +13,15 @@ from keras import tree
 
 from kormos import backend
 from kormos.numerics.vectors import gram
+from kormos.numerics.vectors import rounding
 from kormos.numerics.vectors import to_array
 from kormos.objective.program import each_chunk
 from kormos.objective.program import fold_chunks
 from kormos.objective.program import leading_size
 from kormos.objective.program import scalar_zero
 
-# Part of the step at which second derivatives are differences, where forward
-# mode cannot be nested.
-_DIFFERENCE = 0.1
+# The longest part of a step at which second derivatives are differences.
+_LONGEST = 0.1
 
 
 class GaussNewton:
@@ -171,7 +171,7 @@ class GaussNewton:
         )
         fn = _loss(term, frozen, scales, chunk)
         loss, (slope,) = backend.value_and_grad(fn)([values])
-        weights = self._weights(term, fn, values)
+        weights = self._weights(term, fn, values, slope)
         return (
             ops.cast(loss, dtype),
             ops.cast(slope, dtype),
@@ -179,13 +179,18 @@ class GaussNewton:
             jacobian,
         )
 
-    def _weights(self, term, fn, values):
+    def _weights(self, term, fn, values, slope):
         """The Hessian in the outputs: `(n, k)`, or `(n, k, k)`."""
         product = backend.hvp(fn)
         if term.is_diagonal:
             (weights,) = product([values], [ops.ones_like(values)])
-            # A loss that is not convex has no square root there.
-            return ops.where(weights > 0, weights, ops.zeros_like(weights))
+            # Where a loss is not convex, it has no square root: a parabola
+            # around a residual of zero touches it from above there.
+            concave = ops.zeros_like(weights)
+            if term.is_residual:
+                safe = ops.where(values == 0, ops.ones_like(values), values)
+                concave = slope / safe
+            return ops.where(weights > 0, weights, concave)
         units = ops.eye(term.width, dtype=values.dtype)
         blocks = backend.map_rows(
             lambda unit: product([values], [ops.zeros_like(values) + unit])[0],
@@ -224,13 +229,13 @@ class GaussNewton:
 
     def _along(self, order, outputs, parts, tangents):
         """The outputs, and a derivative of them along a line."""
-        if self._is_exact and (order == 1 or backend.nests_forward):
+        if self._is_exact:
             try:
                 return _derivative_along(order, outputs, parts, tangents)
             except Exception:
                 # A layer has no forward mode on this backend.
                 self._is_exact = False
-        h = _DIFFERENCE
+        h = _difference(order, parts, tangents)
 
         def at(distance):
             return outputs(
@@ -269,6 +274,21 @@ def _derivative_along(order, outputs, parts, tangents):
 
     (values, _), (_, second) = backend.jvp(slope)(parts, tangents)
     return values, second
+
+
+def _difference(order, parts, tangents):
+    """The part of a step that balances rounding with what it leaves out."""
+    epsilon = max(rounding(p.dtype) for p in parts)
+    length, reach = (
+        sum(ops.sum(ops.square(a)) for a in arrays) ** 0.5
+        for arrays in (tangents, parts)
+    )
+    reach = ops.where(reach > 0, reach, ops.ones_like(reach))
+    length = ops.where(length > 0, length, ops.ones_like(length))
+    if order == 1:
+        return epsilon ** (1 / 3) * reach / length
+    h = epsilon ** (1 / 4) * reach / length
+    return ops.where(h < _LONGEST, h, ops.full_like(h, _LONGEST))
 
 
 def _weigh(weights, jacobian):

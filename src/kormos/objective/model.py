@@ -8,10 +8,10 @@ import numpy as np
 from keras import ops
 
 from kormos import backend
+from kormos.numerics.vectors import rounding
 from kormos.objective import reading
 from kormos.objective.checks import check_count
 from kormos.objective.flat import FlatObjective
-from kormos.objective.flat import epsilon
 from kormos.objective.model_loss import overrides
 from kormos.objective.model_program import is_new
 from kormos.objective.model_program import program_for
@@ -99,7 +99,7 @@ class Objective(FlatObjective):
     @property
     def epsilon(self):
         """The spacing of numbers near one in the model's own arithmetic."""
-        return epsilon(self.model.compute_dtype)
+        return rounding(self.model.compute_dtype)
 
     @property
     def unused_variables(self):

@@ -50,6 +50,8 @@ class ModelOutputs:
         has_penalty: whether layers add to the loss.
     """
 
+    is_residual = False
+
     def __init__(self, model, model_loss, head, compile):
         self._model = model
         self._model_loss = model_loss

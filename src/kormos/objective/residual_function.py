@@ -49,7 +49,6 @@ class ResidualFunction:
         self.frozen_variables = scope.reads_but(variables)
         read = {id(v) for v in scope.reads()}
         self.unused_variables = [v for v in variables if id(v) not in read]
-        self.names = list(blocks)
         _check_blocks(blocks)
         self._find_groups(blocks, len(distinct))
 
@@ -72,7 +71,7 @@ class ResidualFunction:
         ):
             # Of other groups a row will do: their blocks are not used.
             is_mine = group is not None and leaf_group == group
-            leaves.append(next(given) if is_mine else _tensor(head[:1]))
+            leaves.append(next(given) if is_mine else tensor(head[:1]))
         with keras.StatelessScope(state_mapping=pairs, collect_losses=True):
             blocks = self._call(leaves)
             return [blocks[name] for name in self.names]
@@ -88,8 +87,8 @@ class ResidualFunction:
 
         with backend.wide():
             found = backend.compile(twice)(
-                [_tensor(h) for h in self._heads],
-                [_tensor(h[:1]) for h in self._heads],
+                [tensor(h) for h in self._heads],
+                [tensor(h[:1]) for h in self._heads],
             )
         for name, group, long, short in zip(
             self.names, self.block_groups, *found, strict=True
@@ -130,7 +129,15 @@ class ResidualFunction:
     def _arrays(self, data):
         if not self._has_data:
             return []
-        tree.assert_same_structure(self._structure, data)
+        try:
+            tree.assert_same_structure(self._structure, data)
+        except (TypeError, ValueError):
+            raise ValueError(
+                "Other data (`validation_data`, or what a `Resample` draws) "
+                "must have the structure of `data`. "
+                f"Received: shapes {_shapes(data)} for "
+                f"{_shapes(self._structure)}"
+            ) from None
         return [self._array(leaf) for leaf in tree.flatten(data)]
 
     def _array(self, leaf):
@@ -150,15 +157,19 @@ class ResidualFunction:
         else:
             blocks = self._fn()
         if isinstance(blocks, dict):
-            return {str(name): block for name, block in blocks.items()}
-        if isinstance(blocks, (list, tuple)):
-            return {f"block_{i}": block for i, block in enumerate(blocks)}
-        return {"residuals": blocks}
+            blocks = {str(name): block for name, block in blocks.items()}
+        elif isinstance(blocks, (list, tuple)):
+            blocks = {f"block_{i}": block for i, block in enumerate(blocks)}
+        else:
+            blocks = {"residuals": blocks}
+        # A trace may return them in another order.
+        self.names = list(blocks)
+        return blocks
 
     def _head(self, longer):
         """The first rows: two of each array, three of some groups."""
         return [
-            _tensor(np.resize(h, (3 if g in longer else 2, *h.shape[1:])))
+            tensor(np.resize(h, (3 if g in longer else 2, *h.shape[1:])))
             for h, g in zip(self._heads, self._leaf_groups, strict=True)
         ]
 
@@ -192,8 +203,13 @@ class ResidualFunction:
         ]
 
 
-def _tensor(array):
-    return ops.convert_to_tensor(array, dtype=array.dtype.name)
+def _shapes(data):
+    return tree.map_structure(lambda a: str(np.shape(a)), data)
+
+
+def tensor(array):
+    """A tensor of the same dtype."""
+    return ops.convert_totensor(array, dtype=array.dtype.name)
 
 
 def _check_signature(fn, has_data):

@@ -1,6 +1,7 @@
 """Sums of squares (or of other losses) of the residuals of a function."""
 
 import functools
+import numbers
 
 import numpy as np
 from keras import ops
@@ -15,6 +16,7 @@ from kormos.objective.packing import Packing
 from kormos.objective.program import Program
 from kormos.objective.program import sum_over_chunks
 from kormos.objective.residual_function import ResidualFunction
+from kormos.objective.residual_function import tensor
 
 
 class ResidualTerm:
@@ -28,9 +30,12 @@ class ResidualTerm:
 
     Attributes:
         width: residuals of a row, of all blocks together.
+        is_residual: whether outputs are residuals, so that the loss is least
+            where they vanish.
     """
 
     is_diagonal = True
+    is_residual = True
     has_penalty = False
 
     def __init__(self, function, group, rho):
@@ -165,6 +170,7 @@ class ResidualObjective(FlatObjective):
         self._function = ResidualFunction(
             residual_fn, packing.variables, data, dtype
         )
+        self._function.check_rows()
         self.names = self._function.names
         self.program = ResidualProgram(
             packing, self._function, robust.LOSSES[loss]
@@ -227,7 +233,8 @@ class ResidualObjective(FlatObjective):
         )
         with backend.wide():
             for term, compiled, arrays in groups:
-                values = to_array(compiled(theta, self._frozen, tuple(arrays)))
+                rows = tuple(tensor(a) for a in arrays)
+                values = to_array(compiled(theta, self._frozen, rows))
                 found.update(term.named(values))
         return found
 
@@ -242,9 +249,10 @@ class ResidualObjective(FlatObjective):
         index = self._function.groups.index(group)
         arrays = self._function.grouped(data)[index]
         with backend.wide():
+            rows = tuple(tensor(a) for a in arrays)
             values = to_array(
                 self.program.outputs[index](
-                    self.initial_position(), self._frozen, tuple(arrays)
+                    self.initial_position(), self._frozen, rows
                 )
             )
         return np.linalg.norm(values, axis=1)
@@ -281,11 +289,11 @@ def _by_block(name, value, names):
             f"Argument `{name}` must have the names of residual blocks, "
             f"{list(names)}. Received: {unknown}"
         )
-    numbers = [value.get(n, 1.0) for n in names]
-    for number in numbers:
-        if not np.isscalar(number) or not number > 0:
+    found = [value.get(n, 1.0) for n in names]
+    for number in found:
+        if not isinstance(number, numbers.Real) or not 0 < number < np.inf:
             raise ValueError(
                 f"Argument `{name}` must be a positive number, or a dict of "
                 f"these by block. Received: {number!r}"
             )
-    return np.array(numbers, dtype="float64")
+    return np.array(found, dtype="float64")

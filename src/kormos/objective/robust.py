@@ -43,6 +43,10 @@ LOSSES = {
 # A normal distribution's deviation over its median absolute deviation.
 _NORMAL = 1.4826
 
+# Deviations beyond which Tukey's loss is constant, for 95 % of the efficiency
+# of least squares where there are no outliers.
+TUKEY_DEVIATIONS = 4.685
+
 
 def spread(residuals):
     """A robust estimate of residuals' standard deviation."""

@@ -28,6 +28,7 @@ _LEAST_RATIO = 1e-4
 _MOST_POLISHING = 12
 _POLISHED = 1e-10
 _STREAK = 3
+_NOTHING = "loss over that at the start"
 _PROMISE = "relative decrease that the model promises"
 
 
@@ -42,6 +43,7 @@ class State(NamedTuple):
         radius: the trust radius.
         streak: how many iterations in a row lowered the loss by next to
             nothing.
+        first: the loss at the very start.
     """
 
     theta: np.ndarray
@@ -50,6 +52,7 @@ class State(NamedTuple):
     damping: np.ndarray
     radius: np.ndarray
     streak: np.ndarray
+    first: np.ndarray
 
 
 class _Found(NamedTuple):
@@ -101,7 +104,8 @@ class LeastSquaresRun:
         stop = report(self._theta, self._loss, grad)
         if not is_finite:
             return self._outcome(stopping.NON_FINITE)
-        if earlier is None:
+        most = self._problem.budget.evaluations
+        if earlier is None and (most is None or most > 2):
             self._check_derivatives()
         outcome = None
         while not stop and outcome is None:
@@ -118,17 +122,35 @@ class LeastSquaresRun:
     def begin(self, theta, earlier):
         """Evaluates the start; whether it is finite."""
         zero, size = np.float64(0), self._problem.size
-        state = State(theta, zero, np.zeros(size), zero, zero, np.int32(0))
+        state = State(
+            theta, zero, np.zeros(size), zero, zero, np.int32(0), zero
+        )
         if earlier is not None:
             state = earlier.restored(KEY, state, theta, self._problem.epsilon)
         self._theta, self._scale = np.array(state.theta), state.scale
         self._control = self._new_control(state)
-        self._streak = int(state.streak)
+        self._streak, self._decrease = int(state.streak), 0.0
+        self._first = float(state.first)
         self._loss = self._problem.value(self._theta)
+        if earlier is None:
+            self._first = self._loss
         if not (np.isfinite(self._loss) and self._linearize()):
             return False
         self._control.begin(self._model, self._theta)
+        if earlier is None and self._accelerates:
+            self._trust_straight_lines()
         return True
+
+    def _trust_straight_lines(self):
+        """Lets the first step be the whole one where outputs are linear."""
+        step = self._model.damped(0.0)
+        if step.length > self._control.radius:
+            bend = self._bend(step)
+            if (
+                bend is not None
+                and self._model.scaled(bend) <= 1e-6 * step.length
+            ):
+                self._control.radius = step.length
 
     def step(self):
         """Goes one step from the start without looking around there.
@@ -154,6 +176,7 @@ class LeastSquaresRun:
                 np.float64(self._control.damping),
                 np.float64(self._control.radius),
                 np.int32(self._streak),
+                np.float64(self._first),
             )._asdict(),
         )
 
@@ -178,29 +201,32 @@ class LeastSquaresRun:
 
     def _linearize(self):
         """Makes the model of the loss at the point; whether it is finite."""
-        problem, theta = self._problem, self._theta
-        problem.fg_evals += 1
+        size, theta = self._problem.size, self._theta
         if self._solver == "cg":
             return self._linearize_by_products()
         if self._solver == "rows":
-            _, grad, matrix = self._curvature.rows(theta)
+            own, grad, matrix = self._curvature.rows(theta)
             squares = np.einsum("mp,mp->p", matrix, matrix)
         else:
-            _, grad, matrix = self._curvature.normal_equations(theta)
+            own, grad, matrix = self._curvature.normal_equations(theta)
             squares = np.diagonal(matrix)
-        self._grad = grad
+        self._row_loss, self._grad = own, grad
         if not (np.isfinite(grad).all() and np.isfinite(matrix).all()):
             return False
-        scale = self._rescaled(np.sqrt(squares))
         make = (
             spectrum.of_rows if self._solver == "rows" else spectrum.of_matrix
         )
-        self._model = make(matrix, scale, grad)
+        if grad.any() and not squares.any():
+            # All outputs lie where the loss is straight: go downhill.
+            squares = np.full(size, grad @ grad / (abs(self._loss) or 1.0))
+            matrix, make = np.diag(squares), spectrum.of_matrix
+        self._model = make(matrix, self._rescaled(np.sqrt(squares)), grad)
         return True
 
     def _linearize_by_products(self):
         theta, problem = self._theta, self._problem
-        _, self._grad = problem.value_and_grad(theta)
+        self._row_loss, self._grad = problem.value_and_grad(theta)
+        # At a point that is counted already.
         problem.fg_evals -= 1
 
         def product(vector):
@@ -229,32 +255,41 @@ class LeastSquaresRun:
         return scale
 
     def _check_derivatives(self):
-        """Refuses a gradient that differences of the loss contradict.
-
-        A step along the scaled gradient, so that no parameter moves far.
-        """
-        problem, scale = self._problem, self._model.scale
+        """Refuses outputs that mix rows, and a loss that is not of outputs."""
+        problem, loss = self._problem, self._loss
+        error = abs(self._row_loss - loss)
+        if error > 100 * problem.epsilon**0.5 * abs(loss):
+            self._refuse(
+                f"a loss of {loss:.6g}, but of {self._row_loss:.6g} row by row"
+            )
+        # Along the scaled gradient, so that no parameter moves far.
+        scale = self._model.scale
         slope = np.where(np.isfinite(scale), -self._grad / scale**2, 0.0)
         length = self._model.scaled(slope)
         if length == 0:
             return
         reach = self._model.scaled(self._theta) or 1.0
         step = slope * (problem.epsilon ** (1 / 3) * reach / length)
-        ahead = problem.project(self._theta + step)
-        behind = problem.project(self._theta - step)
-        difference = problem.value(ahead) - problem.value(behind)
-        expected = self._grad @ (ahead - behind)
-        # Rounding, and what a difference leaves out.
-        noise = 1e3 * problem.epsilon * abs(self._loss)
-        if not abs(difference - expected) > 0.3 * abs(expected) + noise:
-            return
+        points = [problem.project(self._theta + s) for s in (step, -step)]
+        ahead, behind = map(problem.value, points)
+        expected = self._grad @ (points[0] - points[1])
+        # What a difference leaves out is less than its curvature, and rounding.
+        unknown = abs(ahead + behind - 2 * loss)
+        unknown += 1e3 * problem.epsilon * max(ahead, behind, key=abs)
+        error = abs(ahead - behind - expected)
+        if error > 0.3 * abs(expected) + abs(unknown):
+            self._refuse(
+                f"a loss that changes by {ahead - behind:.6g} where its "
+                f"derivatives say {expected:.6g}"
+            )
+
+    def _refuse(self, received):
         raise ValueError(
             "Gauss-Newton methods need a loss that depends on the variables "
             "through the outputs of each row of data alone: batch "
             "normalization in training mode mixes rows, and a `compute_loss` "
             "that reads variables goes past the outputs. Use 'lbfgs' or "
-            "another method. Received: a loss that changes by "
-            f"{difference:.6g} where its derivatives say {expected:.6g}"
+            f"another method. Received: {received}"
         )
 
     def _ended(self):
@@ -271,6 +306,10 @@ class LeastSquaresRun:
                 promised / (loss or 1),
                 settings.gtol,
             )
+        floor = self._problem.epsilon**2
+        if loss <= floor * abs(self._first):
+            share = loss / (abs(self._first) or 1)
+            return self._outcome(stopping.CONVERGED, _NOTHING, share, floor)
         if self._streak >= _STREAK:
             is_fine = settings.ftol >= self._problem.epsilon
             status = stopping.CONVERGED if is_fine else stopping.NOISE_FLOOR
@@ -317,7 +356,9 @@ class LeastSquaresRun:
                 control.accept(step, ratio)
                 length = np.linalg.norm(trial - self._theta)
                 return _Found(trial, loss, float(length), trials)
-            if step.promised <= problem.epsilon * abs(self._loss):
+            noise = problem.epsilon * abs(self._loss)
+            noise += problem.epsilon**2 * abs(self._first)
+            if step.promised <= noise:
                 return self._at_the_floor(step.promised)
             control.reject(step, not loss < 100 * self._loss)
             if control.is_exhausted:
@@ -328,14 +369,20 @@ class LeastSquaresRun:
 
     def _accelerated(self, step):
         """The step with half its acceleration; whether that is too large."""
-        self._problem.hessp_evals += 1
-        slope = self._curvature.bend(self._theta, step.vector)
-        if not np.isfinite(slope).all():
+        bend = self._bend(step)
+        if bend is None:
             return step.vector, True
-        bend = self._model.bend(slope, step.damping)
         if self._model.scaled(bend) > _MOST_BENT * step.length:
             return step.vector, True
         return step.vector + bend / 2, False
+
+    def _bend(self, step):
+        """The acceleration along a step, or `None` if it is not finite."""
+        self._problem.hessp_evals += 1
+        slope = self._curvature.bend(self._theta, step.vector)
+        if not np.isfinite(slope).all():
+            return None
+        return self._model.bend(slope, step.damping)
 
     def _move(self, found, report):
         """Goes to a point and reports it; `None` if J is not finite there."""
