@@ -127,13 +127,14 @@ def test_float32_needs_no_differences(unconverged):
 
 def test_points_that_the_function_holds_itself(unconverged):
     # The example of the docstring.
-    x, y = np.linspace(0, 1, 20), np.exp(-3 * np.linspace(0, 1, 20))
+    x = keras.ops.linspace(0.0, 1.0, 20)
+    y = 2 * keras.ops.exp(-3 * x)
     b = keras.Variable([1.0, 1.0])
     result = kormos.least_squares(
         lambda: b[0] * keras.ops.exp(-b[1] * x) - y, [b]
     )
     assert result.status in ("converged", "noise floor")
-    np.testing.assert_allclose(value(b), [1, 3], rtol=1e-5)
+    np.testing.assert_allclose(value(b), [2, 3], rtol=1e-5)
 
 
 def blocks(b, data):
@@ -333,7 +334,9 @@ def test_the_scale_of_the_noise_is_found(float64, scale, loss, monkeypatch):
     monkeypatch.setattr(ResidualObjective, "rescale", recorded)
     x, y = noisy(scale)
     _, b = fit(line, [0.0, 0.0], (x, y), loss=loss, f_scale="auto")
-    assert scale / 2 < found[-1]["residuals"] < 2 * scale
+    # Tukey's loss is constant beyond 4.685 standard deviations.
+    deviation = found[-1]["residuals"] / (4.685 if loss == "tukey" else 1)
+    assert scale / 2 < deviation < 2 * scale
     # Five standard deviations of the coefficients, were all rows used.
     design = np.stack([np.ones_like(x), x], 1)
     deviations = scale * np.sqrt(np.diag(np.linalg.inv(design.T @ design)))

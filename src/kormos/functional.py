@@ -222,6 +222,7 @@ def least_squares(
         objective.rescale(f_scale)
     held_out = None
     if validation_data is not None:
+        objective.check_structure(validation_data)
         held_out = objective_for(validation_data, loss, f_scale)
     solve = Solve(
         objective,

@@ -126,7 +126,9 @@ class Solve:
                 for resampler in self._resamplers
                 if outcome.status or resampler.is_due(self._iterations)
             ]
-            if not due:
+            spent = self._budget.spent(self._evaluations)
+            if not due or spent:
+                outcome.status = outcome.status or spent
                 break
             for resampler in due:
                 resampler.replace(objective)
@@ -242,7 +244,10 @@ class Solve:
 
 def _check_callbacks(callbacks, objective):
     if not isinstance(callbacks, (list, tuple)):
-        callbacks = [callbacks]
+        raise ValueError(
+            "Argument `callbacks` must be a list. "
+            f"Received: callbacks={callbacks!r}"
+        )
     for callback in callbacks:
         if isinstance(callback, Resample):
             callback.check(objective)

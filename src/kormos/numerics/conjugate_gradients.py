@@ -12,6 +12,10 @@ from kormos.numerics.spectrum import Step
 _MOST_PRODUCTS = 200
 _PROBES = 8
 
+# The part of the gradient that a step leaves. Networks want it small: steps
+# that leave more are cheaper, and so many more are needed.
+_ACCURACY = 0.01
+
 
 class Products:
     """The model F + g'p + p'Ap / 2, of products with A.
@@ -60,10 +64,8 @@ class Products:
         product = np.zeros_like(step)
         residual = self._slope.copy()
         direction = -residual
-        square = first = residual @ residual
-        # Quadratic convergence asks for no more near the minimum.
-        goal = first * min(0.25, np.sqrt(first) if first < 1 else 0.25)
-        goal = max(goal, 1e-12 * first)
+        square = residual @ residual
+        goal = _ACCURACY**2 * square
         for _ in range(_MOST_PRODUCTS):
             image = apply(direction)
             curvature = direction @ image

@@ -126,9 +126,8 @@ class ResidualFunction:
         entry = entries if key is None else entries[key]
         return self._leaf_groups[tree.flatten(entry)[0]]
 
-    def _arrays(self, data):
-        if not self._has_data:
-            return []
+    def check_structure(self, data):
+        """Refuses data of another structure than the first."""
         try:
             tree.assert_same_structure(self._structure, data)
         except (TypeError, ValueError):
@@ -138,6 +137,11 @@ class ResidualFunction:
                 f"Received: shapes {_shapes(data)} for "
                 f"{_shapes(self._structure)}"
             ) from None
+
+    def _arrays(self, data):
+        if not self._has_data:
+            return []
+        self.check_structure(data)
         return [self._array(leaf) for leaf in tree.flatten(data)]
 
     def _array(self, leaf):
@@ -209,7 +213,7 @@ def _shapes(data):
 
 def tensor(array):
     """A tensor of the same dtype."""
-    return ops.convert_totensor(array, dtype=array.dtype.name)
+    return ops.convert_to_tensor(array, dtype=array.dtype.name)
 
 
 def _check_signature(fn, has_data):

@@ -204,6 +204,10 @@ class ResidualObjective(FlatObjective):
         self._rescale()
         self._latest = None, None
 
+    def check_structure(self, data):
+        """Refuses data of another structure than its own."""
+        self._function.check_structure(data)
+
     def rescale(self, f_scale):
         """Replaces the residuals at which the loss leaves the square."""
         self._f_scales = _by_block("f_scale", f_scale, self.names)
