@@ -4,20 +4,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kormos.numerics import conjugate_gradients
-from kormos.numerics import spectrum
 from kormos.numerics import stopping
 from kormos.numerics.stopping import Outcome
 from kormos.optimizers.damping import Multiplicative
 from kormos.optimizers.damping import TrustRadius
+from kormos.optimizers.derivative_check import check_derivatives
+from kormos.optimizers.local_model import LocalModels
 from kormos.optimizers.native import FINE
 from kormos.optimizers.solver_state import SolverState
 
 KEY = "levenberg marquardt"
-
-# A dense matrix of more parameters is not formed: with its eigenvectors and
-# their workspace it would take more than this many bytes.
-_MOST_BYTES = 2**30
 
 # The part of its step by which the curve of the outputs may leave it.
 _MOST_BENT = 0.75
@@ -82,11 +78,6 @@ class LeastSquaresRun:
     def __init__(self, problem, settings):
         self._problem = problem
         self._settings = settings
-        self._curvature = problem.gauss_newton()
-        self._solver = self._chosen_solver()
-        self._is_scaled = settings.preset is None
-        self._accelerates = settings.acceleration and self._solver != "cg"
-        self._streak = 0
 
     def __call__(self, theta, report, earlier):
         """Runs from `theta`.
@@ -100,13 +91,14 @@ class LeastSquaresRun:
             An `Outcome`.
         """
         is_finite = self.begin(theta, earlier)
-        grad = self._grad if is_finite else None
+        grad = self._here.grad if is_finite else None
         stop = report(self._theta, self._loss, grad)
         if not is_finite:
             return self._outcome(stopping.NON_FINITE)
-        most = self._problem.budget.evaluations
+        problem = self._problem
+        most = problem.budget.evaluations
         if earlier is None and (most is None or most > 2):
-            self._check_derivatives()
+            check_derivatives(problem, self._here, self._theta, self._loss)
         outcome = None
         while not stop and outcome is None:
             outcome = self._ended()
@@ -116,7 +108,7 @@ class LeastSquaresRun:
         if outcome.status == stopping.CONVERGED and not stop:
             self._polish(report, outcome)
         outcome.theta, outcome.loss = self._theta, self._loss
-        outcome.detail = self._model.name
+        outcome.detail = self._here.model.name
         return outcome
 
     def begin(self, theta, earlier):
@@ -127,7 +119,17 @@ class LeastSquaresRun:
         )
         if earlier is not None:
             state = earlier.restored(KEY, state, theta, self._problem.epsilon)
-        self._theta, self._scale = np.array(state.theta), state.scale
+        self._theta = np.array(state.theta)
+        settings = self._settings
+        self._models = LocalModels(
+            self._problem,
+            settings.linear_solver,
+            settings.preset is None,
+            state.scale,
+        )
+        self._accelerates = (
+            settings.acceleration and self._models.solver != "cg"
+        )
         self._control = self._new_control(state)
         self._streak, self._decrease = int(state.streak), 0.0
         self._first = float(state.first)
@@ -136,19 +138,19 @@ class LeastSquaresRun:
             self._first = self._loss
         if not (np.isfinite(self._loss) and self._linearize()):
             return False
-        self._control.begin(self._model, self._theta)
+        self._control.begin(self._here.model, self._theta)
         if earlier is None and self._accelerates:
             self._trust_straight_lines()
         return True
 
     def _trust_straight_lines(self):
         """Lets the first step be the whole one where outputs are linear."""
-        step = self._model.damped(0.0)
+        step = self._here.model.damped(0.0)
         if step.length > self._control.radius:
             bend = self._bend(step)
             if (
                 bend is not None
-                and self._model.scaled(bend) <= 1e-6 * step.length
+                and self._here.model.scaled(bend) <= 1e-6 * step.length
             ):
                 self._control.radius = step.length
 
@@ -172,7 +174,7 @@ class LeastSquaresRun:
             State(
                 self._theta if theta is None else theta,
                 np.float64(self._loss),
-                self._scale,
+                self._models.scale,
                 np.float64(self._control.damping),
                 np.float64(self._control.radius),
                 np.int32(self._streak),
@@ -180,117 +182,19 @@ class LeastSquaresRun:
             )._asdict(),
         )
 
-    def _chosen_solver(self):
-        if self._settings.linear_solver != "auto":
-            return self._settings.linear_solver
-        rows, size = self._curvature.outputs, self._problem.size
-        if spectrum.is_small(rows, size):
-            return "rows"
-        if not self._curvature.has_penalty and rows < size:
-            if 8 * rows * size <= _MOST_BYTES:
-                return "rows"
-        # The matrix, its eigenvectors, and LAPACK's workspace of two more.
-        return "dense" if 32 * size**2 <= _MOST_BYTES else "cg"
-
     def _new_control(self, state):
         if self._settings.preset == "matlab":
             # `trainlm` adds mu to J'J of the errors; the matrix here is that
             # of their mean square.
-            return Multiplicative(state.damping, 2 / self._curvature.outputs)
+            return Multiplicative(state.damping, 2 / self._models.outputs)
         return TrustRadius(state.radius, state.damping)
 
     def _linearize(self):
         """Makes the model of the loss at the point; whether it is finite."""
-        size, theta = self._problem.size, self._theta
-        if self._solver == "cg":
-            return self._linearize_by_products()
-        if self._solver == "rows":
-            own, grad, matrix = self._curvature.rows(theta)
-            squares = np.einsum("mp,mp->p", matrix, matrix)
-        else:
-            own, grad, matrix = self._curvature.normal_equations(theta)
-            squares = np.diagonal(matrix)
-        self._row_loss, self._grad = own, grad
-        if not (np.isfinite(grad).all() and np.isfinite(matrix).all()):
-            return False
-        make = (
-            spectrum.of_rows if self._solver == "rows" else spectrum.of_matrix
-        )
-        if grad.any() and not squares.any():
-            # All outputs lie where the loss is straight: go downhill.
-            squares = np.full(size, grad @ grad / (abs(self._loss) or 1.0))
-            matrix, make = np.diag(squares), spectrum.of_matrix
-        self._model = make(matrix, self._rescaled(np.sqrt(squares)), grad)
-        return True
-
-    def _linearize_by_products(self):
-        theta, problem = self._theta, self._problem
-        self._row_loss, self._grad = problem.value_and_grad(theta)
-        # At a point that is counted already.
-        problem.fg_evals -= 1
-
-        def product(vector):
-            problem.hessp_evals += 1
-            return self._curvature.product(theta, vector)
-
-        diagonal = conjugate_gradients.diagonal(product, problem.size)
-        if not (np.isfinite(self._grad).all() and np.isfinite(diagonal).all()):
-            return False
-        scale = self._rescaled(np.sqrt(diagonal))
-        self._model = conjugate_gradients.Products(product, scale, self._grad)
-        return True
-
-    def _rescaled(self, norms):
-        """Moré's scale: the longest that a column of J has been."""
-        if self._is_scaled:
-            self._scale = np.maximum(self._scale, norms)
-        else:
-            self._scale = np.ones_like(norms)
-        scale = np.where(self._scale > 0, self._scale, 1.0)
-        if self._problem.is_bounded:
-            theta, grad = self._theta, self._grad
-            held = (theta <= self._problem.lower) & (grad > 0)
-            held |= (theta >= self._problem.upper) & (grad < 0)
-            scale = np.where(held, np.inf, scale)
-        return scale
-
-    def _check_derivatives(self):
-        """Refuses outputs that mix rows, and a loss that is not of outputs."""
-        problem, loss = self._problem, self._loss
-        error = abs(self._row_loss - loss)
-        if error > 100 * problem.epsilon**0.5 * abs(loss):
-            self._refuse(
-                f"a loss of {loss:.6g}, but of {self._row_loss:.6g} row by row"
-            )
-        # Along the scaled gradient, so that no parameter moves far.
-        scale = self._model.scale
-        slope = np.where(np.isfinite(scale), -self._grad / scale**2, 0.0)
-        length = self._model.scaled(slope)
-        if length == 0:
-            return
-        reach = self._model.scaled(self._theta) or 1.0
-        step = slope * (problem.epsilon ** (1 / 3) * reach / length)
-        points = [problem.project(self._theta + s) for s in (step, -step)]
-        ahead, behind = map(problem.value, points)
-        expected = self._grad @ (points[0] - points[1])
-        # What a difference leaves out is less than its curvature, and rounding.
-        unknown = abs(ahead + behind - 2 * loss)
-        unknown += 1e3 * problem.epsilon * max(ahead, behind, key=abs)
-        error = abs(ahead - behind - expected)
-        if error > 0.3 * abs(expected) + abs(unknown):
-            self._refuse(
-                f"a loss that changes by {ahead - behind:.6g} where its "
-                f"derivatives say {expected:.6g}"
-            )
-
-    def _refuse(self, received):
-        raise ValueError(
-            "Gauss-Newton methods need a loss that depends on the variables "
-            "through the outputs of each row of data alone: batch "
-            "normalization in training mode mixes rows, and a `compute_loss` "
-            "that reads variables goes past the outputs. Use 'lbfgs' or "
-            f"another method. Received: {received}"
-        )
+        here = self._models.at(self._theta, self._loss)
+        if here is not None:
+            self._here = here
+        return here is not None
 
     def _ended(self):
         """The end that the tests at the point call for, or `None`."""
@@ -298,7 +202,7 @@ class LeastSquaresRun:
         spent = self._problem.spent()
         if spent is not None:
             return self._outcome(spent)
-        promised = self._model.promise
+        promised = self._here.model.promise
         if promised is not None and promised <= settings.gtol * loss:
             return self._outcome(
                 stopping.CONVERGED,
@@ -339,7 +243,7 @@ class LeastSquaresRun:
         """A step that lowers the loss: a `_Found`, or an `Outcome`."""
         problem, control, bent, trials = self._problem, self._control, 0, 0
         while True:
-            step = control.step(self._model)
+            step = control.step(self._here.model)
             vector = step.vector
             if self._accelerates:
                 vector, is_bent = self._accelerated(step)
@@ -372,28 +276,27 @@ class LeastSquaresRun:
         bend = self._bend(step)
         if bend is None:
             return step.vector, True
-        if self._model.scaled(bend) > _MOST_BENT * step.length:
+        if self._here.model.scaled(bend) > _MOST_BENT * step.length:
             return step.vector, True
         return step.vector + bend / 2, False
 
     def _bend(self, step):
         """The acceleration along a step, or `None` if it is not finite."""
-        self._problem.hessp_evals += 1
-        slope = self._curvature.bend(self._theta, step.vector)
+        slope = self._models.bend(self._theta, step.vector)
         if not np.isfinite(slope).all():
             return None
-        return self._model.bend(slope, step.damping)
+        return self._here.model.bend(slope, step.damping)
 
     def _move(self, found, report):
         """Goes to a point and reports it; `None` if J is not finite there."""
-        before = self._theta, self._loss, self._model, self._grad
+        before = self._theta, self._loss
         self._theta, self._loss = found.theta, found.loss
         if not self._linearize():
-            self._theta, self._loss, self._model, self._grad = before
+            self._theta, self._loss = before
             return None
         logs = {"step": found.length, "trials": found.trials}
         logs.update(self.logs())
-        return report(self._theta, self._loss, self._grad, **logs)
+        return report(self._theta, self._loss, self._here.grad, **logs)
 
     def _at_the_floor(self, promised):
         """The end of a run whose loss no longer shows what a step does."""
@@ -408,12 +311,15 @@ class LeastSquaresRun:
         Near a minimum the loss is flat to rounding in a region in which the
         parameters lose half of their digits; the steps know more.
         """
-        if self._problem.epsilon > FINE or self._solver == "cg":
+        if self._problem.epsilon > FINE or self._models.solver == "cg":
             return
         longest = np.inf
         for _ in range(_MOST_POLISHING):
-            step = self._model.damped(0.0)
-            if not self._model.has_full_rank or step.length > 0.9 * longest:
+            step = self._here.model.damped(0.0)
+            if (
+                not self._here.model.has_full_rank
+                or step.length > 0.9 * longest
+            ):
                 return
             if self._problem.spent() is not None:
                 return

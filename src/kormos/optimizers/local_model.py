@@ -1,0 +1,118 @@
+"""The Gauss-Newton model of the loss at a point, by one of three ways."""
+
+from typing import Any
+from typing import NamedTuple
+
+import numpy as np
+
+from kormos.numerics import conjugate_gradients
+from kormos.numerics import spectrum
+
+# A dense matrix of more parameters is not formed: with its eigenvectors and
+# their workspace it would take more than this many bytes.
+_MOST_BYTES = 2**30
+
+
+class Linearized(NamedTuple):
+    """What is known at a point.
+
+    Attributes:
+        row_loss: the loss, evaluated row by row.
+        grad: the gradient, `(size,)`.
+        model: a `Spectrum`, or `Products`.
+    """
+
+    row_loss: float
+    grad: np.ndarray
+    model: Any
+
+
+class LocalModels:
+    """Makes models of the loss.
+
+    Args:
+        problem: the `Problem`.
+        solver: `"rows"`, `"dense"`, `"cg"`, or `"auto"` to choose by memory.
+        is_scaled: whether parameters are scaled by the columns of J.
+        scale: the scale so far, `(size,)`.
+
+    Attributes:
+        solver: the way that is taken.
+        outputs: the number of outputs of all rows of data.
+        scale: the longest that each column of J has been (Moré 1978).
+    """
+
+    def __init__(self, problem, solver, is_scaled, scale):
+        self._problem = problem
+        self._curvature = problem.gauss_newton()
+        self._is_scaled = is_scaled
+        self.outputs = self._curvature.outputs
+        self.scale = scale
+        self.solver = self._chosen() if solver == "auto" else solver
+
+    def at(self, theta, loss):
+        """The `Linearized` at a point, or `None` if it is not finite."""
+        if self.solver == "cg":
+            return self._by_products(theta)
+        if self.solver == "rows":
+            own, grad, matrix = self._curvature.rows(theta)
+            squares, make = (
+                np.einsum("mp,mp->p", matrix, matrix),
+                spectrum.of_rows,
+            )
+        else:
+            own, grad, matrix = self._curvature.normal_equations(theta)
+            squares, make = np.diagonal(matrix), spectrum.of_matrix
+        if not (np.isfinite(grad).all() and np.isfinite(matrix).all()):
+            return None
+        if grad.any() and not squares.any():
+            # All outputs lie where the loss is straight: go downhill.
+            squares = np.full(len(theta), grad @ grad / (abs(loss) or 1.0))
+            matrix, make = np.diag(squares), spectrum.of_matrix
+        scale = self._rescaled(np.sqrt(squares), theta, grad)
+        return Linearized(own, grad, make(matrix, scale, grad))
+
+    def bend(self, theta, step):
+        """J'H times the second derivative of the outputs along a step."""
+        self._problem.hessp_evals += 1
+        return self._curvature.bend(theta, step)
+
+    def _by_products(self, theta):
+        problem = self._problem
+        own, grad = problem.value_and_grad(theta)
+        # At a point that is counted already.
+        problem.fg_evals -= 1
+
+        def product(vector):
+            problem.hessp_evals += 1
+            return self._curvature.product(theta, vector)
+
+        diagonal = conjugate_gradients.diagonal(product, problem.size)
+        if not (np.isfinite(grad).all() and np.isfinite(diagonal).all()):
+            return None
+        scale = self._rescaled(np.sqrt(diagonal), theta, grad)
+        model = conjugate_gradients.Products(product, scale, grad)
+        return Linearized(own, grad, model)
+
+    def _chosen(self):
+        rows, size = self.outputs, self._problem.size
+        if spectrum.is_small(rows, size):
+            return "rows"
+        if not self._curvature.has_penalty and rows < size:
+            if 8 * rows * size <= _MOST_BYTES:
+                return "rows"
+        # The matrix, its eigenvectors, and LAPACK's workspace of two more.
+        return "dense" if 32 * size**2 <= _MOST_BYTES else "cg"
+
+    def _rescaled(self, norms, theta, grad):
+        """The scale, infinite where a parameter is held at its bound."""
+        if self._is_scaled:
+            self.scale = np.maximum(self.scale, norms)
+        else:
+            self.scale = np.ones_like(norms)
+        scale = np.where(self.scale > 0, self.scale, 1.0)
+        if self._problem.is_bounded:
+            held = (theta <= self._problem.lower) & (grad > 0)
+            held |= (theta >= self._problem.upper) & (grad < 0)
+            scale = np.where(held, np.inf, scale)
+        return scale
