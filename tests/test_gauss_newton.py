@@ -206,7 +206,10 @@ def test_all_ways_to_the_matrix_agree(case, batch_size):
     assert np.abs(matrix).max() > 1e-3
     assert_close(rows.T @ rows, matrix, 1e-11)
     vector = np.random.default_rng(2).normal(size=objective.size)
-    assert_close(matrices.product(theta, vector), matrix @ vector, 1e-11)
+    # TensorFlow has no forward mode for loops: differences, of rounding^(2/3).
+    is_exact = case != "masked lstm" or BACKEND != "tensorflow"
+    digits = 1e-11 if is_exact else 1e-9
+    assert_close(matrices.product(theta, vector), matrix @ vector, digits)
 
 
 @eager_only

@@ -101,8 +101,9 @@ def fit(
         The Keras `History`. A row holds `loss`, `grad` (the 2-norm of the
         gradient; NaN for a method without), `fg_evals` and `hessp_evals`
         (evaluations and Hessian products of this fit so far), what else the
-        method tells (`step`, the 2-norm of the step, and `resets`, how often
-        the curvature was cleared), the compiled metrics and `val_*`.
+        method tells (`step`, the 2-norm of the step; `resets`, how often the
+        curvature was cleared; `damping`, `radius` and `trials` of `"lm"`), the
+        compiled metrics and `val_*`.
         `history.iterations` is a dict of lists with an entry for every
         iteration, also those inside an epoch. `history.result` says why the
         fit ended, `history.iteration` and `history.seconds` how many

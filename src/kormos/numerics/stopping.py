@@ -98,7 +98,8 @@ class Result:
         initial_loss: the loss at the start.
         iterations: accepted iterations.
         evaluations: evaluations of the loss (and its gradient).
-        hessian_products: products of the Hessian with a vector.
+        hessian_products: products of the Hessian (or of the Gauss-Newton
+            matrix) with a vector, and second derivatives along a step.
         time: seconds of wall time.
         test: name of the test that fired, or `None`.
         value: the tested quantity, or `None`.

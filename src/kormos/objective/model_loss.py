@@ -59,7 +59,10 @@ class ModelLoss:
         with ReadRecorder():
             y_pred = run(self.predict, x)
         self.structure = tree.map_structure(lambda t: 0, y_pred)
-        self.output_shapes = [tuple(t.shape[1:]) for t in tree.flatten(y_pred)]
+        outputs = tree.flatten(y_pred)
+        self.output_shapes = [tuple(output.shape[1:]) for output in outputs]
+        dtype = keras.backend.standardize_dtype(outputs[0].dtype)
+        self.output_dtype = "float64" if dtype == "float64" else "float32"
         # Losses and metrics create variables when first called, which no
         # stateless scope allows.
         self.factors, self.loss_names = [], []

@@ -168,12 +168,13 @@ class ModelOutputs:
         rng = np.random.default_rng(0)
         shape = (head.rows, self.width)
         noise = rng.uniform(0.1, 0.9, size=shape)
-        yield noise.astype("float32")
+        dtype = self._model_loss.output_dtype
+        yield noise.astype(dtype)
         targets = [ops.convert_to_numpy(a) for a in leaves(head.y)]
         if sum(a.size for a in targets) == noise.size:
             flat = [a.reshape(head.rows, -1) for a in targets]
             near = np.concatenate(flat, axis=1) + 0.1 * noise
-            yield near.astype("float32")
+            yield near.astype(dtype)
 
 
 def _look(product, values, scales):
@@ -189,7 +190,7 @@ def _look(product, values, scales):
     first = np.zeros_like(values)
     first[0] = 1
     signs = np.random.default_rng(1).choice([-1.0, 1.0], size=values.shape)
-    signs = signs.astype("float32")
+    signs = signs.astype(values.dtype)
     sums, signed = along(np.ones_like(values)), along(signs)
     size = np.max(np.abs(sums)) + np.max(np.abs(signed))
     off = np.max(np.abs(signed - sums * signs))

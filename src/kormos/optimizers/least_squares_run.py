@@ -263,7 +263,7 @@ class LeastSquaresRun:
             noise = problem.epsilon * abs(self._loss)
             noise += problem.epsilon**2 * abs(self._first)
             if step.promised <= noise:
-                return self._at_the_floor(step.promised)
+                return self._at_the_floor(step.promised, noise)
             control.reject(step, not loss < 100 * self._loss)
             if control.is_exhausted:
                 return self._outcome(stopping.LINE_SEARCH_FAILED)
@@ -298,12 +298,12 @@ class LeastSquaresRun:
         logs.update(self.logs())
         return report(self._theta, self._loss, self._here.grad, **logs)
 
-    def _at_the_floor(self, promised):
+    def _at_the_floor(self, promised, noise):
         """The end of a run whose loss no longer shows what a step does."""
-        epsilon = self._problem.epsilon
-        status = stopping.NOISE_FLOOR if epsilon > FINE else stopping.CONVERGED
-        value = promised / (abs(self._loss) or 1)
-        return self._outcome(status, _PROMISE, value, epsilon)
+        is_fine = self._problem.epsilon <= FINE
+        status = stopping.CONVERGED if is_fine else stopping.NOISE_FLOOR
+        size = abs(self._loss) or 1.0
+        return self._outcome(status, _PROMISE, promised / size, noise / size)
 
     def _polish(self, report, outcome):
         """Gauss-Newton steps while they contract, below the loss's rounding.
