@@ -121,7 +121,7 @@ def test_max_seconds_of_a_compiled_loop(steps, monkeypatch, unconverged):
 def test_max_seconds_of_scipy(method, monkeypatch, float64):
     clock = Clock()
     monkeypatch.setattr(problem, "time", clock)
-    monkeypatch.setattr("kormos.functional.time", clock)
+    monkeypatch.setattr("kormos.solve.time", clock)
 
     def tick(loss):
         clock.seconds += 1

@@ -338,6 +338,7 @@ def iterates(backend, folder):
     return np.load(path)
 
 
+@pytest.mark.skipif(BACKEND == "torch", reason="JAX compares the same two.")
 def test_the_backends_take_the_same_iterates(tmp_path):
     other = "jax" if BACKEND == "torch" else "torch"
     ours, theirs = iterates(BACKEND, tmp_path), iterates(other, tmp_path)

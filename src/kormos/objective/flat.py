@@ -6,7 +6,7 @@ from keras import ops
 from kormos import backend
 from kormos.numerics.vectors import rounding
 from kormos.numerics.vectors import to_array
-from kormos.objective.gauss_newton import HostGaussNewton
+from kormos.objective.host_gauss_newton import HostGaussNewton
 
 
 class FlatObjective:

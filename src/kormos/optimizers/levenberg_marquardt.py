@@ -39,7 +39,7 @@ class LevenbergMarquardt(NativeOptimizer):
     The method of choice for a network of up to a few thousand parameters whose
     loss is a mean squared error, or any other smooth loss of its outputs:
     cross-entropies, Poisson, Huber, log-cosh, robust losses. No step raises the
-    loss on all of the data.
+    loss on all of the data, but the last ones in float64 by its rounding.
 
     Solver arithmetic is float64; the model computes in its own dtype.
 
@@ -60,7 +60,8 @@ class LevenbergMarquardt(NativeOptimizer):
             It costs about two gradients a step. Conjugate gradients go without.
         preset: `"matlab"` for `trainlm`'s rule instead of the trust radius: mu
             from 1e-3, times 10 and 0.1, to 1e10, without scale and
-            acceleration.
+            acceleration. It is added to J'J of the errors of a mean squared
+            error without weights; for other losses its unit is another one.
         linear_solver: `"rows"` keeps J and factorizes it, or JJ' when there are
             fewer rows than parameters; `"dense"` accumulates J'J over chunks of
             rows; `"cg"` is matrix-free. `"auto"` chooses by memory, and the

@@ -40,7 +40,7 @@ def run(problem, settings, theta, report, earlier):
             step = LeastSquaresRun(part, settings)
             if step.begin(theta, state):
                 moved = step.step()
-                steps += moved is not theta
+                steps += not np.array_equal(moved, theta)
                 theta, state = moved, step.state(moved)
             problem.fg_evals += part.fg_evals
             problem.hessp_evals += part.hessp_evals
