@@ -118,7 +118,12 @@ def jvp(fn):
     def product(parts, tangents, *args):
         with tf.autodiff.ForwardAccumulator(parts, tangents) as forward:
             values = fn(parts, *args)
-        return values, forward.jvp(values, unconnected_gradients=ZERO)
+        derivatives = forward.jvp(values, unconnected_gradients=ZERO)
+        # After some tens of shapes TensorFlow forgets them here.
+        tf.nest.map_structure(
+            lambda d, v: d.set_shape(v.shape), derivatives, values
+        )
+        return values, derivatives
 
     return product
 

@@ -51,14 +51,15 @@ class Data(NamedTuple):
             batch_size: the most rows of a chunk. Defaults to as many as keep
                 the inputs of a chunk at about a million numbers.
             width: how many numbers are computed of a row, to be kept at about
-                a million and a half a chunk too. Defaults to not many.
+                a million a chunk too, or at half more where that is all of
+                them. Defaults to not many.
         """
         rows = self.rows
         if batch_size is None:
             inputs = sum(a.size for a in leaves(self.x)) / rows
             batch_size = max(256, int(2**20 / max(inputs, 1)))
-        if width is not None:
-            batch_size = min(batch_size, max(16, 3 * 2**19 // width))
+        if width is not None and (2 * width * rows > 3 * 2**20):
+            batch_size = min(batch_size, max(16, 2**20 // width))
         count = -(-rows // min(batch_size, rows))
         size = -(-rows // count)
         full = rows // size if rows > size else 0

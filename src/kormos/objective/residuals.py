@@ -56,7 +56,11 @@ class ResidualTerm:
         """The residuals of rows, `(rows, width)`."""
         blocks = self._function(parts, frozen, self._group, rows)
         count = rows[0].shape[0]
-        flat = [ops.reshape(blocks[i], (count, -1)) for i in self.blocks]
+        # A user's own derivatives may have lost their shapes (TensorFlow).
+        flat = [
+            ops.reshape(blocks[i], (count, width))
+            for i, width in zip(self.blocks, self._widths, strict=True)
+        ]
         return ops.concatenate(flat, axis=1) if flat[1:] else flat[0]
 
     def named(self, values):
