@@ -15,16 +15,9 @@ TensorFlow Probability takes part with KERAS_BACKEND=tensorflow, optax and
 jaxopt (where it is installed) with KERAS_BACKEND=jax.
 """
 
-import os
+import one_thread  # noqa: F401
 
-for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[name] = "1"
-os.environ["XLA_FLAGS"] = (
-    "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-)
-os.environ.setdefault("KERAS_BACKEND", "jax")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
+# isort: split
 import argparse
 import math
 import statistics

@@ -25,16 +25,9 @@ error after Adam, 120 iterations of LM, and as many seconds of SSBroyden.
 one of its own, and only when it is named.
 """
 
-import os
+import one_thread  # noqa: F401
 
-for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[name] = "1"
-os.environ["XLA_FLAGS"] = (
-    "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-)
-os.environ.setdefault("KERAS_BACKEND", "jax")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
+# isort: split
 import argparse
 import importlib.util
 import pathlib

@@ -2,11 +2,17 @@
 
 import keras
 import numpy as np
+import pytest
 
 import kormos
 from conftest import BACKEND
 
 METHODS = ["lbfgs", "dense-bfgs", "ssbfgs", "ssbroyden"]
+
+
+eager_only = pytest.mark.skipif(
+    BACKEND != "torch", reason="a variant, seconds to compile elsewhere"
+)
 
 
 def methods(*compiled):

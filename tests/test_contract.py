@@ -15,15 +15,13 @@ from keras import ops
 
 import kormos
 from conftest import BACKEND
+from native import eager_only
 from native import methods
 from native import minimize
 
 pytestmark = pytest.mark.usefixtures("float64")
 METHODS = methods("lbfgs")
 each_method = pytest.mark.parametrize("method", METHODS)
-eager_only = pytest.mark.skipif(
-    BACKEND != "torch", reason="a variant, seconds to compile elsewhere"
-)
 
 
 def tensor(array):

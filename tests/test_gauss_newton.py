@@ -12,11 +12,9 @@ from keras import ops
 
 import kormos
 from conftest import BACKEND
+from native import eager_only
 
 pytestmark = pytest.mark.usefixtures("float64")
-eager_only = pytest.mark.skipif(
-    BACKEND != "torch", reason="a variant, seconds to compile elsewhere"
-)
 
 ROWS = 11
 random = np.random.RandomState(0)

@@ -17,11 +17,9 @@ from conftest import lindata
 from conftest import linear
 from kormos.optimizers import LevenbergMarquardt
 from kormos.optimizers import least_squares_run
+from native import eager_only
 
 pytestmark = pytest.mark.usefixtures("unconverged")
-eager_only = pytest.mark.skipif(
-    BACKEND != "torch", reason="a variant, seconds to compile elsewhere"
-)
 SOLVERS = ["rows", "dense", "cg"]
 
 X, Y = lindata(200, noise=0.3)

@@ -310,17 +310,12 @@ class FitLoop:
         )
 
     def _new_problem(self):
-        budget, evaluations = self._budget, self._budget.evaluations
-        if evaluations is not None:
-            budget = budget._replace(
-                evaluations=evaluations - self._evaluations
-            )
         return Problem(
             self._objective,
             *self._box,
             constraints=self._resolved,
             epsilon=self._objective.epsilon,
-            budget=budget,
+            budget=self._budget.without(self._evaluations),
             stride=self._steps_per_epoch,
             resume=self._resume,
         )

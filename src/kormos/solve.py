@@ -185,10 +185,8 @@ class Solve:
                 *(r.next_after(self._iterations) for r in self._resamplers),
             ]
         )
-        budget = self._budget._replace(iterations=self._end - self._iterations)
-        if budget.evaluations is not None:
-            left = budget.evaluations - self._evaluations
-            budget = budget._replace(evaluations=left)
+        budget = self._budget.without(self._evaluations)
+        budget = budget._replace(iterations=self._end - self._iterations)
         # A callback looks at every iterate, as blocks' losses do.
         looks = self._callbacks or self._blocks[1:] or self._validation
         return Problem(

@@ -5,6 +5,8 @@ import contextlib
 import jax
 import numpy as np
 
+from kormos.backend.common import values_and_jacobian
+
 
 def compile(fn, xla=True):
     del xla  # JAX has no other compiler.
@@ -74,19 +76,7 @@ def vjp(fn):
 
 def row_jacobian(fn, forward):
     differentiate = jax.jacfwd if forward else jax.jacrev
-
-    def wrapped(parts, rows):
-        def one(row):
-            def twice(p):
-                values = fn(p, row)
-                return values, values
-
-            derivatives, values = differentiate(twice, has_aux=True)(parts)
-            return values, derivatives
-
-        return jax.vmap(one)(rows)
-
-    return wrapped
+    return jax.vmap(values_and_jacobian(differentiate, fn), in_axes=(None, 0))
 
 
 def map_rows(fn, rows):

@@ -4,9 +4,11 @@ import contextlib
 import functools
 import warnings
 
-import keras
 import numpy as np
 import torch
+
+from kormos.backend.common import as_tensor
+from kormos.backend.common import values_and_jacobian
 
 
 def compile(fn, xla=False):
@@ -14,14 +16,8 @@ def compile(fn, xla=False):
 
     @functools.wraps(fn)
     def call(*args):
-        args = (
-            keras.ops.convert_to_tensor(a, dtype=a.dtype.name)
-            if isinstance(a, np.ndarray)
-            else a
-            for a in args
-        )
         with torch.no_grad():
-            return fn(*args)
+            return fn(*map(as_tensor, args))
 
     return call
 
@@ -30,17 +26,11 @@ def compile_loop(fn):
     def call(state, *args):
         # The numbers stay NumPy's: logic on tensors would take longer than a
         # small model.
-        arrays = [_as_tensor(array) for array in state[0]]
+        arrays = [as_tensor(array) for array in state[0]]
         with torch.no_grad():
             return fn((arrays, *state[1:]), *args)
 
     return call
-
-
-def _as_tensor(array):
-    if isinstance(array, np.ndarray):
-        return keras.ops.convert_to_tensor(array, dtype=array.dtype.name)
-    return array
 
 
 def dry_run(fn, *args):
@@ -131,20 +121,15 @@ def vjp(fn):
 
 def row_jacobian(fn, forward):
     differentiate = torch.func.jacfwd if forward else torch.func.jacrev
+    mapped = torch.func.vmap(
+        values_and_jacobian(differentiate, fn), in_dims=(None, 0)
+    )
 
     def wrapped(parts, rows):
-        def one(row):
-            def twice(p):
-                values = fn(p, row)
-                return values, values
-
-            derivatives, values = differentiate(twice, has_aux=True)(parts)
-            return values, derivatives
-
         with warnings.catch_warnings():
             # Of operations that it maps in a loop, which only takes longer.
             warnings.filterwarnings("ignore", "There is a performance drop")
-            return torch.func.vmap(one)(rows)
+            return mapped(parts, rows)
 
     return wrapped
 

@@ -69,13 +69,9 @@ class Products:
         for _ in range(_MOST_PRODUCTS):
             image = apply(direction)
             curvature = direction @ image
-            if curvature <= 0:
-                step, product = _to_radius(
-                    step, product, direction, image, radius
-                )
-                break
-            length = square / curvature
-            if np.linalg.norm(step + length * direction) >= radius:
+            length = square / curvature if curvature > 0 else np.inf
+            # Without end where the curvature is not positive.
+            if not np.linalg.norm(step + length * direction) < radius:
                 step, product = _to_radius(
                     step, product, direction, image, radius
                 )

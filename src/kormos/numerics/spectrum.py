@@ -64,7 +64,7 @@ class Spectrum:
         return Step(
             vector=-self._back(quotient),
             length=float(np.linalg.norm(quotient)),
-            promised=self.decrease(damping),
+            promised=self._promised(quotient, damping),
             damping=damping,
         )
 
@@ -75,7 +75,7 @@ class Spectrum:
     @property
     def promise(self):
         """The decrease that the model promises of the undamped step."""
-        return self.decrease(0.0)
+        return self._promised(self._divided(self._slopes, 0.0), 0.0)
 
     def bend(self, slope, damping):
         """`-(A + l D^2)^-1 slope`."""
@@ -88,10 +88,9 @@ class Spectrum:
         """The 2-norm of D times a step."""
         return float(np.linalg.norm(self._lengths * step))
 
-    def decrease(self, damping):
-        """The decrease of the loss that the model promises of the step."""
-        s, quotient = self.values, self._divided(self._slopes, damping)
-        return float(np.sum(quotient**2 * (s + 2 * damping)) / 2)
+    def _promised(self, quotient, damping):
+        """The decrease of the loss that the model promises of a step."""
+        return float(np.sum(quotient**2 * (self.values + 2 * damping)) / 2)
 
     def _damping_for(self, radius, guess):
         """The damping whose step has this length, within a tenth; or zero.

@@ -15,7 +15,35 @@ from kormos.objective.program import ReadRecorder
 from kormos.objective.program import snapshot
 
 
-class StatelessFunction:
+class VariableReader:
+    """What reads Keras variables, and which.
+
+    Args:
+        variables: the variables whose values become arguments.
+        scope: the `ReadRecorder` of a call.
+
+    Attributes:
+        frozen_variables: the others that were read.
+        unused_variables: the variables that were not.
+    """
+
+    def __init__(self, variables, scope):
+        self.variables = list(variables)
+        self.frozen_variables = scope.reads_but(variables)
+        read = {id(v) for v in scope.reads()}
+        self.unused_variables = [v for v in variables if id(v) not in read]
+
+    def scope(self, parts, frozen):
+        """A scope in which the variables have other values."""
+        pairs = [
+            *zip(self.variables, parts, strict=True),
+            *zip(self.frozen_variables, frozen, strict=True),
+        ]
+        # Without `collect_losses`, `model.losses` would lack what layers add.
+        return keras.StatelessScope(state_mapping=pairs, collect_losses=True)
+
+
+class StatelessFunction(VariableReader):
     """A function that reads Keras variables, as a function of their values.
 
     Args:
@@ -28,7 +56,7 @@ class StatelessFunction:
     """
 
     def __init__(self, fn, variables, name):
-        if not _takes_nothing(fn):
+        if not takes(fn, 0):
             raise ValueError(
                 f"Argument `{name}` must be a function of no arguments that "
                 f"reads variables. Received: {fn!r}"
@@ -45,29 +73,22 @@ class StatelessFunction:
                 f"Function `{name}` must return floating-point numbers. "
                 f"Received: a tensor of dtype {value.dtype}"
             )
+        super().__init__(variables, scope)
         self.fn = fn
         self.shape = tuple(value.shape)
-        self.variables = list(variables)
-        self.frozen_variables = scope.reads_but(variables)
-        read = {id(v) for v in scope.reads()}
-        self.unused_variables = [v for v in variables if id(v) not in read]
 
     def __call__(self, parts, frozen):
-        pairs = [
-            *zip(self.variables, parts, strict=True),
-            *zip(self.frozen_variables, frozen, strict=True),
-        ]
-        # Without `collect_losses`, `model.losses` would lack what layers add.
-        with keras.StatelessScope(state_mapping=pairs, collect_losses=True):
+        with self.scope(parts, frozen):
             return self.fn()
 
     def frozen_values(self):
         return snapshot(self.frozen_variables)
 
 
-def _takes_nothing(fn):
+def takes(fn, count):
+    """Whether a function can be called with so many arguments."""
     try:
-        inspect.signature(fn).bind()
+        inspect.signature(fn).bind(*[None] * count)
     except TypeError:
         return False
     except ValueError:  # A builtin function may have no signature.

@@ -7,6 +7,8 @@ Newton. What a loss has besides its outputs, regularizers say, enters by the
 diagonal of its Hessian.
 """
 
+import functools
+
 import numpy as np
 from keras import ops
 from keras import tree
@@ -15,9 +17,9 @@ from kormos import backend
 from kormos.numerics.vectors import gram
 from kormos.numerics.vectors import rounding
 from kormos.objective.program import each_chunk
-from kormos.objective.program import fold_chunks
 from kormos.objective.program import leading_size
 from kormos.objective.program import scalar_zero
+from kormos.objective.program import sum_over_chunks
 
 # The longest part of a step at which second derivatives are differences.
 _LONGEST = 0.1
@@ -31,7 +33,8 @@ class GaussNewton:
 
     Args:
         packing: the `Packing` of the variables.
-        terms: a list of `OutputTerm`s, one for each pair of chunks.
+        terms: a list, for each pair of chunks a `ModelOutputs` or something
+            that has the same methods and attributes.
         compile: function that compiles a function.
     """
 
@@ -39,40 +42,36 @@ class GaussNewton:
         self.terms = terms
         self._packing = packing
         self.normal_equations = compile(self._normal_equations)
-        self.product = compile(self._product)
-        self.bend = compile(self._bend)
-        self._rows = [compile(self._rows_of(term)) for term in terms]
+        # The matrix times a vector.
+        self.product = compile(functools.partial(self._pulled_back, 1))
+        # J'H times the second derivative of the outputs along a vector.
+        self.bend = compile(functools.partial(self._pulled_back, 2))
+        self._rows = [
+            compile(functools.partial(self._linearize, term)) for term in terms
+        ]
         self._is_exact = True
 
     def _normal_equations(self, theta, frozen, scales, chunks):
         """Loss, gradient and matrix, whose upper triangle alone is right."""
-        parts = self._packing.unpack(theta)
         size = theta.shape[0]
-        state = (
+
+        def add(term, chunk):
+            loss, grad, weights, jacobian, diagonal = self._linearize(
+                term, theta, frozen, scales, chunk
+            )
+            columns = ops.reshape(jacobian, (-1, size))
+            weighted = ops.reshape(_weigh(weights, jacobian), (-1, size))
+            matrix = gram(columns, weighted)
+            if term.has_penalty:
+                matrix = matrix + ops.diag(diagonal)
+            return loss, grad, matrix
+
+        zeros = (
             scalar_zero(theta),
             ops.zeros_like(theta),
             ops.zeros((size, size), dtype=theta.dtype),
         )
-        for term, pair in zip(self.terms, chunks, strict=True):
-
-            def add(state, chunk, term=term):
-                loss, slope, weights, jacobian = self._linearize(
-                    term, parts, frozen, scales, chunk, theta.dtype
-                )
-                columns = ops.reshape(jacobian, (-1, size))
-                weighted = ops.reshape(_weigh(weights, jacobian), (-1, size))
-                grad = ops.einsum("m,mp->p", ops.reshape(slope, (-1,)), columns)
-                own, own_grad, own_diagonal = self._penalty(
-                    term, parts, frozen, scales, chunk, theta
-                )
-                return (
-                    state[0] + loss + own,
-                    state[1] + grad + own_grad,
-                    state[2] + gram(columns, weighted) + own_diagonal,
-                )
-
-            state = fold_chunks(add, pair, state)
-        return state
+        return sum_over_chunks(add, self.terms, chunks, zeros)
 
     def rows(self, theta, frozen, scales, chunks):
         """Loss, gradient and a factor R of the matrix R'R, in NumPy.
@@ -92,64 +91,38 @@ class GaussNewton:
                     factors.append(np.diag(np.sqrt(diagonal)))
         return loss, grad, np.concatenate(factors)
 
-    def _rows_of(self, term):
-        def rows(theta, frozen, scales, chunk):
-            parts = self._packing.unpack(theta)
-            loss, slope, weights, jacobian = self._linearize(
-                term, parts, frozen, scales, chunk, theta.dtype
-            )
-            own, own_grad, diagonal = self._penalty(
-                term, parts, frozen, scales, chunk, theta
-            )
-            grad = ops.einsum("nk,nkp->p", slope, jacobian) + own_grad
-            if len(diagonal.shape) == 2:
-                diagonal = ops.diagonal(diagonal)
-            return loss + own, grad, weights, jacobian, diagonal
-
-        return rows
-
-    def _product(self, theta, vector, frozen, scales, chunks):
-        """The matrix times a vector."""
+    def _pulled_back(self, order, theta, vector, frozen, scales, chunks):
+        """J'H times a derivative of the outputs along a vector."""
         parts = self._packing.unpack(theta)
         tangents = self._packing.unpack(vector)
-        state = (ops.zeros_like(theta),)
-        for term, pair in zip(self.terms, chunks, strict=True):
 
-            def add(state, chunk, term=term):
-                outputs = _outputs(term, frozen, chunk)
-                values, first = self._along(1, outputs, parts, tangents)
-                products = self._pull_back(
-                    term, outputs, parts, values, first, frozen, scales, chunk
-                )
+        def add(term, chunk):
+            def outputs(parts):
+                return term.outputs(parts, frozen, term.rows(chunk))
+
+            values, along = self._along(order, outputs, parts, tangents)
+            fn = _loss(term, frozen, scales, chunk)
+            (weighted,) = backend.hvp(fn)([values], [along])
+            products = backend.vjp(outputs)(parts, weighted)
+            products = self._packing.pack(products, theta.dtype)
+            if order == 1 and term.has_penalty:
                 _, _, diagonal = self._penalty(
-                    term, parts, frozen, scales, chunk, theta, dense=False
+                    term, parts, frozen, scales, chunk, theta.dtype
                 )
-                product = self._packing.pack(products, theta.dtype)
-                return (state[0] + product + diagonal * vector,)
+                products = products + diagonal * vector
+            return (products,)
 
-            state = fold_chunks(add, pair, state)
-        return state[0]
+        zeros = (ops.zeros_like(theta),)
+        return sum_over_chunks(add, self.terms, chunks, zeros)[0]
 
-    def _bend(self, theta, vector, frozen, scales, chunks):
-        """J'H times the second derivative of the outputs along a vector."""
-        parts = self._packing.unpack(theta)
-        tangents = self._packing.unpack(vector)
-        state = (ops.zeros_like(theta),)
-        for term, pair in zip(self.terms, chunks, strict=True):
+    def _linearize(self, term, theta, frozen, scales, chunk):
+        """Loss, gradient, and what makes the matrix.
 
-            def add(state, chunk, term=term):
-                outputs = _outputs(term, frozen, chunk)
-                values, second = self._along(2, outputs, parts, tangents)
-                products = self._pull_back(
-                    term, outputs, parts, values, second, frozen, scales, chunk
-                )
-                return (state[0] + self._packing.pack(products, theta.dtype),)
-
-            state = fold_chunks(add, pair, state)
-        return state[0]
-
-    def _linearize(self, term, parts, frozen, scales, chunk, dtype):
-        """Loss, slope `(n, k)`, curvature in the outputs, J `(n, k, p)`."""
+        Returns:
+            The loss, the gradient, the curvature in the outputs, J of shape
+            `(n, k, p)`, and the diagonal of what has no outputs.
+        """
+        dtype, parts = theta.dtype, self._packing.unpack(theta)
 
         def row_outputs(p, row):
             batch = tree.map_structure(lambda a: a[None], row)
@@ -171,11 +144,16 @@ class GaussNewton:
         fn = _loss(term, frozen, scales, chunk)
         loss, (slope,) = backend.value_and_grad(fn)([values])
         weights = self._weights(term, fn, values, slope)
+        grad = ops.einsum("nk,nkp->p", ops.cast(slope, dtype), jacobian)
+        own, own_grad, diagonal = self._penalty(
+            term, parts, frozen, scales, chunk, dtype
+        )
         return (
-            ops.cast(loss, dtype),
-            ops.cast(slope, dtype),
+            ops.cast(loss, dtype) + own,
+            grad + own_grad,
             ops.cast(weights, dtype),
             jacobian,
+            diagonal,
         )
 
     def _weights(self, term, fn, values, slope):
@@ -197,10 +175,10 @@ class GaussNewton:
         )
         return ops.transpose(blocks, (1, 0, 2))
 
-    def _penalty(self, term, parts, frozen, scales, chunk, theta, dense=True):
+    def _penalty(self, term, parts, frozen, scales, chunk, dtype):
         """What has no outputs: its loss, gradient and Hessian's diagonal."""
         if not term.has_penalty:
-            zero = scalar_zero(theta)
+            zero = ops.zeros((), dtype=dtype)
             return zero, zero, zero
 
         def fn(parts):
@@ -218,12 +196,12 @@ class GaussNewton:
         ]
         products = backend.hvp(fn)(parts, signs)
         products = [p * s for p, s in zip(products, signs, strict=True)]
-        diagonal = self._packing.pack(products, theta.dtype)
+        diagonal = self._packing.pack(products, dtype)
         diagonal = ops.where(diagonal > 0, diagonal, ops.zeros_like(diagonal))
         return (
-            ops.cast(loss, theta.dtype),
-            self._packing.pack(gradients, theta.dtype),
-            ops.diag(diagonal) if dense else diagonal,
+            ops.cast(loss, dtype),
+            self._packing.pack(gradients, dtype),
+            diagonal,
         )
 
     def _along(self, order, outputs, parts, tangents):
@@ -246,18 +224,6 @@ class GaussNewton:
             return values, (ahead - behind) / (2 * h)
         return values, (ahead - 2 * values + behind) / h**2
 
-    def _pull_back(
-        self, term, outputs, parts, values, vector, frozen, scales, chunk
-    ):
-        """J'H times a vector of outputs."""
-        fn = _loss(term, frozen, scales, chunk)
-        (weighted,) = backend.hvp(fn)([values], [vector])
-        return backend.vjp(outputs)(parts, weighted)
-
-
-def _outputs(term, frozen, chunk):
-    return lambda parts: term.outputs(parts, frozen, term.rows(chunk))
-
 
 def _loss(term, frozen, scales, chunk):
     return lambda values: term.loss(values[0], frozen, scales, chunk)
@@ -268,8 +234,7 @@ def _derivative_along(order, outputs, parts, tangents):
         return backend.jvp(outputs)(parts, tangents)
 
     def slope(parts):
-        values, first = backend.jvp(outputs)(parts, tangents)
-        return values, first
+        return backend.jvp(outputs)(parts, tangents)
 
     (values, _), (_, second) = backend.jvp(slope)(parts, tangents)
     return values, second

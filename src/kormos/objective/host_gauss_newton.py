@@ -2,8 +2,7 @@
 
 from kormos import backend
 from kormos.numerics.vectors import to_array
-from kormos.objective.program import each_chunk
-from kormos.objective.program import leading_size
+from kormos.objective.program import count_rows
 
 
 class HostGaussNewton:
@@ -23,9 +22,8 @@ class HostGaussNewton:
         """The number of outputs of all rows of data."""
         chunks = self._arguments()[2]
         return sum(
-            term.width * leading_size(term.rows(chunk))
+            term.width * count_rows(pair)
             for term, pair in zip(self._compiled.terms, chunks, strict=True)
-            for chunk in each_chunk(pair)
         )
 
     @property

@@ -4,7 +4,6 @@ import copy
 import warnings
 
 import keras
-import numpy as np
 from keras import ops
 
 from kormos import backend
@@ -85,8 +84,7 @@ class Objective(FlatObjective):
         self.program = program_for(model, head, training)
         width = None
         if with_jacobian:
-            shapes = self.program.model_loss.output_shapes
-            outputs = sum(int(np.prod(shape)) for shape in shapes)
+            outputs = sum(self.program.model_loss.output_widths)
             width = outputs * self.program.packing.size
         self._data, self._batch_size = data, batch_size
         pair = data.chunks(batch_size, width)

@@ -205,6 +205,11 @@ class ModelLoss:
         return ops.mean(loss)
 
     @property
+    def output_widths(self):
+        """How many numbers a row has of each output."""
+        return [int(np.prod(shape)) for shape in self.output_shapes]
+
+    @property
     def own_name(self):
         """What to call the model's own `compute_loss`, or `None`."""
         if self._has_own_loss:

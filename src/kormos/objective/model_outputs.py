@@ -56,7 +56,7 @@ class ModelOutputs:
         self._model = model
         self._model_loss = model_loss
         self._link = _link(model)
-        self.width = sum(int(np.prod(s)) for s in model_loss.output_shapes)
+        self.width = sum(model_loss.output_widths)
         self.has_penalty = model_loss.adds_losses
         self.is_diagonal = self._check(head, compile)
 
@@ -71,7 +71,9 @@ class ModelOutputs:
         leaves = tree.flatten(y_pred)
         flat = [
             ops.reshape(leaf, (leaf.shape[0], width))
-            for leaf, width in zip(leaves, self._widths(), strict=True)
+            for leaf, width in zip(
+                leaves, self._model_loss.output_widths, strict=True
+            )
         ]
         return ops.concatenate(flat, axis=1) if flat[1:] else flat[0]
 
@@ -89,13 +91,10 @@ class ModelOutputs:
             self._model_loss.predict(chunk[0])
             return self._model_loss.layer_losses(chunk[0], scales)
 
-    def _widths(self):
-        return [int(np.prod(s)) for s in self._model_loss.output_shapes]
-
     def _structured(self, values, x):
         """The model's predictions, with their masks, from the outputs."""
         shapes = self._model_loss.output_shapes
-        ends = np.cumsum(self._widths())[:-1].tolist()
+        ends = np.cumsum(self._model_loss.output_widths)[:-1].tolist()
         flat = ops.split(values, ends, axis=1) if ends else [values]
         leaves = [
             ops.reshape(part, (values.shape[0], *shape))

@@ -3,12 +3,12 @@
 import functools
 
 import keras
-import numpy as np
 from keras import ops
 from keras import tree
 
 from kormos import backend
 from kormos import precision
+from kormos.backend.common import as_tensor
 from kormos.objective.gauss_newton import GaussNewton
 from kormos.objective.model_loss import ModelLoss
 from kormos.objective.model_outputs import ModelOutputs
@@ -137,12 +137,6 @@ def _loop_compiler(model, training):
 def _uncompiled(fn):
     def call(*args):
         # Also inside a solver's state, whose logic then runs on tensors.
-        return fn(*tree.map_structure(_as_tensor, args))
+        return fn(*tree.map_structure(as_tensor, args))
 
     return call
-
-
-def _as_tensor(leaf):
-    if isinstance(leaf, np.ndarray):
-        return ops.convert_to_tensor(leaf, dtype=leaf.dtype.name)
-    return leaf

@@ -184,9 +184,23 @@ def each_chunk(pair):
         yield last
 
 
+def count_rows(pair):
+    """The rows in all of a pair's chunks."""
+    stacked, last = pair
+    rows = 0 if last is None else leading_size(last)
+    if stacked is not None:
+        chunks, size = _shape(stacked)[:2]
+        rows += chunks * size
+    return rows
+
+
 def leading_size(structure):
     """The size of the first dimension of the arrays in a structure."""
-    return next(a for a in tree.flatten(structure) if a is not None).shape[0]
+    return _shape(structure)[0]
+
+
+def _shape(structure):
+    return next(a for a in tree.flatten(structure) if a is not None).shape
 
 
 def _take(stacked, index):

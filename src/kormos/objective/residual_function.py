@@ -1,17 +1,18 @@
 """A function of residuals, and which data each of its blocks is made of."""
 
-import inspect
-
 import keras
 import numpy as np
 from keras import ops
 from keras import tree
 
 from kormos import backend
+from kormos.backend.common import as_tensor
+from kormos.objective.function import VariableReader
+from kormos.objective.function import takes
 from kormos.objective.program import ReadRecorder
 
 
-class ResidualFunction:
+class ResidualFunction(VariableReader):
     """A function that reads Keras variables, as a function of their values.
 
     Arrays of data with the same number of rows make a group. A block of
@@ -35,10 +36,15 @@ class ResidualFunction:
     def __init__(self, fn, variables, data, dtype):
         self._fn = fn
         self._dtype = dtype
-        self.variables = list(variables)
         self._structure = data
         self._has_data = data is not None
-        _check_signature(fn, self._has_data)
+        if not takes(fn, int(self._has_data)):
+            raise ValueError(
+                "Argument `residual_fn` must be a function "
+                + ("of the data" if self._has_data else "of no arguments")
+                + " that reads variables and returns residuals; points that "
+                f"it is evaluated at are given as `data`. Received: {fn!r}"
+            )
         arrays = self._arrays(data)
         counts = [len(a) for a in arrays]
         distinct = list(dict.fromkeys(counts))
@@ -46,9 +52,7 @@ class ResidualFunction:
         self._heads = [a[:3] for a in arrays]
         with ReadRecorder() as scope:
             blocks = backend.dry_run(self._call, self._head([]))
-        self.frozen_variables = scope.reads_but(variables)
-        read = {id(v) for v in scope.reads()}
-        self.unused_variables = [v for v in variables if id(v) not in read]
+        super().__init__(variables, scope)
         _check_blocks(blocks)
         self._find_groups(blocks, len(distinct))
 
@@ -61,18 +65,14 @@ class ResidualFunction:
             group: the number of the group, or `None`.
             rows: list of arrays, the group's; whatever without a group.
         """
-        pairs = [
-            *zip(self.variables, parts, strict=True),
-            *zip(self.frozen_variables, frozen, strict=True),
-        ]
         leaves, given = [], iter(rows)
         for head, leaf_group in zip(
             self._heads, self._leaf_groups, strict=True
         ):
             # Of other groups a row will do: their blocks are not used.
             is_mine = group is not None and leaf_group == group
-            leaves.append(next(given) if is_mine else tensor(head[:1]))
-        with keras.StatelessScope(state_mapping=pairs, collect_losses=True):
+            leaves.append(next(given) if is_mine else as_tensor(head[:1]))
+        with self.scope(parts, frozen):
             blocks = self._call(leaves)
             return [blocks[name] for name in self.names]
 
@@ -87,8 +87,8 @@ class ResidualFunction:
 
         with backend.wide():
             found = backend.compile(twice)(
-                [tensor(h) for h in self._heads],
-                [tensor(h[:1]) for h in self._heads],
+                [as_tensor(h) for h in self._heads],
+                [as_tensor(h[:1]) for h in self._heads],
             )
         for name, group, long, short in zip(
             self.names, self.block_groups, *found, strict=True
@@ -173,7 +173,7 @@ class ResidualFunction:
     def _head(self, longer):
         """The first rows: two of each array, three of some groups."""
         return [
-            tensor(np.resize(h, (3 if g in longer else 2, *h.shape[1:])))
+            as_tensor(np.resize(h, (3 if g in longer else 2, *h.shape[1:])))
             for h, g in zip(self._heads, self._leaf_groups, strict=True)
         ]
 
@@ -209,25 +209,6 @@ class ResidualFunction:
 
 def _shapes(data):
     return tree.map_structure(lambda a: str(np.shape(a)), data)
-
-
-def tensor(array):
-    """A tensor of the same dtype."""
-    return ops.convert_to_tensor(array, dtype=array.dtype.name)
-
-
-def _check_signature(fn, has_data):
-    try:
-        inspect.signature(fn).bind(*[None] * has_data)
-    except TypeError:
-        raise ValueError(
-            "Argument `residual_fn` must be a function "
-            + ("of the data" if has_data else "of no arguments")
-            + " that reads variables and returns residuals; points that it "
-            f"is evaluated at are given as `data`. Received: {fn!r}"
-        ) from None
-    except ValueError:  # A builtin function may have no signature.
-        pass
 
 
 def _check_blocks(blocks):

@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from kormos import backend
+from kormos.backend.common import as_tensor
 from kormos.numerics.vectors import to_array
 from kormos.objective import robust
 from kormos.objective.data import Data
@@ -16,7 +17,6 @@ from kormos.objective.packing import Packing
 from kormos.objective.program import Program
 from kormos.objective.program import sum_over_chunks
 from kormos.objective.residual_function import ResidualFunction
-from kormos.objective.residual_function import tensor
 
 
 class ResidualTerm:
@@ -185,7 +185,6 @@ class ResidualObjective(FlatObjective):
         self._reduction = reduction
         self._batch_size = batch_size
         self._with_jacobian = with_jacobian
-        self._latest = None, None
         self.refresh()
         self.replace(data)
 
@@ -206,7 +205,6 @@ class ResidualObjective(FlatObjective):
                 self._counts[i] = len(arrays[0]) * self._function.widths[i]
         self._chunks = tuple(chunks)
         self._rescale()
-        self._latest = None, None
 
     def check_structure(self, data):
         """Refuses data of another structure than its own."""
@@ -236,14 +234,8 @@ class ResidualObjective(FlatObjective):
     def residuals(self, theta):
         """The residuals at `theta`, as they are: arrays by block's name."""
         found = {}
-        groups = zip(
-            self.program.terms, self.program.outputs, self._groups, strict=True
-        )
-        with backend.wide():
-            for term, compiled, arrays in groups:
-                rows = tuple(tensor(a) for a in arrays)
-                values = to_array(compiled(theta, self._frozen, rows))
-                found.update(term.named(values))
+        for i, term in enumerate(self.program.terms):
+            found.update(term.named(self._outputs(i, theta, self._groups[i])))
         return found
 
     def row_norms(self, data, key):
@@ -256,14 +248,15 @@ class ResidualObjective(FlatObjective):
         group = self._function.group_of(key)
         index = self._function.groups.index(group)
         arrays = self._function.grouped(data)[index]
-        with backend.wide():
-            rows = tuple(tensor(a) for a in arrays)
-            values = to_array(
-                self.program.outputs[index](
-                    self.initial_position(), self._frozen, rows
-                )
-            )
+        values = self._outputs(index, self.initial_position(), arrays)
         return np.linalg.norm(values, axis=1)
+
+    def _outputs(self, index, theta, arrays):
+        """The residuals of a term at rows of its data, `(rows, width)`."""
+        with backend.wide():
+            rows = tuple(map(as_tensor, arrays))
+            compiled = self.program.outputs[index]
+            return to_array(compiled(theta, self._frozen, rows))
 
     def _sums(self, theta):
         latest, sums = self._latest

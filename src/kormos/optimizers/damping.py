@@ -60,34 +60,30 @@ class Multiplicative:
     def __init__(
         self, mu, unit, first=1e-3, increase=10.0, decrease=0.1, most=1e10
     ):
-        self.mu = float(mu) or first
+        self.damping = float(mu) or first
         self.radius = 0.0
         self._unit = unit
         self._increase = increase
         self._decrease = decrease
         self._most = most
 
-    @property
-    def damping(self):
-        return self.mu
-
     def begin(self, model, theta):
         del model, theta
 
     def step(self, model):
-        return model.damped(self.mu * self._unit)
+        return model.damped(self.damping * self._unit)
 
     def reject(self, step, is_wild):
         del step, is_wild
-        self.mu *= self._increase
+        self.damping *= self._increase
 
     def accept(self, step, ratio):
         del step, ratio
-        self.mu *= self._decrease
+        self.damping *= self._decrease
 
     @property
     def is_exhausted(self):
-        return self.mu > self._most
+        return self.damping > self._most
 
     def logs(self):
-        return {"damping": self.mu}
+        return {"damping": self.damping}

@@ -30,6 +30,12 @@ class Budget(NamedTuple):
             return self
         return self._replace(deadline=now + self.deadline)
 
+    def without(self, evaluations):
+        """What is left after so many evaluations."""
+        if self.evaluations is None:
+            return self
+        return self._replace(evaluations=self.evaluations - evaluations)
+
     def spent(self, evaluations):
         """The limit that is reached, as a status, or `None`."""
         if self.evaluations is not None and evaluations >= self.evaluations:

@@ -1,0 +1,31 @@
+"""What backends share."""
+
+import keras
+import numpy as np
+
+
+def as_tensor(leaf):
+    """A NumPy array as a tensor of its dtype; anything else as it is."""
+    if isinstance(leaf, np.ndarray):
+        return keras.ops.convert_to_tensor(leaf, dtype=leaf.dtype.name)
+    return leaf
+
+
+def values_and_jacobian(differentiate, fn):
+    """`(parts, row) -> (values, derivatives)` of `fn(parts, row)`.
+
+    Args:
+        differentiate: takes a function of one argument that returns the values
+            and an auxiliary result, and `has_aux`, as JAX's and torch's do.
+        fn: the function.
+    """
+
+    def both(parts, row):
+        def twice(p):
+            values = fn(p, row)
+            return values, values
+
+        derivatives, values = differentiate(twice, has_aux=True)(parts)
+        return values, derivatives
+
+    return both
