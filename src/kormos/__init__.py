@@ -7,6 +7,7 @@ from kormos import optimizers as optimizers
 from kormos.fit import fit as fit
 from kormos.functional import least_squares as least_squares
 from kormos.functional import minimize as minimize
+from kormos.inspection.check import check as check
 from kormos.inspection.plots import plot_history as plot_history
 from kormos.objective import Objective as Objective
 from kormos.precision import enable_float64 as enable_float64

@@ -5,9 +5,11 @@ import warnings
 import keras
 
 from kormos import optimizers
+from kormos.inspection.check import check as check_objective
 from kormos.loop import FitLoop
 from kormos.objective import Objective
 from kormos.objective import reading
+from kormos.objective.arithmetic import check_precision
 from kormos.objective.checks import check_count
 from kormos.optimizers.base import BatchOptimizer
 from kormos.run import checked_budget
@@ -45,6 +47,8 @@ def fit(
     max_seconds=None,
     target_loss=None,
     resume=False,
+    precision=None,
+    check=False,
     **settings,
 ):
     """Fits a compiled Keras model on all of its data at once.
@@ -94,6 +98,12 @@ def fit(
             unchanged data and weights the iterates are those of one long fit.
             After `BackupAndRestore` restored a state, that is so anyway.
             SciPy's methods keep none, and go on from the weights alone.
+        precision: `"float64"` to evaluate in float64 whatever the dtype of the
+            model is, which keeps its weights rounded; `"auto"` to go on so
+            where float32 ends, at its noise floor. Defaults to the model's own.
+        check: whether to run `kormos.check` first, print its report (unless
+            `verbose=0`) and refuse what would go wrong. `history.check` keeps
+            the report.
         **settings: replace arguments of the optimizer for this fit, such as
             `method`, `options`, `tol`, `pretrain_fn` and `stochastic`.
 
@@ -129,6 +139,7 @@ def fit(
         )
     optimizer = _optimizer_for(model, optimizer)
     budget = checked_budget(max_evals, max_seconds, target_loss)
+    check_precision(precision)
     if resume and not optimizer.keeps_state:
         warnings.warn(
             f"Optimizer '{optimizer.name}' keeps no curvature: the fit goes "
@@ -156,7 +167,7 @@ def fit(
     if validation_split:
         _check_split(x, validation_split, validation_data)
 
-    dtype = reading.dtype_for(model)
+    dtype = reading.dtype_for(model, precision)
     train = reading.gather(x, y, sample_weight, dtype)
     validation = None
     if validation_split:
@@ -164,6 +175,20 @@ def fit(
     elif validation_data is not None:
         validation = reading.gather_validation(validation_data, dtype)
     train = reading.weigh(train, class_weight, dtype)
+
+    report = None
+    if check:
+        report = check_objective(
+            model,
+            train,
+            batch_size=batch_size,
+            training=training,
+            precision=None if precision == "auto" else precision,
+            hessian=any(stage.uses_hessian for stage in stages),
+        )
+        if verbose:
+            print(report)
+        report.raise_if_fatal()
 
     def make_objectives():
         objective = Objective(
@@ -175,11 +200,15 @@ def fit(
                 stage.uses_jacobian and not stage.uses_batches
                 for stage in stages
             ),
+            precision=precision,
         )
         if validation is None:
             return objective, None
         return objective, Objective(
-            model, validation, batch_size=validation_batch_size or batch_size
+            model,
+            validation,
+            batch_size=validation_batch_size or batch_size,
+            precision=precision,
         )
 
     loop = FitLoop(
@@ -195,7 +224,9 @@ def fit(
         budget=budget,
         resume=resume,
     )
-    return loop.run(stages, initial_epoch, callbacks, verbose)
+    history = loop.run(stages, initial_epoch, callbacks, verbose)
+    history.check = report
+    return history
 
 
 def _optimizer_for(model, optimizer):

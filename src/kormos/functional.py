@@ -28,6 +28,7 @@ def minimize(
     max_seconds=None,
     target_loss=None,
     resume=False,
+    precision=None,
 ):
     """Minimizes a loss over Keras variables, of models or free ones.
 
@@ -60,6 +61,10 @@ def minimize(
         target_loss: the loss at which to end.
         resume: whether to go on with the curvature that `method`, an
             optimizer of kormos' own, has of its latest run.
+        precision: `"float64"` to evaluate in float64 whatever the dtype of the
+            variables is, which keep the solution rounded; `"auto"` to go on so
+            where float32 ends, at its noise floor. Defaults to the variables'
+            own.
 
     Returns:
         A result with `status`, `message`, `success`, `loss`, `iterations`,
@@ -83,7 +88,7 @@ def minimize(
     )
     budget = checked_budget(max_evals, max_seconds, target_loss, stage.epochs)
     solve = Solve(
-        FunctionObjective(loss_fn, variables),
+        FunctionObjective(loss_fn, variables, precision),
         optimizer,
         stage,
         budget,
@@ -115,6 +120,7 @@ def least_squares(
     max_seconds=None,
     target_loss=None,
     resume=False,
+    precision=None,
 ):
     """Fits residuals over Keras variables, of models or free ones.
 
@@ -160,6 +166,10 @@ def least_squares(
         target_loss: the loss at which to end.
         resume: whether to go on with what `method`, an optimizer of kormos'
             own, knows of its latest run.
+        precision: `"float64"` to evaluate in float64 whatever the dtype of the
+            variables is, which keep the solution rounded; `"auto"` to go on so
+            where float32 ends, at its noise floor. Defaults to the variables'
+            own.
 
     Returns:
         A result as of `kormos.minimize`. Its `history` has, for several blocks,
@@ -206,6 +216,7 @@ def least_squares(
             reduction,
             batch_size,
             with_jacobian=stage.uses_jacobian,
+            precision=precision,
         )
 
     is_automatic = isinstance(f_scale, str) and f_scale == "auto"

@@ -20,10 +20,14 @@ from kormos.optimizers.problem import UNLIMITED
 from kormos.optimizers.problem import Constraint
 from kormos.optimizers.problem import Problem
 from kormos.progress import Progress
+from kormos.run import Point
 from kormos.run import Run
 from kormos.run import describe
+from kormos.run import goes_on_wider
 from kormos.run import row
+from kormos.run import settled
 from kormos.run import warn_of_convergence
+from kormos.run import widen
 
 _BATCH_HOOKS = (
     "on_batch_begin",
@@ -77,7 +81,9 @@ class FitLoop:
         self._iterations = 0
         self._evaluations = 0
         self._hessian_products = 0
-        self._initial_loss = None
+        self._initial = None
+        # The iteration at which the evaluation became wider.
+        self._float64_from = None
         self._logs = {}
         self._run = self._problem = None
 
@@ -124,13 +130,16 @@ class FitLoop:
         if has_epochs:
             self._begin_epoch()
         outcome = self._run_stages(stages)
+        if not (self._observed and model.stop_training):
+            outcome = settled(outcome, self._objective, self._initial)
         result = describe(
             outcome,
-            self._initial_loss,
+            self._initial,
             self._iterations,
             self._evaluations,
             self._hessian_products,
             time.perf_counter() - self._start_time,
+            self._float64_from,
         )
         history.result = result
         optimizer.fg_evals = self._evaluations
@@ -154,6 +163,12 @@ class FitLoop:
                 self._prepare(stages)
                 self._check(stage)
             outcome = self._run_stage(stage)
+            spent = self._budget.spent(self._evaluations)
+            if self._epoch < self._end and goes_on_wider(
+                outcome, self._objective, spent
+            ):
+                self._widen()
+                outcome = self._run_stage(stage, outcome.theta)
             if outcome.raw is not None:
                 self._optimizer.results.append(outcome.raw)
             if self._model.stop_training or outcome.status in stopping.FINAL:
@@ -165,13 +180,21 @@ class FitLoop:
             self._end_epoch()
         return outcome
 
-    def _run_stage(self, stage):
+    def _widen(self):
+        widen([self._objective, self._validation], self._optimizer)
+        self._resolve()
+        self._float64_from = self._iterations
+        self._resume = True
+
+    def _run_stage(self, stage, theta=None):
         objective = self._objective
         objective.refresh()
         if self._validation is not None:
             self._validation.refresh()
         problem = self._problem = self._new_problem()
-        theta = problem.project(objective.initial_position())
+        if theta is None:
+            theta = objective.initial_position()
+        theta = problem.project(theta)
         if stage.uses_hessian:
             check_hessian_products(objective, theta, problem.project)
         self._steps = 0
@@ -204,8 +227,8 @@ class FitLoop:
 
     def _start(self, theta, loss, grad):
         """Told where a run starts; returns whether to stop there."""
-        if self._initial_loss is None:
-            self._initial_loss = loss
+        if self._initial is None:
+            self._initial = Point(theta, loss)
             warn_of_unused_variables(
                 self._objective, theta, grad, self._problem.project
             )
@@ -305,6 +328,10 @@ class FitLoop:
         staged = any(stage.pretrain_fn is not None for stage in stages)
         frozen = self._model.non_trainable_variables if staged else ()
         self._box = resolve_bounds(self._bounds, packing, frozen)
+        self._resolve()
+
+    def _resolve(self):
+        packing = self._objective.program.packing
         self._resolved = resolve_constraints(
             self._constraints, packing, Constraint
         )
@@ -315,6 +342,7 @@ class FitLoop:
             *self._box,
             constraints=self._resolved,
             epsilon=self._objective.epsilon,
+            rounding=self._objective.rounding,
             budget=self._budget.without(self._evaluations),
             stride=self._steps_per_epoch,
             resume=self._resume,

@@ -6,9 +6,16 @@ float32 without a word. The entry of one dictionary decides it.
 """
 
 import contextlib
+import threading
+from typing import NamedTuple
 
 import keras
 from keras.src.backend.common import dtypes
+
+# Scopes may be open in several threads and close in any order.
+_lock = threading.Lock()
+_open: list = []
+_outside = None
 
 
 def is_true_float64():
@@ -34,12 +41,11 @@ def enable_float64():
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     ```
     """
-    dtypes.BIT64_TO_BIT32_DTYPE["float64"] = "float64"
     if keras.backend.backend() == "jax":
         import jax
 
         jax.config.update("jax_enable_x64", True)
-    keras.config.set_floatx("float64")
+    _apply(_FLOAT64)
     keras.config.set_dtype_policy("float64")
     _self_test()
 
@@ -48,8 +54,8 @@ def enable_float64():
 def precision(dtype):
     """A scope in which Keras computes in `dtype`, and that undoes itself.
 
-    Models are to be built and used inside the scope. The settings are global
-    to the process, so other threads see them too.
+    Models are to be built and used inside the scope. `floatx` and Keras' type
+    promotion are global to the process: other threads see them too.
 
     Args:
         dtype: `"float64"` or `"float32"`.
@@ -57,29 +63,81 @@ def precision(dtype):
     Raises:
         ValueError: if `dtype` is another one.
         RuntimeError: if the installed Keras still rounds float64 to float32.
+
+    Example:
+
+    ```python
+    with kormos.precision("float64"):
+        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        model.compile(optimizer="lbfgs", loss="mse")
+        model.fit(x, y, epochs=100)
+    ```
     """
     if dtype not in ("float32", "float64"):
         raise ValueError(
             "Argument `dtype` must be 'float32' or 'float64'. "
             f"Received: dtype={dtype!r}"
         )
-    entry = dtypes.BIT64_TO_BIT32_DTYPE["float64"]
-    floatx = keras.config.floatx()
+    scope = [dtype]
     policy = keras.config.dtype_policy()
     with _jax_x64(dtype == "float64"):
+        _enter(scope)
         try:
-            dtypes.BIT64_TO_BIT32_DTYPE["float64"] = (
-                "float64" if dtype == "float64" else entry
-            )
-            keras.config.set_floatx(dtype)
             keras.config.set_dtype_policy(dtype)
             if dtype == "float64":
                 _self_test()
             yield
         finally:
-            dtypes.BIT64_TO_BIT32_DTYPE["float64"] = entry
-            keras.config.set_floatx(floatx)
             keras.config.set_dtype_policy(policy)
+            _leave(scope)
+
+
+class _Settings(NamedTuple):
+    """What is global to the process; the dtype policy is each thread's."""
+
+    entry: str
+    floatx: str
+
+
+_FLOAT64 = _Settings("float64", "float64")
+
+
+def _present():
+    return _Settings(
+        dtypes.BIT64_TO_BIT32_DTYPE["float64"],
+        keras.config.floatx(),
+    )
+
+
+def _apply(settings):
+    dtypes.BIT64_TO_BIT32_DTYPE["float64"] = settings.entry
+    keras.config.set_floatx(settings.floatx)
+
+
+def _enter(scope):
+    global _outside
+    with _lock:
+        if not _open:
+            _outside = _present()
+        _open.append(scope)
+        _apply(_innermost())
+
+
+def _leave(scope):
+    with _lock:
+        # By identity: scopes of the same dtype are equal.
+        _open[:] = [other for other in _open if other is not scope]
+        _apply(_innermost())
+
+
+def _innermost():
+    """The settings of the scope that opened last."""
+    if not _open:
+        return _outside
+    (dtype,) = _open[-1]
+    if dtype == "float64":
+        return _FLOAT64
+    return _Settings(_outside.entry, dtype)
 
 
 def _jax_x64(enabled):

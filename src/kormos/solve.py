@@ -10,10 +10,14 @@ from kormos.objective.limits import resolve_bounds
 from kormos.objective.limits import resolve_constraints
 from kormos.optimizers.problem import Constraint
 from kormos.optimizers.problem import Problem
+from kormos.run import Point
 from kormos.run import Run
 from kormos.run import describe
+from kormos.run import goes_on_wider
 from kormos.run import row
+from kormos.run import settled
 from kormos.run import warn_of_convergence
+from kormos.run import widen
 
 DEFAULT_ITERATIONS = 1000
 
@@ -87,11 +91,10 @@ class Solve:
         self._box = resolve_bounds(
             optimizer.bounds if bounds is None else bounds, packing
         )
-        self._constraints = resolve_constraints(
-            optimizer.constraints if constraints is None else constraints,
-            packing,
-            Constraint,
+        self._given_constraints = (
+            optimizer.constraints if constraints is None else constraints
         )
+        self._resolve()
         stage.check(
             objective.size,
             self._box[0] is not None,
@@ -103,7 +106,8 @@ class Solve:
         names = ("loss", "grad", "fg_evals", "hessp_evals", "seconds")
         self.history = {name: [] for name in names}
         self._evaluations = self._products = 0
-        self._initial_loss = None
+        self._initial = None
+        self._float64_from = None
         self._stopped = False
 
     def __call__(self):
@@ -111,14 +115,23 @@ class Solve:
         objective, optimizer = self._objective, self._optimizer
         self._begun = time.perf_counter()
         self._budget = self._budget.started(self._begun)
+        theta = None
         while True:
             done = self._iterations
-            outcome = self._run()
+            outcome = self._run(theta)
+            theta = None
             if outcome.raw is not None:
                 optimizer.results = [outcome.raw]
-            if self._iterations in (done, self._stage.epochs):
+            if self._iterations == self._stage.epochs:
                 break
             if self._stopped or outcome.status in stopping.FINAL:
+                break
+            spent = self._budget.spent(self._evaluations)
+            if goes_on_wider(outcome, objective, spent):
+                theta = outcome.theta
+                self._widen()
+                continue
+            if self._iterations == done:
                 break
             # What has converged on some points goes on with others.
             due = [
@@ -126,7 +139,6 @@ class Solve:
                 for resampler in self._resamplers
                 if outcome.status or resampler.is_due(self._iterations)
             ]
-            spent = self._budget.spent(self._evaluations)
             if not due or spent:
                 outcome.status = outcome.status or spent
                 break
@@ -141,13 +153,15 @@ class Solve:
                 if self._stopped
                 else stopping.ITERATION_LIMIT
             )
+        outcome = settled(outcome, objective, self._initial)
         result = describe(
             outcome,
-            self._initial_loss,
+            self._initial,
             self._iterations,
             self._evaluations,
             self._products,
             time.perf_counter() - self._begun,
+            self._float64_from,
         )
         result.history = self.history
         if result.status not in stopping.QUIET and not self._is_quiet:
@@ -158,12 +172,25 @@ class Solve:
     def _iterations(self):
         return len(self.history["loss"])
 
-    def _run(self):
+    def _widen(self):
+        widen([self._objective, self._validation], self._optimizer)
+        self._resolve()
+        self._float64_from = self._iterations
+        self._resume = True
+
+    def _resolve(self):
+        self._constraints = resolve_constraints(
+            self._given_constraints, self._objective.program.packing, Constraint
+        )
+
+    def _run(self, theta=None):
         """One run, on the data as they are."""
         objective, stage = self._objective, self._stage
         problem = self._problem = self._new_problem()
-        theta = problem.project(objective.initial_position())
-        if self._initial_loss is None and stage.uses_hessian:
+        if theta is None:
+            theta = objective.initial_position()
+        theta = problem.project(theta)
+        if self._initial is None and stage.uses_hessian:
             check_hessian_products(objective, theta, problem.project)
         run = Run(stage, problem, self._start, self._iterate)
         try:
@@ -194,6 +221,7 @@ class Solve:
             *self._box,
             constraints=self._constraints,
             epsilon=self._objective.epsilon,
+            rounding=self._objective.rounding,
             budget=budget,
             stride=1 if looks else _STRIDE,
             resume=self._resume,
@@ -201,8 +229,8 @@ class Solve:
         )
 
     def _start(self, theta, loss, grad):
-        if self._initial_loss is None:
-            self._initial_loss = loss
+        if self._initial is None:
+            self._initial = Point(theta, loss)
             project = self._problem.project
             warn_of_unused_variables(self._objective, theta, grad, project)
         return self._iterations >= self._end

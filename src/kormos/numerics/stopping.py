@@ -18,8 +18,8 @@ NON_FINITE = "non-finite"
 ADVICE = {
     CONVERGED: "",
     NOISE_FLOOR: (
-        "The loss no longer changes by more than its rounding; a float32 "
-        "model goes further in float64 (`kormos.enable_float64`)."
+        "The loss no longer changes by more than its rounding; from float32, "
+        "`precision='float64'` goes further."
     ),
     ITERATION_LIMIT: (
         "Give more `epochs` (`max_iterations` in `kormos.minimize`) to go on."
@@ -42,6 +42,9 @@ ADVICE = {
 
 # The user asked for these endings: no warning is due.
 QUIET = (CONVERGED, TARGET_REACHED, STOPPED_BY_CALLBACK, INTERRUPTED)
+
+# At these a wider dtype may go further.
+WIDENING = (CONVERGED, NOISE_FLOOR, LINE_SEARCH_FAILED)
 
 # After these no later run of the same fit follows.
 FINAL = (
@@ -69,6 +72,8 @@ class Outcome:
         raw: the wrapped library's own result, or `None`.
         is_polished: whether the point is the best although the loss there may
             be above the lowest, by less than its rounding.
+        kept_loss: the loss at the point as the variables round it; `None` if
+            that is the same.
     """
 
     status: str | None
@@ -80,6 +85,7 @@ class Outcome:
     detail: str = ""
     raw: Any = None
     is_polished: bool = False
+    kept_loss: float | None = None
 
 
 @dataclasses.dataclass
@@ -95,6 +101,8 @@ class Result:
         success: whether the status is `"converged"`.
         loss: the loss at the final iterate, whose weights remain, unless a
             callback sets others.
+        kept_loss: the loss of the weights that remain: with
+            `precision="float64"` a float32 model rounds them.
         initial_loss: the loss at the start.
         iterations: accepted iterations.
         evaluations: evaluations of the loss (and its gradient).
@@ -104,6 +112,8 @@ class Result:
         test: name of the test that fired, or `None`.
         value: the tested quantity, or `None`.
         threshold: what it was compared with, or `None`.
+        float64_from: with `precision="auto"`, after how many iterations
+            float32 was left, or `None`.
         history: for `kormos.minimize`, a dict of lists with an entry for each
             iteration: `loss`, `grad`, `fg_evals`, `hessp_evals`, `seconds`.
     """
@@ -112,6 +122,7 @@ class Result:
     message: str
     success: bool
     loss: float
+    kept_loss: float
     initial_loss: float
     iterations: int
     evaluations: int
@@ -120,13 +131,14 @@ class Result:
     test: str | None = None
     value: float | None = None
     threshold: float | None = None
+    float64_from: int | None = None
     history: dict | None = None
 
     def __str__(self):
         return self.message
 
 
-def sentence(outcome, iterations, evaluations):
+def sentence(outcome, iterations, evaluations, float64_from=None):
     """The status of a run in words: figures, the test that fired, advice."""
     text = (
         f"{outcome.status} after {_counted(iterations, 'iteration')} and "
@@ -140,8 +152,15 @@ def sentence(outcome, iterations, evaluations):
         text += f": {outcome.test} of {outcome.threshold:.3g} was met"
     if outcome.detail:
         text += f" ({outcome.detail})"
-    advice = ADVICE[outcome.status]
-    return f"{text}. {advice}" if advice else f"{text}."
+    sentences = [f"{text}.", ADVICE[outcome.status]]
+    if float64_from is not None:
+        sentences.append(f"In float64 from iteration {float64_from}.")
+    if outcome.kept_loss is not None:
+        sentences.append(
+            f"The weights, rounded to their own dtype, have loss "
+            f"{outcome.kept_loss:.6g}."
+        )
+    return " ".join(filter(None, sentences))
 
 
 def _counted(number, noun):

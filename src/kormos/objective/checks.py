@@ -24,8 +24,8 @@ def check_count(name, value, least):
         )
 
 
-def warn_of_unused_variables(objective, theta, grad, project):
-    """Warns once, by name, of variables that do not change the loss.
+def unused_variables(objective, theta, grad, project):
+    """The paths of the variables that do not change the loss.
 
     Args:
         objective: a `FlatObjective`.
@@ -43,13 +43,51 @@ def warn_of_unused_variables(objective, theta, grad, project):
             elsewhere = theta + scale * rng.standard_normal(theta.shape)
             _, grad = objective.value_and_grad(project(elsewhere))
             unused |= suspects & _zero_parts(objective, grad)
-    names = [v.path for v in objective.variables if id(v) in unused]
+    return [v.path for v in objective.variables if id(v) in unused]
+
+
+def warn_of_unused_variables(objective, theta, grad, project):
+    """Warns once, by name, of variables that do not change the loss."""
+    names = unused_variables(objective, theta, grad, project)
     if names:
         warnings.warn(
             "The loss does not depend on some of the variables, which keep "
             f"their values: {', '.join(names)}.",
             stacklevel=2,
         )
+
+
+def hessian_product_error(objective, theta, project):
+    """By how much a Hessian product contradicts a difference of gradients.
+
+    Args:
+        objective: a `FlatObjective`.
+        theta: the point.
+        project: function that moves a point into the bounds.
+
+    Returns:
+        The error over the norm of the product, or zero where rounding
+        explains it.
+    """
+    rng = np.random.default_rng(0)
+    direction = rng.standard_normal(theta.shape)
+    direction /= np.linalg.norm(direction)
+    step = objective.epsilon ** (1 / 3) * (1 + np.linalg.norm(theta))
+    above = project(theta + step * direction)
+    below = project(theta - step * direction)
+    step = np.linalg.norm(above - below) / 2
+    if step == 0:
+        return 0.0  # Bounds fix every parameter.
+    _, ahead = objective.value_and_grad(above)
+    _, behind = objective.value_and_grad(below)
+    product = objective.hvp((above + below) / 2, (above - below) / (2 * step))
+    error = np.linalg.norm((ahead - behind) / (2 * step) - product)
+    size = np.linalg.norm(product)
+    scale = max(np.linalg.norm(ahead), np.linalg.norm(behind))
+    noise = 100 * objective.epsilon * scale / step
+    if not np.isfinite(error) or error <= 0.05 * size + noise:
+        return 0.0
+    return error / max(size, 1e-300)
 
 
 def check_hessian_products(objective, theta, project):
@@ -68,31 +106,16 @@ def check_hessian_products(objective, theta, project):
     """
     if keras.backend.backend() != "tensorflow":
         return
-    rng = np.random.default_rng(0)
-    direction = rng.standard_normal(theta.shape)
-    direction /= np.linalg.norm(direction)
-    step = objective.epsilon ** (1 / 3) * (1 + np.linalg.norm(theta))
-    above = project(theta + step * direction)
-    below = project(theta - step * direction)
-    step = np.linalg.norm(above - below) / 2
-    if step == 0:
-        return  # Bounds fix every parameter.
-    _, ahead = objective.value_and_grad(above)
-    _, behind = objective.value_and_grad(below)
-    product = objective.hvp((above + below) / 2, (above - below) / (2 * step))
-    error = np.linalg.norm((ahead - behind) / (2 * step) - product)
-    size = np.linalg.norm(product)
-    scale = max(np.linalg.norm(ahead), np.linalg.norm(behind))
-    noise = 100 * objective.epsilon * scale / step
-    if not np.isfinite(error) or error <= 0.05 * size + noise:
+    error = hessian_product_error(objective, theta, project)
+    if not error:
         return
     model = getattr(objective, "model", None)
-    names = [] if model is None else _layers_with_moments(model)
+    names = [] if model is None else layers_with_moments(model)
     raise ValueError(
         "TensorFlow computes wrong second derivatives here, as it does for "
         "layers built on `ops.moments`. Use a method without Hessian products "
         "such as 'l-bfgs-b', or the JAX or PyTorch backend. Received: a "
-        f"product that is off by {error / max(size, 1e-300):.0%}"
+        f"product that is off by {error:.0%}"
         + (f", layers {', '.join(names)}" if names else "")
     )
 
@@ -106,11 +129,12 @@ def _zero_parts(objective, grad):
     }
 
 
-def _layers_with_moments(model):
+def layers_with_moments(model):
+    """The names of the layers of which that is known."""
     names = []
     for layer in model.layers:
         if isinstance(layer, _MOMENTS):
             names.append(layer.name)
         elif isinstance(layer, keras.Model):
-            names.extend(_layers_with_moments(layer))
+            names.extend(layers_with_moments(layer))
     return names

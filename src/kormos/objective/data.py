@@ -6,6 +6,8 @@ from typing import NamedTuple
 from keras import ops
 from keras import tree
 
+from kormos import backend
+
 
 class Data(NamedTuple):
     """All rows of a data set, as NumPy arrays in the user's structures.
@@ -88,8 +90,16 @@ def leaves(structure):
     return [a for a in tree.flatten(structure) if a is not None]
 
 
-def _to_device(array):
+def _as_it_is(array):
     # Not told the dtype, JAX copies twice; told one that it does not have, as
     # int64 by default, it warns.
     dtype = ops.convert_to_tensor(array[:0]).dtype
     return ops.convert_to_tensor(array, dtype=dtype)
+
+
+def _to_device(array):
+    if array.dtype != "float64":
+        return _as_it_is(array)
+    # Or JAX would round it to float32.
+    with backend.wide():
+        return _as_it_is(array)

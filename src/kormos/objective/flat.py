@@ -25,6 +25,8 @@ class FlatObjective:
     """
 
     program = None
+    # Whether it can be evaluated in float64 from now on, by `widen`.
+    can_widen = False
     _chunks: tuple = ((None, ()),)
     _scales = np.ones(1)
 
@@ -42,6 +44,15 @@ class FlatObjective:
     def epsilon(self):
         """The spacing of numbers near one in the coarsest dtype in use."""
         return max(rounding(d) for d in self.program.packing.dtypes)
+
+    @property
+    def rounding(self):
+        """The spacing of numbers near one in the coarsest variable."""
+        return self.program.packing.rounding
+
+    def widen(self):
+        """Evaluates in float64 from now on."""
+        raise NotImplementedError
 
     def refresh(self):
         """Reads anew the variables that the loss reads and keeps fixed."""

@@ -1,5 +1,7 @@
 """Functions of free variables: losses to minimize, constraints to hold."""
 
+import contextlib
+import copy
 import inspect
 
 import keras
@@ -8,6 +10,9 @@ from keras import ops
 
 from kormos import backend
 from kormos.numerics.vectors import to_array
+from kormos.objective.arithmetic import Arithmetic
+from kormos.objective.arithmetic import check_precision
+from kormos.objective.arithmetic import starts_wide
 from kormos.objective.flat import FlatObjective
 from kormos.objective.packing import Packing
 from kormos.objective.program import Program
@@ -21,26 +26,53 @@ class VariableReader:
     Args:
         variables: the variables whose values become arguments.
         scope: the `ReadRecorder` of a call.
+        arithmetic: the `Arithmetic` of that call.
 
     Attributes:
         frozen_variables: the others that were read.
         unused_variables: the variables that were not.
     """
 
-    def __init__(self, variables, scope):
+    def __init__(self, variables, scope, arithmetic):
         self.variables = list(variables)
         self.frozen_variables = scope.reads_but(variables)
         read = {id(v) for v in scope.reads()}
         self.unused_variables = [v for v in variables if id(v) not in read]
+        self._arithmetic = arithmetic
 
+    @contextlib.contextmanager
     def scope(self, parts, frozen):
         """A scope in which the variables have other values."""
-        pairs = [
-            *zip(self.variables, parts, strict=True),
-            *zip(self.frozen_variables, frozen, strict=True),
-        ]
+        frozen = zip(self.frozen_variables, frozen, strict=True)
         # Without `collect_losses`, `model.losses` would lack what layers add.
-        return keras.StatelessScope(state_mapping=pairs, collect_losses=True)
+        scope = keras.StatelessScope(
+            state_mapping=list(frozen), collect_losses=True
+        )
+        for update in zip(self.variables, parts, strict=True):
+            scope.add_update(update)
+        with self._arithmetic.scope(), scope:
+            yield scope
+
+    def widened(self):
+        """The same, evaluated in float64."""
+        other = copy.copy(self)
+        other._arithmetic = self._arithmetic.widened()
+        return other
+
+    def check_width(self, *args):
+        """Refuses a function that does not compute in its precision.
+
+        Args:
+            *args: what the function takes besides the variables' values.
+        """
+        with backend.wide():
+            parts = [ops.cast(v.value, "float64") for v in self.variables]
+
+        def call(parts, frozen):
+            return self(parts, frozen, *args)
+
+        frozen = snapshot(self.frozen_variables)
+        self._arithmetic.check(backend.dry_run, call, parts, frozen)
 
 
 class StatelessFunction(VariableReader):
@@ -61,7 +93,8 @@ class StatelessFunction(VariableReader):
                 f"Argument `{name}` must be a function of no arguments that "
                 f"reads variables. Received: {fn!r}"
             )
-        with ReadRecorder() as scope:
+        arithmetic = Arithmetic()
+        with arithmetic.learning(), ReadRecorder() as scope:
             value = fn()
         if not keras.ops.is_tensor(value):
             raise ValueError(
@@ -73,7 +106,7 @@ class StatelessFunction(VariableReader):
                 f"Function `{name}` must return floating-point numbers. "
                 f"Received: a tensor of dtype {value.dtype}"
             )
-        super().__init__(variables, scope)
+        super().__init__(variables, scope, arithmetic)
         self.fn = fn
         self.shape = tuple(value.shape)
 
@@ -103,9 +136,11 @@ class FunctionObjective(FlatObjective):
         loss_fn: backend-neutral function of no arguments that reads
             `keras.Variable`s and returns a scalar tensor.
         variables: list of the `keras.Variable`s to optimize.
+        precision: `None`, `"float64"` or `"auto"`, as `kormos.minimize` has it.
     """
 
-    def __init__(self, loss_fn, variables):
+    def __init__(self, loss_fn, variables, precision=None):
+        check_precision(precision)
         packing = Packing(variables)
         function = StatelessFunction(loss_fn, packing.variables, "loss_fn")
         if function.shape != ():
@@ -113,6 +148,21 @@ class FunctionObjective(FlatObjective):
                 "Function `loss_fn` must return a scalar; use a sum or a mean "
                 f"of its terms. Received: a tensor of shape {function.shape}"
             )
+        self.unused_variables = function.unused_variables
+        self._function = function
+        self._compile(packing)
+        self.can_widen = precision is not None
+        if starts_wide(precision, packing.dtypes):
+            self.widen()
+
+    def widen(self):
+        self.can_widen = False
+        self._function = self._function.widened()
+        self._function.check_width()
+        self._compile(Packing(self.variables, "float64"))
+
+    def _compile(self, packing):
+        function = self._function
 
         def chunk_loss(parts, frozen, scales, chunk):
             del scales, chunk
@@ -121,7 +171,6 @@ class FunctionObjective(FlatObjective):
         self.program = Program(
             packing, function.frozen_variables, [chunk_loss], backend.compile
         )
-        self.unused_variables = function.unused_variables
         self.refresh()
 
 
@@ -137,6 +186,8 @@ class VectorFunction:
 
     def __init__(self, fn, packing, name):
         function = StatelessFunction(fn, packing.variables, name)
+        if packing.dtype is not None:
+            function = function.widened()
         self.size = int(np.prod(function.shape))
         self._frozen = function.frozen_values()
 

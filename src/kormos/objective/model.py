@@ -9,12 +9,16 @@ from keras import ops
 from kormos import backend
 from kormos.numerics.vectors import rounding
 from kormos.objective import reading
+from kormos.objective.arithmetic import check_precision
+from kormos.objective.arithmetic import starts_wide
+from kormos.objective.arithmetic import warn_of_rounding
 from kormos.objective.checks import check_count
 from kormos.objective.flat import FlatObjective
 from kormos.objective.model_loss import overrides
 from kormos.objective.model_program import is_new
 from kormos.objective.model_program import program_for
 from kormos.objective.program import each_chunk
+from kormos.objective.program import leading_size
 
 
 class Objective(FlatObjective):
@@ -40,6 +44,9 @@ class Objective(FlatObjective):
         training: whether layers behave as in training.
         with_jacobian: whether chunks are for derivatives of outputs, which
             are as wide as the parameters.
+        precision: `"float64"` to evaluate in float64 whatever the model's
+            dtype is, `"auto"` to do so from `widen()` on. Defaults to the
+            model's own.
 
     Raises:
         ValueError: if the model is not compiled, has no trainable variable or
@@ -67,42 +74,87 @@ class Objective(FlatObjective):
         batch_size=None,
         training=False,
         with_jacobian=False,
+        precision=None,
     ):
         _check_model(model)
+        check_precision(precision)
         if batch_size is not None:
             check_count("batch_size", batch_size, 1)
-        dtype = reading.dtype_for(model)
+        dtype = reading.dtype_for(model, precision)
         data = reading.gather(x, y, sample_weight, dtype)
-        data = reading.weigh(data, class_weight, dtype)
-        head = data.head(2)
+        self._data = reading.weigh(data, class_weight, dtype)
+        self._batch_size = batch_size
+        self._training = training
+        self._with_jacobian = with_jacobian
+        self.model = model
         if not model.built:
             # Not in training, which updates moving averages.
-            model(head.x, training=False)
-        self.model = model
+            model(self._rows(None).head(2).x, training=False)
         if is_new(model):
             _warn_of_custom_steps(model)
-        self.program = program_for(model, head, training)
-        width = None
-        if with_jacobian:
-            outputs = sum(self.program.model_loss.output_widths)
-            width = outputs * self.program.packing.size
-        self._data, self._batch_size = data, batch_size
-        pair = data.chunks(batch_size, width)
-        self._chunks = (pair,)
-        self.refresh()
-        self._scales = self.program.model_loss.scales(pair, data.rows)
+        is_wide = starts_wide(precision, [model.compute_dtype])
+        self.can_widen = precision == "auto" and not is_wide
+        if not is_wide:
+            warn_of_rounding(model.name, model.compute_dtype)
+        self._prepare("float64" if is_wide else None)
         # Whether the model is compiled with metrics.
         self.has_metrics = any(m.name != "loss" for m in model.metrics)
 
+    def widen(self):
+        self.can_widen = False
+        self._prepare("float64")
+
+    def _prepare(self, dtype):
+        """Compiles, and puts the data on the device."""
+        data = self._rows(dtype)
+        head = data.head(2)
+        self.program = program_for(self.model, head, self._training, dtype)
+        width = None
+        if self._with_jacobian:
+            outputs = sum(self.program.model_loss.output_widths)
+            width = outputs * self.program.packing.size
+        pair = data.chunks(self._batch_size, width)
+        self._chunks = (pair,)
+        self.refresh()
+        self._scales = self.program.model_loss.scales(pair, data.rows)
+
+    def _rows(self, dtype):
+        """The data for an evaluation."""
+        dtype = dtype or reading.dtype_for(self.model)
+        return self._data.map(
+            lambda a: a.astype(dtype, copy=False) if a.dtype.kind == "f" else a
+        )
+
     @property
     def epsilon(self):
-        """The spacing of numbers near one in the model's own arithmetic."""
-        return rounding(self.model.compute_dtype)
+        """The spacing of numbers near one in the arithmetic of the loss."""
+        dtype = self.program.packing.dtype
+        return rounding(dtype or self.model.compute_dtype)
 
     @property
     def unused_variables(self):
         """The trainable variables that the loss never reads."""
         return list(self.program.model_loss.unused_variables)
+
+    def head(self, rows):
+        """The first rows, tensors as the loss takes them: `(x, y, weights)`."""
+        return self._rows(self.program.packing.dtype).head(rows)
+
+    @property
+    def scales(self):
+        """The factors by which the terms' sums enter the loss."""
+        return self._scales
+
+    @property
+    def chunk_rows(self):
+        """The rows of a chunk, the largest."""
+        ((stacked, last),) = self._chunks
+        return leading_size(next(each_chunk((stacked, last))))
+
+    @property
+    def rows(self):
+        """The number of rows of data."""
+        return self._data.rows
 
     def batches(self, rng):
         """Objectives of batches of `batch_size` rows, in a random order.
@@ -112,8 +164,9 @@ class Objective(FlatObjective):
         Args:
             rng: a `numpy.random.Generator`.
         """
-        order = rng.permutation(self._data.rows)
-        shuffled = self._data.map(lambda array: array[order])
+        data = self._rows(self.program.packing.dtype)
+        order = rng.permutation(data.rows)
+        shuffled = data.map(lambda array: array[order])
         for chunk in each_chunk(shuffled.chunks(self._batch_size)):
             batch = copy.copy(self)
             batch._chunks = ((None, chunk),)

@@ -10,10 +10,12 @@ from keras import ops
 from keras import tree
 
 from kormos import backend
+from kormos.objective.arithmetic import Arithmetic
 from kormos.objective.losses import CompiledLosses
 from kormos.objective.program import ReadRecorder
 from kormos.objective.program import each_chunk
 from kormos.objective.program import leading_size
+from kormos.objective.program import snapshot
 
 # An attribute of a model that Keras neither tracks nor saves.
 _LOSS_WEIGHTS = "_kormos_loss_weights"
@@ -32,10 +34,12 @@ class ModelLoss:
         head: the first rows, a `Data` of tensors.
         training: whether layers behave as in training.
         compile: function that compiles a function.
+        dtype: `"float64"`, or `None` for the model's own arithmetic.
     """
 
-    def __init__(self, model, head, training, compile):
+    def __init__(self, model, head, training, compile, dtype=None):
         self._model = model
+        self._arithmetic = Arithmetic()
         self._training = training
         self.variables = model.trainable_variables
         self._has_own_loss = overrides(model, "compute_loss")
@@ -51,12 +55,37 @@ class ModelLoss:
                 getattr(model, "output_names", None),
             )
         self._discover(head)
+        if dtype is not None:
+            self._widen(head)
+
+    def _widen(self, head):
+        """Computes in float64 whatever the model's own arithmetic is."""
+        # Keras keeps one of its own, for what `compile` was given.
+        losses = [*tree.flatten(self._model.loss), *vars(self._model).values()]
+        self._arithmetic.include(
+            [loss for loss in losses if isinstance(loss, keras.losses.Loss)]
+        )
+        self._arithmetic = self._arithmetic.widened()
+        with backend.wide():
+            parts = [ops.cast(v.value, "float64") for v in self.variables]
+        frozen = snapshot(self.frozen_variables)
+
+        def call(parts, frozen, x, y, w):
+            with self.scope(parts, frozen):
+                y_pred = self.predict(x)
+                if self._has_own_loss:
+                    return self._own_loss(x, y, y_pred, w)
+                return y_pred
+
+        run = _run if self._model.run_eagerly else backend.dry_run
+        self._arithmetic.check(run, call, parts, frozen, *head)
+        self.output_dtype = "float64"
 
     def _discover(self, head):
         """Builds what is built lazily, and finds the variables in use."""
         x, y, w = head
         run = _run if self._model.run_eagerly else backend.dry_run
-        with ReadRecorder():
+        with self._arithmetic.learning(), ReadRecorder():
             y_pred = run(self.predict, x)
         self.structure = tree.map_structure(lambda t: 0, y_pred)
         outputs = tree.flatten(y_pred)
@@ -70,7 +99,8 @@ class ModelLoss:
             self.factors = self._losses.factors(y, y_pred, w)
             self.loss_names = self._losses.names(y, y_pred, w)
         if self._has_own_loss or self._has_loss_metrics():
-            self._own_loss(x, y, y_pred, w)
+            with self._arithmetic.learning():
+                self._own_loss(x, y, y_pred, w)
         self._model.compute_metrics(x, y, y_pred, w)
         self._model.reset_metrics()
         self.metric_variables = list(self._model.metrics_variables)
@@ -166,13 +196,14 @@ class ModelLoss:
 
     @contextlib.contextmanager
     def scope(self, parts, frozen, others=()):
-        pairs = [
-            *zip(self.variables, parts, strict=True),
-            *zip(self.frozen_variables, frozen, strict=True),
-            *others,
-        ]
-        scope = keras.StatelessScope(state_mapping=pairs, collect_losses=True)
-        with backend.repeatable(), scope:
+        frozen = zip(self.frozen_variables, frozen, strict=True)
+        scope = keras.StatelessScope(
+            state_mapping=[*frozen, *others], collect_losses=True
+        )
+        # In the dtype that they have.
+        for update in zip(self.variables, parts, strict=True):
+            scope.add_update(update)
+        with self._arithmetic.scope(), backend.repeatable(), scope:
             yield scope
 
     def output_loss(self, x, y, y_pred, w, scales):

@@ -25,9 +25,9 @@ _MOST_PROGRAMS = 8
 class ModelProgram(Program):
     """The compiled functions of a model's objective, for any data."""
 
-    def __init__(self, model, model_loss, head, compile, compile_loop):
+    def __init__(self, model, model_loss, head, compile, compile_loop, dtype):
         super().__init__(
-            Packing(model_loss.variables),
+            Packing(model_loss.variables, dtype),
             model_loss.frozen_variables,
             [model_loss.chunk_loss],
             compile,
@@ -78,19 +78,27 @@ def is_new(model):
     return _PROGRAMS not in model.__dict__
 
 
-def program_for(model, head, training):
-    """The model's compiled functions, from an earlier fit where possible."""
+def program_for(model, head, training, dtype=None):
+    """The model's compiled functions, from an earlier fit where possible.
+
+    Args:
+        model: the compiled and built model.
+        head: the first rows, a `Data` of tensors.
+        training: whether layers behave as in training.
+        dtype: `"float64"`, or `None` for the model's own arithmetic.
+    """
     if is_new(model):
         object.__setattr__(model, _PROGRAMS, {})
     programs = model.__dict__[_PROGRAMS]
-    key = _program_key(model, training)
+    key = (dtype, *_program_key(model, training))
     if key not in programs:
         while len(programs) >= _MOST_PROGRAMS:
             programs.pop(next(iter(programs)))
         compile = _compiler(model)
-        loss = ModelLoss(model, head, training, compile)
+        loop_compiler = _loop_compiler(model, training)
+        loss = ModelLoss(model, head, training, compile, dtype)
         programs[key] = ModelProgram(
-            model, loss, head, compile, _loop_compiler(model, training)
+            model, loss, head, compile, loop_compiler, dtype
         )
     return programs[key]
 

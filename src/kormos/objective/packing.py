@@ -4,6 +4,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from kormos.numerics.vectors import rounding
+
 
 class Packing:
     """The layout of a list of variables in one flat vector.
@@ -12,19 +14,24 @@ class Packing:
 
     Args:
         variables: a list of built `keras.Variable`s, each of them once.
+        dtype: the dtype in which values are evaluated. Defaults to that of
+            each variable.
 
     Raises:
         ValueError: if there is no variable, one is not floating point, or one
             is listed twice.
     """
 
-    def __init__(self, variables):
+    def __init__(self, variables, dtype=None):
         _check(variables)
+        self.dtype = dtype
         self.variables = list(variables)
         self.shapes = [tuple(v.shape) for v in self.variables]
-        self.dtypes = [
+        # As they are stored, and as they are evaluated.
+        self._stored = [
             keras.backend.standardize_dtype(v.dtype) for v in self.variables
         ]
+        self.dtypes = [dtype or stored for stored in self._stored]
         sizes = [int(np.prod(shape)) for shape in self.shapes]
         self.size = sum(sizes)
         self._ends = [int(end) for end in np.cumsum(sizes)]
@@ -61,6 +68,11 @@ class Packing:
             ]
         )
 
+    @property
+    def rounding(self):
+        """The spacing of numbers near one in the coarsest variable."""
+        return max(map(rounding, self._stored))
+
     def read(self):
         """The variables' values as one flat float64 array."""
         return self.join_arrays([_to_float64(v) for v in self.variables])
@@ -69,9 +81,9 @@ class Packing:
         """Assigns a flat array to the variables, rounded to their dtypes."""
         parts = self.split_array(np.asarray(theta, "float64"))
         for variable, dtype, part in zip(
-            self.variables, self.dtypes, parts, strict=True
+            self.variables, self._stored, parts, strict=True
         ):
-            if keras.backend.standardize_dtype(dtype) == "bfloat16":
+            if dtype == "bfloat16":
                 part = ops.cast(part, dtype)
             else:
                 # In NumPy: for JAX a cast of its own is a compilation.

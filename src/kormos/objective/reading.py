@@ -63,9 +63,9 @@ def weigh(data, class_weight, dtype=None):
     return data._replace(sample_weight=weights[places.reshape(-1)])
 
 
-def dtype_for(model):
+def dtype_for(model, precision=None):
     """The dtype of floating-point data for a model."""
-    if model.compute_dtype == "float64":
+    if precision is not None or model.compute_dtype == "float64":
         return "float64"
     return keras.config.floatx()
 

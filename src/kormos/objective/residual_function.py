@@ -7,6 +7,7 @@ from keras import tree
 
 from kormos import backend
 from kormos.backend.common import as_tensor
+from kormos.objective.arithmetic import Arithmetic
 from kormos.objective.function import VariableReader
 from kormos.objective.function import takes
 from kormos.objective.program import ReadRecorder
@@ -50,9 +51,10 @@ class ResidualFunction(VariableReader):
         distinct = list(dict.fromkeys(counts))
         self._leaf_groups = [distinct.index(count) for count in counts]
         self._heads = [a[:3] for a in arrays]
-        with ReadRecorder() as scope:
+        arithmetic = Arithmetic()
+        with arithmetic.learning(), ReadRecorder() as scope:
             blocks = backend.dry_run(self._call, self._head([]))
-        super().__init__(variables, scope)
+        super().__init__(variables, scope, arithmetic)
         _check_blocks(blocks)
         self._find_groups(blocks, len(distinct))
 
@@ -75,6 +77,24 @@ class ResidualFunction(VariableReader):
         with self.scope(parts, frozen):
             blocks = self._call(leaves)
             return [blocks[name] for name in self.names]
+
+    def widened(self):
+        """The same, evaluated in float64 on data in float64."""
+        other = super().widened()
+        other._dtype = "float64"
+        other._heads = [
+            h.astype("float64") if h.dtype.kind == "f" else h
+            for h in self._heads
+        ]
+        return other
+
+    def check_width(self):
+        """Refuses blocks that do not compute in the function's precision."""
+        for group in self.groups:
+            heads = zip(self._heads, self._leaf_groups, strict=True)
+            with backend.wide():
+                rows = [as_tensor(h) for h, g in heads if g == group]
+            super().check_width(group, rows)
 
     def check_rows(self):
         """Refuses residuals that depend on other rows than their own."""

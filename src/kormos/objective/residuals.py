@@ -10,6 +10,8 @@ from kormos import backend
 from kormos.backend.common import as_tensor
 from kormos.numerics.vectors import to_array
 from kormos.objective import robust
+from kormos.objective.arithmetic import check_precision
+from kormos.objective.arithmetic import starts_wide
 from kormos.objective.data import Data
 from kormos.objective.flat import FlatObjective
 from kormos.objective.gauss_newton import GaussNewton
@@ -155,6 +157,8 @@ class ResidualObjective(FlatObjective):
         reduction: `"mean"` or `"sum"`.
         batch_size: the most rows in memory at once.
         with_jacobian: whether chunks are for derivatives of residuals.
+        precision: `None`, `"float64"` or `"auto"`, as `kormos.least_squares`
+            has it.
     """
 
     def __init__(
@@ -168,7 +172,9 @@ class ResidualObjective(FlatObjective):
         reduction="mean",
         batch_size=None,
         with_jacobian=True,
+        precision=None,
     ):
+        check_precision(precision)
         packing = Packing(variables)
         dtype = packing.dtypes[0]
         self._function = ResidualFunction(
@@ -176,9 +182,8 @@ class ResidualObjective(FlatObjective):
         )
         self._function.check_rows()
         self.names = self._function.names
-        self.program = ResidualProgram(
-            packing, self._function, robust.LOSSES[loss]
-        )
+        self._rho = robust.LOSSES[loss]
+        self.program = ResidualProgram(packing, self._function, self._rho)
         self.unused_variables = self._function.unused_variables
         self._weights = _by_block("loss_weights", loss_weights, self.names)
         self._f_scales = _by_block("f_scale", f_scale, self.names)
@@ -187,6 +192,18 @@ class ResidualObjective(FlatObjective):
         self._with_jacobian = with_jacobian
         self.refresh()
         self.replace(data)
+        self.can_widen = precision is not None
+        if starts_wide(precision, packing.dtypes):
+            self.widen()
+
+    def widen(self):
+        self.can_widen = False
+        self._function = self._function.widened()
+        self._function.check_width()
+        packing = Packing(self.variables, "float64")
+        self.program = ResidualProgram(packing, self._function, self._rho)
+        self.refresh()
+        self.replace(self.data)
 
     def replace(self, data):
         """Replaces the data by others of the same structure."""

@@ -226,9 +226,13 @@ class LBFGS(QuasiNewton):
         self.memory = memory
         self.scaling = scaling
 
-    def method(self, size):
+    def pairs(self, size):
+        """How many curvature pairs it keeps for so many parameters."""
         fits = _MOST_NUMBERS // (2 * size)
-        pairs = self.memory or max(_FEWEST_PAIRS, min(_MOST_PAIRS, fits))
+        return self.memory or max(_FEWEST_PAIRS, min(_MOST_PAIRS, fits))
+
+    def method(self, size):
+        pairs = self.pairs(size)
         default = "adaptive" if pairs >= _ADAPTIVE_FROM else "usual"
         return LimitedMemory(pairs, self.scaling or default)
 

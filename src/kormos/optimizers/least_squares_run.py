@@ -118,7 +118,7 @@ class LeastSquaresRun:
             theta, zero, np.zeros(size), zero, zero, np.int32(0), zero
         )
         if earlier is not None:
-            state = earlier.restored(KEY, state, theta, self._problem.epsilon)
+            state = earlier.restored(KEY, state, theta, self._problem.rounding)
         self._theta = np.array(state.theta)
         settings = self._settings
         self._models = LocalModels(

@@ -58,6 +58,8 @@ class Problem:
         upper: upper bounds, likewise.
         constraints: list of `Constraint`s.
         epsilon: spacing of numbers near one in the dtype of the evaluation.
+        rounding: the same of the variables that keep the point. Defaults to
+            `epsilon`.
         budget: a `Budget`.
         stride: iterations between two looks at a run, of a method that can
             run several in one compiled call.
@@ -73,6 +75,7 @@ class Problem:
         upper=None,
         constraints=(),
         epsilon=2.0**-52,
+        rounding=None,
         budget=UNLIMITED,
         stride=1,
         resume=False,
@@ -83,6 +86,7 @@ class Problem:
         self.upper = upper
         self.constraints = list(constraints)
         self.epsilon = epsilon
+        self.rounding = epsilon if rounding is None else rounding
         self.budget = budget
         self.stride = stride
         self.resume = resume

@@ -106,7 +106,7 @@ class QuasiNewton(NativeOptimizer):
         state = states.init(method, theta, problem.stride)
         if problem.resume and self.solver_state is not None:
             state = self.solver_state.restored(
-                method.key, state, theta, problem.epsilon
+                method.key, state, theta, problem.rounding
             )
         packed, frame = pack(state), skeleton(state)
         advance, arguments = self._compiled(problem, method, frame)

@@ -1,0 +1,95 @@
+"""Tests of an objective's derivatives, each with a `Finding` in words."""
+
+import numpy as np
+
+from kormos.inspection.report import Finding
+from kormos.objective.checks import hessian_product_error
+from kormos.objective.checks import layers_with_moments
+from kormos.objective.checks import unused_variables
+
+# Variables whose gradient is tested one by one.
+_MOST_VARIABLES = 16
+
+
+def gradient(objective, theta, value, grad):
+    """Whether differences of the loss are what the gradient says."""
+    rng = np.random.default_rng(0)
+    packing = objective.program.packing
+    parts = packing.split_array(np.arange(objective.size))
+    largest = sorted(range(len(parts)), key=lambda i: -parts[i].size)
+    names, worst = [], 0.0
+    for i in largest[:_MOST_VARIABLES]:
+        at = parts[i].reshape(-1)
+        direction = np.zeros_like(theta)
+        direction[at] = rng.standard_normal(at.size)
+        direction /= np.linalg.norm(direction)
+        scale = max(np.linalg.norm(theta[at]), 0.1 * at.size**0.5)
+        error = _slope_error(
+            objective, theta, value, grad @ direction, direction, scale
+        )
+        if error:
+            names.append(objective.variables[i].path)
+            worst = max(worst, error)
+    if not names:
+        return Finding(
+            "gradient", True, "Differences of the loss agree with it."
+        )
+    return Finding(
+        "gradient",
+        False,
+        f"Differences of the loss contradict it by up to {worst:.0%} in "
+        f"{', '.join(names)}: look at custom gradients and `stop_gradient`.",
+        tuple(names),
+    )
+
+
+def _slope_error(objective, theta, value, slope, direction, scale):
+    """The relative error of a slope; zero where a difference cannot tell."""
+    differences, noises = [], []
+    for factor in (1.0, 2.0, 4.0):
+        step = factor * objective.epsilon ** (1 / 3) * scale
+        ahead = objective.value(theta + step * direction)
+        behind = objective.value(theta - step * direction)
+        differences.append((ahead - behind) / (2 * step))
+        size = max(abs(ahead), abs(behind), abs(value))
+        noises.append(20 * objective.epsilon * size / step)
+    if not np.isfinite(differences).all():
+        return 0.0
+    # What higher derivatives and kinks make of a difference.
+    bend = max(differences) - min(differences)
+    error = abs(differences[0] - slope)
+    if error <= 0.02 * abs(slope) + 2 * bend + noises[0]:
+        return 0.0
+    return error / max(abs(slope), abs(differences[0]))
+
+
+def hessian(objective, theta):
+    """Whether differences of the gradient are what a Hessian product says."""
+    error = hessian_product_error(objective, theta, lambda point: point)
+    if not error:
+        return Finding(
+            "hessian", True, "Differences of the gradient agree with it."
+        )
+    names = tuple(layers_with_moments(objective.model))
+    return Finding(
+        "hessian",
+        False,
+        f"A Hessian product is off by {error:.0%}"
+        + (f" by {', '.join(names)}" if names else "")
+        + ": use a method without them, such as 'lbfgs'.",
+        names,
+    )
+
+
+def variables(objective, theta, grad):
+    """Whether the loss depends on every variable."""
+    names = tuple(unused_variables(objective, theta, grad, lambda t: t))
+    if not names:
+        return Finding("variables", True, "The loss depends on all of them.")
+    return Finding(
+        "variables",
+        False,
+        f"The loss does not depend on {', '.join(names)}.",
+        names,
+        is_fatal=False,
+    )

@@ -1,0 +1,253 @@
+"""Tests of an objective's values, each with a `Finding` in words."""
+
+import numpy as np
+from keras import ops
+
+from kormos.inspection.report import Finding
+from kormos.objective.data import leaves
+from kormos.precision import is_true_float64
+
+# Rows at which layers are looked at one by one.
+ROWS = 64
+_UNEQUAL = 1e4
+
+
+def finite(objective, looked, value, grad):
+    """Whether the loss and its gradient are numbers."""
+    if np.isfinite(value) and np.isfinite(grad).all():
+        return Finding("finite", True, f"The loss is {value:.6g}.")
+    for name, outputs in zip(looked.names, looked.outputs, strict=True):
+        if not all(np.isfinite(o).all() for o in outputs):
+            return Finding(
+                "finite",
+                False,
+                f"Layer '{name}' puts out NaN or infinite values.",
+                (name,),
+            )
+    if not np.isfinite(value):
+        names = tuple(
+            name
+            for name, term in zip(looked.terms, looked.losses, strict=True)
+            if not np.isfinite(term)
+        )
+        return Finding(
+            "finite",
+            False,
+            f"The loss is {value}{_by(names)}: a logarithm, a root or a "
+            "division leaves its domain.",
+            names,
+        )
+    parts = objective.program.packing.split_array(grad)
+    names = tuple(
+        v.path
+        for v, part in zip(objective.variables, parts, strict=True)
+        if not np.isfinite(part).all()
+    )
+    return Finding(
+        "finite",
+        False,
+        f"The loss is {value:.6g}, but its gradient is not finite in "
+        f"{', '.join(names)}: a root or a norm at zero has none.",
+        names,
+    )
+
+
+def deterministic(objective, watch, looked, theta, value, grad):
+    """Whether the loss is the same twice."""
+    again, grad_again = objective.value_and_grad(theta)
+    is_same = _same(value, again) and _same(grad, grad_again)
+    second = watch(objective.head(ROWS))
+    name = _first_other(looked, second)
+    if name is not None:
+        name = f"layer '{name}'"
+    elif not _same(looked.losses, second.losses):
+        name = "the loss function"
+    elif not is_same:
+        name = "something outside of layers"
+    if name is None:
+        return Finding("deterministic", True, "The same twice, bit for bit.")
+    return Finding(
+        "deterministic",
+        False,
+        f"Evaluated twice, {name} gives two results: draw through "
+        "`keras.random` with a `SeedGenerator`, or not at all.",
+        (name.split("'")[1] if "'" in name else name,),
+    )
+
+
+def batch_size(objective, watch, looked, theta, value, objective_for):
+    """Whether the loss is the same however the rows are cut."""
+    rows = objective.rows
+    if rows == 1:
+        return Finding("batch size", True, "There is one row.")
+    size = max(1, -(-rows // 3))
+    other = objective_for(size).value(theta)
+    noise = 1e3 * objective.epsilon * max(abs(value), abs(other))
+    if not np.isfinite(value) or abs(other - value) <= noise:
+        return Finding(
+            "batch size", True, f"The same in batches of {size:,} rows."
+        )
+    said = (
+        f"The loss is {value:.6g}, and {other:.6g} in batches of {size:,} rows"
+    )
+    count = min(ROWS, rows)
+    head = objective.head(count)
+    halves = [watch(_rows(head, at)) for at in _halves(count)]
+    for i, name in enumerate(looked.names):
+        for j, output in enumerate(looked.outputs[i]):
+            parts = [half.outputs[i][j] for half in halves]
+            if _has_rows(output, count) and not _close(
+                output, np.concatenate(parts), objective.epsilon
+            ):
+                return Finding(
+                    "batch size",
+                    False,
+                    f"{said}: in layer '{name}' a row depends on the others.",
+                    (name,),
+                )
+    names = tuple(
+        name
+        for i, name in enumerate(looked.terms)
+        if not _close(
+            looked.losses[i],
+            halves[0].losses[i] + halves[1].losses[i],
+            objective.epsilon,
+        )
+    )
+    return Finding(
+        "batch size",
+        False,
+        f"{said}{_by(names)}, which is no mean or sum over the rows.",
+        names,
+    )
+
+
+def precision(objective, looked):
+    """Whether a float64 model is computed in float64."""
+    dtypes = [
+        {o.dtype.name for o in outputs if o.dtype.kind not in "iub"}
+        for outputs in looked.outputs
+    ]
+    if objective.epsilon > 1e-10:
+        narrowest = "bfloat16" if objective.epsilon > 1e-4 else "float32"
+        return Finding(
+            "precision",
+            True,
+            f"The model computes in {narrowest}, the solver in float64.",
+        )
+    if objective.program.packing.dtype is None and not is_true_float64():
+        return Finding(
+            "precision",
+            False,
+            "Keras computes a part of this float64 model in float32: call "
+            "`kormos.enable_float64()` first, or fit with "
+            "`precision='float64'`.",
+            is_fatal=False,
+        )
+    names = tuple(
+        name
+        for name, found in zip(looked.names, dtypes, strict=True)
+        if found - {"float64"}
+    )
+    if not names:
+        return Finding("precision", True, "Every layer computes in float64.")
+    return Finding(
+        "precision",
+        False,
+        f"In this float64 model, {', '.join(names)} put out float32.",
+        names,
+        is_fatal=False,
+    )
+
+
+def scaling(objective, data, grad):
+    """Whether data and parameters are of similar sizes."""
+    said, names = [], []
+    for name, part in (("x", data.x), ("y", data.y)):
+        for array in leaves(part):
+            trouble = _unequal_columns(array)
+            if trouble:
+                said.append(f"{name} {trouble}")
+                names.append(name)
+    parts = objective.program.packing.split_array(grad)
+    sizes = [np.sqrt(np.mean(np.square(part))) for part in parts]
+    pairs = [
+        (size, v.path)
+        for size, v in zip(sizes, objective.variables, strict=True)
+        if 0 < size < np.inf
+    ]
+    if pairs and max(pairs)[0] > _UNEQUAL * min(pairs)[0]:
+        low, high = min(pairs), max(pairs)
+        said.append(
+            f"the gradient is {high[0] / low[0]:.0e} times larger in "
+            f"{high[1]} than in {low[1]}"
+        )
+        names += [high[1], low[1]]
+    if not said:
+        return Finding("scaling", True, "Data and gradients are alike in size.")
+    return Finding(
+        "scaling",
+        False,
+        f"Badly scaled: {'; '.join(said)}. `keras.layers.Normalization` helps "
+        "with inputs.",
+        tuple(dict.fromkeys(names)),
+        is_fatal=False,
+    )
+
+
+def _unequal_columns(array):
+    if array.dtype.kind != "f" or len(array) < 2:
+        return None
+    columns = array.reshape(len(array), -1).astype("float64")
+    mean, spread = np.abs(columns.mean(axis=0)), columns.std(axis=0)
+    moving = spread > 1e-12 * mean
+    if not moving.any():
+        return None
+    mean, spread = mean[moving], spread[moving]
+    if spread.max() > _UNEQUAL * spread.min():
+        ratio = spread.max() / spread.min()
+        return f"has columns that differ {ratio:.0e} times in their spread"
+    if (mean > 100 * spread).any():
+        ratio = (mean / spread).max()
+        return f"lies {ratio:.0e} times its spread from zero"
+    if spread.max() > _UNEQUAL or spread.max() < 1 / _UNEQUAL:
+        return f"has a spread of {spread.max():.0e}"
+    return None
+
+
+def _same(a, b):
+    return np.array_equal(a, b, equal_nan=True)
+
+
+def _close(a, b, epsilon):
+    a, b = np.asarray(a), np.asarray(b)
+    size = max(np.max(np.abs(a), initial=0), np.max(np.abs(b), initial=0))
+    return a.shape == b.shape and bool(
+        np.all(np.abs(a - b) <= 100 * epsilon * size)
+    )
+
+
+def _first_other(first, second):
+    """The first layer whose outputs differ."""
+    for name, a, b in zip(
+        first.names, first.outputs, second.outputs, strict=True
+    ):
+        if not all(_same(p, q) for p, q in zip(a, b, strict=True)):
+            return name
+    return None
+
+
+def _has_rows(output, count):
+    return output.ndim > 0 and len(output) == count
+
+
+def _halves(count):
+    return slice(0, count // 2), slice(count // 2, count)
+
+
+def _rows(head, at):
+    return head.map(lambda tensor: ops.convert_to_tensor(tensor[at]))
+
+
+def _by(names):
+    return f" by {', '.join(names)}" if names else ""

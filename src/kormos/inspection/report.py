@@ -1,0 +1,146 @@
+"""What `kormos.check` found, as an object that prints."""
+
+import dataclasses
+import io
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+_WIDTH = 88
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """The outcome of one test of an objective.
+
+    Attributes:
+        test: `"deterministic"`, `"batch size"`, `"finite"`, `"gradient"`,
+            `"hessian"`, `"variables"`, `"precision"` or `"scaling"`.
+        passed: whether nothing is wrong.
+        detail: a sentence.
+        names: the layers, terms of the loss, variables or arrays concerned.
+        is_fatal: whether a fit would go wrong for it.
+    """
+
+    test: str
+    passed: bool
+    detail: str
+    names: tuple = ()
+    is_fatal: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodCost:
+    """What an iteration of a method takes, estimated.
+
+    Attributes:
+        method: its name.
+        seconds: seconds an iteration.
+        memory: bytes besides the data.
+        remark: what it suits, or why it cannot be used.
+        fits: whether it can be used.
+    """
+
+    method: str
+    seconds: float
+    memory: float
+    remark: str
+    fits: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What `kormos.check` found; `print` shows it.
+
+    Attributes:
+        title: the model, in words.
+        findings: tuple of `Finding`s.
+        loss: the loss at the start.
+        seconds: seconds of an evaluation of the loss and its gradient, the
+            median of a few.
+        compile_seconds: seconds that the first one took more.
+        memory: bytes of an evaluation besides the data, estimated.
+        costs: tuple of `MethodCost`s.
+        method: the name of the method to choose.
+        reason: why, a sentence.
+    """
+
+    title: str
+    findings: tuple
+    loss: float
+    seconds: float
+    compile_seconds: float
+    memory: float
+    costs: tuple
+    method: str
+    reason: str
+
+    @property
+    def passed(self):
+        """Whether no test failed."""
+        return all(finding.passed for finding in self.findings)
+
+    @property
+    def failures(self):
+        """The `Finding`s of tests that failed."""
+        return [f for f in self.findings if not f.passed]
+
+    def __getitem__(self, test):
+        """The `Finding` of a test, by its name."""
+        return next(f for f in self.findings if f.test == test)
+
+    def raise_if_fatal(self):
+        """Raises a `ValueError` if a fit would go wrong."""
+        fatal = [f for f in self.failures if f.is_fatal]
+        if fatal:
+            raise ValueError(
+                "The objective cannot be minimized as it is. "
+                + " ".join(f"{f.test}: {f.detail}" for f in fatal)
+            )
+
+    def __str__(self):
+        out = io.StringIO()
+        console = Console(file=out, width=_WIDTH)
+        tests = Table(title=self.title, box=box.SIMPLE, title_justify="left")
+        for column in ("test", "", "found"):
+            tests.add_column(column)
+        for finding in self.findings:
+            mark = "ok" if finding.passed else "LOOK"
+            tests.add_row(finding.test, mark, finding.detail)
+        console.print(tests)
+        console.print(
+            f"An evaluation takes {_time(self.seconds)} (the first one "
+            f"{_time(self.compile_seconds)} more) and about "
+            f"{_bytes(self.memory)}. An iteration, estimated:"
+        )
+        costs = Table(box=box.SIMPLE)
+        costs.add_column("method")
+        costs.add_column("time", justify="right")
+        costs.add_column("memory", justify="right")
+        costs.add_column("remark")
+        for cost in self.costs:
+            costs.add_row(
+                cost.method,
+                _time(cost.seconds) if cost.fits else "-",
+                _bytes(cost.memory) if cost.fits else "-",
+                cost.remark,
+            )
+        console.print(costs)
+        console.print(f"Suggested: '{self.method}'. {self.reason}")
+        lines = out.getvalue().splitlines()
+        return "\n".join(line.rstrip() for line in lines).strip()
+
+
+def _time(seconds):
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} us"
+
+
+def _bytes(count):
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:.0f} B"

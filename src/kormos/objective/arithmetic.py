@@ -1,0 +1,197 @@
+"""The precision in which a function of Keras variables is evaluated.
+
+Layers, losses and the inputs of functional models each compute in a dtype of
+their own, whatever the dtype of the values that they are given. A float32
+model is evaluated in float64 by giving them another dtype while they are
+traced (JAX, TensorFlow) or run (PyTorch), so that the model itself stays as
+it is, of any class.
+"""
+
+import contextlib
+import threading
+import warnings
+
+import keras
+from keras import tree
+
+from kormos.objective.calls import recorded_calls
+from kormos.precision import is_true_float64
+from kormos.precision import precision
+
+PRECISIONS = (None, "float64", "auto")
+
+
+def check_precision(value):
+    """Refuses what is no precision of a fit."""
+    if value not in PRECISIONS:
+        raise ValueError(
+            "Argument `precision` must be 'float64', 'auto' or None. "
+            f"Received: precision={value!r}"
+        )
+
+
+def starts_wide(precision, dtypes):
+    """Whether to evaluate in float64 from the start.
+
+    Args:
+        precision: one of `PRECISIONS`.
+        dtypes: those of the variables.
+    """
+    is_wide = all(dtype == "float64" for dtype in dtypes)
+    return precision == "float64" or (precision == "auto" and is_wide)
+
+
+class Arithmetic:
+    """The precision of an evaluation.
+
+    Args:
+        dtype: `"float64"`, or `None` for that of layers and variables.
+    """
+
+    def __init__(self, dtype=None):
+        self.dtype = dtype
+        self._owners = {}
+
+    def widened(self):
+        """The same layers and losses in float64."""
+        other = Arithmetic("float64")
+        other.include(self._owners.values())
+        return other
+
+    def include(self, owners):
+        """Adds layers and losses, to be given the dtype."""
+        self._owners.update({id(o): o for o in owners})
+
+    @contextlib.contextmanager
+    def learning(self):
+        """A scope, outside of the precision, that includes what is called."""
+        with _turns.of(None), recorded_calls() as calls:
+            yield
+        self.include(call.owner for call in calls)
+
+    @contextlib.contextmanager
+    def scope(self):
+        """A scope in which what is included computes in the precision."""
+        with _turns.of(self.dtype):
+            if self.dtype is None:
+                yield
+                return
+            with precision(self.dtype), self._widened():
+                yield
+
+    def check(self, fn, *args):
+        """Refuses what does not compute in the precision.
+
+        Args:
+            fn: function that runs `fn(*args)` for the layers that it calls.
+
+        Raises:
+            ValueError: naming the first layer or loss that is narrower.
+        """
+        with self.scope(), recorded_calls() as calls:
+            outputs = fn(*args)
+        narrow = narrow_calls(calls)
+        if not narrow and not _narrow_leaves(outputs):
+            return
+        raise ValueError(
+            f"With `precision='{self.dtype}'` everything must compute in "
+            f"{self.dtype}: take casts to another dtype out of the code, or "
+            "build the model after `kormos.enable_float64()`. Received: "
+            + (narrow[0].owner.name if narrow else "a value")
+            + ", in float32"
+        )
+
+    @contextlib.contextmanager
+    def _widened(self):
+        restore = []
+        try:
+            for owner in self._owners.values():
+                restore.extend(_widen(owner, self.dtype))
+            yield
+        finally:
+            for target, name, value in reversed(restore):
+                setattr(target, name, value)
+
+
+def narrow_calls(calls):
+    """The `Call`s with results in float32 or narrower."""
+    return [call for call in calls if _narrow_leaves(call.outputs)]
+
+
+def warn_of_rounding(name, dtype):
+    """Says so where Keras would compute float64 in float32."""
+    if dtype == "float64" and not is_true_float64():
+        warnings.warn(
+            f"{name} is float64, and Keras computes a part of it in float32: "
+            "call `kormos.enable_float64()` before it is built, or fit with "
+            "`precision='float64'`.",
+            stacklevel=2,
+        )
+
+
+def _widen(owner, dtype):
+    """Gives a layer or a loss a dtype; yields what to restore by `setattr`."""
+    if isinstance(owner, keras.losses.Loss):
+        targets = [(owner, "_dtype")]
+    elif keras.backend.is_float_dtype(owner.compute_dtype):
+        targets = [(owner, "dtype_policy"), *_inputs(owner)]
+    else:
+        return
+    for target, name in targets:
+        value = getattr(target, name)
+        if name == "_dtype" and not keras.backend.is_float_dtype(value):
+            continue  # Indices, of an embedding say.
+        setattr(target, name, dtype)
+        yield target, name, value
+
+
+def _inputs(model):
+    """What a functional model casts its inputs by."""
+    for tensor in getattr(model, "inputs", None) or ():
+        yield tensor, "_dtype"
+        yield tensor._keras_history.operation, "_dtype"
+
+
+def _narrow_leaves(outputs):
+    return [
+        leaf
+        for leaf in tree.flatten(outputs)
+        if keras.ops.is_tensor(leaf)
+        and keras.backend.is_float_dtype(_dtype(leaf))
+        and _dtype(leaf) != "float64"
+    ]
+
+
+def _dtype(tensor):
+    return keras.backend.standardize_dtype(tensor.dtype)
+
+
+class _Turns:
+    """Lets evaluations of one precision at a time run.
+
+    Keras' settings are global: one thread's float64 is not to reach into what
+    another thread traces meanwhile.
+    """
+
+    def __init__(self):
+        self._condition = threading.Condition()
+        self._dtype = None
+        self._running = 0
+
+    @contextlib.contextmanager
+    def of(self, dtype):
+        with self._condition:
+            self._condition.wait_for(
+                lambda: not self._running or self._dtype == dtype
+            )
+            self._dtype = dtype
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._running -= 1
+                self._condition.notify_all()
+
+
+_turns = _Turns()
