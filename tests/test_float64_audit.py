@@ -1,8 +1,8 @@
 """Float64 is double precision in all of Keras, but for a list of exceptions.
 
 Layers, losses and other functions of Keras are compared with NumPy, values and
-gradients, in `float64_cases`. What a backend computes with constants or sums in
-float32 is listed here; an entry that has become exact fails, too.
+gradients, in the package `float64`. What a backend computes with constants or
+sums in float32 is listed here; an entry that has become exact fails, too.
 """
 
 import keras
@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from keras import ops
 
-import float64_cases as cases
 import kormos
 from conftest import BACKEND
+from float64 import GROUPS
+from float64 import measuring
 
 TOLERANCE = 1e-12
 
@@ -71,10 +72,11 @@ EXCEPTIONS = {
 }[BACKEND]
 
 
-@pytest.mark.parametrize("group", cases.GROUPS)
+@pytest.mark.parametrize("group", GROUPS)
 def test_values_and_gradients_equal_numpys(group, float64):
     wrong = []
-    for name, sizes in cases.deviations(cases.supported(group)).items():
+    cases = measuring.supported(GROUPS[group])
+    for name, sizes in measuring.deviations(cases).items():
         size, listed = max(sizes), EXCEPTIONS.get(name)
         if listed is None and not size <= TOLERANCE:
             wrong.append(f"{name} deviates by {size:.1e}")
@@ -86,17 +88,17 @@ def test_values_and_gradients_equal_numpys(group, float64):
 
 
 def test_exceptions_are_cases():
-    names = [name for group in cases.GROUPS.values() for name in group]
+    names = [name for group in GROUPS.values() for name in group]
     assert len(names) == len(set(names))
-    assert {*EXCEPTIONS, *cases.UNSUPPORTED} <= set(names)
+    assert {*EXCEPTIONS, *measuring.UNSUPPORTED} <= set(names)
     assert max(EXCEPTIONS.values()) < 5e-7
 
 
 def test_what_a_backend_lacks(float64):
-    for group in cases.GROUPS.values():
-        for name in cases.UNSUPPORTED & set(group):
+    for group in GROUPS.values():
+        for name in measuring.UNSUPPORTED & set(group):
             with pytest.raises(Exception, match="float64|DT_FLOAT"):
-                cases.deviations({name: group[name]})
+                measuring.deviations({name: group[name]})
 
 
 # Models
@@ -126,7 +128,7 @@ def value_and_gradients(loss, model, parts, dtype="float64"):
         with keras.StatelessScope(state_mapping=pairs):
             return loss()
 
-    return cases.value_and_gradients(at, parts, dtype)
+    return measuring.value_and_gradients(at, parts, dtype)
 
 
 def assert_close(actual, expected, tolerance):
@@ -194,7 +196,7 @@ def test_a_network_of_burgers_equation(float64):
 
     value, gradients = value_and_gradients(loss, model, parts)
     assert_close(value, burgers(points, parts), TOLERANCE)
-    expected = cases.complex_steps(lambda p: burgers(points, p), parts)
+    expected = measuring.complex_steps(lambda p: burgers(points, p), parts)
     for actual, gradient in zip(gradients, expected, strict=True):
         assert_close(actual, gradient, TOLERANCE)
 
