@@ -1,5 +1,8 @@
 # A fresh machine with Python and make: `make quickstart`, `make test`.
 PYTHON ?= python3
+PYTHON_OLDEST ?= python3.11
+PYTHON_MIDDLE ?= python3.12
+PYTHON_NEWEST ?= python3.13
 BACKEND ?= jax
 BACKENDS ?= jax tensorflow torch
 VENV := .venv
@@ -12,6 +15,7 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/$(VENV)/jax-cache
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 
 .PHONY: quickstart test $(addprefix test-,jax tensorflow torch) lint format bench clean
+.PHONY: test-compat test-oldest test-newest test-middle test-faults
 
 quickstart: $(VENV)/quickstart-$(BACKEND)
 	KERAS_BACKEND=$(BACKEND) $(BIN)/python examples/quickstart.py
@@ -21,6 +25,29 @@ test: lint $(addprefix test-,$(BACKENDS))
 
 test-jax test-tensorflow test-torch: test-%: $(VENV)/test
 	KERAS_BACKEND=$* OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+# The campaign of faults, on every backend; it prints a table.
+test-faults: $(VENV)/test
+	for backend in $(BACKENDS); do \
+	    KERAS_BACKEND=$$backend OMP_NUM_THREADS=1 \
+	    $(BIN)/python -m pytest -n 2 tests/faults $(PYTEST_ARGS) || exit 1; \
+	done
+
+# The oldest and the newest releases that are supported, a backend each, on the
+# Pythons that are. torch's CPU build may be had for one Python alone.
+test-compat: test-oldest test-middle test-newest
+
+test-oldest: $(VENV)-oldest/test
+	KERAS_BACKEND=torch OMP_NUM_THREADS=1 \
+	    $(VENV)-oldest/bin/python -m pytest -n 2 $(PYTEST_ARGS)
+
+test-middle: $(VENV)-middle/test
+	KERAS_BACKEND=tensorflow OMP_NUM_THREADS=1 \
+	    $(VENV)-middle/bin/python -m pytest -n 2 $(PYTEST_ARGS)
+
+test-newest: $(VENV)-newest/test
+	KERAS_BACKEND=jax OMP_NUM_THREADS=1 \
+	    $(VENV)-newest/bin/python -m pytest -n 2 $(PYTEST_ARGS)
 
 lint: $(VENV)/test
 	$(BIN)/ruff format --check .
@@ -35,7 +62,7 @@ bench: $(VENV)/test
 	KERAS_BACKEND=jax $(BIN)/python benchmarks/overhead.py
 
 clean:
-	rm -rf $(VENV) out
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-middle $(VENV)-newest out
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -51,4 +78,18 @@ $(VENV)/quickstart-%: $(BIN)/python pyproject.toml
 $(VENV)/test: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet $(TORCH)
 	$(BIN)/python -m pip install --quiet -e ".[test]"
+	@touch $@
+
+$(VENV)-oldest/test: pyproject.toml oldest.txt
+	$(PYTHON_OLDEST) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --upgrade pip
+	$(@D)/bin/python -m pip install --quiet -c oldest.txt $(TORCH)
+	$(@D)/bin/python -m pip install --quiet -c oldest.txt -e ".[test]"
+	@touch $@
+
+$(VENV)-middle/test $(VENV)-newest/test: $(VENV)-%/test: pyproject.toml
+	$(if $(filter newest,$*),$(PYTHON_NEWEST),$(PYTHON_MIDDLE)) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --upgrade pip
+	$(@D)/bin/python -m pip install --quiet --upgrade \
+	    -e ".[test-tools,tensorflow,jax]"
 	@touch $@

@@ -1,13 +1,22 @@
 """Fixtures of all tests. `KERAS_BACKEND` names the backend under test."""
 
+import importlib.util
 import os
 import warnings
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-# Imported after TensorFlow, torch crashes the process.
-import torch as torch
+try:
+    # Imported after TensorFlow, torch crashes the process.
+    import torch as torch
+except ImportError:
+    # Its CPU build is not to be had for every Python: `make test-newest`.
+    collect_ignore = [
+        "test_data.py",
+        "test_data_errors.py",
+        "test_validation.py",
+    ]
 
 import keras
 import numpy as np
@@ -15,7 +24,17 @@ import pytest
 
 import kormos
 
+pytest_plugins = ["faults.table"]
+
 BACKEND = keras.backend.backend()
+
+# The other backends at hand, and how a process of one begins.
+OTHERS = [
+    name
+    for name in ("torch", "jax", "tensorflow")
+    if name != BACKEND and importlib.util.find_spec(name)
+]
+TORCH_FIRST = "import torch\n" if "torch" in (BACKEND, *OTHERS) else ""
 
 # TensorFlow rounds Python floats (a regularizer's factor, say) to float32.
 TIGHT = 1e-7 if BACKEND == "tensorflow" else 1e-12

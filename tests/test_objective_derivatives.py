@@ -23,6 +23,8 @@ class Penalty(layers.Layer):
 
 def curved_model_and_data():
     """A model with every kind of term in its loss."""
+    if BACKEND == "torch" and keras.__version__ < "3.15":
+        pytest.skip("Keras' masked pooling changes its input in place")
     ids = keras.Input((4,), dtype="int32")
     side = keras.Input((2,))
     steps = layers.Embedding(5, 2, mask_zero=True)(ids)

@@ -14,7 +14,7 @@ import pytest
 from keras import layers
 
 import kormos
-from conftest import BACKEND
+from conftest import OTHERS
 from conftest import lindata
 from conftest import linear
 from kormos.optimizers import ScipyBatchOptimizer
@@ -167,7 +167,7 @@ def test_the_other_backends_read_the_file(tmp_path, unconverged):
     arguments = save(model, tmp_path), tmp_path / "data.npz"
     readers = [
         read_with(backend, *arguments, json.dumps(expected))
-        for backend in {"jax", "tensorflow", "torch"} - {BACKEND}
+        for backend in OTHERS
     ]
     for reader in readers:
         _, errors = reader.communicate()

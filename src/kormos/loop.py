@@ -126,7 +126,7 @@ class FitLoop:
         self._start_time = time.perf_counter()
         self._budget = self._budget.started(self._start_time)
         has_epochs = self._epoch < last_epoch
-        self._epoch_is_open = False
+        self._epoch_is_open = self._batch_is_open = False
         if has_epochs:
             self._begin_epoch()
         outcome = self._run_stages(stages)
@@ -202,6 +202,14 @@ class FitLoop:
         run = self._run = Run(stage, problem, self._start, self._iterate)
         try:
             outcome = run(theta)
+            if self._latest[0] is None:
+                # An interrupt among the iterates of a compiled call.
+                self._latest = outcome.theta, outcome.loss, None
+                self._counts = {
+                    **self._counts,
+                    "loss": float(outcome.loss),
+                    "grad": np.nan,
+                }
             if self._steps:
                 self._end_epoch()
         except BaseException:
@@ -248,10 +256,12 @@ class FitLoop:
         return self._epoch >= self._end or self._model.stop_training
 
     def _begin_epoch(self):
+        # Before the hooks: after an interrupt in one, none is called twice.
+        self._epoch_is_open = True
         self._callbacks.on_epoch_begin(self._epoch)
         if self._batch_hooks:
             self._callbacks.on_train_batch_begin(0)
-        self._epoch_is_open = True
+            self._batch_is_open = True
 
     def _end_epoch(self):
         """Writes weights, validates, and tells the callbacks."""
@@ -263,7 +273,8 @@ class FitLoop:
         if self._observed:
             self._write(theta)
         logs = self._logs = self._row(theta, loss, grad)
-        if self._batch_hooks:
+        if self._batch_is_open:
+            self._batch_is_open = False
             self._callbacks.on_train_batch_end(0, {"loss": logs["loss"]})
         self._steps = 0
         self._epoch_is_open = False
@@ -275,8 +286,8 @@ class FitLoop:
             history.val_epoch.append(epoch)
         try:
             self._callbacks.on_epoch_end(epoch, logs)
-        except KeyboardInterrupt:
-            # The fit returns its History, which comes after the callbacks.
+        except BaseException:
+            # The History, which the user has, comes after the callbacks.
             if epoch not in history.epoch:
                 history.on_epoch_end(epoch, logs)
             raise

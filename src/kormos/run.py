@@ -82,8 +82,9 @@ class Run:
     def _report(self, theta, loss, grad, **logs):
         if self.initial_loss is None:
             self.initial_loss = loss
-            self.best = theta, loss
             self._starts_finite = _is_finite(loss, grad)
+            # A point that is lost keeps what the variables have.
+            self.best = theta if self._starts_finite else self.best[0], loss
             stop = self._on_start(theta, loss, grad)
             stop = stop or self._meets_target(loss)
             return stop or not self._starts_finite

@@ -118,7 +118,11 @@ class LeastSquaresRun:
             theta, zero, np.zeros(size), zero, zero, np.int32(0), zero
         )
         if earlier is not None:
-            state = earlier.restored(KEY, state, theta, self._problem.rounding)
+            restored = earlier.restored(
+                KEY, state, theta, self._problem.rounding
+            )
+            earlier = None if restored is None else earlier
+            state = state if restored is None else restored
         self._theta = np.array(state.theta)
         settings = self._settings
         self._models = LocalModels(

@@ -29,6 +29,9 @@ from kormos.optimizers.least_squares_run import LeastSquaresRun
 from kormos.optimizers.native import NativeOptimizer
 
 _PRESETS = (None, "matlab")
+# The matrix takes 3 GB, and its eigenvectors as much.
+MOST_DENSE_PARAMETERS = 20_000
+
 _SOLVERS = ("auto", "rows", "dense", "cg")
 
 
@@ -124,6 +127,17 @@ class LevenbergMarquardt(NativeOptimizer):
             "linear_solver": self.linear_solver,
             "stochastic": self.stochastic,
         }
+
+    def _check(self, size, bounded, constraint_types):
+        super()._check(size, bounded, constraint_types)
+        if self.linear_solver == "dense" and size > MOST_DENSE_PARAMETERS:
+            raise ValueError(
+                f"Optimizer '{self.name}' forms a dense matrix with "
+                f"`linear_solver='dense'`, for {MOST_DENSE_PARAMETERS:,} "
+                "parameters at most. Use 'auto', or the optimizer 'lbfgs'. "
+                f"Received: {size:,} parameters, a matrix of "
+                f"{8e-6 * size**2:,.0f} MB"
+            )
 
     def stages(self, epochs=None, stochastic=None, **overrides):
         (stage,) = super().stages(epochs, **overrides)

@@ -105,9 +105,10 @@ class QuasiNewton(NativeOptimizer):
         method = self.method(problem.size)
         state = states.init(method, theta, problem.stride)
         if problem.resume and self.solver_state is not None:
-            state = self.solver_state.restored(
+            earlier = self.solver_state.restored(
                 method.key, state, theta, problem.rounding
             )
+            state = state if earlier is None else earlier
         packed, frame = pack(state), skeleton(state)
         advance, arguments = self._compiled(problem, method, frame)
         pace = _Pace(problem.budget.deadline)

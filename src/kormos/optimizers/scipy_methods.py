@@ -33,6 +33,8 @@ class ScipyMethod:
         gradient: whether it uses the gradient.
         hessp: whether it uses products with the Hessian.
         hessian: whether it uses the dense Hessian.
+        square: whether it keeps a dense matrix, or more, with a row for each
+            parameter.
         bounds: whether it takes bounds.
         constraints: the types of constraints that it takes.
         splits_equalities: whether an equality must be given to it as two
@@ -53,6 +55,7 @@ class ScipyMethod:
     gradient: bool = True
     hessp: bool = False
     hessian: bool = False
+    square: bool = False
     bounds: bool = False
     constraints: tuple = ()
     splits_equalities: bool = False
@@ -68,6 +71,7 @@ _METHODS = [
         limits={"maxiter": UNLIMITED, "maxfev": UNLIMITED},
         gradient=False,
         bounds=True,
+        square=True,
     ),
     ScipyMethod(
         "powell",
@@ -76,12 +80,14 @@ _METHODS = [
         limits={"maxiter": UNLIMITED, "maxfev": UNLIMITED},
         gradient=False,
         bounds=True,
+        square=True,
     ),
     ScipyMethod("cg", ("gtol", "norm", "c1", "c2"), {"gtol": 1e-5}),
     ScipyMethod(
         "bfgs",
         ("gtol", "norm", "xrtol", "c1", "c2", "hess_inv0"),
         {"gtol": 1e-5, "xrtol": 0.0},
+        square=True,
     ),
     ScipyMethod("newton-cg", ("xtol", "c1", "c2"), {"xtol": 1e-5}, hessp=True),
     ScipyMethod(
@@ -123,6 +129,7 @@ _METHODS = [
         constraints=("eq", "ineq"),
         # SciPy takes equalities from 1.16 on, and splits them so itself.
         splits_equalities=True,
+        square=True,
     ),
     ScipyMethod(
         "cobyqa",
@@ -141,6 +148,7 @@ _METHODS = [
         constraints=("eq", "ineq"),
         # It calls after every evaluation, those for its first model included.
         preamble=lambda parameters: 2 * parameters + 1,
+        square=True,
     ),
     ScipyMethod(
         "slsqp",
@@ -151,6 +159,7 @@ _METHODS = [
         # It asks for the gradient at the start.
         preamble=lambda parameters: 1,
         shows_trials=True,
+        square=True,
     ),
     ScipyMethod(
         "trust-constr",

@@ -39,6 +39,8 @@ _TWO_NORM = ("dogleg", "trust-ncg", "trust-exact", "trust-krylov")
 
 # A dense Hessian takes as many products as there are parameters.
 MOST_DENSE_PARAMETERS = 2000
+# A matrix takes 3 GB, and methods keep several.
+MOST_SQUARE_PARAMETERS = 20_000
 
 # What trust-constr says of an end at a point that it finds infeasible.
 _VIOLATED = "Constraint violation exceeds 'gtol'"
@@ -75,6 +77,13 @@ class ScipyRun:
                 f"Method '{spec.name}' takes no constraints. Use one of "
                 f"{_able('constraints')}. "
                 f"Received: method='{spec.name}' with constraints {refused}"
+            )
+        if spec.square and size > MOST_SQUARE_PARAMETERS:
+            raise ValueError(
+                f"Method '{spec.name}' keeps a dense matrix, for "
+                f"{MOST_SQUARE_PARAMETERS:,} parameters at most. Use 'lbfgs' "
+                f"or 'l-bfgs-b'. Received: {size:,} parameters, a matrix of "
+                f"{8e-6 * size**2:,.0f} MB or more"
             )
         if spec.hessian and size > MOST_DENSE_PARAMETERS:
             raise ValueError(

@@ -1,5 +1,7 @@
 """What a native method knows at the end of a run, for another to go on."""
 
+import warnings
+
 import numpy as np
 from keras import ops
 
@@ -54,11 +56,14 @@ class SolverState:
             theta: the variables as they are now, `(size,)`.
             epsilon: the rounding of the variables.
 
+        Returns:
+            The state, or `None` if it is not one to go on from.
+
         Raises:
             ValueError: if the state is of another method or of other shapes.
         """
         arrays = self.arrays()
-        size = arrays["theta"].size
+        size = arrays["theta"].size if "theta" in arrays else 0
         if key != self.key or size != theta.size:
             raise ValueError(
                 "The optimizer's state does not fit: it is of "
@@ -67,9 +72,16 @@ class SolverState:
                 f"was saved from. Received: '{key}' with {theta.size:,} "
                 "parameters"
             )
-        state = _filled(template, arrays)
         # The solver's own point is more precise than the variables.
         position = arrays["theta"] if self.position is None else self.position
+        if not _is_sound(arrays, position):
+            warnings.warn(
+                "The optimizer's state has NaN or infinite values, of a fit "
+                "that ended there: the fit goes on from the weights alone.",
+                stacklevel=2,
+            )
+            return None
+        state = _filled(template, arrays)
         if not _is_rounding(position, theta, epsilon):
             state = state._replace(theta=theta, loss=np.float64(np.nan))
         if self._is_stale:
@@ -93,7 +105,7 @@ def load(store):
         for name in list(entries)
         if name.startswith(_PREFIX)
     }
-    if not mine:
+    if _KEY not in mine:
         return None, entries
     key = mine.pop(_KEY).tobytes().decode()
     position = mine.pop(_POSITION, None)
@@ -120,13 +132,31 @@ def _filled(template, arrays, prefix=""):
         path = f"{prefix}{name}"
         if isinstance(value, tuple):
             value = _filled(value, arrays, f"{path}.")
-        elif path in arrays:
+        elif name not in _LEFT_OUT:
+            found = arrays.get(path)
+            if found is None or found.shape != value.shape:
+                raise ValueError(
+                    "The optimizer's state does not fit: its file is damaged. "
+                    f"Fit with `resume=False`. Received: '{path}' of shape "
+                    f"{None if found is None else found.shape}, not "
+                    f"{value.shape}"
+                )
             # A scalar stays a scalar.
-            value = arrays[path].astype(value.dtype)[()]
+            value = found.astype(value.dtype)[()]
         values.append(value)
     if hasattr(template, "_fields"):
         return type(template)(*values)
     return tuple(values)
+
+
+def _is_sound(arrays, position):
+    """Whether a run can go on from there: a line search may hold infinity."""
+    ends = [
+        arrays[name] for name in ("theta", "loss", "grad") if name in arrays
+    ]
+    return all(np.isfinite(a).all() for a in [*ends, position]) and not any(
+        np.isnan(a).any() for a in arrays.values()
+    )
 
 
 def _is_rounding(exact, rounded, epsilon):

@@ -1,0 +1,166 @@
+"""Ctrl-C at any moment: the History comes back, with the best weights."""
+
+import _thread
+import gc
+import threading
+
+import keras
+import numpy as np
+import pytest
+
+import kormos
+from faults.models import FAMILIES
+from faults.models import METHODS
+from faults.models import assert_as_new
+from faults.models import assert_usable
+from faults.models import data
+from faults.models import loss
+from faults.models import shared
+from kormos.loop import FitLoop
+from kormos.optimizers.problem import Problem
+
+KIND = "interrupts"
+
+SCIPY = [m for m in METHODS if m in kormos.optimizers.scipy.METHODS]
+
+
+@pytest.mark.parametrize("method", SCIPY)
+@pytest.mark.parametrize("evaluation", [2, 3, 7])
+def test_in_a_line_search(method, evaluation, fault, monkeypatch):
+    model, (x, y) = shared(method), data()
+    value_and_grad = Problem.value_and_grad
+
+    def interrupted(problem, theta):
+        if problem.fg_evals == evaluation - 1:
+            raise KeyboardInterrupt
+        return value_and_grad(problem, theta)
+
+    monkeypatch.setattr(Problem, "value_and_grad", interrupted)
+    with fault.spares(model, x, y):
+        history = model.fit(x, y, epochs=50, verbose=0)
+    monkeypatch.undo()
+    assert history.result.status == "interrupted"
+    assert history.result.evaluations == evaluation - 1
+    assert_usable(history)
+    assert loss(model, x, y) == pytest.approx(history.result.loss, rel=1e-5)
+    assert_as_new(method)
+
+
+class Interrupt(keras.callbacks.Callback):
+    """Interrupts the fit a moment after its fourth epoch began."""
+
+    def __init__(self, delay):
+        super().__init__()
+        self.timer = threading.Timer(delay, _thread.interrupt_main)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 3 and self.timer.ident is None:
+            self.timer.start()
+
+    def on_train_end(self, logs=None):
+        # A test that failed is no reason to interrupt the others.
+        self.timer.cancel()
+
+
+DELAYS = np.random.default_rng(0).uniform(0, 0.02, 8)
+
+
+@pytest.fixture
+def without_garbage_collection():
+    """JAX's callback of the collector, on any backend, loses interrupts."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.parametrize("method", FAMILIES)
+def test_at_random_moments(method, fault, without_garbage_collection):
+    # So far away that no fit is done within the delay.
+    x, y = data(height=3.0)
+    fault.record("tried", len(DELAYS))
+    for delay in DELAYS:
+        model = shared(method)
+        interrupt = Interrupt(delay)
+        with fault.spares(model, x, y):
+            history = model.fit(
+                x, y, epochs=10_000, callbacks=[interrupt], verbose=0
+            )
+        assert history.result.status == "interrupted"
+        assert_usable(history)
+        assert loss(model, x, y) == pytest.approx(history.result.loss, rel=1e-5)
+        # Curvature may be lost, but what is there goes on.
+        if model.optimizer.keeps_state:
+            again = model.fit(x, y, epochs=2, resume=True, verbose=0)
+            assert again.result.loss <= history.result.loss * (1 + 1e-6)
+    assert_as_new(method)
+
+
+@pytest.mark.parametrize("method", ["lbfgs", "ssbroyden"])
+def test_between_the_iterations_of_a_call(method, fault, monkeypatch):
+    """A compiled call makes several, and leaves the last one's weights."""
+    model, (x, y) = shared(method), data()
+    counted, interrupts = FitLoop._counted, [KeyboardInterrupt]
+
+    def interrupted(loop, *args):
+        if (loop._epoch, loop._steps) == (2, 2) and interrupts:
+            raise interrupts.pop()
+        return counted(loop, *args)
+
+    monkeypatch.setattr(FitLoop, "_counted", interrupted)
+    with fault.spares(model, x, y):
+        # Nobody writes weights in between unless there is one to see them.
+        history = model.fit(
+            x,
+            y,
+            epochs=9,
+            steps_per_epoch=3,
+            callbacks=[keras.callbacks.Callback()],
+            verbose=0,
+        )
+    monkeypatch.undo()
+    assert history.result.status == "interrupted"
+    assert_usable(history)
+    assert loss(model, x, y) == pytest.approx(history.result.loss, rel=1e-5)
+    # The fit loses what it did since the call before.
+    assert history.result.loss == history.history["loss"][1]
+    assert_as_new(method)
+
+
+@pytest.mark.parametrize("method", FAMILIES)
+@pytest.mark.parametrize(
+    "hook",
+    [
+        "on_epoch_begin",
+        "on_train_batch_begin",
+        "on_train_batch_end",
+        "on_epoch_end",
+    ],
+)
+def test_in_a_callback(method, hook, fault):
+    model, (x, y) = shared(method), data()
+    calls = []
+
+    class Interrupt(keras.callbacks.Callback):
+        pass
+
+    def noted(name):
+        def call(self, number, logs=None):
+            calls.append(name)
+            if name == hook and calls.count(name) == 3:
+                raise KeyboardInterrupt
+
+        return call
+
+    names = ["on_epoch_begin", "on_train_batch_begin"]
+    names += ["on_train_batch_end", "on_epoch_end"]
+    for name in names:
+        setattr(Interrupt, name, noted(name))
+    with fault.spares(model, x, y):
+        history = model.fit(x, y, callbacks=[Interrupt()], verbose=0)
+    assert history.result.status == "interrupted"
+    assert_usable(history)
+    # None is called twice for an epoch, and what began has an end.
+    assert calls.count("on_epoch_begin") == calls.count("on_epoch_end") == 3
+    assert calls.count("on_train_batch_begin") <= 3
+    assert calls.count("on_train_batch_end") <= 3
+    assert_as_new(method)

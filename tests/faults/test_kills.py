@@ -1,0 +1,86 @@
+"""`kill -9` at any moment costs an iteration at most: backups go on."""
+
+import time
+
+import numpy as np
+import pytest
+
+from faults import children
+
+KIND = "kill -9"
+
+KILLS = 20
+
+
+@pytest.fixture(scope="module")
+def context(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        yield children.context(monkeypatch, tmp_path_factory.mktemp("xla"))
+
+
+def lived(connection):
+    """The epochs that a process told of, and its report or `None`."""
+    epochs = []
+    while True:
+        try:
+            message = connection.recv()
+        except EOFError:
+            return epochs, None
+        if not isinstance(message, int):
+            return epochs, message
+        epochs.append(message)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(context, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed") / "backup"
+    process, connection = children.start(
+        context, children.fit_with_backup, folder
+    )
+    _, (losses, weights) = lived(connection)
+    process.join()
+    # Enough for all kills, with two epochs between them.
+    assert len(losses) > 3 * KILLS
+    return losses, weights
+
+
+def test_at_random_moments(undisturbed, context, fault, tmp_path):
+    fault.record("tried", KILLS)
+    expected, weights = undisturbed
+    arguments = children.fit_with_backup, tmp_path / "backup"
+    delays = np.random.default_rng(0).uniform(0, 0.02, KILLS)
+    end = -1
+    for delay in delays:
+        process, connection = children.start(context, *arguments)
+        # Any later, and the fit might be done before the last kill.
+        connection.poll(60)
+        time.sleep(delay)
+        process.kill()
+        process.join()
+        epochs, report = lived(connection)
+        assert report is None
+        assert epochs[0] in (end, end + 1), "a restart lost iterations"
+        end = epochs[-1] + 1
+    process, connection = children.start(context, *arguments)
+    epochs, (losses, ended_at) = lived(connection)
+    process.join()
+    assert process.exitcode == 0
+    np.testing.assert_array_equal(losses, expected[-len(losses) :])
+    np.testing.assert_array_equal(ended_at, weights)
+
+
+@pytest.mark.parametrize("place", ["open", "complete", "named"])
+def test_while_a_backup_is_written(
+    place, undisturbed, context, fault, tmp_path
+):
+    arguments = children.fit_with_backup, tmp_path / "backup"
+    process, connection = children.start(context, *arguments, place)
+    epochs, report = lived(connection)
+    told = len(epochs)
+    assert (epochs, report) == (list(range(told)), None)
+    process, connection = children.start(context, *arguments)
+    epochs, report = lived(connection)
+    process.join()
+    assert report is not None, "the fit did not go on"
+    assert epochs[0] in (told, told + 1)
+    np.testing.assert_array_equal(report[1], undisturbed[1])

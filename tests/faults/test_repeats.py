@@ -1,0 +1,46 @@
+"""Fits in a row: nothing is compiled again, and nothing is kept."""
+
+import gc
+import os
+import pathlib
+
+import pytest
+
+from conftest import BACKEND
+from faults.models import FAMILIES
+from faults.models import data
+from faults.models import shared
+
+KIND = "fits in a row"
+
+WARM_UP, FITS = 10, 50
+
+
+def resident_bytes():
+    pages = pathlib.Path("/proc/self/statm").read_text().split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.parametrize("method", FAMILIES)
+def test_fifty_fits(method, fault):
+    model, (x, y) = shared(method), data()
+    weights = model.get_weights()
+    for i in range(WARM_UP + FITS):
+        model.set_weights(weights)
+        with fault.spares(model, x, y):
+            history = model.fit(x, y, epochs=3, verbose=0)
+        if i == 0:
+            losses = history.history["loss"]
+        assert history.history["loss"] == losses
+        if i == WARM_UP:
+            gc.collect()
+            before = resident_bytes()
+            (program,) = model._kormos_programs.values()
+            traces = dict(program.traces)
+    gc.collect()
+    grown = resident_bytes() - before
+    assert list(model._kormos_programs.values()) == [program]
+    # PyTorch runs the functions eagerly: each evaluation counts there.
+    if BACKEND != "torch":
+        assert dict(program.traces) == traces
+    assert grown < 4 * 2**20, f"{grown / 2**20:.1f} MB"
