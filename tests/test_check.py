@@ -199,7 +199,7 @@ def test_what_is_badly_scaled_is_named():
     assert "x has columns that differ 1e+06 times" in finding.detail
     finding = kormos.check(model_with(), X, Y + 1e3)["scaling"]
     assert "y lies" in finding.detail and finding.names == ("y",)
-    finding = kormos.check(model_with(lambda x: 1e-7 * x), X, Y)["scaling"]
+    finding = kormos.check(model_with(lambda x: 1e-5 * x), X, Y)["scaling"]
     assert len(finding.names) == 2
     assert finding.names[0].endswith("last/bias")
 
@@ -260,3 +260,54 @@ def test_arguments_are_checked():
         kormos.check(model_with(), X, Y, precision="auto")
     with pytest.raises(ValueError, match="must be a `keras.Model`"):
         kormos.check(len, X, Y, loss="mse")
+
+
+def test_exact_kinks_are_no_wrong_gradient():
+    # Black corners and biases of zero: a rectifier is on its kink there.
+    x = np.zeros((12, 6, 6, 1), "float32")
+    x[:, 2:4, 2:4] = RNG.random((12, 2, 2, 1))
+    model = keras.Sequential(
+        [
+            keras.Input((6, 6, 1)),
+            layers.Conv2D(2, 3, activation="relu"),
+            layers.Flatten(),
+            layers.Dense(3),
+        ]
+    )
+    model.compile(
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    )
+    assert kormos.check(model, x, np.arange(12) % 3)["gradient"].passed
+
+
+def test_a_cast_inside_a_loss_is_found():
+    def narrow(y_true, y_pred):
+        error = ops.cast(y_pred, "float32") - ops.cast(y_true, "float32")
+        return ops.mean(error**2, axis=-1)
+
+    model = model_with(loss=narrow)
+    finding = kormos.check(model, X, Y, precision="float64")["precision"]
+    assert "inside of a layer or the loss" in finding.detail
+    model = model_with()
+    assert kormos.check(model, X, Y, precision="float64")["precision"].passed
+
+
+def test_losses_by_name():
+    inputs = keras.Input((2,))
+    outputs = [layers.Dense(n, name=f"of_{n}")(inputs) for n in (1, 2)]
+    model = keras.Model(inputs, outputs)
+    report = kormos.check(
+        model,
+        X,
+        {"of_1": Y, "of_2": X},
+        loss={"of_1": "mse", "of_2": "mae"},
+    )
+    assert report.passed
+
+
+def test_what_a_terminal_may_lack():
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(1)], name="[b]")
+    model.compile(loss="mse")
+    text = str(kormos.check(model, X, Y))
+    assert text.startswith("[b]: 3 parameters")
+    text.encode("ascii")

@@ -370,3 +370,99 @@ def test_a_float64_model_in_float32_is_said_so():
     model.dtype_policy = "float64"
     with pytest.warns(UserWarning, match="wide is float64, and Keras"):
         kormos.Objective(model, X, Y)
+
+
+def test_a_feasible_point_is_kept_for_a_higher_loss():
+    v = keras.Variable(np.zeros(2, "float32"))
+    result = kormos.minimize(
+        lambda: ops.sum(v**2),
+        [v],
+        "slsqp",
+        precision="float64",
+        constraints=[{"type": "ineq", "fun": lambda: v[0] - 1.0}],
+    )
+    assert result.success
+    np.testing.assert_allclose(ops.convert_to_numpy(v.value), [1, 0])
+    assert result.kept_loss == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.usefixtures("unconverged")
+def test_losses_on_other_points_are_not_compared():
+    # A line that fits a parabola well near zero, and not where points go.
+    w = keras.Variable(np.zeros(2, "float32"))
+    draw = kormos.callbacks.Resample(
+        lambda count, rng: rng.random((count, 1)) * 2 + 3, every=3
+    )
+    result = kormos.least_squares(
+        lambda x: 0.3 * x**2 - (w[0] + w[1] * x),
+        [w],
+        data=RNG.random((100, 1)) * 0.1,
+        callbacks=[draw],
+        precision="float64",
+        max_iterations=40,
+    )
+    assert result.kept_loss == pytest.approx(result.loss, rel=1e-4)
+    # The slope of the parabola in the middle of the new points, at four.
+    assert float(ops.convert_to_numpy(w[1])) == pytest.approx(2.4, abs=0.05)
+
+
+@pytest.mark.usefixtures("unconverged")
+def test_threads_share_a_loss():
+    loss = keras.losses.MeanSquaredError()
+    models = [net(seed) for seed in range(3)]
+    for model in models:
+        model.compile(loss=loss)
+
+    def run(model):
+        kormos.fit(
+            model, X, Y, optimizer="l-bfgs-b", epochs=8, verbose=0,
+            precision="float64",
+        )  # fmt: skip
+
+    threads = [threading.Thread(target=run, args=(m,)) for m in models]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert loss.dtype == "float32"
+    assert {m.compute_dtype for m in models} == {"float32"}
+
+
+def test_what_will_not_widen_is_refused_at_once():
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(1)])
+    model.add(layers.Activation(lambda x: ops.cast(x, "float32"), name="end"))
+    model.compile(loss="mse")
+    with pytest.raises(ValueError, match="end, in float32"):
+        kormos.fit(model, X, Y, precision="auto", verbose=0)
+
+
+def test_attributes_of_layers_are_left_alone():
+    class Named(layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.inputs = ["a", "b"]
+            self.dense = layers.Dense(1)
+
+        def call(self, x):
+            return self.dense(x)
+
+    model = keras.Sequential([keras.Input((2,)), Named()])
+    model.compile(loss="mse")
+    objective = kormos.Objective(model, X, Y, precision="float64")
+    assert np.isfinite(objective.value(objective.initial_position()))
+
+
+@pytest.mark.usefixtures("unconverged")
+def test_an_interrupt_while_float64_is_compiled(monkeypatch):
+    def interrupt(self):
+        raise KeyboardInterrupt
+
+    x, y = lindata(60, noise=0)
+    model = keras.Sequential([keras.Input((5,)), layers.Dense(1)])
+    model.compile(loss="mse")
+    monkeypatch.setattr(kormos.Objective, "widen", interrupt)
+    history = kormos.fit(
+        model, x, y, optimizer="lbfgs", epochs=50, precision="auto", verbose=0
+    )
+    assert history.result.status == "interrupted"
+    assert history.result.loss < 1e-8

@@ -6,12 +6,14 @@ knows vectors. They meet once an accepted iteration, here: nothing else writes
 weights, validates, calls callbacks or says stop.
 """
 
+import dataclasses
 import time
 
 import keras
 import numpy as np
 
 from kormos.numerics import stopping
+from kormos.numerics.vectors import NARROW
 from kormos.objective.checks import check_hessian_products
 from kormos.objective.checks import warn_of_unused_variables
 from kormos.objective.limits import resolve_bounds
@@ -20,14 +22,13 @@ from kormos.optimizers.problem import UNLIMITED
 from kormos.optimizers.problem import Constraint
 from kormos.optimizers.problem import Problem
 from kormos.progress import Progress
-from kormos.run import Point
 from kormos.run import Run
 from kormos.run import describe
-from kormos.run import goes_on_wider
 from kormos.run import row
-from kormos.run import settled
 from kormos.run import warn_of_convergence
-from kormos.run import widen
+from kormos.widening import goes_on_wider
+from kormos.widening import settled
+from kormos.widening import widen
 
 _BATCH_HOOKS = (
     "on_batch_begin",
@@ -81,7 +82,7 @@ class FitLoop:
         self._iterations = 0
         self._evaluations = 0
         self._hessian_products = 0
-        self._initial = None
+        self._initial_loss = None
         # The iteration at which the evaluation became wider.
         self._float64_from = None
         self._logs = {}
@@ -130,15 +131,14 @@ class FitLoop:
         if has_epochs:
             self._begin_epoch()
         outcome = self._run_stages(stages)
-        if not (self._observed and model.stop_training):
-            outcome = settled(outcome, self._objective, self._initial)
         result = describe(
             outcome,
-            self._initial,
+            self._initial_loss,
             self._iterations,
             self._evaluations,
             self._hessian_products,
             time.perf_counter() - self._start_time,
+            self._objective.epsilon < NARROW,
             self._float64_from,
         )
         history.result = result
@@ -167,8 +167,7 @@ class FitLoop:
             if self._epoch < self._end and goes_on_wider(
                 outcome, self._objective, spent
             ):
-                self._widen()
-                outcome = self._run_stage(stage, outcome.theta)
+                outcome = self._run_wider(stage, outcome)
             if outcome.raw is not None:
                 self._optimizer.results.append(outcome.raw)
             if self._model.stop_training or outcome.status in stopping.FINAL:
@@ -179,6 +178,15 @@ class FitLoop:
             # A fit without an iteration has a row for where it stands.
             self._end_epoch()
         return outcome
+
+    def _run_wider(self, stage, outcome):
+        """Goes on from an outcome in float64."""
+        try:
+            self._widen()
+        except KeyboardInterrupt:
+            # Compiling takes seconds.
+            return dataclasses.replace(outcome, status=stopping.INTERRUPTED)
+        return self._run_stage(stage, outcome.theta)
 
     def _widen(self):
         widen([self._objective, self._validation], self._optimizer)
@@ -192,9 +200,8 @@ class FitLoop:
         if self._validation is not None:
             self._validation.refresh()
         problem = self._problem = self._new_problem()
-        if theta is None:
-            theta = objective.initial_position()
-        theta = problem.project(theta)
+        start = objective.initial_position()
+        theta = problem.project(start if theta is None else theta)
         if stage.uses_hessian:
             check_hessian_products(objective, theta, problem.project)
         self._steps = 0
@@ -218,8 +225,12 @@ class FitLoop:
         if self._observed and self._model.stop_training:
             # A callback that stops a fit may set weights itself.
             outcome.theta, outcome.loss, _ = self._latest
+            outcome = settled(outcome, objective)
         else:
             self._write(outcome.theta)
+            # A feasible point may be worth a higher loss.
+            start = None if problem.constraints else start
+            outcome = settled(outcome, objective, start)
         if outcome.status is None:
             outcome.status = (
                 stopping.STOPPED_BY_CALLBACK
@@ -235,8 +246,8 @@ class FitLoop:
 
     def _start(self, theta, loss, grad):
         """Told where a run starts; returns whether to stop there."""
-        if self._initial is None:
-            self._initial = Point(theta, loss)
+        if self._initial_loss is None:
+            self._initial_loss = loss
             warn_of_unused_variables(
                 self._objective, theta, grad, self._problem.project
             )

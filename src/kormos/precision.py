@@ -92,6 +92,32 @@ def precision(dtype):
             _leave(scope)
 
 
+_turn = threading.Condition()
+_holders: dict = {}
+
+
+@contextlib.contextmanager
+def turn(dtype):
+    """A scope in which no other thread evaluates in another precision.
+
+    What one thread sets for its float64 is not to reach into what another
+    traces meanwhile: float64 is for one thread at a time, the precision that
+    is set outside (`None`) for any number of them.
+    """
+    mine = dtype, threading.get_ident() if dtype else None
+    with _turn:
+        _turn.wait_for(lambda: not _holders or mine in _holders)
+        _holders[mine] = _holders.get(mine, 0) + 1
+    try:
+        yield
+    finally:
+        with _turn:
+            _holders[mine] -= 1
+            if not _holders[mine]:
+                del _holders[mine]
+                _turn.notify_all()
+
+
 class _Settings(NamedTuple):
     """What is global to the process; the dtype policy is each thread's."""
 

@@ -4,11 +4,9 @@ Fits and minimizations meet here: the best point, interrupts, and the reason
 for the end are the same in both.
 """
 
-import dataclasses
 import numbers
 import sys
 import warnings
-from typing import NamedTuple
 
 import numpy as np
 
@@ -22,13 +20,6 @@ from kormos.optimizers.problem import Budget
 
 class ConvergenceWarning(UserWarning):
     """A run ended before its optimizer's tests of convergence were met."""
-
-
-class Point(NamedTuple):
-    """A point and the loss there."""
-
-    theta: np.ndarray
-    loss: float
 
 
 class Run:
@@ -142,65 +133,27 @@ def checked_budget(max_evals, max_seconds, target_loss, iterations=None):
     return Budget(iterations, max_evals, max_seconds, target_loss)
 
 
-def goes_on_wider(outcome, objective, spent):
-    """Whether float32 has done what it can, and float64 may follow.
-
-    Args:
-        outcome: the `Outcome` of a run.
-        objective: the `FlatObjective` of that run.
-        spent: the limit that is reached, or `None`.
-    """
-    is_ended = outcome.status in stopping.WIDENING
-    return objective.can_widen and is_ended and spent is None
-
-
-def widen(objectives, optimizer):
-    """Evaluates in float64 from now on, with what the optimizer knows."""
-    for objective in objectives:
-        if objective is not None:
-            objective.widen()
-    if optimizer.solver_state is not None:
-        optimizer.solver_state.forget_loss()
-
-
-def settled(outcome, objective, initial):
-    """The outcome, as the variables keep it.
-
-    Variables round what is computed in a wider dtype: what they keep must not
-    be worse than what they began with.
-
-    Args:
-        outcome: an `Outcome`, whose point is assigned.
-        objective: the `FlatObjective`.
-        initial: the `Point` at the start, or `None`.
-    """
-    if initial is None or objective.rounding <= objective.epsilon:
-        return outcome
-    loss = objective.value(objective.initial_position())
-    if loss > initial.loss:
-        objective.assign(initial.theta)
-        loss = initial.loss
-    return dataclasses.replace(outcome, kept_loss=loss)
-
-
 def describe(
     outcome,
-    initial,
+    initial_loss,
     iterations,
     evaluations,
     products,
     seconds,
+    is_wide,
     float64_from=None,
 ):
     """The `Result` for the user, of one or several runs."""
     kept = outcome.loss if outcome.kept_loss is None else outcome.kept_loss
     return Result(
         status=outcome.status,
-        message=sentence(outcome, iterations, evaluations, float64_from),
+        message=sentence(
+            outcome, iterations, evaluations, is_wide, float64_from
+        ),
         success=outcome.status == stopping.CONVERGED,
         loss=float(outcome.loss),
         kept_loss=float(kept),
-        initial_loss=float(np.nan if initial is None else initial.loss),
+        initial_loss=float(np.nan if initial_loss is None else initial_loss),
         float64_from=float64_from,
         iterations=iterations,
         evaluations=evaluations,

@@ -4,20 +4,20 @@ import time
 
 from kormos.callbacks import Resample
 from kormos.numerics import stopping
+from kormos.numerics.vectors import NARROW
 from kormos.objective.checks import check_hessian_products
 from kormos.objective.checks import warn_of_unused_variables
 from kormos.objective.limits import resolve_bounds
 from kormos.objective.limits import resolve_constraints
 from kormos.optimizers.problem import Constraint
 from kormos.optimizers.problem import Problem
-from kormos.run import Point
 from kormos.run import Run
 from kormos.run import describe
-from kormos.run import goes_on_wider
 from kormos.run import row
-from kormos.run import settled
 from kormos.run import warn_of_convergence
-from kormos.run import widen
+from kormos.widening import goes_on_wider
+from kormos.widening import settled
+from kormos.widening import widen
 
 DEFAULT_ITERATIONS = 1000
 
@@ -106,7 +106,7 @@ class Solve:
         names = ("loss", "grad", "fg_evals", "hessp_evals", "seconds")
         self.history = {name: [] for name in names}
         self._evaluations = self._products = 0
-        self._initial = None
+        self._initial_loss = None
         self._float64_from = None
         self._stopped = False
 
@@ -129,7 +129,12 @@ class Solve:
             spent = self._budget.spent(self._evaluations)
             if goes_on_wider(outcome, objective, spent):
                 theta = outcome.theta
-                self._widen()
+                try:
+                    self._widen()
+                except KeyboardInterrupt:
+                    # Compiling takes seconds.
+                    outcome.status = stopping.INTERRUPTED
+                    break
                 continue
             if self._iterations == done:
                 break
@@ -153,14 +158,14 @@ class Solve:
                 if self._stopped
                 else stopping.ITERATION_LIMIT
             )
-        outcome = settled(outcome, objective, self._initial)
         result = describe(
             outcome,
-            self._initial,
+            self._initial_loss,
             self._iterations,
             self._evaluations,
             self._products,
             time.perf_counter() - self._begun,
+            self._objective.epsilon < NARROW,
             self._float64_from,
         )
         result.history = self.history
@@ -187,10 +192,9 @@ class Solve:
         """One run, on the data as they are."""
         objective, stage = self._objective, self._stage
         problem = self._problem = self._new_problem()
-        if theta is None:
-            theta = objective.initial_position()
-        theta = problem.project(theta)
-        if self._initial is None and stage.uses_hessian:
+        start = objective.initial_position()
+        theta = problem.project(start if theta is None else theta)
+        if self._initial_loss is None and stage.uses_hessian:
             check_hessian_products(objective, theta, problem.project)
         run = Run(stage, problem, self._start, self._iterate)
         try:
@@ -199,6 +203,9 @@ class Solve:
             objective.assign(run.best[0])
             raise
         objective.assign(outcome.theta)
+        # A feasible point may be worth a higher loss.
+        start = None if problem.constraints else start
+        outcome = settled(outcome, objective, start)
         if self._optimizer.solver_state is not None:
             self._optimizer.solver_state.position = outcome.theta
         self._evaluations += problem.fg_evals
@@ -229,8 +236,8 @@ class Solve:
         )
 
     def _start(self, theta, loss, grad):
-        if self._initial is None:
-            self._initial = Point(theta, loss)
+        if self._initial_loss is None:
+            self._initial_loss = loss
             project = self._problem.project
             warn_of_unused_variables(self._objective, theta, grad, project)
         return self._iterations >= self._end

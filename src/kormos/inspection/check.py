@@ -65,9 +65,9 @@ def check(
             "Check one precision at a time: leave `precision` out for the "
             "model's own, or give 'float64'. Received: precision='auto'"
         )
+    _check_model(model, loss)
     if loss is not None:
-        model = _Compiled(model)
-        model.compile(loss=loss)
+        model = _Compiled(model, loss)
     dtype = reading.dtype_for(model, precision)
     data = reading.gather(x, y, sample_weight, dtype)
     data = reading.weigh(data, class_weight, dtype)
@@ -90,17 +90,22 @@ def check(
     findings = [
         faults.finite(objective, looked, value, grad),
         faults.deterministic(objective, watch, looked, theta, value, grad),
-        faults.batch_size(
-            objective, watch, looked, theta, value, objective_for
-        ),
     ]
-    if findings[0].passed:
-        findings.append(derivatives.gradient(objective, theta, value, grad))
+    is_finite, is_same = (finding.passed for finding in findings)
+    if is_same:
+        findings.append(
+            faults.batch_size(
+                objective, watch, looked, theta, value, objective_for
+            )
+        )
+    if is_finite and is_same:
+        findings.append(derivatives.gradient(objective, theta))
         if hessian:
             findings.append(derivatives.hessian(objective, theta))
+    if is_finite:
         findings.append(derivatives.variables(objective, theta, grad))
     findings += [
-        faults.precision(objective, looked),
+        faults.precision(objective, looked, theta),
         faults.scaling(objective, data, grad),
     ]
     methods = costs.estimate(objective, evaluation.seconds)
@@ -122,14 +127,32 @@ def check(
 class _Compiled(keras.Model):
     """A model with a loss, around one that keeps its own or has none."""
 
-    def __init__(self, model):
-        if not isinstance(model, keras.Model):
-            raise ValueError(
-                "Argument `model` must be a `keras.Model`. "
-                f"Received: {model!r} (of type {type(model).__name__})"
-            )
+    def __init__(self, model, loss):
         super().__init__(name=model.name, dtype=model.dtype_policy)
         self.inner = model
+        if getattr(model, "output_names", None) is not None:
+            self.output_names = model.output_names
+        how = {}
+        if model.compiled:
+            how = {
+                "run_eagerly": model.run_eagerly,
+                "jit_compile": model.jit_compile,
+            }
+        self.compile(loss=loss, **how)
 
     def call(self, inputs, training=None):
         return self.inner(inputs, training=training)
+
+
+def _check_model(model, loss):
+    if not isinstance(model, keras.Model):
+        raise ValueError(
+            "Argument `model` must be a `keras.Model`. "
+            f"Received: {model!r} (of type {type(model).__name__})"
+        )
+    if loss is None and not model.compiled:
+        raise ValueError(
+            "The model has no loss yet: give `loss`, or call "
+            "`model.compile(loss=...)` first. "
+            f"Received: {model.name}, not compiled"
+        )

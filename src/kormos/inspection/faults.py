@@ -4,11 +4,13 @@ import numpy as np
 from keras import ops
 
 from kormos.inspection.report import Finding
+from kormos.numerics.vectors import NARROW
 from kormos.objective.data import leaves
 from kormos.precision import is_true_float64
 
 # Rows at which layers are looked at one by one.
 ROWS = 64
+_WIDE = ("float64", "bool", "int32", "int64", "uint8", "uint32")
 _UNEQUAL = 1e4
 
 
@@ -55,23 +57,27 @@ def finite(objective, looked, value, grad):
 def deterministic(objective, watch, looked, theta, value, grad):
     """Whether the loss is the same twice."""
     again, grad_again = objective.value_and_grad(theta)
-    is_same = _same(value, again) and _same(grad, grad_again)
     second = watch(objective.head(ROWS))
-    name = _first_other(looked, second)
-    if name is not None:
-        name = f"layer '{name}'"
-    elif not _same(looked.losses, second.losses):
-        name = "the loss function"
-    elif not is_same:
-        name = "something outside of layers"
-    if name is None:
+    layer = _first_other(looked, second)
+    if layer is not None:
+        return _random(f"layer '{layer}'", layer)
+    if not _same(looked.losses, second.losses):
+        return _random("the loss function", "the loss function")
+    if _same(value, again) and _same(grad, grad_again):
         return Finding("deterministic", True, "The same twice, bit for bit.")
+    if _close(value, again, objective.epsilon):
+        # Kernels of an accelerator may add in any order.
+        return Finding("deterministic", True, "The same twice, to rounding.")
+    return _random("something outside of layers", "unknown")
+
+
+def _random(what, name):
     return Finding(
         "deterministic",
         False,
-        f"Evaluated twice, {name} gives two results: draw through "
+        f"Evaluated twice, {what} gives two results: draw through "
         "`keras.random` with a `SeedGenerator`, or not at all.",
-        (name.split("'")[1] if "'" in name else name,),
+        (name,),
     )
 
 
@@ -122,42 +128,47 @@ def batch_size(objective, watch, looked, theta, value, objective_for):
     )
 
 
-def precision(objective, looked):
+def precision(objective, looked, theta):
     """Whether a float64 model is computed in float64."""
-    dtypes = [
-        {o.dtype.name for o in outputs if o.dtype.kind not in "iub"}
-        for outputs in looked.outputs
-    ]
-    if objective.epsilon > 1e-10:
+    if objective.epsilon > NARROW:
         narrowest = "bfloat16" if objective.epsilon > 1e-4 else "float32"
         return Finding(
             "precision",
             True,
             f"The model computes in {narrowest}, the solver in float64.",
         )
-    if objective.program.packing.dtype is None and not is_true_float64():
-        return Finding(
-            "precision",
-            False,
-            "Keras computes a part of this float64 model in float32: call "
-            "`kormos.enable_float64()` first, or fit with "
-            "`precision='float64'`.",
-            is_fatal=False,
-        )
     names = tuple(
         name
-        for name, found in zip(looked.names, dtypes, strict=True)
-        if found - {"float64"}
+        for name, outputs in zip(looked.names, looked.outputs, strict=True)
+        if any(o.dtype.name not in _WIDE for o in outputs)
     )
-    if not names:
-        return Finding("precision", True, "Every layer computes in float64.")
-    return Finding(
-        "precision",
-        False,
-        f"In this float64 model, {', '.join(names)} put out float32.",
-        names,
-        is_fatal=False,
-    )
+    if names:
+        said = f"In this float64 model, {', '.join(names)} put out float32."
+    elif objective.program.packing.dtype is None and not is_true_float64():
+        said = (
+            "Keras computes a part of this float64 model in float32: call "
+            "`kormos.enable_float64()` first, or fit with "
+            "`precision='float64'`."
+        )
+    elif _is_noisy(objective, theta):
+        said = (
+            "Something inside of a layer or the loss computes in float32: the "
+            "loss does not follow its gradient over steps of 1e-6."
+        )
+    else:
+        return Finding("precision", True, "The loss is smooth to float64.")
+    return Finding("precision", False, said, names, is_fatal=False)
+
+
+def _is_noisy(objective, theta):
+    """Whether small steps change the loss otherwise than its gradient says."""
+    rng = np.random.default_rng(0)
+    step = 1e-6 * (0.1 + np.abs(theta)) * rng.standard_normal(theta.shape)
+    points = [theta + k * step for k in (-2, -1, 0, 1, 2)]
+    values = np.array([objective.value(point) for point in points])
+    # The fourth difference of what is smooth is smaller than its rounding.
+    fourth = values @ np.array([1, -4, 6, -4, 1])
+    return abs(fourth) > 1e-10 * np.max(np.abs(values))
 
 
 def scaling(objective, data, grad):
@@ -176,6 +187,9 @@ def scaling(objective, data, grad):
         for size, v in zip(sizes, objective.variables, strict=True)
         if 0 < size < np.inf
     ]
+    # What is zero but for rounding says nothing.
+    noise = 10 * objective.epsilon * max(pairs, default=(0, ""))[0]
+    pairs = [pair for pair in pairs if pair[0] > noise]
     if pairs and max(pairs)[0] > _UNEQUAL * min(pairs)[0]:
         low, high = min(pairs), max(pairs)
         said.append(
@@ -188,8 +202,8 @@ def scaling(objective, data, grad):
     return Finding(
         "scaling",
         False,
-        f"Badly scaled: {'; '.join(said)}. `keras.layers.Normalization` helps "
-        "with inputs.",
+        f"Badly scaled: {'; '.join(said)}."
+        + (" `keras.layers.Normalization` helps." if "x" in names else ""),
         tuple(dict.fromkeys(names)),
         is_fatal=False,
     )

@@ -3,11 +3,14 @@
 import dataclasses
 import io
 
-from rich import box
+from rich.box import Box
 from rich.console import Console
 from rich.table import Table
 
 _WIDTH = 88
+
+# A line below the heads alone, in characters that every terminal has.
+_PLAIN = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,8 +104,11 @@ class Report:
 
     def __str__(self):
         out = io.StringIO()
-        console = Console(file=out, width=_WIDTH)
-        tests = Table(title=self.title, box=box.SIMPLE, title_justify="left")
+        console = Console(
+            file=out, width=_WIDTH, markup=False, emoji=False, highlight=False
+        )
+        console.print(self.title)
+        tests = Table(box=_PLAIN)
         for column in ("test", "", "found"):
             tests.add_column(column)
         for finding in self.findings:
@@ -114,7 +120,7 @@ class Report:
             f"{_time(self.compile_seconds)} more) and about "
             f"{_bytes(self.memory)}. An iteration, estimated:"
         )
-        costs = Table(box=box.SIMPLE)
+        costs = Table(box=_PLAIN)
         costs.add_column("method")
         costs.add_column("time", justify="right")
         costs.add_column("memory", justify="right")

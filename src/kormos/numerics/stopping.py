@@ -17,10 +17,7 @@ NON_FINITE = "non-finite"
 
 ADVICE = {
     CONVERGED: "",
-    NOISE_FLOOR: (
-        "The loss no longer changes by more than its rounding; from float32, "
-        "`precision='float64'` goes further."
-    ),
+    NOISE_FLOOR: ("The loss no longer changes by more than its rounding."),
     ITERATION_LIMIT: (
         "Give more `epochs` (`max_iterations` in `kormos.minimize`) to go on."
     ),
@@ -138,8 +135,18 @@ class Result:
         return self.message
 
 
-def sentence(outcome, iterations, evaluations, float64_from=None):
-    """The status of a run in words: figures, the test that fired, advice."""
+def sentence(
+    outcome, iterations, evaluations, is_wide=False, float64_from=None
+):
+    """The status of a run in words: figures, the test that fired, advice.
+
+    Args:
+        outcome: the `Outcome`.
+        iterations: how many there were.
+        evaluations: likewise.
+        is_wide: whether the loss was evaluated in float64.
+        float64_from: after how many iterations that began, or `None`.
+    """
     text = (
         f"{outcome.status} after {_counted(iterations, 'iteration')} and "
         f"{_counted(evaluations, 'evaluation')} at loss {outcome.loss:.6g}"
@@ -153,6 +160,8 @@ def sentence(outcome, iterations, evaluations, float64_from=None):
     if outcome.detail:
         text += f" ({outcome.detail})"
     sentences = [f"{text}.", ADVICE[outcome.status]]
+    if outcome.status == NOISE_FLOOR and not is_wide:
+        sentences.append("With `precision='float64'` it goes further.")
     if float64_from is not None:
         sentences.append(f"In float64 from iteration {float64_from}.")
     if outcome.kept_loss is not None:

@@ -69,6 +69,10 @@ def to_array(tensor):
     return np.array(ops.convert_to_numpy(tensor), dtype="float64")
 
 
+# What rounds more than this is narrower than float64.
+NARROW = 2.0**-40
+
+
 def rounding(dtype):
     """The spacing of numbers near one in a floating-point dtype."""
     dtype = keras.backend.standardize_dtype(dtype)

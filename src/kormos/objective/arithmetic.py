@@ -8,15 +8,16 @@ it is, of any class.
 """
 
 import contextlib
-import threading
 import warnings
 
 import keras
 from keras import tree
 
+from kormos.numerics.vectors import rounding
 from kormos.objective.calls import recorded_calls
 from kormos.precision import is_true_float64
 from kormos.precision import precision
+from kormos.precision import turn
 
 PRECISIONS = (None, "float64", "auto")
 
@@ -58,6 +59,20 @@ class Arithmetic:
         other.include(self._owners.values())
         return other
 
+    @property
+    def epsilon(self):
+        """The coarsest rounding of layers with weights to train."""
+        layers = [
+            owner
+            for owner in self._owners.values()
+            if getattr(owner, "trainable_variables", None)
+        ]
+        dtypes = [layer.compute_dtype for layer in layers]
+        return max(
+            (rounding(d) for d in dtypes if keras.backend.is_float_dtype(d)),
+            default=0.0,
+        )
+
     def include(self, owners):
         """Adds layers and losses, to be given the dtype."""
         self._owners.update({id(o): o for o in owners})
@@ -65,14 +80,14 @@ class Arithmetic:
     @contextlib.contextmanager
     def learning(self):
         """A scope, outside of the precision, that includes what is called."""
-        with _turns.of(None), recorded_calls() as calls:
+        with turn(None), recorded_calls() as calls:
             yield
         self.include(call.owner for call in calls)
 
     @contextlib.contextmanager
     def scope(self):
         """A scope in which what is included computes in the precision."""
-        with _turns.of(self.dtype):
+        with turn(self.dtype):
             if self.dtype is None:
                 yield
                 return
@@ -94,8 +109,8 @@ class Arithmetic:
         if not narrow and not _narrow_leaves(outputs):
             return
         raise ValueError(
-            f"With `precision='{self.dtype}'` everything must compute in "
-            f"{self.dtype}: take casts to another dtype out of the code, or "
+            f"In {self.dtype} (`precision`), everything must compute in it: "
+            "take casts to another dtype out of the code, or "
             "build the model after `kormos.enable_float64()`. Received: "
             + (narrow[0].owner.name if narrow else "a value")
             + ", in float32"
@@ -106,7 +121,9 @@ class Arithmetic:
         restore = []
         try:
             for owner in self._owners.values():
-                restore.extend(_widen(owner, self.dtype))
+                for target, name in _targets(owner):
+                    restore.append((target, name, getattr(target, name)))
+                    setattr(target, name, self.dtype)
             yield
         finally:
             for target, name, value in reversed(restore):
@@ -129,27 +146,19 @@ def warn_of_rounding(name, dtype):
         )
 
 
-def _widen(owner, dtype):
-    """Gives a layer or a loss a dtype; yields what to restore by `setattr`."""
+def _targets(owner):
+    """The attributes by which a layer or a loss casts to floating point."""
     if isinstance(owner, keras.losses.Loss):
-        targets = [(owner, "_dtype")]
+        yield owner, "_dtype"
     elif keras.backend.is_float_dtype(owner.compute_dtype):
-        targets = [(owner, "dtype_policy"), *_inputs(owner)]
-    else:
-        return
-    for target, name in targets:
-        value = getattr(target, name)
-        if name == "_dtype" and not keras.backend.is_float_dtype(value):
-            continue  # Indices, of an embedding say.
-        setattr(target, name, dtype)
-        yield target, name, value
-
-
-def _inputs(model):
-    """What a functional model casts its inputs by."""
-    for tensor in getattr(model, "inputs", None) or ():
-        yield tensor, "_dtype"
-        yield tensor._keras_history.operation, "_dtype"
+        yield owner, "dtype_policy"
+        for tensor in tree.flatten(getattr(owner, "inputs", None)):
+            # Of a functional model; but indices stay what they are.
+            if isinstance(
+                tensor, keras.KerasTensor
+            ) and keras.backend.is_float_dtype(tensor.dtype):
+                yield tensor, "_dtype"
+                yield tensor._keras_history.operation, "_dtype"
 
 
 def _narrow_leaves(outputs):
@@ -164,34 +173,3 @@ def _narrow_leaves(outputs):
 
 def _dtype(tensor):
     return keras.backend.standardize_dtype(tensor.dtype)
-
-
-class _Turns:
-    """Lets evaluations of one precision at a time run.
-
-    Keras' settings are global: one thread's float64 is not to reach into what
-    another thread traces meanwhile.
-    """
-
-    def __init__(self):
-        self._condition = threading.Condition()
-        self._dtype = None
-        self._running = 0
-
-    @contextlib.contextmanager
-    def of(self, dtype):
-        with self._condition:
-            self._condition.wait_for(
-                lambda: not self._running or self._dtype == dtype
-            )
-            self._dtype = dtype
-            self._running += 1
-        try:
-            yield
-        finally:
-            with self._condition:
-                self._running -= 1
-                self._condition.notify_all()
-
-
-_turns = _Turns()

@@ -52,6 +52,10 @@ class FlatObjective:
 
     def widen(self):
         """Evaluates in float64 from now on."""
+        self.can_widen = False
+        self._widen()
+
+    def _widen(self):
         raise NotImplementedError
 
     def refresh(self):

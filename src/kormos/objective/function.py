@@ -152,13 +152,15 @@ class FunctionObjective(FlatObjective):
         self._function = function
         self._compile(packing)
         self.can_widen = precision is not None
+        if self.can_widen:
+            # What will not do in float64 is refused now.
+            self._wide = function.widened()
+            self._wide.check_width()
         if starts_wide(precision, packing.dtypes):
             self.widen()
 
-    def widen(self):
-        self.can_widen = False
-        self._function = self._function.widened()
-        self._function.check_width()
+    def _widen(self):
+        self._function = self._wide
         self._compile(Packing(self.variables, "float64"))
 
     def _compile(self, packing):

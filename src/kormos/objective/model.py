@@ -1,5 +1,6 @@
 """A model's loss over all its training data, as a function of one vector."""
 
+import contextlib
 import copy
 import warnings
 
@@ -100,15 +101,22 @@ class Objective(FlatObjective):
         # Whether the model is compiled with metrics.
         self.has_metrics = any(m.name != "loss" for m in model.metrics)
 
-    def widen(self):
-        self.can_widen = False
+        if self.can_widen:
+            # What will not do then is refused now.
+            self._program("float64")
+
+    def _widen(self):
         self._prepare("float64")
+
+    def _program(self, dtype):
+        head = self._rows(dtype).head(2)
+        with backend.wide() if dtype else contextlib.nullcontext():
+            return program_for(self.model, head, self._training, dtype)
 
     def _prepare(self, dtype):
         """Compiles, and puts the data on the device."""
         data = self._rows(dtype)
-        head = data.head(2)
-        self.program = program_for(self.model, head, self._training, dtype)
+        self.program = self._program(dtype)
         width = None
         if self._with_jacobian:
             outputs = sum(self.program.model_loss.output_widths)
@@ -129,7 +137,10 @@ class Objective(FlatObjective):
     def epsilon(self):
         """The spacing of numbers near one in the arithmetic of the loss."""
         dtype = self.program.packing.dtype
-        return rounding(dtype or self.model.compute_dtype)
+        if dtype is not None:
+            return rounding(dtype)
+        own = self.program.model_loss.epsilon
+        return max(own, rounding(self.model.compute_dtype))
 
     @property
     def unused_variables(self):

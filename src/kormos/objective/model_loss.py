@@ -60,7 +60,8 @@ class ModelLoss:
 
     def _widen(self, head):
         """Computes in float64 whatever the model's own arithmetic is."""
-        # Keras keeps one of its own, for what `compile` was given.
+        # The compiled losses, and the model's own: also the one that Keras
+        # makes of them, whose call is not recorded.
         losses = [*tree.flatten(self._model.loss), *vars(self._model).values()]
         self._arithmetic.include(
             [loss for loss in losses if isinstance(loss, keras.losses.Loss)]
@@ -234,6 +235,11 @@ class ModelLoss:
             x=x, y=y, y_pred=y_pred, sample_weight=w, **training
         )
         return ops.mean(loss)
+
+    @property
+    def epsilon(self):
+        """The coarsest rounding of layers with weights to train."""
+        return self._arithmetic.epsilon
 
     @property
     def output_widths(self):

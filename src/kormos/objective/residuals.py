@@ -193,13 +193,15 @@ class ResidualObjective(FlatObjective):
         self.refresh()
         self.replace(data)
         self.can_widen = precision is not None
+        if self.can_widen:
+            # What will not do in float64 is refused now.
+            self._wide = self._function.widened()
+            self._wide.check_width()
         if starts_wide(precision, packing.dtypes):
             self.widen()
 
-    def widen(self):
-        self.can_widen = False
-        self._function = self._function.widened()
-        self._function.check_width()
+    def _widen(self):
+        self._function = self._wide
         packing = Packing(self.variables, "float64")
         self.program = ResidualProgram(packing, self._function, self._rho)
         self.refresh()

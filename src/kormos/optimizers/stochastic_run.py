@@ -35,7 +35,11 @@ def run(problem, settings, theta, report, earlier):
         start, steps = theta, 0
         for batch in problem.batches(rng):
             part = Problem(
-                batch, problem.lower, problem.upper, epsilon=problem.epsilon
+                batch,
+                problem.lower,
+                problem.upper,
+                epsilon=problem.epsilon,
+                rounding=problem.rounding,
             )
             step = LeastSquaresRun(part, settings)
             if step.begin(theta, state):
