@@ -1,5 +1,6 @@
 """Fits in float64 of models and variables in float32."""
 
+import sys
 import threading
 
 import keras
@@ -466,3 +467,19 @@ def test_an_interrupt_while_float64_is_compiled(monkeypatch):
     )
     assert history.result.status == "interrupted"
     assert history.result.loss < 1e-8
+
+
+@pytest.mark.skipif(
+    BACKEND == "tensorflow", reason="TensorFlow keeps float64 by itself"
+)
+def test_a_keras_that_has_changed_is_said_so(monkeypatch):
+    # As if the entry were no longer read. A function hides the module.
+    module = sys.modules["kormos.precision"]
+    monkeypatch.setattr(module, "BIT64_TO_BIT32_DTYPE", {})
+    before = settings()
+    with pytest.raises(RuntimeError, match="Install a Keras release"):
+        with kormos.precision("float64"):
+            pass
+    with pytest.raises(RuntimeError, match="has changed"):
+        kormos.fit(net(), X, Y, precision="float64", verbose=0)
+    assert settings() == before

@@ -7,7 +7,6 @@ from keras import ops
 from keras import tree
 
 from kormos import backend
-from kormos import precision
 from kormos.backend.common import as_tensor
 from kormos.objective.gauss_newton import GaussNewton
 from kormos.objective.model_loss import ModelLoss
@@ -16,6 +15,7 @@ from kormos.objective.packing import Packing
 from kormos.objective.program import Program
 from kormos.objective.program import fold_chunks
 from kormos.objective.program import scalar_zero
+from kormos.precision import is_true_float64
 
 # An attribute of a model that Keras neither tracks nor saves.
 _PROGRAMS = "_kormos_programs"
@@ -114,7 +114,7 @@ def _program_key(model, training):
     return (
         training,
         keras.config.floatx(),
-        precision.is_true_float64(),
+        is_true_float64(),
         model.run_eagerly,
         model.jit_compile,
         tuple(id(v) for v in model.trainable_variables),
