@@ -3,6 +3,7 @@
 import _thread
 import gc
 import threading
+import time
 
 import keras
 import numpy as np
@@ -49,20 +50,28 @@ def test_in_a_line_search(method, evaluation, fault, monkeypatch):
 class Interrupt(keras.callbacks.Callback):
     """Interrupts the fit a moment after its fourth epoch began."""
 
-    def __init__(self, delay):
+    def __init__(self, share):
         super().__init__()
-        self.timer = threading.Timer(delay, _thread.interrupt_main)
+        self._share = share
+        self.timer = None
 
     def on_epoch_begin(self, epoch, logs=None):
-        if epoch == 3 and self.timer.ident is None:
+        if epoch == 1:
+            self._begun = time.perf_counter()
+        if epoch == 3 and self.timer is None:
+            # On a slow machine as on a fast one, long before the fit ends.
+            delay = self._share * (time.perf_counter() - self._begun)
+            self.timer = threading.Timer(delay, _thread.interrupt_main)
             self.timer.start()
 
     def on_train_end(self, logs=None):
         # A test that failed is no reason to interrupt the others.
-        self.timer.cancel()
+        if self.timer is not None:
+            self.timer.cancel()
 
 
-DELAYS = np.random.default_rng(0).uniform(0, 0.02, 8)
+# Of the time that two epochs take.
+DELAYS = np.random.default_rng(0).uniform(0, 1, 8)
 
 
 @pytest.fixture
