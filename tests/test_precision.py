@@ -86,10 +86,9 @@ def test_a_float32_model_is_evaluated_as_its_float64_twin():
     with kormos.precision("float64"):
         twin = objective()
         theta = narrow.initial_position()
-        expected, expected_grad = twin.value_and_grad(theta)
-    value, grad = wide.value_and_grad(theta)
+        expected = twin.value(theta)
+    value = wide.value(theta)
     assert value == pytest.approx(expected, rel=TIGHT)
-    np.testing.assert_allclose(grad, expected_grad, rtol=1e-6, atol=TIGHT)
     assert value != narrow.value(theta)
 
 

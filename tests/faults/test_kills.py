@@ -5,11 +5,13 @@ import time
 import numpy as np
 import pytest
 
+from conftest import BACKEND
 from faults import children
 
 KIND = "kill -9"
 
-KILLS = 20
+# Each process compiles anew on JAX and TensorFlow.
+KILLS = 20 if BACKEND == "torch" else 8
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,7 @@ def undisturbed(context, tmp_path_factory):
     _, (losses, weights) = lived(connection)
     process.join()
     # Enough for all kills, with two epochs between them.
-    assert len(losses) > 3 * KILLS
+    assert len(losses) > 60
     return losses, weights
 
 
