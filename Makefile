@@ -29,7 +29,7 @@ test-jax test-tensorflow test-torch: test-%: $(VENV)/test
 # The campaign of faults, on every backend; it prints a table.
 test-faults: $(VENV)/test
 	for backend in $(BACKENDS); do \
-	    KERAS_BACKEND=$$backend OMP_NUM_THREADS=1 \
+	    KERAS_BACKEND=$$backend OMP_NUM_THREADS=1 KILLS=20 \
 	    $(BIN)/python -m pytest -n 2 tests/faults $(PYTEST_ARGS) || exit 1; \
 	done
 
