@@ -11,7 +11,7 @@ from kormos.inspection.report import MethodCost
 _REPEATS = 5
 # Evaluations in an iteration of a line search, about.
 _EVALUATIONS = 1.1
-_CG_PRODUCTS = 10
+_CG_PRODUCTS = 3
 # Parameters up to which a method pays, as our benchmarks have it.
 _MOST_SQUARE = 2_000
 _MOST_DENSE = 5_000
@@ -67,7 +67,7 @@ def estimate(objective, seconds):
         ),
         MethodCost(
             "ssbroyden",
-            step + 3 * dense / pace.bytes,
+            step + 8 * dense / pace.bytes,
             2 * dense,
             "fewer iterations, for a dense matrix",
             size <= _MOST_DENSE,
