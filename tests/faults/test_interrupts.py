@@ -2,6 +2,7 @@
 
 import _thread
 import gc
+import signal
 import threading
 import time
 
@@ -72,6 +73,14 @@ class Interrupt(keras.callbacks.Callback):
 
 # Of the time that two epochs take.
 DELAYS = np.random.default_rng(0).uniform(0, 1, 8)
+
+
+@pytest.fixture(autouse=True)
+def heard():
+    """A process that a shell started in the background ignores Ctrl-C."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
 
 
 @pytest.fixture
