@@ -4,16 +4,19 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-# Imported after TensorFlow, torch crashes the process.
+import contextlib
 import multiprocessing
 import pathlib
 import signal
 import warnings
 
+with contextlib.suppress(ImportError):
+    # Imported after TensorFlow, torch crashes the process.
+    import torch as torch
+
 import h5py
 import keras
 import numpy as np
-import torch as torch
 
 import kormos
 
