@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from kormos.backend.common import values_and_jacobian
+from kormos.backend.jax_convolutions import canonical
 
 
 def compile(fn, xla=True):
@@ -45,7 +46,7 @@ def repeatable():
 
 
 def value_and_grad(fn):
-    return jax.value_and_grad(fn)
+    return canonical(jax.value_and_grad(fn))
 
 
 def hvp(fn):
@@ -53,11 +54,11 @@ def hvp(fn):
         gradient = jax.grad(lambda p: fn(p, *args))
         return jax.jvp(gradient, (parts,), (tangents,))[1]
 
-    return product
+    return canonical(product)
 
 
 def jacobian(fn):
-    return jax.jacrev(fn)
+    return canonical(jax.jacrev(fn))
 
 
 def jvp(fn):
@@ -71,12 +72,13 @@ def vjp(fn):
     def product(parts, cotangents, *args):
         return jax.vjp(lambda p: fn(p, *args), parts)[1](cotangents)[0]
 
-    return product
+    return canonical(product)
 
 
 def row_jacobian(fn, forward):
     differentiate = jax.jacfwd if forward else jax.jacrev
-    return jax.vmap(values_and_jacobian(differentiate, fn), in_axes=(None, 0))
+    both = values_and_jacobian(differentiate, fn)
+    return canonical(jax.vmap(both, in_axes=(None, 0)))
 
 
 def map_rows(fn, rows):

@@ -27,16 +27,31 @@ def compile_loop(fn):
     def call(*args):
         nonlocal chosen
         if chosen is None:
+            chosen = compile(fn) if _is_slow_in_xla(fast, args) else fast
             try:
-                result = fast(*args)
-                chosen = fast
-                return result
+                return chosen(*args)
             except _NOT_COMPILED:
                 # A layer has an operation that XLA lacks.
                 chosen = compile(fn)
         return chosen(*args)
 
     return call
+
+
+def _is_slow_in_xla(fn, args):
+    """Whether there are gradients of convolutions, on a CPU.
+
+    Within a loop they take XLA some ten times as long as they do elsewhere.
+    """
+    if tf.config.list_logical_devices("GPU"):
+        return False
+    graph = fn.get_concrete_function(*args).graph.as_graph_def()
+    bodies = [graph.node, *(f.node_def for f in graph.library.function)]
+    return any(
+        "Conv" in node.op and "Backprop" in node.op
+        for nodes in bodies
+        for node in nodes
+    )
 
 
 def dry_run(fn, *args):
