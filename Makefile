@@ -14,7 +14,8 @@ export TF_ENABLE_ONEDNN_OPTS ?= 0
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/$(VENV)/jax-cache
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 
-.PHONY: quickstart test $(addprefix test-,jax tensorflow torch) lint format bench clean
+.PHONY: quickstart test $(addprefix test-,jax tensorflow torch) lint format clean
+.PHONY: bench bench-quick
 .PHONY: test-compat test-oldest test-newest test-middle test-faults
 
 quickstart: $(VENV)/quickstart-$(BACKEND)
@@ -58,11 +59,14 @@ format: $(VENV)/test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/test
-	KERAS_BACKEND=jax $(BIN)/python benchmarks/overhead.py
+# Half an hour on two cores; then a page and plots of what was measured.
+bench bench-quick: $(VENV)-bench/bench
+	$(VENV)-bench/bin/python benchmarks/run_all.py $(if $(filter %-quick,$@),--quick)
+	$(VENV)-bench/bin/python benchmarks/report.py benchmarks/results \
+	    benchmarks/results/performance
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-middle $(VENV)-newest out
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-middle $(VENV)-newest $(VENV)-bench out
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -85,6 +89,14 @@ $(VENV)-oldest/test: pyproject.toml oldest.txt
 	$(@D)/bin/python -m pip install --quiet --upgrade pip
 	$(@D)/bin/python -m pip install --quiet -c oldest.txt $(TORCH)
 	$(@D)/bin/python -m pip install --quiet -c oldest.txt -e ".[test]"
+	@touch $@
+
+$(VENV)-bench/bench: pyproject.toml benchmarks/requirements.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --upgrade pip
+	$(@D)/bin/python -m pip install --quiet $(TORCH)
+	$(@D)/bin/python -m pip install --quiet -e ".[tensorflow,jax,torch]" \
+	    -r benchmarks/requirements.txt
 	@touch $@
 
 $(VENV)-middle/test $(VENV)-newest/test: $(VENV)-%/test: pyproject.toml

@@ -1,35 +1,39 @@
 """Levenberg-Marquardt: what it reaches, how fast, and how it compares.
 
-`"lm"` and its peers start from the same points and run alternately in one
-process on one thread. SciPy and optimistix take part with KERAS_BACKEND=jax.
-Seconds include compiling; milliseconds are those of an iteration after the
-fifth, and of optimistix of a step, rejected ones too.
+`"lm"` and its peers start from the same weights and run in turn, on one thread
+and in float64 unless a title says otherwise; the tables give medians over the
+seeds. Milliseconds are those of an iteration without compiling; compiling is
+what the first run took besides, until its first iteration ended. Iterations of
+ours, and of SciPy, are accepted steps; those of optimistix and jaxopt count
+rejected ones too; a training step of tf-levenberg-marquardt (in a process of
+its own) and of torch-levenberg-marquardt tries up to ten. Those of which an
+iteration takes long make fewer, and have a dash. SciPy, optimistix and jaxopt
+need KERAS_BACKEND=jax.
 
     KERAS_BACKEND=jax python benchmarks/least_squares.py --problem nist sinc
 
-`nist`: NIST's regressions from both starts: how many got 6 and 9 digits in the
-worst parameter; evaluations, of residuals or of a Jacobian, and second
-derivatives along a step (products), of all.
+`nist`: NIST's regressions from both starts, the hard one first: digits that are
+right in the worst parameter, of eleven certified ones.
 
-`sinc`: sin(10 x) / (10 x) on 20,000 points, network 1-20-1: median loss.
+`sinc`: sin(10 x) / (10 x) on 20,000 points, network 1-20-1: loss.
 
 `poisson`: Poisson's equation on a square, network 2-32-1 (Mueller and Zeinhofer
-2023): median relative L2 error.
+2023): relative L2 error.
 
-`burgers`: `problems.py`'s, on 6,144 points that are drawn anew: relative L2
-error after Adam, 120 iterations of LM, and as many seconds of SSBroyden.
+`oscillator`: u'' + 0.4 u' + 4.04 u = 0, u(0) = 1, u'(0) = 0 for t up to 5, by
+u = 1 + t^2 N(t) with a network 1-20-20-1 on 500 points: loss, and relative L2
+error.
 
-`digits`: scikit-learn's, network 64-20-10, cross-entropy: training loss.
+`digits`: every fourth of scikit-learn's, network 64-20-10, cross-entropy, in
+float32: training loss by `"lm"` and by `"lbfgs"`.
 
-`memory`: what a fit of 1,000,000 rows in 100 chunks adds to the process, run in
-one of its own, and only when it is named.
+`memory`: what a fit of 1,000,000 rows in 100 chunks adds to a process, only
+when it is named.
 """
 
 import one_thread  # noqa: F401
 
 # isort: split
-import argparse
-import importlib.util
 import pathlib
 import resource
 import subprocess
@@ -38,9 +42,9 @@ import time
 import warnings
 
 import keras
+import levenberg_marquardt_peers as peers
 import numpy as np
-import problems
-import scipy.optimize
+import recording
 from keras import ops
 
 import kormos
@@ -49,13 +53,21 @@ from kormos.optimizers import LevenbergMarquardt
 sys.path.append(str(pathlib.Path(__file__).parent.parent / "tests"))
 import nist as strd
 
-IS_JAX = keras.backend.backend() == "jax"
-HAS_OPTIMISTIX = IS_JAX and importlib.util.find_spec("optimistix") is not None
 VARIANTS = {
     "lm": {},
     "lm, acceleration=False": {"acceleration": False},
     'lm, preset="matlab"': {"preset": "matlab"},
 }
+# An iteration of them takes too long for more than the first mark.
+SLOW = {"jaxopt LM", "SciPy lm", "tf-levenberg-marquardt"}
+
+
+def variants(args):
+    return {"lm": {}} if args.quick else VARIANTS
+
+
+def marks_of(name, marks):
+    return marks[:1] if name in SLOW else marks
 
 
 def network(inputs, *widths, last=None):
@@ -64,131 +76,177 @@ def network(inputs, *widths, last=None):
     return keras.Sequential([keras.Input((inputs,)), *layers])
 
 
-def split(model, theta):
+def flat(model):
     """The weights of a model in a vector."""
+    return np.concatenate([w.reshape(-1) for w in model.get_weights()])
+
+
+def split(model, theta):
+    """A vector as the weights of a model."""
     shapes = [v.shape for v in model.trainable_variables]
     parts = ops.split(theta, np.cumsum([np.prod(s) for s in shapes])[:-1])
     return [ops.reshape(p, s) for p, s in zip(parts, shapes, strict=True)]
 
 
-def per_iteration(seconds):
-    """Milliseconds of an iteration after the fifth."""
-    return 1e3 * (seconds[-1] - seconds[4]) / max(len(seconds) - 5, 1)
+def applied(model, theta):
+    """The model as a function, with other weights."""
+    values = split(model, theta)
+    return lambda x: model.stateless_call(values, [], x)[0]
 
 
-def median_rows(found):
-    for name, runs in found.items():
-        *values, last = np.median(runs, axis=0)
-        yield [name, *(f"{v:.1e}" for v in values), f"{last:.1f}"]
+def least_squares_run(model, residuals, data, marks, options, **settings):
+    """A `peers.Run` of ours."""
+    points = {}
+
+    def note(iteration, logs):
+        points[iteration] = flat(model)
+
+    result = kormos.least_squares(
+        residuals,
+        model.trainable_variables,
+        LevenbergMarquardt(**options),
+        data=data,
+        max_iterations=marks[-1],
+        callbacks=[note],
+        **settings,
+    )
+    points = [points[min(m, result.iterations)] for m in marks]
+    return peers.run_of(points, result.history["seconds"])
 
 
-def optimistix_lm(residuals, tolerance, steps):
-    """A compiled function of a start: the solution and the steps."""
-    import jax
-    import optimistix
+class Comparison:
+    """Runs of solvers from several starts, and the table of them.
 
-    solver = optimistix.LevenbergMarquardt(tolerance, tolerance)
+    Args:
+        marks: iterations after which values are reported.
+        values: dict from a value's name to a function of a run's point.
+    """
 
-    def solve(theta):
-        found = optimistix.least_squares(
-            residuals, solver, theta, max_steps=steps, throw=False
-        )
-        return found.value, found.stats["num_steps"]
+    def __init__(self, marks, values):
+        self._marks = marks
+        self._values = values
+        self._runs = {}
 
-    return jax.jit(solve)
+    def add(self, name, run):
+        missing = [float("nan")] * (len(self._marks) - len(run.points))
+        judged = []
+        for judge in self._values.values():
+            judged += [*map(judge, run.points), *missing]
+        row = *judged, 1e3 * run.seconds, run.compiling
+        self._runs.setdefault(name, []).append(row)
 
-
-def nist_ours(problem, start):
-    b = keras.Variable(np.array(start), dtype="float64")
-    result = kormos.least_squares(lambda: problem.residuals(b), [b])
-    return b.value, result.evaluations, result.hessian_products
-
-
-def nist_scipy(problem, start, **options):
-    import jax
-
-    calls = []
-
-    def counted(fn):
-        compiled = jax.jit(fn)
-        return lambda b: calls.append(b) or np.array(compiled(b))
-
-    fn, jac = map(counted, (problem.residuals, jax.jacfwd(problem.residuals)))
-    options.update(dict.fromkeys(("ftol", "xtol", "gtol"), 1e-15))
-    try:
-        b = scipy.optimize.least_squares(fn, start, jac, **options).x
-    except ValueError:  # Residuals are not finite somewhere.
-        b = np.full(len(start), np.nan)
-    return b, len(calls), 0
+    def record(self, record, title, note=""):
+        names = [f"{v} at {m}" for v in self._values for m in self._marks]
+        rows = []
+        for name, runs in self._runs.items():
+            row = np.median(runs, axis=0)
+            # Later runs find what the first one compiled.
+            row[-1] = max(run[-1] for run in runs)
+            rows.append([name, *map(float, row)])
+        columns = ["method", *names, "ms an iteration", "compiling, s"]
+        record.table(title, columns, rows, note)
 
 
-def nist_optimistix(problem, start):
-    solve = optimistix_lm(lambda b, _: problem.residuals(b), 1e-12, 10_000)
-    b, steps = solve(np.array(start))
-    return b, int(steps), 0
+def nist_ours(problem):
+    def solve(start):
+        b = keras.Variable(np.array(start), dtype="float64")
+        kormos.least_squares(lambda: problem.residuals(b), [b])
+        return b.value
+
+    return solve
 
 
-def nist(dtype, args):
-    methods = {"lm": (nist_ours, {})}
-    for method in ("lm", "trf") if IS_JAX else ():
-        for scale in (1.0, "jac"):
-            options = {"method": method, "x_scale": scale}
-            methods[f"SciPy {method}, x_scale={scale}"] = nist_scipy, options
-    if HAS_OPTIMISTIX:
-        methods["optimistix LM (steps)"] = nist_optimistix, {}
-    found = {name: [] for name in methods}
-    for problem in strd.problems()[: 2 if args.quick else None]:
-        for start in problem.starts:
-            for name, (run, options) in methods.items():
-                begin = time.perf_counter()
-                b, *counts = run(problem, start, **options)
-                counts.append(time.perf_counter() - begin)
-                digits = np.nan_to_num(problem.digits(b))
-                found[name].append((digits >= 6, digits >= 9, *counts))
-    yield "method", "6 digits", "9 digits", "evaluations", "products", "seconds"
-    for name, runs in found.items():
-        *counts, seconds = np.sum(runs, axis=0)
-        yield name, *(f"{c:,.0f}" for c in counts), f"{seconds:.1f}"
+def nist(record, args):
+    rivals = peers.nist_peers()
+    names = ["lm", *rivals]
+    rows, seconds = [], dict.fromkeys(names, 0.0)
+    with kormos.precision("float64"):
+        for problem in strd.problems()[: 1 if args.quick else None]:
+            solvers = [nist_ours(problem)]
+            solvers += [make(problem.residuals) for make in rivals.values()]
+            for number, start in enumerate(problem.starts, 1):
+                row = [f"{problem.name}, {number}"]
+                for name, solve in zip(names, solvers, strict=True):
+                    begin = time.perf_counter()
+                    digits = problem.digits(solve(np.array(start)))
+                    seconds[name] += time.perf_counter() - begin
+                    row.append(float(np.nan_to_num(max(digits, 0.0))))
+                rows.append(row)
+    shown = [[row[0], *(f"{d:.1f}" for d in row[1:])] for row in rows]
+    record.table("NIST: digits", ["problem, start", *names], shown)
+    digits = np.array([row[1:] for row in rows])
+    totals = [
+        [name, *(int((own >= d).sum()) for d in (4, 6, 9)), seconds[name]]
+        for name, own in zip(names, digits.T, strict=True)
+    ]
+    record.table(
+        f"NIST: starts solved, of {len(rows)}",
+        ["method", "4 digits", "6 digits", "9 digits", "seconds"],
+        totals,
+        "Seconds include compiling.",
+    )
 
 
-def sinc_optimistix(model, x, y, marks):
-    def residuals(theta, _):
-        outputs, _ = model.stateless_call(split(model, theta), [], x)
-        return outputs - y
-
-    theta = np.concatenate([w.reshape(-1) for w in model.get_weights()])
-    for mark in marks:
-        solve = optimistix_lm(residuals, 0.0, mark).lower(theta).compile()
-        begin = time.perf_counter()
-        end, steps = map(np.array, solve(theta))
-        seconds = time.perf_counter() - begin
-        yield float(ops.mean(residuals(end, None) ** 2))
-    yield 1e3 * seconds / steps
+def sinc(record, args):
+    marks, rows = ([5, 20], 2_000) if args.quick else ([10, 50], 20_000)
+    for dtype in ("float64", "float32")[: 1 if args.quick else 2]:
+        with kormos.precision(dtype):
+            x = np.linspace(-1, 1, rows)[:, None].astype(dtype)
+            y = np.sinc(10 * x / np.pi).astype(dtype)
+            compare_sinc(record, args, x, y, marks)
 
 
-def sinc(dtype, args):
-    marks = [10, 20] if args.quick else [100, 300] + [1_000] * args.long
-    x = np.linspace(-1, 1, 500 if args.quick else 20_000)[:, None].astype(dtype)
-    y = np.sinc(10 * x / np.pi).astype(dtype)
-    found = {name: [] for name in VARIANTS}
-    for seed in range(args.seeds or 3):
-        keras.utils.set_random_seed(seed)
-        model = network(1, 20, 1)
-        model.compile(loss="mse")
-        start = model.get_weights()
-        for name, options in VARIANTS.items():
+def compare_sinc(record, args, x, y, marks):
+    model = network(1, 20, 1)
+    model.compile(loss="mse")
+
+    def residuals(theta):
+        return ops.reshape(applied(model, theta)(x) - y, (-1,))
+
+    def loss(point):
+        return point if np.ndim(point) == 0 else mean_square(residuals(point))
+
+    is_wide = x.dtype == "float64"
+    # A Jacobian of so many rows takes trf's decomposition too long.
+    names = "optimistix LM", "jaxopt LM", "SciPy lm"
+    solvers = prepared(names if is_wide else (), residuals, marks)
+    comparison = Comparison(marks, {"loss": loss})
+    for seed in range(args.seeds):
+        start = fresh(model, seed)
+        for name, options in (
+            variants(args).items() if is_wide else [("lm", {})]
+        ):
             model.set_weights(start)
             lm = LevenbergMarquardt(epochs=marks[-1], **options)
             history = kormos.fit(model, x, y, optimizer=lm, verbose=0)
             losses = history.history["loss"]
             losses = [losses[min(m, len(losses)) - 1] for m in marks]
-            found[name].append((*losses, per_iteration(history.seconds)))
-        if HAS_OPTIMISTIX and dtype == "float64":
-            model.set_weights(start)
-            runs = found.setdefault("optimistix LM (steps)", [])
-            runs.append([*sinc_optimistix(model, x, y, marks)])
-    yield ["method", *(f"loss at {m}" for m in marks), "ms an iteration"]
-    yield from median_rows(found)
+            comparison.add(name, peers.run_of(losses, history.seconds))
+        model.set_weights(start)
+        for name, run in solvers.items():
+            comparison.add(name, run(flat(model)))
+        for name, run in peers.network_peers().items() if is_wide else ():
+            comparison.add(name, run(start, x, y, marks_of(name, marks)))
+    comparison.record(record, f"Sinc, {len(x):,} rows, {x.dtype}")
+
+
+def prepared(names, residuals, marks):
+    """The peers of these names that are there, as functions of a start."""
+    return {
+        name: prepare(residuals, marks_of(name, marks))
+        for name, prepare in peers.available(names).items()
+    }
+
+
+def fresh(model, seed):
+    """Weights that Keras' initializers draw."""
+    keras.utils.set_random_seed(seed)
+    drawn = keras.models.clone_model(model)
+    return drawn.get_weights()
+
+
+def mean_square(residuals):
+    return float(ops.mean(ops.square(residuals)))
 
 
 def grid(*sides):
@@ -197,12 +255,13 @@ def grid(*sides):
 
 def relative(values, exact):
     values = ops.convert_to_numpy(values)[:, 0]
-    return np.linalg.norm(values - exact) / np.linalg.norm(exact)
+    return float(np.linalg.norm(values - exact) / np.linalg.norm(exact))
 
 
 def derivatives(u, points, axis):
     """Values, first and second derivatives of u along an axis."""
-    unit = ops.convert_to_tensor(np.eye(2)[axis], dtype=points.dtype)
+    unit = np.eye(points.shape[1])[axis]
+    unit = ops.convert_to_tensor(unit, dtype=points.dtype)
     unit = ops.broadcast_to(unit, ops.shape(points))
 
     def slope(points):
@@ -212,129 +271,133 @@ def derivatives(u, points, axis):
     return value, first, second
 
 
-def poisson(dtype, args):
-    marks = [5, 20] if args.quick else [100, 300]
+def poisson(record, args):
+    marks = [5, 20] if args.quick else [100, 200]
     t, side = np.linspace(0, 1, 30), np.arange(1, 29) / 29
     edges = [grid(t, [0]), grid(t, [1]), grid([0], t), grid([1], t)]
     data = {"pde": grid(side, side), "bc": np.concatenate(edges)}
-    test = grid(*[np.linspace(0, 1, 201)] * 2)
+    test = grid(*[np.linspace(0, 1, 101)] * 2)
     exact = np.sin(np.pi * test).prod(axis=1)
-    model, found = network(2, 32, 1), {name: [] for name in VARIANTS}
+    with kormos.precision("float64"):
+        model = network(2, 32, 1)
 
-    def residuals(data):
-        laplacian = sum(derivatives(model, data["pde"], i)[2] for i in (0, 1))
-        source = ops.prod(ops.sin(np.pi * data["pde"]), axis=1, keepdims=True)
-        pde = laplacian + 2 * np.pi**2 * source
-        return {"pde": pde, "bc": model(data["bc"])}
+        def residuals(data):
+            laplacian = sum(
+                derivatives(model, data["pde"], i)[2] for i in (0, 1)
+            )
+            source = ops.prod(ops.sin(np.pi * data["pde"]), 1, keepdims=True)
+            pde = laplacian + 2 * np.pi**2 * source
+            return {"pde": pde, "bc": model(data["bc"])}
 
-    for seed in range(args.seeds or 4):
-        rng = np.random.default_rng(seed)
-        shapes = [w.shape for w in model.get_weights()]
-        start = [0.1 * rng.standard_normal(s) for s in shapes]
-        for name, options in VARIANTS.items():
-            model.set_weights(start)
-            lm, errors = LevenbergMarquardt(**options), []
-            for done, mark in zip([0, *marks], marks, strict=False):
-                result = kormos.least_squares(
-                    residuals,
-                    model.trainable_variables,
-                    lm,
-                    data=data,
-                    loss_weights={"bc": 4.0},
-                    max_iterations=mark - done,
-                    resume=done > 0,
+        comparison = Comparison(
+            marks,
+            {
+                "error": lambda point: relative(
+                    applied(model, point)(test), exact
                 )
-                errors.append(relative(model(test), exact))
-            ms = per_iteration(result.history["seconds"])
-            found[name].append((*errors, ms))
-    yield ["method", *(f"error at {m}" for m in marks), "ms an iteration"]
-    yield from median_rows(found)
-
-
-def burgers_exact(t, x):
-    """Cole and Hopf's solution on a grid, by Gauss and Hermite's rule."""
-    z, weights = np.polynomial.hermite.hermgauss(200)
-    spread = np.sqrt(4 * problems.VISCOSITY * t)[:, None, None]
-    y = np.pi * (x[:, None] - spread * z)
-    powers = -np.cos(y) / (2 * np.pi * problems.VISCOSITY)
-    weights = weights * np.exp(powers - powers.max(axis=-1, keepdims=True))
-    return -((weights * np.sin(y)).sum(-1) / weights.sum(-1)).reshape(-1)
-
-
-def burgers(dtype, args):
-    iterations, count = (3, 256) if args.quick else (120, 6_144)
-    net = network(3, 20, 20, 20, 1)
-
-    def u(points):
-        t, angle = points[:, :1], np.pi * points[:, 1:]
-        features = ops.concatenate([t, ops.cos(angle), ops.sin(angle)], axis=1)
-        return t * net(features) - ops.sin(angle)
-
-    def residuals(points):
-        value, u_x, u_xx = derivatives(u, points, 1)
-        u_t = derivatives(u, points, 0)[1]
-        return u_t + value * u_x - problems.VISCOSITY * u_xx
-
-    def sampler(count, rng):
-        return rng.uniform((0, -1), (1, 1), (count, 2))
-
-    def run(theta, method, every, **limits):
-        net.set_weights(split(net, theta))
-        return kormos.least_squares(
-            residuals,
-            net.trainable_variables,
-            method,
-            data=sampler(count, np.random.default_rng(0)),
-            batch_size=1_024,
-            callbacks=[kormos.callbacks.Resample(sampler, every, 50_000)],
-            **limits,
+            },
         )
-
-    axes = np.linspace(0, 0.99, 100), np.linspace(-1, 1, 256)
-    points, exact = grid(*axes).astype(dtype), burgers_exact(*axes)
-
-    def row(seed, method, iterations, seconds):
-        error = relative(u(points), exact)
-        return seed, method, iterations, f"{error:.1e}", f"{seconds:.0f}"
-
-    yield "seed", "method", "iterations", "error", "seconds"
-    for seed in range(args.seeds or 1):
-        begin = time.perf_counter()
-        theta = problems.burgers(dtype).start(seed)
-        seconds = time.perf_counter() - begin
-        net.set_weights(split(net, theta))
-        yield row(seed, "Adam", 2_500, seconds)
-        result = run(theta, "lm", 10, max_iterations=iterations)
-        yield row(seed, "lm", result.iterations, result.time)
-        limits = {"max_iterations": 10**6, "max_seconds": result.time}
-        result = run(theta, "ssbroyden", 200, **limits)
-        yield row(seed, "ssbroyden", result.iterations, result.time)
+        for seed in range(args.seeds):
+            rng = np.random.default_rng(seed)
+            shapes = [w.shape for w in model.get_weights()]
+            start = [0.1 * rng.standard_normal(s) for s in shapes]
+            for name, options in variants(args).items():
+                model.set_weights(start)
+                weights = {"loss_weights": {"bc": 4.0}}
+                run = least_squares_run(
+                    model, residuals, data, marks, options, **weights
+                )
+                comparison.add(name, run)
+    comparison.record(record, "Poisson's equation")
 
 
-def digits(dtype, args):
+def oscillator(record, args):
+    marks = [2, 4] if args.quick else [10, 30]
+    count, width = (200, 8) if args.quick else (500, 20)
+    t = np.linspace(0, 5, count)[:, None]
+    test = np.linspace(0, 5, 1_001)[:, None]
+    phase = 2 * test[:, 0]
+    exact = np.exp(-test[:, 0] / 5) * (np.cos(phase) + 0.1 * np.sin(phase))
+
+    def equation(net, t):
+        value, first, second = derivatives(
+            lambda t: 1 + ops.square(t) * net(t), t, 0
+        )
+        return second + 0.4 * first + 4.04 * value
+
+    with kormos.precision("float64"):
+        model, points = network(1, width, width, 1), ops.convert_to_tensor(t)
+
+        def residuals(theta):
+            return ops.reshape(equation(applied(model, theta), points), (-1,))
+
+        def error(theta):
+            values = 1 + test**2 * ops.convert_to_numpy(
+                applied(model, theta)(test)
+            )
+            return relative(values, exact)
+
+        comparison = Comparison(
+            marks,
+            {"loss": lambda p: mean_square(residuals(p)), "error": error},
+        )
+        names = "optimistix LM", "jaxopt LM", "SciPy lm"
+        solvers = prepared(names, residuals, marks)
+        for seed in range(args.seeds):
+            start = fresh(model, seed)
+            for name, options in variants(args).items():
+                model.set_weights(start)
+                run = least_squares_run(
+                    model, lambda t: equation(model, t), t, marks, options
+                )
+                comparison.add(name, run)
+            model.set_weights(start)
+            for name, run in solvers.items():
+                comparison.add(name, run(flat(model)))
+    comparison.record(record, "A damped oscillator")
+
+
+def digits(record, args):
     from sklearn.datasets import load_digits
 
     x, y = load_digits(return_X_y=True)
-    thin = 9 if args.quick else 1
-    x, y = (x[::thin] / 16).astype(dtype), y[::thin]
-    methods = {"lm": {"epochs": 30}, "lbfgs": {"epochs": 300, "max_evals": 300}}
-    yield "seed", "method", "loss", "iterations", "evaluations", "seconds"
-    for seed in range(args.seeds or 1):
-        keras.utils.set_random_seed(seed)
-        model = network(64, 20, 10, last="softmax")
-        model.compile(loss="sparse_categorical_crossentropy")
-        start = model.get_weights()
-        for name, limits in methods.items():
-            model.set_weights(start)
-            limits = {**limits, "optimizer": name, "verbose": 0}
-            result = kormos.fit(model, x, y, **limits).result
-            counts = result.iterations, result.evaluations
-            loss, seconds = f"{result.loss:.1e}", f"{result.time:.1f}"
-            yield seed, name, loss, *counts, seconds
+    thin = 9 if args.quick else 4
+    x, y = (x[::thin] / 16).astype("float32"), y[::thin]
+    methods = {"lm": {"epochs": 3}, "lbfgs": {"epochs": 30}}
+    if not args.quick:
+        methods = {"lm": {"epochs": 10}, "lbfgs": {"epochs": 200}}
+    rows = []
+    model = network(64, 5 if args.quick else 20, 10, last="softmax")
+    model.compile(loss="sparse_categorical_crossentropy")
+    start = fresh(model, 0)
+    for name, limits in methods.items():
+        model.set_weights(start)
+        result = kormos.fit(
+            model, x, y, optimizer=name, verbose=0, **limits
+        ).result
+        counts = result.iterations, result.evaluations
+        rows.append([name, result.loss, *counts, result.time])
+    columns = ["method", "loss", "iterations", "evaluations", "seconds"]
+    record.table("Digits", columns, rows, "Seconds include compiling.")
 
 
-def memory(dtype, args):
+def memory(record, args):
     rows = 10_000 if args.quick else 1_000_000
+    # The peak of a process is the highest of all that it ran.
+    found = subprocess.run(
+        [sys.executable, __file__, "--peak", str(rows)],
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+    )
+    values = [float(v) for v in found.stdout.split()]
+    columns = ["rows", "data, MB", "peak, MB", "before, MB", "seconds"]
+    shown = [rows, *(f"{v:,.0f}" for v in values)]
+    record.table("Memory of 100 chunks", columns, [shown])
+
+
+def peak(rows):
+    """Prints megabytes of the data, at the peak and before, and seconds."""
     x = np.random.default_rng(0).random((rows, 8), dtype="float32")
     y = np.sin(x.sum(axis=1, keepdims=True))
     model = network(8, 20, 15, 1)
@@ -343,47 +406,34 @@ def memory(dtype, args):
     before = pathlib.Path("/proc/self/statm").read_text().split()[1]
     before = int(before) * resource.getpagesize() / 1e6
     result = kormos.fit(model, x, y, batch_size=rows // 100, **limits).result
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1.024e-3
-    yield "rows", "parameters", "data, MB", "peak, MB", "before, MB", "seconds"
-    sizes = (x.nbytes + y.nbytes) / 1e6, peak, before, result.time
-    yield rows, model.count_params(), *(f"{v:.0f}" for v in sizes)
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1.024e-3
+    print((x.nbytes + y.nbytes) / 1e6, most, before, result.time)
 
 
 PROBLEMS = {
-    "nist": (nist, ("float64",)),
-    "sinc": (sinc, ("float64", "float32")),
-    "poisson": (poisson, ("float64",)),
-    "burgers": (burgers, ("float64", "float32")),
-    "digits": (digits, ("float32",)),
-    "memory": (memory, ("float32",)),
+    "nist": nist,
+    "sinc": sinc,
+    "poisson": poisson,
+    "oscillator": oscillator,
+    "digits": digits,
+    "memory": memory,
 }
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = recording.parser(__doc__)
     parser.add_argument("--problem", nargs="+", choices=PROBLEMS)
-    parser.add_argument("--seeds", type=int)
-    parser.add_argument("--long", action="store_true", help="1,000 iterations")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes")
+    parser.add_argument("--seeds", type=int, help="3, or 1 with --quick")
+    parser.add_argument("--peak", type=int, metavar="ROWS")
     args = parser.parse_args()
+    args.seeds = args.seeds or (1 if args.quick else 3)
     warnings.simplefilter("ignore", kormos.ConvergenceWarning)
-    names = args.problem or [n for n in PROBLEMS if n != "memory"]
-    print(f"{keras.backend.backend()}, Keras {keras.__version__}, one thread")
-    for name in names:
-        if name == "memory" and len(names) > 1:
-            # The peak of a process is the highest of all that it ran.
-            quick = ["--quick"] * args.quick
-            command = [sys.executable, __file__, "--problem", name, *quick]
-            subprocess.run(command, check=True)
-            continue
-        solve, dtypes = PROBLEMS[name]
-        for dtype in dtypes:
-            print(f"\n{name}, {dtype}\n")
-            with kormos.precision(dtype):
-                for i, row in enumerate(solve(dtype, args)):
-                    print(f"| {' | '.join(map(str, row))} |", flush=True)
-                    if i == 0:
-                        print("|---" * len(row) + "|")
+    if args.peak:
+        peak(args.peak)
+        return
+    record = recording.Record("least_squares", __doc__, args)
+    for name in args.problem or [n for n in PROBLEMS if n != "memory"]:
+        PROBLEMS[name](record, args)
 
 
 if __name__ == "__main__":

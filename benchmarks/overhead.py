@@ -5,24 +5,18 @@ gradient (with XLA on TensorFlow), and of an evaluation of
 `fit(..., verbose=0)`, History included, by SciPy's L-BFGS-B and by `"lbfgs"`
 with 1 and with 50 iterations to an epoch. All run alternately in one process
 on one thread; the table gives medians over the rounds, and the loss reached.
-Also the peak memory of a fit in 1 to 100 chunks.
-
-    KERAS_BACKEND=jax python benchmarks/overhead.py
 """
 
 import one_thread  # noqa: F401
 
 # isort: split
-import argparse
-import resource
 import statistics
-import subprocess
-import sys
 import time
 import warnings
 
 import keras
 import numpy as np
+import recording
 
 import kormos
 from kormos import backend
@@ -115,45 +109,24 @@ def measure(widths, rows, evaluations, rounds):
     return statistics.median(bare), medians, loss
 
 
-def peak_memory(chunks):
-    """Megabytes at the peak of a fit of 400,000 rows in so many chunks."""
-    rows = 400_000
-    x, y = data(rows)
-    model = build((64, 64))
-    model.compile(optimizer="l-bfgs-b", loss="mse")
-    model.fit(x, y, epochs=5, batch_size=rows // chunks, verbose=0)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--memory", type=int, metavar="CHUNKS")
-    arguments = parser.parse_args()
+    parser = recording.parser(__doc__)
+    parser.add_argument("--rounds", type=int)
+    args = parser.parse_args()
     warnings.simplefilter("ignore", kormos.ConvergenceWarning)
-    if arguments.memory:
-        print(f"{peak_memory(arguments.memory):.0f}")
-        return
-    print(f"{keras.backend.backend()}, Keras {keras.__version__}, one thread")
-    print("\n| network | solver | bare, ms | evaluation, ms | ratio | loss |")
-    print("|---|---|---|---|---|---|")
-    for name, (widths, rows, evaluations) in NETS.items():
+    record = recording.Record("overhead", __doc__, args)
+    rows = []
+    for name, (widths, count, evaluations) in NETS.items():
         bare, medians, loss = measure(
-            widths, rows, evaluations, arguments.rounds
+            widths, count, evaluations, args.rounds or (2 if args.quick else 7)
         )
         for solver, seconds in medians.items():
-            print(
-                f"| {name} | {solver} | {bare * 1e3:.3f} "
-                f"| {seconds * 1e3:.3f} | {seconds / bare:.2f} "
-                f"| {loss[solver]:.1e} |"
-            )
-    print("\n| chunks of 400,000 rows | peak memory, MB |\n|---|---|")
-    for chunks in (1, 4, 20, 100):
-        command = [sys.executable, __file__, "--memory", str(chunks)]
-        peak = subprocess.run(
-            command, capture_output=True, check=True, text=True
-        )
-        print(f"| {chunks} | {peak.stdout.strip()} |")
+            cells = bare * 1e3, seconds * 1e3, seconds / bare, loss[solver]
+            rows.append([name, solver, *cells])
+    columns = ["bare call, ms", "evaluation, ms", "ratio", "loss"]
+    record.table(
+        f"On {keras.backend.backend()}", ["network", "solver", *columns], rows
+    )
 
 
 if __name__ == "__main__":

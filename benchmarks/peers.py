@@ -1,14 +1,16 @@
-"""L-BFGS of other libraries, as `evaluations.py` runs it.
+"""Quasi-Newton methods of other libraries, as `quasi_newton.py` runs them.
 
-Each takes a `Counter` and a start, of float64, and runs without tolerances
-until the counter says that it is enough, or until it gives up itself.
+Each is a function `(evaluate, memory)` that returns `run(theta, most, target)`:
+from a start of float64 until the loss is at most the target, or for so many
+evaluations (iterations, of those that run as one compiled loop). Tolerances are
+off. What a library can compile as a whole is compiled as a whole.
 """
 
 import importlib.util
-import time
+from typing import Any
+from typing import NamedTuple
 
 import keras
-import numpy as np
 import scipy.optimize
 
 from kormos import backend
@@ -20,93 +22,149 @@ class Enough(Exception):
     """The run has all that it may."""
 
 
-class Counter:
-    """Counts evaluations of a loss and its gradient, and notes the loss.
+class Evaluate:
+    """A problem's loss, as a peer may call it.
 
     Args:
-        objective: the loss as a function of a flat vector.
-        evaluations: the most of them.
-        target: the loss at which to end.
+        problem: the `Problem`.
+        note: called with the loss of every evaluation, or `None`.
     """
 
-    def __init__(self, objective, evaluations, target):
-        self.objective = objective
-        self.losses = []
-        self.seconds = []
-        self._most = evaluations
-        self._target = target
+    def __init__(self, problem, note=None):
+        self.problem = problem
+        self.is_counted = note is not None
+        self._note = note
 
-    def __call__(self, theta):
-        if self.is_enough():
-            raise Enough
-        loss, grad = self.objective.value_and_grad(theta)
+    def value(self, theta):
+        """The loss inside a function that JAX or TensorFlow compiles."""
+        loss = self.problem.objective.value(theta)
+        if self.is_counted and keras.backend.backend() == "jax":
+            import jax
+
+            jax.debug.callback(self.note, loss, ordered=True)
+        elif self.is_counted:
+            import tensorflow as tf
+
+            tf.py_function(self.note, [loss], [])
+        return loss
+
+    def value_and_grad(self, theta):
+        """The loss and its gradient as a float and a NumPy array."""
+        loss, grad = self.problem.objective.value_and_grad(theta)
         self.note(loss)
         return loss, grad
 
-    def traced(self, theta):
-        """The loss inside a function that JAX compiles and differentiates."""
-        import jax
-
-        loss = self.objective.value(theta)
-        jax.debug.callback(self.note, loss, ordered=True)
-        return loss
-
     def note(self, loss):
-        self.losses.append(float(loss))
-        self.seconds.append(time.perf_counter())
-
-    def is_enough(self):
-        if len(self.losses) >= self._most:
-            return True
-        return bool(self.losses) and not self.losses[-1] > self._target
+        if self.is_counted:
+            self._note(float(loss))
 
 
-def scipy_(counter, theta, memory):
-    scipy.optimize.minimize(
-        counter,
-        theta,
-        jac=True,
-        method="L-BFGS-B",
-        options={
-            "maxcor": memory,
-            "maxiter": FOREVER,
-            "maxfun": FOREVER,
-            "ftol": 0,
-            "gtol": 0,
-        },
-    )
+def _scipy(method, evaluate, memory):
+    options = {"maxiter": FOREVER, "gtol": 0}
+    if method == "L-BFGS-B":
+        options |= {"maxcor": memory, "maxfun": FOREVER, "ftol": 0}
+
+    def run(theta, most, target):
+        left = most
+
+        def limited(theta):
+            nonlocal left
+            if left == 0:
+                raise Enough
+            loss, grad = evaluate.value_and_grad(theta)
+            left = left - 1 if loss > target else 0
+            return loss, grad
+
+        try:
+            scipy.optimize.minimize(
+                limited, theta, jac=True, method=method, options=options
+            )
+        except Enough:
+            pass
+
+    return run
 
 
-def torch_(counter, theta, memory):
+def lbfgsb(evaluate, memory):
+    return _scipy("L-BFGS-B", evaluate, memory)
+
+
+def bfgs(evaluate, memory):
+    del memory
+    return _scipy("BFGS", evaluate, None)
+
+
+def torch_lbfgs(evaluate, memory):
+    """With a Keras model's own parameters, as PyTorch's users train."""
     import torch
 
-    parameter = torch.nn.Parameter(torch.tensor(theta, dtype=torch.float64))
-    optimizer = torch.optim.LBFGS(
-        [parameter],
-        max_iter=FOREVER,
-        max_eval=FOREVER,
-        tolerance_grad=0,
-        tolerance_change=0,
-        history_size=memory,
-        line_search_fn="strong_wolfe",
-    )
+    problem = evaluate.problem
+    parameters = [v.value for v in problem.variables]
 
-    def closure():
-        loss, grad = counter(parameter.detach().numpy().copy())
-        parameter.grad = torch.tensor(grad)
-        return torch.tensor(loss, dtype=torch.float64)
+    def run(theta, most, target):
+        problem.objective.assign(theta)
+        optimizer = torch.optim.LBFGS(
+            parameters,
+            max_iter=FOREVER,
+            max_eval=FOREVER,
+            tolerance_grad=0,
+            tolerance_change=0,
+            history_size=memory,
+            line_search_fn="strong_wolfe",
+        )
+        left = most
 
-    optimizer.step(closure)
+        def closure():
+            nonlocal left
+            if left == 0:
+                raise Enough
+            optimizer.zero_grad()
+            loss = problem.loss()
+            loss.backward()
+            evaluate.note(loss.item())
+            left = left - 1 if loss.item() > target else 0
+            return loss
+
+        try:
+            optimizer.step(closure)
+        except Enough:
+            pass
+
+    return run
 
 
-def optax_(counter, theta, memory):
+def _jax_loop(init, update, loss_of):
+    """Compiles a loop of iterations, on the device until it ends."""
     import jax
+
+    @jax.jit
+    def loop(theta, most, target):
+        def goes_on(carry):
+            i, _, state = carry
+            return (i < most) & ~(loss_of(state) <= target)
+
+        def body(carry):
+            i, theta, state = carry
+            return i + 1, *update(theta, state)
+
+        carry = 0, theta, init(theta)
+        # The first iteration has no loss before it.
+        return jax.lax.while_loop(goes_on, body, body(carry))
+
+    def run(theta, most, target):
+        with backend.wide():
+            jax.block_until_ready(loop(jax.numpy.asarray(theta), most, target))
+            jax.effects_barrier()
+
+    return run
+
+
+def optax_lbfgs(evaluate, memory):
     import optax
 
     solver = optax.lbfgs(memory_size=memory)
-    value_and_grad = optax.value_and_grad_from_state(counter.traced)
+    value_and_grad = optax.value_and_grad_from_state(evaluate.value)
 
-    @jax.jit
     def update(theta, state):
         value, grad = value_and_grad(theta, state=state)
         change, state = solver.update(
@@ -115,90 +173,147 @@ def optax_(counter, theta, memory):
             theta,
             value=value,
             grad=grad,
-            value_fn=counter.traced,
+            value_fn=evaluate.value,
         )
         return optax.apply_updates(theta, change), state
 
-    with backend.wide():
-        theta = jax.numpy.asarray(theta)
-        state = solver.init(theta)
-        while not counter.is_enough():
-            theta, state = update(theta, state)
-            jax.effects_barrier()
+    return _jax_loop(
+        solver.init, update, lambda state: optax.tree.get(state, "value")
+    )
 
 
-def jaxopt_(counter, theta, memory):
-    import jax
+def jaxopt_lbfgs(evaluate, memory):
     import jaxopt
 
     solver = jaxopt.LBFGS(
-        counter.traced,
+        evaluate.value,
         history_size=memory,
         tol=0,
         stepsize=0.0,
         maxiter=FOREVER,
     )
-    with backend.wide():
-        theta = jax.numpy.asarray(theta)
-        state = solver.init_state(theta)
-        update = jax.jit(solver.update)
-        while not counter.is_enough():
-            theta, state = update(theta, state)
-            jax.effects_barrier()
+    return _jax_loop(solver.init_state, solver.update, lambda s: s.value)
 
 
-def tfp_(counter, theta, memory):
-    import tensorflow as tf
-    import tensorflow_probability as tfp
+def _optimistix(solver, evaluate):
+    import equinox
+    import jax
 
-    def value_and_grad(theta):
-        loss, grad = counter(theta.numpy())
-        return tf.constant(loss, tf.float64), tf.constant(grad)
+    # Parts of its state are no arrays.
+    static = None
 
-    tfp.optimizer.lbfgs_minimize(
-        value_and_grad,
-        theta,
-        num_correction_pairs=memory,
-        tolerance=0,
-        x_tolerance=0,
-        max_iterations=10**6,
+    def fn(theta, args):
+        return evaluate.value(theta), None
+
+    def init(theta):
+        nonlocal static
+        shapes = jax.eval_shape(fn, theta, None)
+        state = solver.init(fn, theta, None, {}, *shapes, frozenset())
+        arrays, static = equinox.partition(state, equinox.is_array)
+        return arrays
+
+    def update(theta, arrays):
+        state = equinox.combine(arrays, static)
+        theta, state, _ = solver.step(fn, theta, None, {}, state, frozenset())
+        return theta, equinox.filter(state, equinox.is_array)
+
+    return _jax_loop(init, update, lambda state: state.f_info.f)
+
+
+def optimistix_lbfgs(evaluate, memory):
+    import optimistix
+
+    return _optimistix(
+        optimistix.LBFGS(rtol=0, atol=0, history_length=memory), evaluate
     )
 
 
-SOLVERS = {
-    # name: function, module, backend that it needs, memories
-    "SciPy L-BFGS-B": (scipy_, "scipy", None, (10, 20, 50, 100)),
-    "torch.optim.LBFGS": (torch_, "torch", None, (10, 100)),
-    "optax.lbfgs": (optax_, "optax", "jax", (10, 50)),
-    "jaxopt.LBFGS": (jaxopt_, "jaxopt", "jax", (10, 50)),
-    "TFP lbfgs_minimize": (
-        tfp_,
-        "tensorflow_probability",
-        "tensorflow",
-        (10, 50),
+def optimistix_bfgs(evaluate, memory):
+    import optimistix
+
+    del memory
+    return _optimistix(optimistix.BFGS(rtol=0, atol=0), evaluate)
+
+
+def tfp_lbfgs(evaluate, memory):
+    import tensorflow as tf
+    import tensorflow_probability as tfp
+
+    # What counts is no part of what XLA compiles.
+    xla = evaluate.problem.is_fast_in_xla and not evaluate.is_counted
+
+    @tf.function(jit_compile=xla)
+    def loop(theta, most, target):
+        def value_and_grad(theta):
+            loss, grad = tfp.math.value_and_gradient(evaluate.value, theta)
+            # It has no target: a gradient of zero ends it.
+            return loss, tf.where(loss <= target, tf.zeros_like(grad), grad)
+
+        return tfp.optimizer.lbfgs_minimize(
+            value_and_grad,
+            theta,
+            num_correction_pairs=memory,
+            tolerance=0,
+            x_tolerance=0,
+            max_iterations=most,
+        ).num_objective_evaluations
+
+    def run(theta, most, target):
+        loop(
+            tf.constant(theta),
+            tf.constant(most),
+            tf.constant(target, tf.float64),
+        ).numpy()
+
+    return run
+
+
+class Peer(NamedTuple):
+    """A method of another library.
+
+    Attributes:
+        make: the function `(evaluate, memory)`.
+        module: what it needs.
+        backend: the backend that it takes part with, or `None` for all.
+        memories: numbers of pairs that are tried.
+        most_parameters: where its matrix is still sensible.
+    """
+
+    make: Any
+    module: str
+    backend: str | None
+    memories: tuple
+    most_parameters: float = float("inf")
+
+
+PEERS = {
+    "SciPy L-BFGS-B": Peer(lbfgsb, "scipy", None, (10, 50)),
+    "SciPy BFGS": Peer(bfgs, "scipy", None, (None,), 100),
+    "torch.optim.LBFGS": Peer(torch_lbfgs, "torch", "torch", (10, 100)),
+    "optax.lbfgs": Peer(optax_lbfgs, "optax", "jax", (10, 50)),
+    "jaxopt.LBFGS": Peer(jaxopt_lbfgs, "jaxopt", "jax", (10, 50)),
+    "optimistix.LBFGS": Peer(optimistix_lbfgs, "optimistix", "jax", (10, 50)),
+    "optimistix.BFGS": Peer(optimistix_bfgs, "optimistix", "jax", (None,), 100),
+    "TFP lbfgs_minimize": Peer(
+        tfp_lbfgs, "tensorflow_probability", "tensorflow", (10, 50)
     ),
 }
 
 
-def available():
-    """Dict from a name to a function `(counter, theta)`; names left out."""
-    peers, missing = {}, []
-    for name, (solve, module, needed, memories) in SOLVERS.items():
-        if needed not in (None, keras.backend.backend()):
+def available(parameters):
+    """Dict from a name to a function `(evaluate)`; and names left out."""
+    found, missing = {}, []
+    for name, peer in PEERS.items():
+        if peer.backend not in (None, keras.backend.backend()):
             continue
-        if importlib.util.find_spec(module) is None:
+        if parameters > peer.most_parameters:
+            continue
+        if importlib.util.find_spec(peer.module) is None:
             missing.append(name)
             continue
-        for memory in memories:
-            peers[f"{name}, {memory} pairs"] = (solve, memory)
-    return peers, missing
-
-
-def run(solve, memory, counter, theta):
-    """Runs a peer; what it raises for being stopped is dropped."""
-    begin = time.perf_counter()
-    try:
-        solve(counter, np.array(theta), memory)
-    except Enough:
-        pass
-    return time.perf_counter() - begin
+        for memory in peer.memories:
+            label = name if memory is None else f"{name}, {memory} pairs"
+            found[label] = lambda evaluate, peer=peer, memory=memory: peer.make(
+                evaluate, memory
+            )
+    return found, missing

@@ -144,7 +144,9 @@ def _machine():
         lines = info.read_text().splitlines()
         names = [line for line in lines if line.startswith("model name")]
         model = names[0].partition(":")[2].strip() if names else model
-    return f"{os.cpu_count()} cores, {model}, Python {platform.python_version()}"
+    return (
+        f"{os.cpu_count()} cores, {model}, Python {platform.python_version()}"
+    )
 
 
 def _versions():

@@ -12,8 +12,9 @@ are taken with respect to that list.
   tensors of the right shapes whatever their values.
 - `scalar(tensor)`: a scalar tensor as solvers' logic takes it: a NumPy number
   on an eager backend.
-- `set_row(matrix, index, row)`: the matrix with another row; it may be the
-  same array, changed.
+- `dot(a, b)`: the inner product of two vectors, such a scalar.
+- `set_row(matrix, index, row)`: the matrix, or array of more dimensions, with
+  another row; it may be the same array, changed.
 - `wide()`: a scope in which float64 tensors keep their precision.
 - `repeatable()`: a scope in which random draws without a seed of their own
   are the same every time.
@@ -32,6 +33,7 @@ import keras
 if keras.backend.backend() == "jax":
     from kormos.backend.jax import compile as compile
     from kormos.backend.jax import compile_loop as compile_loop
+    from kormos.backend.jax import dot as dot
     from kormos.backend.jax import dry_run as dry_run
     from kormos.backend.jax import hvp as hvp
     from kormos.backend.jax import jacobian as jacobian
@@ -47,6 +49,7 @@ if keras.backend.backend() == "jax":
 elif keras.backend.backend() == "tensorflow":
     from kormos.backend.tensorflow import compile as compile
     from kormos.backend.tensorflow import compile_loop as compile_loop
+    from kormos.backend.tensorflow import dot as dot
     from kormos.backend.tensorflow import dry_run as dry_run
     from kormos.backend.tensorflow import hvp as hvp
     from kormos.backend.tensorflow import jacobian as jacobian
@@ -62,6 +65,7 @@ elif keras.backend.backend() == "tensorflow":
 elif keras.backend.backend() == "torch":
     from kormos.backend.torch import compile as compile
     from kormos.backend.torch import compile_loop as compile_loop
+    from kormos.backend.torch import dot as dot
     from kormos.backend.torch import dry_run as dry_run
     from kormos.backend.torch import hvp as hvp
     from kormos.backend.torch import jacobian as jacobian

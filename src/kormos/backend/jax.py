@@ -30,6 +30,10 @@ def scalar(tensor):
     return tensor
 
 
+def dot(a, b):
+    return jax.numpy.einsum("i,i->", a, b)
+
+
 def set_row(matrix, index, row):
     return matrix.at[index].set(row)
 

@@ -62,8 +62,12 @@ def scalar(tensor):
     return tensor
 
 
+def dot(a, b):
+    return tf.tensordot(a, b, 1)
+
+
 def set_row(matrix, index, row):
-    start = (index, tf.zeros_like(index))
+    start = (index, *[tf.zeros_like(index)] * (matrix.ndim - 1))
     return keras.ops.slice_update(matrix, start, row[tf.newaxis])
 
 

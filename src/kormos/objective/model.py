@@ -109,7 +109,9 @@ class Objective(FlatObjective):
         self._prepare("float64")
 
     def _program(self, dtype):
-        head = self._rows(dtype).head(2)
+        def head():
+            return self._rows(dtype).head(2)
+
         with backend.wide() if dtype else contextlib.nullcontext():
             return program_for(self.model, head, self._training, dtype)
 

@@ -83,7 +83,7 @@ def program_for(model, head, training, dtype=None):
 
     Args:
         model: the compiled and built model.
-        head: the first rows, a `Data` of tensors.
+        head: function that returns the first rows, a `Data` of tensors.
         training: whether layers behave as in training.
         dtype: `"float64"`, or `None` for the model's own arithmetic.
     """
@@ -94,6 +94,7 @@ def program_for(model, head, training, dtype=None):
     if key not in programs:
         while len(programs) >= _MOST_PROGRAMS:
             programs.pop(next(iter(programs)))
+        head = head()
         compile = _compiler(model)
         loop_compiler = _loop_compiler(model, training)
         loss = ModelLoss(model, head, training, compile, dtype)

@@ -38,13 +38,15 @@ class Packing:
 
     def unpack(self, theta):
         """Splits a flat tensor into tensors like the variables."""
-        parts = ops.split(theta, self._ends[:-1]) if self._ends[1:] else [theta]
-        return [
-            ops.reshape(ops.cast(part, dtype), shape)
-            for part, dtype, shape in zip(
-                parts, self.dtypes, self.shapes, strict=True
-            )
-        ]
+        parts, start = [], 0
+        for end, dtype, shape in zip(
+            self._ends, self.dtypes, self.shapes, strict=True
+        ):
+            part = ops.cast(theta[start:end], dtype)
+            # On an eager backend a call takes as long as a small layer.
+            parts.append(part if len(shape) == 1 else ops.reshape(part, shape))
+            start = end
+        return parts
 
     def pack(self, parts, dtype):
         """Joins tensors like the variables into one flat tensor."""

@@ -13,7 +13,9 @@ Differs from it in:
    triangular system is solved and no order is restored;
 2. S'y and Y'y are differences of S'g and Y'g, so that the pairs are read
    twice an iteration;
-3. gamma lies between s'y / y'y and the geometric mean |s| / |y| of the two
+3. the pairs lie in blocks, and those that are empty yet are not read: a short
+   run pays for its own pairs alone;
+4. gamma lies between s'y / y'y and the geometric mean |s| / |y| of the two
    lengths of Barzilai and Borwein, which takes far fewer evaluations on
    networks but many trials where it is too long: it follows the steps that the
    line search accepts.
@@ -27,6 +29,7 @@ import numpy as np
 from keras import ops
 
 from kormos import backend
+from kormos.numerics.scalars import both
 from kormos.numerics.scalars import cond
 from kormos.numerics.scalars import constant
 from kormos.numerics.scalars import larger
@@ -37,6 +40,9 @@ from kormos.numerics.vectors import matvec
 from kormos.numerics.vectors import norm
 from kormos.numerics.vectors import vecmat
 from kormos.optimizers.quasi_newton_driver import QuasiNewton
+
+# Slots of a block, at most: a branch costs as much as reading a few of them.
+_BLOCK = 26
 
 # By this the adaptive gamma grows when the line search takes a whole step; by
 # the square of the step it shrinks. Larger ones take fewer iterations and more
@@ -54,7 +60,8 @@ class Curvature(NamedTuple):
         curvatures: `s_i'y_i`, `(slots,)`.
         scale: gamma, scalar.
         place: the free slot, where the next pair goes, int32.
-        products: of all `s` and all `y` with the gradient, `(2 * slots,)`.
+        used: the slots that have held a pair, int32.
+        products: of all `s` and `y` with the gradient, `(slots, 2)`.
     """
 
     inverse: Any
@@ -62,14 +69,15 @@ class Curvature(NamedTuple):
     curvatures: Any
     scale: Any
     place: Any
+    used: Any
     products: Any
 
 
 class LimitedMemory:
     """The curvature of L-BFGS, as `quasi_newton_state.init` describes it.
 
-    The store holds rows `s`, then as many rows `y`: `(2 * slots, size)`, with
-    a slot for each pair and a free one.
+    The store has a slot for each pair `s, y` and a free one, in blocks, each
+    of shape `(slots, 2, size)`.
 
     Args:
         memory: the number of pairs.
@@ -80,6 +88,9 @@ class LimitedMemory:
     def __init__(self, memory, scaling):
         self.key = f"l-bfgs, memory={memory}, scaling={scaling}"
         self._slots = memory + 1
+        count = -(-self._slots // _BLOCK)
+        # The first slot of each block, and the end.
+        self._bounds = [self._slots * i // count for i in range(count + 1)]
         self._scaling = scaling
 
     def empty(self, size):
@@ -90,9 +101,13 @@ class LimitedMemory:
             curvatures=np.zeros(self._slots),
             scale=np.float64(1),
             place=np.int32(0),
-            products=np.zeros(2 * self._slots),
+            used=np.int32(0),
+            products=np.zeros((self._slots, 2)),
         )
-        return np.zeros((2 * self._slots, size)), curvature
+        store = tuple(
+            np.zeros((end - first, 2, size)) for first, end in self._blocks()
+        )
+        return store, curvature
 
     def clear(self, curvature, scale):
         # Without its row of the inverse a pair counts for nothing.
@@ -100,18 +115,32 @@ class LimitedMemory:
         return curvature._replace(inverse=inverse, scale=scale)
 
     def record(self, store, curvature, good, step, change):
-        place = curvature.place
-        for row, i in (step, place), (change, place + self._slots):
-            # What is not good may not even be finite.
-            row = where(good, row, ops.zeros_like(row))
-            store = backend.set_row(store, i, row)
-        return store
+        pair = ops.stack([step, change])
+        # What is not good may not even be finite.
+        pair = where(good, pair, ops.zeros_like(pair))
+        return tuple(
+            self._recorded(block, curvature.place - first, pair)
+            for block, (first, _) in zip(store, self._blocks(), strict=True)
+        )
+
+    def _recorded(self, block, slot, pair):
+        """The block with the pair, if it has the slot."""
+        has_it = both(slot >= 0, slot < block.shape[0])
+        slot = where(has_it, slot, slot * 0)
+        # One write: of two, XLA copies the block.
+        return backend.set_row(block, slot, where(has_it, pair, block[slot]))
+
+    def _blocks(self):
+        """The first slot of each block, and the one after its last."""
+        return list(zip(self._bounds, self._bounds[1:], strict=False))
 
     def settle(self, store, curvature):
         return store, curvature
 
     def update(self, store, curvature, pair, grad):
-        products = matvec(store, grad)
+        next_used = larger(curvature.used, curvature.place + 1)
+        curvature = curvature._replace(used=next_used)
+        products = self._products(store, curvature.used, grad)
         differences = products - curvature.products
         curvature = cond(
             pair.good,
@@ -120,6 +149,32 @@ class LimitedMemory:
         )
         curvature = curvature._replace(products=products)
         return curvature, self._direction(store, curvature, grad)
+
+    def _products(self, store, used, vector):
+        """Of all pairs with a vector, `(slots, 2)`."""
+        found = []
+        for block, (first, _) in zip(store, self._blocks(), strict=True):
+            none = ops.zeros(block.shape[:2], dtype=vector.dtype)
+            found.append(
+                cond(
+                    used > first,
+                    lambda block=block: ops.reshape(
+                        matvec(_rows(block), vector), (-1, 2)
+                    ),
+                    lambda none=none: none,
+                )
+            )
+        return ops.concatenate(found)
+
+    def _combined(self, store, used, weights, total):
+        """`total` and the sum of all pairs by their weights, `(slots, 2)`."""
+        for block, (first, end) in zip(store, self._blocks(), strict=True):
+
+            def added(block=block, own=weights[first:end], total=total):
+                return total + vecmat(ops.reshape(own, (-1,)), _rows(block))
+
+            total = cond(used > first, added, lambda total=total: total)
+        return total
 
     def _extended(self, curvature, pair, differences):
         """The curvature with the pair that is in its place in the store.
@@ -130,8 +185,7 @@ class LimitedMemory:
             differences: products of the store with the pair's change.
         """
         sy, yy = dot(pair.step, pair.change), dot(pair.change, pair.change)
-        with_s = differences[: self._slots]
-        with_y = differences[self._slots :]
+        with_s, with_y = differences[:, 0], differences[:, 1]
         zero = with_s * 0
         place, free = curvature.place, curvature.place + 1
         free = where(free < self._slots, free, constant(0, like=free))
@@ -166,12 +220,16 @@ class LimitedMemory:
         return smaller(geometric, larger(usual, followed))
 
     def _direction(self, store, curvature, grad):
-        inverse, squares, curvatures, gamma, _, products = curvature
-        p, q = products[: self._slots], products[self._slots :]
+        inverse, squares, curvatures, gamma, _, used, products = curvature
+        p, q = products[:, 0], products[:, 1]
         u = matvec(inverse, p)
         inner = curvatures * u + (matvec(squares, u) - q) * gamma
-        weights = ops.concatenate([vecmat(inner, inverse), -u * gamma])
-        return -(grad * gamma + vecmat(weights, store))
+        weights = ops.stack([vecmat(inner, inverse), -u * gamma], axis=1)
+        return -self._combined(store, used, weights, grad * gamma)
+
+
+def _rows(block):
+    return ops.reshape(block, (-1, block.shape[-1]))
 
 
 # A default memory takes no more numbers than this, and no more pairs.

@@ -1,0 +1,304 @@
+"""Quasi-Newton methods: evaluations and seconds until a loss is reached.
+
+kormos' L-BFGS against that of other libraries: the same data, starts and
+precision of the model, solver arithmetic in float64, on one thread, without
+tolerances, until a loss is reached or evaluations run out. Losses to reach are
+absolute for the networks that can fit their data; elsewhere parts of the way
+from the start down to the lowest loss that any of the methods found.
+
+Evaluations are counted around the loss, at every trial of a line search, in
+runs of their own. Seconds are medians over the starts, and over three runs that
+alternate where a run takes less than 0.3 s, each after a run that compiled:
+whole calls of `kormos.fit` against compiled loops of optax, jaxopt, optimistix
+and TensorFlow Probability that end at the target by themselves, PyTorch's
+optimizer on the model's own parameters, and SciPy's on the gradient that kormos
+compiled.
+"""
+
+import one_thread  # noqa: F401
+
+# isort: split
+import math
+import statistics
+import sys
+import time
+import warnings
+
+import keras
+import numpy as np
+import peers
+import problems
+import recording
+
+import kormos
+from kormos.optimizers import BFGS
+from kormos.optimizers import LBFGS
+from kormos.optimizers import SSBroyden
+
+REPEATS = 3
+LONG = 0.3
+FAR = 1e300
+OURS = {
+    "kormos lbfgs": LBFGS,
+    "kormos ssbroyden": SSBroyden,
+    "kormos dense-bfgs": BFGS,
+}
+MOST_PARAMETERS = {"kormos ssbroyden": 1_000, "kormos dense-bfgs": 100}
+
+
+class Ours:
+    """A method of kormos on a problem."""
+
+    def __init__(self, problem, make):
+        self._problem, self._make = problem, make
+
+    def losses(self, theta, most, target):
+        rows = self.run(theta, most, target)
+        losses = np.full(rows["fg_evals"][-1], np.inf)
+        losses[np.array(rows["fg_evals"]) - 1] = rows["loss"]
+        return losses
+
+    def run(self, theta, most, target):
+        self._problem.objective.assign(theta)
+        return self._problem.ours(self._make(), most, target)
+
+
+class Theirs:
+    """A method of another library on a problem."""
+
+    def __init__(self, problem, make):
+        self._problem, self._make = problem, make
+        self.run = make(peers.Evaluate(problem))
+
+    def losses(self, theta, most, target):
+        noted = []
+
+        def note(loss):
+            # The loss and the gradient of a point, asked for one by one, are
+            # one evaluation.
+            if not noted or loss != noted[-1]:
+                noted.append(loss)
+
+        run = self._make(peers.Evaluate(self._problem, note))
+        run(theta, most, target)
+        return np.array(noted[:most])
+
+
+def methods_for(problem):
+    """Dict from a name to a method that takes the problem."""
+    size = problem.objective.size
+    methods = {
+        name: Ours(problem, make)
+        for name, make in OURS.items()
+        if size <= MOST_PARAMETERS.get(name, math.inf)
+    }
+    others, missing = peers.available(size)
+    if missing:
+        print(f"Not installed, left out: {', '.join(missing)}.")
+    methods |= {name: Theirs(problem, make) for name, make in others.items()}
+    return methods
+
+
+def evaluations_until(losses, target):
+    """The evaluations, counted from one, until the target."""
+    reached = np.flatnonzero(np.asarray(losses) <= target)
+    return int(reached[0]) + 1 if len(reached) else math.inf
+
+
+def goals(problem, theta, losses):
+    """The losses to reach."""
+    if not problem.is_relative:
+        return problem.targets
+    first = problem.objective.value(theta)
+    lowest = min(found.min(initial=first) for found in losses.values())
+    return [lowest + part * (first - lowest) for part in problem.targets]
+
+
+def timed(method, theta, most, target):
+    begin = time.perf_counter()
+    method.run(theta, most, target)
+    return time.perf_counter() - begin
+
+
+def seconds_until(methods, counts, theta, most, target):
+    """Dict from a name to the median seconds to the target."""
+    able = [name for name in methods if counts[name] < math.inf]
+    found = {name: [] for name in able}
+    for _ in range(REPEATS):
+        for name in able:
+            # Long runs vary little, and would take half of the time.
+            if not found[name] or found[name][0] < LONG:
+                seconds = timed(methods[name], theta, most, target)
+                found[name].append(seconds)
+    return {name: statistics.median(times) for name, times in found.items()}
+
+
+class Study:
+    """Runs of every method on problems, for tables and profiles.
+
+    Attributes:
+        evaluations, seconds: dicts from `(problem, seed, target)` to a dict
+            from a method's name to what it took.
+    """
+
+    def __init__(self, record, seeds):
+        self._record, self._seeds = record, seeds
+        self.evaluations, self.seconds = {}, {}
+
+    def solve(self, problem, is_timed=True):
+        """Runs all methods from all starts, and tabulates the problem."""
+        methods, compiled = methods_for(problem), {}
+        seeds = range(min(self._seeds, problem.seeds))
+        for seed in seeds:
+            theta = problem.start(seed)
+            if is_timed and seed == 0:
+                for name, method in methods.items():
+                    compiled[name] = timed(method, theta, 2, -math.inf)
+            end = -math.inf if problem.is_relative else min(problem.targets)
+            losses = {}
+            for name, method in methods.items():
+                losses[name] = method.losses(theta, problem.most, end)
+                text = f"{problem.name}, {seed}: {name}, {len(losses[name])}"
+                lowest = losses[name].min(initial=math.inf)
+                print(f"{text} evaluations, {lowest:.3e}", file=sys.stderr)
+            targets = goals(problem, theta, losses)
+            for i, target in enumerate(targets):
+                counts = {
+                    name: evaluations_until(found, target)
+                    for name, found in losses.items()
+                }
+                key = problem.name, seed, i
+                self.evaluations[key] = counts
+                if is_timed:
+                    self.seconds[key] = seconds_until(
+                        methods, counts, theta, problem.most, target
+                    )
+        if is_timed:
+            self._tabulate(problem, methods, compiled, len(seeds))
+
+    def _tabulate(self, problem, methods, compiled, seeds):
+        rows = []
+        count = len(problem.targets)
+        for name in methods:
+            row = [name]
+            for outcomes, missing in (
+                (self.evaluations, math.inf),
+                (self.seconds, math.inf),
+            ):
+                for i in range(count):
+                    keys = [(problem.name, seed, i) for seed in range(seeds)]
+                    found = [outcomes[key].get(name, missing) for key in keys]
+                    row.append(statistics.median(found))
+            rows.append([*row, compiled[name]])
+        goals = [f"{target:g}" for target in problem.targets]
+        columns = [
+            "method",
+            *(f"evaluations to {goal}" for goal in goals),
+            *(f"seconds to {goal}" for goal in goals),
+            "seconds of the first call",
+        ]
+        kind = " of the way left" if problem.is_relative else ""
+        self._record.table(
+            f"{problem.name}: {problem.objective.size:,} parameters",
+            columns,
+            rows,
+            f"Medians of {seeds} starts; losses to reach: "
+            f"{', '.join(goals)}{kind}. A dash: not reached within "
+            f"{problem.most:,} evaluations.",
+        )
+
+
+def profile(outcomes):
+    """Dolan and Moré's performance profile, Math. Program. 91, 2002.
+
+    Args:
+        outcomes: dict from a problem to a dict from a method to its cost.
+
+    Returns:
+        Dict from a method to a pair of lists: factors of the best cost, and
+        the part of the problems that it solves within them.
+    """
+    names = {name for costs in outcomes.values() for name in costs}
+    solved = [c for c in outcomes.values() if min(c.values()) < math.inf]
+    curves = {}
+    for name in sorted(names):
+        ratios = [
+            costs.get(name, math.inf) / min(costs.values()) for costs in solved
+        ]
+        ratios = sorted(r for r in ratios if r < math.inf)
+        parts = [(i + 1) / len(solved) for i in range(len(ratios))]
+        curves[name] = [1.0, *ratios], [0.0, *parts]
+    return curves
+
+
+def standing(record, title, outcomes):
+    """How often each method is the best, and nearly the best."""
+    solved = [c for c in outcomes.values() if min(c.values()) < math.inf]
+    rows = []
+    for name in {name for costs in solved for name in costs}:
+        ratios = np.array(
+            [c.get(name, math.inf) / min(c.values()) for c in solved]
+        )
+        parts = [np.mean(ratios <= f) for f in (1, 1.05, 1.2, 2, FAR)]
+        rows.append([name, *parts, ratios.max()])
+    rows.sort(key=lambda row: row[1:], reverse=True)
+    record.table(
+        title,
+        ["method", "best", "within 1.05", "1.2", "2", "reached", "worst"],
+        [[n, *(f"{100 * p:.0f} %" for p in parts), w] for n, *parts, w in rows],
+        f"Parts of {len(solved)} cases (a problem, a start and a loss to "
+        "reach) that a method solves at the lowest cost of all, or within "
+        "that factor of it; the worst factor.",
+    )
+
+
+def main():
+    parser = recording.parser(__doc__)
+    parser.add_argument("--problem", nargs="+", choices=problems.PROBLEMS)
+    parser.add_argument("--functions", action="store_true", help="the test set")
+    parser.add_argument("--seeds", type=int)
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+    backend = keras.backend.backend()
+    seeds = args.seeds or (1 if args.quick else 3)
+    if args.functions:
+        record = recording.Record(f"functions-{backend}", __doc__, args)
+        study = Study(record, 1)
+        with kormos.precision("float64"):
+            for function in problems.functions.problems()[
+                :: 8 if args.quick else 1
+            ]:
+                study.solve(problems.of_function(function), is_timed=False)
+    else:
+        record = recording.Record(f"quasi-newton-{backend}", __doc__, args)
+        study = Study(record, seeds)
+        names = (
+            args.problem or list(problems.PROBLEMS)[: 3 if args.quick else None]
+        )
+        for name in names:
+            make, dtypes = problems.PROBLEMS[name]
+            for dtype in dtypes[: 1 if args.quick else None]:
+                with kormos.precision(dtype):
+                    study.solve(make(dtype))
+        standing(record, "Seconds", study.seconds)
+        record.curves(
+            "Performance profile: seconds",
+            "factor of the fastest",
+            "part of the cases",
+            profile(study.seconds),
+            yscale="linear",
+            drawstyle="steps-post",
+        )
+    standing(record, "Evaluations", study.evaluations)
+    record.curves(
+        "Performance profile: evaluations",
+        "factor of the fewest",
+        "part of the cases",
+        profile(study.evaluations),
+        yscale="linear",
+        drawstyle="steps-post",
+    )
+
+
+if __name__ == "__main__":
+    main()

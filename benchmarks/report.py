@@ -1,0 +1,117 @@
+"""Makes a page and its plots of what the benchmarks recorded.
+
+python benchmarks/report.py benchmarks/results docs/performance
+"""
+
+import argparse
+import json
+import pathlib
+import re
+
+import matplotlib
+import recording
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+# The order of the page; what is not named here comes last.
+ORDER = (
+    "quasi-newton-jax",
+    "quasi-newton-tensorflow",
+    "quasi-newton-torch",
+    "functions-jax",
+    "least-squares",
+    "pinns",
+    "pinns-long",
+    "style",
+    "scaling",
+    "predecessor",
+    "overhead",
+)
+STYLES = ("-", "--", "-.", ":")
+HEAD = """# Performance
+
+Every figure on this page is what `make bench` printed on the machine named
+below, each benchmark in a process of its own on one core and one thread, two at
+a time. Times of tens of milliseconds vary by a fifth from run to run.
+"""
+
+
+def load(folder):
+    records = [json.loads(p.read_text()) for p in sorted(folder.glob("*.json"))]
+    return sorted(records, key=lambda r: (rank(r["name"]), r["name"]))
+
+
+def rank(name):
+    return ORDER.index(name) if name in ORDER else len(ORDER)
+
+
+def slug(*parts):
+    return re.sub(r"[^a-z0-9]+", "-", " ".join(parts).lower()).strip("-")
+
+
+def plot(curves, path):
+    plt.style.use("seaborn-v0_8-colorblind")
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    colors = plt.rcParams["axes.prop_cycle"].by_key()["color"]
+    options = curves["options"]
+    # Ours above the others.
+    names = sorted(curves["series"], key=lambda name: "kormos" in name)
+    for i, name in enumerate(names):
+        axes.plot(
+            *curves["series"][name],
+            label=name,
+            color=colors[i % len(colors)],
+            linestyle=STYLES[i // len(colors) % len(STYLES)],
+            linewidth=2.5 if "kormos" in name else 1.5,
+            drawstyle=options.get("drawstyle", "default"),
+            marker=options.get("marker"),
+        )
+    axes.set(
+        xscale=options.get("xscale", "log"),
+        yscale=options.get("yscale", "log"),
+        xlabel=curves["x"],
+        ylabel=curves["y"],
+        title=curves["title"],
+    )
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.01, 0.5))
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def section(record, folder):
+    title, _, text = record["about"].strip().partition("\n")
+    title = title.rstrip(".")
+    lines = [f"## {title}", "", text.strip(), ""]
+    versions = ", ".join(f"{k} {v}" for k, v in record["versions"].items())
+    for curves in record["curves"]:
+        name = f"{slug(record['name'], curves['title'])}.svg"
+        plot(curves, folder / name)
+        lines += [f"![{curves['title']}]({folder.name}/{name})", ""]
+        if curves["note"]:
+            lines += [curves["note"], ""]
+    for table in record["tables"]:
+        lines += [recording.markdown(table), ""]
+    quick = " (a quick run, of small sizes)" if record["quick"] else ""
+    lines += [f"*{record['name']}{quick}, {record['date']}: {versions}.*", ""]
+    return "\n".join(lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("results", type=pathlib.Path)
+    parser.add_argument(
+        "page", type=pathlib.Path, help="without .md: the plots' folder"
+    )
+    args = parser.parse_args()
+    records = load(args.results)
+    args.page.mkdir(parents=True, exist_ok=True)
+    machines = " ".join(sorted({f"{r['machine']}." for r in records}))
+    parts = [HEAD, machines, ""]
+    parts += [section(record, args.page) for record in records]
+    args.page.with_suffix(".md").write_text("\n".join(parts))
+
+
+if __name__ == "__main__":
+    main()

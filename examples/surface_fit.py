@@ -1,0 +1,126 @@
+"""A surface fitted by three optimizers: TFP's L-BFGS, kormos' own, and "lm".
+
+A network 2-64-64-1 learns x1^2 + x2^2 on an 11 x 11 grid, from one start.
+TensorFlow Probability's `lbfgs_minimize` (or, on another backend, SciPy's
+L-BFGS-B) is an example of a solver of your own: `kormos.Objective` hands it
+the loss and its gradient as functions of one flat vector.
+
+    KERAS_BACKEND=tensorflow python examples/surface_fit.py
+"""
+
+import argparse
+import pathlib
+
+import keras
+import matplotlib.pyplot as plt
+import numpy as np
+import scipy.optimize
+
+import kormos
+
+
+def data():
+    side = np.linspace(-1, 1, 11)
+    x = np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2)
+    return x, (x**2).sum(axis=1, keepdims=True)
+
+
+def build():
+    layers = [keras.layers.Dense(64, activation="tanh") for _ in range(2)]
+    return keras.Sequential([keras.Input((2,)), *layers, keras.layers.Dense(1)])
+
+
+def by_tfp(objective, evaluations):
+    """TensorFlow Probability's, which has no limit but of iterations."""
+    import tensorflow as tf
+    import tensorflow_probability as tfp
+
+    losses = []
+
+    def value_and_gradients(theta):
+        loss, grad = objective.value_and_grad(theta.numpy())
+        losses.append(loss)
+        return tf.constant(loss, tf.float64), tf.constant(grad, tf.float64)
+
+    result = tfp.optimizer.lbfgs_minimize(
+        value_and_gradients,
+        initial_position=objective.initial_position(),
+        num_correction_pairs=50,
+        tolerance=1e-10,
+        max_iterations=evaluations // 3,
+    )
+    objective.assign(result.position)
+    return losses
+
+
+def by_scipy(objective, evaluations):
+    losses = []
+
+    def value_and_grad(theta):
+        loss, grad = objective.value_and_grad(theta)
+        losses.append(loss)
+        return loss, grad
+
+    options = {"maxcor": 50, "maxfun": evaluations, "ftol": 0, "gtol": 0}
+    result = scipy.optimize.minimize(
+        value_and_grad,
+        objective.initial_position(),
+        jac=True,
+        method="l-bfgs-b",
+        options=options,
+    )
+    objective.assign(result.x)
+    return losses
+
+
+def main(quick=False, out="out"):
+    kormos.enable_float64()
+    keras.utils.set_random_seed(0)
+    x, y = data()
+    model = build()
+    model.compile(loss="mse")
+    start, curves = model.get_weights(), {}
+    evaluations = 30 if quick else 600
+
+    is_tensorflow = keras.backend.backend() == "tensorflow"
+    name = "TFP's lbfgs_minimize" if is_tensorflow else "SciPy's L-BFGS-B"
+    theirs = by_tfp if is_tensorflow else by_scipy
+    losses = theirs(kormos.Objective(model, x, y), evaluations)
+    # Trials of line searches are evaluations too.
+    lowest = np.minimum.accumulate(losses)
+    curves[name] = np.arange(1, len(losses) + 1), lowest
+
+    for name, optimizer, epochs in (
+        ("lbfgs", kormos.optimizers.LBFGS(), evaluations),
+        ("lm", "lm", 5 if quick else 40),
+    ):
+        model.set_weights(start)
+        model.compile(optimizer=optimizer, loss="mse")
+        history = model.fit(
+            x, y, epochs=epochs, max_evals=evaluations, verbose=0
+        )
+        print(f"{name}: {history.result}")
+        rows = history.history
+        curves[f'kormos, "{name}"'] = rows["fg_evals"], rows["loss"]
+
+    print("\nsolver                 evaluations  mean squared error")
+    for name, (counts, losses) in curves.items():
+        print(f"{name:22s} {counts[-1]:11.0f}  {losses[-1]:18.1e}")
+
+    figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
+    for name, (counts, losses) in curves.items():
+        axes.loglog(counts, losses, label=name)
+    axes.set(xlabel="evaluations", ylabel="mean squared error")
+    axes.grid(color="0.9")
+    axes.legend()
+    path = pathlib.Path(out) / "surface_fit.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    print(f"Plot: {path}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="for tests")
+    parser.add_argument("--out", default="out", help="folder of the plot")
+    main(**vars(parser.parse_args()))
