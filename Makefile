@@ -15,7 +15,7 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/$(VENV)/jax-cache
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 
 .PHONY: quickstart test $(addprefix test-,jax tensorflow torch) lint format clean
-.PHONY: bench bench-quick
+.PHONY: bench bench-quick docs gallery
 .PHONY: test-compat test-oldest test-newest test-middle test-faults
 
 quickstart: $(VENV)/quickstart-$(BACKEND)
@@ -65,8 +65,15 @@ bench bench-quick: $(VENV)-bench/bench
 	$(VENV)-bench/bin/python benchmarks/report.py benchmarks/results \
 	    benchmarks/results/performance
 
+# The site, in site/; `make gallery` runs the examples for its pages anew.
+docs: $(VENV)/docs
+	$(BIN)/mkdocs build --strict
+
+gallery: $(VENV)/test
+	KERAS_BACKEND=$(BACKEND) $(BIN)/python docs/make_gallery.py
+
 clean:
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-middle $(VENV)-newest $(VENV)-bench out
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-middle $(VENV)-newest $(VENV)-bench out site
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -82,6 +89,10 @@ $(VENV)/quickstart-%: $(BIN)/python pyproject.toml
 $(VENV)/test: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet $(TORCH)
 	$(BIN)/python -m pip install --quiet -e ".[test]"
+	@touch $@
+
+$(VENV)/docs: $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install --quiet -e ".[docs,jax]"
 	@touch $@
 
 $(VENV)-oldest/test: pyproject.toml oldest.txt

@@ -431,7 +431,7 @@ def main():
     if args.peak:
         peak(args.peak)
         return
-    record = recording.Record("least_squares", __doc__, args)
+    record = recording.Record("least-squares", __doc__, args)
     for name in args.problem or [n for n in PROBLEMS if n != "memory"]:
         PROBLEMS[name](record, args)
 

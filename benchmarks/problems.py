@@ -31,6 +31,7 @@ import kormos
 from kormos.objective.function import FunctionObjective
 
 sys.path.append(str(pathlib.Path(__file__).parent.parent / "tests"))
+import mgh
 
 
 class Problem(NamedTuple):
@@ -50,6 +51,7 @@ class Problem(NamedTuple):
         most: the evaluations after which a run ends.
         seeds: the most seeds that differ.
         is_fast_in_xla: whether TensorFlow's XLA suits it on a CPU.
+        lowest: the lowest known minimum: runs may end next to it.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Problem(NamedTuple):
     most: int
     seeds: int = 1_000
     is_fast_in_xla: bool = True
+    lowest: float = float("-inf")
 
 
 def of_model(name, model, x, y, loss, start, **fields):
@@ -294,8 +297,9 @@ def of_function(function):
         ours,
         targets=(1e-2, 1e-5, 1e-8),
         is_relative=True,
-        most=1_000,
+        most=400,
         seeds=1,
+        lowest=min(function.minima),
     )
 
 
@@ -306,3 +310,8 @@ PROBLEMS = {
     "convnet": (convnet, ("float32",)),
     "ratings": (ratings, ("float64",)),
 }
+
+
+def functions():
+    """The problems of the test set, of which the benchmark takes some."""
+    return [of_function(function) for function in mgh.problems()]

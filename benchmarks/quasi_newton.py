@@ -114,6 +114,15 @@ def goals(problem, theta, losses):
     return [lowest + part * (first - lowest) for part in problem.targets]
 
 
+def last_goal(problem, theta):
+    """The loss at which a run that is counted may end."""
+    least = min(problem.targets)
+    if not problem.is_relative or math.isinf(problem.lowest):
+        return problem.lowest if problem.is_relative else least
+    first = problem.objective.value(theta)
+    return problem.lowest + least / 10 * (first - problem.lowest)
+
+
 def timed(method, theta, most, target):
     begin = time.perf_counter()
     method.run(theta, most, target)
@@ -154,7 +163,7 @@ class Study:
             if is_timed and seed == 0:
                 for name, method in methods.items():
                     compiled[name] = timed(method, theta, 2, -math.inf)
-            end = -math.inf if problem.is_relative else min(problem.targets)
+            end = last_goal(problem, theta)
             losses = {}
             for name, method in methods.items():
                 losses[name] = method.losses(theta, problem.most, end)
@@ -265,10 +274,8 @@ def main():
         record = recording.Record(f"functions-{backend}", __doc__, args)
         study = Study(record, 1)
         with kormos.precision("float64"):
-            for function in problems.functions.problems()[
-                :: 8 if args.quick else 1
-            ]:
-                study.solve(problems.of_function(function), is_timed=False)
+            for problem in problems.functions()[:: 8 if args.quick else 3]:
+                study.solve(problem, is_timed=False)
     else:
         record = recording.Record(f"quasi-newton-{backend}", __doc__, args)
         study = Study(record, seeds)

@@ -35,12 +35,12 @@ def loss_of(layer, shape):
 
 
 def convolutions(jaxpr):
-    from jax.extend import core
+    from kormos.backend.jax_convolutions import inner_jaxprs
 
     for equation in jaxpr.eqns:
         if equation.primitive.name == "conv_general_dilated":
             yield equation.params["dimension_numbers"]
-        for inner in core.jaxprs_in_params(equation.params):
+        for inner in inner_jaxprs(equation):
             yield from convolutions(inner)
 
 

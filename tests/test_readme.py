@@ -1,4 +1,4 @@
-"""The README's code runs and prints what the README shows."""
+"""The code of the README and of the docs prints what they show."""
 
 import contextlib
 import io
@@ -10,7 +10,9 @@ import pytest
 
 import kormos
 
-README = pathlib.Path(__file__).parent.parent / "README.md"
+ROOT = pathlib.Path(__file__).parent.parent
+README = ROOT / "README.md"
+PAGES = [ROOT / "docs" / f"{name}.md" for name in ("index", "choosing", "faq")]
 FENCE = re.compile(r"```(python|text)\n(.*?)```", re.DOTALL)
 
 
@@ -25,17 +27,27 @@ def restored():
         jax.config.update("jax_enable_x64", False)
 
 
-def test_blocks_print_what_is_shown(restored):
+def run_blocks(path):
     names = {}
     printed = ""
-    for kind, block in FENCE.findall(README.read_text(encoding="utf-8")):
+    for kind, block in FENCE.findall(path.read_text(encoding="utf-8")):
         if kind == "python":
             output = io.StringIO()
             with contextlib.redirect_stdout(output):
-                exec(compile(block, str(README), "exec"), names)
+                exec(compile(block, str(path), "exec"), names)
             printed = output.getvalue()
         else:
             assert printed == block
+
+
+def test_the_readme_prints_what_it_shows(restored):
+    run_blocks(README)
+
+
+@pytest.mark.filterwarnings("ignore::kormos.ConvergenceWarning")
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_the_docs_print_what_they_show(path):
+    run_blocks(path)
 
 
 def test_every_method_is_in_the_table():

@@ -21,6 +21,9 @@ def canonical(fn):
 
     def call(*args):
         leaves, structure = jax.tree.flatten(args)
+        if not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+            # An eager run shows its values to those who look for a fault.
+            return fn(*args)
         closed, shapes = jax.make_jaxpr(
             lambda *leaves: fn(*jax.tree.unflatten(structure, leaves)),
             return_shape=True,
@@ -50,9 +53,19 @@ def _rewritten(jaxpr):
 def _convolves(jaxpr):
     return any(
         equation.primitive.name == _CONVOLUTION
-        or any(map(_convolves, core.jaxprs_in_params(equation.params)))
+        or any(map(_convolves, inner_jaxprs(equation)))
         for equation in jaxpr.eqns
     )
+
+
+def inner_jaxprs(equation):
+    """The bodies of an equation that is a loop, a branch or a call."""
+    for value in equation.params.values():
+        for entry in value if type(value) in (tuple, list) else [value]:
+            if isinstance(entry, core.ClosedJaxpr):
+                yield entry.jaxpr
+            elif isinstance(entry, core.Jaxpr):
+                yield entry
 
 
 def _inner(value):
