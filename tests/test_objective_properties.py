@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -142,3 +143,23 @@ def test_exact_for_every_batch_size(problem):
         assert_close(loss, formula(problem, data, theta))
         assert_close(chunked_loss, loss)
         assert_close(chunked_gradient, gradient)
+
+
+@pytest.mark.parametrize("rows", [60_000, 60_013])
+def test_many_rows_are_cut_and_the_loss_is_the_same(float64, rows):
+    # 60,013 is a prime.
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(rows, 2))
+    y = np.sin(x[:, :1])
+    keras.utils.set_random_seed(0)
+    hidden = [layers.Dense(100, activation="tanh"), layers.Dense(1)]
+    model = keras.Sequential([keras.Input((2,)), *hidden])
+    model.compile(loss="mse")
+    cut = kormos.Objective(model, x, y)
+    whole = kormos.Objective(model, x, y, batch_size=rows)
+    assert cut.chunk_rows < rows == whole.chunk_rows
+    theta = whole.initial_position()
+    loss, gradient = whole.value_and_grad(theta)
+    cut_loss, cut_gradient = cut.value_and_grad(theta)
+    assert_close(cut_loss, loss)
+    assert_close(cut_gradient, gradient)

@@ -8,6 +8,7 @@ are taken with respect to that list.
 - `compile_loop(fn)`: `fn(state, *args) -> state`, compiled in whole where the
   backend can. A state is a list of arrays, which may be used up, and vectors
   of numbers, which stay NumPy's on an eager backend.
+- `chunk_numbers()`: how many numbers a layer should put out at once.
 - `dry_run(fn, *args)`: `fn(*args)` for what it does to Python objects, or for
   tensors of the right shapes whatever their values.
 - `scalar(tensor)`: a scalar tensor as solvers' logic takes it: a NumPy number
@@ -31,6 +32,7 @@ are taken with respect to that list.
 import keras
 
 if keras.backend.backend() == "jax":
+    from kormos.backend.jax import chunk_numbers as chunk_numbers
     from kormos.backend.jax import compile as compile
     from kormos.backend.jax import compile_loop as compile_loop
     from kormos.backend.jax import dot as dot
@@ -47,6 +49,7 @@ if keras.backend.backend() == "jax":
     from kormos.backend.jax import vjp as vjp
     from kormos.backend.jax import wide as wide
 elif keras.backend.backend() == "tensorflow":
+    from kormos.backend.tensorflow import chunk_numbers as chunk_numbers
     from kormos.backend.tensorflow import compile as compile
     from kormos.backend.tensorflow import compile_loop as compile_loop
     from kormos.backend.tensorflow import dot as dot
@@ -63,6 +66,7 @@ elif keras.backend.backend() == "tensorflow":
     from kormos.backend.tensorflow import vjp as vjp
     from kormos.backend.tensorflow import wide as wide
 elif keras.backend.backend() == "torch":
+    from kormos.backend.torch import chunk_numbers as chunk_numbers
     from kormos.backend.torch import compile as compile
     from kormos.backend.torch import compile_loop as compile_loop
     from kormos.backend.torch import dot as dot

@@ -18,6 +18,11 @@ def compile_loop(fn):
     return jax.jit(fn, donate_argnums=0)
 
 
+def chunk_numbers():
+    # Of a layer's outputs: in a CPU's cache they are read twice as fast.
+    return 2**17 if jax.default_backend() == "cpu" else 2**24
+
+
 def dry_run(fn, *args):
     # Each operation of an eager run is compiled for itself.
     shapes = jax.eval_shape(fn, *args)

@@ -54,6 +54,11 @@ def _is_slow_in_xla(fn, args):
     )
 
 
+def chunk_numbers():
+    # Of a layer's outputs: in a CPU's cache they are read twice as fast.
+    return 2**24 if tf.config.list_logical_devices("GPU") else 2**17
+
+
 def dry_run(fn, *args):
     return fn(*args)
 

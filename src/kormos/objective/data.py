@@ -46,24 +46,25 @@ class Data(NamedTuple):
             )
         return self.map(lambda a: a[:cut]), self.map(lambda a: a[cut:])
 
-    def chunks(self, batch_size=None, width=None):
+    def chunks(self, batch_size=None, width=None, widest=0):
         """Tensors on the device, cut for `Program`: `(stacked, last)`.
 
         Args:
-            batch_size: the most rows of a chunk. Defaults to as many as keep
-                the inputs of a chunk at about a million numbers.
+            batch_size: the most rows of a chunk. Defaults to as many as the
+                backend computes fast and keeps in little memory.
             width: how many numbers are computed of a row, to be kept at about
                 a million a chunk too, or at half more where that is all of
                 them. Defaults to not many.
+            widest: how many numbers the widest layer puts out for a row, where
+                that is known.
         """
         rows = self.rows
         if batch_size is None:
             inputs = sum(a.size for a in leaves(self.x)) / rows
-            batch_size = max(256, int(2**20 / max(inputs, 1)))
+            batch_size = _fast_rows(rows, max(inputs, widest, 1))
         if width is not None and (2 * width * rows > 3 * 2**20):
             batch_size = min(batch_size, max(16, 2**20 // width))
-        count = -(-rows // min(batch_size, rows))
-        size = -(-rows // count)
+        size = -(-rows // -(-rows // min(batch_size, rows)))
         full = rows // size if rows > size else 0
         stacked = last = None
         if full:
@@ -83,6 +84,19 @@ class Data(NamedTuple):
     def head(self, rows):
         """The first rows, as tensors on the device."""
         return self.map(lambda a: _to_device(a[:rows]))
+
+
+def _fast_rows(rows, width):
+    """Rows of a chunk of so many numbers each."""
+    numbers = backend.chunk_numbers()
+    # Cutting costs time to compile: small data stay whole.
+    if rows * width <= 4 * numbers:
+        return rows
+    most = max(256, int(numbers / width))
+    fewest = -(-rows // most)
+    # A last chunk of another size would be compiled for itself.
+    counts = range(fewest, 2 * fewest + 1)
+    return next((rows // n for n in counts if rows % n == 0), most)
 
 
 def leaves(structure):

@@ -123,7 +123,8 @@ class Objective(FlatObjective):
         if self._with_jacobian:
             outputs = sum(self.program.model_loss.output_widths)
             width = outputs * self.program.packing.size
-        pair = data.chunks(self._batch_size, width)
+        widest = max(s[-1] if s else 0 for s in self.program.packing.shapes)
+        pair = data.chunks(self._batch_size, width, widest)
         self._chunks = (pair,)
         self.refresh()
         self._scales = self.program.model_loss.scales(pair, data.rows)
