@@ -295,6 +295,7 @@ def main():
             profile(study.seconds),
             yscale="linear",
             drawstyle="steps-post",
+            xlim=(1, 20),
         )
     standing(record, "Evaluations", study.evaluations)
     record.curves(
@@ -304,6 +305,7 @@ def main():
         profile(study.evaluations),
         yscale="linear",
         drawstyle="steps-post",
+        xlim=(1, 20),
     )
 
 

@@ -85,7 +85,7 @@ class Record:
             series: dict from a name to a pair of lists, x and y.
             note: a sentence below the plot.
             **options: of `report.py`'s plot: `xscale` and `yscale`, "log"
-                unless "linear", and `drawstyle`.
+                unless "linear", `xlim` and `drawstyle`.
         """
         series = {
             name: [[float(v) for v in values] for values in pair]
