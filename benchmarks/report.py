@@ -100,10 +100,14 @@ def plot(curves, path):
     plt.close(figure)
 
 
-def section(record, folder):
+def section(record, folder, is_new):
+    """A record in Markdown; what it is about, if no other one said so."""
     title, _, text = record["about"].strip().partition("\n")
-    title = title.rstrip(".")
-    lines = [f"## {title}", "", text.strip(), ""]
+    _, _, case = record["name"].rpartition("-")
+    case = f" ({case})" if case in ("jax", "tensorflow", "torch") else ""
+    lines = [f"## {title.rstrip('.')}{case}", ""]
+    if is_new:
+        lines += [text.strip(), ""]
     versions = ", ".join(f"{k} {v}" for k, v in record["versions"].items())
     for curves in record["curves"]:
         name = f"{slug(record['name'], curves['title'])}.svg"
@@ -129,7 +133,10 @@ def main():
     args.page.mkdir(parents=True, exist_ok=True)
     machines = " ".join(sorted({f"{r['machine']}." for r in records}))
     parts = [HEAD, machines, ""]
-    parts += [section(record, args.page) for record in records]
+    told = set()
+    for record in records:
+        parts.append(section(record, args.page, record["about"] not in told))
+        told.add(record["about"])
     args.page.with_suffix(".md").write_text("\n".join(parts))
 
 
