@@ -92,8 +92,10 @@ class Burgers:
 
     def residuals(self, points):
         along_t, along_x = (
-            ops.broadcast_to(unit, ops.shape(points))
-            for unit in ops.convert_to_tensor(np.eye(2), dtype=points.dtype)
+            ops.broadcast_to(
+                ops.convert_to_tensor(unit, points.dtype), ops.shape(points)
+            )
+            for unit in np.eye(2)
         )
 
         def slope(points):
