@@ -1,8 +1,7 @@
 """Burgers' equation by a physics-informed network: Adam, then LM or SSBroyden.
 
-u_t + u u_x = 0.01 / pi u_xx, u(0, x) = -sin(pi x), u(t, -1) = u(t, 1) = 0, and
-a shock at x = 0. Derivatives in the inputs are `keras.ops.jvp`, so the same
-code runs on all backends; points are drawn anew where residuals are large.
+u_t + u u_x = 0.01 / pi u_xx, u(0, x) = -sin(pi x), with a shock at x = 0, by
+`keras.ops.jvp` on any backend. Points are drawn anew where residuals are large.
 
     KERAS_BACKEND=jax python examples/burgers_pinn.py
 """
@@ -25,10 +24,9 @@ class Burgers(keras.Model):
 
     def __init__(self):
         super().__init__()
-        layers = [keras.layers.Dense(20, activation="tanh") for _ in range(3)]
-        self.net = keras.Sequential(
-            [keras.Input((3,)), *layers, keras.layers.Dense(1)]
-        )
+        hidden = [keras.layers.Dense(20, activation="tanh") for _ in range(3)]
+        self.net = keras.Sequential([*hidden, keras.layers.Dense(1)])
+        self.net.build((None, 3))
 
     def u(self, points):
         t, angle = points[:, :1], np.pi * points[:, 1:]
@@ -36,18 +34,15 @@ class Burgers(keras.Model):
         return t * self.net(features) - ops.sin(angle)
 
     def call(self, points):
-        along_t, along_x = (
-            ops.broadcast_to(
-                ops.convert_to_tensor(unit, points.dtype), ops.shape(points)
-            )
-            for unit in np.eye(2)
-        )
+        def along(axis):
+            unit = ops.convert_to_tensor(np.eye(2)[axis], points.dtype)
+            return ops.broadcast_to(unit, ops.shape(points))
 
         def slope(points):
-            return ops.jvp(self.u, (points,), (along_x,))
+            return ops.jvp(self.u, (points,), (along(1),))
 
-        (value, u_x), (_, u_xx) = ops.jvp(slope, (points,), (along_x,))
-        _, u_t = ops.jvp(self.u, (points,), (along_t,))
+        (value, u_x), (_, u_xx) = ops.jvp(slope, (points,), (along(1),))
+        _, u_t = ops.jvp(self.u, (points,), (along(0),))
         return u_t + value * u_x - VISCOSITY * u_xx
 
 
@@ -70,11 +65,11 @@ def main(quick=False, out="out", method="lm"):
     model = Burgers()
     t, x = np.linspace(0, 1, 101), np.linspace(-1, 1, 257)
     grid = np.stack(np.meshgrid(t, x, indexing="ij"), axis=-1)
-    grid, solution = grid.reshape(-1, 2).astype("float32"), exact(t, x)
+    grid = ops.convert_to_tensor(grid.reshape(-1, 2), "float32")
+    solution = exact(t, x)
 
     def found():
-        values = model.u(ops.convert_to_tensor(grid))
-        return ops.convert_to_numpy(values).reshape(solution.shape)
+        return ops.convert_to_numpy(model.u(grid)).reshape(solution.shape)
 
     def error():
         wrong = np.linalg.norm(found() - solution)
@@ -86,24 +81,19 @@ def main(quick=False, out="out", method="lm"):
     model.fit(points, np.zeros((count, 1)), 128, epochs=epochs, verbose=0)
     print(f"Adam, {epochs} epochs: {error()}")
 
-    def show(iteration, logs):
-        if iteration % (10 if method == "lm" else 200) == 0:
-            print(
-                f"{method} {iteration:4d}: loss {logs['loss']:.1e}, {error()}"
-            )
+    every, iterations = (10, 60) if method == "lm" else (200, 2_000)
 
-    resample = kormos.callbacks.Resample(
-        sampler, every=10 if method == "lm" else 200, candidates=20_000
-    )
-    iterations = 60 if method == "lm" else 2_000
+    def show(iteration, logs):
+        if iteration % every == 0:
+            print(f"{iteration:6d}: loss {logs['loss']:.1e}, {error()}")
+
     result = kormos.least_squares(
         model,
         model.trainable_variables,
         method,
         data=points,
-        batch_size=1_024,
         max_iterations=5 if quick else iterations,
-        callbacks=[show, resample],
+        callbacks=[show, kormos.callbacks.Resample(sampler, every, 20_000)],
     )
     print(f"{result}\n{method}: {error()}")
 
@@ -113,8 +103,7 @@ def main(quick=False, out="out", method="lm"):
         (axes[0], found(), "u", "RdBu_r"),
         (axes[1], difference, "log10 of the error of u", "viridis"),
     ):
-        mesh = axis.pcolormesh(t, x, image.T, cmap=colors, rasterized=True)
-        figure.colorbar(mesh, ax=axis)
+        figure.colorbar(axis.pcolormesh(t, x, image.T, cmap=colors), ax=axis)
         axis.set(xlabel="t", ylabel="x", title=title)
     path = pathlib.Path(out) / "burgers_pinn.png"
     path.parent.mkdir(parents=True, exist_ok=True)

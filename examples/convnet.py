@@ -79,6 +79,7 @@ def main(quick=False, out="out"):
         )
         print(histories[label].result)
 
+    plt.style.use("tableau-colorblind10")
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.6), layout="constrained")
     for label, history in histories.items():
         rows = history.history

@@ -83,6 +83,7 @@ def main(quick=False, out="out"):
     kormos.enable_float64()
     x, y, runs = sinc(quick)
     misra1a()
+    plt.style.use("tableau-colorblind10")
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for name, (losses, found) in runs.items():
         axes[0].loglog(np.arange(1, len(losses) + 1), losses, label=name)

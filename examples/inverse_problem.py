@@ -91,6 +91,7 @@ def main(quick=False, out="out"):
         error = np.linalg.norm(found - true) / np.linalg.norm(true)
         print(f"relative error of {name}: {error:.1e}")
 
+    plt.style.use("tableau-colorblind10")
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     axes[0].plot(places, measured, "k.", label="measured")
     axes[0].plot(x, found_u, label="network")

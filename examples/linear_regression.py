@@ -87,6 +87,7 @@ def main(quick=False, out="out"):
             f"{name:27s}  {values[-1]:.12f}  {values[-1] - lowest:8.1e} above"
         )
 
+    plt.style.use("tableau-colorblind10")
     figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
     for name, values in losses.items():
         above = np.maximum(np.array(values) - lowest, 1e-16)

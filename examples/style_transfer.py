@@ -20,7 +20,7 @@ from keras import ops
 
 import kormos
 
-STYLE = 1e2
+STYLE = 10.0
 
 
 def photographs(height):
@@ -86,6 +86,7 @@ def main(quick=False, out="out"):
         [image],
         "l-bfgs-b",
         bounds={"image": (0.0, 1.0)},
+        options={"ftol": 0.0, "gtol": 0.0},
         max_iterations=iterations,
         callback=watch,
     )
@@ -94,6 +95,7 @@ def main(quick=False, out="out"):
 
     images = {"style": style[0]}
     images |= {f"{count} iterations": frame for count, frame in frames.items()}
+    plt.style.use("tableau-colorblind10")
     figure, axes = plt.subplots(2, 3, figsize=(9, 4.6), layout="constrained")
     for axis, (title, frame) in zip(axes.flat, images.items(), strict=False):
         axis.imshow(frame)

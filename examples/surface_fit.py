@@ -30,47 +30,29 @@ def build():
     return keras.Sequential([keras.Input((2,)), *layers, keras.layers.Dense(1)])
 
 
-def by_tfp(objective, evaluations):
+def by_tfp(value_and_grad, start, evaluations):
     """TensorFlow Probability's, which has no limit but of iterations."""
     import tensorflow as tf
     import tensorflow_probability as tfp
 
-    losses = []
-
-    def value_and_gradients(theta):
-        loss, grad = objective.value_and_grad(theta.numpy())
-        losses.append(loss)
+    def tensors(theta):
+        loss, grad = value_and_grad(theta.numpy())
         return tf.constant(loss, tf.float64), tf.constant(grad, tf.float64)
 
-    result = tfp.optimizer.lbfgs_minimize(
-        value_and_gradients,
-        initial_position=objective.initial_position(),
+    return tfp.optimizer.lbfgs_minimize(
+        tensors,
+        initial_position=start,
         num_correction_pairs=50,
         tolerance=1e-10,
         max_iterations=evaluations // 3,
-    )
-    objective.assign(result.position)
-    return losses
+    ).position
 
 
-def by_scipy(objective, evaluations):
-    losses = []
-
-    def value_and_grad(theta):
-        loss, grad = objective.value_and_grad(theta)
-        losses.append(loss)
-        return loss, grad
-
+def by_scipy(value_and_grad, start, evaluations):
     options = {"maxcor": 50, "maxfun": evaluations, "ftol": 0, "gtol": 0}
-    result = scipy.optimize.minimize(
-        value_and_grad,
-        objective.initial_position(),
-        jac=True,
-        method="l-bfgs-b",
-        options=options,
-    )
-    objective.assign(result.x)
-    return losses
+    return scipy.optimize.minimize(
+        value_and_grad, start, jac=True, method="l-bfgs-b", options=options
+    ).x
 
 
 def main(quick=False, out="out"):
@@ -82,10 +64,18 @@ def main(quick=False, out="out"):
     start, curves = model.get_weights(), {}
     evaluations = 30 if quick else 600
 
-    is_tensorflow = keras.backend.backend() == "tensorflow"
-    name = "TFP's lbfgs_minimize" if is_tensorflow else "SciPy's L-BFGS-B"
-    theirs = by_tfp if is_tensorflow else by_scipy
-    losses = theirs(kormos.Objective(model, x, y), evaluations)
+    objective, losses = kormos.Objective(model, x, y), []
+
+    def value_and_grad(theta):
+        loss, grad = objective.value_and_grad(theta)
+        losses.append(loss)
+        return loss, grad
+
+    solve, name = by_scipy, "SciPy's L-BFGS-B"
+    if keras.backend.backend() == "tensorflow":
+        solve, name = by_tfp, "TFP's lbfgs_minimize"
+    position = objective.initial_position()
+    objective.assign(solve(value_and_grad, position, evaluations))
     # Trials of line searches are evaluations too.
     lowest = np.minimum.accumulate(losses)
     curves[name] = np.arange(1, len(losses) + 1), lowest
@@ -107,6 +97,7 @@ def main(quick=False, out="out"):
     for name, (counts, losses) in curves.items():
         print(f"{name:22s} {counts[-1]:11.0f}  {losses[-1]:18.1e}")
 
+    plt.style.use("tableau-colorblind10")
     figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
     for name, (counts, losses) in curves.items():
         axes.loglog(counts, losses, label=name)

@@ -79,6 +79,7 @@ def main(quick=False, out="out"):
             f"{values['solver']:10s}  {values['width']:5d}  {trial.score:.4f}"
         )
 
+    plt.style.use("tableau-colorblind10")
     figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
     for solver in SOLVERS:
         points = sorted(

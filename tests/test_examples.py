@@ -46,4 +46,4 @@ def test_it_prints_and_draws(example, tmp_path, capsys):
 def test_it_is_short_and_says_how_to_run_it(name):
     text = (EXAMPLES / f"{name}.py").read_text(encoding="utf-8")
     assert f"python examples/{name}.py" in text
-    assert len(text.splitlines()) <= 140
+    assert len(text.splitlines()) < 120
