@@ -29,7 +29,7 @@ LANES = (
     ),
     (
         ("pinns", "pinns", "jax", ("--dtype", "float32")),
-        ("predecessor", "predecessor", "tensorflow", ()),
+        ("predecessor", "predecessor", "jax", ()),
         ("functions-jax", "quasi_newton", "jax", ("--functions",)),
         ("quasi-newton-torch", "quasi_newton", "torch", FEWER),
         ("quasi-newton-tensorflow", "quasi_newton", "tensorflow", FEWER),

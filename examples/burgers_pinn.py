@@ -75,7 +75,7 @@ def main(quick=False, out="out", method="lm"):
         wrong = np.linalg.norm(found() - solution)
         return f"relative error {wrong / np.linalg.norm(solution):.1e}"
 
-    count, epochs = (256, 2) if quick else (4_096, 60)
+    count, epochs = (256, 2) if quick else (4_096, 120)
     points = sampler(count, np.random.default_rng(0))
     model.compile(optimizer=keras.optimizers.Adam(5e-3), loss="mse")
     model.fit(points, np.zeros((count, 1)), 128, epochs=epochs, verbose=0)
