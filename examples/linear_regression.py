@@ -1,8 +1,8 @@
 """Linear regression: an exact optimum, and the same model by Adam.
 
-Ridge regression has one minimum. L-BFGS finds it in ten iterations of a
-sequential model, Newton-CG in fewer of a functional one, and both agree with
-the normal equations; Adam is still on its way.
+Ridge regression has one minimum. L-BFGS finds it in some ten iterations of a
+sequential model, Newton-CG in as few of a functional one, and both agree with
+the normal equations; Adam stays above it, by the noise of its batches.
 
     KERAS_BACKEND=jax python examples/linear_regression.py
 """

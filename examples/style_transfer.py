@@ -5,6 +5,7 @@ layer stay, their correlations in every layer become the other's (Gatys et al.
 2016). The network is one of random weights, which suffices for textures and
 needs no download; both photographs come with scikit-learn. `bounds` hold every
 pixel between black and white, which clipping afterwards would not.
+`benchmarks/style.py` times it against SciPy, eager and compiled, and TFP.
 
     KERAS_BACKEND=jax python examples/style_transfer.py
 """

@@ -42,6 +42,18 @@ def test_it_prints_and_draws(example, tmp_path, capsys):
     assert "nan" not in printed.split()
 
 
+@pytest.mark.filterwarnings("ignore::kormos.ConvergenceWarning")
+@pytest.mark.parametrize("example", ["collaborative_filtering"], indirect=True)
+def test_it_reads_the_files_of_movielens(example, tmp_path, capsys):
+    rows = [
+        f"{i % 20 + 1},{i % 31 + 7},{i % 10 / 2 + 0.5},0" for i in range(400)
+    ]
+    header = "userId,movieId,rating,timestamp"
+    (tmp_path / "ratings.csv").write_text("\n".join([header, *rows]))
+    example.main(quick=True, out=tmp_path, data=tmp_path)
+    assert "400 ratings, read" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_it_is_short_and_says_how_to_run_it(name):
     text = (EXAMPLES / f"{name}.py").read_text(encoding="utf-8")
