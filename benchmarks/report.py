@@ -31,9 +31,9 @@ ORDER = (
 STYLES = ("-", "--", "-.", ":")
 HEAD = """# Performance
 
-Every figure on this page is what `make bench` printed on the machine named
-below, each benchmark in a process of its own on one core and one thread, two at
-a time. Times of tens of milliseconds vary by a fifth from run to run.
+Every figure on this page is what the scripts of `make bench` printed on the
+machine named below, each in a process of its own on one core and one thread,
+two at a time. Times of tens of milliseconds vary by a fifth from run to run.
 
 ## Where others are ahead
 
