@@ -30,7 +30,10 @@ import scipy.ndimage
 import kormos
 from kormos.objective.function import FunctionObjective
 
-sys.path.append(str(pathlib.Path(__file__).parent.parent / "tests"))
+ROOT = pathlib.Path(__file__).parent.parent
+sys.path += [str(ROOT / "tests"), str(ROOT / "examples")]
+import collaborative_filtering as example
+
 import mgh
 
 
@@ -216,38 +219,16 @@ def convnet(dtype):
     )
 
 
-USERS, ITEMS, RATINGS, RANK = 610, 9_724, 100_836, 5
-
-
-def generated_ratings():
-    rng = np.random.default_rng(0)
-
-    def drawn(count):
-        # Every user and item at least once; the rest by a power law.
-        weights = 1 / np.arange(1, count + 1) ** 0.8
-        rest = rng.choice(count, RATINGS - count, p=weights / weights.sum())
-        return rng.permutation(np.concatenate([np.arange(count), rest]))
-
-    users, items = drawn(USERS), drawn(ITEMS)
-    of_users = rng.normal(0, 0.6, (USERS, RANK))
-    of_items = rng.normal(0, 0.6, (ITEMS, RANK))
-    stars = 3.5 + rng.normal(0, 0.4, USERS)[users]
-    stars += rng.normal(0, 0.4, ITEMS)[items]
-    stars += (of_users[users] * of_items[items]).sum(axis=1)
-    stars += rng.normal(0, 0.6, RATINGS)
-    return users, items, np.clip(np.round(2 * stars) / 2, 0.5, 5)
-
-
 def ratings(dtype):
-    users, items, stars = generated_ratings()
+    users, items, stars = example.generate()
 
     def build():
         inputs, factors = [], []
-        for count in (USERS, ITEMS):
+        for count in (example.USERS, example.ITEMS):
             inputs.append(keras.Input((), dtype="int32"))
             embedding = keras.layers.Embedding(
                 count,
-                RANK,
+                example.RANK,
                 embeddings_initializer=keras.initializers.RandomNormal(
                     stddev=0.1
                 ),

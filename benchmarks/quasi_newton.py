@@ -198,13 +198,10 @@ class Study:
         count = len(problem.targets)
         for name in methods:
             row = [name]
-            for outcomes, missing in (
-                (self.evaluations, math.inf),
-                (self.seconds, math.inf),
-            ):
+            for outcomes in (self.evaluations, self.seconds):
                 for i in range(count):
                     keys = [(problem.name, seed, i) for seed in range(seeds)]
-                    found = [outcomes[key].get(name, missing) for key in keys]
+                    found = [outcomes[key].get(name, math.inf) for key in keys]
                     row.append(statistics.median(found))
             rows.append([*row, compiled[name]])
         goals = [f"{target:g}" for target in problem.targets]
@@ -248,8 +245,8 @@ def profile(outcomes):
     return curves
 
 
-def standing(record, title, outcomes):
-    """How often each method is the best, and nearly the best."""
+def standing(record, title, axis, outcomes):
+    """How often each method is the best, and nearly the best; the profile."""
     solved = [c for c in outcomes.values() if min(c.values()) < math.inf]
     rows = []
     for name in {name for costs in solved for name in costs}:
@@ -266,6 +263,15 @@ def standing(record, title, outcomes):
         f"Parts of {len(solved)} cases (a problem, a start and a loss to "
         "reach) that a method solves at the lowest cost of all, or within "
         "that factor of it; the worst factor.",
+    )
+    record.curves(
+        f"Performance profile: {title.lower()}",
+        axis,
+        "part of the cases",
+        profile(outcomes),
+        yscale="linear",
+        drawstyle="steps-post",
+        xlim=(1, 20),
     )
 
 
@@ -295,26 +301,8 @@ def main():
             for dtype in dtypes[: 1 if args.quick else None]:
                 with kormos.precision(dtype):
                     study.solve(make(dtype))
-        standing(record, "Seconds", study.seconds)
-        record.curves(
-            "Performance profile: seconds",
-            "factor of the fastest",
-            "part of the cases",
-            profile(study.seconds),
-            yscale="linear",
-            drawstyle="steps-post",
-            xlim=(1, 20),
-        )
-    standing(record, "Evaluations", study.evaluations)
-    record.curves(
-        "Performance profile: evaluations",
-        "factor of the fewest",
-        "part of the cases",
-        profile(study.evaluations),
-        yscale="linear",
-        drawstyle="steps-post",
-        xlim=(1, 20),
-    )
+        standing(record, "Seconds", "factor of the fastest", study.seconds)
+    standing(record, "Evaluations", "factor of the fewest", study.evaluations)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Fixtures of all tests. `KERAS_BACKEND` names the backend under test."""
 
+import contextlib
 import importlib.util
 import os
 import warnings
@@ -45,6 +46,19 @@ def float64():
     """Runs a test in true float64."""
     with kormos.precision("float64"):
         yield
+
+
+@contextlib.contextmanager
+def undoing(dtype):
+    """True arithmetic of a dtype; undoes `enable_float64` within it."""
+    try:
+        with kormos.precision(dtype):
+            yield
+    finally:
+        if BACKEND == "jax":
+            import jax
+
+            jax.config.update("jax_enable_x64", False)
 
 
 @pytest.fixture(autouse=True)

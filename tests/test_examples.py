@@ -3,11 +3,10 @@
 import importlib.util
 import pathlib
 
-import keras
 import matplotlib
 import pytest
 
-import kormos
+from conftest import undoing
 
 EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
 # `test_readme.py` and `make quickstart` run the other one.
@@ -20,15 +19,11 @@ def example(request):
     path = EXAMPLES / f"{request.param}.py"
     matplotlib.use("Agg")
     is_wide = "enable_float64()" in path.read_text(encoding="utf-8")
-    with kormos.precision("float64" if is_wide else "float32"):
+    with undoing("float64" if is_wide else "float32"):
         spec = importlib.util.spec_from_file_location(request.param, path)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         yield module
-    if keras.backend.backend() == "jax":
-        import jax
-
-        jax.config.update("jax_enable_x64", False)
 
 
 @pytest.mark.filterwarnings("ignore::kormos.ConvergenceWarning")

@@ -5,26 +5,15 @@ import io
 import pathlib
 import re
 
-import keras
 import pytest
 
 import kormos
+from conftest import undoing
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = ROOT / "README.md"
 PAGES = [ROOT / "docs" / f"{name}.md" for name in ("index", "choosing", "faq")]
 FENCE = re.compile(r"```(python|text)\n(.*?)```", re.DOTALL)
-
-
-@pytest.fixture
-def restored():
-    """Undoes the README's `enable_float64`."""
-    with kormos.precision("float64"):
-        yield
-    if keras.backend.backend() == "jax":
-        import jax
-
-        jax.config.update("jax_enable_x64", False)
 
 
 def run_blocks(path):
@@ -40,8 +29,9 @@ def run_blocks(path):
             assert printed == block
 
 
-def test_the_readme_prints_what_it_shows(restored):
-    run_blocks(README)
+def test_the_readme_prints_what_it_shows():
+    with undoing("float64"):
+        run_blocks(README)
 
 
 @pytest.mark.filterwarnings("ignore::kormos.ConvergenceWarning")

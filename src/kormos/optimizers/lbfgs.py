@@ -89,8 +89,9 @@ class LimitedMemory:
         self.key = f"l-bfgs, memory={memory}, scaling={scaling}"
         self._slots = memory + 1
         count = -(-self._slots // _BLOCK)
-        # The first slot of each block, and the end.
-        self._bounds = [self._slots * i // count for i in range(count + 1)]
+        ends = [self._slots * i // count for i in range(count + 1)]
+        # The first slot of each block, and the one after its last.
+        self._blocks = list(zip(ends, ends[1:], strict=False))
         self._scaling = scaling
 
     def empty(self, size):
@@ -105,7 +106,7 @@ class LimitedMemory:
             products=np.zeros((self._slots, 2)),
         )
         store = tuple(
-            np.zeros((end - first, 2, size)) for first, end in self._blocks()
+            np.zeros((end - first, 2, size)) for first, end in self._blocks
         )
         return store, curvature
 
@@ -120,7 +121,7 @@ class LimitedMemory:
         pair = where(good, pair, ops.zeros_like(pair))
         return tuple(
             self._recorded(block, curvature.place - first, pair)
-            for block, (first, _) in zip(store, self._blocks(), strict=True)
+            for block, (first, _) in zip(store, self._blocks, strict=True)
         )
 
     def _recorded(self, block, slot, pair):
@@ -130,17 +131,13 @@ class LimitedMemory:
         # One write: of two, XLA copies the block.
         return backend.set_row(block, slot, where(has_it, pair, block[slot]))
 
-    def _blocks(self):
-        """The first slot of each block, and the one after its last."""
-        return list(zip(self._bounds, self._bounds[1:], strict=False))
-
     def settle(self, store, curvature):
         return store, curvature
 
     def update(self, store, curvature, pair, grad):
-        next_used = larger(curvature.used, curvature.place + 1)
-        curvature = curvature._replace(used=next_used)
-        products = self._products(store, curvature.used, grad)
+        used = larger(curvature.used, curvature.place + 1)
+        curvature = curvature._replace(used=used)
+        products = self._products(store, used, grad)
         differences = products - curvature.products
         curvature = cond(
             pair.good,
@@ -153,7 +150,7 @@ class LimitedMemory:
     def _products(self, store, used, vector):
         """Of all pairs with a vector, `(slots, 2)`."""
         found = []
-        for block, (first, _) in zip(store, self._blocks(), strict=True):
+        for block, (first, _) in zip(store, self._blocks, strict=True):
             none = ops.zeros(block.shape[:2], dtype=vector.dtype)
             found.append(
                 cond(
@@ -168,7 +165,7 @@ class LimitedMemory:
 
     def _combined(self, store, used, weights, total):
         """`total` and the sum of all pairs by their weights, `(slots, 2)`."""
-        for block, (first, end) in zip(store, self._blocks(), strict=True):
+        for block, (first, end) in zip(store, self._blocks, strict=True):
 
             def added(block=block, own=weights[first:end], total=total):
                 return total + vecmat(ops.reshape(own, (-1,)), _rows(block))
