@@ -90,6 +90,7 @@ def main(quick=False, out="out"):
         axes[1].semilogy(x, np.maximum(abs(found - y), 1e-12), label=name)
     axes[0].set(xlabel="epoch", ylabel="mean squared error")
     axes[1].set(xlabel="x", ylabel="error of sin(10 x) / (10 x)")
+    axes[1].set_xticks([-1, -0.5, 0, 0.5, 1])
     for axis in axes:
         axis.grid(color="0.9")
         axis.legend()
