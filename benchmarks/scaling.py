@@ -5,11 +5,11 @@ own on one thread. Seconds are the median of the iterations after the second,
 so without compiling. Memory is the peak of the process less what it held just
 before the fit, the data among that.
 
-kormos does not stream: it reads any data set once, keeps it in memory, and
-evaluates it in chunks of `batch_size` rows. So the data here are arrays in
-memory, in chunks of 10,000 rows unless the table says otherwise, and what a
-fit adds to them includes the backend's own copy of the data, where it makes
-one. The memory beside that copy is what must not grow with the rows.
+By rows, the data are once arrays in memory, and once a `keras.utils.PyDataset`
+that makes each batch of 10,000 rows when it is asked for, streamed: what a fit
+adds to arrays includes the backend's own copy of them, where it makes one; of a
+stream it must not grow with the rows. Elsewhere they are arrays, in chunks of
+10,000 rows unless the table says otherwise.
 
 Slopes are least-squares fits of the logarithms over the larger sizes, where
 arithmetic takes longer than what a call costs at any size: 1 is linear.
@@ -37,11 +37,31 @@ CHUNK = 10_000
 PAIRS = 10
 
 
-def fit(method, rows, hidden, batch_size, iterations):
+def make_rows(count, seed=0):
+    """Inputs and targets."""
+    rng = np.random.default_rng(seed)
+    x = rng.random((count, INPUTS), dtype="float32")
+    return x, np.sin(3 * x[:, :1]) * x[:, 1:2]
+
+
+class Batches(keras.utils.PyDataset):
+    """Rows that are made when they are asked for."""
+
+    def __init__(self, rows, batch_size):
+        super().__init__()
+        self._size = min(rows, batch_size)
+        self._count = rows // self._size
+
+    def __len__(self):
+        return self._count
+
+    def __getitem__(self, index):
+        return make_rows(self._size, index)
+
+
+def fit(method, rows, hidden, batch_size, iterations, stream=False):
     """Seconds, evaluations and memory of a fit, in this process."""
-    rng = np.random.default_rng(0)
-    x = rng.random((rows, INPUTS), dtype="float32")
-    y = np.sin(3 * x[:, :1]) * x[:, 1:2]
+    data = make_rows(0 if stream else rows)
     keras.utils.set_random_seed(0)
     layers = [keras.layers.Dense(hidden, "tanh"), keras.layers.Dense(1)]
     model = keras.Sequential([keras.Input((INPUTS,)), *layers])
@@ -53,8 +73,8 @@ def fit(method, rows, hidden, batch_size, iterations):
     before = int(before) * resource.getpagesize()
     history = kormos.fit(
         model,
-        x,
-        y,
+        *([Batches(rows, batch_size)] if stream else data),
+        stream=stream,
         optimizer=optimizer,
         batch_size=batch_size,
         epochs=iterations,
@@ -64,7 +84,7 @@ def fit(method, rows, hidden, batch_size, iterations):
     return {
         "seconds": float(np.median(np.diff(history.seconds[1:]))),
         "evaluations": history.result.evaluations / history.result.iterations,
-        "data": (x.nbytes + y.nbytes) / 1e6,
+        "data": sum(a.nbytes for a in data) / 1e6,
         "memory": (peak - before) / 1e6,
         "parameters": model.count_params(),
     }
@@ -87,50 +107,60 @@ def slope(x, y, least):
 
 def rows(record, quick):
     sizes = [10**4, 10**5] if quick else [10**k for k in range(3, 8)]
-    found = [
-        measure(
-            method="lbfgs",
-            rows=size,
-            hidden=20,
-            batch_size=CHUNK,
-            iterations=5 if size > 10**6 else 12,
-        )
-        for size in sizes
-    ]
-    seconds = [f["seconds"] for f in found]
-    memory = [f["memory"] for f in found]
-    beside = [f["memory"] - f["data"] for f in found]
+    series, cells, notes = {}, [], []
+    for name, stream in ("in memory", False), ("streamed", True):
+        found = [
+            measure(
+                method="lbfgs",
+                rows=size,
+                hidden=20,
+                batch_size=CHUNK,
+                iterations=5 if size > 10**6 else 12,
+                stream=stream,
+            )
+            for size in sizes
+        ]
+        seconds = [f["seconds"] for f in found]
+        series[name] = seconds, [f["memory"] for f in found]
+        notes.append(f"{name} {slope(sizes, seconds, 10**4)}")
+        cells += [
+            [
+                name,
+                size,
+                f["data"],
+                1e3 * f["seconds"],
+                f["evaluations"],
+                f["memory"],
+                f["memory"] - f["data"],
+            ]
+            for size, f in zip(sizes, found, strict=True)
+        ]
     record.table(
         f"L-BFGS, network {INPUTS}-20-1, by rows",
         [
+            "data",
             "rows",
-            "data, MB",
+            "MB of data",
             "ms an iteration",
             "evaluations an iteration",
             "memory, MB",
             "less a copy of the data, MB",
         ],
-        [
-            [n, f["data"], 1e3 * s, f["evaluations"], m, b]
-            for n, f, s, m, b in zip(
-                sizes, found, seconds, memory, beside, strict=True
-            )
-        ],
-        "Slope of seconds from 10,000 rows on: "
-        f"{slope(sizes, seconds, 10**4)}.",
+        cells,
+        f"Slopes of seconds from 10,000 rows on: {', '.join(notes)}.",
     )
-    record.curves(
-        "L-BFGS by rows",
-        "rows",
-        "seconds an iteration",
-        {"lbfgs": (sizes, seconds)},
-    )
-    record.curves(
-        "Memory of L-BFGS by rows",
-        "rows",
-        "MB beside the data",
-        {"lbfgs": (sizes, memory), "data": (sizes, [f["data"] for f in found])},
-    )
+    for i, (title, label) in enumerate(
+        (
+            ("L-BFGS by rows", "seconds an iteration"),
+            ("Memory of L-BFGS by rows", "MB"),
+        )
+    ):
+        record.curves(
+            title,
+            "rows",
+            label,
+            {name: (sizes, values[i]) for name, values in series.items()},
+        )
 
 
 def parameters(record, quick):

@@ -49,6 +49,7 @@ def fit(
     resume=False,
     precision=None,
     check=False,
+    stream=False,
     **settings,
 ):
     """Fits a compiled Keras model on all of its data at once.
@@ -61,7 +62,8 @@ def fit(
         model: any compiled `keras.Model`.
         x: inputs: arrays, tensors, pandas objects, or dicts, lists and tuples
             of these; or a finite `tf.data.Dataset`, `keras.utils.PyDataset`
-            or torch `DataLoader`, which is read once and kept in memory.
+            or torch `DataLoader`, which is read once and kept in memory
+            unless `stream=True`.
         y: targets, unless `x` is a data set.
         batch_size: the most rows in memory at once. It changes memory and
             speed, never the result.
@@ -104,6 +106,10 @@ def fit(
         check: whether to run `kormos.check` first, print its report (unless
             `verbose=0`) and refuse what would go wrong. `history.check` keeps
             the report.
+        stream: whether to read the data again at every evaluation, a batch at
+            a time, rather than once to keep them in memory and on the device:
+            for data sets, or arrays on disk (`numpy.memmap`), that are larger.
+            `validation_data` likewise. The rows must be the same every time.
         **settings: replace arguments of the optimizer for this fit, such as
             `method`, `options`, `tol`, `pretrain_fn` and `stochastic`.
 
@@ -165,15 +171,17 @@ def fit(
         )
     _check_validation_freq(validation_freq)
     if validation_split:
-        _check_split(x, validation_split, validation_data)
+        _check_split(x, validation_split, validation_data, stream)
 
     dtype = reading.dtype_for(model, precision)
-    train = reading.gather(x, y, sample_weight, dtype)
+    train = reading.gather(x, y, sample_weight, dtype, stream, batch_size)
     validation = None
     if validation_split:
         train, validation = train.split(validation_split)
     elif validation_data is not None:
-        validation = reading.gather_validation(validation_data, dtype)
+        validation = reading.gather_validation(
+            validation_data, dtype, stream, validation_batch_size or batch_size
+        )
     train = reading.weigh(train, class_weight, dtype)
 
     report = None
@@ -238,17 +246,17 @@ def _optimizer_for(model, optimizer):
     return optimizers.get("l-bfgs-b")
 
 
-def _check_split(x, validation_split, validation_data):
+def _check_split(x, validation_split, validation_data, stream):
     if validation_data is not None:
         raise ValueError(
             "Give `validation_split` or `validation_data`, not both. "
             f"Received: validation_split={validation_split}"
         )
-    if reading.is_dataset(x):
+    if reading.is_dataset(x) or stream:
         raise ValueError(
-            "Argument `validation_split` cuts arrays alone; give "
-            "`validation_data`. "
-            f"Received: x of type {type(x).__name__}"
+            "Argument `validation_split` cuts arrays in memory alone; give "
+            "`validation_data`. Received: "
+            + ("stream=True" if stream else f"x of type {type(x).__name__}")
         )
 
 

@@ -8,6 +8,7 @@ are taken with respect to that list.
 - `compile_loop(fn)`: `fn(state, *args) -> state`, compiled in whole where the
   backend can. A state is a list of arrays, which may be used up, and vectors
   of numbers, which stay NumPy's on an eager backend.
+- `on_cpu()`: whether tensors are in the memory of the CPU.
 - `chunk_numbers()`: how many numbers a layer should put out at once.
 - `dry_run(fn, *args)`: `fn(*args)` for what it does to Python objects, or for
   tensors of the right shapes whatever their values.
@@ -41,6 +42,7 @@ if keras.backend.backend() == "jax":
     from kormos.backend.jax import jacobian as jacobian
     from kormos.backend.jax import jvp as jvp
     from kormos.backend.jax import map_rows as map_rows
+    from kormos.backend.jax import on_cpu as on_cpu
     from kormos.backend.jax import repeatable as repeatable
     from kormos.backend.jax import row_jacobian as row_jacobian
     from kormos.backend.jax import scalar as scalar
@@ -58,6 +60,7 @@ elif keras.backend.backend() == "tensorflow":
     from kormos.backend.tensorflow import jacobian as jacobian
     from kormos.backend.tensorflow import jvp as jvp
     from kormos.backend.tensorflow import map_rows as map_rows
+    from kormos.backend.tensorflow import on_cpu as on_cpu
     from kormos.backend.tensorflow import repeatable as repeatable
     from kormos.backend.tensorflow import row_jacobian as row_jacobian
     from kormos.backend.tensorflow import scalar as scalar
@@ -75,6 +78,7 @@ elif keras.backend.backend() == "torch":
     from kormos.backend.torch import jacobian as jacobian
     from kormos.backend.torch import jvp as jvp
     from kormos.backend.torch import map_rows as map_rows
+    from kormos.backend.torch import on_cpu as on_cpu
     from kormos.backend.torch import repeatable as repeatable
     from kormos.backend.torch import row_jacobian as row_jacobian
     from kormos.backend.torch import scalar as scalar

@@ -18,9 +18,13 @@ def compile_loop(fn):
     return jax.jit(fn, donate_argnums=0)
 
 
+def on_cpu():
+    return jax.default_backend() == "cpu"
+
+
 def chunk_numbers():
     # Of a layer's outputs: in a CPU's cache they are read twice as fast.
-    return 2**17 if jax.default_backend() == "cpu" else 2**24
+    return 2**17 if on_cpu() else 2**24
 
 
 def dry_run(fn, *args):

@@ -43,7 +43,7 @@ def _is_slow_in_xla(fn, args):
 
     Within a loop they take XLA some ten times as long as they do elsewhere.
     """
-    if tf.config.list_logical_devices("GPU"):
+    if not on_cpu():
         return False
     graph = fn.get_concrete_function(*args).graph.as_graph_def()
     bodies = [graph.node, *(f.node_def for f in graph.library.function)]
@@ -54,9 +54,13 @@ def _is_slow_in_xla(fn, args):
     )
 
 
+def on_cpu():
+    return not tf.config.list_logical_devices("GPU")
+
+
 def chunk_numbers():
     # Of a layer's outputs: in a CPU's cache they are read twice as fast.
-    return 2**24 if tf.config.list_logical_devices("GPU") else 2**17
+    return 2**17 if on_cpu() else 2**24
 
 
 def dry_run(fn, *args):

@@ -33,9 +33,13 @@ def compile_loop(fn):
     return call
 
 
+def on_cpu():
+    return not torch.cuda.is_available()
+
+
 def chunk_numbers():
     # Of a layer's outputs: eager calls want more of them than a cache holds.
-    return 2**24 if torch.cuda.is_available() else 2**20
+    return 2**20 if on_cpu() else 2**24
 
 
 def dry_run(fn, *args):

@@ -23,6 +23,7 @@ def check(
     training=False,
     precision=None,
     hessian=False,
+    stream=False,
 ):
     """Looks for what would make a fit go wrong, before it.
 
@@ -45,6 +46,7 @@ def check(
         precision: `None` or `"float64"`, as `kormos.fit` takes it.
         hessian: whether to test a Hessian product too, as Newton's methods
             use them.
+        stream: whether to read the data again at every evaluation.
 
     Returns:
         A `Report`: `print` shows it; `passed`, `failures`, `findings`,
@@ -69,7 +71,7 @@ def check(
     if loss is not None:
         model = _Compiled(model, loss)
     dtype = reading.dtype_for(model, precision)
-    data = reading.gather(x, y, sample_weight, dtype)
+    data = reading.gather(x, y, sample_weight, dtype, stream, batch_size)
     data = reading.weigh(data, class_weight, dtype)
 
     def objective_for(batch_size):
@@ -106,7 +108,7 @@ def check(
         findings.append(derivatives.variables(objective, theta, grad))
     findings += [
         faults.precision(objective, looked, theta),
-        faults.scaling(objective, data, grad),
+        faults.scaling(objective, data.first, grad),
     ]
     methods = costs.estimate(objective, evaluation.seconds)
     chosen, reason = costs.choose(methods)

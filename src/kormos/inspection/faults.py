@@ -6,6 +6,7 @@ from keras import ops
 from kormos.inspection.report import Finding
 from kormos.numerics.vectors import NARROW
 from kormos.objective.data import leaves
+from kormos.objective.program import leading_size
 from kormos.precision import is_true_float64
 
 # Rows at which layers are looked at one by one.
@@ -86,7 +87,7 @@ def batch_size(objective, watch, looked, theta, value, objective_for):
     rows = objective.rows
     if rows == 1:
         return Finding("batch size", True, "There is one row.")
-    size = max(1, -(-rows // 3))
+    size = -(-min(rows, objective.chunk_rows) // 3)
     other = objective_for(size).value(theta)
     noise = 1e3 * objective.epsilon * max(abs(value), abs(other))
     if not np.isfinite(value) or abs(other - value) <= noise:
@@ -98,6 +99,7 @@ def batch_size(objective, watch, looked, theta, value, objective_for):
     )
     count = min(ROWS, rows)
     head = objective.head(count)
+    count = leading_size(head.x)
     halves = [watch(_rows(head, at)) for at in _halves(count)]
     for i, name in enumerate(looked.names):
         for j, output in enumerate(looked.outputs[i]):

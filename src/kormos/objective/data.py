@@ -46,6 +46,11 @@ class Data(NamedTuple):
             )
         return self.map(lambda a: a[:cut]), self.map(lambda a: a[cut:])
 
+    @property
+    def first(self):
+        """All of it, where a `Stream` has its first batch."""
+        return self
+
     def chunks(self, batch_size=None, width=None, widest=0):
         """Tensors on the device, cut for `Program`: `(stacked, last)`.
 

@@ -1,7 +1,10 @@
 """Objectives: losses as functions of one flat vector."""
 
+import functools
+
 import numpy as np
 from keras import ops
+from keras import tree
 
 from kormos import backend
 from kormos.numerics.vectors import rounding
@@ -21,14 +24,29 @@ class FlatObjective:
     Evaluating assigns nothing to any variable.
 
     Subclasses set `program`, a `Program`, and `_chunks` and `_scales`, its
-    arguments.
+    arguments; or `_chunks` to `None`, and yield `pieces` of data that are not
+    in memory.
     """
 
     program = None
     # Whether it can be evaluated in float64 from now on, by `widen`.
     can_widen = False
-    _chunks: tuple = ((None, ()),)
+    _chunks: tuple | None = ((None, ()),)
     _scales = np.ones(1)
+
+    @functools.cached_property
+    def _scale_tensor(self):
+        with backend.wide():
+            return ops.convert_to_tensor(self._scales, dtype="float64")
+
+    def _rescale(self, scales):
+        self._scales = scales
+        self.__dict__.pop("_scale_tensor", None)
+
+    @property
+    def is_streamed(self):
+        """Whether data are read again at every evaluation."""
+        return self._chunks is None
 
     @property
     def variables(self):
@@ -76,22 +94,18 @@ class FlatObjective:
         """The loss at `theta`."""
         if is_host(theta):
             with backend.wide():
-                return float(
-                    self.program.value(
-                        self._checked(theta, "theta"), *self._arguments()
-                    )
-                )
-        return self.program.value(theta, *self._arguments())
+                theta = self._checked(theta, "theta")
+                return float(self.total(self.program.value, theta))
+        return self.total(self.program.value, theta)
 
     def value_and_grad(self, theta):
         """The loss at `theta`, and its gradient of shape `(size,)`."""
         if is_host(theta):
             with backend.wide():
-                loss, grad = self.program.value_and_grad(
-                    self._checked(theta, "theta"), *self._arguments()
-                )
+                theta = self._checked(theta, "theta")
+                loss, grad = self.total(self.program.value_and_grad, theta)
                 return float(loss), to_array(grad)
-        return self.program.value_and_grad(theta, *self._arguments())
+        return self.total(self.program.value_and_grad, theta)
 
     __call__ = value_and_grad
 
@@ -99,13 +113,13 @@ class FlatObjective:
         """The Hessian at `theta` times `vector`, of shape `(size,)`."""
         if is_host(theta):
             with backend.wide():
-                product = self.program.hvp(
+                product = self.total(
+                    self.program.hvp,
                     self._checked(theta, "theta"),
                     self._checked(vector, "vector"),
-                    *self._arguments(),
                 )
                 return to_array(product)
-        return self.program.hvp(theta, vector, *self._arguments())
+        return self.total(self.program.hvp, theta, vector)
 
     def hessian(self, theta):
         """The dense Hessian at `theta`, by `size` products: NumPy only."""
@@ -119,7 +133,7 @@ class FlatObjective:
         Raises:
             ValueError: if the loss is not one of outputs with curvature.
         """
-        return HostGaussNewton(self.program.gauss_newton, self._arguments)
+        return HostGaussNewton(self.program.gauss_newton, self)
 
     def traceable(self):
         """Loss and gradient for use inside a compiled function.
@@ -128,17 +142,37 @@ class FlatObjective:
             A function `(theta, *arguments) -> (loss, gradient)` of tensors,
             and these arguments.
         """
-        frozen, scales, chunks = self._arguments()
-        with backend.wide():
-            scales = ops.convert_to_tensor(scales, dtype="float64")
-        return self.program.trace_value_and_grad, (frozen, scales, chunks)
+        return self.program.trace_value_and_grad, next(self.pieces())
 
     def compiled_loop(self, key, fn):
         """`fn(state, *args) -> state`, compiled once for a key."""
         return self.program.compiled_loop(key, fn)
 
-    def _arguments(self):
-        return self._frozen, self._scales, self._chunks
+    def pieces(self):
+        """Yields the arguments of compiled functions, of all the data.
+
+        The functions' values add up over them.
+        """
+        yield self._frozen, self._scale_tensor, self._chunks
+
+    def total(self, fn, *vectors):
+        """The sum of a compiled function's values over all the data."""
+        if not is_host(vectors[0]):
+            return self._traced(fn, *vectors)
+        pieces = self.pieces()
+        total = fn(*vectors, *next(pieces))
+        for piece in pieces:
+            total = tree.map_structure(_add, total, fn(*vectors, *piece))
+        return total
+
+    def _traced(self, fn, *vectors):
+        if self.is_streamed:
+            raise ValueError(
+                "An objective that streams its data reads them in Python, "
+                "which no compiled function can: give vectors as NumPy "
+                f"arrays. Received: a {type(vectors[0]).__name__}"
+            )
+        return fn(*vectors, self._frozen, self._scales, self._chunks)
 
     def _checked(self, vector, name):
         vector = np.asarray(vector, dtype="float64")
@@ -148,6 +182,11 @@ class FlatObjective:
                 f"parameters. Received: shape {vector.shape}"
             )
         return vector
+
+
+def _add(total, value):
+    # In NumPy, which waits: else many pieces would be in memory at once.
+    return ops.convert_to_numpy(total) + ops.convert_to_numpy(value)
 
 
 def is_host(vector):

@@ -46,8 +46,8 @@ class GaussNewton:
         self.product = compile(functools.partial(self._pulled_back, 1))
         # J'H times the second derivative of the outputs along a vector.
         self.bend = compile(functools.partial(self._pulled_back, 2))
-        self._rows = [
-            compile(functools.partial(self._linearize, term)) for term in terms
+        self._factored = [
+            compile(functools.partial(self._with_roots, term)) for term in terms
         ]
         self._is_exact = True
 
@@ -73,23 +73,32 @@ class GaussNewton:
         )
         return sum_over_chunks(add, self.terms, chunks, zeros)
 
-    def rows(self, theta, frozen, scales, chunks):
-        """Loss, gradient and a factor R of the matrix R'R, in NumPy.
+    def factors(self, theta, frozen, scales, chunks):
+        """Yields each chunk's loss, gradient and matrix, R'R + diag(d).
 
-        R has a row for every output of every row of data.
+        Yields:
+            The loss, the gradient, R with a row for every output of every row
+            of data, and d, in NumPy.
         """
-        loss, grad, factors = 0.0, 0.0, []
-        for compiled, pair in zip(self._rows, chunks, strict=True):
+        for compiled, pair in zip(self._factored, chunks, strict=True):
             for chunk in each_chunk(pair):
                 values = compiled(theta, frozen, scales, chunk)
-                own_loss, own_grad, weights, jacobian, diagonal = map(
+                loss, grad, weights, factor, diagonal = map(
                     ops.convert_to_numpy, values
                 )
-                loss, grad = loss + float(own_loss), grad + own_grad
-                factors.append(_factor(weights, jacobian))
-                if diagonal.any():
-                    factors.append(np.diag(np.sqrt(diagonal)))
-        return loss, grad, np.concatenate(factors)
+                if weights.ndim > 1:
+                    factor = _block_roots(weights) @ factor
+                factor = factor.reshape(-1, factor.shape[-1])
+                yield float(loss), grad, factor, diagonal
+
+    def _with_roots(self, *args):
+        """As `_linearize`, J times the roots of weights that are numbers."""
+        loss, grad, weights, jacobian, diagonal = self._linearize(*args)
+        if len(weights.shape) == 2:
+            positive = ops.where(weights > 0, weights, ops.zeros_like(weights))
+            jacobian = ops.expand_dims(ops.sqrt(positive), 2) * jacobian
+            weights = scalar_zero(grad)
+        return loss, grad, weights, jacobian, diagonal
 
     def _pulled_back(self, order, theta, vector, frozen, scales, chunks):
         """J'H times a derivative of the outputs along a vector."""
@@ -261,12 +270,8 @@ def _weigh(weights, jacobian):
     return ops.einsum("nkl,nlp->nkp", weights, jacobian)
 
 
-def _factor(weights, jacobian):
-    """R with R'R = J'HJ, `(rows, size)`."""
-    if weights.ndim == 2:
-        factor = np.sqrt(weights)[..., None] * jacobian
-    else:
-        values, vectors = np.linalg.eigh((weights + weights.swapaxes(1, 2)) / 2)
-        roots = np.sqrt(np.maximum(values, 0))[:, :, None]
-        factor = roots * (vectors.swapaxes(1, 2) @ jacobian)
-    return factor.reshape(-1, jacobian.shape[-1])
+def _block_roots(weights):
+    """Of each matrix H of a stack a matrix S with S'S = H."""
+    values, vectors = np.linalg.eigh((weights + weights.swapaxes(1, 2)) / 2)
+    roots = np.sqrt(np.maximum(values, 0))[:, :, None]
+    return roots * vectors.swapaxes(1, 2)

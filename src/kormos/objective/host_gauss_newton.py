@@ -1,5 +1,7 @@
 """The Gauss-Newton matrix for solvers, whose arithmetic is NumPy's."""
 
+import numpy as np
+
 from kormos import backend
 from kormos.numerics.vectors import to_array
 from kormos.objective.program import count_rows
@@ -10,19 +12,19 @@ class HostGaussNewton:
 
     Args:
         compiled: the `GaussNewton`.
-        arguments: function that returns `(frozen, scales, chunks)`.
+        objective: the `FlatObjective` whose data it is.
     """
 
-    def __init__(self, compiled, arguments):
+    def __init__(self, compiled, objective):
         self._compiled = compiled
-        self._arguments = arguments
+        self._objective = objective
 
     @property
     def outputs(self):
         """The number of outputs of all rows of data."""
-        chunks = self._arguments()[2]
         return sum(
             term.width * count_rows(pair)
+            for *_, chunks in self._objective.pieces()
             for term, pair in zip(self._compiled.terms, chunks, strict=True)
         )
 
@@ -33,27 +35,49 @@ class HostGaussNewton:
 
     def normal_equations(self, theta):
         """Loss, gradient `(size,)`, matrix `(size, size)`: upper triangle."""
+        if backend.on_cpu():
+            return self._summed(theta)
+        compiled = self._compiled.normal_equations
         with backend.wide():
-            loss, grad, matrix = self._compiled.normal_equations(
-                theta, *self._arguments()
-            )
+            loss, grad, matrix = self._objective.total(compiled, theta)
             return float(loss), to_array(grad), to_array(matrix)
+
+    def _summed(self, theta):
+        """The normal equations by BLAS, which takes half as long as XLA."""
+        size = len(theta)
+        loss, grad, matrix = 0.0, np.zeros(size), np.zeros((size, size))
+        for own_loss, own_grad, factor, diagonal in self._factors(theta):
+            loss, grad = loss + own_loss, grad + own_grad
+            # Of a matrix and its own transpose NumPy computes one triangle.
+            matrix += factor.T @ factor
+            if diagonal.ndim:
+                matrix[np.diag_indices(size)] += diagonal
+        return loss, grad, matrix
 
     def rows(self, theta):
         """Loss, gradient, and R, whose R'R is the matrix."""
+        loss, grad, rows = 0.0, np.zeros(len(theta)), []
+        for own_loss, own_grad, factor, diagonal in self._factors(theta):
+            loss, grad = loss + own_loss, grad + own_grad
+            # It may be the device's own memory.
+            rows.append(np.array(factor))
+            if diagonal.any():
+                rows.append(np.diag(np.sqrt(diagonal)))
+        return loss, grad, np.concatenate(rows)
+
+    def _factors(self, theta):
         with backend.wide():
-            return self._compiled.rows(theta, *self._arguments())
+            for piece in self._objective.pieces():
+                yield from self._compiled.factors(theta, *piece)
 
     def product(self, theta, vector):
         """The matrix times a vector."""
-        with backend.wide():
-            return to_array(
-                self._compiled.product(theta, vector, *self._arguments())
-            )
+        return self._total(self._compiled.product, theta, vector)
 
     def bend(self, theta, vector):
         """J'H times the second derivative of the outputs along a vector."""
+        return self._total(self._compiled.bend, theta, vector)
+
+    def _total(self, compiled, *vectors):
         with backend.wide():
-            return to_array(
-                self._compiled.bend(theta, vector, *self._arguments())
-            )
+            return to_array(self._objective.total(compiled, *vectors))

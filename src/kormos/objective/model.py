@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import warnings
 
 import keras
@@ -20,6 +21,7 @@ from kormos.objective.model_program import is_new
 from kormos.objective.model_program import program_for
 from kormos.objective.program import each_chunk
 from kormos.objective.program import leading_size
+from kormos.objective.streaming import Stream
 
 
 class Objective(FlatObjective):
@@ -35,7 +37,7 @@ class Objective(FlatObjective):
     Args:
         model: a compiled `keras.Model`.
         x: inputs: arrays, tensors, pandas objects, dicts, lists and tuples of
-            these, or a finite data set of batches.
+            these, or a finite data set of batches, or a `Data` or `Stream`.
         y: targets, unless `x` is a data set.
         sample_weight: weights of the rows, unless `x` is a data set.
         class_weight: dict from a class's number to its weight.
@@ -48,6 +50,8 @@ class Objective(FlatObjective):
         precision: `"float64"` to evaluate in float64 whatever the model's
             dtype is, `"auto"` to do so from `widen()` on. Defaults to the
             model's own.
+        stream: whether to read the data again at every evaluation, rather
+            than once to keep them in memory. Vectors are then NumPy arrays.
 
     Raises:
         ValueError: if the model is not compiled, has no trainable variable or
@@ -76,13 +80,14 @@ class Objective(FlatObjective):
         training=False,
         with_jacobian=False,
         precision=None,
+        stream=False,
     ):
         _check_model(model)
         check_precision(precision)
         if batch_size is not None:
             check_count("batch_size", batch_size, 1)
         dtype = reading.dtype_for(model, precision)
-        data = reading.gather(x, y, sample_weight, dtype)
+        data = reading.gather(x, y, sample_weight, dtype, stream, batch_size)
         self._data = reading.weigh(data, class_weight, dtype)
         self._batch_size = batch_size
         self._training = training
@@ -124,10 +129,29 @@ class Objective(FlatObjective):
             outputs = sum(self.program.model_loss.output_widths)
             width = outputs * self.program.packing.size
         widest = max(s[-1] if s else 0 for s in self.program.packing.shapes)
-        pair = data.chunks(self._batch_size, width, widest)
-        self._chunks = (pair,)
+        cut = self._batch_size, width, widest
+        if isinstance(data, Stream):
+            self._chunks = None
+            self._pairs = functools.partial(data.chunks, *cut)
+        else:
+            self._chunks = (data.chunks(*cut),)
         self.refresh()
-        self._scales = self.program.model_loss.scales(pair, data.rows)
+        self._rescale(
+            self.program.model_loss.scales(
+                self._each_chunk(), lambda: data.rows
+            )
+        )
+
+    def pieces(self):
+        if not self.is_streamed:
+            yield from super().pieces()
+            return
+        for pair in self._pairs():
+            yield self._frozen, self._scale_tensor, (pair,)
+
+    def _each_chunk(self):
+        for pair in self._pairs() if self.is_streamed else self._chunks:
+            yield from each_chunk(pair)
 
     def _rows(self, dtype):
         """The data for an evaluation."""
@@ -162,8 +186,7 @@ class Objective(FlatObjective):
     @property
     def chunk_rows(self):
         """The rows of a chunk, the largest."""
-        ((stacked, last),) = self._chunks
-        return leading_size(next(each_chunk((stacked, last))))
+        return leading_size(next(self._each_chunk()))
 
     @property
     def rows(self):
@@ -173,15 +196,20 @@ class Objective(FlatObjective):
     def batches(self, rng):
         """Objectives of batches of `batch_size` rows, in a random order.
 
+        Those of a stream are in its own order.
+
         Each is a part of the loss: they add up to the whole.
 
         Args:
             rng: a `numpy.random.Generator`.
         """
-        data = self._rows(self.program.packing.dtype)
-        order = rng.permutation(data.rows)
-        shuffled = data.map(lambda array: array[order])
-        for chunk in each_chunk(shuffled.chunks(self._batch_size)):
+        chunks = self._each_chunk()
+        if not self.is_streamed:
+            data = self._rows(self.program.packing.dtype)
+            order = rng.permutation(data.rows)
+            shuffled = data.map(lambda array: array[order])
+            chunks = each_chunk(shuffled.chunks(self._batch_size))
+        for chunk in chunks:
             batch = copy.copy(self)
             batch._chunks = ((None, chunk),)
             yield batch
@@ -196,16 +224,15 @@ class Objective(FlatObjective):
             A dict with the names that `model.evaluate` gives them.
         """
         with backend.wide():
-            loss, metrics = self.program.evaluate(
-                self._checked(theta, "theta"),
-                self.program.metric_values,
-                *self._arguments(),
-            )
-            logs = {"loss": float(loss)}
-            for name, value in metrics.items():
-                if name != "loss":
-                    value = ops.convert_to_numpy(value)
-                    logs[name] = float(value) if value.ndim == 0 else value
+            theta = self._checked(theta, "theta")
+            total, values = 0.0, self.program.metric_values
+            for piece in self.pieces():
+                loss, values = self.program.evaluate(theta, values, *piece)
+                total += float(loss)
+            logs = {"loss": total}
+            for name, value in self.program.metric_results(values).items():
+                value = ops.convert_to_numpy(value)
+                logs[name] = float(value) if value.ndim == 0 else value
         return logs
 
 

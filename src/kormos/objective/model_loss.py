@@ -13,7 +13,6 @@ from kormos import backend
 from kormos.objective.arithmetic import Arithmetic
 from kormos.objective.losses import CompiledLosses
 from kormos.objective.program import ReadRecorder
-from kormos.objective.program import each_chunk
 from kormos.objective.program import leading_size
 from kormos.objective.program import snapshot
 
@@ -154,24 +153,24 @@ class ModelLoss:
             results = self._model.get_metrics_result()
         return {k: v for k, v in results.items() if k != "loss"}
 
-    def scales(self, pair, rows):
+    def scales(self, chunks, rows):
         """The factors of the terms, from counts over all of the data.
 
         Args:
-            pair: chunks, stacked and last, as `Program` takes them.
-            rows: the number of rows.
+            chunks: iterable of the chunks.
+            rows: function that returns the number of rows after that.
 
         Returns:
             A float64 array: each term's `loss_weights` entry over its
             divisor, then one over the number of rows.
         """
-        scales = np.full(len(self.factors) + 1, 1 / rows)
+        scales = np.empty(len(self.factors) + 1)
         if self._losses is not None:
             frozen = [v.value for v in self.frozen_variables]
             parts = [v.value for v in self.variables]
             counts = np.zeros(len(self.factors))
             with backend.wide():
-                for chunk in each_chunk(pair):
+                for chunk in chunks:
                     count = self._counts(parts, frozen, chunk)
                     sums, means = np.array(
                         [[ops.convert_to_numpy(v) for v in c] for c in count]
@@ -184,6 +183,7 @@ class ModelLoss:
             scales[:-1] = np.where(
                 divisors == 0, 0, self.factors / np.where(divisors, divisors, 1)
             )
+        scales[-1] = 1 / rows()
         return scales
 
     def _count(self, parts, frozen, chunk):

@@ -35,15 +35,16 @@ class ModelProgram(Program):
         )
         self.model_loss = model_loss
         self.evaluate = compile(self._evaluate)
+        self.metric_results = compile(model_loss.metric_results)
         self._make_gauss_newton = lambda: GaussNewton(
             self.packing,
             [ModelOutputs(model, model_loss, head, compile)],
             compile,
         )
         # The metrics' values after a reset: every evaluation starts there.
-        self.metric_values = [
+        self.metric_values = tuple(
             ops.convert_to_numpy(v.value) for v in model_loss.metric_variables
-        ]
+        )
 
     @functools.cached_property
     def gauss_newton(self):
@@ -69,8 +70,7 @@ class ModelProgram(Program):
             scalar_zero(theta),
             tuple(ops.convert_to_tensor(v) for v in metric_values),
         )
-        loss, values = fold_chunks(step, chunks[0], state)
-        return loss, self.model_loss.metric_results(values)
+        return fold_chunks(step, chunks[0], state)
 
 
 def is_new(model):

@@ -1,17 +1,26 @@
 """Reads data of every kind that Keras takes, once, and checks them."""
 
-import numbers
-
 import keras
 import numpy as np
-from keras import ops
 from keras import tree
 
+from kormos.objective.arrays import cast
+from kormos.objective.arrays import check_rows
+from kormos.objective.arrays import check_weights
+from kormos.objective.arrays import is_array
+from kormos.objective.arrays import map_parts
+from kormos.objective.arrays import to_array
 from kormos.objective.data import Data
 from kormos.objective.data import leaves
+from kormos.objective.streaming import Stream
+
+# Numbers of a batch of arrays that are streamed.
+_STREAMED = 2**22
 
 
-def gather(x, y=None, sample_weight=None, dtype=None):
+def gather(
+    x, y=None, sample_weight=None, dtype=None, stream=False, batch_size=None
+):
     """Reads data of any kind that Keras takes into a checked `Data`.
 
     Args:
@@ -22,21 +31,28 @@ def gather(x, y=None, sample_weight=None, dtype=None):
         y: targets, for arrays alone.
         sample_weight: weights of rows, for arrays alone.
         dtype: dtype of floating-point numbers. Defaults to `floatx`.
+        stream: whether to return a `Stream`, which reads them again whenever
+            they are needed.
+        batch_size: the most rows of a batch of arrays that are streamed.
 
     Raises:
         ValueError: if the data are infinite, empty, cannot be read twice,
             differ in length, or hold NaN or infinite values.
     """
-    if isinstance(x, Data):
+    if isinstance(x, (Data, Stream)):
         return x
-    return _gather((x, y, sample_weight), "x", Data._fields, dtype)
+    source = _Source((x, y, sample_weight), "x", Data._fields, dtype)
+    return source.stream(batch_size) if stream else source.gather()
 
 
-def gather_validation(validation_data, dtype=None):
+def gather_validation(
+    validation_data, dtype=None, stream=False, batch_size=None
+):
     """As `gather`, for `(x, y)`, `(x, y, sample_weight)` or a data set."""
     parts = _unpack(validation_data, "validation_data")
     names = [f"validation_data[{i}]" for i in range(len(parts))]
-    return _gather(parts, "validation_data", names, dtype)
+    source = _Source(parts, "validation_data", names, dtype)
+    return source.stream(batch_size) if stream else source.gather()
 
 
 def weigh(data, class_weight, dtype=None):
@@ -53,13 +69,15 @@ def weigh(data, class_weight, dtype=None):
     """
     if class_weight is None:
         return data
+    if isinstance(data, Stream):
+        return data.each(lambda batch: weigh(batch, class_weight, dtype))
     _check_class_weight(data, class_weight)
     y = data.y
     if y.ndim > 1 and y.shape[-1] > 1:
         y = y.argmax(axis=-1)
     classes, places = np.unique(np.rint(y), return_inverse=True)
     weights = [float(class_weight.get(int(c), 1)) for c in classes]
-    weights = _cast(np.array(weights), "class_weight", dtype)
+    weights = cast(np.array(weights), "class_weight", dtype)
     return data._replace(sample_weight=weights[places.reshape(-1)])
 
 
@@ -72,36 +90,89 @@ def dtype_for(model, precision=None):
 
 def is_dataset(x):
     """Whether `x` yields batches instead of being arrays."""
-    if x is None or isinstance(x, (list, tuple, dict, str)) or _is_array(x):
+    if x is None or isinstance(x, (list, tuple, dict, str)) or is_array(x):
         return False
     return hasattr(x, "__iter__") or hasattr(x, "__getitem__")
 
 
-def _is_array(x):
-    return any(
-        hasattr(x, name) for name in ("__array__", "to_numpy", "toarray")
-    ) or ops.is_tensor(x)
+class _Source:
+    """What the user gave, and what to call it.
 
+    Args:
+        parts: `(x, y, sample_weight)`, of which `x` may be a data set.
+        argument: the name of the whole.
+        names: the names of the parts.
+        dtype: dtype of floating-point numbers.
+    """
 
-def _gather(parts, argument, names, dtype):
-    x, *others = parts
-    if is_dataset(x):
+    def __init__(self, parts, argument, names, dtype):
+        self._argument, self._names, self._dtype = argument, names, dtype
+        self._dataset, *others = parts
+        self._arrays = None
+        if not is_dataset(self._dataset):
+            self._arrays = map_parts(to_array, parts, names)
+            return
         for name, value in zip(names[1:], others, strict=True):
             if value is not None:
                 raise ValueError(
                     f"Argument `{name}` must be None when `{names[0]}` is a "
                     "data set, which holds its targets and weights itself. "
-                    f"Received: a {type(x).__name__} and "
+                    f"Received: a {type(self._dataset).__name__} and "
                     f"{name} of type {type(value).__name__}"
                 )
-        parts = _read(x, argument, names)
-    else:
-        parts = _map_parts(_to_array, parts, names)
-    _check_rows(parts, argument, names)
-    _check_weights(*parts[1:], *names[1:])
-    return Data(
-        *_map_parts(lambda a, name: _cast(a, name, dtype), parts, names)
+        _check_dataset(self._dataset, argument)
+
+    def gather(self):
+        """All of it, a `Data`."""
+        if self._arrays is not None:
+            return self._checked(self._arrays)
+        parts = zip(*self._batches(), strict=True)
+        return self._checked([_concatenate(part) for part in parts])
+
+    def stream(self, batch_size=None):
+        """A `Stream` of it."""
+        if self._arrays is not None:
+            check_rows(self._arrays, self._argument, self._names)
+
+        def read():
+            if self._arrays is None:
+                return map(self._checked, self._batches())
+            return map(self._checked, _slices(self._arrays, batch_size))
+
+        return Stream(read, next(read()))
+
+    def _batches(self):
+        """Yields the batches of a data set, as arrays."""
+        is_empty = True
+        for batch in _batches(self._dataset, self._argument):
+            is_empty = False
+            parts = _unpack(batch, self._argument)
+            yield map_parts(to_array, parts, self._names)
+        if is_empty:
+            raise ValueError(
+                f"Argument `{self._argument}` must hold a batch or more. "
+                f"Received: {self._argument} of type "
+                f"{type(self._dataset).__name__}, which is empty"
+            )
+
+    def _checked(self, parts):
+        names = self._names
+        check_rows(parts, self._argument, names)
+        check_weights(*parts[1:], *names[1:])
+        return Data(
+            *map_parts(lambda a, name: cast(a, name, self._dtype), parts, names)
+        )
+
+
+def _slices(parts, size):
+    """Yields the parts in slices of so many rows."""
+    rows = len(leaves(parts)[0])
+    size = size or max(
+        1, _STREAMED * rows // sum(a.size for a in leaves(parts))
     )
+    for start in range(0, rows, size):
+        cut = slice(start, start + size)
+        yield map_parts(lambda a, _, cut=cut: a[cut], parts, "xyw")
 
 
 def _unpack(data, argument):
@@ -113,131 +184,6 @@ def _unpack(data, argument):
             f"`(x, y, sample_weight)`. Received: {len(parts)} parts"
         )
     return (*parts, None, None)[:3]
-
-
-def _map_parts(fn, parts, names):
-    return [_map(fn, p, name) for p, name in zip(parts, names, strict=True)]
-
-
-def _map(fn, value, name):
-    """Applies `fn(array, name)` to every array, with the name of its place."""
-    if value is None:
-        return None
-    if isinstance(value, dict):
-        return {k: _map(fn, v, f"{name}[{k!r}]") for k, v in value.items()}
-    if isinstance(value, (list, tuple)) and not _is_list_of_numbers(value):
-        parts = [_map(fn, v, f"{name}[{i}]") for i, v in enumerate(value)]
-        if hasattr(value, "_fields"):
-            return type(value)(*parts)
-        return parts if isinstance(value, list) else tuple(parts)
-    return fn(value, name)
-
-
-def _is_list_of_numbers(value):
-    while isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
-        if not value:
-            return False
-        value = value[0]
-    return isinstance(value, (numbers.Number, np.generic))
-
-
-def _to_array(value, name):
-    try:
-        array = _as_numpy(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"Argument `{name}` must hold arrays of numbers. "
-            f"Received: {type(value).__name__}, of which NumPy says: {error}"
-        ) from error
-    if array.dtype.name == "bfloat16":
-        array = array.astype("float32")
-    if array.dtype.kind not in "fiub":
-        raise ValueError(
-            f"Argument `{name}` must hold numbers. "
-            f"Received: {type(value).__name__} of dtype {array.dtype}"
-        )
-    if array.ndim == 0:
-        raise ValueError(
-            f"Argument `{name}` must have a row for each sample; batch a data "
-            f"set that yields single samples. Received: a scalar, {value!r}"
-        )
-    # PyTorch takes numbers in the machine's own order of bytes alone.
-    return array.astype(array.dtype.newbyteorder("="), copy=False)
-
-
-def _as_numpy(value):
-    if hasattr(value, "toarray"):
-        return value.toarray()
-    if hasattr(value, "to_numpy"):
-        array = value.to_numpy()
-        if array.dtype == object:
-            # Columns of different dtypes; NumPy finds a common one.
-            array = np.array(array.tolist())
-        return array[:, None] if array.ndim == 1 else array
-    if ops.is_tensor(value):
-        return ops.convert_to_numpy(value)
-    return np.asarray(value)
-
-
-def _cast(array, name, dtype):
-    if array.dtype.kind != "f":
-        return array
-    dtype = dtype or keras.config.floatx()
-    with np.errstate(over="ignore"):
-        array = array.astype(dtype, copy=False)
-    finite = np.isfinite(array)
-    if not finite.all():
-        row = int(np.argwhere(~finite)[0][0])
-        raise ValueError(
-            f"Argument `{name}` must be finite in {dtype}; remove or impute "
-            "NaN and infinite values, or drop the rows (a weight of 0 does "
-            f"not, for 0 * NaN is NaN). Received: {int((~finite).sum())} such "
-            f"values, the first in row {row}"
-        )
-    return array
-
-
-def _check_rows(parts, argument, names):
-    if not leaves(parts[0]):
-        raise ValueError(
-            f"Argument `{argument}` must hold data. Received: {parts[0]}"
-        )
-    rows = {len(a) for a in leaves(parts)}
-    if len(rows) > 1:
-        raise ValueError(
-            "All arrays must have the same number of rows. "
-            f"Received: {_shapes(parts, names)}"
-        )
-    if rows == {0}:
-        raise ValueError(
-            f"Argument `{argument}` must hold a row or more. Received: 0 rows"
-        )
-
-
-def _check_weights(y, weights, y_name, name):
-    if weights is None or not tree.is_nested(y):
-        return
-    if tree.is_nested(weights):
-        try:
-            return tree.assert_same_structure(y, weights)
-        except ValueError:
-            pass  # Its message prints the arrays.
-    elif weights.ndim == 1 or weights.shape[1:] == (1,):
-        return
-    raise ValueError(
-        f"Argument `{name}` must be one weight a row, for all outputs alike, "
-        f"or hold an array for each of `{y_name}`. "
-        f"Received: {_shapes((y, weights), (y_name, name))}"
-    )
-
-
-def _shapes(parts, names):
-    shapes = tree.map_structure(lambda a: a.shape, parts, none_is_leaf=False)
-    return "; ".join(
-        f"{name} of shape {shape}"
-        for shape, name in zip(shapes, names, strict=True)
-        if shape is not None
-    )
 
 
 def _check_class_weight(data, class_weight):
@@ -263,8 +209,8 @@ def _check_class_weight(data, class_weight):
         )
 
 
-def _read(dataset, argument, names):
-    """Reads a data set of batches to its end."""
+def _check_dataset(dataset, argument):
+    """Refuses what cannot be read to an end, again and again."""
     kind = type(dataset).__name__
     if hasattr(dataset, "__next__"):
         raise ValueError(
@@ -280,16 +226,6 @@ def _read(dataset, argument, names):
             "`repeat()`, or give it a length. "
             f"Received: {argument} of type {kind}, without an end"
         )
-    batches = []
-    for batch in _batches(dataset, argument):
-        parts = _unpack(batch, argument)
-        batches.append(_map_parts(_to_array, parts, names))
-    if not batches:
-        raise ValueError(
-            f"Argument `{argument}` must hold a batch or more. "
-            f"Received: {argument} of type {kind}, which is empty"
-        )
-    return [_concatenate(parts) for parts in zip(*batches, strict=True)]
 
 
 def _is_infinite(dataset):

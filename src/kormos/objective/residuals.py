@@ -223,7 +223,7 @@ class ResidualObjective(FlatObjective):
             for i in term.blocks:
                 self._counts[i] = len(arrays[0]) * self._function.widths[i]
         self._chunks = tuple(chunks)
-        self._rescale()
+        self._weigh()
 
     def check_structure(self, data):
         """Refuses data of another structure than its own."""
@@ -232,7 +232,7 @@ class ResidualObjective(FlatObjective):
     def rescale(self, f_scale):
         """Replaces the residuals at which the loss leaves the square."""
         self._f_scales = _by_block("f_scale", f_scale, self.names)
-        self._rescale()
+        self._weigh()
 
     def value(self, theta):
         """The loss at `theta`."""
@@ -281,19 +281,16 @@ class ResidualObjective(FlatObjective):
         latest, sums = self._latest
         if latest is None or not np.array_equal(latest, theta):
             with backend.wide():
-                sums = to_array(
-                    self.program.sums(
-                        self._checked(theta, "theta"), *self._arguments()
-                    )
-                )
+                theta = self._checked(theta, "theta")
+                sums = to_array(self.total(self.program.sums, theta))
             self._latest = theta.copy(), sums
         return sums
 
-    def _rescale(self):
+    def _weigh(self):
         factors = self._weights.copy()
         if self._reduction == "mean":
             factors = factors / self._counts
-        self._scales = np.concatenate([factors, self._f_scales])
+        self._rescale(np.concatenate([factors, self._f_scales]))
         self._latest = None, None
 
 

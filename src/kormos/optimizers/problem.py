@@ -116,6 +116,10 @@ class Problem:
         loss, grad = self._objective.value_and_grad(theta)
         return self._counted(loss), grad
 
+    def evaluate(self, theta):
+        """As `value_and_grad`, for those who count themselves."""
+        return self._objective.value_and_grad(theta)
+
     def hvp(self, theta, vector):
         self.hessp_evals += 1
         return self._objective.hvp(theta, vector)
@@ -135,6 +139,11 @@ class Problem:
     def spent(self):
         """The limit that is reached, as a status, or `None`."""
         return self.budget.spent(self.fg_evals)
+
+    @property
+    def is_streamed(self):
+        """Whether the loss can be evaluated here, in Python, alone."""
+        return self._objective.is_streamed
 
     def traceable(self):
         """Loss and gradient for use inside a compiled function.

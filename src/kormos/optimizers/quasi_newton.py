@@ -79,8 +79,7 @@ def advance(method, value_and_grad, limits, state):
 
     def body(state):
         is_start = state.status == STARTING
-        length = where(is_start, state.search.step * 0, state.search.step)
-        trial = state.theta + state.direction * length
+        trial = trial_of(state, is_start)
         loss, grad = value_and_grad(trial)
         loss = backend.scalar(loss)
         slope = dot(grad, state.direction)
@@ -118,6 +117,12 @@ def advance(method, value_and_grad, limits, state):
         return small._replace(store=store, curvature=curvature)
 
     return while_loop(goes_on, body, state)
+
+
+def trial_of(state, is_start):
+    """The point to evaluate: the start, or a trial of the line search."""
+    length = where(is_start, state.search.step * 0, state.search.step)
+    return state.theta + state.direction * length
 
 
 def _is_curved(step, change):

@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from kormos import backend
+from kormos.backend.common import as_tensor
 from kormos.numerics import stopping
 from kormos.numerics.stopping import Outcome
 from kormos.numerics.vectors import to_array
@@ -120,6 +121,8 @@ class QuasiNewton(NativeOptimizer):
                 limits = self._limits(problem, goal, spent, pace)
                 # An interrupt leaves a state that may be half changed.
                 self.solver_state = None
+                if problem.is_streamed:
+                    arguments = _evaluated(problem, state)
                 packed = advance(packed, *limits, *arguments)
                 state = unpack(on_host(packed), frame)
                 self.solver_state = SolverState(method.key, state)
@@ -144,7 +147,12 @@ class QuasiNewton(NativeOptimizer):
 
     def _compiled(self, problem, method, frame):
         """The loop, compiled once for an objective and a method."""
-        value_and_grad, arguments = problem.traceable()
+        key = method.key, problem.is_streamed
+        if problem.is_streamed:
+            # The loop stops where an evaluation is due, and is given it.
+            value_and_grad, arguments = _as_given, ()
+        else:
+            value_and_grad, arguments = problem.traceable()
 
         def advance(packed, tolerances, counts, *args):
             state = quasi_newton.advance(
@@ -157,7 +165,7 @@ class QuasiNewton(NativeOptimizer):
             )
             return pack(state)
 
-        return problem.compiled_loop(method.key, advance), arguments
+        return problem.compiled_loop(key, advance), arguments
 
     def _limits(self, problem, iterations, spent, pace):
         """The `quasi_newton_state.Limits` of a call, as two vectors."""
@@ -165,7 +173,7 @@ class QuasiNewton(NativeOptimizer):
         evaluations = [_NO_LIMIT, spent + pace.affordable()]
         if budget.evaluations is not None:
             evaluations.append(budget.evaluations)
-        if problem.on_evaluation is not None:
+        if problem.on_evaluation is not None or problem.is_streamed:
             evaluations.append(spent + 1)
         target = -np.inf if budget.target is None else budget.target
         tolerances = (self.gtol, self.ftol, self.xtol, problem.epsilon, target)
@@ -206,6 +214,19 @@ class QuasiNewton(NativeOptimizer):
             outcome.status = stopping.NOISE_FLOOR
         if status == states.DECREASE and self.ftol < problem.epsilon:
             outcome.status = stopping.NOISE_FLOOR
+
+
+def _as_given(theta, loss, grad):
+    """An evaluation of `theta` that was made before."""
+    del theta
+    return loss, grad
+
+
+def _evaluated(problem, state):
+    """The loss and gradient that a state waits for, as tensors."""
+    trial = quasi_newton.trial_of(state, state.status == states.STARTING)
+    loss, grad = problem.evaluate(to_array(trial))
+    return as_tensor(np.array(loss)), as_tensor(grad)
 
 
 class _Pace:

@@ -55,7 +55,7 @@ class Evaluator:
         self._spec = spec
         self._memory = []
         self._best = self.accepted = None
-        # Called with `x` before the gradient is answered.
+        # Called with `x` before the gradient alone is answered.
         self.on_gradient = None
         theta = problem.project(np.array(theta, dtype="float64"))
         self._free = slice(None)
@@ -102,7 +102,7 @@ class Evaluator:
     def at(self, theta):
         """The `Evaluation` at a point, made once."""
         for known in reversed(self._memory):
-            if np.array_equal(known.theta, theta):
+            if _is_same(known.theta, theta):
                 return known
         if self.accepted is not None:
             self._check_budget()
@@ -153,9 +153,7 @@ class Evaluator:
 
     def move(self, theta):
         """Makes a point the accepted one; returns whether it is another."""
-        if self.accepted is not None and np.array_equal(
-            theta, self.accepted.theta
-        ):
+        if self.accepted is not None and _is_same(theta, self.accepted.theta):
             return False  # The method rejected its step.
         self._previous = self.accepted
         self.accepted = self.at(theta)
@@ -169,6 +167,10 @@ class Evaluator:
         if self.on_gradient is not None:
             self.on_gradient(x)
         return self._finite(x)[1][self._free] * self.scale
+
+    def value_and_grad(self, x):
+        loss, grad = self._finite(x)
+        return loss * self.scale, grad[self._free] * self.scale
 
     def hvp(self, x, vector, *args):
         self._check_budget()
@@ -264,3 +266,8 @@ class Evaluator:
         if start.grad is not None:
             rise = max(abs(float(start.grad @ step)), 1e-300)
         return start.loss + rise, 2 * rise / length * step
+
+
+def _is_same(a, b):
+    # Most points differ in every entry.
+    return a[-1] == b[-1] and np.array_equal(a, b)

@@ -122,16 +122,21 @@ class ScipyRun:
                 if report(*evaluator.accepted):
                     raise Halt
 
+        fun, jac = evaluator.value, None
         if spec.shows_trials:
+            jac = evaluator.grad
             evaluator.on_gradient = callback
+        elif spec.gradient:
+            # One call rather than two.
+            fun, jac = evaluator.value_and_grad, True
         try:
             with warnings.catch_warnings():
                 _quiet_scipy()
                 result = scipy.optimize.minimize(
-                    evaluator.value,
+                    fun,
                     start,
                     method=spec.name,
-                    jac=evaluator.grad if spec.gradient else None,
+                    jac=jac,
                     hessp=evaluator.hvp if spec.hessp else None,
                     hess=evaluator.hessian if spec.hessian else None,
                     bounds=evaluator.bounds(),
