@@ -102,7 +102,7 @@ def torch_lbfgs(evaluate, memory):
     parameters = [v.value for v in problem.variables]
 
     def run(theta, most, target):
-        problem.objective.assign(theta)
+        del theta  # Where the parameters are.
         optimizer = torch.optim.LBFGS(
             parameters,
             max_iter=FOREVER,

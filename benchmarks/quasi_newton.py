@@ -55,19 +55,19 @@ MOST_PARAMETERS = {"kormos ssbroyden": 1_000, "kormos dense-bfgs": 100}
 
 
 class Ours:
-    """A method of kormos on a problem."""
+    """A method of kormos on a problem, from where its variables are."""
 
     def __init__(self, problem, make):
         self._problem, self._make = problem, make
 
-    def losses(self, theta, most, target):
-        rows = self.run(theta, most, target)
+    def losses(self, most, target):
+        rows = self.run(None, most, target)
         losses = np.full(rows["fg_evals"][-1], np.inf)
         losses[np.array(rows["fg_evals"]) - 1] = rows["loss"]
         return losses
 
     def run(self, theta, most, target):
-        self._problem.objective.assign(theta)
+        del theta
         return self._problem.ours(self._make(), most, target)
 
 
@@ -78,8 +78,8 @@ class Theirs:
         self._problem, self._make = problem, make
         self.run = make(peers.Evaluate(problem))
 
-    def losses(self, theta, most, target):
-        noted = []
+    def losses(self, most, target):
+        theta, noted = self._problem.objective.initial_position(), []
 
         def note(loss):
             # The loss and the gradient of a point, asked for one by one, are
@@ -131,13 +131,15 @@ def last_goal(problem, theta):
     return problem.lowest + least / 10 * (first - problem.lowest)
 
 
-def timed(method, theta, most, target):
+def timed(problem, method, theta, most, target):
+    # A user's variables are where a fit begins.
+    problem.objective.assign(theta)
     begin = time.perf_counter()
     method.run(theta, most, target)
     return time.perf_counter() - begin
 
 
-def seconds_until(methods, counts, theta, most, target):
+def seconds_until(problem, methods, counts, theta, target):
     """Dict from a name to the median seconds to the target."""
     able = [name for name in methods if counts[name] < math.inf]
     found = {name: [] for name in able}
@@ -145,7 +147,9 @@ def seconds_until(methods, counts, theta, most, target):
         for name in able:
             # Long runs vary little, and would take half of the time.
             if not found[name] or found[name][0] < LONG:
-                seconds = timed(methods[name], theta, most, target)
+                seconds = timed(
+                    problem, methods[name], theta, problem.most, target
+                )
                 found[name].append(seconds)
     return {name: statistics.median(times) for name, times in found.items()}
 
@@ -170,11 +174,12 @@ class Study:
             theta = problem.start(seed)
             if is_timed and seed == 0:
                 for name, method in methods.items():
-                    compiled[name] = timed(method, theta, 2, -math.inf)
+                    compiled[name] = timed(problem, method, theta, 2, -math.inf)
             end = last_goal(problem, theta)
             losses = {}
             for name, method in methods.items():
-                losses[name] = method.losses(theta, problem.most, end)
+                problem.objective.assign(theta)
+                losses[name] = method.losses(problem.most, end)
                 text = f"{problem.name}, {seed}: {name}, {len(losses[name])}"
                 lowest = losses[name].min(initial=math.inf)
                 print(f"{text} evaluations, {lowest:.3e}", file=sys.stderr)
@@ -188,7 +193,7 @@ class Study:
                 self.evaluations[key] = counts
                 if is_timed:
                     self.seconds[key] = seconds_until(
-                        methods, counts, theta, problem.most, target
+                        problem, methods, counts, theta, target
                     )
         if is_timed:
             self._tabulate(problem, methods, compiled, len(seeds))

@@ -69,6 +69,40 @@ def seeded():
     keras.backend.clear_session(free_memory=False)
 
 
+# Modules of what does not depend on how TensorFlow compiles a solver's loop:
+# with XLA, as users have it, that takes twice as long.
+_WITHOUT_XLA = {
+    "test_callbacks",
+    "test_check",
+    "test_checkpoints",
+    "test_exceptions",
+    "test_fit",
+    "test_interrupts",
+    "test_limits",
+    "test_models",
+    "test_non_finite",
+    "test_precision",
+    "test_progress",
+    "test_recovery",
+    "test_refit",
+    "test_repeats",
+    "test_saving",
+    "test_sizes",
+    "test_sklearn",
+    "test_stock_callbacks",
+    "test_streaming",
+    "test_tuner",
+}
+
+
+@pytest.fixture(autouse=True)
+def loops(request, monkeypatch):
+    name = request.module.__name__.split(".")[-1]
+    if BACKEND == "tensorflow" and name in _WITHOUT_XLA:
+        compile = kormos.backend.compile
+        monkeypatch.setattr(kormos.backend, "compile_loop", compile)
+
+
 @pytest.fixture
 def unconverged():
     """For fits that end at their iteration limit, as they are meant to."""

@@ -17,7 +17,7 @@ VARIED = [
     "Watson n=6",
     "Chebyquad n=8",
 ]
-METHODS = methods("lbfgs", "ssbroyden")
+METHODS = methods("ssbroyden")
 NAMES = PROBLEMS if BACKEND == "torch" else VARIED
 
 # Where a method ends short of the minimum: the part of the loss at the start

@@ -9,6 +9,8 @@ import kormos
 from conftest import BACKEND
 from conftest import TIGHT
 from conftest import lindata
+from native import eager_only
+from native import methods
 
 pytestmark = pytest.mark.usefixtures("unconverged")
 
@@ -70,7 +72,9 @@ def theta_for(objective):
 
 
 @pytest.mark.parametrize("source", SOURCES)
-@pytest.mark.parametrize("batch_size", [None, 7])
+@pytest.mark.parametrize(
+    "batch_size", [None, pytest.param(7, marks=eager_only)]
+)
 def test_the_objective_is_the_same(float64, source, batch_size):
     model = network()
     held = kormos.Objective(model, X, Y)
@@ -110,7 +114,7 @@ def test_matrices_are_the_same(float64):
 
 
 @pytest.mark.parametrize(
-    "method", ["l-bfgs-b", "lbfgs", "ssbroyden", "lm", "newton-cg"]
+    "method", ["l-bfgs-b", *methods("lbfgs"), "lm", "newton-cg"]
 )
 def test_a_fit_goes_the_same_way(float64, method):
     losses = []
@@ -129,6 +133,7 @@ def test_a_fit_goes_the_same_way(float64, method):
     np.testing.assert_allclose(losses[1], losses[0], rtol=100 * TIGHT)
 
 
+@eager_only
 @pytest.mark.parametrize("method", ["lbfgs", "lm"])
 def test_a_fit_goes_on_to_the_bit(method):
     ends = []
@@ -160,6 +165,7 @@ def test_data_are_read_once_an_evaluation_and_once_before():
     assert data.read == passes * len(data) + 1
 
 
+@eager_only
 def test_fit_counts_and_stops_as_it_does_with_data_in_memory():
     model = network()
     history = kormos.fit(

@@ -56,6 +56,7 @@ class Program:
             scalar`. The loss is the sum of each over all of its chunks.
         compile: function that compiles a function.
         compile_loop: function that compiles a function of a solver's state.
+            Defaults to that of the backend.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Program:
         frozen_variables,
         chunk_losses,
         compile,
-        compile_loop=backend.compile_loop,
+        compile_loop=None,
     ):
         self.packing = packing
         self.frozen_variables = frozen_variables
@@ -77,7 +78,7 @@ class Program:
         self.value_and_grad = compile(self.trace_value_and_grad)
         self.hvp = compile(self._hvp)
 
-        self._compile_loop = compile_loop
+        self._compile_loop = compile_loop or backend.compile_loop
         self._loops = {}
 
     @property
