@@ -16,10 +16,10 @@ from keras import tree
 from kormos import backend
 from kormos.numerics.vectors import gram
 from kormos.numerics.vectors import rounding
-from kormos.objective.program import each_chunk
 from kormos.objective.program import leading_size
 from kormos.objective.program import scalar_zero
 from kormos.objective.program import sum_over_chunks
+from kormos.objective.program import take
 
 # The longest part of a step at which second derivatives are differences.
 _LONGEST = 0.1
@@ -47,7 +47,11 @@ class GaussNewton:
         # J'H times the second derivative of the outputs along a vector.
         self.bend = compile(functools.partial(self._pulled_back, 2))
         self._factored = [
-            compile(functools.partial(self._with_roots, term)) for term in terms
+            tuple(
+                compile(functools.partial(fn, term))
+                for fn in (self._with_roots, self._with_roots_at)
+            )
+            for term in terms
         ]
         self._is_exact = True
 
@@ -80,16 +84,21 @@ class GaussNewton:
             The loss, the gradient, R with a row for every output of every row
             of data, and d, in NumPy.
         """
+        known = theta, frozen, scales
         for compiled, pair in zip(self._factored, chunks, strict=True):
-            for chunk in each_chunk(pair):
-                values = compiled(theta, frozen, scales, chunk)
-                loss, grad, weights, factor, diagonal = map(
-                    ops.convert_to_numpy, values
-                )
-                if weights.ndim > 1:
-                    factor = _block_roots(weights) @ factor
-                factor = factor.reshape(-1, factor.shape[-1])
-                yield float(loss), grad, factor, diagonal
+            of_chunk, of_stacked = compiled
+            stacked, last = pair
+            if stacked is not None:
+                for i in range(leading_size(stacked)):
+                    # Cut out in there: here that takes JAX as long.
+                    index = np.array(i, "int32")
+                    yield _on_host(of_stacked(*known, stacked, index))
+            if last is not None:
+                yield _on_host(of_chunk(*known, last))
+
+    def _with_roots_at(self, term, theta, frozen, scales, stacked, index):
+        chunk = take(stacked, index)
+        return self._with_roots(term, theta, frozen, scales, chunk)
 
     def _with_roots(self, *args):
         """As `_linearize`, J times the roots of weights that are numbers."""
@@ -268,6 +277,14 @@ def _weigh(weights, jacobian):
     if len(weights.shape) == 2:
         return ops.expand_dims(weights, 2) * jacobian
     return ops.einsum("nkl,nlp->nkp", weights, jacobian)
+
+
+def _on_host(values):
+    """Loss, gradient, factor and diagonal, of what `_with_roots` returns."""
+    loss, grad, weights, factor, diagonal = map(ops.convert_to_numpy, values)
+    if weights.ndim > 1:
+        factor = _block_roots(weights) @ factor
+    return float(loss), grad, factor.reshape(-1, factor.shape[-1]), diagonal
 
 
 def _block_roots(weights):

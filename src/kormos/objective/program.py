@@ -167,7 +167,7 @@ def fold_chunks(step, pair, state):
         state = ops.fori_loop(
             0,
             leading_size(stacked),
-            lambda i, s: step(s, _take(stacked, i)),
+            lambda i, s: step(s, take(stacked, i)),
             state,
         )
     if last is not None:
@@ -180,7 +180,7 @@ def each_chunk(pair):
     stacked, last = pair
     if stacked is not None:
         for i in range(leading_size(stacked)):
-            yield _take(stacked, i)
+            yield take(stacked, i)
     if last is not None:
         yield last
 
@@ -204,7 +204,8 @@ def _shape(structure):
     return next(a for a in tree.flatten(structure) if a is not None).shape
 
 
-def _take(stacked, index):
+def take(stacked, index):
+    """One of the stacked chunks."""
     return tree.map_structure(
         lambda a: None if a is None else a[index], stacked
     )
