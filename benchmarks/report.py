@@ -31,9 +31,10 @@ ORDER = (
 STYLES = ("-", "--", "-.", ":")
 HEAD = """# Performance
 
-Every figure on this page is what the scripts of `make bench` printed on the
-machine named below, each in a process of its own on one core and one thread,
-two at a time. Times of tens of milliseconds vary by a fifth from run to run.
+Every figure on this page is what the scripts of `make bench` (and, in an hour,
+`benchmarks/pinns.py --long`) printed on the machine named below, each in a
+process of its own on one core and one thread, two at a time. Times of tens of
+milliseconds vary by a fifth from run to run.
 
 ## Where others are ahead
 
@@ -44,7 +45,7 @@ two at a time. Times of tens of milliseconds vary by a fifth from run to run.
   problems.
 - **Short runs of small networks.** A fit has some milliseconds of set-up, and a
   memory of 100 pairs costs more an iteration than one of 10: optax and jaxopt
-  reach the first losses of the 11 x 11 grid sooner.
+  reach the first losses of the 11 x 11 grid sooner; so does TFP in float32.
 - **Smooth functions of a few parameters.** On the test functions SciPy's BFGS
   takes the fewest evaluations most often.
 - **PyTorch.** kormos runs eagerly there, and its logic costs more than that of

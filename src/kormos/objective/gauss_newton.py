@@ -90,7 +90,7 @@ class GaussNewton:
             stacked, last = pair
             if stacked is not None:
                 for i in range(leading_size(stacked)):
-                    # Cut out in there: here that takes JAX as long.
+                    # Cut out inside: a slice out here takes JAX as long again.
                     index = np.array(i, "int32")
                     yield _on_host(of_stacked(*known, stacked, index))
             if last is not None:

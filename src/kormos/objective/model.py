@@ -37,7 +37,7 @@ class Objective(FlatObjective):
     Args:
         model: a compiled `keras.Model`.
         x: inputs: arrays, tensors, pandas objects, dicts, lists and tuples of
-            these, or a finite data set of batches, or a `Data` or `Stream`.
+            these, or a finite data set of batches.
         y: targets, unless `x` is a data set.
         sample_weight: weights of the rows, unless `x` is a data set.
         class_weight: dict from a class's number to its weight.
