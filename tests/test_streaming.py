@@ -165,6 +165,14 @@ def test_data_are_read_once_an_evaluation_and_once_before():
     assert data.read == passes * len(data) + 1
 
 
+def test_outputs_are_counted_without_reading():
+    data = Batches(X, Y)
+    objective = kormos.Objective(network(), data, stream=True)
+    before = data.read
+    assert objective.gauss_newton().outputs == 60
+    assert data.read == before
+
+
 @eager_only
 def test_fit_counts_and_stops_as_it_does_with_data_in_memory():
     model = network()

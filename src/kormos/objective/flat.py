@@ -10,6 +10,7 @@ from kormos import backend
 from kormos.numerics.vectors import rounding
 from kormos.numerics.vectors import to_array
 from kormos.objective.host_gauss_newton import HostGaussNewton
+from kormos.objective.program import count_rows
 
 
 class FlatObjective:
@@ -39,7 +40,7 @@ class FlatObjective:
         with backend.wide():
             return ops.convert_to_tensor(self._scales, dtype="float64")
 
-    def _rescale(self, scales):
+    def _set_scales(self, scales):
         self._scales = scales
         self.__dict__.pop("_scale_tensor", None)
 
@@ -47,6 +48,11 @@ class FlatObjective:
     def is_streamed(self):
         """Whether data are read again at every evaluation."""
         return self._chunks is None
+
+    @property
+    def row_counts(self):
+        """The rows of data that each of the program's functions is given."""
+        return [count_rows(pair) for pair in self._chunks]
 
     @property
     def variables(self):

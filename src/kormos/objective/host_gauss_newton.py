@@ -4,7 +4,6 @@ import numpy as np
 
 from kormos import backend
 from kormos.numerics.vectors import to_array
-from kormos.objective.program import count_rows
 
 
 class HostGaussNewton:
@@ -22,11 +21,8 @@ class HostGaussNewton:
     @property
     def outputs(self):
         """The number of outputs of all rows of data."""
-        return sum(
-            term.width * count_rows(pair)
-            for *_, chunks in self._objective.pieces()
-            for term, pair in zip(self._compiled.terms, chunks, strict=True)
-        )
+        terms, counts = self._compiled.terms, self._objective.row_counts
+        return sum(t.width * n for t, n in zip(terms, counts, strict=True))
 
     @property
     def has_penalty(self):

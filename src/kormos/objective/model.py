@@ -132,25 +132,26 @@ class Objective(FlatObjective):
         cut = self._batch_size, width, widest
         if isinstance(data, Stream):
             self._chunks = None
-            self._pairs = functools.partial(data.chunks, *cut)
+            self._read = functools.partial(data.chunks, *cut)
         else:
             self._chunks = (data.chunks(*cut),)
         self.refresh()
-        self._rescale(
+        self._set_scales(
             self.program.model_loss.scales(
                 self._each_chunk(), lambda: data.rows
             )
         )
 
+    def _pairs(self):
+        """All chunks, in pairs as `Program` takes them."""
+        return self._read() if self.is_streamed else self._chunks
+
     def pieces(self):
-        if not self.is_streamed:
-            yield from super().pieces()
-            return
         for pair in self._pairs():
             yield self._frozen, self._scale_tensor, (pair,)
 
     def _each_chunk(self):
-        for pair in self._pairs() if self.is_streamed else self._chunks:
+        for pair in self._pairs():
             yield from each_chunk(pair)
 
     def _rows(self, dtype):
@@ -192,6 +193,11 @@ class Objective(FlatObjective):
     def rows(self):
         """The number of rows of data."""
         return self._data.rows
+
+    @property
+    def row_counts(self):
+        # Counted when the stream was read first; not once more for that.
+        return [self.rows] if self.is_streamed else super().row_counts
 
     def batches(self, rng):
         """Objectives of batches of `batch_size` rows, in a random order.

@@ -42,7 +42,7 @@ def gather(
     if isinstance(x, (Data, Stream)):
         return x
     source = _Source((x, y, sample_weight), "x", Data._fields, dtype)
-    return source.stream(batch_size) if stream else source.gather()
+    return source.data(stream, batch_size)
 
 
 def gather_validation(
@@ -52,7 +52,7 @@ def gather_validation(
     parts = _unpack(validation_data, "validation_data")
     names = [f"validation_data[{i}]" for i in range(len(parts))]
     source = _Source(parts, "validation_data", names, dtype)
-    return source.stream(batch_size) if stream else source.gather()
+    return source.data(stream, batch_size)
 
 
 def weigh(data, class_weight, dtype=None):
@@ -122,15 +122,17 @@ class _Source:
                 )
         _check_dataset(self._dataset, argument)
 
-    def gather(self):
-        """All of it, a `Data`."""
+    def data(self, stream, batch_size):
+        """A `Stream` of it, or all of it in a `Data`."""
+        return self._stream(batch_size) if stream else self._gather()
+
+    def _gather(self):
         if self._arrays is not None:
             return self._checked(self._arrays)
         parts = zip(*self._batches(), strict=True)
         return self._checked([_concatenate(part) for part in parts])
 
-    def stream(self, batch_size=None):
-        """A `Stream` of it."""
+    def _stream(self, batch_size):
         if self._arrays is not None:
             check_rows(self._arrays, self._argument, self._names)
 

@@ -290,7 +290,7 @@ class ResidualObjective(FlatObjective):
         factors = self._weights.copy()
         if self._reduction == "mean":
             factors = factors / self._counts
-        self._rescale(np.concatenate([factors, self._f_scales]))
+        self._set_scales(np.concatenate([factors, self._f_scales]))
         self._latest = None, None
 
 

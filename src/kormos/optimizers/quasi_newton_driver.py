@@ -1,5 +1,6 @@
 """Runs the quasi-Newton methods, compiled on the device."""
 
+import functools
 import math
 import time
 
@@ -111,7 +112,7 @@ class QuasiNewton(NativeOptimizer):
             )
             state = state if earlier is None else earlier
         packed, frame = pack(state), skeleton(state)
-        advance, arguments = self._compiled(problem, method, frame)
+        advance, arguments_at = self._compiled(problem, method, frame)
         pace = _Pace(problem.budget.deadline)
         first = goal = int(state.iterations)
         stop, status = False, states.STARTING
@@ -121,9 +122,7 @@ class QuasiNewton(NativeOptimizer):
                 limits = self._limits(problem, goal, spent, pace)
                 # An interrupt leaves a state that may be half changed.
                 self.solver_state = None
-                if problem.is_streamed:
-                    arguments = _evaluated(problem, state)
-                packed = advance(packed, *limits, *arguments)
+                packed = advance(packed, *limits, *arguments_at(state))
                 state = unpack(on_host(packed), frame)
                 self.solver_state = SolverState(method.key, state)
                 is_start, status = spent == 0, int(state.status)
@@ -146,13 +145,21 @@ class QuasiNewton(NativeOptimizer):
         return outcome
 
     def _compiled(self, problem, method, frame):
-        """The loop, compiled once for an objective and a method."""
+        """The loop, compiled once for an objective and a method.
+
+        Returns:
+            The function, and one of a state to what else it takes there.
+        """
         key = method.key, problem.is_streamed
         if problem.is_streamed:
             # The loop stops where an evaluation is due, and is given it.
-            value_and_grad, arguments = _as_given, ()
+            value_and_grad = _as_given
+            arguments_at = functools.partial(_evaluated, problem)
         else:
             value_and_grad, arguments = problem.traceable()
+
+            def arguments_at(state):
+                return arguments
 
         def advance(packed, tolerances, counts, *args):
             state = quasi_newton.advance(
@@ -165,7 +172,7 @@ class QuasiNewton(NativeOptimizer):
             )
             return pack(state)
 
-        return problem.compiled_loop(key, advance), arguments
+        return problem.compiled_loop(key, advance), arguments_at
 
     def _limits(self, problem, iterations, spent, pace):
         """The `quasi_newton_state.Limits` of a call, as two vectors."""
