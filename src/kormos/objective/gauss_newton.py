@@ -21,6 +21,10 @@ from kormos.objective.program import scalar_zero
 from kormos.objective.program import sum_over_chunks
 from kormos.objective.program import take
 
+# What stands for a weight of zero: nothing beside others, and it has a root by
+# which to divide.
+_NO_WEIGHT = 2.0**-800
+
 # The longest part of a step at which second derivatives are differences.
 _LONGEST = 0.1
 
@@ -60,9 +64,11 @@ class GaussNewton:
         size = theta.shape[0]
 
         def add(term, chunk):
-            loss, grad, weights, jacobian, diagonal = self._linearize(
+            loss, grad, diagonal, slope, weights, blocks = self._linearize(
                 term, theta, frozen, scales, chunk
             )
+            grad = grad + _gradient(slope, blocks)
+            jacobian = ops.concatenate(blocks, axis=2)
             columns = ops.reshape(jacobian, (-1, size))
             weighted = ops.reshape(_weigh(weights, jacobian), (-1, size))
             matrix = gram(columns, weighted)
@@ -78,11 +84,12 @@ class GaussNewton:
         return sum_over_chunks(add, self.terms, chunks, zeros)
 
     def factors(self, theta, frozen, scales, chunks):
-        """Yields each chunk's loss, gradient and matrix, R'R + diag(d).
+        """Yields each chunk's loss, gradient and matrix, in parts.
 
         Yields:
-            The loss, the gradient, R with a row for every output of every row
-            of data, and d, in NumPy.
+            The loss; a vector g; a matrix `[R, s]` with a row for every output
+            of every row of data; and a vector d, or zero; in NumPy. The
+            gradient is g + R's, the Gauss-Newton matrix R'R + diag(d).
         """
         known = theta, frozen, scales
         for compiled, pair in zip(self._factored, chunks, strict=True):
@@ -101,13 +108,24 @@ class GaussNewton:
         return self._with_roots(term, theta, frozen, scales, chunk)
 
     def _with_roots(self, *args):
-        """As `_linearize`, J times the roots of weights that are numbers."""
-        loss, grad, weights, jacobian, diagonal = self._linearize(*args)
+        """What `factors` yields, and what R has yet to be multiplied by.
+
+        A column of R is as fast to multiply as a gradient is slow to sum.
+        """
+        loss, grad, diagonal, slope, weights, blocks = self._linearize(*args)
         if len(weights.shape) == 2:
-            positive = ops.where(weights > 0, weights, ops.zeros_like(weights))
-            jacobian = ops.expand_dims(ops.sqrt(positive), 2) * jacobian
-            weights = scalar_zero(grad)
-        return loss, grad, weights, jacobian, diagonal
+            weights = ops.where(
+                weights > _NO_WEIGHT, weights, ops.full_like(weights, _NO_WEIGHT)
+            )
+            roots = ops.sqrt(weights)
+            column = slope / roots
+            blocks = [ops.expand_dims(roots, 2) * block for block in blocks]
+            weights = scalar_zero(slope)
+        else:
+            grad = grad + _gradient(slope, blocks)
+            column = ops.zeros_like(slope)
+        factor = ops.concatenate([*blocks, ops.expand_dims(column, 2)], axis=2)
+        return loss, grad, diagonal, weights, factor
 
     def _pulled_back(self, order, theta, vector, frozen, scales, chunks):
         """J'H times a derivative of the outputs along a vector."""
@@ -134,11 +152,14 @@ class GaussNewton:
         return sum_over_chunks(add, self.terms, chunks, zeros)[0]
 
     def _linearize(self, term, theta, frozen, scales, chunk):
-        """Loss, gradient, and what makes the matrix.
+        """Loss, and what makes the gradient and the matrix.
 
         Returns:
-            The loss, the gradient, the curvature in the outputs, J of shape
-            `(n, k, p)`, and the diagonal of what has no outputs.
+            The loss; the gradient, and the Hessian's diagonal, of what has no
+            outputs; the slope of the loss in the outputs, `(n, k)`, and its
+            curvature there; and J, as a list of the columns of each variable,
+            `(n, k, q)`: what is done to these before they are joined takes
+            no pass over memory of its own.
         """
         dtype, parts = theta.dtype, self._packing.unpack(theta)
 
@@ -152,26 +173,23 @@ class GaussNewton:
         values, derivatives = backend.row_jacobian(row_outputs, forward)(
             parts, rows
         )
-        jacobian = ops.concatenate(
-            [
-                ops.reshape(ops.cast(d, dtype), (count, term.width, -1))
-                for d in derivatives
-            ],
-            axis=2,
-        )
+        blocks = [
+            ops.reshape(ops.cast(d, dtype), (count, term.width, -1))
+            for d in derivatives
+        ]
         fn = _loss(term, frozen, scales, chunk)
         loss, (slope,) = backend.value_and_grad(fn)([values])
         weights = self._weights(term, fn, values, slope)
-        grad = ops.einsum("nk,nkp->p", ops.cast(slope, dtype), jacobian)
-        own, own_grad, diagonal = self._penalty(
+        own, grad, diagonal = self._penalty(
             term, parts, frozen, scales, chunk, dtype
         )
         return (
             ops.cast(loss, dtype) + own,
-            grad + own_grad,
-            ops.cast(weights, dtype),
-            jacobian,
+            grad,
             diagonal,
+            ops.cast(slope, dtype),
+            ops.cast(weights, dtype),
+            blocks,
         )
 
     def _weights(self, term, fn, values, slope):
@@ -273,6 +291,12 @@ def _difference(order, parts, tangents):
     return ops.where(h < _LONGEST, h, ops.full_like(h, _LONGEST))
 
 
+def _gradient(slope, blocks):
+    return ops.concatenate(
+        [ops.einsum("nk,nkq->q", slope, block) for block in blocks]
+    )
+
+
 def _weigh(weights, jacobian):
     if len(weights.shape) == 2:
         return ops.expand_dims(weights, 2) * jacobian
@@ -280,8 +304,8 @@ def _weigh(weights, jacobian):
 
 
 def _on_host(values):
-    """Loss, gradient, factor and diagonal, of what `_with_roots` returns."""
-    loss, grad, weights, factor, diagonal = map(ops.convert_to_numpy, values)
+    """What `factors` yields, of what `_with_roots` returns."""
+    loss, grad, diagonal, weights, factor = map(ops.convert_to_numpy, values)
     if weights.ndim > 1:
         factor = _block_roots(weights) @ factor
     return float(loss), grad, factor.reshape(-1, factor.shape[-1]), diagonal

@@ -41,22 +41,24 @@ class HostGaussNewton:
     def _summed(self, theta):
         """The normal equations by BLAS, which takes half as long as XLA."""
         size = len(theta)
-        loss, grad, matrix = 0.0, np.zeros(size), np.zeros((size, size))
+        loss, total = 0.0, np.zeros((size + 1, size + 1))
+        matrix, grad = total[:-1, :-1], total[:-1, -1]
         for own_loss, own_grad, factor, diagonal in self._factors(theta):
-            loss, grad = loss + own_loss, grad + own_grad
+            loss += own_loss
             # Of a matrix and its own transpose NumPy computes one triangle.
-            matrix += factor.T @ factor
-            if diagonal.ndim:
-                matrix[np.diag_indices(size)] += diagonal
+            total += factor.T @ factor
+            grad += own_grad
+            matrix[np.diag_indices(size)] += diagonal
         return loss, grad, matrix
 
     def rows(self, theta):
         """Loss, gradient, and R, whose R'R is the matrix."""
         loss, grad, rows = 0.0, np.zeros(len(theta)), []
         for own_loss, own_grad, factor, diagonal in self._factors(theta):
-            loss, grad = loss + own_loss, grad + own_grad
+            loss += own_loss
+            grad += own_grad + factor[:, :-1].T @ factor[:, -1]
             # It may be the device's own memory.
-            rows.append(np.array(factor))
+            rows.append(np.array(factor[:, :-1]))
             if diagonal.any():
                 rows.append(np.diag(np.sqrt(diagonal)))
         return loss, grad, np.concatenate(rows)
