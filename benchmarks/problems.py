@@ -214,7 +214,7 @@ def convnet(dtype):
         fresh(build),
         targets=(1e-1, 3e-2),
         is_relative=True,
-        most=200,
+        most=60,
         is_fast_in_xla=False,
     )
 

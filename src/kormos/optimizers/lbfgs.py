@@ -85,6 +85,8 @@ class LimitedMemory:
             `"adaptive"` for what lies between.
     """
 
+    overshoots = False
+
     def __init__(self, memory, scaling):
         self.key = f"l-bfgs, memory={memory}, scaling={scaling}"
         self._slots = memory + 1

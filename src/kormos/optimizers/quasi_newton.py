@@ -46,6 +46,9 @@ _STALLED = 10
 # Fewer pairs, of more parameters, do not make up for a cleared memory.
 _PAIRS_AFTER_RESET = 10
 
+# The least part of a direction that a line search tries first.
+_SHORTEST = 0.05
+
 # A pair of `s'y` below rounding says nothing of the curvature.
 _ROUNDING = 2.0**-52
 
@@ -164,12 +167,16 @@ def _arrive(
     slope = where(begins, -(size**2) * steepest, slope)
     none = constant(0, like=state.resets)
     resets = state.resets + where(both(lost, ~is_start), none + 1, none)
+    first_trial = one
+    if method.overshoots:
+        guess = _first_trial(state.loss - loss, slope, one)
+        first_trial = where(either(begins, is_start), one, guess)
     arrived = state._replace(
         theta=theta,
         loss=loss,
         grad=grad,
         direction=direction,
-        search=line_search.begin(loss, slope, one),
+        search=line_search.begin(loss, slope, first_trial),
         curvature=curvature,
         first_loss=where(
             is_start, larger(state.first_loss, abs(loss)), state.first_loss
@@ -191,6 +198,16 @@ def _arrive(
         stack([to_float(cell, like=loss) for cell in row]),
     )
     return _kept(limits, state, arrived, is_start)._replace(rows=rows)
+
+
+def _first_trial(gain, slope, one):
+    """Where a parabola would gain as much as the latest step did.
+
+    Nocedal and Wright, equation 3.60; no longer than the whole direction.
+    """
+    length = gain * -2.02 / slope
+    length = where(length > 0, smaller(length, one), one)
+    return larger(length, one * _SHORTEST)
 
 
 def _kept(limits, state, arrived, is_start):

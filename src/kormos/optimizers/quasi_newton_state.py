@@ -130,7 +130,8 @@ def init(method, theta, rows):
             last, with the direction at a new gradient; `clear(curvature,
             scale)`, for an inverse Hessian of `scale` times the identity; and
             `settle(store, curvature)`, which brings into the store what the
-            curvature holds for it.
+            curvature holds for it; and `overshoots`, whether its directions
+            are often too long.
         theta: the start, float64 array of shape `(size,)`.
         rows: the most iterations of a call of `advance`.
     """
