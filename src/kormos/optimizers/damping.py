@@ -1,12 +1,24 @@
 """How far a damped Gauss-Newton step goes: two ways to choose."""
 
 
+# By these the radius changes: where the model is as good as exact, at any
+# other accepted step, and where the loss does not fall.
+_EXACT, _LONGER, _SHORTER = 2.0, 1.5, 0.7
+# The part of its promise that an exact model keeps.
+_KEPT = 0.9
+# After so many steps in vain, or a bent one, the radius falls faster.
+_PATIENCE, _MUCH_SHORTER = 3, 0.5
+
+
 class TrustRadius:
     """The longest step that the model of the loss is trusted for.
 
-    MINPACK's `lmder` (Moré 1978): the radius halves where the loss falls by
-    less than a quarter of what the model promises and doubles where by more
-    than three quarters. The first is the scaled length of the parameters.
+    As in MINPACK's `lmder` (Moré 1978), but for how it changes: each accepted
+    step makes it a little longer, and each that does not lower the loss a
+    little shorter. On networks the best radius changes slowly, and a trial is
+    cheap beside a factorization: halving and doubling it, as MINPACK does,
+    ends on losses several times as high after as many iterations. The first is
+    the scaled length of the parameters.
 
     Args:
         radius: the radius, or zero to begin.
@@ -16,6 +28,7 @@ class TrustRadius:
     def __init__(self, radius=0.0, damping=0.0):
         self.radius = float(radius)
         self.damping = float(damping)
+        self._rejected = 0
 
     def begin(self, model, theta):
         if self.radius == 0:
@@ -26,19 +39,24 @@ class TrustRadius:
         self.damping = step.damping
         return step
 
+    def shorten(self, step):
+        """Told that a step is too bent."""
+        self._scale(step, _MUCH_SHORTER)
+
     def reject(self, step, is_wild):
-        """Told that a step did not lower the loss, or is too bent."""
-        factor = 0.1 if is_wild else 0.5
-        self.radius = factor * min(self.radius, step.length)
+        """Told that a step did not lower the loss, or raised it far."""
+        self._rejected += 1
+        factor = _SHORTER if self._rejected <= _PATIENCE else _MUCH_SHORTER
+        self._scale(step, 0.1 if is_wild else factor)
 
     def accept(self, step, ratio):
         """Told by which part of the promise a step lowered the loss."""
-        if ratio < 0.25:
-            self.radius = 0.5 * min(self.radius, step.length)
-        elif step.damping == 0:
-            self.radius = 2 * step.length
-        elif ratio >= 0.75:
-            self.radius = max(self.radius, 2 * step.length)
+        self._rejected = 0
+        is_exact = ratio >= _KEPT or step.damping == 0
+        self.radius = (_EXACT if is_exact else _LONGER) * step.length
+
+    def _scale(self, step, factor):
+        self.radius = factor * min(self.radius, step.length)
 
     @property
     def is_exhausted(self):
@@ -72,6 +90,9 @@ class Multiplicative:
 
     def step(self, model):
         return model.damped(self.damping * self._unit)
+
+    def shorten(self, step):
+        self.reject(step, False)
 
     def reject(self, step, is_wild):
         del step, is_wild

@@ -253,7 +253,7 @@ class LeastSquaresRun:
                 vector, is_bent = self._accelerated(step)
                 if is_bent and bent < _MOST_BENT_STEPS:
                     bent += 1
-                    control.reject(step, False)
+                    control.shorten(step)
                     continue
             trial = problem.project(self._theta + vector)
             loss = problem.value(trial)

@@ -9,7 +9,8 @@ Differs from them in:
 1. the matrix is the generalized Gauss-Newton matrix of any smooth loss, J'HJ;
    of a sum of squares it is J'J;
 2. one factorization an accepted point, its eigenvalues, serves every radius;
-   the first radius is the scaled length of the parameters, not 100 times it;
+   the first radius is the scaled length of the parameters, not 100 times it,
+   and it changes in smaller steps;
 3. a step whose acceleration is more than three quarters of it is shortened
    twice and then taken without acceleration;
 4. tests of convergence are relative: what the undamped step promises to lower
