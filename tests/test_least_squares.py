@@ -483,6 +483,42 @@ def test_candidates_are_drawn_where_residuals_are_large(float64, unconverged):
     assert np.mean(drawn > 0.9) == pytest.approx(expected, abs=0.1)
 
 
+def drawn_from(candidates, count, norms):
+    """Points that a `Resample` draws of candidates with these residuals."""
+
+    class Plane:
+        data = np.zeros((count, 2))
+
+        def row_norms(self, points, key):
+            return norms(points)
+
+        def replace(self, points):
+            self.data = points
+
+    plane = Plane()
+    Resample(lambda count, rng: candidates, 1, len(candidates)).replace(plane)
+    return plane.data
+
+
+def test_points_are_spread_evenly():
+    candidates = np.random.default_rng(0).random((20_000, 2))
+    drawn = drawn_from(candidates, 1_600, lambda p: np.ones(len(p)))
+    counts, _, _ = np.histogram2d(*drawn.T, bins=10, range=((0, 1), (0, 1)))
+    # Drawn one by one, the counts of cells of 16 would vary by 16.
+    assert counts.var() < 16 / 2
+
+
+def test_points_are_drawn_once_and_large_residuals_for_certain():
+    candidates = np.random.default_rng(0).random((2_000, 2))
+    large = candidates[:, 0] > 0.99
+    assert 10 < large.sum() < 40
+    drawn = drawn_from(
+        candidates, 200, lambda p: np.where(p[:, 0] > 0.99, 1e6, 1)
+    )
+    assert len(np.unique(drawn, axis=0)) == len(drawn) == 200
+    assert (drawn[:, 0] > 0.99).sum() == large.sum()
+
+
 def test_the_function_is_always_given_tensors(float64, unconverged):
     def residuals(b, data):
         assert all(ops.is_tensor(a) for a in data)

@@ -7,6 +7,7 @@ import shutil
 
 import keras
 import numpy as np
+import scipy.spatial
 from keras import tree
 
 from kormos.objective.checks import check_count
@@ -86,7 +87,10 @@ class Resample:
 
     With `candidates`, points are drawn from so many, with probabilities in
     proportion to `r**power / mean(r**power) + offset`, where r is the norm of
-    the residuals at a point (Wu et al. 2023, arXiv:2207.10289).
+    the residuals at a point (Wu et al. 2023, arXiv:2207.10289). They are drawn
+    by systematic sampling (Madow 1949, Ann. Math. Statist. 20) along an order
+    in which neighbours follow one another, so that no region gets many more or
+    fewer points than its share by chance.
 
     Args:
         sampler: function `(count, rng)` that returns `count` new points, in
@@ -188,9 +192,10 @@ class Resample:
         count = self._rows(data)
         points = self._sampler(self._candidates or count, self._rng)
         if self._candidates is not None:
+            points = _rows_of(points, _along_neighbours(points))
             norms = objective.row_norms(_with(data, key, points), key)
             chosen = self._chosen(norms, count)
-            points = tree.map_structure(lambda a: np.asarray(a)[chosen], points)
+            points = _rows_of(points, chosen)
         objective.replace(_with(data, key, points))
 
     def _rows(self, data):
@@ -200,9 +205,34 @@ class Resample:
     def _chosen(self, norms, count):
         weights = norms**self._power
         weights = weights / max(np.mean(weights), 1e-300) + self._offset
-        return self._rng.choice(
-            len(weights), count, replace=False, p=weights / weights.sum()
-        )
+        ends = np.cumsum(_inclusions(weights, count))
+        marks = np.arange(count) + self._rng.uniform()
+        # The sum is the count but for rounding.
+        return np.searchsorted(ends, np.minimum(marks, ends[-1]))
+
+
+def _along_neighbours(points):
+    """An order of points, that of the leaves of a tree of boxes."""
+    flat = [np.reshape(a, (len(a), -1)) for a in tree.flatten(points)]
+    flat = np.concatenate(flat, axis=1).astype("float64")
+    return scipy.spatial.KDTree(flat, leafsize=4).indices
+
+
+def _inclusions(weights, count):
+    """Probabilities of being drawn: proportional, at most 1, of that sum."""
+    # Enough points can be drawn even where few have a weight.
+    weights = weights + 1e-9 * weights.max(initial=1e-300)
+    certain = np.zeros(len(weights), bool)
+    while True:
+        share = (count - certain.sum()) / weights[~certain].sum()
+        found = np.where(certain, 1.0, weights * share)
+        if not (found > 1).any():
+            return found
+        certain |= found > 1
+
+
+def _rows_of(points, rows):
+    return tree.map_structure(lambda a: np.asarray(a)[rows], points)
 
 
 def _with(data, key, points):

@@ -115,7 +115,9 @@ class GaussNewton:
         loss, grad, diagonal, slope, weights, blocks = self._linearize(*args)
         if len(weights.shape) == 2:
             weights = ops.where(
-                weights > _NO_WEIGHT, weights, ops.full_like(weights, _NO_WEIGHT)
+                weights > _NO_WEIGHT,
+                weights,
+                ops.full_like(weights, _NO_WEIGHT),
             )
             roots = ops.sqrt(weights)
             column = slope / roots

@@ -1,6 +1,5 @@
 """How far a damped Gauss-Newton step goes: two ways to choose."""
 
-
 # By these the radius changes: where the model is as good as exact, at any
 # other accepted step, and where the loss does not fall.
 _EXACT, _LONGER, _SHORTER = 2.0, 1.5, 0.7
