@@ -23,6 +23,7 @@ ORDER = (
     "least-squares",
     "pinns",
     "pinns-long",
+    "pinns-smooth",
     "style",
     "scaling",
     "predecessor",
@@ -32,9 +33,9 @@ STYLES = ("-", "--", "-.", ":")
 HEAD = """# Performance
 
 Every figure on this page is what the scripts of `make bench` (and, in an hour,
-`benchmarks/pinns.py --long`) printed on the machine named below, each in a
-process of its own on one core and one thread, two at a time. Times of tens of
-milliseconds vary by a fifth from run to run.
+`benchmarks/pinns.py` with `--long` and `--smooth`) printed on the machine named
+below, each in a process of its own on one core and one thread, two at a time.
+Times of tens of milliseconds vary by a fifth from run to run.
 
 ## Where others are ahead
 

@@ -79,7 +79,7 @@ def test_xla_is_left_to_other_layers(name):
 
     def is_slow(layer, shape):
         loss, parts = loss_of(layer, shape)
-        gradient = ours.compile(ours.value_and_grad(loss))
+        gradient = tf.function(ours.value_and_grad(loss), autograph=False)
         return ours._is_slow_in_xla(gradient, (parts,))
 
     assert is_slow(*LAYERS[name])

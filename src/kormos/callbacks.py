@@ -213,9 +213,9 @@ class Resample:
 
 def _along_neighbours(points):
     """An order of points, that of the leaves of a tree of boxes."""
-    flat = [np.reshape(a, (len(a), -1)) for a in tree.flatten(points)]
-    flat = np.concatenate(flat, axis=1).astype("float64")
-    return scipy.spatial.KDTree(flat, leafsize=4).indices
+    arrays = [np.asarray(a, "float64") for a in tree.flatten(points)]
+    flat = [a.reshape(len(a), -1) for a in arrays]
+    return scipy.spatial.KDTree(np.hstack(flat), leafsize=4).indices
 
 
 def _inclusions(weights, count):

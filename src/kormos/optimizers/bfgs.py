@@ -15,8 +15,7 @@ Differs from them in:
    takes the same steps;
 2. Hy is a difference of Hg, so that H is read twice an iteration;
 3. a memory that lost y'Hy > 0 starts again;
-4. self-scaled methods first try the step that gains as much as the one before,
-   which saves a third of the evaluations on physics-informed networks.
+4. self-scaled methods first try the step that gains as much as the one before.
 """
 
 from typing import Any

@@ -12,6 +12,8 @@ from kormos.numerics import spectrum
 # their workspace it would take more than this many bytes.
 _MOST_BYTES = 2**30
 
+_NOTHING = 1e-200
+
 
 class Linearized(NamedTuple):
     """What is known at a point.
@@ -65,6 +67,8 @@ class LocalModels:
             squares, make = np.diagonal(matrix), spectrum.of_matrix
         if not (np.isfinite(grad).all() and np.isfinite(matrix).all()):
             return None
+        # Where a loss is straight, its weights are next to nothing.
+        squares = np.where(squares > _NOTHING, squares, 0.0)
         if grad.any() and not squares.any():
             # All outputs lie where the loss is straight: go downhill.
             squares = np.full(len(theta), grad @ grad / (abs(loss) or 1.0))
