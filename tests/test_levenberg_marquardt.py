@@ -400,6 +400,26 @@ def test_the_reported_loss_is_the_models_own(float64):
 # Losses
 
 
+@pytest.mark.parametrize("linear_solver", ["rows", "dense"])
+def test_where_a_loss_is_straight_it_goes_downhill(
+    float64, unconverged, linear_solver
+):
+    def half_hinge(y, outputs):
+        hinge = ops.relu(1 - y[:, 1] * outputs[:, 1])
+        return ops.square(y[:, 0] - outputs[:, 0]) + hinge
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40, 2))
+    y = np.stack([2 * x[:, 0] + 1, np.sign(x[:, 1])], axis=1)
+    model = sequential(layers.Dense(2), inputs=(2,))
+    method = LevenbergMarquardt(linear_solver=linear_solver)
+    model.compile(optimizer=method, loss=half_hinge)
+    history = model.fit(x, y, epochs=30, verbose=0)
+    # The parabola is at its minimum after one step, the hinge is not.
+    assert history.result.loss < history.result.initial_loss / 10
+    assert not history.result.success or history.history["grad"][-1] < 1e-6
+
+
 @pytest.mark.parametrize("loss", ["mae", "hinge", "dice"])
 def test_losses_without_curvature_are_refused(loss):
     x, y = sinc(20)

@@ -16,7 +16,13 @@ REGRESSIONS = {problem.name: problem for problem in nist.problems()}
 FUNCTIONS = {problem.name: problem for problem in mgh.problems()}
 
 # JAX and TensorFlow take seconds to compile each.
-FEW_STARTS = [("MGH10", 0), ("BoxBOD", 0), ("Eckerle4", 0), ("Rat42", 1)]
+FEW_STARTS = [
+    ("MGH10", 0),
+    ("BoxBOD", 0),
+    ("Eckerle4", 0),
+    ("Rat42", 1),
+    ("Thurber", 0),
+]
 FEW_NAMES = ["Helical valley", "Osborne 1", "Chebyquad n=8"]
 
 STARTS = [(name, start) for name in REGRESSIONS for start in (0, 1)]

@@ -317,17 +317,16 @@ class LeastSquaresRun:
         """
         if self._problem.epsilon > FINE or self._models.solver == "cg":
             return
-        longest = np.inf
+        # A step in fast directions is followed by one in slow ones: it is the
+        # step before that which must be longer.
+        before = last = np.inf
         for _ in range(_MOST_POLISHING):
             step = self._here.model.damped(0.0)
-            if (
-                not self._here.model.has_full_rank
-                or step.length > 0.9 * longest
-            ):
+            if not self._here.model.has_full_rank or step.length > 0.9 * before:
                 return
             if self._problem.spent() is not None:
                 return
-            longest = step.length
+            before, last = last, step.length
             trial = self._problem.project(self._theta + step.vector)
             loss = self._problem.value(trial)
             if not loss <= self._loss + _POLISHED * abs(self._loss):

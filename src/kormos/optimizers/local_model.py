@@ -12,6 +12,7 @@ from kormos.numerics import spectrum
 # their workspace it would take more than this many bytes.
 _MOST_BYTES = 2**30
 
+# Weights of the loss where it is straight are not quite zero.
 _NOTHING = 1e-200
 
 
@@ -67,12 +68,16 @@ class LocalModels:
             squares, make = np.diagonal(matrix), spectrum.of_matrix
         if not (np.isfinite(grad).all() and np.isfinite(matrix).all()):
             return None
-        # Where a loss is straight, its weights are next to nothing.
+        # What moves only outputs where the loss is straight goes downhill.
         squares = np.where(squares > _NOTHING, squares, 0.0)
-        if grad.any() and not squares.any():
-            # All outputs lie where the loss is straight: go downhill.
-            squares = np.full(len(theta), grad @ grad / (abs(loss) or 1.0))
-            matrix, make = np.diag(squares), spectrum.of_matrix
+        straight = (squares == 0) & (grad != 0)
+        if straight.any():
+            if self.solver == "rows":
+                matrix, make = matrix.T @ matrix, spectrum.of_matrix
+            squares = np.where(
+                straight, grad @ grad / (abs(loss) or 1.0), squares
+            )
+            matrix[straight, straight] = squares[straight]
         scale = self._rescaled(np.sqrt(squares), theta, grad)
         return Linearized(own, grad, make(matrix, scale, grad))
 
