@@ -59,7 +59,7 @@ format: $(VENV)/test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Forty minutes on two cores; then a page and plots of what was measured.
+# Half an hour on two cores; then a page and plots of what was measured.
 bench bench-quick: $(VENV)-bench/bench
 	$(VENV)-bench/bin/python benchmarks/run_all.py $(if $(filter %-quick,$@),--quick)
 	$(VENV)-bench/bin/python benchmarks/report.py benchmarks/results \
