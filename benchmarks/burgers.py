@@ -76,10 +76,9 @@ class Burgers:
         _, u_t = ops.jvp(self.u, (points,), (along_t,))
         return u_t + value * u_x - self.nu * u_xx
 
-    def error(self, weights=None):
-        """The relative error, of these weights."""
-        if weights is not None:
-            self.net.set_weights(weights)
+    def error(self, weights):
+        """The relative error of these weights."""
+        self.net.set_weights(weights)
         found = ops.convert_to_numpy(self.u(self._grid))[:, 0]
         difference = found - self._exact
         return np.linalg.norm(difference) / np.linalg.norm(self._exact)

@@ -128,7 +128,7 @@ def init(method, theta, rows):
             change)`, the store with a pair if it is `good`; `update(store,
             curvature, pair, grad)`, the curvature after the `Pair` recorded
             last, with the direction at a new gradient; `clear(curvature,
-            scale)`, for an inverse Hessian of `scale` times the identity; and
+            scale)`, for an inverse Hessian of `scale` times the identity;
             `settle(store, curvature)`, which brings into the store what the
             curvature holds for it; and `overshoots`, whether its directions
             are often too long.
