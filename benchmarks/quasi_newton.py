@@ -119,7 +119,10 @@ def goals(problem, theta, losses):
         return problem.targets
     first = problem.objective.value(theta)
     lowest = min(found.min(initial=first) for found in losses.values())
-    return [lowest + part * (first - lowest) for part in problem.targets]
+    # NumPy's scalar would be another type to what is compiled for a float.
+    return [
+        float(lowest + part * (first - lowest)) for part in problem.targets
+    ]
 
 
 def last_goal(problem, theta):
