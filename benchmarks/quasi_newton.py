@@ -75,21 +75,21 @@ class Theirs:
     """A method of another library on a problem."""
 
     def __init__(self, problem, make):
-        self._problem, self._make = problem, make
+        self._problem, self._noted = problem, []
         self.run = make(peers.Evaluate(problem))
+        self._counted = make(peers.Evaluate(problem, self._note))
 
     def losses(self, most, target):
-        theta, noted = self._problem.objective.initial_position(), []
+        self._noted.clear()
+        theta = self._problem.objective.initial_position()
+        self._counted(theta, most, target)
+        return np.array(self._noted[:most])
 
-        def note(loss):
-            # The loss and the gradient of a point, asked for one by one, are
-            # one evaluation.
-            if not noted or loss != noted[-1]:
-                noted.append(loss)
-
-        run = self._make(peers.Evaluate(self._problem, note))
-        run(theta, most, target)
-        return np.array(noted[:most])
+    def _note(self, loss):
+        # The loss and the gradient of a point, asked for one by one, are one
+        # evaluation.
+        if not self._noted or loss != self._noted[-1]:
+            self._noted.append(loss)
 
 
 def methods_for(problem):
@@ -120,9 +120,7 @@ def goals(problem, theta, losses):
     first = problem.objective.value(theta)
     lowest = min(found.min(initial=first) for found in losses.values())
     # NumPy's scalar would be another type to what is compiled for a float.
-    return [
-        float(lowest + part * (first - lowest)) for part in problem.targets
-    ]
+    return [float(lowest + part * (first - lowest)) for part in problem.targets]
 
 
 def last_goal(problem, theta):
