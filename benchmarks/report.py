@@ -41,8 +41,10 @@ milliseconds vary by a fifth from run to run.
 ## Where others are ahead
 
 - **The first calls.** A compiled loop takes some seconds to compile, once for a
-  model and its shapes; SciPy around a compiled gradient starts sooner, and is
-  done sooner where a whole fit takes less than that. `kormos.minimize` and
+  model and its shapes (and once for all where the backend
+  [keeps it](faq.md#why-does-the-first-iteration-take-seconds)); SciPy around a
+  compiled gradient starts sooner, and is done sooner where a whole fit takes
+  less than that. `kormos.minimize` and
   `kormos.least_squares` compile at each call: see the seconds of the NIST
   problems.
 - **Short runs of small networks.** A fit has some milliseconds of set-up, and a
