@@ -12,11 +12,10 @@ The error is the relative 2-norm on 256 x 100 points against Cole and Hopf's
 solution by quadrature: the grid of M. Raissi's `burgers_shock.mat`, with which
 it agrees to 3e-12 (J. Comput. Phys. 378, 2019, reports 6.7e-4 after L-BFGS).
 
-Longer, and alone: `--part long`, half an hour, gives each method 105 seconds in
-float64, LM on 12,288 points that are drawn anew each 20 iterations; `--part
-longest`, likewise, gives SSBroyden 10,000 iterations on 16,384 points, drawn
-anew each 500; `--part smooth`, a quarter of an hour, is nu = 0.01 by LM, with a
-float32 model of four layers.
+`--long`, forty minutes, gives each method 105 seconds in float64, LM on 12,288
+points that are drawn anew each 20 iterations, and SSBroyden 10,000 iterations.
+`--smooth`, a quarter of an hour, is nu = 0.01 by LM, with a float32 model of
+four layers.
 """
 
 import one_thread  # noqa: F401
@@ -48,8 +47,7 @@ LONG_METHODS = {
     **{name: METHODS[name] for name in ("SSBroyden", "BFGS", "L-BFGS")},
 }
 LONG_SECONDS = 105
-LONGEST = Method("ssbroyden", 500, 16_384)
-LONGEST_ITERATIONS = 10_000
+LONG_ITERATIONS = 10_000
 # Iterations after which quasi-Newton methods are compared.
 MARK, LONG_MARK = 1_000, 2_500
 
@@ -135,42 +133,37 @@ def equal_seconds(record, dtype, seeds, quick):
 
 
 def long_comparison(record, seeds):
-    """All methods for the same seconds, in float64."""
+    """All methods for the same seconds, in float64, and one for longer."""
     problem = Burgers("float64")
     traces = {name: [] for name in [*LONG_METHODS, "Adam"]}
-    limits = {"max_iterations": 10**6, "max_seconds": LONG_SECONDS}
+    longest = []
     for seed in range(seeds):
         weights, _ = start(problem, POINTS, seed, 2_500)
         for name, method in LONG_METHODS.items():
+            limits = {"max_iterations": 10**6, "max_seconds": LONG_SECONDS}
+            if name == "SSBroyden":
+                limits = {"max_iterations": LONG_ITERATIONS}
             keep = 5 if name == "LM" else 50
             run = problem.run(weights, method, keep, **limits)
-            traces[name].append(run)
+            if name == "SSBroyden":
+                longest.append(run)
+            traces[name].append(run.until(LONG_SECONDS + 1))
             print(seed, name, *summary([run], LONG_MARK), flush=True)
         _, run = Adam(problem, POINTS).run(weights, seconds=LONG_SECONDS)
         traces["Adam"].append(run)
+    columns = ["method", *head(LONG_MARK)]
     record.table(
         f"Burgers, nu = 0.01 / pi, {LONG_SECONDS} seconds",
-        ["method", *head(LONG_MARK)],
+        columns,
         [[name, *summary(runs, LONG_MARK)] for name, runs in traces.items()],
         f"Medians of {seeds} starts, compiling included.",
     )
     curves(record, f"Burgers, {LONG_SECONDS} seconds", traces)
-
-
-def longest_run(record, seeds):
-    """SSBroyden for many iterations, on many points, in float64."""
-    problem, runs = Burgers("float64"), []
-    limits = {"max_iterations": LONGEST_ITERATIONS}
-    for seed in range(seeds):
-        weights, _ = start(problem, POINTS, seed, 2_500)
-        runs.append(problem.run(weights, LONGEST, 250, **limits))
-        print(seed, *summary(runs[-1:], LONG_MARK), flush=True)
     record.table(
-        f"Burgers, nu = 0.01 / pi, {LONGEST_ITERATIONS:,} iterations",
-        ["method", *head(LONG_MARK)],
-        [["SSBroyden", *summary(runs, LONG_MARK)]],
-        f"Medians of {seeds} starts, {LONGEST.points:,} points, drawn anew "
-        f"each {LONGEST.every} iterations.",
+        f"Burgers, nu = 0.01 / pi, {LONG_ITERATIONS:,} iterations",
+        columns,
+        [["SSBroyden", *summary(longest, LONG_MARK)]],
+        f"Medians of {seeds} starts.",
     )
 
 
@@ -212,29 +205,25 @@ def smoother(record, seeds):
     )
 
 
-# The longer parts, and the precision of their models.
-PARTS = {
-    "long": (long_comparison, "float64"),
-    "longest": (longest_run, "float64"),
-    "smooth": (smoother, "float32"),
-}
-
-
 def main():
     parser = recording.parser(__doc__)
     parser.add_argument("--seeds", type=int)
-    parser.add_argument("--part", choices=PARTS, help="runs it alone")
+    parser.add_argument("--long", action="store_true", help="long runs alone")
+    parser.add_argument("--smooth", action="store_true", help="nu = 0.01 alone")
     parser.add_argument("--dtype", nargs="+", default=["float32", "float64"])
     args = parser.parse_args()
     warnings.simplefilter("ignore")
+    part = "-long" * args.long or "-smooth" * args.smooth
+    record = recording.Record(f"pinns{part}", __doc__, args)
     seeds = args.seeds or (1 if args.quick else 3)
-    if args.part is not None:
-        record = recording.Record(f"pinns-{args.part}", __doc__, args)
-        run, dtype = PARTS[args.part]
-        with kormos.precision(dtype):
-            run(record, seeds)
+    if args.long:
+        with kormos.precision("float64"):
+            long_comparison(record, seeds)
         return
-    record = recording.Record("pinns", __doc__, args)
+    if args.smooth:
+        with kormos.precision("float32"):
+            smoother(record, seeds)
+        return
     for dtype in args.dtype[: 1 if args.quick else None]:
         with kormos.precision(dtype):
             equal_seconds(record, dtype, seeds, args.quick)

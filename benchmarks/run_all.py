@@ -6,34 +6,33 @@ Records and prints go to `benchmarks/results`.
 """
 
 import argparse
+import concurrent.futures
 import os
 import pathlib
+import queue
 import subprocess
 import sys
-import threading
 import time
 
 HERE = pathlib.Path(__file__).parent
 RESULTS = HERE / "results"
 
+CORES = 2
 FEWER = ("--problem", "grid", "random", "convnet", "--seeds", "1")
 
-# What a core runs, one after the other: name, script, backend, arguments.
-LANES = (
-    (
-        ("quasi-newton-jax", "quasi_newton", "jax", ()),
-        ("least-squares", "least_squares", "jax", ()),
-        ("style", "style", "tensorflow", ()),
-        ("scaling", "scaling", "jax", ()),
-        ("overhead", "overhead", "jax", ()),
-    ),
-    (
-        ("pinns", "pinns", "jax", ("--dtype", "float32")),
-        ("predecessor", "predecessor", "jax", ()),
-        ("functions-jax", "quasi_newton", "jax", ("--functions",)),
-        ("quasi-newton-torch", "quasi_newton", "torch", FEWER),
-        ("quasi-newton-tensorflow", "quasi_newton", "tensorflow", FEWER),
-    ),
+# Name, script, backend, arguments; a core that is free takes the next: the
+# longest come first.
+SUITES = (
+    ("pinns", "pinns", "jax", ("--dtype", "float32")),
+    ("quasi-newton-jax", "quasi_newton", "jax", ()),
+    ("least-squares", "least_squares", "jax", ()),
+    ("scaling", "scaling", "jax", ()),
+    ("functions-jax", "quasi_newton", "jax", ("--functions",)),
+    ("quasi-newton-tensorflow", "quasi_newton", "tensorflow", FEWER),
+    ("quasi-newton-torch", "quasi_newton", "torch", FEWER),
+    ("style", "style", "tensorflow", ()),
+    ("overhead", "overhead", "jax", ()),
+    ("predecessor", "predecessor", "jax", ()),
 )
 
 
@@ -48,24 +47,24 @@ def pinned(core):
     return pin
 
 
-def run(core, suites, quick, failed):
-    for name, script, backend, arguments in suites:
-        command = [sys.executable, HERE / f"{script}.py", *arguments]
-        command += ["--out", RESULTS / f"{name}.json"]
-        command += ["--quick"] * quick
-        begin = time.perf_counter()
-        with open(RESULTS / f"{name}.log", "w") as log:
-            code = subprocess.run(
-                command,
-                env=os.environ | {"KERAS_BACKEND": backend},
-                preexec_fn=pinned(core),
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            ).returncode
-        seconds = time.perf_counter() - begin
-        print(f"{name}: {'failed' if code else 'done'}, {seconds:.0f} s")
-        if code:
-            failed.append(name)
+def run(suite, core, quick):
+    """Runs a benchmark; its exit code."""
+    name, script, backend, arguments = suite
+    command = [sys.executable, HERE / f"{script}.py", *arguments]
+    command += ["--out", RESULTS / f"{name}.json"]
+    command += ["--quick"] * quick
+    begin = time.perf_counter()
+    with open(RESULTS / f"{name}.log", "w") as log:
+        code = subprocess.run(
+            command,
+            env=os.environ | {"KERAS_BACKEND": backend},
+            preexec_fn=pinned(core),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        ).returncode
+    seconds = time.perf_counter() - begin
+    print(f"{name}: {'failed' if code else 'done'}, {seconds:.0f} s")
+    return code
 
 
 def main():
@@ -74,14 +73,21 @@ def main():
     parser.add_argument("--only", nargs="+", help="names of benchmarks")
     args = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
-    failed, threads = [], []
-    for core, lane in enumerate(LANES):
-        lane = [s for s in lane if args.only is None or s[0] in args.only]
-        arguments = core, lane, args.quick, failed
-        threads.append(threading.Thread(target=run, args=arguments))
-        threads[-1].start()
-    for thread in threads:
-        thread.join()
+    suites = [s for s in SUITES if args.only is None or s[0] in args.only]
+    free = queue.SimpleQueue()
+    for core in range(CORES):
+        free.put(core)
+
+    def run_on_a_free_core(suite):
+        core = free.get()
+        try:
+            return run(suite, core, args.quick)
+        finally:
+            free.put(core)
+
+    with concurrent.futures.ThreadPoolExecutor(CORES) as pool:
+        codes = list(pool.map(run_on_a_free_core, suites))
+    failed = [s[0] for s, code in zip(suites, codes, strict=True) if code]
     if failed:
         sys.exit(f"Failed: {', '.join(failed)}. See {RESULTS}/NAME.log.")
 

@@ -356,9 +356,13 @@ def test_closed_forms(case):
     h = curvature(z, y)
     expected = np.einsum("nkp,nkl,nlq->pq", jacobian, h, jacobian)
     tolerance = TOLERANCES.get(case, 1e-11)
+    bend = np.einsum("nkp,nkl,nl->p", jacobian, h, second)
+    # Before J is known at a point, and after.
+    assert_close(matrices.bend(theta, vector), bend, tolerance)
     _, _, matrix = matrices.normal_equations(theta)
     assert_close(full(matrix), expected, tolerance)
-    bend = np.einsum("nkp,nkl,nl->p", jacobian, h, second)
+    assert_close(matrices.bend(theta, vector), bend, tolerance)
+    matrices.rows(theta + 1)
     assert_close(matrices.bend(theta, vector), bend, tolerance)
 
 

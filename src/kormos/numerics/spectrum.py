@@ -11,6 +11,9 @@ from typing import NamedTuple
 import numpy as np
 import scipy.linalg
 
+from kormos.numerics.eigenvectors import Eigenvectors
+from kormos.numerics.eigenvectors import eigenvectors
+
 # Factors of so many entries go through their singular values, which keep twice
 # the digits that the matrix does.
 _SMALL = 2**16
@@ -37,7 +40,7 @@ class Spectrum:
 
     Args:
         values: eigenvalues s, `(rank,)`, zero or more.
-        vectors: V, `(size, rank)`, orthonormal columns.
+        vectors: V, `(size, rank)`, orthonormal columns: `Eigenvectors`.
         scale: D, `(size,)`, positive; infinite for what is held fixed.
         grad: the gradient g, `(size,)`.
         rounding: part of the largest eigenvalue below which one is rounding.
@@ -118,10 +121,10 @@ class Spectrum:
         return float(damping)
 
     def _along(self, vector):
-        return self._vectors.T @ (vector / self.scale)
+        return self._vectors.along(vector / self.scale)
 
     def _back(self, slopes):
-        return (self._vectors @ slopes) / self.scale
+        return self._vectors.back(slopes) / self.scale
 
     def _divided(self, slopes, damping):
         if damping > 0:
@@ -133,9 +136,7 @@ class Spectrum:
 def of_matrix(matrix, scale, grad):
     """The spectrum of a matrix, of which the upper triangle counts."""
     scaled = matrix / scale / scale[:, None]
-    values, vectors = scipy.linalg.eigh(
-        scaled, lower=False, overwrite_a=True, check_finite=False, driver="evd"
-    )
+    values, vectors = eigenvectors(scaled)
     rounding = len(scale) * 2.0**-52
     name = f"eigenvalues of J'J, {len(scale)} x {len(scale)}"
     return Spectrum(values, vectors, scale, grad, rounding, name)
@@ -149,12 +150,13 @@ def of_rows(rows, scale, grad):
         _, roots, transposed = np.linalg.svd(scaled, full_matrices=False)
         name = f"singular values of J, {count} x {size}"
         rounding = (max(count, size) * 2.0**-52) ** 2
-        return Spectrum(roots**2, transposed.T, scale, grad, rounding, name)
+        vectors = Eigenvectors(transposed.T)
+        return Spectrum(roots**2, vectors, scale, grad, rounding, name)
     values, vectors = scipy.linalg.eigh(scaled @ scaled.T, driver="evd")
     rounding = count * 2.0**-52
     kept = values > rounding * values.max(initial=0.0)
     values = values[kept]
-    vectors = scaled.T @ vectors[:, kept] / np.sqrt(values)
+    vectors = Eigenvectors(scaled.T @ vectors[:, kept] / np.sqrt(values))
     name = f"eigenvalues of JJ', {count} x {count}"
     return Spectrum(values, vectors, scale, grad, rounding, name)
 

@@ -8,6 +8,7 @@ diagonal of its Hessian.
 """
 
 import functools
+from typing import NamedTuple
 
 import numpy as np
 from keras import ops
@@ -27,6 +28,35 @@ _NO_WEIGHT = 2.0**-800
 
 # The longest part of a step at which second derivatives are differences.
 _LONGEST = 0.1
+
+
+class Factor(NamedTuple):
+    """What is known of a chunk, in NumPy.
+
+    The gradient is g + R's, the Gauss-Newton matrix R'R + diag(d).
+
+    Attributes:
+        loss: the loss.
+        grad: the vector g, or zero.
+        diagonal: the vector d, or zero.
+        roots: the square root of the curvature in the outputs, of each row of
+            data: `(n, k)`, or `(n, k, k)`.
+        matrix: `[R, s]`, with a row for every output of every row of data.
+    """
+
+    loss: float
+    grad: np.ndarray
+    diagonal: np.ndarray
+    roots: np.ndarray
+    matrix: np.ndarray
+
+    def pulled_back(self, along):
+        """J'H times a derivative of the outputs, `(n, k)`."""
+        if self.roots.ndim == 2:
+            weighted = self.roots * along
+        else:
+            weighted = np.einsum("nkl,nl->nk", self.roots, along)
+        return weighted.reshape(-1) @ self.matrix[:, :-1]
 
 
 class GaussNewton:
@@ -50,13 +80,10 @@ class GaussNewton:
         self.product = compile(functools.partial(self._pulled_back, 1))
         # J'H times the second derivative of the outputs along a vector.
         self.bend = compile(functools.partial(self._pulled_back, 2))
-        self._factored = [
-            tuple(
-                compile(functools.partial(fn, term))
-                for fn in (self._with_roots, self._with_roots_at)
-            )
-            for term in terms
-        ]
+        self._factored, self._second = (
+            [_by_chunk(compile, functools.partial(fn, term)) for term in terms]
+            for fn in (self._with_roots, self._second_along)
+        )
         self._is_exact = True
 
     def _normal_equations(self, theta, frozen, scales, chunks):
@@ -84,50 +111,50 @@ class GaussNewton:
         return sum_over_chunks(add, self.terms, chunks, zeros)
 
     def factors(self, theta, frozen, scales, chunks):
-        """Yields each chunk's loss, gradient and matrix, in parts.
-
-        Yields:
-            The loss; a vector g; a matrix `[R, s]` with a row for every output
-            of every row of data; and a vector d, or zero; in NumPy. The
-            gradient is g + R's, the Gauss-Newton matrix R'R + diag(d).
-        """
+        """Yields the `Factor` of each chunk."""
         known = theta, frozen, scales
-        for compiled, pair in zip(self._factored, chunks, strict=True):
-            of_chunk, of_stacked = compiled
-            stacked, last = pair
-            if stacked is not None:
-                for i in range(leading_size(stacked)):
-                    # Cut out inside: a slice out here takes JAX as long again.
-                    index = np.array(i, "int32")
-                    yield _on_host(of_stacked(*known, stacked, index))
-            if last is not None:
-                yield _on_host(of_chunk(*known, last))
+        for values in _each(self._factored, chunks, *known):
+            yield _on_host(values)
 
-    def _with_roots_at(self, term, theta, frozen, scales, stacked, index):
-        chunk = take(stacked, index)
-        return self._with_roots(term, theta, frozen, scales, chunk)
+    def second(self, theta, vector, frozen, scales, chunks):
+        """Yields each chunk's second derivative of the outputs along a vector.
 
-    def _with_roots(self, *args):
-        """What `factors` yields, and what R has yet to be multiplied by.
+        Each is a NumPy array `(n, k)`; their order is that of `factors`.
+        """
+        known = theta, vector, frozen, scales
+        for values in _each(self._second, chunks, *known):
+            yield ops.convert_to_numpy(values)
+
+    def _with_roots(self, term, chunk, theta, frozen, scales):
+        """A `Factor`; of curvatures that are matrices, what has yet no root.
 
         A column of R is as fast to multiply as a gradient is slow to sum.
         """
-        loss, grad, diagonal, slope, weights, blocks = self._linearize(*args)
+        loss, grad, diagonal, slope, weights, blocks = self._linearize(
+            term, theta, frozen, scales, chunk
+        )
         if len(weights.shape) == 2:
             weights = ops.where(
                 weights > _NO_WEIGHT,
                 weights,
                 ops.full_like(weights, _NO_WEIGHT),
             )
-            roots = ops.sqrt(weights)
-            column = slope / roots
-            blocks = [ops.expand_dims(roots, 2) * block for block in blocks]
-            weights = scalar_zero(slope)
+            weights = ops.sqrt(weights)
+            column = slope / weights
+            blocks = [ops.expand_dims(weights, 2) * block for block in blocks]
         else:
             grad = grad + _gradient(slope, blocks)
             column = ops.zeros_like(slope)
-        factor = ops.concatenate([*blocks, ops.expand_dims(column, 2)], axis=2)
-        return loss, grad, diagonal, weights, factor
+        matrix = ops.concatenate([*blocks, ops.expand_dims(column, 2)], axis=2)
+        return Factor(loss, grad, diagonal, weights, matrix)
+
+    def _second_along(self, term, chunk, theta, vector, frozen, scales):
+        def outputs(parts):
+            return term.outputs(parts, frozen, term.rows(chunk))
+
+        parts, tangents = map(self._packing.unpack, (theta, vector))
+        _, second = self._along(2, outputs, parts, tangents)
+        return ops.cast(second, theta.dtype)
 
     def _pulled_back(self, order, theta, vector, frozen, scales, chunks):
         """J'H times a derivative of the outputs along a vector."""
@@ -305,12 +332,36 @@ def _weigh(weights, jacobian):
     return ops.einsum("nkl,nlp->nkp", weights, jacobian)
 
 
-def _on_host(values):
-    """What `factors` yields, of what `_with_roots` returns."""
-    loss, grad, diagonal, weights, factor = map(ops.convert_to_numpy, values)
-    if weights.ndim > 1:
-        factor = _block_roots(weights) @ factor
-    return float(loss), grad, factor.reshape(-1, factor.shape[-1]), diagonal
+def _by_chunk(compile, fn):
+    """Compiles a function of a chunk: for one, and for one of a stack."""
+
+    def of_stacked(stacked, index, *known):
+        # Cut out inside: a slice outside takes JAX as long again.
+        return fn(take(stacked, index), *known)
+
+    return compile(fn), compile(of_stacked)
+
+
+def _each(compiled, chunks, *known):
+    """Yields the values of functions `_by_chunk` at each of the chunks."""
+    for functions, pair in zip(compiled, chunks, strict=True):
+        of_chunk, of_stacked = functions
+        stacked, last = pair
+        if stacked is not None:
+            for i in range(leading_size(stacked)):
+                yield of_stacked(stacked, np.array(i, "int32"), *known)
+        if last is not None:
+            yield of_chunk(last, *known)
+
+
+def _on_host(factor):
+    """The `Factor` that `_with_roots` began."""
+    loss, grad, diagonal, roots, matrix = map(ops.convert_to_numpy, factor)
+    if roots.ndim > 2:
+        roots = _block_roots(roots)
+        matrix = roots @ matrix
+    matrix = matrix.reshape(-1, matrix.shape[-1])
+    return Factor(float(loss), grad, diagonal, roots, matrix)
 
 
 def _block_roots(weights):

@@ -1,0 +1,43 @@
+"""Eigenvectors that are not multiplied out: against what made the matrix."""
+
+import numpy as np
+import pytest
+
+from kormos.numerics.eigenvectors import eigenvectors
+
+
+def made_of(values):
+    """A matrix of these eigenvalues, and its eigenvectors."""
+    rng = np.random.default_rng(len(values))
+    vectors, _ = np.linalg.qr(rng.normal(size=(len(values), len(values))))
+    return (vectors * values) @ vectors.T, vectors
+
+
+@pytest.mark.parametrize("size", [1, 2, 64, 65, 300])
+def test_they_are_those_of_the_upper_triangle(size):
+    values = np.linspace(1, 2, size) ** 3
+    matrix, vectors = made_of(values)
+    found, basis = eigenvectors(np.triu(matrix))
+    np.testing.assert_allclose(found, values, rtol=1e-13)
+    vector = np.random.default_rng(1).normal(size=size)
+    slopes = basis.along(vector)
+    # Signs are free.
+    np.testing.assert_allclose(
+        np.abs(slopes), np.abs(vectors.T @ vector), atol=1e-10
+    )
+    np.testing.assert_allclose(basis.back(slopes), vector, atol=1e-13)
+    np.testing.assert_allclose(
+        basis.back(values * slopes), matrix @ vector, atol=1e-11
+    )
+
+
+def test_a_rank_that_is_low():
+    values = np.concatenate([np.zeros(100), np.geomspace(1e-9, 1, 60)])
+    matrix, _ = made_of(values)
+    found, basis = eigenvectors(matrix.copy())
+    np.testing.assert_allclose(found, values, atol=1e-15 * 160)
+    vector = np.random.default_rng(1).normal(size=160)
+    kept = np.where(found > 1e-13, basis.along(vector), 0)
+    np.testing.assert_allclose(
+        basis.back(kept * found), matrix @ vector, atol=1e-12
+    )
