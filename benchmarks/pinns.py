@@ -6,7 +6,7 @@ of three layers of 20 in (t, cos pi x, sin pi x) with tanh, N, and u = -sin pi x
 6,144 points, drawn by the residual from 50,000 (Wu et al. 2023). Every method
 starts where 2,500 steps of Adam lead, with its own redraws: LM each 10
 iterations, Adam 250, quasi-Newton 200, L-BFGS 1,000. All get the seconds that
-60 iterations of LM take.
+48 iterations of LM take.
 
 The error is the relative 2-norm on 256 x 100 points against Cole and Hopf's
 solution by quadrature: the grid of M. Raissi's `burgers_shock.mat`, with which
@@ -102,7 +102,7 @@ def curves(record, title, traces):
 def equal_seconds(record, dtype, seeds, quick):
     """All methods in the seconds of LM."""
     problem = Burgers(dtype)
-    iterations, steps, points = (5, 250, 512) if quick else (60, 2_500, POINTS)
+    iterations, steps, points = (5, 250, 512) if quick else (48, 2_500, POINTS)
     traces = {name: [] for name in [*METHODS, "Adam"]}
     starts = []
     for seed in range(seeds):

@@ -294,15 +294,13 @@ def main():
         record = recording.Record(f"functions-{backend}", FUNCTIONS, args)
         study = Study(record, 1)
         with kormos.precision("float64"):
-            for problem in problems.functions()[:: 8 if args.quick else 3]:
+            for problem in problems.functions()[:: 16 if args.quick else 3]:
                 study.solve(problem, is_timed=False)
     else:
         record = recording.Record(f"quasi-newton-{backend}", __doc__, args)
         study = Study(record, seeds)
-        names = (
-            args.problem or list(problems.PROBLEMS)[: 3 if args.quick else None]
-        )
-        for name in names:
+        names = args.problem or list(problems.PROBLEMS)
+        for name in names[: 1 if args.quick else None]:
             make, dtypes = problems.PROBLEMS[name]
             for dtype in dtypes[: 1 if args.quick else None]:
                 with kormos.precision(dtype):
