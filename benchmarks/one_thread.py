@@ -1,4 +1,7 @@
-"""One thread for every library, and JAX by default: import it first."""
+"""One thread for every library, JAX by default, and its compiling counts.
+
+To be imported first.
+"""
 
 import os
 
@@ -7,5 +10,6 @@ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 os.environ["XLA_FLAGS"] = (
     "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 )
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

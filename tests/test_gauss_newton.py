@@ -357,12 +357,12 @@ def test_closed_forms(case):
     expected = np.einsum("nkp,nkl,nlq->pq", jacobian, h, jacobian)
     tolerance = TOLERANCES.get(case, 1e-11)
     bend = np.einsum("nkp,nkl,nl->p", jacobian, h, second)
-    # Before J is known at a point, and after.
+    # Before J is kept, from where it is, and elsewhere.
     assert_close(matrices.bend(theta, vector), bend, tolerance)
-    _, _, matrix = matrices.normal_equations(theta)
+    _, _, matrix = matrices.normal_equations(theta, keep=True)
     assert_close(full(matrix), expected, tolerance)
     assert_close(matrices.bend(theta, vector), bend, tolerance)
-    matrices.rows(theta + 1)
+    matrices.rows(theta + 1, keep=True)
     assert_close(matrices.bend(theta, vector), bend, tolerance)
 
 

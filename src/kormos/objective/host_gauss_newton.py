@@ -5,7 +5,7 @@ import numpy as np
 from kormos import backend
 from kormos.numerics.vectors import to_array
 
-# Factors of no more bytes than this are kept for the second derivative.
+# Factors of more bytes than this are not kept.
 _MOST_KEPT = 2**28
 
 
@@ -20,7 +20,7 @@ class HostGaussNewton:
     def __init__(self, compiled, objective):
         self._compiled = compiled
         self._objective = objective
-        self._where, self._kept = None, []
+        self._kept_at, self._kept = None, []
 
     @property
     def outputs(self):
@@ -33,21 +33,26 @@ class HostGaussNewton:
         """Whether a part of the loss depends on more than the outputs."""
         return any(term.has_penalty for term in self._compiled.terms)
 
-    def normal_equations(self, theta):
-        """Loss, gradient `(size,)`, matrix `(size, size)`: upper triangle."""
+    def normal_equations(self, theta, keep=False):
+        """Loss, gradient `(size,)`, matrix `(size, size)`: upper triangle.
+
+        Args:
+            theta: the point.
+            keep: whether to keep J for `bend`, where it is small.
+        """
         if backend.on_cpu():
-            return self._summed(theta)
+            return self._summed(theta, keep)
         compiled = self._compiled.normal_equations
         with backend.wide():
             loss, grad, matrix = self._objective.total(compiled, theta)
             return float(loss), to_array(grad), to_array(matrix)
 
-    def _summed(self, theta):
+    def _summed(self, theta, keep):
         """The normal equations by BLAS, which takes half as long as XLA."""
         size = len(theta)
         loss, total = 0.0, np.zeros((size + 1, size + 1))
         matrix, grad = total[:-1, :-1], total[:-1, -1]
-        for factor in self._factors(theta):
+        for factor in self._factors(theta, keep):
             loss += factor.loss
             # Of a matrix and its own transpose NumPy computes one triangle.
             total += factor.matrix.T @ factor.matrix
@@ -55,10 +60,10 @@ class HostGaussNewton:
             matrix[np.diag_indices(size)] += factor.diagonal
         return loss, grad, matrix
 
-    def rows(self, theta):
-        """Loss, gradient, and R, whose R'R is the matrix."""
+    def rows(self, theta, keep=False):
+        """Loss, gradient, and R, whose R'R is the matrix; as above."""
         loss, grad, rows = 0.0, np.zeros(len(theta)), []
-        for factor in self._factors(theta):
+        for factor in self._factors(theta, keep):
             own, slope = factor.matrix[:, :-1], factor.matrix[:, -1]
             loss += factor.loss
             grad += factor.grad + own.T @ slope
@@ -68,20 +73,20 @@ class HostGaussNewton:
                 rows.append(np.diag(np.sqrt(factor.diagonal)))
         return loss, grad, np.concatenate(rows)
 
-    def _factors(self, theta):
-        """Yields the `Factor` of each chunk; keeps them, if they are small."""
-        self._where, self._kept = None, []
+    def _factors(self, theta, keep):
+        """Yields the `Factor` of each chunk."""
+        self._kept_at, self._kept = None, []
         is_small = 8 * self.outputs * (len(theta) + 1) <= _MOST_KEPT
         # Of a stream, no more than a batch is to be in memory.
-        is_kept = is_small and not self._objective.is_streamed
+        keep = keep and is_small and not self._objective.is_streamed
         with backend.wide():
             for piece in self._objective.pieces():
                 for factor in self._compiled.factors(theta, *piece):
-                    if is_kept:
+                    if keep:
                         self._kept.append(factor)
                     yield factor
-        if is_kept:
-            self._where = np.array(theta)
+        if keep:
+            self._kept_at = np.array(theta)
 
     def product(self, theta, vector):
         """The matrix times a vector."""
@@ -93,7 +98,7 @@ class HostGaussNewton:
         Where J is kept, of the latest point, the rest goes forward alone:
         that compiles in half of the time.
         """
-        if self._where is None or not np.array_equal(theta, self._where):
+        if self._kept_at is None or not np.array_equal(theta, self._kept_at):
             return self._total(self._compiled.bend, theta, vector)
         total, kept = np.zeros(len(theta)), iter(self._kept)
         with backend.wide():

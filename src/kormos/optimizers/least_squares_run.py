@@ -130,6 +130,7 @@ class LeastSquaresRun:
             settings.linear_solver,
             settings.preset is None,
             state.scale,
+            settings.acceleration,
         )
         self._accelerates = (
             settings.acceleration and self._models.solver != "cg"
@@ -318,11 +319,12 @@ class LeastSquaresRun:
         if self._problem.epsilon > FINE or self._models.solver == "cg":
             return
         # A step in fast directions is followed by one in slow ones: it is the
-        # step before that which must be longer.
+        # longer of the two before that must be longer.
         before = last = np.inf
         for _ in range(_MOST_POLISHING):
             step = self._here.model.damped(0.0)
-            if not self._here.model.has_full_rank or step.length > 0.9 * before:
+            contracts = step.length <= 0.9 * max(before, last)
+            if not (contracts and self._here.model.has_full_rank):
                 return
             if self._problem.spent() is not None:
                 return

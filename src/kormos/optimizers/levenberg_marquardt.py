@@ -61,7 +61,8 @@ class LevenbergMarquardt(NativeOptimizer):
             Defaults to 0, which is never.
         bounds: as `BatchOptimizer` takes them.
         acceleration: whether to add half the geodesic acceleration to a step.
-            It costs about two gradients a step. Conjugate gradients go without.
+            It costs about two gradients a step, and on a CPU keeps J up to a
+            size of 256 MB. Conjugate gradients go without.
         preset: `"matlab"` for `trainlm`'s rule instead of the trust radius: mu
             from 1e-3, times 10 and 0.1, to 1e10, without scale and
             acceleration. It is added to J'J of the errors of a mean squared

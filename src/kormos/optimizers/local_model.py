@@ -38,6 +38,7 @@ class LocalModels:
         solver: `"rows"`, `"dense"`, `"cg"`, or `"auto"` to choose by memory.
         is_scaled: whether parameters are scaled by the columns of J.
         scale: the scale so far, `(size,)`.
+        bends: whether `bend` will be asked for.
 
     Attributes:
         solver: the way that is taken.
@@ -45,10 +46,11 @@ class LocalModels:
         scale: the longest that each column of J has been (Moré 1978).
     """
 
-    def __init__(self, problem, solver, is_scaled, scale):
+    def __init__(self, problem, solver, is_scaled, scale, bends):
         self._problem = problem
         self._curvature = problem.gauss_newton()
         self._is_scaled = is_scaled
+        self._keeps = bends
         self.outputs = self._curvature.outputs
         self.scale = scale
         self.solver = self._chosen() if solver == "auto" else solver
@@ -58,13 +60,15 @@ class LocalModels:
         if self.solver == "cg":
             return self._by_products(theta)
         if self.solver == "rows":
-            own, grad, matrix = self._curvature.rows(theta)
+            own, grad, matrix = self._curvature.rows(theta, self._keeps)
             squares, make = (
                 np.einsum("mp,mp->p", matrix, matrix),
                 spectrum.of_rows,
             )
         else:
-            own, grad, matrix = self._curvature.normal_equations(theta)
+            own, grad, matrix = self._curvature.normal_equations(
+                theta, self._keeps
+            )
             squares, make = np.diagonal(matrix), spectrum.of_matrix
         if not (np.isfinite(grad).all() and np.isfinite(matrix).all()):
             return None
@@ -82,7 +86,10 @@ class LocalModels:
         return Linearized(own, grad, make(matrix, scale, grad))
 
     def bend(self, theta, step):
-        """J'H times the second derivative of the outputs along a step."""
+        """J'H times the second derivative of the outputs along a step.
+
+        Faster at the point of the latest `at`.
+        """
         self._problem.hessp_evals += 1
         return self._curvature.bend(theta, step)
 
