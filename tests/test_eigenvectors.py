@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from kormos.numerics import spectrum
 from kormos.numerics.eigenvectors import eigenvectors
 
 
@@ -41,3 +42,23 @@ def test_a_rank_that_is_low():
     np.testing.assert_allclose(
         basis.back(kept * found), matrix @ vector, atol=1e-12
     )
+
+
+@pytest.mark.parametrize("damping", [0.0, 1e-3])
+def test_fewer_rows_than_columns(damping):
+    """The step of R'R, of which R has dependent rows and a zero column."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(150, 500))
+    rows[100:] = rng.normal(size=(50, 100)) @ rows[:100]
+    rows[:, 7] = 0
+    residuals = rng.normal(size=150)
+    scale = np.linspace(1, 2, 500)
+    scale[3] = np.inf
+    model = spectrum.of_rows(rows, scale, rows.T @ residuals)
+    left, roots, right = np.linalg.svd(rows / scale, full_matrices=False)
+    parts = roots[:100] / (roots[:100] ** 2 + damping)
+    expected = -(parts * (left.T @ residuals)[:100]) @ right[:100] / scale
+    step = model.damped(damping)
+    size = np.linalg.norm(expected)
+    np.testing.assert_allclose(step.vector, expected, atol=1e-10 * size)
+    assert not model.has_full_rank

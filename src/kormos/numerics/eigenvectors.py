@@ -49,6 +49,29 @@ class Eigenvectors(NamedTuple):
         return np.concatenate([vector[:1], rest[:, 0]])
 
 
+class RowEigenvectors(NamedTuple):
+    """Those of R'R, from those of RR': R'QV / roots, for wide matrices R.
+
+    Attributes:
+        rows: R, of shape `(rows, size)`.
+        of_rows: the `Eigenvectors` of RR'.
+        roots: the square roots of its eigenvalues; infinite for those that
+            are zero, whose columns are zero.
+    """
+
+    rows: np.ndarray
+    of_rows: Eigenvectors
+    roots: np.ndarray
+
+    def along(self, vector):
+        """Their products with a vector."""
+        return self.of_rows.along(self.rows @ vector) / self.roots
+
+    def back(self, slopes):
+        """Their sum by these weights."""
+        return self.of_rows.back(slopes / self.roots) @ self.rows
+
+
 def eigenvectors(matrix):
     """Eigenvalues, ascending, and `Eigenvectors`.
 

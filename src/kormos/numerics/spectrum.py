@@ -9,9 +9,9 @@ product with V, whatever l is.
 from typing import NamedTuple
 
 import numpy as np
-import scipy.linalg
 
 from kormos.numerics.eigenvectors import Eigenvectors
+from kormos.numerics.eigenvectors import RowEigenvectors
 from kormos.numerics.eigenvectors import eigenvectors
 
 # Factors of so many entries go through their singular values, which keep twice
@@ -40,7 +40,8 @@ class Spectrum:
 
     Args:
         values: eigenvalues s, `(rank,)`, zero or more.
-        vectors: V, `(size, rank)`, orthonormal columns: `Eigenvectors`.
+        vectors: V, `(size, rank)`, orthonormal columns where s is not zero:
+            `Eigenvectors` or `RowEigenvectors`.
         scale: D, `(size,)`, positive; infinite for what is held fixed.
         grad: the gradient g, `(size,)`.
         rounding: part of the largest eigenvalue below which one is rounding.
@@ -152,11 +153,13 @@ def of_rows(rows, scale, grad):
         rounding = (max(count, size) * 2.0**-52) ** 2
         vectors = Eigenvectors(transposed.T)
         return Spectrum(roots**2, vectors, scale, grad, rounding, name)
-    values, vectors = scipy.linalg.eigh(scaled @ scaled.T, driver="evd")
+    values, of_rows = eigenvectors(scaled @ scaled.T)
     rounding = count * 2.0**-52
     kept = values > rounding * values.max(initial=0.0)
-    values = values[kept]
-    vectors = Eigenvectors(scaled.T @ vectors[:, kept] / np.sqrt(values))
+    values = np.where(kept, values, 0.0)
+    vectors = RowEigenvectors(
+        scaled, of_rows, np.where(kept, np.sqrt(values), np.inf)
+    )
     name = f"eigenvalues of JJ', {count} x {count}"
     return Spectrum(values, vectors, scale, grad, rounding, name)
 
