@@ -48,13 +48,14 @@ Times of tens of milliseconds vary by a fifth from run to run.
   problems.
 - **Short runs of small networks.** A fit has some milliseconds of set-up, and a
   memory of 100 pairs costs more an iteration than one of 10: optax and jaxopt
-  reach the first losses of the 11 x 11 grid sooner; so does TFP in float32.
+  reach the first losses of the 11 x 11 grid sooner, and jaxopt those of the
+  digits; so does TFP on the grid in float32.
 - **Smooth functions of a few parameters.** On the test functions SciPy's BFGS
   takes the fewest evaluations most often.
 - **PyTorch.** kormos runs eagerly there, and its logic costs more than that of
   `torch.optim.LBFGS` on small networks; it takes fewer evaluations.
-- **L-BFGS-B around a `tf.function` written by hand** takes less time an
-  evaluation than `"l-bfgs-b"` here.
+- **Convolutions.** SciPy's L-BFGS-B around a compiled gradient is as fast, and
+  faster on TensorFlow.
 - **Many outputs a row.** On the digits `"lm"` takes longer than `"lbfgs"` and
   reaches less.
 """
