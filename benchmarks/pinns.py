@@ -14,8 +14,8 @@ it agrees to 3e-12 (J. Comput. Phys. 378, 2019, reports 6.7e-4 after L-BFGS).
 
 `--long`, forty minutes, gives each method 105 seconds in float64, LM on 12,288
 points that are drawn anew each 20 iterations, and SSBroyden 10,000 iterations.
-`--smooth`, a quarter of an hour, is nu = 0.01 by LM, with a float32 model of
-four layers.
+`--smooth`, twenty minutes, is nu = 0.01 by LM, with a float32 model of four
+layers.
 """
 
 import one_thread  # noqa: F401

@@ -20,7 +20,8 @@ class HostGaussNewton:
     def __init__(self, compiled, objective):
         self._compiled = compiled
         self._objective = objective
-        self._kept_at, self._kept = None, []
+        # The latest point and its factors, or `None`.
+        self._kept = None
 
     @property
     def outputs(self):
@@ -75,7 +76,7 @@ class HostGaussNewton:
 
     def _factors(self, theta, keep):
         """Yields the `Factor` of each chunk."""
-        self._kept_at, self._kept = None, []
+        self._kept, factors = None, []
         is_small = 8 * self.outputs * (len(theta) + 1) <= _MOST_KEPT
         # Of a stream, no more than a batch is to be in memory.
         keep = keep and is_small and not self._objective.is_streamed
@@ -83,10 +84,10 @@ class HostGaussNewton:
             for piece in self._objective.pieces():
                 for factor in self._compiled.factors(theta, *piece):
                     if keep:
-                        self._kept.append(factor)
+                        factors.append(factor)
                     yield factor
         if keep:
-            self._kept_at = np.array(theta)
+            self._kept = np.array(theta), factors
 
     def product(self, theta, vector):
         """The matrix times a vector."""
@@ -98,9 +99,9 @@ class HostGaussNewton:
         Where J is kept, of the latest point, the rest goes forward alone:
         that compiles in half of the time.
         """
-        if self._kept_at is None or not np.array_equal(theta, self._kept_at):
+        if self._kept is None or not np.array_equal(theta, self._kept[0]):
             return self._total(self._compiled.bend, theta, vector)
-        total, kept = np.zeros(len(theta)), iter(self._kept)
+        total, kept = np.zeros(len(theta)), iter(self._kept[1])
         with backend.wide():
             for piece in self._objective.pieces():
                 for along in self._compiled.second(theta, vector, *piece):
