@@ -14,6 +14,8 @@ are taken with respect to that list.
   tensors of the right shapes whatever their values.
 - `scalar(tensor)`: a scalar tensor as solvers' logic takes it: a NumPy number
   on an eager backend.
+- `view(tensor)`: a NumPy array to read: the tensor's own memory where the CPU
+  has that.
 - `dot(a, b)`: the inner product of two vectors, such a scalar.
 - `set_row(matrix, index, row)`: the matrix, or array of more dimensions, with
   another row; it may be the same array, changed.
@@ -48,9 +50,11 @@ if keras.backend.backend() == "jax":
     from kormos.backend.jax import scalar as scalar
     from kormos.backend.jax import set_row as set_row
     from kormos.backend.jax import value_and_grad as value_and_grad
+    from kormos.backend.jax import view as view
     from kormos.backend.jax import vjp as vjp
     from kormos.backend.jax import wide as wide
 elif keras.backend.backend() == "tensorflow":
+    from kormos.backend.common import view as view
     from kormos.backend.tensorflow import chunk_numbers as chunk_numbers
     from kormos.backend.tensorflow import compile as compile
     from kormos.backend.tensorflow import compile_loop as compile_loop
@@ -69,6 +73,7 @@ elif keras.backend.backend() == "tensorflow":
     from kormos.backend.tensorflow import vjp as vjp
     from kormos.backend.tensorflow import wide as wide
 elif keras.backend.backend() == "torch":
+    from kormos.backend.common import view as view
     from kormos.backend.torch import chunk_numbers as chunk_numbers
     from kormos.backend.torch import compile as compile
     from kormos.backend.torch import compile_loop as compile_loop

@@ -4,6 +4,10 @@ import keras
 import numpy as np
 
 
+def view(tensor):
+    return keras.ops.convert_to_numpy(tensor)
+
+
 def as_tensor(leaf):
     """A NumPy array as a tensor of its dtype; anything else as it is."""
     if isinstance(leaf, np.ndarray):

@@ -66,7 +66,13 @@ def gram(a, b):
 def to_array(tensor):
     """A float64 NumPy array of a tensor."""
     # A copy: SciPy writes into arrays that it is given.
-    return np.array(ops.convert_to_numpy(tensor), dtype="float64")
+    return np.array(backend.view(tensor), dtype="float64")
+
+
+def number(tensor):
+    """The Python float of a scalar tensor."""
+    # JAX's own `float` takes longer than a small model's forward pass.
+    return float(backend.view(tensor))
 
 
 # What rounds more than this is narrower than float64.

@@ -7,6 +7,7 @@ from keras import ops
 from keras import tree
 
 from kormos import backend
+from kormos.numerics.vectors import number
 from kormos.numerics.vectors import rounding
 from kormos.numerics.vectors import to_array
 from kormos.objective.host_gauss_newton import HostGaussNewton
@@ -101,7 +102,7 @@ class FlatObjective:
         if is_host(theta):
             with backend.wide():
                 theta = self._checked(theta, "theta")
-                return float(self.total(self.program.value, theta))
+                return number(self.total(self.program.value, theta))
         return self.total(self.program.value, theta)
 
     def value_and_grad(self, theta):
@@ -110,7 +111,7 @@ class FlatObjective:
             with backend.wide():
                 theta = self._checked(theta, "theta")
                 loss, grad = self.total(self.program.value_and_grad, theta)
-                return float(loss), to_array(grad)
+                return number(loss), to_array(grad)
         return self.total(self.program.value_and_grad, theta)
 
     __call__ = value_and_grad
@@ -192,7 +193,7 @@ class FlatObjective:
 
 def _add(total, value):
     # In NumPy, which waits: else many pieces would be in memory at once.
-    return ops.convert_to_numpy(total) + ops.convert_to_numpy(value)
+    return backend.view(total) + backend.view(value)
 
 
 def is_host(vector):

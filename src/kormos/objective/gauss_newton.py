@@ -123,7 +123,7 @@ class GaussNewton:
         """
         known = theta, vector, frozen, scales
         for values in _each(self._second, chunks, *known):
-            yield ops.convert_to_numpy(values)
+            yield backend.view(values)
 
     def _with_roots(self, term, chunk, theta, frozen, scales):
         """A `Factor`; of curvatures that are matrices, what has yet no root.
@@ -356,7 +356,7 @@ def _each(compiled, chunks, *known):
 
 def _on_host(factor):
     """The `Factor` that `_with_roots` began."""
-    loss, grad, diagonal, roots, matrix = map(ops.convert_to_numpy, factor)
+    loss, grad, diagonal, roots, matrix = map(backend.view, factor)
     if roots.ndim > 2:
         roots = _block_roots(roots)
         matrix = roots @ matrix

@@ -3,6 +3,7 @@
 import numpy as np
 
 from kormos import backend
+from kormos.numerics.vectors import number
 from kormos.numerics.vectors import to_array
 
 # Factors of more bytes than this are not kept.
@@ -46,7 +47,7 @@ class HostGaussNewton:
         compiled = self._compiled.normal_equations
         with backend.wide():
             loss, grad, matrix = self._objective.total(compiled, theta)
-            return float(loss), to_array(grad), to_array(matrix)
+            return number(loss), to_array(grad), to_array(matrix)
 
     def _summed(self, theta, keep):
         """The normal equations by BLAS, which takes half as long as XLA."""

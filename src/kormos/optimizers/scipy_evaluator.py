@@ -139,11 +139,11 @@ class Evaluator:
         if start is None or not self._watches_noise:
             return
         noise = 2 * self._problem.epsilon * abs(start.loss)
-        predicted = abs(float(start.grad @ (made.theta - start.theta)))
-        if max(predicted, abs(made.loss - start.loss)) > noise:
-            self._noisy_trials = 0
-            return
-        self._noisy_trials += 1
+        told_apart = abs(made.loss - start.loss) > noise
+        if not told_apart:
+            predicted = start.grad @ (made.theta - start.theta)
+            told_apart = abs(predicted) > noise
+        self._noisy_trials = 0 if told_apart else self._noisy_trials + 1
         if self._noisy_trials == self._MOST_NOISY_TRIALS:
             raise Halt(stopping.NOISE_FLOOR)
 
