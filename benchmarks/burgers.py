@@ -127,11 +127,6 @@ class Trace(NamedTuple):
         pairs = zip(self.seconds, self.errors, strict=True)
         return next((s for s, e in pairs if e <= error), np.inf)
 
-    def until(self, seconds):
-        """The same, cut off after so many seconds."""
-        count = sum(s <= seconds for s in self.seconds)
-        return Trace(*(values[:count] for values in self))
-
     def error_at(self, iteration):
         pairs = zip(self.iterations, self.errors, strict=True)
         return next((e for i, e in pairs if i >= iteration), np.nan)
