@@ -2,7 +2,8 @@
 
     python benchmarks/run_all.py [--quick] [--only NAME ...]
 
-Records and prints go to `benchmarks/results`.
+Records and prints go to `benchmarks/results`; those of `--quick` to a folder
+of their own in it, for they are no records to keep.
 """
 
 import argparse
@@ -29,10 +30,10 @@ SUITES = (
     ("scaling", "scaling", "jax", ()),
     ("functions-jax", "quasi_newton", "jax", ("--functions",)),
     ("quasi-newton-tensorflow", "quasi_newton", "tensorflow", FEWER),
+    ("predecessor", "predecessor", "jax", ()),
     ("quasi-newton-torch", "quasi_newton", "torch", FEWER),
     ("style", "style", "tensorflow", ()),
     ("overhead", "overhead", "jax", ()),
-    ("predecessor", "predecessor", "jax", ()),
 )
 
 
@@ -47,14 +48,14 @@ def pinned(core):
     return pin
 
 
-def run(suite, core, quick):
+def run(suite, core, folder, quick):
     """Runs a benchmark; its exit code."""
     name, script, backend, arguments = suite
     command = [sys.executable, HERE / f"{script}.py", *arguments]
-    command += ["--out", RESULTS / f"{name}.json"]
+    command += ["--out", folder / f"{name}.json"]
     command += ["--quick"] * quick
     begin = time.perf_counter()
-    with open(RESULTS / f"{name}.log", "w") as log:
+    with open(folder / f"{name}.log", "w") as log:
         code = subprocess.run(
             command,
             env=os.environ | {"KERAS_BACKEND": backend},
@@ -72,7 +73,8 @@ def main():
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--only", nargs="+", help="names of benchmarks")
     args = parser.parse_args()
-    RESULTS.mkdir(exist_ok=True)
+    folder = RESULTS / "quick" if args.quick else RESULTS
+    folder.mkdir(parents=True, exist_ok=True)
     suites = [s for s in SUITES if args.only is None or s[0] in args.only]
     free = queue.SimpleQueue()
     for core in range(CORES):
@@ -81,7 +83,7 @@ def main():
     def run_on_a_free_core(suite):
         core = free.get()
         try:
-            return run(suite, core, args.quick)
+            return run(suite, core, folder, args.quick)
         finally:
             free.put(core)
 
@@ -89,7 +91,7 @@ def main():
         codes = list(pool.map(run_on_a_free_core, suites))
     failed = [s[0] for s, code in zip(suites, codes, strict=True) if code]
     if failed:
-        sys.exit(f"Failed: {', '.join(failed)}. See {RESULTS}/NAME.log.")
+        sys.exit(f"Failed: {', '.join(failed)}. See {folder}/NAME.log.")
 
 
 if __name__ == "__main__":
