@@ -61,10 +61,11 @@ format: $(VENV)/test
 	$(BIN)/ruff format .
 
 # Half an hour on two cores; then a page and plots of what was measured.
+RESULTS := benchmarks/results
 bench-quick: RESULTS := benchmarks/results/quick
-bench: RESULTS := benchmarks/results
+bench-quick: QUICK := --quick
 bench bench-quick: $(VENV)-bench/bench
-	$(VENV)-bench/bin/python benchmarks/run_all.py $(if $(filter %-quick,$@),--quick)
+	$(VENV)-bench/bin/python benchmarks/run_all.py $(QUICK)
 	$(VENV)-bench/bin/python benchmarks/report.py $(RESULTS) $(RESULTS)/performance
 
 # The site, in site/; `make gallery` runs the examples for its pages anew.

@@ -143,9 +143,13 @@ def long_comparison(record, seeds):
     for seed in range(seeds):
         weights, _ = start(problem, POINTS, seed, 2_500)
         for name, method in LONG_METHODS.items():
-            limits = {"max_iterations": 10**6, "max_seconds": LONG_SECONDS}
-            keep = 5 if name == "LM" else 50
-            run = problem.run(weights, method, keep, **limits)
+            run = problem.run(
+                weights,
+                method,
+                5 if name == "LM" else 50,
+                max_iterations=10**6,
+                max_seconds=LONG_SECONDS,
+            )
             traces[name].append(run)
             print(seed, name, *summary([run], LONG_MARK), flush=True)
         _, run = Adam(problem, POINTS).run(weights, seconds=LONG_SECONDS)

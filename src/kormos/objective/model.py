@@ -9,6 +9,7 @@ import keras
 from keras import ops
 
 from kormos import backend
+from kormos.numerics.vectors import number
 from kormos.numerics.vectors import rounding
 from kormos.objective import reading
 from kormos.objective.arithmetic import check_precision
@@ -234,7 +235,7 @@ class Objective(FlatObjective):
             total, values = 0.0, self.program.metric_values
             for piece in self.pieces():
                 loss, values = self.program.evaluate(theta, values, *piece)
-                total += float(loss)
+                total += number(loss)
             logs = {"loss": total}
             for name, value in self.program.metric_results(values).items():
                 value = ops.convert_to_numpy(value)
