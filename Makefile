@@ -94,16 +94,18 @@ $(VENV)/test: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet -e ".[test]"
 	@touch $@
 
-# Without its newer emitters XLA compiles in half the time, to slower code. One
-# that does not know the flag ends the process. `make test-compat` goes without.
-QUICK_XLA := --xla_cpu_use_fusion_emitters=false
+# Without its newer emitters and LLVM's passes XLA compiles in a quarter of the
+# time, to slower code. One that does not know a flag ends the process.
+# `make test-compat` goes without.
+QUICK_XLA := --xla_cpu_use_fusion_emitters=false \
+	--xla_backend_optimization_level=0
 TRIAL := "from numpy import ones; from kormos import backend; \
 	backend.compile(lambda x: x + x)(ones(2))"
 
 $(VENV)/xla-flags: $(VENV)/test
 	@: > $@
 	for backend in jax tensorflow; do \
-	    KERAS_BACKEND=$$backend XLA_FLAGS=$(QUICK_XLA) \
+	    KERAS_BACKEND=$$backend XLA_FLAGS="$(QUICK_XLA)" \
 	    $(BIN)/python -c $(TRIAL) || exit 0; \
 	done 2> /dev/null && echo $(QUICK_XLA) > $@
 

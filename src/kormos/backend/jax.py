@@ -48,7 +48,7 @@ def dot(a, b):
 
 
 def set_row(matrix, index, row):
-    return matrix.at[index].set(row)
+    return jax.lax.dynamic_update_index_in_dim(matrix, row, index, 0)
 
 
 def wide():

@@ -197,7 +197,7 @@ def _arrive(
         state.iterations - first,
         stack([to_float(cell, like=loss) for cell in row]),
     )
-    return _kept(limits, state, arrived, is_start)._replace(rows=rows)
+    return arrived._replace(rows=rows)
 
 
 def _first_trial(gain, slope, one):
@@ -208,28 +208,6 @@ def _first_trial(gain, slope, one):
     length = gain * -2.02 / slope
     length = where(length > 0, smaller(length, one), one)
     return larger(length, one * _SHORTEST)
-
-
-def _kept(limits, state, arrived, is_start):
-    """The state of an earlier run to the bit, if its loss is the same.
-
-    Another loss, of other data say, goes on with the curvature alone.
-    """
-    change = norm(arrived.grad - state.grad)
-    same = both(
-        is_start,
-        state.iterations > 0,
-        abs(arrived.loss - state.loss)
-        <= 100 * limits.noise * abs(arrived.loss),
-        change <= 1e-3 * norm(arrived.grad),
-    )
-    names = ("loss", "grad", "direction", "search")
-    return arrived._replace(
-        **{
-            name: where(same, getattr(state, name), getattr(arrived, name))
-            for name in names
-        }
-    )
 
 
 def _judge(limits, state, arrived, is_start):

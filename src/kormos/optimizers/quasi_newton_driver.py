@@ -105,7 +105,7 @@ class QuasiNewton(NativeOptimizer):
 
     def _run(self, problem, theta, report):
         method = self.method(problem.size)
-        state = states.init(method, theta, problem.stride)
+        state, earlier = states.init(method, theta, problem.stride), None
         if problem.resume and self.solver_state is not None:
             earlier = self.solver_state.restored(
                 method.key, state, theta, problem.rounding
@@ -124,8 +124,11 @@ class QuasiNewton(NativeOptimizer):
                 self.solver_state = None
                 packed = advance(packed, *limits, *arguments_at(state))
                 state = unpack(on_host(packed), frame)
-                self.solver_state = SolverState(method.key, state)
                 is_start, status = spent == 0, int(state.status)
+                if is_start and earlier is not None:
+                    state = _as_it_was(state, earlier, problem.epsilon)
+                    packed = pack(state)
+                self.solver_state = SolverState(method.key, state)
                 pace.note(int(state.evaluations) - spent)
                 if problem.on_evaluation is not None:
                     problem.on_evaluation(float(state.latest))
@@ -221,6 +224,24 @@ class QuasiNewton(NativeOptimizer):
             outcome.status = stopping.NOISE_FLOOR
         if status == states.DECREASE and self.ftol < problem.epsilon:
             outcome.status = stopping.NOISE_FLOOR
+
+
+def _as_it_was(state, earlier, noise):
+    """The state of an earlier run to the bit, if its loss is the same.
+
+    Another loss, of other data say, goes on with the curvature alone.
+    """
+    grad, change = to_array(state.grad), abs(state.loss - earlier.loss)
+    moved = np.linalg.norm(grad - earlier.grad)
+    is_same = (
+        earlier.iterations > 0
+        and change <= 100 * noise * abs(state.loss)
+        and moved <= 1e-3 * np.linalg.norm(grad)
+    )
+    if not is_same:
+        return state
+    names = "loss", "grad", "direction", "search"
+    return state._replace(**{name: getattr(earlier, name) for name in names})
 
 
 def _as_given(theta, loss, grad):
