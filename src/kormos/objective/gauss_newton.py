@@ -16,7 +16,7 @@ from keras import tree
 
 from kormos import backend
 from kormos.numerics.vectors import gram
-from kormos.numerics.vectors import rounding
+from kormos.objective.along import AlongLine
 from kormos.objective.program import leading_size
 from kormos.objective.program import scalar_zero
 from kormos.objective.program import sum_over_chunks
@@ -25,9 +25,6 @@ from kormos.objective.program import take
 # What stands for a weight of zero: nothing beside others, and it has a root by
 # which to divide.
 _NO_WEIGHT = 2.0**-800
-
-# The longest part of a step at which second derivatives are differences.
-_LONGEST = 0.1
 
 
 class Factor(NamedTuple):
@@ -75,6 +72,7 @@ class GaussNewton:
     def __init__(self, packing, terms, compile):
         self.terms = terms
         self._packing = packing
+        self._derivative = AlongLine()
         self.normal_equations = compile(self._normal_equations)
         # The matrix times a vector.
         self.product = compile(functools.partial(self._pulled_back, 1))
@@ -84,7 +82,6 @@ class GaussNewton:
             [_by_chunk(compile, functools.partial(fn, term)) for term in terms]
             for fn in (self._with_roots, self._second_along)
         )
-        self._is_exact = True
 
     def _normal_equations(self, theta, frozen, scales, chunks):
         """Loss, gradient and matrix, whose upper triangle alone is right."""
@@ -153,7 +150,7 @@ class GaussNewton:
             return term.outputs(parts, frozen, term.rows(chunk))
 
         parts, tangents = map(self._packing.unpack, (theta, vector))
-        _, second = self._along(2, outputs, parts, tangents)
+        _, second = self._derivative(2, outputs, parts, tangents)
         return ops.cast(second, theta.dtype)
 
     def _pulled_back(self, order, theta, vector, frozen, scales, chunks):
@@ -165,7 +162,7 @@ class GaussNewton:
             def outputs(parts):
                 return term.outputs(parts, frozen, term.rows(chunk))
 
-            values, along = self._along(order, outputs, parts, tangents)
+            values, along = self._derivative(order, outputs, parts, tangents)
             fn = _loss(term, frozen, scales, chunk)
             (weighted,) = backend.hvp(fn)([values], [along])
             products = backend.vjp(outputs)(parts, weighted)
@@ -269,55 +266,9 @@ class GaussNewton:
             diagonal,
         )
 
-    def _along(self, order, outputs, parts, tangents):
-        """The outputs, and a derivative of them along a line."""
-        if self._is_exact:
-            try:
-                return _derivative_along(order, outputs, parts, tangents)
-            except Exception:
-                # A layer has no forward mode on this backend.
-                self._is_exact = False
-        h = _difference(order, parts, tangents)
-
-        def at(distance):
-            return outputs(
-                [p + distance * t for p, t in zip(parts, tangents, strict=True)]
-            )
-
-        behind, values, ahead = at(-h), outputs(parts), at(h)
-        if order == 1:
-            return values, (ahead - behind) / (2 * h)
-        return values, (ahead - 2 * values + behind) / h**2
-
 
 def _loss(term, frozen, scales, chunk):
     return lambda values: term.loss(values[0], frozen, scales, chunk)
-
-
-def _derivative_along(order, outputs, parts, tangents):
-    if order == 1:
-        return backend.jvp(outputs)(parts, tangents)
-
-    def slope(parts):
-        return backend.jvp(outputs)(parts, tangents)
-
-    (values, _), (_, second) = backend.jvp(slope)(parts, tangents)
-    return values, second
-
-
-def _difference(order, parts, tangents):
-    """The part of a step that balances rounding with what it leaves out."""
-    epsilon = max(rounding(p.dtype) for p in parts)
-    length, reach = (
-        sum(ops.sum(ops.square(a)) for a in arrays) ** 0.5
-        for arrays in (tangents, parts)
-    )
-    reach = ops.where(reach > 0, reach, ops.ones_like(reach))
-    length = ops.where(length > 0, length, ops.ones_like(length))
-    if order == 1:
-        return epsilon ** (1 / 3) * reach / length
-    h = epsilon ** (1 / 4) * reach / length
-    return ops.where(h < _LONGEST, h, ops.full_like(h, _LONGEST))
 
 
 def _gradient(slope, blocks):
