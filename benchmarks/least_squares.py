@@ -2,13 +2,14 @@
 
 `"lm"` and its peers start from the same weights and run in turn, on one thread
 and in float64 unless a title says otherwise; the tables give medians over the
-seeds. Milliseconds are those of an iteration without compiling; compiling is
-what the first run took besides, until its first iteration ended. Iterations of
-ours, and of SciPy, are accepted steps; those of optimistix and jaxopt count
-rejected ones too; a training step of tf-levenberg-marquardt (in a process of
-its own) and of torch-levenberg-marquardt tries up to ten. Those of which an
-iteration takes long make fewer, and have a dash. SciPy, optimistix and jaxopt
-need KERAS_BACKEND=jax.
+seeds. Milliseconds are those of an iteration without compiling, the spread by
+what part of their median they differ; compiling is what the first run took
+besides, until its first iteration ended. Iterations of ours, and of SciPy, are
+accepted steps; those of optimistix and jaxopt count rejected ones too; a
+training step of tf-levenberg-marquardt (in a process of its own) and of
+torch-levenberg-marquardt tries up to ten. Those of which an iteration takes
+long make fewer, and have a dash. SciPy, optimistix and jaxopt need
+KERAS_BACKEND=jax.
 
     KERAS_BACKEND=jax python benchmarks/least_squares.py --problem nist sinc
 
@@ -142,8 +143,10 @@ class Comparison:
             row = np.median(runs, axis=0)
             # Later runs find what the first one compiled.
             row[-1] = max(run[-1] for run in runs)
+            row = np.insert(row, -1, recording.spread([r[-2] for r in runs]))
             rows.append([name, *map(float, row)])
-        columns = ["method", *names, "ms an iteration", "compiling, s"]
+        columns = ["method", *names, "ms an iteration", "spread"]
+        columns.append("compiling, s")
         record.table(title, columns, rows, note)
 
 

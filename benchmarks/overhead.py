@@ -3,8 +3,9 @@
 For two networks: milliseconds of a bare compiled call of the loss and its
 gradient (with XLA on TensorFlow), and of an evaluation of
 `fit(..., verbose=0)`, History included, by SciPy's L-BFGS-B and by `"lbfgs"`
-with 1 and with 50 iterations to an epoch. All run alternately in one process
-on one thread; the table gives medians over the rounds, and the loss reached.
+with 1 and with 50 iterations to an epoch. All run alternately in one process on
+one thread; the table gives medians over the rounds, by what part of the median
+they differ, and the loss reached.
 """
 
 import one_thread  # noqa: F401
@@ -105,8 +106,7 @@ def measure(widths, rows, evaluations, rounds):
             spent = time.perf_counter() - begin
             seconds[name].append(spent / result.evaluations)
             loss[name] = result.loss
-    medians = {k: statistics.median(v) for k, v in seconds.items()}
-    return statistics.median(bare), medians, loss
+    return statistics.median(bare), seconds, loss
 
 
 def main():
@@ -117,13 +117,14 @@ def main():
     record = recording.Record("overhead", __doc__, args)
     rows = []
     for name, (widths, count, evaluations) in NETS.items():
-        bare, medians, loss = measure(
+        bare, times, loss = measure(
             widths, count, evaluations, args.rounds or (2 if args.quick else 7)
         )
-        for solver, seconds in medians.items():
-            cells = bare * 1e3, seconds * 1e3, seconds / bare, loss[solver]
-            rows.append([name, solver, *cells])
-    columns = ["bare call, ms", "evaluation, ms", "ratio", "loss"]
+        for solver, found in times.items():
+            seconds = statistics.median(found)
+            cells = bare * 1e3, seconds * 1e3, recording.spread(found)
+            rows.append([name, solver, *cells, seconds / bare, loss[solver]])
+    columns = ["bare call, ms", "evaluation, ms", "spread", "ratio", "loss"]
     record.table(
         f"On {keras.backend.backend()}", ["network", "solver", *columns], rows
     )

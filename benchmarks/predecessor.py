@@ -3,8 +3,9 @@
 Networks 2-20-20-1 on 1,000 rows and 2-64-64-1 on 10,000, tanh, mean squared
 error of x1^2 + x2^2, in float32, from the same weights, by L-BFGS-B with ten
 pairs; of ours `"lbfgs"` too. Each library runs in a process of its own on one
-thread, fits in turn, and the table gives medians over the rounds after a fit
-of each to warm up. The predecessor gets all rows in one batch.
+thread, fits in turn, and the table gives medians over the rounds after a fit of
+each to warm up, and by what part of the median those of a fit differ. The
+predecessor gets all rows in one batch.
 
 Milliseconds of an evaluation are the seconds of a fit, without tolerances,
 divided by the evaluations of the loss and its gradient in it; those of a bare
@@ -266,7 +267,7 @@ def predecessor():
 
 
 def measure(python, widths, rows, evaluations, rounds):
-    """Dict from a solver's name to medians of its findings."""
+    """Dict from a solver's name to what it found in each round."""
     runs = {}
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "problem.npz"
@@ -284,12 +285,12 @@ def measure(python, widths, rows, evaluations, rounds):
                     runs.setdefault(name, []).append(found)
         for child in children:
             child.close()
+    return runs
+
+
+def medians(found):
     return {
-        name: {
-            key: statistics.median(run[key] for run in found)
-            for key in found[0]
-        }
-        for name, found in runs.items()
+        key: statistics.median(run[key] for run in found) for key in found[0]
     }
 
 
@@ -301,16 +302,18 @@ def main():
     record = recording.Record("predecessor", __doc__, args)
     rows = []
     for name, size in list(NETS.items())[: 1 if args.quick else None]:
-        medians = measure(python, *size, 2 if args.quick else 3)
-        slow = medians[PREDECESSOR]["ms"]
-        rows += [
-            [name, solver, m["ms"], m["bare"], m["reach"], slow / m["ms"]]
-            for solver, m in medians.items()
-        ]
+        runs = measure(python, *size, 2 if args.quick else 3)
+        slow = medians(runs[PREDECESSOR])["ms"]
+        for solver, found in runs.items():
+            m = medians(found)
+            spread = recording.spread([run["ms"] for run in found])
+            cells = m["ms"], spread, m["bare"], m["reach"], slow / m["ms"]
+            rows.append([name, solver, *cells])
     columns = [
         "network",
         "library, solver",
         "evaluation in a fit, ms",
+        "spread",
         "bare call, ms",
         f"seconds to loss {TARGET:.0e}",
         "ratio",

@@ -8,10 +8,12 @@ from the start down to the lowest loss that any of the methods found.
 
 Evaluations are counted around the loss, at every trial of a line search, in
 runs of their own. Seconds are medians over the starts, and over fifteen runs
-that alternate (fewer where those took 0.6 s), after a run that compiled: whole
-calls of `kormos.fit` against compiled loops of optax, jaxopt, optimistix and
-TensorFlow Probability that end at the target by themselves, PyTorch's optimizer
-on the model's own parameters, and SciPy's on the gradient that kormos compiled.
+that alternate (fewer where those took 0.6 s), after a run that compiled; the
+spread is what the longest took more than the shortest, over the median. They
+are of whole calls of `kormos.fit` against compiled loops of optax, jaxopt,
+optimistix and TensorFlow Probability that end at the target by themselves,
+PyTorch's optimizer on the model's own parameters, and SciPy's on the gradient
+that kormos compiled.
 """
 
 import one_thread  # noqa: F401
@@ -141,7 +143,7 @@ def timed(problem, method, theta, most, target):
 
 
 def seconds_until(problem, methods, counts, theta, target):
-    """Dict from a name to the median seconds to the target."""
+    """Dict from a name to the seconds of runs to the target."""
     able = [name for name in methods if counts[name] < math.inf]
     found = {name: [] for name in able}
     for _ in range(REPEATS):
@@ -152,7 +154,7 @@ def seconds_until(problem, methods, counts, theta, target):
                     problem, methods[name], theta, problem.most, target
                 )
                 found[name].append(seconds)
-    return {name: statistics.median(times) for name, times in found.items()}
+    return found
 
 
 class Study:
@@ -165,7 +167,7 @@ class Study:
 
     def __init__(self, record, seeds):
         self._record, self._seeds = record, seeds
-        self.evaluations, self.seconds = {}, {}
+        self.evaluations, self.seconds, self._spreads = {}, {}, {}
 
     def solve(self, problem, is_timed=True):
         """Runs all methods from all starts, and tabulates the problem."""
@@ -193,8 +195,12 @@ class Study:
                 key = problem.name, seed, i
                 self.evaluations[key] = counts
                 if is_timed:
-                    self.seconds[key] = seconds_until(
+                    found = seconds_until(
                         problem, methods, counts, theta, target
+                    )
+                    self.seconds[key], self._spreads[key] = (
+                        {name: of(times) for name, times in found.items()}
+                        for of in (statistics.median, recording.spread)
                     )
         if is_timed:
             self._tabulate(problem, methods, compiled, len(seeds))
@@ -209,12 +215,18 @@ class Study:
                     keys = [(problem.name, seed, i) for seed in range(seeds)]
                     found = [outcomes[key].get(name, math.inf) for key in keys]
                     row.append(statistics.median(found))
-            rows.append([*row, compiled[name]])
+            spreads = [
+                self._spreads[problem.name, seed, i].get(name, math.nan)
+                for seed in range(seeds)
+                for i in range(count)
+            ]
+            rows.append([*row, float(np.nanmedian(spreads)), compiled[name]])
         goals = [f"{target:g}" for target in problem.targets]
         columns = [
             "method",
             *(f"evaluations to {goal}" for goal in goals),
             *(f"seconds to {goal}" for goal in goals),
+            "spread",
             "seconds of the first call",
         ]
         kind = " of the way left" if problem.is_relative else ""

@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import platform
+import statistics
 
 PACKAGES = (
     "kormos",
@@ -122,6 +123,13 @@ def markdown(table):
     if table["note"]:
         lines += ["", table["note"]]
     return "\n".join(lines)
+
+
+def spread(values):
+    """By what part of their median values differ; of one value, NaN."""
+    if len(values) < 2:
+        return float("nan")
+    return (max(values) - min(values)) / statistics.median(values)
 
 
 def _cell(value):

@@ -12,11 +12,11 @@ without bounds alone.
 
 Evaluations are counted inside the loss in a run that is not timed: those of
 line searches too, and the one by which kormos finds out what a loss reads. The
-timed runs alternate in one process on one thread; seconds are medians. A peer
-compiles in a first call, once. `kormos.minimize` compiles whenever it is
-called: its iterations are timed by its history from the first (of `"lbfgs"`,
-the first 50, which are one compiled call) to the last, in proportion, and
-compiling is what else the call takes.
+timed runs alternate in one process on one thread; seconds are medians, their
+spread a part of it. A peer compiles in a first call, once. `kormos.minimize`
+compiles whenever it is called: its iterations are timed by its history from the
+first (of `"lbfgs"`, the first 50, which are one compiled call) to the last, in
+proportion, and compiling is what else the call takes.
 
     KERAS_BACKEND=tensorflow python benchmarks/style.py
 
@@ -271,6 +271,7 @@ def row(style, name, losses, runs):
         int(iterations[-1]),
         len(losses),
         statistics.median(seconds),
+        recording.spread(seconds),
         statistics.median(compiling),
         float(style(ops.convert_to_tensor(image))),
         "yes" if low >= 0 and high <= 1 else f"no, {low:.2f} to {high:.2f}",
@@ -293,10 +294,10 @@ def main():
         row(style, name, losses[name], [runs[name] for runs in rounds])
         for name in rivals
     ]
-    head = "method, iterations, evaluations, seconds, compiling s, final loss"
+    head = "method, iterations, evaluations, seconds, spread, compiling s"
     record.table(
         f"{iterations} iterations on {keras.backend.backend()}",
-        [*head.split(", "), "pixels in [0, 1]"],
+        [*head.split(", "), "final loss", "pixels in [0, 1]"],
         rows,
     )
     series = {
