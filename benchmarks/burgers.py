@@ -17,7 +17,10 @@ CANDIDATES = 50_000
 
 
 class Method(NamedTuple):
-    """A method; after how many iterations points are drawn anew; how many."""
+    """A method; after how many iterations points are drawn anew; how many.
+
+    `every` is zero for points that are not.
+    """
 
     optimizer: str
     every: int
@@ -41,6 +44,9 @@ def exact(nu, t, x):
 class Burgers:
     """The equation, its network and what a run of it finds."""
 
+    # Of the network.
+    inputs = 3
+
     def __init__(self, dtype, nu=VISCOSITY, widths=(20, 20, 20)):
         self.nu, self.dtype = nu, dtype
         layers = [
@@ -50,7 +56,9 @@ class Burgers:
             for width in widths
         ]
         last = keras.layers.Dense(1, kernel_initializer="glorot_normal")
-        self.net = keras.Sequential([keras.Input((3,)), *layers, last])
+        self.net = keras.Sequential(
+            [keras.Input((self.inputs,)), *layers, last]
+        )
         t, x = np.linspace(0, 0.99, 100), np.linspace(-1, 1, 256)
         grid = np.meshgrid(t, x, indexing="ij")
         self._grid = np.stack(grid, axis=-1).reshape(-1, 2).astype(dtype)
@@ -83,6 +91,13 @@ class Burgers:
         difference = found - self._exact
         return np.linalg.norm(difference) / np.linalg.norm(self._exact)
 
+    def misfits(self, points):
+        """What is to be zero on the points that `data` gives."""
+        return self.residuals(points)
+
+    def data(self, count):
+        return sampler(count, np.random.default_rng(0))
+
     def run(self, weights, method, keep=1, **limits):
         """Fits from these weights: a `Trace`."""
         self.net.set_weights(weights)
@@ -92,14 +107,18 @@ class Burgers:
             if iteration % keep == 0:
                 kept[iteration] = self.net.get_weights()
 
-        resample = kormos.callbacks.Resample(sampler, method.every, CANDIDATES)
+        callbacks = [note]
+        if method.every:
+            callbacks.append(
+                kormos.callbacks.Resample(sampler, method.every, CANDIDATES)
+            )
         result = kormos.least_squares(
-            self.residuals,
+            self.misfits,
             self.net.trainable_variables,
             method.optimizer,
-            data=sampler(method.points, np.random.default_rng(0)),
+            data=self.data(method.points),
             batch_size=1_024,
-            callbacks=[note, resample],
+            callbacks=callbacks,
             **limits,
         )
         history = result.history
@@ -195,9 +214,13 @@ class Adam:
         return points[chosen]
 
 
+def fresh(problem, seed):
+    """Weights that the initializers draw."""
+    keras.utils.set_random_seed(seed)
+    return keras.models.clone_model(problem.net).get_weights()
+
+
 def start(problem, points, seed, steps):
     """Where Adam leads from a random start, and how long it takes."""
-    keras.utils.set_random_seed(seed)
-    model = keras.models.clone_model(problem.net)
-    adam = Adam(problem, points)
-    return adam.run(model.get_weights(), steps, keep=steps)
+    weights = fresh(problem, seed)
+    return Adam(problem, points).run(weights, steps, keep=steps)

@@ -24,6 +24,7 @@ ORDER = (
     "pinns",
     "pinns-long",
     "pinns-smooth",
+    "raissi",
     "style",
     "scaling",
     "predecessor",
@@ -32,10 +33,11 @@ ORDER = (
 STYLES = ("-", "--", "-.", ":")
 HEAD = """# Performance
 
-Every figure on this page is what the scripts of `make bench` (and, in eighty
-minutes, `benchmarks/pinns.py` with `--long` and `--smooth`) printed on the
-machine named below, each in a process of its own on one core and one thread,
-two at a time. Times of tens of milliseconds vary by a fifth from run to run.
+Every figure on this page is what the scripts of `make bench` (and, in another
+hour and a half, `benchmarks/raissi.py` and `benchmarks/pinns.py` with `--long`
+and `--smooth`) printed on the machine named below, each in a process of its own
+on one core and one thread, two at a time. Times of tens of milliseconds vary by
+a fifth from run to run.
 
 ## Where others are ahead
 
