@@ -86,7 +86,7 @@ def main():
     args = recording.parser(__doc__).parse_args()
     warnings.simplefilter("ignore")
     record = recording.Record("raissi", __doc__, args)
-    seconds, seeds = (10, 1) if args.quick else (SECONDS, 3)
+    seconds, seeds = (45, 1) if args.quick else (SECONDS, 3)
     rows = []
     with kormos.precision("float32"):
         for layers, theirs in THEIRS.items():
