@@ -36,9 +36,9 @@ HEAD = """# Performance
 Every figure on this page is what the scripts of `make bench` (and, in another
 hour and a half, `benchmarks/raissi.py` and `benchmarks/pinns.py` with `--long`
 and `--smooth`) printed on the machine named below, each in a process of its own
-on one core and one thread, two at a time, with a malloc that
-[keeps its memory](faq.md#why-do-iterations-vary-in-time).
-Times of tens of milliseconds vary by a fifth from run to run.
+on one core and one thread, two at a time; those of `make bench` with a malloc
+that [keeps its memory](faq.md#why-do-iterations-vary-in-time). Times of tens of
+milliseconds vary by a fifth from run to run.
 
 ## Where others are ahead
 
