@@ -60,7 +60,7 @@ format: $(VENV)/test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Half an hour on two cores; then a page and plots of what was measured.
+# Twenty minutes on two cores; then a page and plots of what was measured.
 RESULTS := benchmarks/results
 bench-quick: RESULTS := benchmarks/results/quick
 bench-quick: QUICK := --quick

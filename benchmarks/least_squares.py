@@ -145,8 +145,8 @@ class Comparison:
             row[-1] = max(run[-1] for run in runs)
             row = np.insert(row, -1, recording.spread([r[-2] for r in runs]))
             rows.append([name, *map(float, row)])
-        columns = ["method", *names, "ms an iteration", "spread"]
-        columns.append("compiling, s")
+        last = "ms an iteration", "spread", "compiling, s"
+        columns = ["method", *names, *last]
         record.table(title, columns, rows, note)
 
 

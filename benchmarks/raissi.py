@@ -82,6 +82,20 @@ def by_lm(problem, weights, seconds):
     return run._replace(seconds=[spent + s for s in run.seconds])
 
 
+def summary(runs, theirs):
+    """Of runs from several starts, with the error to reach."""
+    errors = [run.errors[-1] for run in runs]
+    iterations = [run.iterations[-1] for run in runs]
+    reached = [run.seconds_to(theirs) for run in runs]
+    return [
+        theirs,
+        float(np.median(errors)),
+        max(errors),
+        round(np.median(iterations)),
+        float(np.median(reached)),
+    ]
+
+
 def main():
     args = recording.parser(__doc__).parse_args()
     warnings.simplefilter("ignore")
@@ -98,20 +112,7 @@ def main():
                 "lm": [by_lm(problem, w, seconds) for w in starts],
             }
             for name, runs in found.items():
-                errors = [run.errors[-1] for run in runs]
-                reached = [run.seconds_to(theirs) for run in runs]
-                iterations = [run.iterations[-1] for run in runs]
-                rows.append(
-                    [
-                        f"{layers} layers",
-                        name,
-                        theirs,
-                        float(np.median(errors)),
-                        max(errors),
-                        round(np.median(iterations)),
-                        float(np.median(reached)),
-                    ]
-                )
+                rows.append([f"{layers} layers", name, *summary(runs, theirs)])
                 print(rows[-1], flush=True)
     columns = [
         "network",

@@ -17,7 +17,6 @@ W = random.uniform(0, 2, ROWS)
 
 def assert_equals_evaluate(model, x, y=None, evaluated=None, **weights):
     """Compares chunks of 3, 3 and 1 rows with one batch of `evaluate`."""
-    objective = kormos.Objective(model, x, y, batch_size=3, **weights)
     reported = model.evaluate(
         x,
         y,
@@ -26,11 +25,14 @@ def assert_equals_evaluate(model, x, y=None, evaluated=None, **weights):
         return_dict=True,
         **(weights if evaluated is None else evaluated),
     )
-    np.testing.assert_allclose(
-        objective.value(objective.initial_position()),
-        reported["loss"],
-        rtol=1e-12,
-    )
+    assert_value(model, reported["loss"], x, y, **weights)
+
+
+def assert_value(model, expected, x, y=None, **weights):
+    """Compares chunks of 3, 3 and 1 rows with the loss of all."""
+    objective = kormos.Objective(model, x, y, batch_size=3, **weights)
+    value = objective.value(objective.initial_position())
+    np.testing.assert_allclose(value, expected, rtol=1e-12)
 
 
 def one(loss, units=1, loss_weights=None, **kwargs):

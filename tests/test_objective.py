@@ -12,6 +12,7 @@ from compiled_models import W
 from compiled_models import X
 from compiled_models import Y
 from compiled_models import assert_equals_evaluate
+from compiled_models import assert_value
 from compiled_models import two
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -142,24 +143,18 @@ def penalty(model):
     return added, hidden @ last + bias
 
 
-def assert_equals(model, expected, *data, **weights):
-    objective = kormos.Objective(model, *data, batch_size=3, **weights)
-    value = objective.value(objective.initial_position())
-    np.testing.assert_allclose(value, expected, rtol=1e-12)
-
-
 @pytest.mark.parametrize("weight", [None, W], ids=["", "weighted"])
 def test_regularizers_and_added_losses(weight):
     model = penalized("mse")
     added, outputs = penalty(model)
     squares = (outputs - Y)[:, 0] ** 2 * (1 if weight is None else weight)
     expected = squares.mean() + added
-    assert_equals(model, expected, X, Y, sample_weight=weight)
+    assert_value(model, expected, X, Y, sample_weight=weight)
 
 
 def test_added_losses_alone():
     model = penalized(None)
-    assert_equals(model, penalty(model)[0], X)
+    assert_value(model, penalty(model)[0], X)
 
 
 class CallsSuper(keras.Model):
