@@ -150,7 +150,7 @@ def describe(
         message=sentence(
             outcome, iterations, evaluations, is_wide, float64_from
         ),
-        success=outcome.status == stopping.CONVERGED,
+        success=outcome.status in stopping.SUCCESSES,
         loss=float(outcome.loss),
         kept_loss=float(kept),
         initial_loss=float(np.nan if initial_loss is None else initial_loss),

@@ -12,8 +12,11 @@ Differs from it in:
    approximate Wolfe conditions decide (W. W. Hager and H. Zhang, SIAM J.
    Optim. 16(1), 2005, equation 4.1): they compare slopes, which are exact for
    longer;
-3. a search that runs out of trials succeeds at a point of sufficient decrease;
-4. a search whose slope promises less than the rounding of the loss has failed.
+3. a search that runs out of trials, or whose interval is all rounding, succeeds
+   at a point of sufficient decrease;
+4. a search whose slope promises less than the rounding of the loss has failed;
+5. a direction of unknown length is probed first: the change of the slope over
+   a very short step shows how far away the minimizer along the line is.
 """
 
 from typing import Any
@@ -59,6 +62,10 @@ class Search(NamedTuple):
         width, previous_width: lengths of the interval.
         longest: the longest step allowed.
         trials: the number of trials so far.
+        fallback: the step after a probe that does not show the curvature, or
+            zero where the next trial is no probe.
+        promise: the decrease of the loss that the slope and the curvature
+            along the line promise.
     """
 
     start: Point
@@ -73,21 +80,28 @@ class Search(NamedTuple):
     previous_width: Any
     longest: Any
     trials: Any
+    fallback: Any
+    promise: Any
 
 
-def begin(loss, slope, step):
+def begin(loss, slope, step, probe=None):
     """A search that tries `step` first.
 
     Args:
         loss: scalar, the loss at step 0.
         slope: scalar, the directional derivative there, negative.
         step: scalar, the first trial.
+        probe: scalar, a very short step that is tried before `step` to
+            measure the curvature; zero or `None` for a direction that already
+            has the right length.
     """
     zero = constant(0, like=loss)
     start = Point(zero, loss, slope)
+    probe = zero if probe is None else probe
+    is_probe = probe > 0
     return Search(
         start=start,
-        step=step,
+        step=where(is_probe, probe, step),
         best=start,
         other=start,
         bracketed=constant(False, like=zero > 0),
@@ -98,6 +112,8 @@ def begin(loss, slope, step):
         previous_width=zero + 2 * LONGEST,
         longest=zero + LONGEST,
         trials=zero,
+        fallback=where(is_probe, step, zero),
+        promise=slope * step / -2,
     )
 
 
@@ -127,17 +143,46 @@ def verdict(search, loss, slope, noise):
         slope >= CURVATURE * slope0,
         slope <= (2 * APPROXIMATE_DECREASE - 1) * slope0,
     )
+    is_probe = search.fallback > 0
     last = search.trials + 1 >= MOST_TRIALS
     longest = search.step >= search.longest
     enough = both(either(last, longest), decreased, change < 0)
     good = both(is_finite(loss, slope), either(wolfe, approximate, enough))
     # Shorter steps would change nothing that can be seen.
     lost = either(last, -predicted <= 0.1 * noise * size)
-    return where(good, ACCEPTED, where(lost, FAILED, SEARCHING))
+    ended = where(good, ACCEPTED, where(lost, FAILED, SEARCHING))
+    return where(both(is_probe, ~last), SEARCHING, ended)
 
 
-def advance(search, loss, slope):
-    """The search after a trial that did not end it, the next one chosen."""
+def advance(search, loss, slope, noise):
+    """The search after a trial that did not end it, the next one chosen.
+
+    Args:
+        search: a `Search`.
+        loss: scalar, the loss of the trial.
+        slope: scalar, its directional derivative.
+        noise: scalar, the rounding of the loss over its size.
+    """
+    moved = _narrowed(search, loss, slope)
+    return where(search.fallback > 0, _probed(search, slope, noise), moved)
+
+
+def _probed(search, slope, noise):
+    """The search after its probe: the secant of the two slopes is tried."""
+    start = search.start.slope
+    # By so much of itself the slope falls over the length of the probe.
+    fall = 1 - slope / start
+    is_shown = both(is_finite(slope), fall > noise ** (2 / 3))
+    step = where(is_shown, search.step / fall, search.fallback)
+    found = begin(search.start.loss, start, step)
+    # Where even the probe is not finite, a much shorter one is tried.
+    shorter = search._replace(step=search.step * 1e-3)
+    chosen = where(is_finite(slope), found, shorter)
+    return chosen._replace(trials=search.trials + 1)
+
+
+def _narrowed(search, loss, slope):
+    """The search after a trial that is no probe."""
     finite = is_finite(loss, slope)
     trial = Point(
         search.step,
@@ -151,7 +196,7 @@ def advance(search, loss, slope):
         longest=search.best.step + 0.5 * distance,
     )
     chosen = where(finite, _move(search, trial), retreat)
-    trials = search.trials + 1
+    trials = chosen.trials + 1
     # The last trial is the best one again, if there is any.
     best = chosen.best.step
     again = both(trials + 1 >= MOST_TRIALS, best > 0)
@@ -196,8 +241,11 @@ def _move(search, trial):
     step = smaller(step, search.longest)
     # An interval that is all rounding holds nothing better than its best.
     spent = either(step <= low, step >= high, high - low <= 1e-14 * high)
+    spent = both(bracketed, spent)
+    most = constant(MOST_TRIALS - 2, like=search.trials)
     return search._replace(
-        step=where(both(bracketed, spent), best.step, step),
+        trials=where(spent, larger(most, search.trials), search.trials),
+        step=where(spent, best.step, step),
         best=best,
         other=other,
         bracketed=bracketed,

@@ -12,36 +12,31 @@ TARGET_REACHED = "target reached"
 STOPPED_BY_CALLBACK = "stopped by callback"
 INTERRUPTED = "interrupted"
 LINE_SEARCH_FAILED = "line search failed"
+STALLED = "stalled"
+UNBOUNDED = "unbounded"
 INFEASIBLE = "infeasible"
 NON_FINITE = "non-finite"
 
+# What the user can do, where that follows from the status alone.
 ADVICE = {
-    CONVERGED: "",
-    NOISE_FLOOR: ("The loss no longer changes by more than its rounding."),
     ITERATION_LIMIT: (
         "Give more `epochs` (`max_iterations` in `kormos.minimize`) to go on."
     ),
     EVALUATION_LIMIT: "Raise the limit on evaluations to go on.",
     TIME_LIMIT: "Give more `max_seconds` to go on.",
-    TARGET_REACHED: "",
-    STOPPED_BY_CALLBACK: "",
-    INTERRUPTED: "",
-    LINE_SEARCH_FAILED: (
-        "Scale inputs, targets or parameters to similar sizes, check the "
-        "gradient of custom code, or try another method."
-    ),
-    INFEASIBLE: "Check that some point satisfies all constraints and bounds.",
-    NON_FINITE: (
-        "The loss or its gradient is NaN or infinite; start from other "
-        "weights, or bound or rescale the parameters."
-    ),
 }
 
-# The user asked for these endings: no warning is due.
-QUIET = (CONVERGED, TARGET_REACHED, STOPPED_BY_CALLBACK, INTERRUPTED)
+# Ends at an optimum: by a tolerance, or by the rounding of the loss.
+SUCCESSES = (CONVERGED, NOISE_FLOOR)
+
+# No warning is due: they are right, or the user asked for them.
+QUIET = (*SUCCESSES, TARGET_REACHED, STOPPED_BY_CALLBACK, INTERRUPTED)
+
+# The user's own limits: of these too, unless they are defaults.
+LIMITS = (ITERATION_LIMIT, EVALUATION_LIMIT, TIME_LIMIT)
 
 # At these a wider dtype may go further.
-WIDENING = (CONVERGED, NOISE_FLOOR, LINE_SEARCH_FAILED)
+WIDENING = (CONVERGED, NOISE_FLOOR, LINE_SEARCH_FAILED, STALLED)
 
 # After these no later run of the same fit follows.
 FINAL = (
@@ -71,6 +66,7 @@ class Outcome:
             be above the lowest, by less than its rounding.
         kept_loss: the loss at the point as the variables round it; `None` if
             that is the same.
+        findings: sentences of what was checked at the end, with figures.
     """
 
     status: str | None
@@ -83,6 +79,7 @@ class Outcome:
     raw: Any = None
     is_polished: bool = False
     kept_loss: float | None = None
+    findings: str = ""
 
 
 @dataclasses.dataclass
@@ -93,9 +90,10 @@ class Result:
         status: `"converged"`, `"noise floor"`, `"iteration limit"`,
             `"evaluation limit"`, `"time limit"`, `"target reached"`,
             `"stopped by callback"`, `"interrupted"`, `"line search failed"`,
-            `"infeasible"` or `"non-finite"`.
+            `"stalled"`, `"unbounded"`, `"infeasible"` or `"non-finite"`.
         message: a sentence that says so, with figures and advice.
-        success: whether the status is `"converged"`.
+        success: whether the end is an optimum: `"converged"`, by a tolerance,
+            or `"noise floor"`, by the rounding of the loss.
         loss: the loss at the final iterate, whose weights remain, unless a
             callback sets others.
         kept_loss: the loss of the weights that remain: with
@@ -159,9 +157,12 @@ def sentence(
         text += f": {outcome.test} of {outcome.threshold:.3g} was met"
     if outcome.detail:
         text += f" ({outcome.detail})"
-    sentences = [f"{text}.", ADVICE[outcome.status]]
+    advice = ADVICE.get(outcome.status, "")
+    sentences = [f"{text}.", outcome.findings.strip(), advice]
     if outcome.status == NOISE_FLOOR and not is_wide:
-        sentences.append("With `precision='float64'` it goes further.")
+        sentences.append(
+            "`precision='float64'` evaluates it with less rounding."
+        )
     if float64_from is not None:
         sentences.append(f"In float64 from iteration {float64_from}.")
     if outcome.kept_loss is not None:

@@ -11,8 +11,8 @@ equations 10 to 23. All are members of
 
 Differs from them in:
 
-1. the first H is the identity over |g|, so that the loss times a constant
-   takes the same steps;
+1. the first H is the identity times the length of the first step over |g|, so
+   that the loss times a constant takes the same steps;
 2. Hy is a difference of Hg, so that H is read twice an iteration;
 3. a memory that lost y'Hy > 0 starts again;
 4. self-scaled methods first try the step that gains as much as the one before.
@@ -33,6 +33,7 @@ from kormos.numerics.scalars import smaller
 from kormos.numerics.scalars import where
 from kormos.numerics.vectors import dot
 from kormos.numerics.vectors import matvec
+from kormos.numerics.vectors import norm
 from kormos.numerics.vectors import outer
 from kormos.optimizers.quasi_newton_driver import QuasiNewton
 
@@ -122,9 +123,16 @@ class Dense:
 
     def _changed(self, curvature, product, pair, grad):
         """The change that a pair makes, and the direction after it."""
-        step, pulled = pair.step, product + pair.direction
-        sy, spread = dot(step, pair.change), dot(pair.change, pulled)
-        tau, phi = self._factors(pair.energy / sy, spread / sy, grad.shape[0])
+        step, change = pair.step, pair.change
+        sy = dot(step, change)
+        # The first H has no scale yet: it takes that of the first pair.
+        ratio = norm(step) / norm(pair.direction)
+        ratio = where(pair.is_first, ratio, ratio * 0 + 1)
+        product = product * ratio
+        pulled = product + pair.direction * ratio
+        spread = dot(change, pulled)
+        energy = pair.energy / ratio
+        tau, phi = self._factors(energy / sy, spread / sy, grad.shape[0])
         v = (step / sy - pulled / spread) * abs(spread) ** 0.5
         factors = (-1 / (spread * tau), phi / tau, 1 / sy)
         vectors = (pulled, v, step)
@@ -133,7 +141,7 @@ class Dense:
             product = product + vector * (factor * dot(vector, grad))
         curvature = curvature._replace(
             is_due=constant(True, like=curvature.is_due),
-            kept=1 / tau,
+            kept=ratio / tau,
             factors=factors,
             vectors=vectors,
         )

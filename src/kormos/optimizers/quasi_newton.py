@@ -5,10 +5,11 @@ Nocedal and Wright, "Numerical Optimization", 2nd edition, algorithms 6.1 and
 
 1. a step of the compiled loop is one evaluation: the start, or a trial of the
    line search, so that the model is traced once;
-2. every test is relative, to the start, to the point or to the rounding of the
-   loss: a loss times a constant takes the same steps;
-3. a failed search clears the memory and goes on along the gradient from the
-   same point, which is the best so far, before it gives up.
+2. a loss times a constant, or parameters in other units, take the same steps:
+   the first step along the gradient follows from a probe of the curvature, and
+   every test compares with the present loss and its rounding;
+3. a failed search ends the loop. Whether it is the end of the run is not
+   decided here: the driver tries again from a cleared memory.
 """
 
 from kormos import backend
@@ -28,13 +29,11 @@ from kormos.numerics.vectors import dot
 from kormos.numerics.vectors import largest
 from kormos.numerics.vectors import norm
 from kormos.optimizers.quasi_newton_state import DECREASE
-from kormos.optimizers.quasi_newton_state import FLOOR
 from kormos.optimizers.quasi_newton_state import GRADIENT
 from kormos.optimizers.quasi_newton_state import LINE_SEARCH
 from kormos.optimizers.quasi_newton_state import NOISE
 from kormos.optimizers.quasi_newton_state import NON_FINITE
 from kormos.optimizers.quasi_newton_state import RUNNING
-from kormos.optimizers.quasi_newton_state import SETTLED
 from kormos.optimizers.quasi_newton_state import STARTING
 from kormos.optimizers.quasi_newton_state import STEP
 from kormos.optimizers.quasi_newton_state import TARGET
@@ -86,7 +85,8 @@ def advance(method, value_and_grad, limits, state):
         loss, grad = value_and_grad(trial)
         loss = backend.scalar(loss)
         slope = dot(grad, state.direction)
-        verdict = line_search.verdict(state.search, loss, slope, limits.noise)
+        noise = limits.noise
+        verdict = line_search.verdict(state.search, loss, slope, noise)
         accepted = both(verdict == line_search.ACCEPTED, ~is_start)
         step, change = trial - state.theta, grad - state.grad
         good = both(accepted, _is_curved(step, change))
@@ -111,9 +111,14 @@ def advance(method, value_and_grad, limits, state):
             lambda: cond(
                 verdict == line_search.SEARCHING,
                 lambda: small._replace(
-                    search=line_search.advance(small.search, loss, slope)
+                    search=line_search.advance(
+                        small.search, loss, slope, noise
+                    )
                 ),
-                lambda: _recover(method, limits, small),
+                lambda: small._replace(
+                    status=constant(LINE_SEARCH, like=small.status),
+                    value=small.search.promise,
+                ),
             ),
         )
         store, curvature = method.settle(store, small.curvature)
@@ -140,15 +145,11 @@ def _arrive(
     """Takes the start, or a step: curvature, direction, tests."""
     step, change = theta - state.theta, grad - state.grad
     size, one = norm(grad), constant(1, like=loss)
-    safe_size = where(size > 0, size, one)
-    is_new = both(is_start, state.iterations == 0)
-    moved = norm(step)
-    # A few short steps do not make what is tried after a reset short.
-    length = where(is_start, state.length, larger(moved, state.length / 2))
-    length = where(is_new, one, length)
+    is_anew = both(is_start, state.is_anew > 0)
     # s'Bs without B: the direction is -H times the gradient.
     energy = -state.search.step * dot(step, state.grad)
-    pair = Pair(good, step, change, energy, state.direction)
+    is_first = both(state.pairs == 0, ~is_start)
+    pair = Pair(good, step, change, energy, state.direction, is_first)
     curvature, direction = method.update(store, state.curvature, pair, grad)
     slope = dot(grad, direction)
     # A direction is not downhill, beyond rounding, or not finite.
@@ -158,8 +159,8 @@ def _arrive(
         state.search.longest < line_search.LONGEST, state.search.step < 0.1
     )
     lost = either(lost, both(blocked, ~is_start))
-    begins = either(is_new, lost)
-    steepest = length / safe_size
+    begins = either(is_anew, lost)
+    steepest, probe = _along_gradient(theta, loss, grad, size, limits.noise)
     curvature = cond(
         begins, lambda: method.clear(curvature, steepest), lambda: curvature
     )
@@ -176,28 +177,44 @@ def _arrive(
         loss=loss,
         grad=grad,
         direction=direction,
-        search=line_search.begin(loss, slope, first_trial),
+        search=line_search.begin(
+            loss, slope, first_trial, where(begins, probe, probe * 0)
+        ),
         curvature=curvature,
-        first_loss=where(
-            is_start, larger(state.first_loss, abs(loss)), state.first_loss
-        ),
-        first_grad=where(
-            is_start, larger(state.first_grad, largest(grad)), state.first_grad
-        ),
-        length=length,
-        failed=none,
+        is_anew=none,
         resets=resets,
         pairs=where(begins, none, state.pairs + where(good, none + 1, none)),
         iterations=state.iterations + where(is_start, none, none + 1),
     )
     arrived = _judge(limits, state, arrived, is_start)
-    row = (loss, size, moved, state.evaluations, resets)
+    row = (loss, size, norm(step), state.evaluations, resets)
     rows = backend.set_row(
         state.rows,
         state.iterations - first,
         stack([to_float(cell, like=loss) for cell in row]),
     )
     return arrived._replace(rows=rows)
+
+
+def _along_gradient(theta, loss, grad, size, noise):
+    """By how much to multiply the gradient, and how far to probe.
+
+    Two lengths have the units of the parameters. Over the first the loss
+    would fall to zero if its slope stayed the same. The second is the size of
+    the parameters that the gradient moves. The probe is short beside both.
+
+    Returns:
+        The factor that makes the gradient as long as the first, and the
+        probe as a part of that step; scalars.
+    """
+    one = constant(1, like=loss)
+    safe_size = where(size > 0, size, one)
+    unit = grad / safe_size
+    reach = dot(unit * unit, abs(theta))
+    far = abs(loss) / safe_size
+    far = where(far > 0, far, where(reach > 0, reach, one))
+    share = where(reach > 0, smaller(reach / far, one), one)
+    return far / safe_size, share * noise ** (1 / 3)
 
 
 def _first_trial(gain, slope, one):
@@ -211,9 +228,9 @@ def _first_trial(gain, slope, one):
 
 
 def _judge(limits, state, arrived, is_start):
-    """Whether the run ends where it has arrived, and why."""
+    """Whether the run may have ended where it has arrived, and why."""
     loss, one = arrived.loss, constant(1, like=arrived.loss)
-    promised = -arrived.search.start.slope / 2
+    promised = arrived.search.promise
     scale = where(is_start, abs(loss), larger(abs(state.loss), abs(loss)))
     safe = where(scale > 0, scale, one)
     decrease = state.loss - loss
@@ -224,28 +241,21 @@ def _judge(limits, state, arrived, is_start):
     stalled = where(is_stalled, state.stalled + 1, state.stalled * 0)
     lowest = where(is_start, loss, smaller(state.lowest, loss))
     gradient = largest(arrived.grad)
-    first_grad = where(arrived.first_grad > 0, arrived.first_grad, one)
     # What a cleared memory promises means nothing.
     few = min(arrived.theta.shape[0], _PAIRS_AFTER_RESET)
     trusted = both(
         arrived.pairs > 0, either(arrived.resets == 0, arrived.pairs >= few)
     )
-    converged = both(
-        trusted,
-        gradient <= limits.gtol * arrived.first_grad,
-        promised <= limits.gtol**2 * larger(scale, arrived.first_loss),
-    )
+    converged = both(trusted, promised <= limits.gtol**2 * abs(loss))
     converged = either(converged, gradient <= 0)
     noisy = both(trusted, ~is_start, promised <= limits.noise * scale, small)
-    settled = both(noisy, gradient <= limits.noise**0.25 * arrived.first_grad)
     step = norm(arrived.theta - state.theta)
     reach = norm(arrived.theta) + step
     moved = step / where(reach > 0, reach, one)
     tests = (
         (~is_finite(loss, gradient), NON_FINITE, loss),
         (loss <= limits.target, TARGET, loss),
-        (converged, GRADIENT, gradient / first_grad),
-        (settled, SETTLED, promised / safe),
+        (converged, GRADIENT, promised / safe),
         (noisy, NOISE, promised / safe),
         (stalled >= _STALLED, DECREASE, gain / safe),
         (both(~is_start, moved <= limits.xtol), STEP, moved),
@@ -255,35 +265,6 @@ def _judge(limits, state, arrived, is_start):
     )
     return arrived._replace(
         stalled=stalled, lowest=lowest, status=status, value=value
-    )
-
-
-def _recover(method, limits, state):
-    """After a failed search: once more along the gradient, or the end."""
-    size = norm(state.grad)
-    loss_size = abs(state.loss)
-    again = both(state.failed < 1, size > 0)
-    # What the step that was tried first would have gained.
-    promised = -state.search.start.slope
-    noisy = promised <= limits.noise**0.25 * loss_size
-    scale = 0.1 * state.length / where(size > 0, size, size + 1)
-    safe = where(loss_size > 0, loss_size, size + 1)
-    status, value = _first_of(
-        constant(LINE_SEARCH, like=state.status),
-        promised,
-        ((again, RUNNING, promised), (noisy, FLOOR, promised / safe)),
-    )
-    return state._replace(
-        direction=-state.grad * scale,
-        search=line_search.begin(
-            state.loss, -(size**2) * scale, constant(1, like=size)
-        ),
-        curvature=method.clear(state.curvature, scale),
-        failed=state.failed + 1,
-        resets=state.resets + 1,
-        pairs=state.pairs * 0,
-        status=status,
-        value=value,
     )
 
 

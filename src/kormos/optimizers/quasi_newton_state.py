@@ -15,13 +15,11 @@ from kormos.numerics.line_search import Search
     GRADIENT,
     DECREASE,
     STEP,
-    SETTLED,
     NOISE,
-    FLOOR,
     TARGET,
     LINE_SEARCH,
     NON_FINITE,
-) = range(11)
+) = range(9)
 
 # Columns of `State.rows`.
 ROW = ("loss", "grad", "step", "evaluations", "resets")
@@ -31,7 +29,8 @@ class Limits(NamedTuple):
     """What ends a run, or a call; scalars.
 
     Attributes:
-        gtol: the largest gradient entry over its value at the start.
+        gtol: the square root of the decrease that the curvature promises
+            over the size of the loss.
         ftol: the decrease of the lowest loss over the size of the loss.
         xtol: the length of a step over that of the parameters.
         noise: the rounding of the loss over its size.
@@ -58,6 +57,8 @@ class Pair(NamedTuple):
         change: y, of the gradient along the step, likewise.
         energy: s'Bs, with B the inverse of H, scalar.
         direction: -Hg before the step, of shape `(size,)`.
+        is_first: whether it is the first since the memory was cleared, so
+            that the step was along the gradient.
     """
 
     good: Any
@@ -65,6 +66,7 @@ class Pair(NamedTuple):
     change: Any
     energy: Any
     direction: Any
+    is_first: Any
 
 
 class State(NamedTuple):
@@ -78,12 +80,9 @@ class State(NamedTuple):
         search: the line search.
         store: what the method knows of the curvature, in large arrays.
         curvature: the rest of it, a tuple.
-        first_loss: the size of the loss at the start, scalar.
-        first_grad: the largest entry of the gradient there, scalar.
-        length: the length of recent steps, scalar.
         lowest: the lowest loss so far, scalar.
         stalled: iterations since then, int32.
-        failed: failed searches since the last accepted step, int32.
+        is_anew: whether the memory is to be cleared at the start, int32.
         resets: how often the memory was cleared, int32.
         pairs: good pairs since then, int32.
         iterations: accepted steps, int32.
@@ -101,12 +100,9 @@ class State(NamedTuple):
     search: Search
     store: Any
     curvature: Any
-    first_loss: Any
-    first_grad: Any
-    length: Any
     lowest: Any
     stalled: Any
-    failed: Any
+    is_anew: Any
     resets: Any
     pairs: Any
     iterations: Any
@@ -145,12 +141,9 @@ def init(method, theta, rows):
         search=line_search.begin(zero, zero, zero),
         store=store,
         curvature=curvature,
-        first_loss=zero,
-        first_grad=zero,
-        length=zero,
         lowest=zero,
         stalled=none,
-        failed=none,
+        is_anew=np.int32(1),
         resets=none,
         pairs=none,
         iterations=none,

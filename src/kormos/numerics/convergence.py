@@ -1,0 +1,215 @@
+"""Whether a point is a minimum of the loss, as far as evaluations can show.
+
+All methods end by these tests. They look at the point alone, never at where a
+run began: what a model of the loss promises there, the rounding with which the
+loss is evaluated there, and whether a run that begins there gains anything.
+
+The rounding is measured from a table of differences of the loss at points that
+are a few roundings of the parameters apart: J. J. Moré and S. M. Wild,
+"Estimating computational noise", SIAM J. Sci. Comput. 33(3), 2011, section 2.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from kormos.numerics import stopping
+
+# A run from a claimed end must lower the loss by less than this part of it.
+LEAST_GAIN = 1e-10
+# Or by less than this part of the rounding that the dtype explains.
+_GAIN_OF_ROUNDING = 0.1
+# So many evaluations a run gets to show that a claim does not hold.
+TRIAL_EVALUATIONS = 10
+
+# A model that promises no more than so many roundings promises nothing.
+ROUNDINGS = 10.0
+# The part of a promise that must come true for a slope to be called right.
+_AGREES = 0.5
+
+# What the spacing of float64 explains, whatever the evaluation's own dtype is.
+_FINEST = 2.0**-52
+
+# Points of the table of differences, and their distance in roundings.
+_POINTS = 5
+_SPACING = 16.0
+
+Value = Callable[[np.ndarray], float]
+
+
+class Verdict(NamedTuple):
+    """What the tests say of a point.
+
+    Attributes:
+        status: one of `stopping`'s statuses.
+        test: the name of the test that decided.
+        value: the quantity that was compared, over the size of the loss.
+        threshold: what it was compared with.
+        findings: sentences of what was found, with figures; may be empty.
+    """
+
+    status: str
+    test: str | None
+    value: float | None
+    threshold: float | None
+    findings: str = ""
+
+
+PROMISE = "relative decrease that the model of the loss promises"
+
+
+def measured_noise(
+    value: Value, theta: np.ndarray, loss: float, spacing: float
+) -> float:
+    """The rounding with which a loss is evaluated near a point.
+
+    Args:
+        value: the loss as a function of a float64 array `(size,)`.
+        theta: the point.
+        loss: the loss there.
+        spacing: the spacing of numbers near one in the dtype of the
+            variables.
+
+    Returns:
+        One standard deviation of the loss's rounding, not below what float64
+        explains for a single number of its size; four evaluations.
+    """
+    steps = _SPACING * spacing * _signs(theta.size) * _sizes(theta)
+    losses = [loss, *(value(theta + i * steps) for i in range(1, _POINTS))]
+    least = _FINEST / 4 * abs(loss)
+    if not np.isfinite(losses).all():
+        return least
+    differences, estimates = np.array(losses), []
+    for order in range(1, _POINTS):
+        differences = np.diff(differences)
+        square = np.mean(differences**2)
+        factor = math.factorial(order) ** 2 / math.factorial(2 * order)
+        estimates.append(math.sqrt(factor * square))
+    # Low orders still hold the smooth part of the loss.
+    return max(float(min(estimates[1:])), least)
+
+
+def _signs(size: int) -> np.ndarray:
+    return np.random.default_rng(0).choice([-1.0, 1.0], size=size)
+
+
+def _sizes(theta: np.ndarray) -> np.ndarray:
+    """What a relative change of each parameter is relative to."""
+    sizes = np.abs(theta)
+    return sizes if sizes.any() else np.ones_like(theta)
+
+
+def is_gain(
+    before: float,
+    after: float,
+    epsilon: float,
+    tolerance: float = 0.0,
+    noise: float = 0.0,
+) -> bool:
+    """Whether a loss fell by more than what a claim leaves open.
+
+    Args:
+        before: the loss at the claimed point.
+        after: the loss that was reached from there.
+        epsilon: the spacing of numbers near one in the evaluation's dtype.
+        tolerance: the user's own tolerance on a relative decrease.
+        noise: the loss's rounding, if it was measured.
+    """
+    part = max(LEAST_GAIN, _GAIN_OF_ROUNDING * epsilon, tolerance)
+    size = max(abs(before), abs(after))
+    return before - after > max(part * size, 2 * noise)
+
+
+def is_promising(promise: float, loss: float, tolerance: float) -> bool:
+    """Whether a model promises more than the tolerance, or than rounding.
+
+    Where it does not, a loss in float64 has converged and nothing else needs
+    to be known.
+
+    Args:
+        promise: the decrease that a model of the loss promises.
+        loss: the loss.
+        tolerance: the part of the loss that is small enough.
+    """
+    return not promise <= max(tolerance, _FINEST) * abs(loss)
+
+
+def judge(
+    promise: float,
+    loss: float,
+    tolerance: float,
+    noise: float | None,
+    failure: str = stopping.STALLED,
+) -> Verdict:
+    """What a point is from which a run gained nothing.
+
+    Args:
+        promise: the decrease that a model of the loss promises there.
+        loss: the loss there.
+        tolerance: the part of the loss that is small enough a promise.
+        noise: the measured rounding of the loss, or `None` if it was not.
+        failure: the status where the promise is more than rounding.
+    """
+    size = abs(loss) or 1.0
+    share = promise / size
+    allowed = max(tolerance, _FINEST)
+    if not is_promising(promise, loss, tolerance):
+        return Verdict(stopping.CONVERGED, PROMISE, share, allowed)
+    if noise is not None and promise <= ROUNDINGS * noise:
+        threshold = ROUNDINGS * noise / size
+        text = f"The measured rounding of the loss is {noise / size:.1e} of it."
+        return Verdict(stopping.NOISE_FLOOR, PROMISE, share, threshold, text)
+    if promise <= LEAST_GAIN * abs(loss):
+        return Verdict(stopping.CONVERGED, PROMISE, share, LEAST_GAIN)
+    return Verdict(failure, None, None, None, _unkept(share))
+
+
+def _unkept(share: float) -> str:
+    return (
+        f"A model of the loss promises to lower it by {share:.2g} of itself, "
+        "and no step did."
+    )
+
+
+def compare_slope(
+    value: Value,
+    theta: np.ndarray,
+    grad: np.ndarray,
+    loss: float,
+    noise: float,
+    length: float,
+) -> str:
+    """Says whether differences of the loss agree with its gradient.
+
+    Args:
+        value: the loss as a function of a float64 array `(size,)`.
+        theta: the point.
+        grad: the gradient there.
+        loss: the loss there.
+        noise: the measured rounding of the loss.
+        length: the longest step along the gradient to look at.
+
+    Returns:
+        A sentence with both figures, or an empty string where rounding hides
+        the comparison; two evaluations.
+    """
+    size = float(np.linalg.norm(grad))
+    if not (size > 0 and length > 0):
+        return ""
+    # Long enough to be seen, and as short as that allows.
+    step = min(length, 100 * noise / size)
+    ahead = value(theta - step / size * grad)
+    behind = value(theta + step / size * grad)
+    expected, found = -2 * step * size, ahead - behind
+    if not math.isfinite(found) or abs(expected) <= 20 * noise:
+        return ""
+    if abs(found - expected) <= _AGREES * abs(expected) + 4 * noise:
+        return "The gradient agrees with differences of the loss."
+    return (
+        "The gradient and differences of the loss disagree: over a step along "
+        f"the gradient the loss changes by {found:.3g}, and the gradient says "
+        f"{expected:.3g}. The loss has a kink there, or its derivative is "
+        "another function's."
+    )

@@ -1,0 +1,144 @@
+"""Calls of the compiled loop of the quasi-Newton methods, and its state."""
+
+import functools
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from kormos import backend
+from kormos.backend.common import as_tensor
+from kormos.numerics.vectors import to_array
+from kormos.optimizers import quasi_newton
+from kormos.optimizers import quasi_newton_state as states
+from kormos.optimizers.packed import on_host
+from kormos.optimizers.packed import pack
+from kormos.optimizers.packed import skeleton
+from kormos.optimizers.packed import unpack
+
+# A memory of more bytes than this is not copied before it is cleared.
+_MOST_COPIED = 2**28
+
+
+class CompiledLoop:
+    """The state of a run, and the compiled function that advances it.
+
+    Args:
+        method: the method of curvature.
+        problem: the `Problem`.
+        state: the `State` to begin from, of NumPy arrays.
+
+    Attributes:
+        state: the present `State`, its scalars NumPy's.
+    """
+
+    def __init__(self, method, problem, state):
+        self._method = method
+        self._problem = problem
+        self._frame = skeleton(state)
+        self._packed = pack(state)
+        self.state = state
+        self._compile(problem.is_streamed)
+
+    def advance(self, tolerances, evaluations: int, iterations: int) -> None:
+        """Goes on until the run may have ended, or a count is reached.
+
+        Args:
+            tolerances: the first five of `quasi_newton_state.Limits`.
+            evaluations: the count of evaluations that ends the call.
+            iterations: likewise of iterations.
+        """
+        counts = np.array([evaluations, iterations], "int32")
+        arguments = self._arguments_at(self.state)
+        packed = self._advance(
+            self._packed, np.array(tolerances), counts, *arguments
+        )
+        self._set(unpack(on_host(packed), self._frame), packed)
+
+    def replace(self, **fields: Any) -> None:
+        """Replaces fields of the state."""
+        self._set(self.state._replace(**fields))
+
+    def begin_anew(self, theta: np.ndarray | None = None) -> None:
+        """Makes a point the start of a run that knows nothing yet.
+
+        Args:
+            theta: the point; the present one if it is `None`.
+        """
+        state = self.state
+        self.replace(
+            theta=state.theta if theta is None else theta,
+            status=np.int32(states.STARTING),
+            is_anew=np.int32(1),
+            resets=np.int32(state.resets + 1),
+            pairs=np.int32(0),
+            stalled=np.int32(0),
+        )
+
+    def value(self, theta: np.ndarray) -> float:
+        """The loss at another point, which becomes the state's."""
+        self.replace(
+            theta=theta,
+            status=np.int32(states.STARTING),
+            is_anew=np.int32(1),
+        )
+        tolerances = (0.0, 0.0, 0.0, 2.0**-52, -np.inf)
+        state = self.state
+        self.advance(
+            tolerances, int(state.evaluations) + 1, int(state.iterations)
+        )
+        return float(self.state.loss)
+
+    def copy(self):
+        """A copy of the state, or `None` if it is large."""
+        arrays = self._packed.arrays
+        if sum(8 * np.prod(a.shape) for a in arrays) > _MOST_COPIED:
+            return None
+        copies = [ops.copy(as_tensor(a)) for a in arrays]
+        return unpack(self._packed._replace(arrays=copies), self._frame)
+
+    def _set(self, state, packed=None):
+        self.state = state
+        self._packed = pack(state) if packed is None else packed
+
+    def _compile(self, is_stepped):
+        """Compiles the loop, once for an objective and a method.
+
+        Args:
+            is_stepped: whether the loop stops where an evaluation is due, and
+                is given it.
+        """
+        problem, method, frame = self._problem, self._method, self._frame
+        if is_stepped:
+            value_and_grad = _as_given
+            self._arguments_at = functools.partial(_evaluated, problem)
+        else:
+            value_and_grad, arguments = problem.traceable()
+            self._arguments_at = lambda state: arguments
+
+        def advance(packed, tolerances, counts, *args):
+            state = quasi_newton.advance(
+                method,
+                lambda theta: value_and_grad(theta, *args),
+                states.Limits(
+                    *(tolerances[i] for i in range(5)), counts[0], counts[1]
+                ),
+                unpack(packed, frame),
+            )
+            return pack(state)
+
+        key = method.key, is_stepped
+        self._advance = problem.compiled_loop(key, advance)
+
+
+def _as_given(theta, loss, grad):
+    """An evaluation of `theta` that was made before."""
+    del theta
+    return loss, grad
+
+
+def _evaluated(problem, state):
+    """The loss and gradient that a state waits for, as tensors."""
+    trial = quasi_newton.trial_of(state, state.status == states.STARTING)
+    loss, grad = problem.evaluate(to_array(trial))
+    return as_tensor(np.array(loss)), as_tensor(grad)
