@@ -21,8 +21,9 @@ from kormos.numerics import stopping
 LEAST_GAIN = 1e-10
 # Or by less than this part of the rounding that the dtype explains.
 _GAIN_OF_ROUNDING = 0.1
-# So many evaluations a run gets to show that a claim does not hold.
-TRIAL_EVALUATIONS = 10
+# So many evaluations a run gets to show that a claim does not hold; in coarse
+# arithmetic more, for there its first steps are lost in the rounding.
+_TRIAL_EVALUATIONS, _COARSE_EVALUATIONS = 10, 20
 
 # A model that promises no more than so many roundings promises nothing.
 ROUNDINGS = 10.0
@@ -88,7 +89,7 @@ def measured_noise(
         factor = math.factorial(order) ** 2 / math.factorial(2 * order)
         estimates.append(math.sqrt(factor * square))
     # Low orders still hold the smooth part of the loss.
-    return max(float(min(estimates[1:])), least)
+    return max(float(np.median(estimates[1:])), least)
 
 
 def _signs(size: int) -> np.ndarray:
@@ -99,6 +100,17 @@ def _sizes(theta: np.ndarray) -> np.ndarray:
     """What a relative change of each parameter is relative to."""
     sizes = np.abs(theta)
     return sizes if sizes.any() else np.ones_like(theta)
+
+
+def trial_evaluations(size: int, epsilon: float) -> int:
+    """How many evaluations a claim is tried for.
+
+    Args:
+        size: the number of parameters.
+        epsilon: the spacing of numbers near one in the evaluation's dtype.
+    """
+    more = min(2 * size, _COARSE_EVALUATIONS) if epsilon > _FINEST else 0
+    return _TRIAL_EVALUATIONS + more
 
 
 def is_gain(

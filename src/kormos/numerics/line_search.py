@@ -36,6 +36,10 @@ CURVATURE = 0.9
 APPROXIMATE_DECREASE = 0.1
 MOST_TRIALS = 25
 LONGEST = 1e20
+# Changes of the loss by fewer roundings say less than the slopes.
+_HIDDEN = 4.0
+# A step that promises a smaller part of the loss's rounding is not tried.
+_LEAST_PROMISE = 1e-3
 
 SEARCHING, ACCEPTED, FAILED = 0, 1, 2
 
@@ -148,8 +152,8 @@ def verdict(search, loss, slope, noise):
     longest = search.step >= search.longest
     enough = both(either(last, longest), decreased, change < 0)
     good = both(is_finite(loss, slope), either(wolfe, approximate, enough))
-    # Shorter steps would change nothing that can be seen.
-    lost = either(last, -predicted <= 0.1 * noise * size)
+    # Slopes show for longer than losses what a step does, but not for ever.
+    lost = either(last, -predicted <= _LEAST_PROMISE * noise * size)
     ended = where(good, ACCEPTED, where(lost, FAILED, SEARCHING))
     return where(both(is_probe, ~last), SEARCHING, ended)
 
@@ -163,7 +167,7 @@ def advance(search, loss, slope, noise):
         slope: scalar, its directional derivative.
         noise: scalar, the rounding of the loss over its size.
     """
-    moved = _narrowed(search, loss, slope)
+    moved = _narrowed(search, _seen(search, loss, slope, noise), slope)
     return where(search.fallback > 0, _probed(search, slope, noise), moved)
 
 
@@ -179,6 +183,14 @@ def _probed(search, slope, noise):
     shorter = search._replace(step=search.step * 1e-3)
     chosen = where(is_finite(slope), found, shorter)
     return chosen._replace(trials=search.trials + 1)
+
+
+def _seen(search, loss, slope, noise):
+    """The loss of a trial, by the slopes where its change is all rounding."""
+    _, loss0, slope0 = search.start
+    by_slopes = loss0 + search.step * (slope0 + slope) / 2
+    hidden = abs(loss - loss0) <= _HIDDEN * noise * abs(loss0)
+    return where(hidden, by_slopes, loss)
 
 
 def _narrowed(search, loss, slope):

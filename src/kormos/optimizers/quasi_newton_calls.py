@@ -8,6 +8,7 @@ from keras import ops
 
 from kormos import backend
 from kormos.backend.common import as_tensor
+from kormos.numerics import line_search
 from kormos.numerics.vectors import to_array
 from kormos.optimizers import quasi_newton
 from kormos.optimizers import quasi_newton_state as states
@@ -73,6 +74,23 @@ class CompiledLoop:
             resets=np.int32(state.resets + 1),
             pairs=np.int32(0),
             stalled=np.int32(0),
+        )
+
+    def search_again(self, kept) -> None:
+        """Searches anew along the direction of an earlier state.
+
+        Args:
+            kept: the `State`, by `copy`.
+        """
+        slope = kept.search.start.slope
+        again = line_search.begin(kept.loss, slope, np.float64(1.0))
+        self._set(
+            kept._replace(
+                search=again,
+                status=np.int32(states.RUNNING),
+                stalled=np.int32(0),
+                evaluations=self.state.evaluations,
+            )
         )
 
     def value(self, theta: np.ndarray) -> float:

@@ -74,6 +74,9 @@ class QuasiNewtonRun:
         # By so much of itself the loss is rounded.
         self._noise = problem.epsilon
         self._measured = None
+        self._most_tried = convergence.trial_evaluations(
+            problem.size, problem.epsilon
+        )
 
     def __call__(self, method, state, earlier):
         """Runs.
@@ -153,7 +156,7 @@ class QuasiNewtonRun:
         if problem.on_evaluation is not None or problem.is_streamed:
             evaluations.append(spent + 1)
         if self._is_trying_again():
-            most = self._claim.evaluations + convergence.TRIAL_EVALUATIONS
+            most = self._claim.evaluations + self._most_tried
             evaluations.append(max(most, spent + 1))
         target = -np.inf if budget.target is None else budget.target
         tolerances = (
@@ -219,7 +222,7 @@ class QuasiNewtonRun:
     def _is_tried(self, claim):
         spent = int(self._state.evaluations) - claim.evaluations
         again = claim.status != states.RUNNING
-        return again and spent >= convergence.TRIAL_EVALUATIONS
+        return again and spent >= self._most_tried
 
     def _claim_here(self, is_start=False, kept=None):
         state = self._state
@@ -233,18 +236,26 @@ class QuasiNewtonRun:
         )
 
     def _try_again(self):
-        """Begins anew where the state is, to try what it claims."""
+        """Goes on where the state is, to try what it claims.
+
+        Where the rounding turns out to be larger than the dtype explains, it
+        is only that the line search takes it into account from now on.
+        Otherwise the memory is cleared.
+        """
         kept = self._loop.copy()
         self._claim = self._claim_here(kept=kept)
-        tolerance = self._optimizer.gtol**2
-        loss = self._claim.loss
-        promising = convergence.is_promising(
-            self._claim.promise, loss, tolerance
-        )
-        if self._measured is None and promising:
+        if self._is_promising(self._claim.promise, self._claim.loss):
+            before = self._noise
             self._measure()
+            if self._noise > 4 * before and kept is not None:
+                self._claim = None
+                self._loop.search_again(kept)
+                return
         self._loop.begin_anew()
         self._call()
+
+    def _is_promising(self, promise, loss):
+        return convergence.is_promising(promise, loss, self._optimizer.gtol**2)
 
     def _measure(self):
         """Measures the rounding of the loss at the state's point."""
@@ -269,9 +280,7 @@ class QuasiNewtonRun:
             # The whole memory knew more than that of the trial.
             promise = min(claim.promise, promise)
         theta, grad = to_array(state.theta), to_array(state.grad)
-        if self._measured is None and convergence.is_promising(
-            promise, loss, tolerance
-        ):
+        if self._measured is None and self._is_promising(promise, loss):
             before = self._noise
             self._measure()
             if self._noise < before / 4 and not tried_again:
