@@ -33,6 +33,9 @@ _AGREES = 0.5
 # What the spacing of float64 explains, whatever the evaluation's own dtype is.
 _FINEST = 2.0**-52
 
+# Units differ from the median by no more than this power of two.
+_MOST_UNITS = 100
+
 # Points of the table of differences, and their distance in roundings.
 _POINTS = 5
 _SPACING = 16.0
@@ -100,6 +103,26 @@ def _sizes(theta: np.ndarray) -> np.ndarray:
     """What a relative change of each parameter is relative to."""
     sizes = np.abs(theta)
     return sizes if sizes.any() else np.ones_like(theta)
+
+
+def units_of(spread: np.ndarray) -> np.ndarray:
+    """The units of parameters in which the gradient changes alike in all.
+
+    Where parameters act together, as the coefficients of regressors do, each
+    entry of the gradient changes in proportion to the size of its regressor.
+
+    Args:
+        spread: squares of the changes of each entry of the gradient.
+
+    Returns:
+        Powers of two, `(size,)`, whose median is one.
+    """
+    known = spread > 0
+    logarithms = np.zeros_like(spread)
+    if known.any():
+        logarithms[known] = -np.log2(spread[known]) / 2
+        logarithms[known] -= np.median(logarithms[known])
+    return 2.0 ** np.round(np.clip(logarithms, -_MOST_UNITS, _MOST_UNITS))
 
 
 def trial_evaluations(size: int, epsilon: float) -> int:

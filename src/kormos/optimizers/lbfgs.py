@@ -213,9 +213,7 @@ class LimitedMemory:
         if self._scaling == "geometric":
             return geometric
         accepted = norm(pair.step) / norm(pair.direction)
-        factor = where(
-            accepted < 1 - 1e-6, accepted**2, accepted * 0 + _GROWTH
-        )
+        factor = where(accepted < 1 - 1e-6, accepted**2, accepted * 0 + _GROWTH)
         # The first direction has no scale yet: the step that was taken has.
         followed = old * where(pair.is_first, accepted, factor)
         return smaller(geometric, larger(usual, followed))

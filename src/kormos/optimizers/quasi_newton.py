@@ -48,6 +48,9 @@ _PAIRS_AFTER_RESET = 10
 # The least part of a direction that a line search tries first.
 _SHORTEST = 0.05
 
+# By this the squares of older changes of the gradient count less.
+_FORGETTING = 0.9
+
 # A pair of `s'y` below rounding says nothing of the curvature.
 _ROUNDING = 2.0**-52
 
@@ -88,7 +91,9 @@ def advance(method, value_and_grad, limits, state):
         noise = limits.noise
         verdict = line_search.verdict(state.search, loss, slope, noise)
         accepted = both(verdict == line_search.ACCEPTED, ~is_start)
-        step, change = trial - state.theta, grad - state.grad
+        # What the curvature knows is in the units of the parameters.
+        step = (trial - state.theta) / state.units
+        change = (grad - state.grad) * state.units
         good = both(accepted, _is_curved(step, change))
         store = method.record(state.store, state.curvature, good, step, change)
         small = state._replace(
@@ -111,9 +116,7 @@ def advance(method, value_and_grad, limits, state):
             lambda: cond(
                 verdict == line_search.SEARCHING,
                 lambda: small._replace(
-                    search=line_search.advance(
-                        small.search, loss, slope, noise
-                    )
+                    search=line_search.advance(small.search, loss, slope, noise)
                 ),
                 lambda: small._replace(
                     status=constant(LINE_SEARCH, like=small.status),
@@ -143,15 +146,18 @@ def _arrive(
     method, limits, state, store, is_start, good, theta, loss, grad, first
 ):
     """Takes the start, or a step: curvature, direction, tests."""
-    step, change = theta - state.theta, grad - state.grad
-    size, one = norm(grad), constant(1, like=loss)
+    moved, units = theta - state.theta, state.units
+    step, change = moved / units, (grad - state.grad) * units
+    slopes = grad * units
+    size, one = norm(slopes), constant(1, like=loss)
     is_anew = both(is_start, state.is_anew > 0)
     # s'Bs without B: the direction is -H times the gradient.
-    energy = -state.search.step * dot(step, state.grad)
+    energy = -state.search.step * dot(moved, state.grad)
     is_first = both(state.pairs == 0, ~is_start)
-    pair = Pair(good, step, change, energy, state.direction, is_first)
-    curvature, direction = method.update(store, state.curvature, pair, grad)
-    slope = dot(grad, direction)
+    before = state.direction / units
+    pair = Pair(good, step, change, energy, before, is_first)
+    curvature, direction = method.update(store, state.curvature, pair, slopes)
+    slope = dot(slopes, direction)
     # A direction is not downhill, beyond rounding, or not finite.
     lost = ~(slope < -_ROUNDING * size * norm(direction))
     # One that ran into infinite losses would do so again.
@@ -160,11 +166,13 @@ def _arrive(
     )
     lost = either(lost, both(blocked, ~is_start))
     begins = either(is_anew, lost)
-    steepest, probe = _along_gradient(theta, loss, grad, size, limits.noise)
+    steepest, probe = _along_gradient(
+        theta / units, loss, slopes, size, limits.noise
+    )
     curvature = cond(
         begins, lambda: method.clear(curvature, steepest), lambda: curvature
     )
-    direction = where(begins, -grad * steepest, direction)
+    direction = where(begins, -slopes * steepest, direction)
     slope = where(begins, -(size**2) * steepest, slope)
     none = constant(0, like=state.resets)
     resets = state.resets + where(both(lost, ~is_start), none + 1, none)
@@ -176,7 +184,12 @@ def _arrive(
         theta=theta,
         loss=loss,
         grad=grad,
-        direction=direction,
+        direction=direction * units,
+        spread=where(
+            good,
+            state.spread * _FORGETTING + (change / units) ** 2,
+            state.spread,
+        ),
         search=line_search.begin(
             loss, slope, first_trial, where(begins, probe, probe * 0)
         ),
@@ -187,7 +200,7 @@ def _arrive(
         iterations=state.iterations + where(is_start, none, none + 1),
     )
     arrived = _judge(limits, state, arrived, is_start)
-    row = (loss, size, norm(step), state.evaluations, resets)
+    row = (loss, norm(grad), norm(moved), state.evaluations, resets)
     rows = backend.set_row(
         state.rows,
         state.iterations - first,

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from kormos import backend
 from kormos.backend.common import as_tensor
 from kormos.numerics import line_search
 from kormos.numerics.vectors import to_array
@@ -60,18 +59,19 @@ class CompiledLoop:
         """Replaces fields of the state."""
         self._set(self.state._replace(**fields))
 
-    def begin_anew(self, theta: np.ndarray | None = None) -> None:
+    def begin_anew(self, theta: np.ndarray, units: np.ndarray) -> None:
         """Makes a point the start of a run that knows nothing yet.
 
         Args:
-            theta: the point; the present one if it is `None`.
+            theta: the point, `(size,)`.
+            units: the units of the parameters, `(size,)`.
         """
-        state = self.state
         self.replace(
-            theta=state.theta if theta is None else theta,
+            theta=theta,
             status=np.int32(states.STARTING),
             is_anew=np.int32(1),
-            resets=np.int32(state.resets + 1),
+            units=units,
+            resets=np.int32(self.state.resets + 1),
             pairs=np.int32(0),
             stalled=np.int32(0),
         )

@@ -1,57 +1,20 @@
-"""One run of a quasi-Newton method: calls, reports, and claims that are tried.
-
-The compiled loop stops where a test of convergence holds or a line search
-fails. Neither is believed before it is tried: the memory is cleared, and the
-run goes on for a few evaluations as if it had just begun. Only where that
-gains nothing has the run ended.
-"""
+"""One run of a quasi-Newton method: calls of the loop, and reports."""
 
 import math
 import time
-from typing import Any
-from typing import NamedTuple
 
 import numpy as np
 from keras import ops
 
 from kormos import backend
-from kormos.numerics import convergence
 from kormos.numerics import stopping
 from kormos.numerics.stopping import Outcome
 from kormos.numerics.vectors import to_array
 from kormos.optimizers import quasi_newton_state as states
 from kormos.optimizers.quasi_newton_calls import CompiledLoop
+from kormos.optimizers.quasi_newton_claims import Claims
 
 _NO_LIMIT = 2**31 - 1
-
-# Ends that are tried before they are believed.
-_CLAIMS = (
-    states.GRADIENT,
-    states.NOISE,
-    states.DECREASE,
-    states.STEP,
-    states.LINE_SEARCH,
-)
-
-
-class _Claim(NamedTuple):
-    """An end that is being tried.
-
-    Attributes:
-        status: the state's status there, or `RUNNING` for the very start.
-        value: the value of the test that held.
-        promise: the decrease of the loss that the curvature promised there.
-        loss: the loss there.
-        evaluations: how many had been made.
-        kept: a copy of the state there, or `None`.
-    """
-
-    status: int
-    value: float
-    promise: float
-    loss: float
-    evaluations: int
-    kept: Any
 
 
 class QuasiNewtonRun:
@@ -71,12 +34,7 @@ class QuasiNewtonRun:
         self._report = report
         self._keep = keep
         self._pace = _Pace(problem.budget.deadline)
-        # By so much of itself the loss is rounded.
-        self._noise = problem.epsilon
-        self._measured = None
-        self._most_tried = convergence.trial_evaluations(
-            problem.size, problem.epsilon
-        )
+        self._claims = None
 
     def __call__(self, method, state, earlier):
         """Runs.
@@ -94,23 +52,19 @@ class QuasiNewtonRun:
         with backend.wide():
             stop = self._start(earlier)
             outcome = None
-            # A run that has just begun is its own trial.
-            self._claim = self._claim_here(is_start=True)
+            self._claims = Claims(
+                self._loop, self._problem, self._optimizer, self._call
+            )
             while not stop and outcome is None:
-                outcome = self._ended() or self._tried()
+                outcome = self._ended() or self._claims.look()
                 if outcome is None:
                     if int(self._state.iterations) == self._goal:
                         self._goal = _next_goal(
                             self._problem, self._goal, first
                         )
                     stop = self._advance()
-            if outcome is None:
-                outcome = self._outcome(None)
-                # The end may be one that no trial changes.
-                ended = self._ended()
-                if ended is not None and ended.status is None:
-                    outcome = ended
-        return outcome
+            self._keep(self._state)
+        return outcome or self._outcome(None)
 
     @property
     def _state(self):
@@ -155,15 +109,17 @@ class QuasiNewtonRun:
             evaluations.append(budget.evaluations)
         if problem.on_evaluation is not None or problem.is_streamed:
             evaluations.append(spent + 1)
-        if self._is_trying_again():
-            most = self._claim.evaluations + self._most_tried
-            evaluations.append(max(most, spent + 1))
+        claims, noise = self._claims, problem.epsilon
+        if claims is not None:
+            noise = claims.noise
+            if claims.last_evaluation is not None:
+                evaluations.append(max(claims.last_evaluation, spent + 1))
         target = -np.inf if budget.target is None else budget.target
         tolerances = (
             optimizer.gtol,
             optimizer.ftol,
             optimizer.xtol,
-            self._noise,
+            noise,
             target,
         )
         return tolerances, min(evaluations)
@@ -193,134 +149,9 @@ class QuasiNewtonRun:
         spent = self._problem.spent()
         return None if spent is None else self._outcome(spent)
 
-    def _tried(self):
-        """Tries the claim of the state, if any; the end that holds."""
-        status, claim = int(self._state.status), self._claim
-        if claim is not None:
-            if self._gains(claim):
-                claim = self._claim = None
-            elif status in _CLAIMS or self._is_tried(claim):
-                return self._settled(claim)
-        if status in _CLAIMS:
-            self._try_again()
-        return None
-
-    def _gains(self, claim):
-        """Whether the trial of a claim shows that it does not hold."""
-        return convergence.is_gain(
-            claim.loss,
-            float(self._state.loss),
-            self._problem.epsilon,
-            max(self._optimizer.ftol, self._optimizer.gtol**2),
-            self._measured or 0.0,
-        )
-
-    def _is_trying_again(self):
-        claim = getattr(self, "_claim", None)
-        return claim is not None and claim.status != states.RUNNING
-
-    def _is_tried(self, claim):
-        spent = int(self._state.evaluations) - claim.evaluations
-        again = claim.status != states.RUNNING
-        return again and spent >= self._most_tried
-
-    def _claim_here(self, is_start=False, kept=None):
+    def _outcome(self, status):
         state = self._state
-        return _Claim(
-            states.RUNNING if is_start else int(state.status),
-            float(state.value),
-            float(state.search.promise),
-            float(state.loss),
-            int(state.evaluations),
-            kept,
-        )
-
-    def _try_again(self):
-        """Goes on where the state is, to try what it claims.
-
-        Where the rounding turns out to be larger than the dtype explains, it
-        is only that the line search takes it into account from now on.
-        Otherwise the memory is cleared.
-        """
-        kept = self._loop.copy()
-        self._claim = self._claim_here(kept=kept)
-        if self._is_promising(self._claim.promise, self._claim.loss):
-            before = self._noise
-            self._measure()
-            if self._noise > 4 * before and kept is not None:
-                self._claim = None
-                self._loop.search_again(kept)
-                return
-        self._loop.begin_anew()
-        self._call()
-
-    def _is_promising(self, promise, loss):
-        return convergence.is_promising(promise, loss, self._optimizer.gtol**2)
-
-    def _measure(self):
-        """Measures the rounding of the loss at the state's point."""
-        state = self._state
-        theta, loss = to_array(state.theta), float(state.loss)
-        self._measured = convergence.measured_noise(
-            self._loop.value, theta, loss, self._problem.rounding
-        )
-        self._problem.fg_evals = int(self._state.evaluations)
-        if loss != 0:
-            self._noise = min(self._measured / abs(loss), 2.0**-4)
-        self._loop.replace(theta=theta, loss=np.float64(loss))
-
-    def _settled(self, claim):
-        """The end at a point from which a trial gained nothing."""
-        state = self._state
-        loss, promise = float(state.loss), float(state.search.promise)
-        tolerance = self._optimizer.gtol**2
-        tried_again = claim.status != states.RUNNING
-        status = claim.status if tried_again else int(state.status)
-        if tried_again and status in (states.GRADIENT, states.NOISE):
-            # The whole memory knew more than that of the trial.
-            promise = min(claim.promise, promise)
-        theta, grad = to_array(state.theta), to_array(state.grad)
-        if self._measured is None and self._is_promising(promise, loss):
-            before = self._noise
-            self._measure()
-            if self._noise < before / 4 and not tried_again:
-                # The search gave up at a rounding that is not there.
-                self._loop.replace(theta=theta)
-                self._loop.begin_anew()
-                self._claim = self._claim_here(kept=None)
-                self._call()
-                return None
-        failure = (
-            stopping.LINE_SEARCH_FAILED
-            if status == states.LINE_SEARCH
-            else stopping.STALLED
-        )
-        verdict = convergence.judge(
-            promise, loss, tolerance, self._measured, failure
-        )
-        outcome = self._outcome(verdict.status, theta, loss)
-        outcome.test, outcome.value = verdict.test, verdict.value
-        outcome.threshold, outcome.findings = verdict[3:]
-        if promise <= tolerance * abs(loss):
-            outcome.test, outcome.threshold = "gtol", tolerance
-        if outcome.status not in stopping.SUCCESSES:
-            step = float(np.linalg.norm(theta)) or 1.0
-            outcome.findings += " " + convergence.compare_slope(
-                self._loop.value, theta, grad, loss, self._measured, step
-            )
-        if claim.kept is not None:
-            self._loop.replace(**claim.kept._asdict())
-        self._keep(self._state)
-        self._problem.fg_evals = int(self._state.evaluations)
-        return outcome
-
-    def _outcome(self, status, theta=None, loss=None):
-        state = self._state
-        return Outcome(
-            status,
-            to_array(state.theta) if theta is None else theta,
-            float(state.loss) if loss is None else loss,
-        )
+        return Outcome(status, to_array(state.theta), float(state.loss))
 
 
 def _as_it_was(state, earlier, noise):

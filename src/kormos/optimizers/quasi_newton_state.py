@@ -80,6 +80,9 @@ class State(NamedTuple):
         search: the line search.
         store: what the method knows of the curvature, in large arrays.
         curvature: the rest of it, a tuple.
+        units: the lengths that count as one for each parameter, `(size,)`.
+        spread: recent squares of each entry of the gradient's change, summed
+            with falling weights, `(size,)`.
         lowest: the lowest loss so far, scalar.
         stalled: iterations since then, int32.
         is_anew: whether the memory is to be cleared at the start, int32.
@@ -100,6 +103,8 @@ class State(NamedTuple):
     search: Search
     store: Any
     curvature: Any
+    units: Any
+    spread: Any
     lowest: Any
     stalled: Any
     is_anew: Any
@@ -141,6 +146,8 @@ def init(method, theta, rows):
         search=line_search.begin(zero, zero, zero),
         store=store,
         curvature=curvature,
+        units=np.ones_like(theta),
+        spread=np.zeros_like(theta),
         lowest=zero,
         stalled=none,
         is_anew=np.int32(1),

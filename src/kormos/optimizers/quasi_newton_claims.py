@@ -1,0 +1,235 @@
+"""Claims of a quasi-Newton run, which are tried before they are believed.
+
+The compiled loop stops where a test of convergence holds or a line search
+fails. From there the run goes on for a few evaluations as if it had just
+begun: with its memory cleared, and with the parameters in new units. Only where
+that gains nothing has the run ended.
+"""
+
+from collections.abc import Callable
+from typing import Any
+from typing import NamedTuple
+
+import numpy as np
+
+from kormos.numerics import convergence
+from kormos.numerics import stopping
+from kormos.numerics.stopping import Outcome
+from kormos.numerics.vectors import to_array
+from kormos.optimizers import quasi_newton_state as states
+from kormos.optimizers.quasi_newton_calls import CompiledLoop
+
+# Ends that are tried.
+_CLAIMS = (
+    states.GRADIENT,
+    states.NOISE,
+    states.DECREASE,
+    states.STEP,
+    states.LINE_SEARCH,
+)
+
+# Rounding that differs by this factor from what was assumed matters.
+_OTHER_NOISE = 4.0
+_MOST_NOISE = 2.0**-4
+
+
+class _Claim(NamedTuple):
+    """An end that is being tried.
+
+    Attributes:
+        status: the state's status there.
+        theta: the point, `(size,)`.
+        loss: the loss there.
+        kept: a copy of the state there, or `None`.
+    """
+
+    status: int
+    theta: np.ndarray
+    loss: float
+    kept: Any
+
+
+class Claims:
+    """Decides, after each call of the loop, whether a run has ended.
+
+    Args:
+        loop: the `CompiledLoop`, its start evaluated.
+        problem: the `Problem`.
+        optimizer: the `QuasiNewton`, for its tolerances.
+        call: function that evaluates the start of a trial.
+
+    Attributes:
+        noise: the rounding of the loss over its size, as far as it is known.
+    """
+
+    def __init__(
+        self,
+        loop: CompiledLoop,
+        problem: Any,
+        optimizer: Any,
+        call: Callable[[], None],
+    ):
+        self.noise = problem.epsilon
+        self._loop = loop
+        self._problem = problem
+        self._call = call
+        self._tolerance = optimizer.gtol**2
+        self._least_gain = max(optimizer.ftol, self._tolerance)
+        self._most_evaluations = convergence.trial_evaluations(
+            problem.size, problem.epsilon
+        )
+        self._measured: float | None = None
+        # A run that has just begun is its own trial, without a limit.
+        self._claim: _Claim | None = self._claim_here()
+        self._units: list[np.ndarray] = []
+        self._promises: list[float] = []
+        self._began: int | None = None
+
+    @property
+    def last_evaluation(self) -> int | None:
+        """The count of evaluations at which a trial ends, or `None`."""
+        if self._claim is None or self._began is None:
+            return None
+        return self._began + self._most_evaluations
+
+    def look(self) -> Outcome | None:
+        """Looks at what a call has reached; the end, if it is one."""
+        if self._claim is not None:
+            if self._gains():
+                self._claim = None
+            elif self._is_claimed() or self._is_over():
+                self._promises.append(float(self._state.search.promise))
+                return self._next()
+        if self._claim is None and self._is_claimed():
+            self._begin()
+        return None
+
+    @property
+    def _state(self):
+        return self._loop.state
+
+    def _is_claimed(self) -> bool:
+        return int(self._state.status) in _CLAIMS
+
+    def _is_over(self) -> bool:
+        last = self.last_evaluation
+        return last is not None and int(self._state.evaluations) >= last
+
+    def _gains(self) -> bool:
+        return convergence.is_gain(
+            self._claim.loss,
+            float(self._state.loss),
+            self._problem.epsilon,
+            self._least_gain,
+            self._measured or 0.0,
+        )
+
+    def _claim_here(self, kept=None) -> _Claim:
+        state = self._state
+        theta = to_array(state.theta)
+        return _Claim(int(state.status), theta, float(state.loss), kept)
+
+    def _begin(self) -> None:
+        """Begins to try what the state claims."""
+        kept = self._loop.copy()
+        claim = self._claim_here(kept)
+        if self._is_promising(float(self._state.search.promise)):
+            before = self.noise
+            self._measure(claim)
+            if self.noise > _OTHER_NOISE * before and kept is not None:
+                # Enough that the line search knows of it from now on.
+                self._loop.search_again(kept)
+                return
+        self._claim, self._promises = claim, []
+        self._units = [*self._other_units(), np.ones(self._problem.size)]
+        self._try(self._units.pop(0))
+
+    def _next(self) -> Outcome | None:
+        """The next trial of the claim, or the end that holds."""
+        is_start = self._began is None
+        if self._measured is None and self._is_promising(max(self._promises)):
+            before = self.noise
+            self._measure(self._claim)
+            if is_start and before > _OTHER_NOISE * self.noise:
+                # The search gave up at a rounding that is not there.
+                self._units = [np.ones(self._problem.size)]
+        if is_start:
+            self._claim = self._claim._replace(status=int(self._state.status))
+            self._units = [*self._other_units(), *self._units]
+        if self._units and self._problem.spent() is None:
+            self._try(self._units.pop(0))
+            return None
+        return self._settled()
+
+    def _try(self, units: np.ndarray) -> None:
+        self._began = int(self._state.evaluations)
+        self._loop.begin_anew(self._claim.theta, units)
+        self._call()
+
+    def _other_units(self) -> list[np.ndarray]:
+        """New units of the parameters, if they are worth a trial."""
+        units = convergence.units_of(to_array(self._state.spread))
+        present = to_array(self._state.units)
+        if np.array_equal(units, present):
+            return []
+        return [units]
+
+    def _is_promising(self, promise: float) -> bool:
+        loss = float(self._state.loss)
+        return convergence.is_promising(promise, loss, self._tolerance)
+
+    def _measure(self, claim: _Claim) -> None:
+        """Measures the rounding of the loss at a claimed point."""
+        self._measured = convergence.measured_noise(
+            self._loop.value, claim.theta, claim.loss, self._problem.rounding
+        )
+        self._problem.fg_evals = int(self._state.evaluations)
+        if claim.loss != 0:
+            self.noise = min(self._measured / abs(claim.loss), _MOST_NOISE)
+
+    def _settled(self) -> Outcome:
+        """The end at a point from which no trial gained anything."""
+        state, claim = self._state, self._claim
+        theta, grad = to_array(state.theta), to_array(state.grad)
+        loss, promise = float(state.loss), max(self._promises)
+        failure = (
+            stopping.LINE_SEARCH_FAILED
+            if claim.status == states.LINE_SEARCH
+            else stopping.STALLED
+        )
+        verdict = convergence.judge(
+            promise, loss, self._tolerance, self._measured, failure
+        )
+        outcome = Outcome(
+            verdict.status,
+            theta,
+            loss,
+            verdict.test,
+            verdict.value,
+            verdict.threshold,
+            findings=verdict.findings,
+        )
+        if promise <= self._tolerance * abs(loss):
+            outcome.test, outcome.threshold = "gtol", self._tolerance
+        if outcome.status not in stopping.SUCCESSES:
+            step = float(np.linalg.norm(theta)) or 1.0
+            outcome.findings += " " + convergence.compare_slope(
+                self._loop.value, theta, grad, loss, self._measured, step
+            )
+        self._restore(claim.kept, theta)
+        return outcome
+
+    def _restore(self, kept, theta: np.ndarray) -> None:
+        """Gives the state the memory that it had before the trials."""
+        self._problem.fg_evals = int(self._state.evaluations)
+        if kept is None:
+            return
+        self._loop.replace(
+            **kept._replace(
+                theta=theta,
+                # So that a later run finds its direction anew.
+                grad=np.zeros_like(theta),
+                iterations=self._state.iterations,
+                evaluations=self._state.evaluations,
+            )._asdict()
+        )
