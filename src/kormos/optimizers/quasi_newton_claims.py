@@ -31,6 +31,8 @@ _CLAIMS = (
 # Rounding that differs by this factor from what was assumed matters.
 _OTHER_NOISE = 4.0
 _MOST_NOISE = 2.0**-4
+# A loss of fewer roundings is all rounding.
+_ALL_ROUNDING = 1e3
 
 
 class _Claim(NamedTuple):
@@ -155,7 +157,8 @@ class Claims:
                 self._units = [np.ones(self._problem.size)]
         if is_start:
             self._claim = self._claim._replace(status=int(self._state.status))
-            self._units = [*self._other_units(), *self._units]
+            if not self._is_rounding():
+                self._units = [*self._other_units(), *self._units]
         if self._units and self._problem.spent() is None:
             self._try(self._units.pop(0))
             return None
@@ -177,6 +180,11 @@ class Claims:
     def _is_promising(self, promise: float) -> bool:
         loss = float(self._state.loss)
         return convergence.is_promising(promise, loss, self._tolerance)
+
+    def _is_rounding(self) -> bool:
+        """Whether the loss itself is hardly more than its rounding."""
+        noise = self._measured or 0.0
+        return abs(float(self._state.loss)) <= _ALL_ROUNDING * noise
 
     def _measure(self, claim: _Claim) -> None:
         """Measures the rounding of the loss at a claimed point."""

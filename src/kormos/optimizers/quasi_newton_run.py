@@ -57,7 +57,11 @@ class QuasiNewtonRun:
             )
             while not stop and outcome is None:
                 outcome = self._ended() or self._claims.look()
-                if outcome is None:
+                # A trial may end where it begins.
+                if (
+                    outcome is None
+                    and int(self._state.status) == states.RUNNING
+                ):
                     if int(self._state.iterations) == self._goal:
                         self._goal = _next_goal(
                             self._problem, self._goal, first
