@@ -30,6 +30,9 @@ ROUNDINGS = 10.0
 # The part of a promise that must come true for a slope to be called right.
 _AGREES = 0.5
 
+# No parameter is thought to go further than so many times its own size.
+_TIMES_ITS_SIZE = 10.0
+
 # What the spacing of float64 explains, whatever the evaluation's own dtype is.
 _FINEST = 2.0**-52
 
@@ -175,6 +178,22 @@ def is_promising(promise: float, loss: float, tolerance: float) -> bool:
         tolerance: the part of the loss that is small enough.
     """
     return not promise <= max(tolerance, _FINEST) * abs(loss)
+
+
+def sober(promise: float, theta: np.ndarray, grad: np.ndarray) -> float:
+    """A promise, or what the slope promises for parameters of another size.
+
+    Where the curvature is not known a promise may be any. What the slope alone
+    promises when each parameter changes by ten times its own size bounds it.
+
+    Args:
+        promise: the decrease that a model of the loss promises.
+        theta: the point.
+        grad: the gradient there.
+    """
+    if (grad[theta == 0] != 0).any():
+        return promise
+    return min(promise, _TIMES_ITS_SIZE * float(np.abs(theta) @ np.abs(grad)))
 
 
 def judge(

@@ -18,6 +18,9 @@ from kormos.numerics.eigenvectors import eigenvectors
 # the digits that the matrix does.
 _SMALL = 2**16
 
+# Singular values of so many roundings of J tell nothing of it.
+_HIDDEN = 4.0
+
 
 class Step(NamedTuple):
     """A step of a model of the loss.
@@ -134,27 +137,35 @@ class Spectrum:
         return slopes / safe
 
 
-def of_matrix(matrix, scale, grad):
-    """The spectrum of a matrix, of which the upper triangle counts."""
+def of_matrix(matrix, scale, grad, epsilon=2.0**-52):
+    """The spectrum of a matrix, of which the upper triangle counts.
+
+    Args:
+        matrix: A, `(size, size)`.
+        scale: D, `(size,)`.
+        grad: g, `(size,)`.
+        epsilon: the spacing of numbers near one in what A is made of.
+    """
     scaled = matrix / scale / scale[:, None]
     values, vectors = eigenvectors(scaled)
-    rounding = len(scale) * 2.0**-52
+    rounding = max(len(scale) * 2.0**-52, (_HIDDEN * epsilon) ** 2)
     name = f"eigenvalues of J'J, {len(scale)} x {len(scale)}"
     return Spectrum(values, vectors, scale, grad, rounding, name)
 
 
-def of_rows(rows, scale, grad):
-    """The spectrum of R'R, from R of shape `(rows, size)`."""
+def of_rows(rows, scale, grad, epsilon=2.0**-52):
+    """The spectrum of R'R, from R of shape `(rows, size)`; as `of_matrix`."""
     scaled = rows / scale
     count, size = scaled.shape
+    hidden = (_HIDDEN * epsilon) ** 2
     if scaled.size <= _SMALL:
         _, roots, transposed = np.linalg.svd(scaled, full_matrices=False)
         name = f"singular values of J, {count} x {size}"
-        rounding = (max(count, size) * 2.0**-52) ** 2
+        rounding = max((max(count, size) * 2.0**-52) ** 2, hidden)
         vectors = Eigenvectors(transposed.T)
         return Spectrum(roots**2, vectors, scale, grad, rounding, name)
     values, of_rows = eigenvectors(scaled @ scaled.T)
-    rounding = count * 2.0**-52
+    rounding = max(count * 2.0**-52, hidden)
     kept = values > rounding * values.max(initial=0.0)
     values = np.where(kept, values, 0.0)
     vectors = RowEigenvectors(

@@ -3,6 +3,9 @@
 # By these the radius changes: where the model is as good as exact, at any
 # other accepted step, and where the loss does not fall.
 _EXACT, _LONGER, _SHORTER = 2.0, 1.5, 0.7
+# Parameters that are no longer than this part of the residuals, both scaled,
+# do not say how far to go.
+_TINY = 1e-3
 # The part of its promise that an exact model keeps.
 _KEPT = 0.9
 # After so many steps in vain, or a bent one, the radius falls faster.
@@ -17,7 +20,8 @@ class TrustRadius:
     little shorter. On networks the best radius changes slowly, and a trial is
     cheap beside a factorization: halving and doubling it, as MINPACK does,
     ends on losses several times as high after as many iterations. The first is
-    the scaled length of the parameters.
+    the scaled length of the parameters, or that of the residuals where the
+    parameters are zero or tiny beside it.
 
     Args:
         radius: the radius, or zero to begin.
@@ -29,9 +33,12 @@ class TrustRadius:
         self.damping = float(damping)
         self._rejected = 0
 
-    def begin(self, model, theta):
+    def begin(self, model, theta, loss):
         if self.radius == 0:
-            self.radius = model.scaled(theta) or 1.0
+            residuals = (2 * abs(loss)) ** 0.5
+            self.radius = model.scaled(theta)
+            if self.radius <= _TINY * residuals:
+                self.radius = residuals or 1.0
 
     def step(self, model):
         step = model.within(self.radius, self.damping)
@@ -84,8 +91,8 @@ class Multiplicative:
         self._decrease = decrease
         self._most = most
 
-    def begin(self, model, theta):
-        del model, theta
+    def begin(self, model, theta, loss):
+        del model, theta, loss
 
     def step(self, model):
         return model.damped(self.damping * self._unit)

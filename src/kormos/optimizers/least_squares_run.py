@@ -1,9 +1,11 @@
 """The loop of Levenberg and Marquardt's method; see `levenberg_marquardt`."""
 
+from typing import Any
 from typing import NamedTuple
 
 import numpy as np
 
+from kormos.numerics import convergence
 from kormos.numerics import stopping
 from kormos.numerics.stopping import Outcome
 from kormos.optimizers.damping import Multiplicative
@@ -24,8 +26,13 @@ _LEAST_RATIO = 1e-4
 _MOST_POLISHING = 12
 _POLISHED = 1e-10
 _STREAK = 3
-_NOTHING = "loss over that at the start"
-_PROMISE = "relative decrease that the model promises"
+
+# Ends that are tried before they are believed.
+_CLAIMS = (
+    stopping.CONVERGED,
+    stopping.NOISE_FLOOR,
+    stopping.LINE_SEARCH_FAILED,
+)
 
 
 class State(NamedTuple):
@@ -39,7 +46,6 @@ class State(NamedTuple):
         radius: the trust radius.
         streak: how many iterations in a row lowered the loss by next to
             nothing.
-        first: the loss at the very start.
     """
 
     theta: np.ndarray
@@ -48,7 +54,6 @@ class State(NamedTuple):
     damping: np.ndarray
     radius: np.ndarray
     streak: np.ndarray
-    first: np.ndarray
 
 
 class _Found(NamedTuple):
@@ -57,12 +62,14 @@ class _Found(NamedTuple):
     Attributes:
         theta: the point.
         loss: the loss there.
+        here: what is known there, a `Linearized`.
         length: the 2-norm of the step.
         trials: how many points were tried.
     """
 
     theta: np.ndarray
     loss: float
+    here: Any
     length: float
     trials: int
 
@@ -104,6 +111,8 @@ class LeastSquaresRun:
             outcome = self._ended()
             if outcome is None:
                 stop, outcome = self._iterate(report)
+            if outcome is not None and outcome.status in _CLAIMS:
+                outcome = self._tried(outcome)
         outcome = outcome or self._outcome(None)
         if outcome.status == stopping.CONVERGED and not stop:
             self._polish(report, outcome)
@@ -114,9 +123,7 @@ class LeastSquaresRun:
     def begin(self, theta, earlier):
         """Evaluates the start; whether it is finite."""
         zero, size = np.float64(0), self._problem.size
-        state = State(
-            theta, zero, np.zeros(size), zero, zero, np.int32(0), zero
-        )
+        state = State(theta, zero, np.zeros(size), zero, zero, np.int32(0))
         if earlier is not None:
             restored = earlier.restored(
                 KEY, state, theta, self._problem.rounding
@@ -137,13 +144,14 @@ class LeastSquaresRun:
         )
         self._control = self._new_control(state)
         self._streak, self._decrease = int(state.streak), 0.0
-        self._first = float(state.first)
         self._loss = self._problem.value(self._theta)
-        if earlier is None:
-            self._first = self._loss
+        # The loss from which a run that knows nothing began, and how often it
+        # gained nothing from there.
+        self._anew, self._vain = self._loss, 0
+        self._non_finite = 0
         if not (np.isfinite(self._loss) and self._linearize()):
             return False
-        self._control.begin(self._here.model, self._theta)
+        self._control.begin(self._here.model, self._theta, self._loss)
         if earlier is None and self._accelerates:
             self._trust_straight_lines()
         return True
@@ -183,7 +191,6 @@ class LeastSquaresRun:
                 np.float64(self._control.damping),
                 np.float64(self._control.radius),
                 np.int32(self._streak),
-                np.float64(self._first),
             )._asdict(),
         )
 
@@ -215,15 +222,85 @@ class LeastSquaresRun:
                 promised / (loss or 1),
                 settings.gtol,
             )
-        floor = self._problem.epsilon**2
-        if loss <= floor * abs(self._first):
-            share = loss / (abs(self._first) or 1)
-            return self._outcome(stopping.CONVERGED, _NOTHING, share, floor)
         if self._streak >= _STREAK:
-            is_fine = settings.ftol >= self._problem.epsilon
-            status = stopping.CONVERGED if is_fine else stopping.NOISE_FLOOR
-            return self._outcome(status, "ftol", self._decrease, settings.ftol)
+            return self._outcome(
+                stopping.CONVERGED, "ftol", self._decrease, settings.ftol
+            )
         return None
+
+    def _tried(self, outcome):
+        """Tries an end as if the run began here; the end if that holds.
+
+        First the scale and the radius are taken from this point alone. Where
+        no step gains anything then, parameters that do next to nothing where
+        they are, and would run away, are held back.
+        """
+        if self._gains():
+            self._anew, self._vain = self._loss, 0
+        else:
+            self._vain += 1
+        models, is_sure = self._models, self._is_sure(outcome)
+        if is_sure or self._vain > 2 or self._problem.spent() is not None:
+            return self._judged(outcome)
+        models.is_restrained = self._vain == 2
+        models.forget()
+        self._streak = 0
+        if not self._linearize():
+            return self._judged(outcome)
+        self._control = self._new_control(State(*[0.0] * len(State._fields)))
+        self._control.begin(self._here.model, self._theta, self._loss)
+        return None
+
+    def _is_sure(self, outcome):
+        """Whether an end needs no trial: its test looks at this point alone."""
+        is_tested = outcome.test == "gtol" and not self._models.is_stale
+        return is_tested or outcome.test == "xtol"
+
+    def _gains(self):
+        return convergence.is_gain(
+            self._anew,
+            self._loss,
+            self._problem.epsilon,
+            max(self._settings.ftol, self._settings.gtol),
+        )
+
+    def _judged(self, outcome):
+        """The end at a point from which a run gained nothing."""
+        if self._is_sure(outcome):
+            return outcome
+        problem, loss = self._problem, self._loss
+        step = self._here.model.damped(0.0)
+        noise, tolerance = None, self._settings.gtol
+        if convergence.is_promising(step.promised, loss, tolerance):
+            noise = convergence.measured_noise(
+                problem.value, self._theta, loss, problem.rounding
+            )
+        verdict = convergence.judge(step.promised, loss, tolerance, noise)
+        findings = verdict.findings
+        if verdict.status not in stopping.SUCCESSES:
+            grad = self._here.grad
+            findings += " " + convergence.compare_slope(
+                problem.value,
+                self._theta,
+                grad,
+                loss,
+                noise,
+                float(np.linalg.norm(self._theta)) or 1.0,
+            )
+        if self._non_finite:
+            findings += (
+                " At points with a lower loss its derivatives were not finite "
+                f"({self._non_finite} of them)."
+            )
+        return Outcome(
+            verdict.status,
+            self._theta,
+            loss,
+            verdict.test,
+            verdict.value,
+            verdict.threshold,
+            findings=findings,
+        )
 
     def _iterate(self, report):
         """One accepted step; whether to stop, and the end if there is one."""
@@ -235,8 +312,6 @@ class LeastSquaresRun:
         small = self._decrease <= settings.ftol
         self._streak = self._streak + 1 if small else 0
         stop = self._move(found, report)
-        if stop is None:
-            return False, self._outcome(stopping.NON_FINITE)
         if not stop and found.length <= settings.xtol * length:
             share = found.length / length
             return False, self._outcome(
@@ -262,19 +337,28 @@ class LeastSquaresRun:
             gain = self._loss - loss
             ratio = gain / step.promised if step.promised > 0 else 0.0
             if gain > 0 and (ratio > _LEAST_RATIO or problem.is_bounded):
-                control.accept(step, ratio)
-                length = np.linalg.norm(trial - self._theta)
-                return _Found(trial, loss, float(length), trials)
-            noise = problem.epsilon * abs(self._loss)
-            noise += problem.epsilon**2 * abs(self._first)
-            if step.promised <= noise:
-                return self._at_the_floor(step.promised, noise)
+                here = self._models.at(trial, loss)
+                if here is not None:
+                    control.accept(step, ratio)
+                    length = float(np.linalg.norm(trial - self._theta))
+                    return _Found(trial, loss, here, length, trials)
+                # Where derivatives are not finite no step follows.
+                self._non_finite += 1
+                loss = np.inf
+            if step.promised <= self._rounding():
+                return self._outcome(stopping.NOISE_FLOOR)
             control.reject(step, not loss < 100 * self._loss)
             if control.is_exhausted:
                 return self._outcome(stopping.LINE_SEARCH_FAILED)
             spent = problem.spent()
             if spent is not None:
                 return self._outcome(spent)
+
+    def _rounding(self):
+        """The rounding of the loss, as far as its dtype explains it."""
+        epsilon = self._problem.epsilon
+        moved = epsilon * self._here.model.scaled(self._theta)
+        return epsilon * abs(self._loss) + moved**2 / 2
 
     def _accelerated(self, step):
         """The step with half its acceleration; whether that is too large."""
@@ -293,22 +377,12 @@ class LeastSquaresRun:
         return self._here.model.bend(slope, step.damping)
 
     def _move(self, found, report):
-        """Goes to a point and reports it; `None` if J is not finite there."""
-        before = self._theta, self._loss
+        """Goes to a point and reports it; whether to stop."""
         self._theta, self._loss = found.theta, found.loss
-        if not self._linearize():
-            self._theta, self._loss = before
-            return None
+        self._here = found.here
         logs = {"step": found.length, "trials": found.trials}
         logs.update(self.logs())
         return report(self._theta, self._loss, self._here.grad, **logs)
-
-    def _at_the_floor(self, promised, noise):
-        """The end of a run whose loss no longer shows what a step does."""
-        is_fine = self._problem.epsilon <= FINE
-        status = stopping.CONVERGED if is_fine else stopping.NOISE_FLOOR
-        size = abs(self._loss) or 1.0
-        return self._outcome(status, _PROMISE, promised / size, noise / size)
 
     def _polish(self, report, outcome):
         """Gauss-Newton steps while they contract, below the loss's rounding.
@@ -335,10 +409,12 @@ class LeastSquaresRun:
                 return
             if np.all(np.abs(trial - self._theta) <= FINE * np.abs(trial)):
                 return
-            taken = np.linalg.norm(trial - self._theta)
-            stop = self._move(_Found(trial, loss, float(taken), 1), report)
-            outcome.is_polished = stop is not None
-            if stop or stop is None:
+            here = self._models.at(trial, loss)
+            if here is None:
+                return
+            taken = float(np.linalg.norm(trial - self._theta))
+            outcome.is_polished = True
+            if self._move(_Found(trial, loss, here, taken, 1), report):
                 return
 
     def _outcome(self, status, test=None, value=None, threshold=None):

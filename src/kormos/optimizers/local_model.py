@@ -15,6 +15,12 @@ _MOST_BYTES = 2**30
 # Weights of the loss where it is straight are not quite zero.
 _NOTHING = 1e-200
 
+# The part of the longest column of J that a restrained one counts for.
+_LEAST_EFFECT = 1e-3
+
+# A scale that is so many times the present one is from somewhere else.
+_STALE = 16.0
+
 
 class Linearized(NamedTuple):
     """What is known at a point.
@@ -43,7 +49,11 @@ class LocalModels:
     Attributes:
         solver: the way that is taken.
         outputs: the number of outputs of all rows of data.
-        scale: the longest that each column of J has been (Moré 1978).
+        scale: the longest that each column of J has been (Moré 1978), since
+            it was last taken anew.
+        norms: how long the columns are at the latest point.
+        is_restrained: whether parameters that do next to nothing to the
+            residuals, beside others, are held back.
     """
 
     def __init__(self, problem, solver, is_scaled, scale, bends):
@@ -52,8 +62,19 @@ class LocalModels:
         self._is_scaled = is_scaled
         self._keeps = bends
         self.outputs = self._curvature.outputs
-        self.scale = scale
+        self.scale = self.norms = scale
+        self.is_restrained = False
         self.solver = self._chosen() if solver == "auto" else solver
+
+    @property
+    def is_stale(self):
+        """Whether the scale is that of other points."""
+        present = np.where(self.norms > 0, self.norms, np.inf)
+        return self._is_scaled and bool((self.scale > _STALE * present).any())
+
+    def forget(self):
+        """Lets the scale be taken anew at the next point."""
+        self.scale = np.zeros_like(self.scale)
 
     def at(self, theta, loss):
         """The `Linearized` at a point, or `None` if it is not finite."""
@@ -83,7 +104,8 @@ class LocalModels:
             )
             matrix[straight, straight] = squares[straight]
         scale = self._rescaled(np.sqrt(squares), theta, grad)
-        return Linearized(own, grad, make(matrix, scale, grad))
+        epsilon = self._problem.epsilon
+        return Linearized(own, grad, make(matrix, scale, grad, epsilon))
 
     def bend(self, theta, step):
         """J'H times the second derivative of the outputs along a step.
@@ -122,11 +144,14 @@ class LocalModels:
 
     def _rescaled(self, norms, theta, grad):
         """The scale, infinite where a parameter is held at its bound."""
+        self.norms = norms
         if self._is_scaled:
-            self.scale = np.maximum(self.scale, norms)
+            self.scale = scale = np.maximum(self.scale, norms)
+            if self.is_restrained:
+                scale = np.maximum(scale, _LEAST_EFFECT * norms.max())
         else:
-            self.scale = np.ones_like(norms)
-        scale = np.where(self.scale > 0, self.scale, 1.0)
+            self.scale = scale = np.ones_like(norms)
+        scale = np.where(scale > 0, scale, 1.0)
         if self._problem.is_bounded:
             held = (theta <= self._problem.lower) & (grad > 0)
             held |= (theta >= self._problem.upper) & (grad < 0)

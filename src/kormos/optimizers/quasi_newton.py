@@ -146,8 +146,9 @@ def _arrive(
     method, limits, state, store, is_start, good, theta, loss, grad, first
 ):
     """Takes the start, or a step: curvature, direction, tests."""
-    moved, units = theta - state.theta, state.units
-    step, change = moved / units, (grad - state.grad) * units
+    moved, moved_grad = theta - state.theta, grad - state.grad
+    units = state.units
+    step, change = moved / units, moved_grad * units
     slopes = grad * units
     size, one = norm(slopes), constant(1, like=loss)
     is_anew = both(is_start, state.is_anew > 0)
@@ -166,9 +167,8 @@ def _arrive(
     )
     lost = either(lost, both(blocked, ~is_start))
     begins = either(is_anew, lost)
-    steepest, probe = _along_gradient(
-        theta / units, loss, slopes, size, limits.noise
-    )
+    far = _far(theta / units, loss, slopes, size)
+    steepest = far / where(size > 0, size, one)
     curvature = cond(
         begins, lambda: method.clear(curvature, steepest), lambda: curvature
     )
@@ -180,6 +180,8 @@ def _arrive(
     if method.overshoots:
         guess = _first_trial(state.loss - loss, slope, one)
         first_trial = where(either(begins, is_start), one, guess)
+    probes = where(begins, larger(state.probes, none + 1), state.probes)
+    probe = _probe(theta / units, direction, far, limits.noise)
     arrived = state._replace(
         theta=theta,
         loss=loss,
@@ -187,14 +189,15 @@ def _arrive(
         direction=direction * units,
         spread=where(
             good,
-            state.spread * _FORGETTING + (change / units) ** 2,
+            state.spread * _FORGETTING + (moved_grad / norm(change)) ** 2,
             state.spread,
         ),
         search=line_search.begin(
-            loss, slope, first_trial, where(begins, probe, probe * 0)
+            loss, slope, first_trial, where(probes > 0, probe, probe * 0)
         ),
         curvature=curvature,
         is_anew=none,
+        probes=larger(probes - 1, none),
         resets=resets,
         pairs=where(begins, none, state.pairs + where(good, none + 1, none)),
         iterations=state.iterations + where(is_start, none, none + 1),
@@ -209,27 +212,6 @@ def _arrive(
     return arrived._replace(rows=rows)
 
 
-def _along_gradient(theta, loss, grad, size, noise):
-    """By how much to multiply the gradient, and how far to probe.
-
-    Two lengths have the units of the parameters. Over the first the loss
-    would fall to zero if its slope stayed the same. The second is the size of
-    the parameters that the gradient moves. The probe is short beside both.
-
-    Returns:
-        The factor that makes the gradient as long as the first, and the
-        probe as a part of that step; scalars.
-    """
-    one = constant(1, like=loss)
-    safe_size = where(size > 0, size, one)
-    unit = grad / safe_size
-    reach = dot(unit * unit, abs(theta))
-    far = abs(loss) / safe_size
-    far = where(far > 0, far, where(reach > 0, reach, one))
-    share = where(reach > 0, smaller(reach / far, one), one)
-    return far / safe_size, share * noise ** (1 / 3)
-
-
 def _first_trial(gain, slope, one):
     """Where a parabola would gain as much as the latest step did.
 
@@ -238,6 +220,36 @@ def _first_trial(gain, slope, one):
     length = gain * -2.02 / slope
     length = where(length > 0, smaller(length, one), one)
     return larger(length, one * _SHORTEST)
+
+
+def _far(theta, loss, grad, size):
+    """How far along the gradient the loss would fall to zero, a scalar.
+
+    As far as the parameters that the gradient moves are long, if it is zero.
+    """
+    one = constant(1, like=loss)
+    far = abs(loss) / where(size > 0, size, one)
+    reach = _reach(theta, grad, size)
+    return where(far > 0, far, where(reach > 0, reach, one))
+
+
+def _reach(theta, vector, size):
+    """The size of the parameters that a vector moves, a scalar."""
+    one = constant(1, like=size)
+    unit = vector / where(size > 0, size, one)
+    return dot(unit * unit, abs(theta))
+
+
+def _probe(theta, direction, far, noise):
+    """How far along a direction to probe its curvature, as a part of it.
+
+    It is short beside what two lengths in the units of the parameters say.
+    """
+    one = constant(1, like=far)
+    length = norm(direction)
+    reach = _reach(theta, direction, length)
+    short = where(reach > 0, smaller(reach, far), far)
+    return noise ** (1 / 3) * short / where(length > 0, length, one)
 
 
 def _judge(limits, state, arrived, is_start):
@@ -257,7 +269,9 @@ def _judge(limits, state, arrived, is_start):
     # What a cleared memory promises means nothing.
     few = min(arrived.theta.shape[0], _PAIRS_AFTER_RESET)
     trusted = both(
-        arrived.pairs > 0, either(arrived.resets == 0, arrived.pairs >= few)
+        arrived.pairs > 0,
+        state.probes == 0,
+        either(arrived.resets == 0, arrived.pairs >= few),
     )
     converged = both(trusted, promised <= limits.gtol**2 * abs(loss))
     converged = either(converged, gradient <= 0)

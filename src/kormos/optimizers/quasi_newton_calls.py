@@ -20,6 +20,11 @@ from kormos.optimizers.packed import unpack
 _MOST_COPIED = 2**28
 
 
+# So many searches of a run that knows nothing yet probe first: the curvature is
+# not known along what a stiff direction hid.
+_PROBES = 4
+
+
 class CompiledLoop:
     """The state of a run, and the compiled function that advances it.
 
@@ -70,6 +75,7 @@ class CompiledLoop:
             theta=theta,
             status=np.int32(states.STARTING),
             is_anew=np.int32(1),
+            probes=np.int32(_PROBES),
             units=units,
             resets=np.int32(self.state.resets + 1),
             pairs=np.int32(0),

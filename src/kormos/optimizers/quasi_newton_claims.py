@@ -100,7 +100,7 @@ class Claims:
             if self._gains():
                 self._claim = None
             elif self._is_claimed() or self._is_over():
-                self._promises.append(float(self._state.search.promise))
+                self._promises.append(self._promise())
                 return self._next()
         if self._claim is None and self._is_claimed():
             self._begin()
@@ -125,6 +125,12 @@ class Claims:
             self._least_gain,
             self._measured or 0.0,
         )
+
+    def _promise(self) -> float:
+        """By how much the model of the state promises to lower the loss."""
+        state = self._state
+        theta, grad = to_array(state.theta), to_array(state.grad)
+        return convergence.sober(float(state.search.promise), theta, grad)
 
     def _claim_here(self, kept=None) -> _Claim:
         state = self._state

@@ -81,11 +81,12 @@ class State(NamedTuple):
         store: what the method knows of the curvature, in large arrays.
         curvature: the rest of it, a tuple.
         units: the lengths that count as one for each parameter, `(size,)`.
-        spread: recent squares of each entry of the gradient's change, summed
-            with falling weights, `(size,)`.
+        spread: squares of each entry of the gradient's change, as parts of
+            the whole change, summed with falling weights, `(size,)`.
         lowest: the lowest loss so far, scalar.
         stalled: iterations since then, int32.
         is_anew: whether the memory is to be cleared at the start, int32.
+        probes: how many of the next searches are to probe first, int32.
         resets: how often the memory was cleared, int32.
         pairs: good pairs since then, int32.
         iterations: accepted steps, int32.
@@ -108,6 +109,7 @@ class State(NamedTuple):
     lowest: Any
     stalled: Any
     is_anew: Any
+    probes: Any
     resets: Any
     pairs: Any
     iterations: Any
@@ -151,6 +153,7 @@ def init(method, theta, rows):
         lowest=zero,
         stalled=none,
         is_anew=np.int32(1),
+        probes=none,
         resets=none,
         pairs=none,
         iterations=none,
