@@ -19,6 +19,8 @@ from kormos.numerics import stopping
 
 # A run from a claimed end must lower the loss by less than this part of it.
 LEAST_GAIN = 1e-10
+# Where it does, its model may still promise this part.
+_LEAST_PROMISE = 1e-8
 # Or by less than this part of the rounding that the dtype explains.
 _GAIN_OF_ROUNDING = 0.1
 # So many evaluations a run gets to show that a claim does not hold; in coarse
@@ -27,6 +29,8 @@ _TRIAL_EVALUATIONS, _COARSE_EVALUATIONS = 10, 20
 
 # A model that promises no more than so many roundings promises nothing.
 ROUNDINGS = 10.0
+# A step that is this part of the parameters is short.
+_SHORT = 1e-5
 # The part of a promise that must come true for a slope to be called right.
 _AGREES = 0.5
 
@@ -38,6 +42,9 @@ _FINEST = 2.0**-52
 
 # Units differ from the median by no more than this power of two.
 _MOST_UNITS = 100
+
+# What is smaller has lost its digits to underflow.
+_TINIEST = 1e-290
 
 # Points of the table of differences, and their distance in roundings.
 _POINTS = 5
@@ -177,7 +184,7 @@ def is_promising(promise: float, loss: float, tolerance: float) -> bool:
         loss: the loss.
         tolerance: the part of the loss that is small enough.
     """
-    return not promise <= max(tolerance, _FINEST) * abs(loss)
+    return not promise <= max(max(tolerance, _FINEST) * abs(loss), _TINIEST)
 
 
 def sober(promise: float, theta: np.ndarray, grad: np.ndarray) -> float:
@@ -221,8 +228,8 @@ def judge(
         threshold = ROUNDINGS * noise / size
         text = f"The measured rounding of the loss is {noise / size:.1e} of it."
         return Verdict(stopping.NOISE_FLOOR, PROMISE, share, threshold, text)
-    if promise <= LEAST_GAIN * abs(loss):
-        return Verdict(stopping.CONVERGED, PROMISE, share, LEAST_GAIN)
+    if promise <= _LEAST_PROMISE * abs(loss):
+        return Verdict(stopping.CONVERGED, PROMISE, share, _LEAST_PROMISE)
     return Verdict(failure, None, None, None, _unkept(share))
 
 
@@ -237,9 +244,7 @@ def compare_slope(
     value: Value,
     theta: np.ndarray,
     grad: np.ndarray,
-    loss: float,
     noise: float,
-    length: float,
 ) -> str:
     """Says whether differences of the loss agree with its gradient.
 
@@ -247,19 +252,19 @@ def compare_slope(
         value: the loss as a function of a float64 array `(size,)`.
         theta: the point.
         grad: the gradient there.
-        loss: the loss there.
         noise: the measured rounding of the loss.
-        length: the longest step along the gradient to look at.
 
     Returns:
         A sentence with both figures, or an empty string where rounding hides
         the comparison; two evaluations.
     """
     size = float(np.linalg.norm(grad))
-    if not (size > 0 and length > 0):
+    if not size > 0:
         return ""
-    # Long enough to be seen, and as short as that allows.
-    step = min(length, 100 * noise / size)
+    # How long the parameters are that the gradient moves.
+    reach = float((grad / size) ** 2 @ np.abs(theta)) or 1.0
+    # Long enough to be seen, and else short.
+    step = min(reach, max(100 * noise / size, _SHORT * reach))
     ahead = value(theta - step / size * grad)
     behind = value(theta + step / size * grad)
     expected, found = -2 * step * size, ahead - behind

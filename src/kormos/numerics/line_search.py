@@ -138,10 +138,7 @@ def verdict(search, loss, slope, noise):
     change, size = loss - loss0, abs(loss0)
     decreased = change <= SUFFICIENT_DECREASE * predicted
     wolfe = both(decreased, abs(slope) <= -CURVATURE * slope0)
-    # What the slopes do not explain is noise, if it is small; a loss of small
-    # residuals has more of it than its own rounding.
-    unexplained = abs(change - search.step * (slope0 + slope) / 2)
-    margin = smaller(larger(noise * size, 2 * unexplained), noise**0.5 * size)
+    margin = _HIDDEN * noise * size
     approximate = both(
         abs(change) <= margin,
         slope >= CURVATURE * slope0,
@@ -172,16 +169,28 @@ def advance(search, loss, slope, noise):
 
 
 def _probed(search, slope, noise):
-    """The search after its probe: the secant of the two slopes is tried."""
+    """The search after its probe: the secant of the two slopes is tried.
+
+    Where the probe shows no curvature a longer one follows, up to the length
+    at which the loss would fall to zero.
+    """
     start = search.start.slope
     # By so much of itself the slope falls over the length of the probe.
     fall = 1 - slope / start
-    is_shown = both(is_finite(slope), fall > noise ** (2 / 3))
-    step = where(is_shown, search.step / fall, search.fallback)
+    longer = search.step * noise ** (-1 / 3)
+    least = noise ** (2 / 3)
+    is_curved, is_concave = fall > least, fall < -least
+    step = where(
+        is_curved,
+        search.step / where(is_curved, fall, fall * 0 + 1),
+        smaller(longer, search.fallback),
+    )
     found = begin(search.start.loss, start, step)
-    # Where even the probe is not finite, a much shorter one is tried.
-    shorter = search._replace(step=search.step * 1e-3)
-    chosen = where(is_finite(slope), found, shorter)
+    ends = either(is_curved, is_concave, longer >= search.fallback)
+    again = search._replace(
+        step=where(is_finite(slope), longer, search.step * 1e-3)
+    )
+    chosen = where(both(is_finite(slope), ends), found, again)
     return chosen._replace(trials=search.trials + 1)
 
 

@@ -114,7 +114,7 @@ class LeastSquaresRun:
             if outcome is not None and outcome.status in _CLAIMS:
                 outcome = self._tried(outcome)
         outcome = outcome or self._outcome(None)
-        if outcome.status == stopping.CONVERGED and not stop:
+        if outcome.status in stopping.SUCCESSES and not stop:
             self._polish(report, outcome)
         outcome.theta, outcome.loss = self._theta, self._loss
         outcome.detail = self._here.model.name
@@ -240,7 +240,8 @@ class LeastSquaresRun:
         else:
             self._vain += 1
         models, is_sure = self._models, self._is_sure(outcome)
-        if is_sure or self._vain > 2 or self._problem.spent() is not None:
+        most = 2 if models.is_uneven else 1
+        if is_sure or self._vain > most or self._problem.spent() is not None:
             return self._judged(outcome)
         models.is_restrained = self._vain == 2
         models.forget()
@@ -269,23 +270,18 @@ class LeastSquaresRun:
         if self._is_sure(outcome):
             return outcome
         problem, loss = self._problem, self._loss
-        step = self._here.model.damped(0.0)
+        promised = self._promised()
         noise, tolerance = None, self._settings.gtol
-        if convergence.is_promising(step.promised, loss, tolerance):
+        if convergence.is_promising(promised, loss, tolerance):
             noise = convergence.measured_noise(
                 problem.value, self._theta, loss, problem.rounding
             )
-        verdict = convergence.judge(step.promised, loss, tolerance, noise)
+        verdict = convergence.judge(promised, loss, tolerance, noise)
         findings = verdict.findings
         if verdict.status not in stopping.SUCCESSES:
             grad = self._here.grad
             findings += " " + convergence.compare_slope(
-                problem.value,
-                self._theta,
-                grad,
-                loss,
-                noise,
-                float(np.linalg.norm(self._theta)) or 1.0,
+                problem.value, self._theta, grad, noise or 0.0
             )
         if self._non_finite:
             findings += (
@@ -301,6 +297,21 @@ class LeastSquaresRun:
             verdict.threshold,
             findings=findings,
         )
+
+    def _promised(self):
+        """The decrease that is promised where no step of the model gains.
+
+        By the undamped step, or by the best step along a single parameter:
+        the square of MINPACK's cosine of residuals and a column of J. Where J
+        is singular the first is that of a step of any length, which no model
+        is right for.
+        """
+        step = self._here.model.damped(0.0)
+        norms, free = self._models.norms, np.isfinite(self._here.model.scale)
+        known = free & (norms > 0)
+        cosines = self._here.grad[known] / norms[known]
+        alone = np.max(cosines**2, initial=0.0) / 2
+        return float(min(step.promised, alone))
 
     def _iterate(self, report):
         """One accepted step; whether to stop, and the end if there is one."""
@@ -347,7 +358,9 @@ class LeastSquaresRun:
                 loss = np.inf
             if step.promised <= self._rounding():
                 return self._outcome(stopping.NOISE_FLOOR)
-            control.reject(step, not loss < 100 * self._loss)
+            # A trial of a claim looks at steps of all sizes in few trials.
+            is_wild = self._vain > 0 or not loss < 100 * self._loss
+            control.reject(step, is_wild)
             if control.is_exhausted:
                 return self._outcome(stopping.LINE_SEARCH_FAILED)
             spent = problem.spent()

@@ -72,6 +72,12 @@ class LocalModels:
         present = np.where(self.norms > 0, self.norms, np.inf)
         return self._is_scaled and bool((self.scale > _STALE * present).any())
 
+    @property
+    def is_uneven(self):
+        """Whether some parameters do next to nothing beside others."""
+        least = _LEAST_EFFECT * self.norms.max(initial=0.0)
+        return self._is_scaled and bool((self.norms < least).any())
+
     def forget(self):
         """Lets the scale be taken anew at the next point."""
         self.scale = np.zeros_like(self.scale)

@@ -24,7 +24,6 @@ _CLAIMS = (
     states.GRADIENT,
     states.NOISE,
     states.DECREASE,
-    states.STEP,
     states.LINE_SEARCH,
 )
 
@@ -40,12 +39,14 @@ class _Claim(NamedTuple):
 
     Attributes:
         status: the state's status there.
+        value: the value of the test that held there.
         theta: the point, `(size,)`.
         loss: the loss there.
         kept: a copy of the state there, or `None`.
     """
 
     status: int
+    value: float
     theta: np.ndarray
     loss: float
     kept: Any
@@ -75,8 +76,10 @@ class Claims:
         self._loop = loop
         self._problem = problem
         self._call = call
-        self._tolerance = optimizer.gtol**2
-        self._least_gain = max(optimizer.ftol, self._tolerance)
+        self._gtol, self._ftol = optimizer.gtol, optimizer.ftol
+        self._xtol = optimizer.xtol
+        self._tolerance = self._gtol**2
+        self._least_gain = max(self._ftol, self._tolerance)
         self._most_evaluations = convergence.trial_evaluations(
             problem.size, problem.epsilon
         )
@@ -96,6 +99,8 @@ class Claims:
 
     def look(self) -> Outcome | None:
         """Looks at what a call has reached; the end, if it is one."""
+        if int(self._state.status) == states.STEP:
+            return self._stepped()
         if self._claim is not None:
             if self._gains():
                 self._claim = None
@@ -105,6 +110,18 @@ class Claims:
         if self._claim is None and self._is_claimed():
             self._begin()
         return None
+
+    def _stepped(self) -> Outcome:
+        """The end by `xtol`, which is off unless the user gives it."""
+        state = self._state
+        return Outcome(
+            stopping.CONVERGED,
+            to_array(state.theta),
+            float(state.loss),
+            "xtol",
+            float(state.value),
+            self._xtol,
+        )
 
     @property
     def _state(self):
@@ -135,7 +152,13 @@ class Claims:
     def _claim_here(self, kept=None) -> _Claim:
         state = self._state
         theta = to_array(state.theta)
-        return _Claim(int(state.status), theta, float(state.loss), kept)
+        return _Claim(
+            int(state.status),
+            float(state.value),
+            theta,
+            float(state.loss),
+            kept,
+        )
 
     def _begin(self) -> None:
         """Begins to try what the state claims."""
@@ -155,16 +178,19 @@ class Claims:
     def _next(self) -> Outcome | None:
         """The next trial of the claim, or the end that holds."""
         is_start = self._began is None
+        if is_start:
+            state = self._state
+            self._claim = self._claim._replace(
+                status=int(state.status), value=float(state.value)
+            )
         if self._measured is None and self._is_promising(max(self._promises)):
             before = self.noise
             self._measure(self._claim)
             if is_start and before > _OTHER_NOISE * self.noise:
                 # The search gave up at a rounding that is not there.
                 self._units = [np.ones(self._problem.size)]
-        if is_start:
-            self._claim = self._claim._replace(status=int(self._state.status))
-            if not self._is_rounding():
-                self._units = [*self._other_units(), *self._units]
+        if is_start and not self._is_rounding():
+            self._units = [*self._other_units(), *self._units]
         if self._units and self._problem.spent() is None:
             self._try(self._units.pop(0))
             return None
@@ -211,8 +237,10 @@ class Claims:
             if claim.status == states.LINE_SEARCH
             else stopping.STALLED
         )
+        by_decrease = claim.status == states.DECREASE
+        tolerance = self._least_gain if by_decrease else self._tolerance
         verdict = convergence.judge(
-            promise, loss, self._tolerance, self._measured, failure
+            promise, loss, tolerance, self._measured, failure
         )
         outcome = Outcome(
             verdict.status,
@@ -224,11 +252,15 @@ class Claims:
             findings=verdict.findings,
         )
         if promise <= self._tolerance * abs(loss):
-            outcome.test, outcome.threshold = "gtol", self._tolerance
+            share = promise / (abs(loss) or 1.0)
+            outcome.test, outcome.value = "gtol", share**0.5
+            outcome.threshold = self._gtol
+        elif by_decrease and verdict.status == stopping.CONVERGED:
+            outcome.test, outcome.value = "ftol", claim.value
+            outcome.threshold = self._ftol
         if outcome.status not in stopping.SUCCESSES:
-            step = float(np.linalg.norm(theta)) or 1.0
             outcome.findings += " " + convergence.compare_slope(
-                self._loop.value, theta, grad, loss, self._measured, step
+                self._loop.value, theta, grad, self._measured or 0.0
             )
         self._restore(claim.kept, theta)
         return outcome
