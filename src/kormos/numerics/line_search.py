@@ -36,6 +36,9 @@ CURVATURE = 0.9
 APPROXIMATE_DECREASE = 0.1
 MOST_TRIALS = 25
 LONGEST = 1e20
+# After so many trials, a short step that gains nothing is in the rounding: more
+# of it, perhaps, than is known.
+_MOST_SHORT = 6
 # Changes of the loss by fewer roundings say less than the slopes.
 _HIDDEN = 4.0
 # A step that promises a smaller part of the loss's rounding is not tried.
@@ -150,7 +153,10 @@ def verdict(search, loss, slope, noise):
     enough = both(either(last, longest), decreased, change < 0)
     good = both(is_finite(loss, slope), either(wolfe, approximate, enough))
     # Slopes show for longer than losses what a step does, but not for ever.
-    lost = either(last, -predicted <= _LEAST_PROMISE * noise * size)
+    short = -predicted <= noise**0.5 * size
+    in_vain = both(search.trials + 1 >= _MOST_SHORT, short, ~decreased)
+    none = -predicted <= _LEAST_PROMISE * noise * size
+    lost = either(last, in_vain, none)
     ended = where(good, ACCEPTED, where(lost, FAILED, SEARCHING))
     return where(both(is_probe, ~last), SEARCHING, ended)
 

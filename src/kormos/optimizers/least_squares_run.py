@@ -288,14 +288,11 @@ class LeastSquaresRun:
                 " At points with a lower loss its derivatives were not finite "
                 f"({self._non_finite} of them)."
             )
+        test = verdict.test, verdict.value, verdict.threshold
+        if verdict.status == stopping.CONVERGED and outcome.test == "ftol":
+            test = outcome.test, outcome.value, outcome.threshold
         return Outcome(
-            verdict.status,
-            self._theta,
-            loss,
-            verdict.test,
-            verdict.value,
-            verdict.threshold,
-            findings=findings,
+            verdict.status, self._theta, loss, *test, findings=findings
         )
 
     def _promised(self):
