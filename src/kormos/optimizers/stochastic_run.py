@@ -11,7 +11,6 @@ from kormos.numerics.stopping import Outcome
 from kormos.optimizers.least_squares_run import LeastSquaresRun
 from kormos.optimizers.problem import Problem
 
-
 # How the number of passes is called in the state that is kept.
 _PASSES = "passes"
 
