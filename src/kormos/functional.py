@@ -4,6 +4,7 @@ from kormos import optimizers
 from kormos.objective import robust
 from kormos.objective.checks import check_count
 from kormos.objective.function import FunctionObjective
+from kormos.objective.limits import moved_into_bounds
 from kormos.objective.residuals import ResidualObjective
 from kormos.run import checked_budget
 from kormos.solve import Solve
@@ -87,8 +88,11 @@ def minimize(
         "minimize", optimizer, max_iterations, options=options, tol=tol
     )
     budget = checked_budget(max_evals, max_seconds, target_loss, stage.epochs)
+    bounds = optimizer.bounds if bounds is None else bounds
+    with moved_into_bounds(variables, bounds):
+        objective = FunctionObjective(loss_fn, variables, precision)
     solve = Solve(
-        FunctionObjective(loss_fn, variables, precision),
+        objective,
         optimizer,
         stage,
         budget,
@@ -221,12 +225,14 @@ def least_squares(
 
     is_automatic = isinstance(f_scale, str) and f_scale == "auto"
     f_scale = 1.0 if is_automatic else f_scale
-    objective = objective_for(data, loss, f_scale)
+    bounds = optimizer.bounds if bounds is None else bounds
+    with moved_into_bounds(variables, bounds):
+        objective = objective_for(data, loss, f_scale)
     if is_automatic and loss != "linear":
         spreads = _estimated_spreads(
             objective_for(data, "soft_l1", f_scale),
             stage.epochs,
-            optimizer.bounds if bounds is None else bounds,
+            bounds,
         )
         factor = robust.TUKEY_DEVIATIONS if loss == "tukey" else 1.0
         f_scale = {name: factor * spread for name, spread in spreads.items()}

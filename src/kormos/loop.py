@@ -16,14 +16,17 @@ from kormos.numerics import stopping
 from kormos.numerics.vectors import NARROW
 from kormos.objective.checks import check_hessian_products
 from kormos.objective.checks import warn_of_unused_variables
+from kormos.objective.limits import moved_into_bounds
 from kormos.objective.limits import resolve_bounds
 from kormos.objective.limits import resolve_constraints
 from kormos.optimizers.problem import UNLIMITED
 from kormos.optimizers.problem import Constraint
 from kormos.optimizers.problem import Problem
+from kormos.optimizers.rejections import Raised
 from kormos.progress import Progress
 from kormos.run import Run
 from kormos.run import describe
+from kormos.run import is_known
 from kormos.run import row
 from kormos.run import warn_of_convergence
 from kormos.widening import goes_on_wider
@@ -85,6 +88,7 @@ class FitLoop:
         self._initial_loss = None
         # The iteration at which the evaluation became wider.
         self._float64_from = None
+        self._raised = Raised()
         self._logs = {}
         self._run = self._problem = None
 
@@ -225,12 +229,12 @@ class FitLoop:
         if self._observed and self._model.stop_training:
             # A callback that stops a fit may set weights itself.
             outcome.theta, outcome.loss, _ = self._latest
-            outcome = settled(outcome, objective)
+            outcome = settled(outcome, objective, problem)
         else:
             self._write(outcome.theta)
             # A feasible point may be worth a higher loss.
-            start = None if problem.constraints else start
-            outcome = settled(outcome, objective, start)
+            start = None if problem.constraints else problem.project(start)
+            outcome = settled(outcome, objective, problem, start)
         if outcome.status is None:
             outcome.status = (
                 stopping.STOPPED_BY_CALLBACK
@@ -246,7 +250,7 @@ class FitLoop:
 
     def _start(self, theta, loss, grad):
         """Told where a run starts; returns whether to stop there."""
-        if self._initial_loss is None:
+        if not is_known(self._initial_loss):
             self._initial_loss = loss
             warn_of_unused_variables(
                 self._objective, theta, grad, self._problem.project
@@ -344,11 +348,14 @@ class FitLoop:
         return self._epoch + 1 in every
 
     def _prepare(self, stages):
-        self._objective, self._validation = self._make_objectives()
-        packing = self._objective.program.packing
+        model = self._model
         # Stages may freeze and thaw layers.
         staged = any(stage.pretrain_fn is not None for stage in stages)
-        frozen = self._model.non_trainable_variables if staged else ()
+        frozen = model.non_trainable_variables if staged else ()
+        variables = model.trainable_variables if model.built else []
+        with moved_into_bounds(variables, self._bounds, frozen):
+            self._objective, self._validation = self._make_objectives()
+        packing = self._objective.program.packing
         self._box = resolve_bounds(self._bounds, packing, frozen)
         self._resolve()
 
@@ -359,6 +366,7 @@ class FitLoop:
         )
 
     def _new_problem(self):
+        self._raised.earlier = self._evaluations
         return Problem(
             self._objective,
             *self._box,
@@ -368,6 +376,7 @@ class FitLoop:
             budget=self._budget.without(self._evaluations),
             stride=self._steps_per_epoch,
             resume=self._resume,
+            raised=self._raised,
         )
 
     def _check(self, stage):

@@ -5,6 +5,7 @@ import contextlib
 import jax
 import numpy as np
 
+from kormos.backend.common import is_numerical as is_numerical
 from kormos.backend.common import values_and_jacobian
 from kormos.backend.jax_convolutions import canonical
 
@@ -25,6 +26,15 @@ def on_cpu():
 def chunk_numbers():
     # Of a layer's outputs: in a CPU's cache they are read twice as fast.
     return 2**17 if on_cpu() else 2**24
+
+
+def attempt(fn, *args):
+    try:
+        return fn(*args)
+    except Exception as error:
+        if not is_numerical(error):
+            raise
+    return dry_run(fn, *args)
 
 
 def dry_run(fn, *args):

@@ -41,7 +41,7 @@ ADVICE = {
 QUIET = (CONVERGED, TARGET_REACHED, STOPPED_BY_CALLBACK, INTERRUPTED)
 
 # At these a wider dtype may go further.
-WIDENING = (CONVERGED, NOISE_FLOOR, LINE_SEARCH_FAILED)
+WIDENING = (CONVERGED, NOISE_FLOOR, LINE_SEARCH_FAILED, NON_FINITE)
 
 # After these no later run of the same fit follows.
 FINAL = (
@@ -71,6 +71,7 @@ class Outcome:
             be above the lowest, by less than its rounding.
         kept_loss: the loss at the point as the variables round it; `None` if
             that is the same.
+        findings: plain sentences of what was seen on the way, with figures.
     """
 
     status: str | None
@@ -83,6 +84,7 @@ class Outcome:
     raw: Any = None
     is_polished: bool = False
     kept_loss: float | None = None
+    findings: str = ""
 
 
 @dataclasses.dataclass
@@ -159,7 +161,7 @@ def sentence(
         text += f": {outcome.test} of {outcome.threshold:.3g} was met"
     if outcome.detail:
         text += f" ({outcome.detail})"
-    sentences = [f"{text}.", ADVICE[outcome.status]]
+    sentences = [f"{text}.", outcome.findings, ADVICE[outcome.status]]
     if outcome.status == NOISE_FLOOR and not is_wide:
         sentences.append("With `precision='float64'` it goes further.")
     if float64_from is not None:

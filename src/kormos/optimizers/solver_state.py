@@ -36,6 +36,11 @@ class SolverState:
         """Notes that the loss has become another one."""
         self._is_stale = True
 
+    @property
+    def is_sound(self):
+        """Whether a run can go on from here."""
+        return _is_sound(self.arrays(), self._left())
+
     def note(self, **arrays):
         """Keeps more arrays beside those that a run goes on from."""
         self.arrays().update(arrays)
@@ -76,7 +81,7 @@ class SolverState:
                 f"was saved from. Received: '{key}' with {theta.size:,} "
                 "parameters"
             )
-        if not _is_sound(arrays, self._left()):
+        if not self.is_sound:
             warnings.warn(
                 "The optimizer's state has NaN or infinite values, of a fit "
                 "that ended there: the fit goes on from the weights alone.",

@@ -9,7 +9,6 @@ import numpy as np
 from kormos.numerics import stopping
 from kormos.numerics.stopping import Outcome
 from kormos.optimizers.least_squares_run import LeastSquaresRun
-from kormos.optimizers.problem import Problem
 
 # How the number of passes is called in the state that is kept.
 _PASSES = "passes"
@@ -83,18 +82,8 @@ class _Pass:
         return status, {"steps": steps, **damping}
 
     def _step(self, batch):
-        problem = self._problem
-        part = Problem(
-            batch,
-            problem.lower,
-            problem.upper,
-            epsilon=problem.epsilon,
-            rounding=problem.rounding,
-        )
-        step = LeastSquaresRun(part, self._settings)
+        step = LeastSquaresRun(batch, self._settings)
         if step.begin(self.theta, self.state):
             self.theta = step.step()
             self.state = step.state(self.theta)
-        problem.fg_evals += part.fg_evals
-        problem.hessp_evals += part.hessp_evals
         return step.logs()
