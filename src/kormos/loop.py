@@ -6,6 +6,7 @@ knows vectors. They meet once an accepted iteration, here: nothing else writes
 weights, validates, calls callbacks or says stop.
 """
 
+import contextlib
 import dataclasses
 import time
 
@@ -95,9 +96,7 @@ class FitLoop:
     def run(self, stages, initial_epoch, callbacks, verbose):
         """Runs the stages and returns the History."""
         model, optimizer = self._model, self._optimizer
-        self._prepare(stages)
-        for stage in stages:
-            self._check(stage)
+        self._prepare(stages, stages)
         last_epoch = sum(stage.epochs for stage in stages)
         optimizer.build(model.trainable_variables)
         optimizer.results = []
@@ -164,8 +163,7 @@ class FitLoop:
             if stage.pretrain_fn is not None:
                 stage.pretrain_fn(self._model)
                 # It may have frozen, thawed or assigned variables.
-                self._prepare(stages)
-                self._check(stage)
+                self._prepare(stages, [stage])
             outcome = self._run_stage(stage)
             spent = self._budget.spent(self._evaluations)
             if self._epoch < self._end and goes_on_wider(
@@ -347,17 +345,28 @@ class FitLoop:
             return (self._epoch + 1) % every == 0
         return self._epoch + 1 in every
 
-    def _prepare(self, stages):
+    def _prepare(self, stages, present):
+        """Makes the objectives for the model as it is.
+
+        Args:
+            stages: all stages of the fit.
+            present: those that are to be checked now.
+        """
         model = self._model
         # Stages may freeze and thaw layers.
         staged = any(stage.pretrain_fn is not None for stage in stages)
         frozen = model.non_trainable_variables if staged else ()
-        variables = model.trainable_variables if model.built else []
-        with moved_into_bounds(variables, self._bounds, frozen):
+        scope = contextlib.nullcontext()
+        if model.built:
+            variables = model.trainable_variables
+            scope = moved_into_bounds(variables, self._bounds, frozen)
+        with scope:
             self._objective, self._validation = self._make_objectives()
-        packing = self._objective.program.packing
-        self._box = resolve_bounds(self._bounds, packing, frozen)
-        self._resolve()
+            packing = self._objective.program.packing
+            self._box = resolve_bounds(self._bounds, packing, frozen)
+            self._resolve()
+            for stage in present:
+                self._check(stage)
 
     def _resolve(self):
         packing = self._objective.program.packing

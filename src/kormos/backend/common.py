@@ -3,7 +3,6 @@
 import keras
 import numpy as np
 
-
 # As Keras begins what it raises for any failure of its `cholesky`.
 _CHOLESKY = "Cholesky decomposition failed"
 

@@ -22,17 +22,14 @@ def moved_into_bounds(variables, bounds, frozen=()):
         bounds: as `resolve_bounds` takes them.
         frozen: likewise.
     """
-    packing = Packing(variables) if variables else None
-    lower = None
-    if packing is not None:
-        lower, upper = resolve_bounds(bounds, packing, frozen)
-    if lower is None:
+    packing = Packing(variables)
+    lower, upper = resolve_bounds(bounds, packing, frozen)
+    before = packing.read()
+    inside = before if lower is None else np.clip(before, lower, upper)
+    if np.array_equal(inside, before):
         yield
         return
-    before = packing.read()
-    inside = np.clip(before, lower, upper)
-    if not np.array_equal(inside, before):
-        packing.write(inside)
+    packing.write(inside)
     try:
         yield
     except BaseException:
