@@ -21,6 +21,7 @@ are taken with respect to that list.
 - `view(tensor)`: a NumPy array to read: the tensor's own memory where the CPU
   has that.
 - `dot(a, b)`: the inner product of two vectors, such a scalar.
+- `arctan(tensor)`: of every entry, in the tensor's dtype.
 - `set_row(matrix, index, row)`: the matrix, or array of more dimensions, with
   another row; it may be the same array, changed.
 - `wide()`: a scope in which float64 tensors keep their precision.
@@ -39,6 +40,7 @@ are taken with respect to that list.
 import keras
 
 if keras.backend.backend() == "jax":
+    from kormos.backend.jax import arctan as arctan
     from kormos.backend.jax import attempt as attempt
     from kormos.backend.jax import chunk_numbers as chunk_numbers
     from kormos.backend.jax import compile as compile
@@ -61,6 +63,7 @@ if keras.backend.backend() == "jax":
     from kormos.backend.jax import wide as wide
 elif keras.backend.backend() == "tensorflow":
     from kormos.backend.common import view as view
+    from kormos.backend.tensorflow import arctan as arctan
     from kormos.backend.tensorflow import attempt as attempt
     from kormos.backend.tensorflow import chunk_numbers as chunk_numbers
     from kormos.backend.tensorflow import compile as compile
@@ -82,6 +85,7 @@ elif keras.backend.backend() == "tensorflow":
     from kormos.backend.tensorflow import wide as wide
 elif keras.backend.backend() == "torch":
     from kormos.backend.common import view as view
+    from kormos.backend.torch import arctan as arctan
     from kormos.backend.torch import attempt as attempt
     from kormos.backend.torch import chunk_numbers as chunk_numbers
     from kormos.backend.torch import compile as compile

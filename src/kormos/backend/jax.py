@@ -57,6 +57,11 @@ def dot(a, b):
     return jax.numpy.einsum("i,i->", a, b)
 
 
+def arctan(tensor):
+    # Keras' own rounds to float32.
+    return jax.numpy.arctan(tensor)
+
+
 def set_row(matrix, index, row):
     return jax.lax.dynamic_update_index_in_dim(matrix, row, index, 0)
 

@@ -119,6 +119,9 @@ def dot(a, b):
     return tf.tensordot(a, b, 1)
 
 
+arctan = tf.atan
+
+
 def set_row(matrix, index, row):
     start = (index, *[tf.zeros_like(index)] * (matrix.ndim - 1))
     return keras.ops.slice_update(matrix, start, row[tf.newaxis])

@@ -88,6 +88,9 @@ def dot(a, b):
     return scalar(torch.dot(a, b))
 
 
+arctan = torch.arctan
+
+
 def set_row(matrix, index, row):
     matrix[index] = torch.as_tensor(row)
     return matrix

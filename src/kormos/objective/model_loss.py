@@ -241,6 +241,11 @@ class ModelLoss:
         return ops.mean(loss)
 
     @property
+    def takes_wide(self):
+        """Whether the loss of outputs takes them in a wider dtype."""
+        return self._losses is not None and self._losses.is_wide
+
+    @property
     def epsilon(self):
         """The coarsest rounding of layers with weights to train."""
         return self._arithmetic.epsilon

@@ -93,6 +93,8 @@ class ModelOutputs:
 
     def _structured(self, values, x):
         """The model's predictions, with their masks, from the outputs."""
+        if not self._model_loss.takes_wide:
+            values = ops.cast(values, self._model_loss.output_dtype)
         shapes = self._model_loss.output_shapes
         ends = np.cumsum(self._model_loss.output_widths)[:-1].tolist()
         flat = ops.split(values, ends, axis=1) if ends else [values]
