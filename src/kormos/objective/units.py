@@ -72,7 +72,8 @@ def huber(y_true, y_pred, delta=1.0):
 
 def _mean(values):
     # `ops.mean` of float64 is computed in float32 on JAX.
-    return ops.sum(values, axis=-1) / values.shape[-1]
+    count = ops.cast(ops.shape(values)[-1], values.dtype)
+    return ops.sum(values, axis=-1) / count
 
 
 # Keras' losses that square what has units, and the same in any dtype.
