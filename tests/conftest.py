@@ -92,6 +92,7 @@ _WITHOUT_XLA = {
     "test_stock_callbacks",
     "test_streaming",
     "test_tuner",
+    "test_units",
 }
 
 

@@ -890,6 +890,55 @@ def test_batches_are_drawn_alike_each_time():
     assert losses[0] == losses[1]
 
 
+@pytest.mark.parametrize("is_saved", [False, True])
+def test_two_and_two_passes_are_four(is_saved, tmp_path):
+    x, y = sinc(200)
+    settings = {"batch_size": 50, "stochastic": True, "verbose": 0}
+    model = net()
+    expected = model.fit(x, y, epochs=4, **settings).history
+    wanted, model = weights(model), net()
+    first = model.fit(x, y, epochs=2, **settings).history
+    if is_saved:
+        model.save(tmp_path / "model.keras")
+        model = keras.models.load_model(tmp_path / "model.keras")
+    second = model.fit(x, y, epochs=2, resume=True, **settings).history
+    for name in ("loss", "step", "damping", "radius"):
+        assert first[name] + second[name] == expected[name]
+    np.testing.assert_array_equal(weights(model), wanted)
+
+
+def test_a_backup_goes_on_with_the_passes_of_one_fit(tmp_path):
+    """A callback that saves within a fit saves the present state."""
+
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == 1:
+                raise KeyboardInterrupt
+
+    x, y = sinc(200)
+    settings = {"batch_size": 50, "stochastic": True, "verbose": 0}
+    whole = net().fit(x, y, epochs=4, **settings).history["loss"]
+
+    def backup():
+        return kormos.callbacks.BackupAndRestore(
+            tmp_path / "backup", delete_checkpoint=False
+        )
+
+    net().fit(x, y, epochs=4, callbacks=[backup(), Stop()], **settings)
+    rest = net().fit(x, y, epochs=4, callbacks=[backup()], **settings)
+    assert rest.history["loss"] == whole[2:]
+
+
+def test_a_fit_of_batches_that_is_not_resumed_begins_anew():
+    x, y = sinc(200)
+    model = net()
+    settings = {"batch_size": 50, "stochastic": True, "verbose": 0}
+    start = model.get_weights()
+    first = model.fit(x, y, epochs=2, **settings).history["loss"]
+    model.set_weights(start)
+    assert model.fit(x, y, epochs=2, **settings).history["loss"] == first
+
+
 def test_one_batch_of_all_rows_is_a_step_of_the_whole(float64):
     x, y = sinc(60)
     whole, batch = net(), net()

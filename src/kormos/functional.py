@@ -2,8 +2,10 @@
 
 from kormos import optimizers
 from kormos.objective import robust
+from kormos.objective.arithmetic import check_precision
 from kormos.objective.checks import check_count
 from kormos.objective.function import FunctionObjective
+from kormos.objective.limits import moved_into_bounds
 from kormos.objective.residuals import ResidualObjective
 from kormos.run import checked_budget
 from kormos.solve import Solve
@@ -87,17 +89,20 @@ def minimize(
         "minimize", optimizer, max_iterations, options=options, tol=tol
     )
     budget = checked_budget(max_evals, max_seconds, target_loss, stage.epochs)
-    solve = Solve(
-        FunctionObjective(loss_fn, variables, precision),
-        optimizer,
-        stage,
-        budget,
-        bounds=bounds,
-        constraints=constraints,
-        callbacks=[callback] if callback else [],
-        loss_callback=loss_callback,
-        resume=resume,
-    )
+    check_precision(precision)
+    bounds = optimizer.bounds if bounds is None else bounds
+    with moved_into_bounds(variables, bounds):
+        solve = Solve(
+            FunctionObjective(loss_fn, variables, precision),
+            optimizer,
+            stage,
+            budget,
+            bounds=bounds,
+            constraints=constraints,
+            callbacks=[callback] if callback else [],
+            loss_callback=loss_callback,
+            resume=resume,
+        )
     return solve()
 
 
@@ -219,32 +224,33 @@ def least_squares(
             precision=precision,
         )
 
+    check_precision(precision)
     is_automatic = isinstance(f_scale, str) and f_scale == "auto"
     f_scale = 1.0 if is_automatic else f_scale
-    objective = objective_for(data, loss, f_scale)
-    if is_automatic and loss != "linear":
-        spreads = _estimated_spreads(
-            objective_for(data, "soft_l1", f_scale),
-            stage.epochs,
-            optimizer.bounds if bounds is None else bounds,
+    bounds = optimizer.bounds if bounds is None else bounds
+    with moved_into_bounds(variables, bounds):
+        objective = objective_for(data, loss, f_scale)
+        if is_automatic and loss != "linear":
+            spreads = _estimated_spreads(
+                objective_for(data, "soft_l1", f_scale), stage.epochs, bounds
+            )
+            factor = robust.TUKEY_DEVIATIONS if loss == "tukey" else 1.0
+            f_scale = {n: factor * spread for n, spread in spreads.items()}
+            objective.rescale(f_scale)
+        held_out = None
+        if validation_data is not None:
+            objective.check_structure(validation_data)
+            held_out = objective_for(validation_data, loss, f_scale)
+        solve = Solve(
+            objective,
+            optimizer,
+            stage,
+            budget,
+            bounds=bounds,
+            callbacks=callbacks or [],
+            validation=held_out,
+            resume=resume,
         )
-        factor = robust.TUKEY_DEVIATIONS if loss == "tukey" else 1.0
-        f_scale = {name: factor * spread for name, spread in spreads.items()}
-        objective.rescale(f_scale)
-    held_out = None
-    if validation_data is not None:
-        objective.check_structure(validation_data)
-        held_out = objective_for(validation_data, loss, f_scale)
-    solve = Solve(
-        objective,
-        optimizer,
-        stage,
-        budget,
-        bounds=bounds,
-        callbacks=callbacks or [],
-        validation=held_out,
-        resume=resume,
-    )
     return solve()
 
 

@@ -6,6 +6,7 @@ knows vectors. They meet once an accepted iteration, here: nothing else writes
 weights, validates, calls callbacks or says stop.
 """
 
+import contextlib
 import dataclasses
 import time
 
@@ -16,14 +17,17 @@ from kormos.numerics import stopping
 from kormos.numerics.vectors import NARROW
 from kormos.objective.checks import check_hessian_products
 from kormos.objective.checks import warn_of_unused_variables
+from kormos.objective.limits import moved_into_bounds
 from kormos.objective.limits import resolve_bounds
 from kormos.objective.limits import resolve_constraints
 from kormos.optimizers.problem import UNLIMITED
 from kormos.optimizers.problem import Constraint
 from kormos.optimizers.problem import Problem
+from kormos.optimizers.rejections import Raised
 from kormos.progress import Progress
 from kormos.run import Run
 from kormos.run import describe
+from kormos.run import is_known
 from kormos.run import row
 from kormos.run import warn_of_convergence
 from kormos.widening import goes_on_wider
@@ -85,15 +89,14 @@ class FitLoop:
         self._initial_loss = None
         # The iteration at which the evaluation became wider.
         self._float64_from = None
+        self._raised = Raised()
         self._logs = {}
         self._run = self._problem = None
 
     def run(self, stages, initial_epoch, callbacks, verbose):
         """Runs the stages and returns the History."""
         model, optimizer = self._model, self._optimizer
-        self._prepare(stages)
-        for stage in stages:
-            self._check(stage)
+        self._prepare(stages, stages)
         last_epoch = sum(stage.epochs for stage in stages)
         optimizer.build(model.trainable_variables)
         optimizer.results = []
@@ -160,8 +163,7 @@ class FitLoop:
             if stage.pretrain_fn is not None:
                 stage.pretrain_fn(self._model)
                 # It may have frozen, thawed or assigned variables.
-                self._prepare(stages)
-                self._check(stage)
+                self._prepare(stages, [stage])
             outcome = self._run_stage(stage)
             spent = self._budget.spent(self._evaluations)
             if self._epoch < self._end and goes_on_wider(
@@ -225,12 +227,12 @@ class FitLoop:
         if self._observed and self._model.stop_training:
             # A callback that stops a fit may set weights itself.
             outcome.theta, outcome.loss, _ = self._latest
-            outcome = settled(outcome, objective)
+            outcome = settled(outcome, objective, problem)
         else:
             self._write(outcome.theta)
             # A feasible point may be worth a higher loss.
-            start = None if problem.constraints else start
-            outcome = settled(outcome, objective, start)
+            start = None if problem.constraints else problem.project(start)
+            outcome = settled(outcome, objective, problem, start)
         if outcome.status is None:
             outcome.status = (
                 stopping.STOPPED_BY_CALLBACK
@@ -246,7 +248,7 @@ class FitLoop:
 
     def _start(self, theta, loss, grad):
         """Told where a run starts; returns whether to stop there."""
-        if self._initial_loss is None:
+        if not is_known(self._initial_loss):
             self._initial_loss = loss
             warn_of_unused_variables(
                 self._objective, theta, grad, self._problem.project
@@ -343,14 +345,28 @@ class FitLoop:
             return (self._epoch + 1) % every == 0
         return self._epoch + 1 in every
 
-    def _prepare(self, stages):
-        self._objective, self._validation = self._make_objectives()
-        packing = self._objective.program.packing
+    def _prepare(self, stages, present):
+        """Makes the objectives for the model as it is.
+
+        Args:
+            stages: all stages of the fit.
+            present: those that are to be checked now.
+        """
+        model = self._model
         # Stages may freeze and thaw layers.
         staged = any(stage.pretrain_fn is not None for stage in stages)
-        frozen = self._model.non_trainable_variables if staged else ()
-        self._box = resolve_bounds(self._bounds, packing, frozen)
-        self._resolve()
+        frozen = model.non_trainable_variables if staged else ()
+        scope = contextlib.nullcontext()
+        if model.built:
+            variables = model.trainable_variables
+            scope = moved_into_bounds(variables, self._bounds, frozen)
+        with scope:
+            self._objective, self._validation = self._make_objectives()
+            packing = self._objective.program.packing
+            self._box = resolve_bounds(self._bounds, packing, frozen)
+            self._resolve()
+            for stage in present:
+                self._check(stage)
 
     def _resolve(self):
         packing = self._objective.program.packing
@@ -359,6 +375,7 @@ class FitLoop:
         )
 
     def _new_problem(self):
+        self._raised.earlier = self._evaluations
         return Problem(
             self._objective,
             *self._box,
@@ -368,6 +385,7 @@ class FitLoop:
             budget=self._budget.without(self._evaluations),
             stride=self._steps_per_epoch,
             resume=self._resume,
+            raised=self._raised,
         )
 
     def _check(self, stage):

@@ -61,7 +61,15 @@ class Run:
             outcome = self._stage.run(self._problem, theta, self._report)
         except KeyboardInterrupt:
             theta, loss = self.best
-            return Outcome(stopping.INTERRUPTED, theta, loss)
+            outcome = Outcome(stopping.INTERRUPTED, theta, loss)
+        else:
+            outcome = self._judged(outcome)
+        findings = outcome.findings, self._problem.raised.sentence()
+        outcome.findings = " ".join(filter(None, findings))
+        return outcome
+
+    def _judged(self, outcome):
+        """The outcome, with the best point and what the run knows of it."""
         if not self._starts_finite:
             outcome.status = stopping.NON_FINITE
         elif self._meets_target(self.best[1]):
@@ -106,6 +114,14 @@ class Run:
         if self._problem.constraints:
             return np.isfinite(loss)
         return loss <= self.best[1]
+
+
+def is_known(loss):
+    """Whether the loss at the start of a fit was told, and is a number.
+
+    In float64 it may be one where in float32 it is not.
+    """
+    return loss is not None and np.isfinite(loss)
 
 
 def _is_finite(loss, grad):

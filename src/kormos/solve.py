@@ -11,8 +11,10 @@ from kormos.objective.limits import resolve_bounds
 from kormos.objective.limits import resolve_constraints
 from kormos.optimizers.problem import Constraint
 from kormos.optimizers.problem import Problem
+from kormos.optimizers.rejections import Raised
 from kormos.run import Run
 from kormos.run import describe
+from kormos.run import is_known
 from kormos.run import row
 from kormos.run import warn_of_convergence
 from kormos.widening import goes_on_wider
@@ -108,6 +110,7 @@ class Solve:
         self._evaluations = self._products = 0
         self._initial_loss = None
         self._float64_from = None
+        self._raised = Raised()
         self._stopped = False
 
     def __call__(self):
@@ -124,7 +127,7 @@ class Solve:
                 optimizer.results = [outcome.raw]
             if self._iterations == self._stage.epochs:
                 break
-            if self._stopped or outcome.status in stopping.FINAL:
+            if self._stopped:
                 break
             spent = self._budget.spent(self._evaluations)
             if goes_on_wider(outcome, objective, spent):
@@ -136,7 +139,8 @@ class Solve:
                     outcome.status = stopping.INTERRUPTED
                     break
                 continue
-            if self._iterations == done:
+            is_final = outcome.status in stopping.FINAL
+            if is_final or self._iterations == done:
                 break
             # What has converged on some points goes on with others.
             due = [
@@ -204,8 +208,8 @@ class Solve:
             raise
         objective.assign(outcome.theta)
         # A feasible point may be worth a higher loss.
-        start = None if problem.constraints else start
-        outcome = settled(outcome, objective, start)
+        start = None if problem.constraints else problem.project(start)
+        outcome = settled(outcome, objective, problem, start)
         if self._optimizer.solver_state is not None:
             self._optimizer.solver_state.position = outcome.theta
         self._evaluations += problem.fg_evals
@@ -221,6 +225,7 @@ class Solve:
         )
         budget = self._budget.without(self._evaluations)
         budget = budget._replace(iterations=self._end - self._iterations)
+        self._raised.earlier = self._evaluations
         # A callback looks at every iterate, as blocks' losses do.
         looks = self._callbacks or self._blocks[1:] or self._validation
         return Problem(
@@ -233,10 +238,11 @@ class Solve:
             stride=1 if looks else _STRIDE,
             resume=self._resume,
             on_evaluation=self._loss_callback,
+            raised=self._raised,
         )
 
     def _start(self, theta, loss, grad):
-        if self._initial_loss is None:
+        if not is_known(self._initial_loss):
             self._initial_loss = loss
             project = self._problem.project
             warn_of_unused_variables(self._objective, theta, grad, project)

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import numpy as np
+
 from kormos.numerics import stopping
 
 
@@ -22,11 +24,15 @@ def widen(objectives, optimizer):
     for objective in objectives:
         if objective is not None:
             objective.widen()
-    if optimizer.solver_state is not None:
-        optimizer.solver_state.forget_loss()
+    state = optimizer.solver_state
+    if state is not None and not state.is_sound:
+        # Of a start that float32 could not evaluate.
+        optimizer.solver_state = None
+    elif state is not None:
+        state.forget_loss()
 
 
-def settled(outcome, objective, start=None):
+def settled(outcome, objective, problem, start=None):
     """The outcome with the loss of what the variables keep of it.
 
     Variables round what is computed in a wider dtype, and must not keep what
@@ -35,15 +41,18 @@ def settled(outcome, objective, start=None):
     Args:
         outcome: the `Outcome` of a run, whose point is assigned.
         objective: the `FlatObjective` of the run.
+        problem: the `Problem` of the run.
         start: the variables' values before the run, to go back to where they
             are better, or `None`.
     """
-    if objective.rounding <= objective.epsilon:
+    is_wider = objective.rounding > objective.epsilon
+    if not (is_wider and np.isfinite(outcome.loss)):
         return outcome
-    loss = objective.value(objective.initial_position())
+    # Rounding may lead to where the numerics fail.
+    loss = problem.peek(objective.initial_position())
     if start is not None:
-        before = objective.value(start)
-        if loss > before:
+        before = problem.peek(start)
+        if np.isfinite(before) and not loss <= before:
             objective.assign(start)
             loss = before
     return dataclasses.replace(outcome, kept_loss=loss)

@@ -119,8 +119,9 @@ def fragile(method):
     return model
 
 
-# Compiled, a loss is called where it is traced alone.
-CALLS = [0, 1, 9] if BACKEND == "torch" else [0]
+# Compiled, a loss is called where it is traced alone. What it raises later than
+# at the start is a step too long: `test_recovery.py`.
+CALLS = [0, 1] if BACKEND == "torch" else [0]
 
 
 @pytest.mark.parametrize("calls", CALLS)

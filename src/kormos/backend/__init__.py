@@ -10,13 +10,18 @@ are taken with respect to that list.
   of numbers, which stay NumPy's on an eager backend.
 - `on_cpu()`: whether tensors are in the memory of the CPU.
 - `chunk_numbers()`: how many numbers a layer should put out at once.
+- `attempt(fn, *args)`: `fn(*args)`, or tensors of the right shapes where the
+  numerics fail.
 - `dry_run(fn, *args)`: `fn(*args)` for what it does to Python objects, or for
   tensors of the right shapes whatever their values.
+- `is_numerical(error)`: whether an exception says that the numerics failed, on
+  a matrix that is not positive definite, say.
 - `scalar(tensor)`: a scalar tensor as solvers' logic takes it: a NumPy number
   on an eager backend.
 - `view(tensor)`: a NumPy array to read: the tensor's own memory where the CPU
   has that.
 - `dot(a, b)`: the inner product of two vectors, such a scalar.
+- `arctan(tensor)`: of every entry, in the tensor's dtype.
 - `set_row(matrix, index, row)`: the matrix, or array of more dimensions, with
   another row; it may be the same array, changed.
 - `wide()`: a scope in which float64 tensors keep their precision.
@@ -35,12 +40,15 @@ are taken with respect to that list.
 import keras
 
 if keras.backend.backend() == "jax":
+    from kormos.backend.jax import arctan as arctan
+    from kormos.backend.jax import attempt as attempt
     from kormos.backend.jax import chunk_numbers as chunk_numbers
     from kormos.backend.jax import compile as compile
     from kormos.backend.jax import compile_loop as compile_loop
     from kormos.backend.jax import dot as dot
     from kormos.backend.jax import dry_run as dry_run
     from kormos.backend.jax import hvp as hvp
+    from kormos.backend.jax import is_numerical as is_numerical
     from kormos.backend.jax import jacobian as jacobian
     from kormos.backend.jax import jvp as jvp
     from kormos.backend.jax import map_rows as map_rows
@@ -55,12 +63,15 @@ if keras.backend.backend() == "jax":
     from kormos.backend.jax import wide as wide
 elif keras.backend.backend() == "tensorflow":
     from kormos.backend.common import view as view
+    from kormos.backend.tensorflow import arctan as arctan
+    from kormos.backend.tensorflow import attempt as attempt
     from kormos.backend.tensorflow import chunk_numbers as chunk_numbers
     from kormos.backend.tensorflow import compile as compile
     from kormos.backend.tensorflow import compile_loop as compile_loop
     from kormos.backend.tensorflow import dot as dot
     from kormos.backend.tensorflow import dry_run as dry_run
     from kormos.backend.tensorflow import hvp as hvp
+    from kormos.backend.tensorflow import is_numerical as is_numerical
     from kormos.backend.tensorflow import jacobian as jacobian
     from kormos.backend.tensorflow import jvp as jvp
     from kormos.backend.tensorflow import map_rows as map_rows
@@ -74,12 +85,15 @@ elif keras.backend.backend() == "tensorflow":
     from kormos.backend.tensorflow import wide as wide
 elif keras.backend.backend() == "torch":
     from kormos.backend.common import view as view
+    from kormos.backend.torch import arctan as arctan
+    from kormos.backend.torch import attempt as attempt
     from kormos.backend.torch import chunk_numbers as chunk_numbers
     from kormos.backend.torch import compile as compile
     from kormos.backend.torch import compile_loop as compile_loop
     from kormos.backend.torch import dot as dot
     from kormos.backend.torch import dry_run as dry_run
     from kormos.backend.torch import hvp as hvp
+    from kormos.backend.torch import is_numerical as is_numerical
     from kormos.backend.torch import jacobian as jacobian
     from kormos.backend.torch import jvp as jvp
     from kormos.backend.torch import map_rows as map_rows

@@ -3,6 +3,30 @@
 import keras
 import numpy as np
 
+# As Keras begins what it raises for any failure of its `cholesky`.
+_CHOLESKY = "Cholesky decomposition failed"
+
+
+def is_numerical(error, *kinds):
+    """Whether an exception, or what it was raised for, is of these kinds.
+
+    Args:
+        error: the exception.
+        *kinds: those of the backend, besides NumPy's and Python's own.
+    """
+    kinds = (ArithmeticError, np.linalg.LinAlgError, *kinds)
+    return any(
+        isinstance(cause, kinds) or str(cause).startswith(_CHOLESKY)
+        for cause in causes(error)
+    )
+
+
+def causes(error):
+    """Yields an exception, and those that it was raised for."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
 
 def view(tensor):
     return keras.ops.convert_to_numpy(tensor)

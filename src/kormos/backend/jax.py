@@ -5,6 +5,7 @@ import contextlib
 import jax
 import numpy as np
 
+from kormos.backend.common import is_numerical as is_numerical
 from kormos.backend.common import values_and_jacobian
 from kormos.backend.jax_convolutions import canonical
 
@@ -27,6 +28,15 @@ def chunk_numbers():
     return 2**17 if on_cpu() else 2**24
 
 
+def attempt(fn, *args):
+    try:
+        return fn(*args)
+    except Exception as error:
+        if not is_numerical(error):
+            raise
+    return dry_run(fn, *args)
+
+
 def dry_run(fn, *args):
     # Each operation of an eager run is compiled for itself.
     shapes = jax.eval_shape(fn, *args)
@@ -45,6 +55,11 @@ def view(tensor):
 
 def dot(a, b):
     return jax.numpy.einsum("i,i->", a, b)
+
+
+def arctan(tensor):
+    # Keras' own rounds to float32.
+    return jax.numpy.arctan(tensor)
 
 
 def set_row(matrix, index, row):

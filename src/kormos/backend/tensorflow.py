@@ -5,6 +5,8 @@ import contextlib
 import keras
 import tensorflow as tf
 
+from kormos.backend import common
+
 _NOT_COMPILED = (
     tf.errors.InvalidArgumentError,
     tf.errors.UnimplementedError,
@@ -87,8 +89,26 @@ def chunk_numbers():
     return 2**17 if on_cpu() else 2**24
 
 
-def dry_run(fn, *args):
-    return fn(*args)
+def attempt(fn, *args):
+    try:
+        return fn(*args)
+    except Exception as error:
+        if not is_numerical(error):
+            raise
+        # Tracing computes nothing, and finds other errors.
+        traced = tf.function(lambda: fn(*args), autograph=False)
+        shapes = traced.get_concrete_function().structured_outputs
+    return tf.nest.map_structure(lambda s: tf.zeros(s.shape, s.dtype), shapes)
+
+
+dry_run = attempt
+
+
+def is_numerical(error):
+    # What XLA cannot compile is invalid too.
+    return "trying to compile" not in str(error) and common.is_numerical(
+        error, tf.errors.InvalidArgumentError
+    )
 
 
 def scalar(tensor):
@@ -97,6 +117,9 @@ def scalar(tensor):
 
 def dot(a, b):
     return tf.tensordot(a, b, 1)
+
+
+arctan = tf.atan
 
 
 def set_row(matrix, index, row):

@@ -12,6 +12,7 @@ from kormos.numerics.vectors import rounding
 from kormos.numerics.vectors import to_array
 from kormos.objective.host_gauss_newton import HostGaussNewton
 from kormos.objective.program import count_rows
+from kormos.objective.units import size_of
 
 
 class FlatObjective:
@@ -37,13 +38,24 @@ class FlatObjective:
     _scales = np.ones(1)
 
     @functools.cached_property
-    def _scale_tensor(self):
-        with backend.wide():
-            return ops.convert_to_tensor(self._scales, dtype="float64")
+    def _scale_tensors(self):
+        """The scales of a loss, and of one that is differentiated."""
+        return tuple(
+            _tensor(scales) for scales in (self._scales, self._steep_scales)
+        )
+
+    @property
+    def _steep_scales(self):
+        return self._scales * self._unit
+
+    @functools.cached_property
+    def _unit(self):
+        """The power of two by which a loss is differentiated: `units.py`."""
+        return 1.0
 
     def _set_scales(self, scales):
         self._scales = scales
-        self.__dict__.pop("_scale_tensor", None)
+        self.__dict__.pop("_scale_tensors", None)
 
     @property
     def is_streamed(self):
@@ -110,23 +122,22 @@ class FlatObjective:
         if is_host(theta):
             with backend.wide():
                 theta = self._checked(theta, "theta")
-                loss, grad = self.total(self.program.value_and_grad, theta)
+                loss, grad = self._steep(self.program.value_and_grad, theta)
                 return number(loss), to_array(grad)
-        return self.total(self.program.value_and_grad, theta)
+        return self._steep(self.program.value_and_grad, theta)
 
     __call__ = value_and_grad
 
     def hvp(self, theta, vector):
         """The Hessian at `theta` times `vector`, of shape `(size,)`."""
         if is_host(theta):
+            theta = self._checked(theta, "theta")
+            vector = self._checked(vector, "vector")
+            size = size_of(vector)
             with backend.wide():
-                product = self.total(
-                    self.program.hvp,
-                    self._checked(theta, "theta"),
-                    self._checked(vector, "vector"),
-                )
-                return to_array(product)
-        return self.total(self.program.hvp, theta, vector)
+                product = self._steep(self.program.hvp, theta, vector / size)
+                return to_array(product) * size
+        return self._steep(self.program.hvp, theta, vector)
 
     def hessian(self, theta):
         """The dense Hessian at `theta`, by `size` products: NumPy only."""
@@ -149,37 +160,61 @@ class FlatObjective:
             A function `(theta, *arguments) -> (loss, gradient)` of tensors,
             and these arguments.
         """
-        return self.program.trace_value_and_grad, next(self.pieces())
+
+        def value_and_grad(theta, unit, *arguments):
+            loss, grad = self.program.trace_value_and_grad(theta, *arguments)
+            return loss / unit, grad / unit
+
+        unit = _tensor(np.array(self._unit))
+        return value_and_grad, (unit, *next(self.pieces(is_steep=True)))
 
     def compiled_loop(self, key, fn):
         """`fn(state, *args) -> state`, compiled once for a key."""
         return self.program.compiled_loop(key, fn)
 
-    def pieces(self):
+    def pieces(self, is_steep=False):
         """Yields the arguments of compiled functions, of all the data.
 
         The functions' values add up over them.
-        """
-        yield self._frozen, self._scale_tensor, self._chunks
 
-    def total(self, fn, *vectors):
+        Args:
+            is_steep: whether the loss is multiplied by the unit.
+        """
+        yield self._frozen, self._scale_tensors[is_steep], self._chunks
+
+    def _steep(self, fn, *vectors):
+        """As `total`, of what is differentiated in the dtype of the layers."""
+        total = self.total(fn, *vectors, is_steep=True)
+        if self._unit == 1:
+            return total
+        return tree.map_structure(
+            lambda value: (
+                backend.view(value) / self._unit
+                if is_host(vectors[0])
+                else value / self._unit
+            ),
+            total,
+        )
+
+    def total(self, fn, *vectors, is_steep=False):
         """The sum of a compiled function's values over all the data."""
         if not is_host(vectors[0]):
-            return self._traced(fn, *vectors)
-        pieces = self.pieces()
+            return self._traced(fn, is_steep, *vectors)
+        pieces = self.pieces(is_steep)
         total = fn(*vectors, *next(pieces))
         for piece in pieces:
             total = tree.map_structure(_add, total, fn(*vectors, *piece))
         return total
 
-    def _traced(self, fn, *vectors):
+    def _traced(self, fn, is_steep, *vectors):
         if self.is_streamed:
             raise ValueError(
                 "An objective that streams its data reads them in Python, "
                 "which no compiled function can: give vectors as NumPy "
                 f"arrays. Received: a {type(vectors[0]).__name__}"
             )
-        return fn(*vectors, self._frozen, self._scales, self._chunks)
+        scales = self._steep_scales if is_steep else self._scales
+        return fn(*vectors, self._frozen, scales, self._chunks)
 
     def _checked(self, vector, name):
         vector = np.asarray(vector, dtype="float64")
@@ -189,6 +224,11 @@ class FlatObjective:
                 f"parameters. Received: shape {vector.shape}"
             )
         return vector
+
+
+def _tensor(array):
+    with backend.wide():
+        return ops.convert_to_tensor(array, dtype="float64")
 
 
 def _add(total, value):

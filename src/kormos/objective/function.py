@@ -95,7 +95,7 @@ class StatelessFunction(VariableReader):
             )
         arithmetic = Arithmetic()
         with arithmetic.learning(), ReadRecorder() as scope:
-            value = fn()
+            value = backend.attempt(fn)
         if not keras.ops.is_tensor(value):
             raise ValueError(
                 f"Function `{name}` must return a tensor computed from "

@@ -162,11 +162,17 @@ class GaussNewton:
             def outputs(parts):
                 return term.outputs(parts, frozen, term.rows(chunk))
 
-            values, along = self._derivative(order, outputs, parts, tangents)
+            own, along = self._derivative(order, outputs, parts, tangents)
+            values, along = (ops.cast(a, theta.dtype) for a in (own, along))
             fn = _loss(term, frozen, scales, chunk)
             (weighted,) = backend.hvp(fn)([values], [along])
-            products = backend.vjp(outputs)(parts, weighted)
-            products = self._packing.pack(products, theta.dtype)
+            # Products of small numbers would vanish in float32.
+            size = ops.max(ops.abs(weighted))
+            size = ops.where(size > 0, size, ops.ones_like(size))
+            products = backend.vjp(outputs)(
+                parts, ops.cast(weighted / size, own.dtype)
+            )
+            products = self._packing.pack(products, theta.dtype) * size
             if order == 1 and term.has_penalty:
                 _, _, diagonal = self._penalty(
                     term, parts, frozen, scales, chunk, theta.dtype
@@ -203,6 +209,8 @@ class GaussNewton:
             ops.reshape(ops.cast(d, dtype), (count, term.width, -1))
             for d in derivatives
         ]
+        # The loss itself is not to be rounded to the outputs' dtype.
+        values = ops.cast(values, dtype)
         fn = _loss(term, frozen, scales, chunk)
         loss, (slope,) = backend.value_and_grad(fn)([values])
         weights = self._weights(term, fn, values, slope)

@@ -5,6 +5,7 @@ import numpy as np
 from kormos import backend
 from kormos.numerics.vectors import number
 from kormos.numerics.vectors import to_array
+from kormos.objective.units import size_of
 
 # Factors of more bytes than this are not kept.
 _MOST_KEPT = 2**28
@@ -92,7 +93,8 @@ class HostGaussNewton:
 
     def product(self, theta, vector):
         """The matrix times a vector."""
-        return self._total(self._compiled.product, theta, vector)
+        size = size_of(vector)
+        return self._total(self._compiled.product, theta, vector / size) * size
 
     def bend(self, theta, vector):
         """J'H times the second derivative of the outputs along a vector.

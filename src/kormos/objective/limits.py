@@ -1,11 +1,40 @@
 """Bounds and constraints, from the user's variables to the flat vector."""
 
+import contextlib
 import re
 
 import keras
 import numpy as np
 
 from kormos.objective.function import VectorFunction
+from kormos.objective.packing import Packing
+
+
+@contextlib.contextmanager
+def moved_into_bounds(variables, bounds, frozen=()):
+    """A scope in which no variable lies outside its bounds.
+
+    They stay where they were moved to, unless the scope is left by an error:
+    what is evaluated to make an objective is then evaluated within bounds.
+
+    Args:
+        variables: list of the variables.
+        bounds: as `resolve_bounds` takes them.
+        frozen: likewise.
+    """
+    packing = Packing(variables)
+    lower, upper = resolve_bounds(bounds, packing, frozen)
+    before = packing.read()
+    inside = before if lower is None else np.clip(before, lower, upper)
+    if np.array_equal(inside, before):
+        yield
+        return
+    packing.write(inside)
+    try:
+        yield
+    except BaseException:
+        packing.write(before)
+        raise
 
 
 def resolve_bounds(bounds, packing, frozen=()):

@@ -16,6 +16,7 @@ from keras import ops
 from keras import tree
 
 from kormos.objective.program import leading_size
+from kormos.objective.units import SQUARES
 
 # `LossFunctionWrapper` is public as the base of Keras' own losses alone.
 _FunctionLoss = keras.losses.MeanSquaredError.__base__
@@ -38,6 +39,10 @@ class CompiledLosses:
             None if leaf is None else _Term(leaf, self._note)
             for leaf in tree.flatten(loss)
         ]
+        # Whether what it computes of outputs is as wide as they are.
+        self.is_wide = all(
+            leaf is None or squares_units(leaf) for leaf in tree.flatten(loss)
+        )
         self._shell = keras.Model()
         if output_names is not None:
             self._shell.output_names = output_names
@@ -121,6 +126,8 @@ class _Term(keras.losses.Loss):
 
     def sum(self, y_true, y_pred, sample_weight, dtype):
         loss = _resolve(self._loss, y_true, y_pred)
+        if squares_units(loss):
+            loss = _widened(loss, keras.backend.standardize_dtype(dtype))
         data = (y_true, y_pred, sample_weight)
         if not _is_opaque(loss):
             results = []
@@ -196,6 +203,28 @@ def _crossentropy(y_true, y_pred):
 
 def _is_opaque(loss):
     return type(loss).__call__ is not keras.losses.Loss.__call__
+
+
+def squares_units(loss):
+    """Whether a loss squares what has units, and knows how to in any dtype."""
+    resolved = None if isinstance(loss, str) else loss
+    if resolved is None and loss.lower() not in ("crossentropy", "ce"):
+        resolved = keras.losses.get(loss)
+    fn = getattr(resolved, "fn", resolved)
+    # Of a subclass, `call` may be another one.
+    is_own = isinstance(resolved, keras.losses.Loss) and (
+        type(resolved).call is not _FunctionLoss.call or _is_opaque(resolved)
+    )
+    return not is_own and any(fn is known for known in SQUARES)
+
+
+def _widened(loss, dtype):
+    """The same loss, computed in a wider dtype than its inputs have."""
+    wide = object.__new__(type(loss))
+    wide.__dict__.update(loss.__dict__)
+    wide.fn = SQUARES[loss.fn]
+    wide._dtype = dtype
+    return wide
 
 
 def _variant(loss, call, reduction=None):

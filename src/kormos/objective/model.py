@@ -6,6 +6,7 @@ import functools
 import warnings
 
 import keras
+import numpy as np
 from keras import ops
 
 from kormos import backend
@@ -23,6 +24,8 @@ from kormos.objective.model_program import program_for
 from kormos.objective.program import each_chunk
 from kormos.objective.program import leading_size
 from kormos.objective.streaming import Stream
+from kormos.objective.units import largest
+from kormos.objective.units import unit_for
 
 
 class Objective(FlatObjective):
@@ -137,6 +140,7 @@ class Objective(FlatObjective):
         else:
             self._chunks = (data.chunks(*cut),)
         self.refresh()
+        self.__dict__.pop("_unit", None)
         self._set_scales(
             self.program.model_loss.scales(
                 self._each_chunk(), lambda: data.rows
@@ -147,9 +151,16 @@ class Objective(FlatObjective):
         """All chunks, in pairs as `Program` takes them."""
         return self._read() if self.is_streamed else self._chunks
 
-    def pieces(self):
+    def pieces(self, is_steep=False):
         for pair in self._pairs():
-            yield self._frozen, self._scale_tensor, (pair,)
+            yield self._frozen, self._scale_tensors[is_steep], (pair,)
+
+    @functools.cached_property
+    def _unit(self):
+        # Slopes are of the size of targets, once a fit is well under way.
+        first = self._data.first
+        sizes = largest(first.y), largest(first.sample_weight, 1.0)
+        return unit_for(np.prod(sizes) * largest(self._scales[:-1]))
 
     def _each_chunk(self):
         for pair in self._pairs():

@@ -77,14 +77,18 @@ class ModelLoss:
                     return self._own_loss(x, y, y_pred, w)
                 return y_pred
 
-        run = _run if self._model.run_eagerly else backend.dry_run
-        self._arithmetic.check(run, call, parts, frozen, *head)
+        self._arithmetic.check(self._dry_run, call, parts, frozen, *head)
         self.output_dtype = "float64"
+
+    @property
+    def _dry_run(self):
+        is_eager = self._model.run_eagerly
+        return backend.attempt if is_eager else backend.dry_run
 
     def _discover(self, head):
         """Builds what is built lazily, and finds the variables in use."""
         x, y, w = head
-        run = _run if self._model.run_eagerly else backend.dry_run
+        run = self._dry_run
         with self._arithmetic.learning(), ReadRecorder():
             y_pred = run(self.predict, x)
         self.structure = tree.map_structure(lambda t: 0, y_pred)
@@ -171,7 +175,7 @@ class ModelLoss:
             counts = np.zeros(len(self.factors))
             with backend.wide():
                 for chunk in chunks:
-                    count = self._counts(parts, frozen, chunk)
+                    count = backend.attempt(self._counts, parts, frozen, chunk)
                     sums, means = np.array(
                         [[ops.convert_to_numpy(v) for v in c] for c in count]
                     ).T
@@ -237,6 +241,11 @@ class ModelLoss:
         return ops.mean(loss)
 
     @property
+    def takes_wide(self):
+        """Whether the loss of outputs takes them in a wider dtype."""
+        return self._losses is not None and self._losses.is_wide
+
+    @property
     def epsilon(self):
         """The coarsest rounding of layers with weights to train."""
         return self._arithmetic.epsilon
@@ -268,10 +277,6 @@ class _Masks(keras.layers.Layer):
     def call(self, inputs, mask=None):
         self.found = self.found or mask is not None
         return inputs
-
-
-def _run(fn, *args):
-    return fn(*args)
 
 
 def overrides(model, method):

@@ -10,6 +10,7 @@ from keras import tree
 
 from kormos import backend
 from kormos.objective.data import leaves
+from kormos.objective.units import largest
 
 # Activations of a last layer that make a convex loss of what enters them,
 # with the losses of which that is true, by name, function or class.
@@ -93,6 +94,8 @@ class ModelOutputs:
 
     def _structured(self, values, x):
         """The model's predictions, with their masks, from the outputs."""
+        if not self._model_loss.takes_wide:
+            values = ops.cast(values, self._model_loss.output_dtype)
         shapes = self._model_loss.output_shapes
         ends = np.cumsum(self._model_loss.output_widths)[:-1].tolist()
         flat = ops.split(values, ends, axis=1) if ends else [values]
@@ -172,7 +175,8 @@ class ModelOutputs:
         targets = [ops.convert_to_numpy(a) for a in leaves(head.y)]
         if sum(a.size for a in targets) == noise.size:
             flat = [a.reshape(head.rows, -1) for a in targets]
-            near = np.concatenate(flat, axis=1) + 0.1 * noise
+            size = largest(flat) or 1.0
+            near = np.concatenate(flat, axis=1) + 0.1 * size * noise
             yield near.astype(dtype)
 
 

@@ -105,11 +105,16 @@ class ResidualFunction(VariableReader):
             pair = self._call(long), self._call(short)
             return tuple([blocks[n] for n in self.names] for blocks in pair)
 
-        with backend.wide():
-            found = backend.compile(twice)(
-                [as_tensor(h) for h in self._heads],
-                [as_tensor(h[:1]) for h in self._heads],
-            )
+        try:
+            with backend.wide():
+                found = backend.compile(twice)(
+                    [as_tensor(h) for h in self._heads],
+                    [as_tensor(h[:1]) for h in self._heads],
+                )
+        except Exception as error:
+            if backend.is_numerical(error):
+                return  # A fit from here ends at its start, and says so.
+            raise
         for name, group, long, short in zip(
             self.names, self.block_groups, *found, strict=True
         ):

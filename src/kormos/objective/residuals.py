@@ -8,6 +8,7 @@ from keras import ops
 
 from kormos import backend
 from kormos.backend.common import as_tensor
+from kormos.numerics.vectors import NARROW
 from kormos.numerics.vectors import to_array
 from kormos.objective import robust
 from kormos.objective.arithmetic import check_precision
@@ -19,6 +20,8 @@ from kormos.objective.packing import Packing
 from kormos.objective.program import Program
 from kormos.objective.program import sum_over_chunks
 from kormos.objective.residual_function import ResidualFunction
+from kormos.objective.units import largest
+from kormos.objective.units import unit_for
 
 
 class ResidualTerm:
@@ -74,14 +77,14 @@ class ResidualTerm:
     def sums(self, values, scales):
         """The loss of each block of the function, summed over its residuals."""
         count = len(self._function.names)
+        # Squares of float32 would vanish, or overflow, in small or large units.
+        values = ops.cast(values, scales.dtype)
         ends = np.cumsum(self._widths)[:-1].tolist()
         parts = ops.split(values, ends, axis=1) if ends else [values]
         sums = [ops.zeros((), dtype=scales.dtype)] * count
         for i, part in zip(self.blocks, parts, strict=True):
             f = scales[count + i]
-            z = ops.square(part / ops.cast(f, part.dtype))
-            losses = ops.cast(self._rho(z), scales.dtype)
-            sums[i] = ops.sum(losses) * f**2
+            sums[i] = ops.sum(self._rho(ops.square(part / f))) * f**2
         return ops.stack(sums)
 
     def loss(self, values, frozen, scales, chunk):
@@ -204,6 +207,7 @@ class ResidualObjective(FlatObjective):
         self._function = self._wide
         packing = Packing(self.variables, "float64")
         self.program = ResidualProgram(packing, self._function, self._rho)
+        self.__dict__.pop("_unit", None)
         self.refresh()
         self.replace(self.data)
 
@@ -276,6 +280,23 @@ class ResidualObjective(FlatObjective):
             rows = tuple(map(as_tensor, arrays))
             compiled = self.program.outputs[index]
             return to_array(compiled(theta, self._frozen, rows))
+
+    @property
+    def _steep_scales(self):
+        factors, f_scales = np.split(self._scales, 2)
+        return np.concatenate([factors * self._unit, f_scales])
+
+    @functools.cached_property
+    def _unit(self):
+        if self.epsilon < NARROW:
+            return 1.0
+        try:
+            sums = self._sums(self.initial_position())
+        except Exception:
+            return 1.0  # The evaluation itself will say so.
+        slopes = self._scales[: len(sums)] * np.sqrt(sums / self._counts)
+        # They become smaller.
+        return unit_for(largest(slopes[np.isfinite(slopes)]), room=20)
 
     def _sums(self, theta):
         latest, sums = self._latest

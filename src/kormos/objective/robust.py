@@ -8,6 +8,8 @@ beyond f (Beaton and Tukey 1974).
 import numpy as np
 from keras import ops
 
+from kormos import backend
+
 
 def linear(z):
     return z
@@ -28,7 +30,7 @@ def cauchy(z):
 
 
 def arctan(z):
-    return ops.arctan(z)
+    return backend.arctan(z)
 
 
 def tukey(z):

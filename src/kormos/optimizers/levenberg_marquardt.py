@@ -163,7 +163,4 @@ class LevenbergMarquardt(NativeOptimizer):
     def _run_on_batches(self, problem, theta, report):
         earlier = self.solver_state if problem.resume else None
         with np.errstate(all="ignore"):
-            outcome, self.solver_state = stochastic_run.run(
-                problem, self, theta, report, earlier
-            )
-        return outcome
+            return stochastic_run.run(problem, self, theta, report, earlier)

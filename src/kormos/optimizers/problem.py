@@ -1,5 +1,6 @@
 """What an optimizer sees: functions of one flat vector, and limits."""
 
+import copy
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,6 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from kormos.numerics import stopping
+from kormos.optimizers.rejections import Raised
+from kormos.optimizers.rejections import SafeGaussNewton
+from kormos.optimizers.rejections import is_rejection
 
 
 class Budget(NamedTuple):
@@ -51,6 +55,9 @@ UNLIMITED = Budget()
 class Problem:
     """A loss over a box, with constraints, that counts its evaluations.
 
+    Where an evaluation raises, loss and derivatives are NaN, once the same has
+    worked; `raised` remembers what it was.
+
     Args:
         objective: has `value`, `value_and_grad`, `hvp` and `hessian`,
             functions of float64 arrays of shape `(size,)`.
@@ -66,6 +73,7 @@ class Problem:
         resume: whether to go on with what the optimizer knows of an earlier
             run.
         on_evaluation: function of the loss, called after each evaluation.
+        raised: the `Raised` of the fit, where the run is one of several.
     """
 
     def __init__(
@@ -80,11 +88,12 @@ class Problem:
         stride=1,
         resume=False,
         on_evaluation=None,
+        raised=None,
     ):
         self.size = objective.size
         self.lower = lower
         self.upper = upper
-        self.constraints = list(constraints)
+        self.constraints = [self._safe(c) for c in constraints]
         self.epsilon = epsilon
         self.rounding = epsilon if rounding is None else rounding
         self.budget = budget
@@ -93,7 +102,10 @@ class Problem:
         self.on_evaluation = on_evaluation
         self.fg_evals = 0
         self.hessp_evals = 0
+        self.raised = Raised() if raised is None else raised
         self._objective = objective
+        # The functions that have returned before.
+        self._worked = set()
 
     @property
     def is_bounded(self):
@@ -110,31 +122,85 @@ class Problem:
         return np.clip(theta, self.lower, self.upper)
 
     def value(self, theta):
-        return self._counted(self._objective.value(theta))
+        return self._counted(self.peek(theta))
 
     def value_and_grad(self, theta):
-        loss, grad = self._objective.value_and_grad(theta)
+        loss, grad = self.evaluate(theta)
         return self._counted(loss), grad
+
+    def peek(self, theta):
+        """As `value`, for those who count themselves."""
+        return self.tried("value", self._objective.value, _nan, theta)
 
     def evaluate(self, theta):
         """As `value_and_grad`, for those who count themselves."""
-        return self._objective.value_and_grad(theta)
+        return self.tried(
+            "value_and_grad",
+            self._objective.value_and_grad,
+            lambda: (np.nan, self._nans()),
+            theta,
+        )
 
     def hvp(self, theta, vector):
         self.hessp_evals += 1
-        return self._objective.hvp(theta, vector)
+        hvp = self._objective.hvp
+        return self.tried("hvp", hvp, self._nans, theta, vector)
 
     def hessian(self, theta):
         self.hessp_evals += self.size
-        return self._objective.hessian(theta)
+        return self.tried(
+            "hvp",
+            self._objective.hessian,
+            lambda: np.full((self.size, self.size), np.nan),
+            theta,
+        )
 
     def gauss_newton(self):
-        """The Gauss-Newton matrix of the loss: a `HostGaussNewton`."""
-        return self._objective.gauss_newton()
+        """The Gauss-Newton matrix of the loss: a `SafeGaussNewton`."""
+        matrix = self._objective.gauss_newton()
+        return SafeGaussNewton(matrix, self.tried, self.size)
 
     def batches(self, rng):
-        """Objectives of batches of the data, in an order that `rng` draws."""
-        return self._objective.batches(rng)
+        """Problems of batches of the data, in an order that `rng` draws.
+
+        Each goes on counting where the one before has ended.
+        """
+        for batch in self._objective.batches(rng):
+            part = copy.copy(self)
+            part._objective = batch
+            yield part
+            self.fg_evals, self.hessp_evals = part.fg_evals, part.hessp_evals
+
+    def tried(self, name, fn, instead, *args):
+        """`fn(*args)`, or `instead()` where that raises.
+
+        Args:
+            name: what to know the function by: before it has worked for once,
+                only a failure of the numerics does not end the run.
+            fn: the function.
+            instead: function of no arguments.
+            *args: what `fn` takes.
+        """
+        try:
+            result = fn(*args)
+        except Exception as error:
+            if not is_rejection(error, name in self._worked):
+                raise
+            self.raised.note(error, self.fg_evals + 1)
+            return instead()
+        self._worked.add(name)
+        return result
+
+    def tried_tensors(self, value_and_grad, theta, *args):
+        """Loss and gradient at a tensor, which are NaN where that raises."""
+
+        def instead():
+            nan = theta * np.nan
+            return nan[0], nan
+
+        return self.tried(
+            "value_and_grad", value_and_grad, instead, theta, *args
+        )
 
     def spent(self):
         """The limit that is reached, as a status, or `None`."""
@@ -168,6 +234,34 @@ class Problem:
         if self.on_evaluation is not None:
             self.on_evaluation(loss)
         return loss
+
+    def _nans(self):
+        return np.full(self.size, np.nan)
+
+    def _safe(self, constraint):
+        """A constraint that is NaN where it raises."""
+        return constraint._replace(
+            fun=self._safe_array(constraint.fun),
+            jac=self._safe_array(constraint.jac),
+        )
+
+    def _safe_array(self, fn):
+        shape = None
+
+        def call(theta):
+            nonlocal shape
+            if shape is None:
+                result = fn(theta)
+                shape = result.shape
+                self._worked.add(fn)
+                return result
+            return self.tried(fn, fn, lambda: np.full(shape, np.nan), theta)
+
+        return call
+
+
+def _nan():
+    return np.nan
 
 
 class Constraint(NamedTuple):

@@ -8,6 +8,7 @@ from keras import ops
 
 from kormos.backend.common import as_tensor
 from kormos.numerics import line_search
+from kormos.numerics.scalars import is_eager
 from kormos.numerics.vectors import to_array
 from kormos.optimizers import quasi_newton
 from kormos.optimizers import quasi_newton_state as states
@@ -15,6 +16,7 @@ from kormos.optimizers.packed import on_host
 from kormos.optimizers.packed import pack
 from kormos.optimizers.packed import skeleton
 from kormos.optimizers.packed import unpack
+from kormos.optimizers.rejections import is_rejection
 
 # A memory of more bytes than this is not copied before it is cleared.
 _MOST_COPIED = 2**28
@@ -35,6 +37,8 @@ class CompiledLoop:
 
     Attributes:
         state: the present `State`, its scalars NumPy's.
+        is_stepped: whether a call stops where an evaluation is due, and the
+            next one is given it.
     """
 
     def __init__(self, method, problem, state):
@@ -43,6 +47,7 @@ class CompiledLoop:
         self._frame = skeleton(state)
         self._packed = pack(state)
         self.state = state
+        self._has_run = False
         self._compile(problem.is_streamed)
 
     def advance(self, tolerances, evaluations: int, iterations: int) -> None:
@@ -54,11 +59,24 @@ class CompiledLoop:
             iterations: likewise of iterations.
         """
         counts = np.array([evaluations, iterations], "int32")
+        try:
+            packed = self._called(tolerances, counts)
+        except Exception as error:
+            is_rejected = is_rejection(error, self._has_run)
+            if self.is_stepped or not is_rejected:
+                raise
+            # A graph fails as a whole: evaluations are made outside of it.
+            self._compile(is_stepped=True)
+            counts[0] = self.state.evaluations + 1
+            packed = self._called(tolerances, counts)
+        self._has_run = True
+        self._set(unpack(on_host(packed), self._frame), packed)
+
+    def _called(self, tolerances, counts):
         arguments = self._arguments_at(self.state)
-        packed = self._advance(
+        return self._advance(
             self._packed, np.array(tolerances), counts, *arguments
         )
-        self._set(unpack(on_host(packed), self._frame), packed)
 
     def replace(self, **fields: Any) -> None:
         """Replaces fields of the state."""
@@ -126,12 +144,8 @@ class CompiledLoop:
         self._packed = pack(state) if packed is None else packed
 
     def _compile(self, is_stepped):
-        """Compiles the loop, once for an objective and a method.
-
-        Args:
-            is_stepped: whether the loop stops where an evaluation is due, and
-                is given it.
-        """
+        """Compiles the loop, once for an objective and a method."""
+        self.is_stepped = is_stepped
         problem, method, frame = self._problem, self._method, self._frame
         if is_stepped:
             value_and_grad = _as_given
@@ -141,13 +155,17 @@ class CompiledLoop:
             self._arguments_at = lambda state: arguments
 
         def advance(packed, tolerances, counts, *args):
+            state = unpack(packed, frame)
+            evaluate = value_and_grad
+            if is_eager(state.loss):
+                evaluate = functools.partial(problem.tried_tensors, evaluate)
             state = quasi_newton.advance(
                 method,
-                lambda theta: value_and_grad(theta, *args),
+                lambda theta: evaluate(theta, *args),
                 states.Limits(
                     *(tolerances[i] for i in range(5)), counts[0], counts[1]
                 ),
-                unpack(packed, frame),
+                state,
             )
             return pack(state)
 

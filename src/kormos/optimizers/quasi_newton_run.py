@@ -111,7 +111,7 @@ class QuasiNewtonRun:
         evaluations = [_NO_LIMIT, spent + self._pace.affordable()]
         if budget.evaluations is not None:
             evaluations.append(budget.evaluations)
-        if problem.on_evaluation is not None or problem.is_streamed:
+        if problem.on_evaluation is not None or self._loop.is_stepped:
             evaluations.append(spent + 1)
         claims, noise = self._claims, problem.epsilon
         if claims is not None:

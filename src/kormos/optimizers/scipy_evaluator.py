@@ -139,7 +139,8 @@ class Evaluator:
         if start is None or not self._watches_noise:
             return
         noise = 2 * self._problem.epsilon * abs(start.loss)
-        told_apart = abs(made.loss - start.loss) > noise
+        # A point that is not finite is told apart.
+        told_apart = not abs(made.loss - start.loss) <= noise
         if not told_apart:
             predicted = start.grad @ (made.theta - start.theta)
             told_apart = abs(predicted) > noise
@@ -182,7 +183,13 @@ class Evaluator:
 
     def hessian(self, x, *args):
         self._check_budget()
-        hessian = self._problem.hessian(self.point(x))
+        theta = self.point(x)
+        hessian = self._problem.hessian(theta)
+        is_trial = not _is_same(theta, self.accepted.theta)
+        if is_trial and not np.isfinite(hessian).all():
+            # trust-exact asks at a trial, and only then for the loss there.
+            self._memory.append(Evaluation(theta.copy(), np.nan, None))
+            hessian = np.zeros_like(hessian)
         hessian = self._checked(hessian, "the Hessian")
         return hessian[self._free][:, self._free] * self.scale
 

@@ -36,6 +36,15 @@ class SolverState:
         """Notes that the loss has become another one."""
         self._is_stale = True
 
+    @property
+    def is_sound(self):
+        """Whether a run can go on from here."""
+        return _is_sound(self.arrays(), self._left())
+
+    def note(self, **arrays):
+        """Keeps more arrays beside those that a run goes on from."""
+        self.arrays().update(arrays)
+
     def arrays(self):
         """The state's arrays by name, in NumPy."""
         if not isinstance(self._state, dict):
@@ -72,9 +81,7 @@ class SolverState:
                 f"was saved from. Received: '{key}' with {theta.size:,} "
                 "parameters"
             )
-        # The solver's own point is more precise than the variables.
-        position = arrays["theta"] if self.position is None else self.position
-        if not _is_sound(arrays, position):
+        if not self.is_sound:
             warnings.warn(
                 "The optimizer's state has NaN or infinite values, of a fit "
                 "that ended there: the fit goes on from the weights alone.",
@@ -82,11 +89,33 @@ class SolverState:
             )
             return None
         state = _filled(template, arrays)
-        if not _is_rounding(position, theta, epsilon):
+        if not _is_rounding(self._left(), theta, epsilon):
             state = state._replace(theta=theta, loss=np.float64(np.nan))
         if self._is_stale:
             state = state._replace(loss=np.float64(np.nan))
         return state
+
+    def point(self, theta, epsilon):
+        """The solver's own point, more precise than the variables.
+
+        Args:
+            theta: the variables as they are now.
+            epsilon: the rounding of the variables.
+
+        Returns:
+            The point, or `theta` if the variables are at another one.
+        """
+        own = self.arrays().get("theta", theta)
+        is_same = own.shape == theta.shape and _is_rounding(
+            self._left(), theta, epsilon
+        )
+        return own if is_same else theta
+
+    def _left(self):
+        """The point that was left in the variables, before rounding."""
+        if self.position is None:
+            return self.arrays()["theta"]
+        return self.position
 
     def save(self, store):
         """Writes the state into a Keras store."""

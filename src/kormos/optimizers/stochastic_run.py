@@ -9,7 +9,9 @@ import numpy as np
 from kormos.numerics import stopping
 from kormos.numerics.stopping import Outcome
 from kormos.optimizers.least_squares_run import LeastSquaresRun
-from kormos.optimizers.problem import Problem
+
+# How the number of passes is called in the state that is kept.
+_PASSES = "passes"
 
 
 def run(problem, settings, theta, report, earlier):
@@ -17,41 +19,71 @@ def run(problem, settings, theta, report, earlier):
 
     Args:
         problem: the `Problem`, whose objective has batches.
-        settings: the `LevenbergMarquardt`.
+        settings: the `LevenbergMarquardt`, which is given the state after
+            each pass: callbacks may save it.
         theta: the start.
         report: as `Stage` has it, told once a pass.
         earlier: the `SolverState` to go on from, or `None`.
 
     Returns:
-        An `Outcome` and a `SolverState`.
+        An `Outcome`.
     """
-    rng = np.random.default_rng(0)
+    settings.solver_state = earlier
+    if earlier is not None:
+        theta = earlier.point(theta, problem.rounding)
     loss = problem.value(theta)
     stop = report(theta, loss, None)
-    status, state = None, earlier
-    if not np.isfinite(loss):
-        status = stopping.NON_FINITE
+    status = problem.spent() if np.isfinite(loss) else stopping.NON_FINITE
+    one_pass = _Pass(problem, settings, theta, earlier)
     while not stop and status is None:
-        start, steps = theta, 0
-        for batch in problem.batches(rng):
-            part = Problem(
-                batch,
-                problem.lower,
-                problem.upper,
-                epsilon=problem.epsilon,
-                rounding=problem.rounding,
-            )
-            step = LeastSquaresRun(part, settings)
-            if step.begin(theta, state):
-                moved = step.step()
-                steps += not np.array_equal(moved, theta)
-                theta, state = moved, step.state(moved)
-            problem.fg_evals += part.fg_evals
-            problem.hessp_evals += part.hessp_evals
+        start = theta
+        status, logs = one_pass()
+        theta, settings.solver_state = one_pass.theta, one_pass.state
+        loss = problem.value(theta)
+        length = float(np.linalg.norm(theta - start))
+        stop = report(theta, loss, None, step=length, **logs)
+        status = status or problem.spent()
+    return Outcome(None if stop else status, theta, loss)
+
+
+class _Pass:
+    """A step on every batch, in an order that the pass's number draws.
+
+    A fit that is resumed goes on with the passes of one long fit.
+
+    Attributes:
+        theta: where it has arrived.
+        state: the `SolverState` there, or `None`.
+    """
+
+    def __init__(self, problem, settings, theta, state):
+        self._problem = problem
+        self._settings = settings
+        self.theta = theta
+        self.state = state
+        self._done = 0
+        if state is not None:
+            self._done = int(state.arrays().get(_PASSES, 0))
+
+    def __call__(self):
+        """The limit that was reached, or `None`, and what to log."""
+        problem, status, damping, steps = self._problem, None, {}, 0
+        for batch in problem.batches(np.random.default_rng(self._done)):
             status = problem.spent()
             if status is not None:
                 break
-        loss = problem.value(theta)
-        logs = {"step": float(np.linalg.norm(theta - start)), "steps": steps}
-        stop = report(theta, loss, None, **logs, **step.logs())
-    return Outcome(status, theta, loss), state
+            before = self.theta
+            damping = self._step(batch)
+            steps += not np.array_equal(self.theta, before)
+        else:
+            self._done += 1
+        if self.state is not None:
+            self.state.note(**{_PASSES: np.int32(self._done)})
+        return status, {"steps": steps, **damping}
+
+    def _step(self, batch):
+        step = LeastSquaresRun(batch, self._settings)
+        if step.begin(self.theta, self.state):
+            self.theta = step.step()
+            self.state = step.state(self.theta)
+        return step.logs()
