@@ -11,7 +11,7 @@ import numpy as np
 # Eigenvalues of the scaled Hessian that one-sided differences do not show, in
 # units of the cube root of the spacing, and those that no difference shows, in
 # units of its square.
-_ONE_SIDED = 100.0
+_ONE_SIDED = 10.0
 _HIDDEN = 10.0
 # How often a step is changed that is too short or too long.
 _MOST_CHANGES, _FARTHER = 2, 1e3
@@ -71,6 +71,11 @@ class DifferenceModel:
             pairs = zip(columns, others, strict=True)
             means = [a if b is None else (a + b) / 2 for a, b in pairs]
             self._set(np.array(means))
+
+    @property
+    def hessian(self) -> np.ndarray:
+        """The model's positive definite Hessian of the free parameters."""
+        return self._matrix * self._scale * self._scale[:, None]
 
     def step(
         self, theta: np.ndarray, grad: np.ndarray

@@ -174,7 +174,10 @@ def _newton(
         step, promise = model.step(before.theta, before.grad)
         if promise == 0 or tried >= most:
             return promise
-        for _ in range(min(_MOST_SHORTENED, most - tried)):
+        # Of what is all rounding a shorter step shows no more.
+        shows = promise > run.epsilon * abs(before.loss)
+        shortened = _MOST_SHORTENED if shows else 1
+        for _ in range(min(shortened, most - tried)):
             run.go(run.into_box(before.theta + step))
             tried += 1
             if run.best.loss < before.loss:
