@@ -27,6 +27,8 @@ _NEAR = (0.0, 1e-10, 1e-8, 1e-6, 1e-4, 1e-2)
 # Steps that are tried, and parts of each.
 _MOST_STEPS = 3
 _PARTS = (1.0, 0.25)
+# How often a point is brought back to the constraints.
+_MOST_CORRECTIONS = 3
 
 
 class _Conditions(NamedTuple):
@@ -178,16 +180,27 @@ class ConstrainedOptimality:
     def _lower_point(self, theta, loss, step):
         """A feasible point along a step with a lower loss, or `None`."""
         for part in _PARTS:
-            trial = self._problem.project(theta + part * step)
-            if np.array_equal(trial, theta) or not self._problem.is_feasible(
-                trial
-            ):
+            trial = self._restored(self._problem.project(theta + part * step))
+            if trial is None or np.array_equal(trial, theta):
                 continue
             self._evaluations += 1
             found, grad = self._evaluate(trial)
             if found < loss and np.isfinite(grad).all():
                 return trial, found, grad
         return None
+
+    def _restored(self, theta):
+        """The point, brought back to constraints that bend; `None` if not."""
+        for _ in range(_MOST_CORRECTIONS):
+            if self._problem.is_feasible(theta):
+                return theta
+            conditions = self._conditions(theta)
+            broken = conditions.equal | (conditions.values < 0)
+            rows, values = conditions.rows[broken], conditions.values[broken]
+            step = np.zeros_like(theta)
+            step[self._free] = np.linalg.lstsq(rows, -values, rcond=None)[0]
+            theta = self._problem.project(theta + step)
+        return theta if self._problem.is_feasible(theta) else None
 
 
 def _promise(root, grad, conditions):

@@ -23,6 +23,7 @@ from kormos.numerics.fresh_run import try_to_gain
 from kormos.numerics.stopping import Outcome
 from kormos.optimizers.constrained_optimality import ConstrainedOptimality
 from kormos.optimizers.scipy_call import ScipyCall
+from kormos.optimizers.scipy_evaluator import Evaluation
 from kormos.optimizers.scipy_evaluator import Halt
 from kormos.optimizers.scipy_result import claimed
 from kormos.optimizers.scipy_result import unscale
@@ -44,8 +45,17 @@ _AGAIN_AT = 2
 _BESIDE = 10.0
 
 
-# A decrease by more roundings is one, whatever the noise is.
-_SURE = 1e3
+# A loss of fewer roundings is all rounding.
+_ALL_ROUNDING = 1e3
+# A decrease by a larger part of the loss is one, whatever the rounding is.
+_SURE = 0.5
+
+
+class _Noise(NamedTuple):
+    """The rounding of the loss, and the size of the loss where it was seen."""
+
+    size: float
+    loss: float
 
 
 class Settings(NamedTuple):
@@ -82,7 +92,7 @@ class Claims:
         self._report = report
         self._is_absolute = is_absolute
         self._call = ScipyCall(spec, problem, evaluator, settings.given)
-        self._raw = self._noise = None
+        self._raw, self._noise = None, _Noise(0.0, np.inf)
         self._calls = 0
         self._kept = evaluator.accepted
         self._is_feasible = problem.is_feasible(self._kept.theta)
@@ -111,7 +121,7 @@ class Claims:
             if self._gains(before, gain.loss, outcome):
                 if vain >= _MOST_VAIN:
                     return self._stalled(before, gain)
-                self._go(gain.theta)
+                self._go(gain)
                 vain += 1
                 if self._is_small and vain != _AGAIN_AT:
                     # Newton's steps may have reached the end.
@@ -134,27 +144,27 @@ class Claims:
         """A call from the kept point; what it claims.
 
         Args:
-            limit: the most evaluations without a gain, and without a report
-                to the fit; `None` for no limit.
+            limit: the most evaluations without a gain; before the first one
+                nothing is reported. `None` for no limit.
         """
         evaluator, start = self._evaluator, self._kept
+        mark = start
         is_again, is_trial = self._calls > 0, limit is not None
         options = self._settings.again if is_again else self._settings.first
         self._calls += 1
         if is_again:
-            evaluator.return_to(start)
+            evaluator.stand_at(start)
             if not self._is_absolute:
                 evaluator.rescale()
         evaluator.limit(limit)
 
         def on_iterate():
-            nonlocal is_trial
+            nonlocal is_trial, mark
             self._keep()
-            if is_trial and not self._gains(start, self._kept.loss):
-                return False
-            is_trial = False
-            evaluator.limit(None)
-            return self._report(*evaluator.accepted)
+            if self._seems_to_gain(mark, self._kept.loss):
+                is_trial, mark = False, self._kept
+                evaluator.limit(limit)
+            return not is_trial and self._report(*evaluator.accepted)
 
         result, halt = self._call(options, on_iterate, is_again)
         evaluator.limit(None)
@@ -183,7 +193,6 @@ class Claims:
         gained = self._gains(before, self._kept.loss, outcome)
         if gained or self._is_feasible > was_feasible:
             return again, True
-        self._kept = before
         return outcome, False
 
     def _trial_limit(self):
@@ -206,9 +215,10 @@ class Claims:
                 return
         self._kept, self._is_feasible = point, is_feasible
 
-    def _go(self, theta):
-        """Goes to a point that a short run has reached."""
-        self._evaluator.move(theta)
+    def _go(self, gain):
+        """Goes to the point that a short run has reached."""
+        grad = gain.grad if self._spec.gradient else None
+        self._evaluator.stand_at(Evaluation(gain.theta, gain.loss, grad))
         self._keep()
         if self._report(*self._evaluator.accepted):
             raise Halt
@@ -276,23 +286,30 @@ class Claims:
 
     def _gains(self, before, loss, outcome=None):
         """Whether a loss is lower than before by more than is left open."""
-        epsilon, tolerance = (
+        if not self._seems_to_gain(before, loss, outcome):
+            return False
+        if before.loss - loss <= _SURE * abs(before.loss):
+            # What was measured far above says nothing of the rounding here.
+            if not abs(before.loss) > self._noise.loss / 2:
+                self._measure(before.theta, before.loss)
+        return self._seems_to_gain(before, loss, outcome)
+
+    def _seems_to_gain(self, before, loss, outcome=None):
+        return convergence.is_gain(
+            before.loss,
+            loss,
             self._problem.epsilon,
             self._least_gain(loss, outcome),
-        )
-        gained = convergence.is_gain(before.loss, loss, epsilon, tolerance)
-        if not gained or before.loss - loss > _SURE * epsilon * abs(loss):
-            return gained
-        if self._noise is None:
-            self._noise = self._measured(before.theta, before.loss)
-        return convergence.is_gain(
-            before.loss, loss, epsilon, tolerance, self._noise
+            self._noise.size if loss > self._noise.loss / 2 else 0.0,
         )
 
-    def _measured(self, theta, loss):
-        return convergence.measured_noise(
+    def _measure(self, theta, loss):
+        """Measures the rounding of the loss at a point."""
+        size = convergence.measured_noise(
             self._value, theta, loss, self._problem.rounding
         )
+        self._noise = _Noise(size, abs(loss))
+        return size
 
     def _judged(self, gain, outcome):
         """The end at a point from which no run gained anything."""
@@ -300,7 +317,9 @@ class Claims:
         promise = convergence.sober(gain.promise, gain.theta, gain.grad)
         tolerance, noise = self._least_gain(loss, outcome), None
         if convergence.is_promising(promise, loss, tolerance):
-            noise = self._noise = self._measured(gain.theta, loss)
+            noise = self._measure(gain.theta, loss)
+            if abs(loss) <= _ALL_ROUNDING * noise:
+                promise = min(promise, noise)
         failure = outcome.status
         if failure != stopping.LINE_SEARCH_FAILED:
             failure = stopping.STALLED
@@ -333,7 +352,7 @@ class Claims:
             f"loss from {before.loss:.6g} to {gain.loss:.6g}, where the method "
             "itself gains nothing."
         )
-        self._go(gain.theta)
+        self._go(gain)
         return Outcome(stopping.STALLED, None, 0.0, findings=text)
 
     def _finished(self, outcome):

@@ -229,8 +229,10 @@ class Evaluator:
         kind = constraint.type if parts == 1 else "ineq"
         return {"type": kind, "fun": fun, "jac": jac}
 
-    def return_to(self, evaluation):
-        """Makes an earlier evaluation the accepted one again."""
+    def stand_at(self, evaluation):
+        """Makes a point that was evaluated elsewhere the accepted one."""
+        self._remember(evaluation)
+        self._previous = self.accepted
         self.accepted = evaluation
         self._noisy_trials = 0
 
