@@ -110,12 +110,18 @@ def test_each_method_is_given_what_it_can_use(method, monkeypatch):
     assert (problem.hessp_evals > 0) == (method in PRODUCTS + DENSE)
 
 
+# What it takes, at the most, to see that a claim holds, with five parameters.
+TRIAL = 40
+
+
 @pytest.mark.parametrize("tol", [None, 1e-3])
 @pytest.mark.parametrize("method", ALL)
 def test_runs_as_scipy_does(method, tol):
     iterates = []
-    # COBYLA counts evaluations here.
-    limits = {"maxiter": 10**6} if method == "cobyla" else {}
+    options = METHODS[method].tolerances if tol is None else {}
+    if method == "cobyla":
+        # It counts evaluations here.
+        options = {**options, "maxiter": 10**6}
     plain = scipy.optimize.minimize(
         rosen,
         START,
@@ -125,24 +131,29 @@ def test_runs_as_scipy_does(method, tol):
         hessp=rosen_hess_prod if method in PRODUCTS else None,
         hess=rosen_hess if method in DENSE else None,
         callback=lambda x, *_: iterates.append(x.copy()),
-        options=limits,
+        options=options,
     )
     outcome, problem, ours = run(Rosenbrock(), method, tol=tol)
     assert outcome.status == "converged" and plain.success
-    np.testing.assert_array_equal(outcome.theta, plain.x)
-    assert outcome.loss == plain.fun
-    # What was evaluated once is not evaluated again.
-    assert problem.fg_evals <= plain.nfev
-    if method in WITH_GRADIENT:
-        assert problem.fg_evals == plain.nfev
     if method == "trust-constr":
         del iterates[0]  # The start.
     if method == "cobyqa":
         del iterates[: 2 * START.size + 1]  # Those of the first model.
     if method != "slsqp":  # It shows the first trials of its line searches.
-        np.testing.assert_array_equal(ours, iterates)
+        same = ours[: len(iterates)]
+        np.testing.assert_array_equal(same, iterates)
+    # What was evaluated once is not evaluated again.
+    assert problem.fg_evals <= plain.nfev + TRIAL
+    if tol is None:
+        # The least is zero, and none of SciPy's tests is met there alone.
+        assert outcome.loss < 1e-20
+        return
+    np.testing.assert_array_equal(outcome.theta, plain.x)
+    assert outcome.loss == plain.fun
     np.testing.assert_array_equal(ours[-1], plain.x)
     check_test(method, outcome)
+    if outcome.test == "gtol" and outcome.value is not None:
+        assert problem.fg_evals == plain.nfev
 
 
 def check_test(method, outcome):
@@ -283,4 +294,4 @@ def test_float32_ends_at_its_rounding(method):
     result = model.fit(x, y, epochs=100, verbose=0).result
     assert result.status in ("converged", "noise floor")
     assert result.loss == pytest.approx(0.0895758670, rel=1e-6)
-    assert result.evaluations <= 30
+    assert result.evaluations <= TRIAL

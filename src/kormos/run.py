@@ -74,7 +74,10 @@ class Run:
             outcome.status = stopping.NON_FINITE
         elif self._meets_target(self.best[1]):
             outcome = self._target_reached(outcome)
-        if not (outcome.is_polished or self._is_better(outcome.loss)):
+        is_kept = outcome.is_polished or self._is_better(
+            outcome.theta, outcome.loss
+        )
+        if not is_kept:
             outcome.theta, outcome.loss = self.best
         return outcome
 
@@ -88,7 +91,7 @@ class Run:
             stop = stop or self._meets_target(loss)
             return stop or not self._starts_finite
         self.iterations += 1
-        if theta is not None and self._is_better(loss):
+        if theta is not None and self._is_better(theta, loss):
             self.best = theta, loss
         stop = self._on_iterate(theta, loss, grad, **logs)
         return stop or self._meets_target(loss)
@@ -109,11 +112,16 @@ class Run:
             raw=outcome.raw,
         )
 
-    def _is_better(self, loss):
-        # Feasibility comes before the loss.
-        if self._problem.constraints:
-            return np.isfinite(loss)
-        return loss <= self.best[1]
+    def _is_better(self, theta, loss):
+        """Whether a point is to be kept; feasibility comes before the loss."""
+        if not self._problem.constraints:
+            return loss <= self.best[1]
+        if not np.isfinite(loss):
+            return False
+        if self._problem.is_feasible(self.best[0]):
+            is_lower = loss <= self.best[1]
+            return is_lower and self._problem.is_feasible(theta)
+        return True
 
 
 def is_known(loss):

@@ -121,6 +121,22 @@ class Problem:
             return theta
         return np.clip(theta, self.lower, self.upper)
 
+    @property
+    def feasibility(self):
+        """The violation of a constraint that rounding explains."""
+        # SciPy's own tolerance, but for losses that are not in float64.
+        return max(2.0**-26, 64 * self.epsilon)
+
+    def is_feasible(self, theta):
+        """Whether the constraints hold at a point, but for rounding."""
+        violation = 0.0
+        for constraint in self.constraints:
+            values = constraint.fun(theta)
+            if constraint.type == "eq":
+                values = -np.abs(values)
+            violation = np.maximum(violation, (-values).max(initial=0.0))
+        return bool(violation <= self.feasibility)
+
     def value(self, theta):
         return self._counted(self.peek(theta))
 

@@ -34,12 +34,6 @@ class Halt(Exception):
 MOST_SCALE = 2.0**33
 
 
-def feasibility(problem):
-    """The violation of a constraint that rounding explains."""
-    # SciPy's own tolerance, but for losses that are not in float64.
-    return max(2.0**-26, 64 * problem.epsilon)
-
-
 class Evaluator:
     """Answers SciPy, remembering points and hiding non-finite ones.
 
@@ -71,6 +65,8 @@ class Evaluator:
         self._largest = 1.0
         # By this the loss is multiplied for SciPy.
         self.scale = 1.0
+        # What a trial may take, or `None` outside of one.
+        self._last = self._questions = None
         self.move(theta)
 
     def rescale(self):
@@ -86,6 +82,16 @@ class Evaluator:
             size = max(size, np.abs(grad).max())
         if 0 < size < 1:
             self.scale = min(2.0 ** -np.floor(np.log2(size)), MOST_SCALE)
+
+    def limit(self, evaluations):
+        """Ends the run as stalled after so many evaluations; `None` for never.
+
+        A method that asks about the same points again and again ends too.
+        """
+        self._last = self._questions = None
+        if evaluations is not None:
+            self._last = self._problem.fg_evals + evaluations
+            self._questions = 4 * evaluations
 
     def start(self):
         """The accepted point, as SciPy holds it."""
@@ -105,7 +111,7 @@ class Evaluator:
             if _is_same(known.theta, theta):
                 return known
         if self.accepted is not None:
-            self._check_budget()
+            self.check_budget()
         # SciPy goes on writing into the array that it shows.
         theta = theta.copy()
         if self._spec.gradient:
@@ -116,7 +122,8 @@ class Evaluator:
         self._note_noise(made)
         return made
 
-    def _check_budget(self):
+    def check_budget(self):
+        """Ends the run where a limit is reached."""
         status = self._problem.spent()
         if status is not None:
             raise Halt(status)
@@ -174,7 +181,7 @@ class Evaluator:
         return loss * self.scale, grad[self._free] * self.scale
 
     def hvp(self, x, vector, *args):
-        self._check_budget()
+        self.check_budget()
         direction = np.zeros(self._problem.size)
         direction[self._free] = vector
         product = self._problem.hvp(self.point(x), direction)
@@ -182,7 +189,7 @@ class Evaluator:
         return product[self._free] * self.scale
 
     def hessian(self, x, *args):
-        self._check_budget()
+        self.check_budget()
         theta = self.point(x)
         hessian = self._problem.hessian(theta)
         is_trial = not _is_same(theta, self.accepted.theta)
@@ -229,15 +236,12 @@ class Evaluator:
         kind = constraint.type if parts == 1 else "ineq"
         return {"type": kind, "fun": fun, "jac": jac}
 
-    def is_feasible(self, x):
-        """Whether the constraints hold, but for rounding."""
-        violation = 0.0
-        for constraint in self._problem.constraints:
-            values = constraint.fun(self.point(np.array(x)))
-            if constraint.type == "eq":
-                values = -np.abs(values)
-            violation = np.maximum(violation, (-values).max(initial=0.0))
-        return violation <= feasibility(self._problem)
+    def stand_at(self, evaluation):
+        """Makes a point that was evaluated elsewhere the accepted one."""
+        self._remember(evaluation)
+        self._previous = self.accepted
+        self.accepted = evaluation
+        self._noisy_trials = 0
 
     def _checked(self, array, name):
         if not np.isfinite(array).all():
@@ -260,7 +264,15 @@ class Evaluator:
         scale = max(abs(before), abs(after), 1.0)
         return float((before - after) / scale)
 
+    def _check_trial(self):
+        if self._last is None:
+            return
+        self._questions -= 1
+        if self._problem.fg_evals >= self._last or self._questions < 0:
+            raise Halt(stopping.STALLED)
+
     def _finite(self, x):
+        self._check_trial()
         theta, loss, grad = self.at(self.point(x))
         if np.isfinite(loss) and (grad is None or np.isfinite(grad).all()):
             return loss, grad

@@ -28,6 +28,8 @@ class ScipyMethod:
         options: the names of its options. `maxiter`, which every method
             takes, limits the epochs and is not among them.
         tolerances: default values of the options that end it successfully.
+            What they claim is tried, so their choice is one of speed.
+        strict: values of these for a run from where it has ended before.
         limits: options that are passed so that SciPy's own limits, which are
             counted in other units, do not end the run.
         gradient: whether it uses the gradient.
@@ -49,6 +51,7 @@ class ScipyMethod:
     name: str
     options: tuple
     tolerances: dict
+    strict: dict
     limits: dict = dataclasses.field(
         default_factory=lambda: {"maxiter": UNLIMITED}
     )
@@ -68,6 +71,7 @@ _METHODS = [
         "nelder-mead",
         ("maxfev", "initial_simplex", "xatol", "fatol", "adaptive"),
         {"xatol": 1e-4, "fatol": 1e-4},
+        strict={"xatol": 1e-8, "fatol": 1e-14},
         limits={"maxiter": UNLIMITED, "maxfev": UNLIMITED},
         gradient=False,
         bounds=True,
@@ -77,23 +81,37 @@ _METHODS = [
         "powell",
         ("maxfev", "xtol", "ftol", "direc"),
         {"ftol": 1e-4, "xtol": 1e-4},
+        strict={"ftol": 1e-14, "xtol": 1e-8},
         limits={"maxiter": UNLIMITED, "maxfev": UNLIMITED},
         gradient=False,
         bounds=True,
         square=True,
     ),
-    ScipyMethod("cg", ("gtol", "norm", "c1", "c2"), {"gtol": 1e-5}),
+    ScipyMethod(
+        "cg",
+        ("gtol", "norm", "c1", "c2"),
+        {"gtol": 1e-6},
+        strict={"gtol": 0.0},
+    ),
     ScipyMethod(
         "bfgs",
         ("gtol", "norm", "xrtol", "c1", "c2", "hess_inv0"),
-        {"gtol": 1e-5, "xrtol": 0.0},
+        {"gtol": 1e-6, "xrtol": 0.0},
+        strict={"gtol": 0.0},
         square=True,
     ),
-    ScipyMethod("newton-cg", ("xtol", "c1", "c2"), {"xtol": 1e-5}, hessp=True),
+    ScipyMethod(
+        "newton-cg",
+        ("xtol", "c1", "c2"),
+        {"xtol": 1e-7},
+        strict={"xtol": 0.0},
+        hessp=True,
+    ),
     ScipyMethod(
         "l-bfgs-b",
         ("maxcor", "ftol", "gtol", "maxfun", "maxls"),
-        {"gtol": 1e-5, "ftol": 1e7 * 2.0**-52},
+        {"gtol": 1e-6, "ftol": 10 * 2.0**-52},
+        strict={"gtol": 0.0, "ftol": 0.0},
         limits={"maxiter": UNLIMITED, "maxfun": UNLIMITED},
         bounds=True,
     ),
@@ -113,7 +131,8 @@ _METHODS = [
             "rescale",
             "maxfun",
         ),
-        {"ftol": 2.0**-26, "xtol": 2.0**-26, "gtol": 1e-2 * 2.0**-13},
+        {"ftol": 2.0**-40, "xtol": 2.0**-40, "gtol": 1e-6},
+        strict={"ftol": 0.0, "xtol": 0.0, "gtol": 0.0},
         # Its `maxiter` would be a number of evaluations.
         limits={"maxfun": UNLIMITED},
         bounds=True,
@@ -122,6 +141,7 @@ _METHODS = [
         "cobyla",
         ("rhobeg", "tol", "catol"),
         {"tol": 1e-4},
+        strict={"tol": 1e-8},
         # A number of evaluations, for which memory may be set aside.
         limits={"maxiter": 10**6},
         gradient=False,
@@ -142,6 +162,7 @@ _METHODS = [
             "scale",
         ),
         {"final_tr_radius": 1e-6},
+        strict={"final_tr_radius": 1e-9},
         limits={"maxiter": 10**6, "maxfev": 10**6},
         gradient=False,
         bounds=True,
@@ -153,7 +174,8 @@ _METHODS = [
     ScipyMethod(
         "slsqp",
         ("ftol",),
-        {"ftol": 1e-6},
+        {"ftol": 1e-12},
+        strict={"ftol": 1e-16},
         bounds=True,
         constraints=("eq", "ineq"),
         # It asks for the gradient at the start.
@@ -175,24 +197,31 @@ _METHODS = [
             "factorization_method",
         ),
         {"gtol": 1e-8, "xtol": 1e-8, "barrier_tol": 1e-8},
+        strict={"gtol": 1e-12, "xtol": 1e-12, "barrier_tol": 1e-12},
         hessp=True,
         bounds=True,
         constraints=("eq", "ineq"),
         # It calls with the start.
         preamble=lambda parameters: 1,
     ),
-    ScipyMethod("dogleg", _TRUST_REGION, {"gtol": 1e-4}, hessian=True),
-    ScipyMethod("trust-ncg", _TRUST_REGION, {"gtol": 1e-4}, hessp=True),
+    ScipyMethod(
+        "dogleg", _TRUST_REGION, {"gtol": 1e-6}, {"gtol": 0.0}, hessian=True
+    ),
+    ScipyMethod(
+        "trust-ncg", _TRUST_REGION, {"gtol": 1e-6}, {"gtol": 0.0}, hessp=True
+    ),
     ScipyMethod(
         "trust-exact",
         _TRUST_REGION,
-        {"gtol": 1e-4},
+        {"gtol": 1e-6},
+        strict={"gtol": 0.0},
         hessian=True,
     ),
     ScipyMethod(
         "trust-krylov",
         (*_TRUST_REGION, "inexact"),
-        {"gtol": 1e-4},
+        {"gtol": 1e-6},
+        strict={"gtol": 0.0},
         hessp=True,
     ),
 ]
