@@ -1,8 +1,8 @@
 """What the claim campaign fits besides CUTEst: test functions and networks.
 
-A case has a `name`, a `start`, the `best` value known or NaN, and the `dtype`
-of its parameters; `fit` runs kormos from any point, and `value` and `rounding`
-tell of the loss there without kormos.
+A case has a `name`, a `start`, the `best` value known or NaN, and `limits` of
+its own; `fit` runs kormos from any point, and `value` and `rounding` tell of
+the loss there without kormos.
 """
 
 import keras
@@ -14,7 +14,7 @@ import mgh
 import nist
 import trials
 
-TARGET_SCALES = [10.0**k for k in range(-12, 13, 3)]
+TARGET_SCALES = [10.0**k for k in range(-12, 13, 6)]
 INPUT_SCALES = [10.0**k for k in (-6, -3, 3, 6)]
 
 
@@ -30,8 +30,8 @@ class FunctionCase:
         best: the least value known.
     """
 
-    dtype = "float64"
     has_residuals = True
+    limits = {}
 
     def __init__(self, name, residuals, start, best):
         self.name, self.best, self._given = name, best, residuals
@@ -87,7 +87,7 @@ def nist_cases():
     ]
 
 
-def network_cases():
+def networks_cases():
     """Small networks in many units: with noise, and with room to fit."""
     scales = [(1.0, targets) for targets in TARGET_SCALES]
     scales += [(inputs, 1.0) for inputs in INPUT_SCALES]

@@ -26,16 +26,17 @@ os.environ.setdefault("KERAS_BACKEND", "torch")
 import one_thread  # noqa: F401
 
 # isort: split
-import dataclasses
 import math
 import pathlib
-import statistics
 import sys
 import time
 import warnings
 
+import claim_findings as findings
 import numpy as np
 import recording
+from claim_findings import Fit
+from claim_findings import Second
 
 sys.path.append(str(pathlib.Path(__file__).parent.parent / "tests"))
 
@@ -50,100 +51,6 @@ RUN = {"max_iterations": 10**6, "max_evals": 10_000, "max_seconds": 60}
 TRIAL = {"max_iterations": 10**6, "max_evals": 2_000, "max_seconds": 60}
 QUICK = 12
 
-COLUMNS = [
-    "problem",
-    "status",
-    "success",
-    "loss",
-    "evaluations",
-    "to solve",
-    "Hessian products",
-    "gain, same method",
-    "gain, other method",
-    "allowed gain",
-    "false",
-    "second fit",
-    "its success",
-    "its evaluations",
-    "message",
-]
-SUMMARY = [
-    "method",
-    "solved",
-    "median evaluations to solve",
-    "successes",
-    "false claims",
-    "far",
-    "second fits without success",
-    "beyond 10 evaluations",
-    "beyond 20",
-    "seconds",
-]
-
-
-@dataclasses.dataclass
-class Fit:
-    """One run, and what trials of its end found.
-
-    Attributes:
-        case: the problem's name.
-        has_best: whether its best value is known.
-        solved: the evaluations until it was near that, or infinity.
-        same, other: what fresh runs lowered the loss by, or NaN.
-        allowed: what they may.
-        second: the `Result` of the fresh run of the same method, or `None`.
-    """
-
-    case: str
-    has_best: bool
-    status: str
-    success: bool = False
-    first: float = math.nan
-    loss: float = math.nan
-    evaluations: int = 0
-    products: int = 0
-    seconds: float = 0.0
-    message: str = ""
-    solved: float = math.inf
-    same: float = math.nan
-    other: float = math.nan
-    allowed: float = math.nan
-    second: object = None
-
-    @property
-    def gain(self):
-        return max(self.same, self.other)
-
-    @property
-    def is_false(self):
-        # Beside a success, a gain that is not a number is no proof.
-        return self.success and not self.gain <= self.allowed
-
-    @property
-    def is_far(self):
-        least = 2.0**-52 * abs(self.first)
-        return self.is_false and not self.gain <= least
-
-    def row(self):
-        second = self.second
-        return [
-            self.case,
-            self.status,
-            str(self.success),
-            f"{self.loss:.12g}",
-            self.evaluations,
-            self.solved,
-            self.products,
-            f"{self.same:.3g}",
-            f"{self.other:.3g}",
-            f"{self.allowed:.3g}",
-            "far" if self.is_far else "false" if self.is_false else "",
-            second.status if second else "",
-            str(second.success) if second else "",
-            second.evaluations if second else "",
-            self.message.replace("|", "/"),
-        ]
-
 
 def run(case, method):
     """Runs a method from the standard start, and tries its claim."""
@@ -151,10 +58,11 @@ def run(case, method):
     losses = []
     begin = time.perf_counter()
     try:
-        result, end = case.fit(method, case.start, losses, **RUN)
+        limits = RUN | case.limits
+        result, end = case.fit(method, case.start, losses, **limits)
     except Exception as error:
         # That of one method on one problem is a finding, like a status.
-        fit.message = f"{type(error).__name__}: {error}".splitlines()[0]
+        fit.message = first_line(error)
         return fit
     fit.seconds = time.perf_counter() - begin
     fit.status, fit.success = result.status, result.success
@@ -183,58 +91,28 @@ def evaluations_to_solve(case, result, losses):
 
 def attempt(case, method, fit, end):
     """Tries a claim from its end."""
-    before = case.value(end)
     rounding = case.rounding(end)
-    fit.allowed = trials.gain_allowed(before, rounding, fit.first)
-    fit.second, after = case.fit(method, end, **TRIAL)
-    fit.same = fit.other = before - case.value(after)
+    fit.allowed = trials.gain_allowed(case.value(end), rounding, fit.first)
+    fit.second, fit.same = run_from(case, method, end, fit)
+    fit.other = fit.same
     another = "lm" if case.has_residuals else "dense-bfgs"
     if another != method:
-        _, after = case.fit(another, end, **TRIAL)
-        fit.other = before - case.value(after)
+        _, fit.other = run_from(case, another, end, fit)
 
 
-def describe(method, fit):
-    """A line about a run."""
-    text = (
-        f"{method}, {fit.case}: {fit.status}, {fit.loss:.9g}, "
-        f"{fit.evaluations} evaluations, {fit.solved} to solve, "
-        f"{fit.seconds:.1f} s"
-    )
-    if fit.is_false:
-        text += f"; FALSE: gained {fit.gain:.3g}, allowed {fit.allowed:.3g}"
-    if fit.second is not None:
-        text += f"; second {fit.second.status}, {fit.second.evaluations}"
-    return text
+def run_from(case, method, end, fit):
+    """A fresh run from an end: a `Second`, and what it gained."""
+    try:
+        result, after = case.fit(method, end, **TRIAL | case.limits)
+    except Exception as error:
+        fit.message += f" Then {method} raised {first_line(error)}"
+        return Second("raised", False, 0), math.nan
+    gain = case.value(end) - case.value(after)
+    return Second(result.status, result.success, result.evaluations), gain
 
 
-def summary(method, fits):
-    known = [f.solved for f in fits if f.has_best]
-    claims = [f for f in fits if f.success]
-    seconds = [f.second for f in claims]
-    counts = [s.evaluations for s in seconds]
-    return [
-        method,
-        f"{sum(n < math.inf for n in known)}/{len(known)}",
-        statistics.median(known) if known else math.nan,
-        len(claims),
-        sum(f.is_false for f in claims),
-        sum(f.is_far for f in claims),
-        sum(not s.success for s in seconds),
-        sum(n > 10 for n in counts),
-        sum(n > 20 for n in counts),
-        sum(f.seconds for f in fits),
-    ]
-
-
-def names(method, fits):
-    """By name: what was not solved, and which claims are false."""
-    unsolved = [f for f in fits if f.has_best and f.solved == math.inf]
-    return [
-        method,
-        ", ".join(f"{f.case} ({f.status})" for f in unsolved),
-        ", ".join(f.case + " (far)" * f.is_far for f in fits if f.is_false),
-    ]
+def first_line(error):
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def campaign(record, part, cases, methods):
@@ -246,13 +124,17 @@ def campaign(record, part, cases, methods):
             if method == "lm" and not case.has_residuals:
                 continue
             fits.append(run(case, method))
-            print(describe(method, fits[-1]), file=sys.stderr, flush=True)
+            print(
+                findings.described(method, fits[-1]),
+                file=sys.stderr,
+                flush=True,
+            )
         rows = [fit.row() for fit in fits]
-        record.table(f"{part}: {method}", COLUMNS, rows)
-    rows = [summary(method, fits) for method, fits in found.items()]
-    record.table(f"{part}: methods", SUMMARY, rows)
+        record.table(f"{part}: {method}", findings.COLUMNS, rows)
+    rows = [findings.summary(method, fits) for method, fits in found.items()]
+    record.table(f"{part}: methods", findings.SUMMARY, rows)
     columns = ["method", "not solved", "false claims"]
-    rows = [names(method, fits) for method, fits in found.items()]
+    rows = [findings.names(method, fits) for method, fits in found.items()]
     record.table(f"{part}: by name", columns, rows)
 
 
