@@ -14,7 +14,8 @@ COLUMNS = [
     "to solve",
     "Hessian products",
     "gain, same method",
-    "gain, other method",
+    "gain, dense-bfgs",
+    "gain, lm",
     "allowed gain",
     "false",
     "second fit",
@@ -29,6 +30,7 @@ SUMMARY = [
     "successes",
     "false claims",
     "far",
+    "lm gains",
     "second fits without success",
     "beyond 10 evaluations",
     "beyond 20",
@@ -53,6 +55,7 @@ class Fit:
         has_best: whether its best value is known.
         solved: the evaluations until it was near that, or infinity.
         same, other: what fresh runs lowered the loss by, or NaN.
+        by_lm: likewise, by `lm`.
         allowed: what they may.
         second: how the fresh run of the same method ended, or `None`.
     """
@@ -70,6 +73,7 @@ class Fit:
     solved: float = math.inf
     same: float = math.nan
     other: float = math.nan
+    by_lm: float = math.nan
     allowed: float = math.nan
     second: Second | None = None
 
@@ -99,6 +103,7 @@ class Fit:
             self.products,
             f"{self.same:.3g}",
             f"{self.other:.3g}",
+            f"{self.by_lm:.3g}",
             f"{self.allowed:.3g}",
             "far" if self.is_far else "false" if self.is_false else "",
             *(map(str, second) if second else ("", "", "")),
@@ -132,6 +137,7 @@ def summary(method, fits):
         len(claims),
         sum(f.is_false for f in claims),
         sum(f.is_far for f in claims),
+        sum(f.by_lm > f.allowed for f in claims),
         sum(not s.success for s in seconds),
         sum(n > 10 for n in counts),
         sum(n > 20 for n in counts),

@@ -95,7 +95,7 @@ def test_a_claim_holds_against_a_fresh_run(float64, name, method):
     assert second.evaluations <= SECOND
     # On the others it would take seconds to compile once more.
     if BACKEND == "torch":
-        _, after = run(residuals, end, "lm")
+        _, after = run(residuals, end, "dense-bfgs")
         assert loss - value(after) <= allowed
 
 
