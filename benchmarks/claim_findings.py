@@ -5,6 +5,9 @@ import math
 import statistics
 from typing import NamedTuple
 
+# What is small for problems in units near one: a minimum of zero is reached.
+ZERO = 1e-11
+
 COLUMNS = [
     "problem",
     "status",
@@ -88,8 +91,7 @@ class Fit:
 
     @property
     def is_far(self):
-        least = 2.0**-52 * abs(self.first)
-        return self.is_false and self.gain > least
+        return self.is_false and self.gain > ZERO * min(1.0, abs(self.first))
 
     def row(self):
         second = self.second

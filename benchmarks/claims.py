@@ -9,10 +9,11 @@ A success is a claim, and it is tried: a fresh run of the same method and one of
 where one of them lowers the loss by more than 1e-6 of itself, by more than its
 rounding there, which is measured at points a few units in the last place away,
 and by more than 2^-104 of the loss at the start, which is zero to a sum of
-squares. It is far where the gain is more than 2^-52 of that, too. How the fresh
-run of the same method ends is the second fit. Where there are residuals, `lm`
-tries too: what it gains is told, but is no proof, for it leaves plains, at
-which a method that sees the loss alone has nothing to go by.
+squares. It is far where the gain is also more than 1e-11, and than 1e-11 of the
+loss at the start: not just a minimum of zero that is reached to ten digits. How
+the fresh run of the same method ends is the second fit. Where there are
+residuals, `lm` tries too: what it gains is told, but is no proof, for it leaves
+plains, at which a method that sees the loss alone has nothing to go by.
 
 `--part` says what is minimized: `cutest`, unconstrained problems of CUTEst, on
 PyTorch (`lm`, and all methods on JAX if need be, with `KERAS_BACKEND=jax`);

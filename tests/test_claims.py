@@ -77,6 +77,17 @@ def run(residuals, start, method):
     return result, np.array(ops.convert_to_numpy(v))
 
 
+def test_rounding_is_that_of_the_loss_and_not_its_slope():
+    theta = np.array([0.3, -2.0])
+
+    def value(theta):
+        # Rounded to 1e-9, at most 5e-10 off, on a slope of 1e6.
+        return round(1e6 * theta.sum(), 9)
+
+    # Differences of three values that are off by half a unit at most.
+    assert 1e-10 <= trials.rounding_at(value, theta) <= 1e-9
+
+
 @pytest.mark.parametrize("name, method", CASES)
 def test_a_claim_holds_against_a_fresh_run(float64, name, method):
     residuals, start = residuals_and_start(name)
