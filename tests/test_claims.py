@@ -42,7 +42,6 @@ FEW = [
     ("Misra1a", "lbfgs"),
     ("Rosenbrock", "ssbroyden"),
     ("Misra1a", "lm"),
-    ("Powell singular", "lm"),
 ]
 ALL = [(n, m) for n in NAMES + DATA for m in [*METHODS, "lm"]]
 CASES = ALL if BACKEND == "torch" else FEW
