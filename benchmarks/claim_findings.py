@@ -147,6 +147,17 @@ def summary(method, fits):
     ]
 
 
+def best_of(found):
+    """The row of a summary for the best of the methods on each problem."""
+    solved = {}
+    for fit in (f for fits in found.values() for f in fits if f.has_best):
+        solved[fit.case] = min(fit.solved, solved.get(fit.case, math.inf))
+    count = sum(n < math.inf for n in solved.values())
+    median = statistics.median(solved.values()) if solved else math.nan
+    blanks = [""] * (len(SUMMARY) - 3)
+    return ["the best of them", f"{count}/{len(solved)}", median, *blanks]
+
+
 def names(method, fits):
     """By name: what was not solved, and which claims are false."""
     unsolved = [f for f in fits if f.has_best and f.solved == math.inf]

@@ -138,6 +138,7 @@ def campaign(record, part, cases, methods):
         rows = [fit.row() for fit in fits]
         record.table(f"{part}: {method}", findings.COLUMNS, rows)
     rows = [findings.summary(method, fits) for method, fits in found.items()]
+    rows.append(findings.best_of(found))
     record.table(f"{part}: methods", findings.SUMMARY, rows)
     columns = ["method", "not solved", "false claims"]
     rows = [findings.names(method, fits) for method, fits in found.items()]
