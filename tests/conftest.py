@@ -75,6 +75,7 @@ _WITHOUT_XLA = {
     "test_callbacks",
     "test_check",
     "test_checkpoints",
+    "test_claims",
     "test_exceptions",
     "test_fit",
     "test_interrupts",
