@@ -231,6 +231,7 @@ def fit(
         validation_freq=validation_freq,
         budget=budget,
         resume=resume,
+        own_limit=epochs is not None or optimizer.epochs is not None,
     )
     history = loop.run(stages, initial_epoch, callbacks, verbose)
     history.check = report

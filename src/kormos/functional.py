@@ -102,6 +102,8 @@ def minimize(
             callbacks=[callback] if callback else [],
             loss_callback=loss_callback,
             resume=resume,
+            own_limit=max_iterations is not None
+            or optimizer.epochs is not None,
         )
     return solve()
 
@@ -250,6 +252,8 @@ def least_squares(
             callbacks=callbacks or [],
             validation=held_out,
             resume=resume,
+            own_limit=max_iterations is not None
+            or optimizer.epochs is not None,
         )
     return solve()
 

@@ -28,6 +28,7 @@ from kormos.progress import Progress
 from kormos.run import Run
 from kormos.run import describe
 from kormos.run import is_known
+from kormos.run import is_worth_a_warning
 from kormos.run import row
 from kormos.run import warn_of_convergence
 from kormos.widening import goes_on_wider
@@ -59,6 +60,7 @@ class FitLoop:
             the start.
         resume: whether to go on with what the optimizer knows of an earlier
             fit.
+        own_limit: whether the user chose the number of epochs himself.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class FitLoop:
         validation_freq,
         budget=UNLIMITED,
         resume=False,
+        own_limit=True,
     ):
         self._model = model
         self._optimizer = optimizer
@@ -82,6 +85,7 @@ class FitLoop:
         self._validation_freq = validation_freq
         self._budget = budget
         self._resume = resume
+        self._own_limit = own_limit
         # Counts over the stages that are done.
         self._iterations = 0
         self._evaluations = 0
@@ -148,7 +152,7 @@ class FitLoop:
         optimizer.fg_evals = self._evaluations
         optimizer.hessp_evals = self._hessian_products
         self._callbacks.on_train_end(self._logs)
-        if result.status not in stopping.QUIET and has_epochs:
+        if has_epochs and is_worth_a_warning(result, self._own_limit):
             warn_of_convergence(f"{model.name}: {result}")
         return history
 

@@ -201,6 +201,19 @@ def row(loss, grad, evaluations, products, logs):
     }
 
 
+def is_worth_a_warning(result, own_limit):
+    """Whether a user is to be warned of how a run ended.
+
+    Args:
+        result: the `Result`.
+        own_limit: whether the number of iterations is the user's own, not a
+            default.
+    """
+    if result.status == stopping.ITERATION_LIMIT:
+        return not own_limit
+    return result.status not in (*stopping.QUIET, *stopping.LIMITS)
+
+
 def warn_of_convergence(message):
     """Warns at the user's own line, whichever door of kormos it called."""
     frame, level = sys._getframe(1), 2

@@ -15,6 +15,7 @@ from kormos.optimizers.rejections import Raised
 from kormos.run import Run
 from kormos.run import describe
 from kormos.run import is_known
+from kormos.run import is_worth_a_warning
 from kormos.run import row
 from kormos.run import warn_of_convergence
 from kormos.widening import goes_on_wider
@@ -62,6 +63,7 @@ class Solve:
         validation: a `FlatObjective` whose loss is recorded too, or `None`.
         resume: whether to go on with what the optimizer knows.
         is_quiet: whether not to warn of how the run ends.
+        own_limit: whether the user chose the number of iterations himself.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Solve:
         validation=None,
         resume=False,
         is_quiet=False,
+        own_limit=True,
     ):
         self._objective = objective
         self._optimizer = optimizer
@@ -86,6 +89,7 @@ class Solve:
         self._validation = validation
         self._resume = resume
         self._is_quiet = is_quiet
+        self._own_limit = own_limit
         callbacks = _check_callbacks(callbacks, objective)
         self._resamplers = [c for c in callbacks if isinstance(c, Resample)]
         self._callbacks = [c for c in callbacks if c not in self._resamplers]
@@ -173,7 +177,8 @@ class Solve:
             self._float64_from,
         )
         result.history = self.history
-        if result.status not in stopping.QUIET and not self._is_quiet:
+        is_due = is_worth_a_warning(result, self._own_limit)
+        if is_due and not self._is_quiet:
             warn_of_convergence(str(result))
         return result
 

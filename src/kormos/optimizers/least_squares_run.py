@@ -11,6 +11,7 @@ from kormos.numerics.stopping import Outcome
 from kormos.optimizers.damping import Multiplicative
 from kormos.optimizers.damping import TrustRadius
 from kormos.optimizers.derivative_check import check_derivatives
+from kormos.optimizers.least_squares_end import LeastSquaresEnd
 from kormos.optimizers.local_model import LocalModels
 from kormos.optimizers.native import FINE
 from kormos.optimizers.solver_state import SolverState
@@ -269,46 +270,19 @@ class LeastSquaresRun:
         """The end at a point from which a run gained nothing."""
         if self._is_sure(outcome):
             return outcome
-        problem, loss = self._problem, self._loss
-        promised = self._promised()
-        noise, tolerance = None, self._settings.gtol
-        if convergence.is_promising(promised, loss, tolerance):
-            noise = convergence.measured_noise(
-                problem.value, self._theta, loss, problem.rounding
-            )
-        verdict = convergence.judge(promised, loss, tolerance, noise)
-        findings = verdict.findings
-        if verdict.status not in stopping.SUCCESSES:
-            grad = self._here.grad
-            findings += " " + convergence.compare_slope(
-                problem.value, self._theta, grad, noise or 0.0
-            )
+        end = LeastSquaresEnd(self._problem, self._settings.gtol)
+        judged = end.judge(
+            self._here, self._models.norms, self._theta, self._loss
+        )
+        if judged.status == stopping.CONVERGED and outcome.test == "ftol":
+            judged.test, judged.value = outcome.test, outcome.value
+            judged.threshold = outcome.threshold
         if self._non_finite:
-            findings += (
+            judged.findings += (
                 " At points with a lower loss its derivatives were not finite "
                 f"({self._non_finite} of them)."
             )
-        test = verdict.test, verdict.value, verdict.threshold
-        if verdict.status == stopping.CONVERGED and outcome.test == "ftol":
-            test = outcome.test, outcome.value, outcome.threshold
-        return Outcome(
-            verdict.status, self._theta, loss, *test, findings=findings
-        )
-
-    def _promised(self):
-        """The decrease that is promised where no step of the model gains.
-
-        By the undamped step, or by the best step along a single parameter:
-        the square of MINPACK's cosine of residuals and a column of J. Where J
-        is singular the first is that of a step of any length, which no model
-        is right for.
-        """
-        step = self._here.model.damped(0.0)
-        norms, free = self._models.norms, np.isfinite(self._here.model.scale)
-        known = free & (norms > 0)
-        cosines = self._here.grad[known] / norms[known]
-        alone = np.max(cosines**2, initial=0.0) / 2
-        return float(min(step.promised, alone))
+        return judged
 
     def _iterate(self, report):
         """One accepted step; whether to stop, and the end if there is one."""

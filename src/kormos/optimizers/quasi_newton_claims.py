@@ -85,7 +85,8 @@ class Claims:
         )
         self._measured: float | None = None
         # A run that has just begun is its own trial, without a limit.
-        self._claim: _Claim | None = self._claim_here()
+        self._claim = self._claim_here()
+        self._is_tried = True
         self._units: list[np.ndarray] = []
         self._promises: list[float] = []
         self._began: int | None = None
@@ -93,7 +94,7 @@ class Claims:
     @property
     def last_evaluation(self) -> int | None:
         """The count of evaluations at which a trial ends, or `None`."""
-        if self._claim is None or self._began is None:
+        if not self._is_tried or self._began is None:
             return None
         return self._began + self._most_evaluations
 
@@ -101,13 +102,13 @@ class Claims:
         """Looks at what a call has reached; the end, if it is one."""
         if int(self._state.status) == states.STEP:
             return self._stepped()
-        if self._claim is not None:
+        if self._is_tried:
             if self._gains():
-                self._claim = None
+                self._is_tried = False
             elif self._is_claimed() or self._is_over():
                 self._promises.append(self._promise())
                 return self._next()
-        if self._claim is None and self._is_claimed():
+        if not self._is_tried and self._is_claimed():
             self._begin()
         return None
 
@@ -171,7 +172,7 @@ class Claims:
                 # Enough that the line search knows of it from now on.
                 self._loop.search_again(kept)
                 return
-        self._claim, self._promises = claim, []
+        self._claim, self._is_tried, self._promises = claim, True, []
         self._units = [*self._other_units(), np.ones(self._problem.size)]
         self._try(self._units.pop(0))
 

@@ -1,0 +1,69 @@
+"""What the end of a least-squares run is: see `numerics/convergence`."""
+
+from typing import Any
+
+import numpy as np
+
+from kormos.numerics import convergence
+from kormos.numerics import stopping
+from kormos.numerics.stopping import Outcome
+
+
+class LeastSquaresEnd:
+    """Judges a point from which no step of a model gained anything.
+
+    Args:
+        problem: the `Problem`.
+        gtol: the part of the loss that is small enough a promise.
+    """
+
+    def __init__(self, problem: Any, gtol: float):
+        self._problem = problem
+        self._gtol = gtol
+
+    def judge(
+        self, here: Any, norms: np.ndarray, theta: np.ndarray, loss: float
+    ) -> Outcome:
+        """The end that a point is.
+
+        Args:
+            here: the `Linearized` there.
+            norms: the 2-norms of the columns of J, `(size,)`.
+            theta: the point.
+            loss: the loss there.
+        """
+        value = self._problem.value
+        promise, noise = _promise(here, norms), None
+        if convergence.is_promising(promise, loss, self._gtol):
+            noise = convergence.measured_noise(
+                value, theta, loss, self._problem.rounding
+            )
+        verdict = convergence.judge(promise, loss, self._gtol, noise)
+        findings = verdict.findings
+        if verdict.status not in stopping.SUCCESSES:
+            findings += " " + convergence.compare_slope(
+                value, theta, here.grad, noise or 0.0
+            )
+        return Outcome(
+            verdict.status,
+            theta,
+            loss,
+            verdict.test,
+            verdict.value,
+            verdict.threshold,
+            findings=findings,
+        )
+
+
+def _promise(here: Any, norms: np.ndarray) -> float:
+    """The decrease that is promised where no step of the model gains.
+
+    By the undamped step, or by the best step along a single parameter: the
+    square of MINPACK's cosine of residuals and a column of J. Where J is
+    singular the first is that of a step of any length, which no model is right
+    for.
+    """
+    known = np.isfinite(here.model.scale) & (norms > 0)
+    cosines = here.grad[known] / norms[known]
+    alone = np.max(cosines**2, initial=0.0) / 2
+    return float(min(here.model.damped(0.0).promised, alone))
