@@ -17,6 +17,17 @@ from kormos.numerics.stopping import sentence
 from kormos.objective.checks import check_count
 from kormos.optimizers.problem import Budget
 
+# Ends at which a loss may have been falling still, and the part of it that a
+# model must promise where rounding hides the rest.
+_OPEN = (
+    stopping.STALLED,
+    stopping.LINE_SEARCH_FAILED,
+    stopping.NON_FINITE,
+)
+_STILL_FALLING = 1e-6
+# So many times its own size a parameter must have changed to have run away.
+_FAR = 10.0
+
 
 class ConvergenceWarning(UserWarning):
     """A run ended before its optimizer's tests of convergence were met."""
@@ -57,6 +68,7 @@ class Run:
             raised, `best` is the point to keep.
         """
         self.best = theta, np.nan
+        self._start = np.array(theta)
         try:
             outcome = self._stage.run(self._problem, theta, self._report)
         except KeyboardInterrupt:
@@ -79,7 +91,29 @@ class Run:
         )
         if not is_kept:
             outcome.theta, outcome.loss = self.best
+        self._name_what_ran_away(outcome)
         return outcome
+
+    def _name_what_ran_away(self, outcome):
+        """Says so where a loss below zero was still falling at the end."""
+        is_open = outcome.status in _OPEN or (
+            outcome.status == stopping.NOISE_FLOOR
+            and outcome.value is not None
+            and outcome.value > _STILL_FALLING
+        )
+        if not is_open or not outcome.loss < min(self.initial_loss, 0):
+            return
+        start, end = self._start, outcome.theta
+        size = np.maximum(np.abs(start), min(1.0, np.abs(start).max() or 1.0))
+        index = int(np.argmax(np.abs(end - start) / size))
+        if abs(end[index] - start[index]) < _FAR * size[index]:
+            return
+        outcome.status = stopping.UNBOUNDED
+        outcome.findings += (
+            " The loss was still falling below zero, and may have no minimum: "
+            f"{self._problem.name_of(index)} ran from {start[index]:.4g} to "
+            f"{end[index]:.4g}."
+        )
 
     def _report(self, theta, loss, grad, **logs):
         if self.initial_loss is None:

@@ -29,6 +29,11 @@ _TRIAL_EVALUATIONS, _COARSE_EVALUATIONS = 10, 20
 
 # A model that promises no more than so many roundings promises nothing.
 ROUNDINGS = 10.0
+# Where parameters of another size change less than this part of the loss, the
+# gradient is small.
+_STEEP = 1e-4
+# A difference of so many roundings is seen.
+_SEEN = 100.0
 # A step that is this part of the parameters is short.
 _SHORT = 1e-5
 # The part of a promise that must come true for a slope to be called right.
@@ -48,6 +53,8 @@ _TINIEST = 1e-290
 
 # Points of the table of differences, and their distance in roundings.
 _POINTS = 5
+# Rounding is not so many times the loss.
+_MOST_ROUNDING = 1e8
 _SPACING = 4.0
 
 Value = Callable[[np.ndarray], float]
@@ -97,18 +104,22 @@ def measured_noise(
     least = _FINEST / 4 * abs(loss)
     if not np.isfinite(losses).all():
         return least
-    differences, estimates = np.diff(losses), []
+    # In units of the largest, so that no square overflows.
+    unit = float(np.abs(np.diff(losses)).max()) or 1.0
+    differences, estimates = np.diff(losses) / unit, []
     for order in range(2, _POINTS):
         differences = np.diff(differences)
         square = float(np.mean(differences**2))
         factor = math.factorial(order) ** 2 / math.factorial(2 * order)
-        estimates.append(math.sqrt(factor * square))
+        estimates.append(math.sqrt(factor * square) * unit)
         if order == 2:
             # What the nearest number to the best parameter costs: half of
             # half a spacing squared, times the curvature.
-            stored = math.sqrt(square) / (8 * _SPACING**2)
+            stored = math.sqrt(square) * unit / (8 * _SPACING**2)
     # Low orders still hold the smooth part of the loss.
-    return max(float(np.median(estimates)), stored, least)
+    noise = max(float(np.median(estimates)), stored, least)
+    # Next to a cliff differences say nothing of rounding.
+    return noise if noise <= _MOST_ROUNDING * abs(loss) else least
 
 
 def _signs(size: int) -> np.ndarray:
@@ -240,39 +251,124 @@ def _unkept(share: float) -> str:
     )
 
 
+def confirmed(
+    verdict: Verdict,
+    value: Value,
+    theta: np.ndarray,
+    grad: np.ndarray,
+    loss: float,
+    noise: float | None,
+    failure: str = stopping.STALLED,
+) -> Verdict:
+    """The verdict, after a look at whether the gradient is the loss's own.
+
+    A success where the gradient is not small needs one that differences agree
+    with: at a kink a model of the loss promises nothing, and is wrong.
+
+    Args:
+        verdict: by `judge`.
+        value: the loss as a function of a float64 array `(size,)`.
+        theta: the point.
+        grad: the gradient there.
+        loss: the loss there.
+        noise: the measured rounding of the loss, or `None` if it was not.
+        failure: the status where they disagree.
+    """
+    is_success = verdict.status in stopping.SUCCESSES
+    size = float(np.linalg.norm(grad))
+    if is_success and size * np.abs(theta).max() <= _STEEP * abs(loss):
+        return verdict
+    noise = _FINEST * abs(loss) if noise is None else noise
+    agrees, text = compare_slope(value, theta, grad, loss, noise)
+    if is_success and agrees is not False:
+        promise = (verdict.value or 0.0) * abs(loss)
+        text = _kink(value, theta, grad, loss, noise, promise)
+    if is_success and not text:
+        return verdict
+    findings = text if is_success else f"{verdict.findings} {text}"
+    return Verdict(
+        failure if is_success else verdict.status, None, None, None, findings
+    )
+
+
+def _kink(
+    value: Value,
+    theta: np.ndarray,
+    grad: np.ndarray,
+    loss: float,
+    noise: float,
+    promise: float,
+) -> str:
+    """Says so where a small promise is due to a kink; four evaluations.
+
+    The second difference of a smooth loss over a step is as the square of the
+    step; that over a kink is as the step.
+    """
+    size = float(np.linalg.norm(grad))
+    unit = grad / size
+    step = 10 * max(2 * promise, _SEEN * noise) / size
+
+    def bend(step: float) -> float:
+        ahead, behind = value(theta - step * unit), value(theta + step * unit)
+        return ahead + behind - 2 * loss
+
+    near, far = bend(step), bend(10 * step)
+    if not (near > _SEEN * noise and far < 10**1.5 * near):
+        return ""
+    return (
+        "The gradient is not small, and the loss has a kink here: within "
+        f"{step:.2g} along the gradient it rises by {near:.2g}."
+    )
+
+
+def _reach(theta: np.ndarray, grad: np.ndarray, size: float) -> float:
+    """How long the parameters are that the gradient moves."""
+    if not size > 0:
+        return 0.0
+    return float((grad / size) ** 2 @ np.abs(theta)) or 1.0
+
+
 def compare_slope(
     value: Value,
     theta: np.ndarray,
     grad: np.ndarray,
+    loss: float,
     noise: float,
-) -> str:
+) -> tuple[bool | None, str]:
     """Says whether differences of the loss agree with its gradient.
+
+    They do not at a point where a short step along it still gains.
 
     Args:
         value: the loss as a function of a float64 array `(size,)`.
         theta: the point.
         grad: the gradient there.
+        loss: the loss there.
         noise: the measured rounding of the loss.
 
     Returns:
-        A sentence with both figures, or an empty string where rounding hides
-        the comparison; two evaluations.
+        Whether they agree, or `None` where rounding hides it, and a sentence
+        with both figures, which may be empty; two evaluations.
     """
     size = float(np.linalg.norm(grad))
+    reach = _reach(theta, grad, size)
     if not size > 0:
-        return ""
-    # How long the parameters are that the gradient moves.
-    reach = float((grad / size) ** 2 @ np.abs(theta)) or 1.0
+        return None, ""
     # Long enough to be seen, and else short.
     step = min(reach, max(100 * noise / size, _SHORT * reach))
     ahead = value(theta - step / size * grad)
     behind = value(theta + step / size * grad)
     expected, found = -2 * step * size, ahead - behind
     if not math.isfinite(found) or abs(expected) <= 20 * noise:
-        return ""
+        return None, ""
+    if loss - ahead > max(ROUNDINGS * noise, LEAST_GAIN * abs(loss)):
+        return False, (
+            "A short step along the gradient still lowers the loss by "
+            f"{loss - ahead:.3g}."
+        )
     if abs(found - expected) <= _AGREES * abs(expected) + 4 * noise:
-        return "The gradient agrees with differences of the loss."
-    return (
+        return True, "The gradient agrees with differences of the loss."
+    return False, (
         "The gradient and differences of the loss disagree: over a step along "
         f"the gradient the loss changes by {found:.3g}, and the gradient says "
         f"{expected:.3g}. The loss has a kink there, or its derivative is "

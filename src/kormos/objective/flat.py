@@ -77,6 +77,17 @@ class FlatObjective:
         """The number of parameters."""
         return self.program.packing.size
 
+    def name_of(self, index):
+        """The path of the variable of an entry of the vector, and its place."""
+        for variable in self.variables:
+            count = int(np.prod(variable.shape))
+            if index < count:
+                place = np.unravel_index(index, variable.shape or (1,))
+                inside = ", ".join(str(int(i)) for i in place)
+                return f"{variable.path}[{inside}]"
+            index -= count
+        raise IndexError(index)
+
     @property
     def epsilon(self):
         """The spacing of numbers near one in the coarsest dtype in use."""

@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 
 from kormos.numerics import convergence
-from kormos.numerics import stopping
 from kormos.numerics.stopping import Outcome
 
 
@@ -38,12 +37,14 @@ class LeastSquaresEnd:
             noise = convergence.measured_noise(
                 value, theta, loss, self._problem.rounding
             )
-        verdict = convergence.judge(promise, loss, self._gtol, noise)
-        findings = verdict.findings
-        if verdict.status not in stopping.SUCCESSES:
-            findings += " " + convergence.compare_slope(
-                value, theta, here.grad, noise or 0.0
-            )
+        verdict = convergence.confirmed(
+            convergence.judge(promise, loss, self._gtol, noise),
+            value,
+            theta,
+            here.grad,
+            loss,
+            noise,
+        )
         return Outcome(
             verdict.status,
             theta,
@@ -51,7 +52,7 @@ class LeastSquaresEnd:
             verdict.test,
             verdict.value,
             verdict.threshold,
-            findings=findings,
+            findings=verdict.findings,
         )
 
 

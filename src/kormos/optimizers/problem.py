@@ -115,6 +115,10 @@ class Problem:
     def has_inequalities(self):
         return any(c.type == "ineq" for c in self.constraints)
 
+    def name_of(self, index):
+        """What to call an entry of the flat vector."""
+        return self._objective.name_of(index)
+
     def project(self, theta):
         """The nearest point of the box."""
         if not self.is_bounded:

@@ -240,8 +240,15 @@ class Claims:
         )
         by_decrease = claim.status == states.DECREASE
         tolerance = self._least_gain if by_decrease else self._tolerance
-        verdict = convergence.judge(
-            promise, loss, tolerance, self._measured, failure
+        verdict = convergence.confirmed(
+            convergence.judge(
+                promise, loss, tolerance, self._measured, failure
+            ),
+            self._loop.value,
+            theta,
+            grad,
+            loss,
+            self._measured,
         )
         outcome = Outcome(
             verdict.status,
@@ -252,19 +259,20 @@ class Claims:
             verdict.threshold,
             findings=verdict.findings,
         )
-        if promise <= self._tolerance * abs(loss):
-            share = promise / (abs(loss) or 1.0)
-            outcome.test, outcome.value = "gtol", share**0.5
-            outcome.threshold = self._gtol
-        elif by_decrease and verdict.status == stopping.CONVERGED:
-            outcome.test, outcome.value = "ftol", claim.value
-            outcome.threshold = self._ftol
-        if outcome.status not in stopping.SUCCESSES:
-            outcome.findings += " " + convergence.compare_slope(
-                self._loop.value, theta, grad, self._measured or 0.0
-            )
+        if verdict.status == stopping.CONVERGED:
+            self._name_tolerance(outcome, claim, promise)
         self._restore(claim.kept, theta)
         return outcome
+
+    def _name_tolerance(self, outcome, claim: _Claim, promise: float) -> None:
+        """Names the user's own tolerance, where that is what is met."""
+        if promise <= self._tolerance * abs(outcome.loss):
+            share = promise / (abs(outcome.loss) or 1.0)
+            outcome.test, outcome.value = "gtol", share**0.5
+            outcome.threshold = self._gtol
+        elif claim.status == states.DECREASE:
+            outcome.test, outcome.value = "ftol", claim.value
+            outcome.threshold = self._ftol
 
     def _restore(self, kept, theta: np.ndarray) -> None:
         """Gives the state the memory that it had before the trials."""

@@ -324,6 +324,10 @@ class Claims:
         if failure != stopping.LINE_SEARCH_FAILED:
             failure = stopping.STALLED
         verdict = convergence.judge(promise, loss, tolerance, noise, failure)
+        if not problem.constraints and not problem.is_bounded:
+            verdict = convergence.confirmed(
+                verdict, self._value, gain.theta, gain.grad, loss, noise
+            )
         ended = Outcome(
             verdict.status,
             None,
@@ -339,11 +343,6 @@ class Claims:
             # SciPy's own test, which holds.
             ended.test, ended.value = outcome.test, outcome.value
             ended.threshold = outcome.threshold
-        if ended.status not in stopping.SUCCESSES and not problem.constraints:
-            length = float(np.linalg.norm(gain.theta)) or 1.0
-            ended.findings += " " + convergence.compare_slope(
-                self._value, gain.theta, gain.grad, loss, noise, length
-            )
         return ended
 
     def _stalled(self, before, gain):
