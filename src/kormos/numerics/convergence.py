@@ -276,6 +276,10 @@ def confirmed(
     """
     is_success = verdict.status in stopping.SUCCESSES
     size = float(np.linalg.norm(grad))
+    if is_success and abs(loss) <= ROUNDINGS * (noise or 0.0):
+        text = _cancellation(value, theta, loss)
+        if text:
+            return Verdict(failure, None, None, None, text)
     if is_success and size * np.abs(theta).max() <= _STEEP * abs(loss):
         return verdict
     noise = _FINEST * abs(loss) if noise is None else noise
@@ -288,6 +292,20 @@ def confirmed(
     findings = text if is_success else f"{verdict.findings} {text}"
     return Verdict(
         failure if is_success else verdict.status, None, None, None, findings
+    )
+
+
+def _cancellation(value: Value, theta: np.ndarray, loss: float) -> str:
+    """Says so where a loss that is all rounding is lower with no parameters.
+
+    Large parameters that cancel each other round more than small ones do.
+    """
+    without = value(np.zeros_like(theta))
+    if not without < loss:
+        return ""
+    return (
+        "The loss is all rounding here, and lower where every parameter is "
+        f"zero ({without:.3g}): large parameters cancel each other."
     )
 
 
@@ -359,7 +377,8 @@ def compare_slope(
     ahead = value(theta - step / size * grad)
     behind = value(theta + step / size * grad)
     expected, found = -2 * step * size, ahead - behind
-    if not math.isfinite(found) or abs(expected) <= 20 * noise:
+    least = max(20 * noise, LEAST_GAIN * abs(loss))
+    if not math.isfinite(found) or abs(expected) <= least:
         return None, ""
     if loss - ahead > max(ROUNDINGS * noise, LEAST_GAIN * abs(loss)):
         return False, (

@@ -31,7 +31,11 @@ class LeastSquaresEnd:
             theta: the point.
             loss: the loss there.
         """
-        value = self._problem.value
+        problem = self._problem
+
+        def value(point: np.ndarray) -> float:
+            return problem.value(problem.project(point))
+
         promise, noise = _promise(here, norms), None
         if convergence.is_promising(promise, loss, self._gtol):
             noise = convergence.measured_noise(

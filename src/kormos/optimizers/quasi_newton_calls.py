@@ -91,6 +91,8 @@ class CompiledLoop:
         """
         self.replace(
             theta=theta,
+            # One that is not finite would spoil the start.
+            direction=np.zeros_like(theta),
             status=np.int32(states.STARTING),
             is_anew=np.int32(1),
             probes=np.int32(_PROBES),
@@ -117,10 +119,12 @@ class CompiledLoop:
             )
         )
 
-    def value(self, theta: np.ndarray) -> float:
-        """The loss at another point, which becomes the state's."""
+    def evaluate(self, theta: np.ndarray) -> tuple[float, np.ndarray]:
+        """Loss and gradient at another point, which becomes the state's."""
         self.replace(
             theta=theta,
+            # One that is not finite would spoil the start.
+            direction=np.zeros_like(theta),
             status=np.int32(states.STARTING),
             is_anew=np.int32(1),
         )
@@ -129,7 +133,11 @@ class CompiledLoop:
         self.advance(
             tolerances, int(state.evaluations) + 1, int(state.iterations)
         )
-        return float(self.state.loss)
+        return float(self.state.loss), to_array(self.state.grad)
+
+    def value(self, theta: np.ndarray) -> float:
+        """The loss at another point, which becomes the state's."""
+        return self.evaluate(theta)[0]
 
     def copy(self):
         """A copy of the state, or `None` if it is large."""

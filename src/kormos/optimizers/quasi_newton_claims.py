@@ -12,7 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kormos.backend.common import as_tensor
 from kormos.numerics import convergence
+from kormos.numerics import fresh_run
 from kormos.numerics import stopping
 from kormos.numerics.stopping import Outcome
 from kormos.numerics.vectors import to_array
@@ -195,7 +197,43 @@ class Claims:
         if self._units and self._problem.spent() is None:
             self._try(self._units.pop(0))
             return None
+        if not is_start and self._goes_lower():
+            return None
         return self._settled()
+
+    def _goes_lower(self) -> bool:
+        """Tries Newton steps, where differences give the Hessian cheaply.
+
+        A point that they lead to is where the run begins anew.
+        """
+        state = self._state
+        theta, grad = to_array(state.theta), to_array(state.grad)
+        loss = float(state.loss)
+        if self._problem.size > fresh_run.MOST_NEWTON:
+            return False
+        gain = fresh_run.try_to_gain(
+            self._loop.evaluate, theta, loss, grad, self._problem.epsilon
+        )
+        self._problem.fg_evals = int(self._state.evaluations)
+        self._promises.append(
+            convergence.sober(gain.promise, gain.theta, gain.grad)
+        )
+        is_lower = convergence.is_gain(
+            loss,
+            gain.loss,
+            self._problem.epsilon,
+            self._least_gain,
+            self._measured or 0.0,
+        )
+        if is_lower:
+            self._is_tried = False
+            self._loop.begin_anew(gain.theta, to_array(state.units))
+            self._call()
+        else:
+            self._loop.replace(
+                theta=theta, loss=np.float64(loss), grad=as_tensor(grad)
+            )
+        return is_lower
 
     def _try(self, units: np.ndarray) -> None:
         self._began = int(self._state.evaluations)
