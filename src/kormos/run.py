@@ -19,7 +19,7 @@ from kormos.optimizers.problem import Budget
 
 
 class ConvergenceWarning(UserWarning):
-    """A run ended before its optimizer's tests of convergence were met."""
+    """A run ended neither at an optimum nor where the user asked it to."""
 
 
 class Run:
