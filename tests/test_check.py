@@ -219,6 +219,53 @@ def test_a_loss_is_looked_at_without_compiling():
     assert model.loss == "mae"
 
 
+@pytest.mark.parametrize(
+    "regularizer",
+    [
+        "l1",
+        keras.regularizers.L1(0.02),
+        keras.regularizers.L1L2(l1=0.02, l2=0.1),
+    ],
+    ids=["name", "l1", "l1 and l2"],
+)
+def test_kinks_of_regularizers_are_named(regularizer):
+    model = keras.Sequential(
+        [
+            keras.Input((2,)),
+            layers.Dense(
+                3, "tanh", kernel_regularizer=regularizer, name="sparse"
+            ),
+            layers.Dense(1, kernel_regularizer="l2"),
+        ]
+    )
+    report = kormos.check(model, X, Y, loss="mse")
+    finding = report["kinks"]
+    assert not finding.passed and not finding.is_fatal
+    (name,) = finding.names
+    assert name.endswith("sparse/kernel") and name in finding.detail
+    report.raise_if_fatal()
+    # The methods that stop at a kink are not suggested, and told apart.
+    assert report.method == "l-bfgs-b"
+    assert "two non-negative parts" in " ".join(report.reason.split())
+    assert [c.method for c in report.costs if c.fits] == ["l-bfgs-b"]
+
+
+def test_no_kinks_are_seen_where_there_are_none():
+    frozen = layers.Dense(3, kernel_regularizer="l1", trainable=False)
+    model = keras.Sequential(
+        [
+            keras.Input((2,)),
+            frozen,
+            layers.Dense(
+                1, kernel_regularizer=keras.regularizers.L1L2(l1=0.0, l2=0.1)
+            ),
+        ]
+    )
+    report = kormos.check(model, X, Y, loss="mse")
+    assert report["kinks"].passed and not report["kinks"].names
+    assert report.method == "lm"
+
+
 def test_many_parameters_take_little_memory():
     model = keras.Sequential(
         [

@@ -122,7 +122,8 @@ def fit(
         compiled metrics and `val_*`.
         `history.iterations` is a dict of lists with an entry for every
         iteration, also those inside an epoch. `history.result` says why the
-        fit ended, `history.iteration` and `history.seconds` how many
+        fit ended; its `success` is true at an optimum, from which a new run
+        gained nothing. `history.iteration` and `history.seconds` tell how many
         iterations and how much time there were up to each row, and
         `history.val_epoch` which epochs were validated.
 

@@ -70,7 +70,9 @@ def minimize(
 
     Returns:
         A result with `status`, `message`, `success`, `loss`, `iterations`,
-        `evaluations`, `time` and `history`.
+        `evaluations`, `time` and `history`. `success` is true at an optimum,
+        from which a new run gained nothing: of `"converged"` and of
+        `"noise floor"`, where rounding hides what is left.
 
     Raises:
         ValueError: if an argument cannot be used.

@@ -30,7 +30,7 @@ _FAR = 10.0
 
 
 class ConvergenceWarning(UserWarning):
-    """A run ended before its optimizer's tests of convergence were met."""
+    """A run ended neither at an optimum nor where the user asked it to."""
 
 
 class Run:

@@ -5,6 +5,7 @@ import keras
 from kormos.inspection import costs
 from kormos.inspection import derivatives
 from kormos.inspection import faults
+from kormos.inspection.kinks import kinks
 from kormos.inspection.report import Report
 from kormos.inspection.watch import Watch
 from kormos.objective import Objective
@@ -29,7 +30,8 @@ def check(
 
     Whether the objective is the same twice and for every batch size, finite,
     its gradient right; which variables it does not depend on; what falls to
-    float32 in a float64 model; what is badly scaled; what an evaluation and an
+    float32 in a float64 model; what is badly scaled; which variables have an
+    L1 regularizer, at whose kinks methods stop; what an evaluation and an
     iteration of each method take, and which method suits. It evaluates the
     loss some tens of times and leaves the model as it is.
 
@@ -109,8 +111,10 @@ def check(
     findings += [
         faults.precision(objective, looked, theta),
         faults.scaling(objective, data.first, grad),
+        kinks(objective),
     ]
-    methods = costs.estimate(objective, evaluation.seconds)
+    is_smooth = findings[-1].passed
+    methods = costs.estimate(objective, evaluation.seconds, is_smooth)
     chosen, reason = costs.choose(methods)
     rows = f"{data.rows:,} rows" if data.rows > 1 else "1 row"
     return Report(

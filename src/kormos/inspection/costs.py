@@ -1,5 +1,6 @@
 """What evaluations and iterations take, and which method suits."""
 
+import dataclasses
 import time
 from typing import NamedTuple
 
@@ -15,6 +16,8 @@ _CG_PRODUCTS = 3
 # Parameters up to which a method pays, as our benchmarks have it.
 _MOST_SQUARE = 2_000
 _MOST_DENSE = 5_000
+# Pairs that SciPy's method keeps.
+_SCIPY_PAIRS = 10
 
 
 class Evaluation(NamedTuple):
@@ -45,13 +48,32 @@ def evaluation_memory(objective, looked):
     return 2 * outputs * share + 4 * 8 * objective.size
 
 
-def estimate(objective, seconds):
+def estimate(objective, seconds, is_smooth=True):
     """What an iteration of each method would take: list of `MethodCost`s.
 
     Args:
         objective: an `Objective`.
         seconds: seconds of an evaluation.
+        is_smooth: whether no kinks are known, at which methods stop.
     """
+    methods = _estimate_smooth(objective, seconds)
+    if is_smooth:
+        return methods
+    stopped = [
+        dataclasses.replace(cost, remark="stops at the kinks", fits=False)
+        for cost in methods
+    ]
+    size = objective.size
+    split = MethodCost(
+        "l-bfgs-b",
+        _EVALUATIONS * seconds,
+        16.0 * size * min(size, _SCIPY_PAIRS),
+        "for weights in two non-negative parts",
+    )
+    return [*stopped, split]
+
+
+def _estimate_smooth(objective, seconds):
     size = objective.size
     dense = 8.0 * size**2
     pace = _Pace()
@@ -105,6 +127,12 @@ def _least_squares(objective, seconds, pace):
 def choose(methods):
     """The method to take, and why."""
     by_name = {cost.method: cost for cost in methods}
+    if "l-bfgs-b" in by_name:
+        return "l-bfgs-b", (
+            "With weights written as differences of two non-negative parts the "
+            "loss is smooth, and it keeps the bounds; as the model is, no "
+            "method ends at the minimum."
+        )
     cheap = by_name["lbfgs"]
     lm, dense = by_name["lm"], by_name["ssbroyden"]
     # Each of its iterations is worth tens of a quasi-Newton method's.
