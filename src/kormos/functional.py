@@ -1,5 +1,7 @@
 """Minimizes any loss, or fits any residuals, over any variables."""
 
+import numpy as np
+
 from kormos import optimizers
 from kormos.objective import robust
 from kormos.objective.arithmetic import check_precision
@@ -7,6 +9,7 @@ from kormos.objective.checks import check_count
 from kormos.objective.function import FunctionObjective
 from kormos.objective.limits import moved_into_bounds
 from kormos.objective.residuals import ResidualObjective
+from kormos.optimizers.rejections import or_else
 from kormos.run import checked_budget
 from kormos.solve import Solve
 from kormos.solve import the_stage
@@ -261,11 +264,16 @@ def _estimated_spreads(objective, most, bounds):
     """
 
     def spreads():
-        residuals = objective.residuals(objective.initial_position())
+        start = objective.initial_position()
+        nothing = dict.fromkeys(objective.names, np.array([np.nan]))
+        residuals = or_else(nothing, objective.residuals, start)
         # Where most residuals vanish, any scale above zero will do.
         return {k: robust.spread(r) or 1e-8 for k, r in residuals.items()}
 
     found = spreads()
+    if not np.isfinite(list(found.values())).all():
+        # The fit will end at its start, and say so.
+        return dict.fromkeys(found, 1.0)
     for _ in range(_MOST_ROUNDS):
         objective.rescale(found)
         optimizer = optimizers.get("lm")
