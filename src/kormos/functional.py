@@ -68,8 +68,8 @@ def minimize(
             optimizer of kormos' own, has of its latest run.
         precision: `"float64"` to evaluate in float64 whatever the dtype of the
             variables is, which keep the solution rounded; `"auto"` to go on so
-            where float32 ends, at its noise floor. Defaults to the variables'
-            own.
+            where float32 ends, at its noise floor or where it is not finite.
+            Defaults to the variables' own.
 
     Returns:
         A result with `status`, `message`, `success`, `loss`, `iterations`,
@@ -176,8 +176,8 @@ def least_squares(
             own, knows of its latest run.
         precision: `"float64"` to evaluate in float64 whatever the dtype of the
             variables is, which keep the solution rounded; `"auto"` to go on so
-            where float32 ends, at its noise floor. Defaults to the variables'
-            own.
+            where float32 ends, at its noise floor or where it is not finite.
+            Defaults to the variables' own.
 
     Returns:
         A result as of `kormos.minimize`. Its `history` has, for several blocks,
