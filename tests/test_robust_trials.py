@@ -199,6 +199,39 @@ def test_a_model_whose_layer_raises(optimizer, float64):
     assert abs(model.get_weights()[0]) == pytest.approx(0.8, rel=1e-4)
 
 
+@pytest.mark.usefixtures("unconverged")
+def test_batches_that_raise(float64):
+    model = root_model(0.9999, "lm")
+    history = model.fit(
+        LINE,
+        0.6 * LINE,
+        batch_size=5,
+        stochastic=True,
+        epochs=20,
+        verbose=0,
+    )
+    assert np.isfinite(history.history["loss"]).all()
+    assert abs(model.get_weights()[0]) == pytest.approx(0.8, rel=1e-3)
+
+
+@pytest.mark.usefixtures("unconverged")
+def test_blocks_and_held_out_points_that_raise(float64):
+    """They are evaluated elsewhere than the loss, and end nothing."""
+    w = keras.Variable([2.0], dtype="float64")
+    result = kormos.least_squares(
+        lambda d: {
+            "a": (guarded(w[0]) * d["x"] - d["x"]) / guarded(d["s"][0, 0]),
+            "b": w[0] - 1.0,
+        },
+        [w],
+        data={"x": LINE, "s": np.ones((20, 1))},
+        validation_data={"x": LINE, "s": -np.ones((20, 1))},
+    )
+    assert array(w) == pytest.approx(1, rel=1e-6)
+    assert np.isnan(result.history["val_loss"]).all()
+    assert np.isfinite(result.history["a_loss"]).all()
+
+
 # Starts
 
 
@@ -247,6 +280,29 @@ def test_a_model_that_raises_at_the_start(optimizer, run_eagerly):
     assert model.get_weights()[0] == 1.5
     if RAISES:
         assert "at the start first: " in history.result.message
+
+
+def test_metrics_and_validation_where_nothing_can_be_computed():
+    model = root_model(1.5, "l-bfgs-b")
+    model.compile(optimizer="l-bfgs-b", loss="mse", metrics=["mae"])
+    with pytest.warns(kormos.ConvergenceWarning, match="non-finite"):
+        history = model.fit(LINE, LINE, validation_data=(LINE, LINE), verbose=0)
+    names = {"loss", "mae", "val_loss", "val_mae"}
+    assert names <= set(history.history)
+    assert all(np.isnan(history.history[name][0]) for name in names)
+
+
+def test_spreads_that_cannot_be_computed():
+    w = keras.Variable([-1.0])
+    with pytest.warns(kormos.ConvergenceWarning, match="non-finite"):
+        result = kormos.least_squares(
+            lambda d: guarded(w[0]) * d - 1.0,
+            [w],
+            data=LINE,
+            loss="soft_l1",
+            f_scale="auto",
+        )
+    assert result.status == "non-finite"
 
 
 ERRORS = {

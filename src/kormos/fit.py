@@ -102,7 +102,8 @@ def fit(
             SciPy's methods keep none, and go on from the weights alone.
         precision: `"float64"` to evaluate in float64 whatever the dtype of the
             model is, which keeps its weights rounded; `"auto"` to go on so
-            where float32 ends, at its noise floor. Defaults to the model's own.
+            where float32 ends, at its noise floor or where it is not finite.
+            Defaults to the model's own.
         check: whether to run `kormos.check` first, print its report (unless
             `verbose=0`) and refuse what would go wrong. `history.check` keeps
             the report.

@@ -1,5 +1,7 @@
 """Minimizes any loss, or fits any residuals, over any variables."""
 
+import numpy as np
+
 from kormos import optimizers
 from kormos.objective import robust
 from kormos.objective.arithmetic import check_precision
@@ -7,6 +9,7 @@ from kormos.objective.checks import check_count
 from kormos.objective.function import FunctionObjective
 from kormos.objective.limits import moved_into_bounds
 from kormos.objective.residuals import ResidualObjective
+from kormos.optimizers.rejections import or_else
 from kormos.run import checked_budget
 from kormos.solve import Solve
 from kormos.solve import the_stage
@@ -65,8 +68,8 @@ def minimize(
             optimizer of kormos' own, has of its latest run.
         precision: `"float64"` to evaluate in float64 whatever the dtype of the
             variables is, which keep the solution rounded; `"auto"` to go on so
-            where float32 ends, at its noise floor. Defaults to the variables'
-            own.
+            where float32 ends, at its noise floor or where it is not finite.
+            Defaults to the variables' own.
 
     Returns:
         A result with `status`, `message`, `success`, `loss`, `iterations`,
@@ -177,8 +180,8 @@ def least_squares(
             own, knows of its latest run.
         precision: `"float64"` to evaluate in float64 whatever the dtype of the
             variables is, which keep the solution rounded; `"auto"` to go on so
-            where float32 ends, at its noise floor. Defaults to the variables'
-            own.
+            where float32 ends, at its noise floor or where it is not finite.
+            Defaults to the variables' own.
 
     Returns:
         A result as of `kormos.minimize`. Its `history` has, for several blocks,
@@ -267,11 +270,16 @@ def _estimated_spreads(objective, most, bounds):
     """
 
     def spreads():
-        residuals = objective.residuals(objective.initial_position())
+        start = objective.initial_position()
+        nothing = dict.fromkeys(objective.names, np.array([np.nan]))
+        residuals = or_else(nothing, objective.residuals, start)
         # Where most residuals vanish, any scale above zero will do.
         return {k: robust.spread(r) or 1e-8 for k, r in residuals.items()}
 
     found = spreads()
+    if not np.isfinite(list(found.values())).all():
+        # The fit will end at its start, and say so.
+        return dict.fromkeys(found, 1.0)
     for _ in range(_MOST_ROUNDS):
         objective.rescale(found)
         optimizer = optimizers.get("lm")

@@ -24,6 +24,7 @@ from kormos.optimizers.problem import UNLIMITED
 from kormos.optimizers.problem import Constraint
 from kormos.optimizers.problem import Problem
 from kormos.optimizers.rejections import Raised
+from kormos.optimizers.rejections import or_else
 from kormos.progress import Progress
 from kormos.run import Run
 from kormos.run import describe
@@ -324,10 +325,10 @@ class FitLoop:
     def _row(self, theta, loss, grad):
         logs = dict(self._counts or self._counted(loss, grad, {}))
         if self._objective.has_metrics:
-            metrics = self._objective.evaluate(theta)
+            metrics = _evaluated(self._objective, theta)
             logs.update({k: v for k, v in metrics.items() if k != "loss"})
         if self._validation is not None and self._validates():
-            values = self._validation.evaluate(theta)
+            values = _evaluated(self._validation, theta)
             logs.update({f"val_{k}": v for k, v in values.items()})
         return logs
 
@@ -398,6 +399,13 @@ class FitLoop:
         stage.check(self._objective.size, lower is not None, types)
         if stage.uses_jacobian:
             self._objective.gauss_newton()
+
+
+def _evaluated(objective, theta):
+    """The loss and the metrics, NaN where the numerics fail."""
+    names = ["loss", *objective.metric_names]
+    instead = dict.fromkeys(names, np.nan)
+    return or_else(instead, objective.evaluate, theta)
 
 
 def _has_batch_hooks(callback):

@@ -2,6 +2,8 @@
 
 import time
 
+import numpy as np
+
 from kormos.callbacks import Resample
 from kormos.numerics import stopping
 from kormos.numerics.vectors import NARROW
@@ -12,6 +14,7 @@ from kormos.objective.limits import resolve_constraints
 from kormos.optimizers.problem import Constraint
 from kormos.optimizers.problem import Problem
 from kormos.optimizers.rejections import Raised
+from kormos.optimizers.rejections import or_else
 from kormos.run import Run
 from kormos.run import describe
 from kormos.run import is_known
@@ -276,14 +279,19 @@ class Solve:
         """The losses of blocks and of held-out data at an iterate."""
         found = {}
         if self._blocks[1:]:
-            losses = self._objective.block_losses(theta)
+            losses = self._block_losses(self._objective, theta)
             found.update({f"{k}_loss": v for k, v in losses.items()})
         if self._validation is not None:
-            found["val_loss"] = self._validation.value(theta)
+            value = self._validation.value
+            found["val_loss"] = or_else(np.nan, value, theta)
             if self._blocks[1:]:
-                losses = self._validation.block_losses(theta)
+                losses = self._block_losses(self._validation, theta)
                 found.update({f"val_{k}_loss": v for k, v in losses.items()})
         return found
+
+    def _block_losses(self, objective, theta):
+        instead = dict.fromkeys(self._blocks, np.nan)
+        return or_else(instead, objective.block_losses, theta)
 
 
 def _check_callbacks(callbacks, objective):

@@ -25,7 +25,8 @@ def causes(error):
     """Yields an exception, and those that it was raised for."""
     while error is not None:
         yield error
-        error = error.__cause__ or error.__context__
+        hidden = error.__suppress_context__
+        error = error.__cause__ or (None if hidden else error.__context__)
 
 
 def view(tensor):

@@ -232,6 +232,13 @@ class Objective(FlatObjective):
             batch._chunks = ((None, chunk),)
             yield batch
 
+    @functools.cached_property
+    def metric_names(self):
+        """What `evaluate` returns besides the loss."""
+        with backend.wide():
+            program = self.program
+            return list(program.metric_results(program.metric_values))
+
     def evaluate(self, theta):
         """The loss and the compiled metrics at `theta`, as floats.
 

@@ -58,8 +58,8 @@ def mean_squared_error(y_true, y_pred):
 
 
 def huber(y_true, y_pred, delta=1.0):
-    # TensorFlow rounds Python's numbers to float32, as Keras does here.
-    delta = ops.cast(delta, y_pred.dtype)
+    # A bare number would be rounded to float32 on TensorFlow.
+    delta = ops.convert_to_tensor(delta, dtype=y_pred.dtype)
     error = ops.abs(y_true - y_pred)
     return _mean(
         ops.where(

@@ -101,13 +101,13 @@ class ConstrainedOptimality:
             slack.append(distance[free][near])
             rows.append(sign * identity[near])
             equal.append(np.zeros(int(near.sum()), dtype=bool))
-        values, slack, rows, equal = map(
+        value, distance, row, is_equal = map(
             np.concatenate, (values, slack, rows, equal)
         )
-        known = np.isfinite(values) & np.isfinite(rows).all(axis=1)
-        slack = np.where(equal, 0.0, slack)
+        known = np.isfinite(value) & np.isfinite(row).all(axis=1)
+        distance = np.where(is_equal, 0.0, distance)
         return _Conditions(
-            values[known], slack[known], rows[known], equal[known]
+            value[known], distance[known], row[known], is_equal[known]
         )
 
     def _curvature(self, theta, loss, grad, conditions) -> Any:

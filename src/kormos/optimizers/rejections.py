@@ -94,6 +94,16 @@ def is_rejection(error, has_worked):
     return not (is_own and isinstance(error, ValueError))
 
 
+def or_else(instead, fn, *args):
+    """`fn(*args)`, or `instead` where the numerics fail."""
+    try:
+        return fn(*args)
+    except Exception as error:
+        if not backend.is_numerical(error):
+            raise
+        return instead
+
+
 def _in_words(error):
     """The text of an exception, in one line."""
     lines = [line.strip() for line in _NODES.sub("", str(error)).splitlines()]

@@ -36,11 +36,13 @@ def run(problem, settings, theta, report, earlier):
     status = problem.spent() if np.isfinite(loss) else stopping.NON_FINITE
     one_pass = _Pass(problem, settings, theta, earlier)
     while not stop and status is None:
-        start = theta
+        before = loss, theta, one_pass.state
         status, logs = one_pass()
-        theta, settings.solver_state = one_pass.theta, one_pass.state
-        loss = problem.value(theta)
-        length = float(np.linalg.norm(theta - start))
+        loss = problem.value(one_pass.theta)
+        if not np.isfinite(loss):
+            loss, one_pass.theta, one_pass.state = before
+        length = float(np.linalg.norm(one_pass.theta - theta))
+        theta, settings.solver_state = one_pass.theta, one_pass.keep()
         stop = report(theta, loss, None, step=length, **logs)
         status = status or problem.spent()
     return Outcome(None if stop else status, theta, loss)
@@ -77,9 +79,13 @@ class _Pass:
             steps += not np.array_equal(self.theta, before)
         else:
             self._done += 1
+        return status, {"steps": steps, **damping}
+
+    def keep(self):
+        """The state, with the number of passes."""
         if self.state is not None:
             self.state.note(**{_PASSES: np.int32(self._done)})
-        return status, {"steps": steps, **damping}
+        return self.state
 
     def _step(self, batch):
         step = LeastSquaresRun(batch, self._settings)
