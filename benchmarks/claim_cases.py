@@ -89,14 +89,12 @@ def nist_cases():
 
 def networks_cases():
     """Small networks in many units: with noise, and with room to fit."""
-    scales = [(1.0, targets) for targets in TARGET_SCALES]
-    scales += [(inputs, 1.0) for inputs in INPUT_SCALES]
-    return [
-        network(dtype, hidden, noise, inputs, targets)
-        for dtype in ("float64", "float32")
-        for hidden, noise in ((3, 0.1), (12, 0.0))
-        for inputs, targets in scales
-    ]
+    small, large = (3, 0.1), (12, 0.0)
+    units = [(*small, 1.0, targets) for targets in TARGET_SCALES]
+    units += [(*large, 1.0, targets) for targets in TARGET_SCALES]
+    units += [(*small, inputs, 1.0) for inputs in INPUT_SCALES]
+    dtypes = ("float64", "float32")
+    return [network(dtype, *unit) for dtype in dtypes for unit in units]
 
 
 def network(dtype, hidden, noise, inputs, targets):

@@ -32,7 +32,7 @@ class Perceptron:
     best = float("nan")
     has_residuals = True
     # Networks that can fit their data exactly take long to do so.
-    limits = {"max_evals": 2_000, "max_seconds": 30}
+    limits = {"max_evals": 1_000, "max_seconds": 30}
 
     def __init__(
         self, name, x, y, hidden, dtype, is_logistic=False, penalty=0.0

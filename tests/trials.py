@@ -30,7 +30,8 @@ def rounding_at(value, theta, dtype="float64"):
         dtype: of the parameters.
 
     Returns:
-        The largest half of `f(theta + d) + f(theta - d) - 2 f(theta)`.
+        The largest `f(theta + d) + f(theta - d) - 2 f(theta)`, which is as far
+        apart as four rounded values may be.
     """
     theta = np.asarray(theta, dtype="float64")
     units = np.spacing(np.abs(theta).astype(dtype)).astype("float64")
@@ -39,7 +40,7 @@ def rounding_at(value, theta, dtype="float64"):
     for _ in range(_PAIRS):
         steps = units * random.integers(-_UNITS, _UNITS + 1, len(theta))
         sides = value(theta + steps) - middle, value(theta - steps) - middle
-        found.append(abs(sum(sides)) / 2)
+        found.append(abs(sum(sides)))
     finite = np.array(found)[np.isfinite(found)]
     return float(finite.max(initial=0.0))
 
