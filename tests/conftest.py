@@ -78,6 +78,7 @@ _WITHOUT_XLA = {
     "test_claims",
     "test_converged",
     "test_converged_least_squares",
+    "test_converged_logit",
     "test_converged_scipy",
     "test_exceptions",
     "test_fit",
