@@ -137,7 +137,9 @@ def keras_scan(step, state, lengths):
     return ops.stack(ops.scan(step, state, lengths)[1], axis=1)
 
 
-@pytest.mark.parametrize("method", methods("ssbroyden"))
+@pytest.mark.parametrize(
+    "method", ["ssbroyden", pytest.param("lbfgs", marks=eager_only)]
+)
 @pytest.mark.usefixtures("unconverged")
 def test_rate_constants_from_a_start_whose_first_step_is_far(method, float64):
     observed = tensor(robertson(RATES, numpy_scan, np.asarray))
@@ -224,7 +226,10 @@ def lasso(factor, x, y):
     return np.mean(np.logaddexp(0, utility) - y * utility) + penalty
 
 
-@pytest.mark.parametrize("method", [*methods("lbfgs"), "lm", "l-bfgs-b"])
+@pytest.mark.parametrize(
+    "method",
+    ["lbfgs", "lm", "l-bfgs-b", pytest.param("ssbroyden", marks=eager_only)],
+)
 @pytest.mark.usefixtures("unconverged")
 def test_no_success_above_the_optimum_of_an_l1_penalty(method, float64):
     rng = np.random.default_rng(3)
