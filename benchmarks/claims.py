@@ -88,8 +88,8 @@ def evaluations_to_solve(case, result, losses):
     counts = range(1, len(losses) + 1)
     if not losses:
         # Of accepted iterates alone.
-        losses = [first, *result.history["loss"]]
-        counts = [1, *result.history["fg_evals"]]
+        losses = [first, *result.history.get("loss", [])]
+        counts = [1, *result.history.get("fg_evals", [])]
     reached = np.flatnonzero(np.array(losses) <= goal)
     return counts[reached[0]] if len(reached) else math.inf
 

@@ -236,14 +236,20 @@ def same(result, other, unit):
     )
 
 
+def units_of(rows, scale, unit):
+    """Units as data: what is compiled, and how it rounds, is the same."""
+    return {"scale": np.tile(scale, (rows, 1)), "unit": np.full(rows, unit)}
+
+
 def regression_in(problem, method, powers, unit):
     """A NIST problem with parameters and response times powers of two."""
     scale = 2.0 ** np.array(powers)
     p = keras.Variable(np.array(problem.starts[0]) * scale, dtype="float64")
     result = kormos.least_squares(
-        lambda: problem.residuals(p / scale) * unit,
+        lambda d: d["unit"] * problem.residuals(ops.transpose(p / d["scale"])),
         [p],
         method,
+        data=units_of(len(problem.x), scale, unit),
         reduction="sum",
         **LIMITS,
     )
@@ -268,18 +274,23 @@ def test_powers_of_two_change_no_regression(name, method, float64):
 def network_in(method, power):
     """A small network by hand, its parameters and targets in a unit."""
     unit = 2.0**power
-    x, y = np.linspace(-1, 1, 40)[:, None], np.linspace(-1, 1, 40) ** 2
-    x, y = ops.convert_to_tensor(x), ops.convert_to_tensor(y)
+    x = np.linspace(-1, 1, 40)
     theta = np.random.default_rng(1).normal(size=13) * unit
     v = keras.Variable(theta, dtype="float64")
 
-    def residuals():
-        w = v / unit
-        hidden = ops.tanh(x * w[:4] + w[4:8])
-        outputs = ops.sum(hidden * w[8:12], axis=1) + w[12]
-        return unit * (outputs - y)
+    def residuals(d):
+        w = v / d["scale"]
+        hidden = ops.tanh(d["x"] * w[:, :4] + w[:, 4:8])
+        outputs = ops.sum(hidden * w[:, 8:12], axis=1) + w[:, 12]
+        return d["unit"] * (outputs - d["y"])
 
-    result = kormos.least_squares(residuals, [v], method, max_iterations=25)
+    result = kormos.least_squares(
+        residuals,
+        [v],
+        method,
+        data={"x": x[:, None], "y": x**2, **units_of(40, [unit] * 13, unit)},
+        max_iterations=25,
+    )
     return array(v) / unit, result
 
 
