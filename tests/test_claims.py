@@ -95,6 +95,11 @@ def test_a_claim_holds_against_a_fresh_run(float64, name, method):
         return float(ops.sum(residuals(ops.convert_to_tensor(theta)) ** 2))
 
     result, end = run(residuals, start, method)
+    if name == "Powell singular" and not result.success:
+        # With a singular Hessian at a minimum of zero there is always more to
+        # gain, and nothing is claimed.
+        assert result.loss <= 1e-30
+        return
     assert result.success
     loss = value(end)
     rounding = trials.rounding_at(value, end)

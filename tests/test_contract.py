@@ -204,8 +204,8 @@ def test_start_on_a_plateau(method):
 def test_leaves_a_plateau_of_no_digits_by_its_slopes(method):
     # The loss is 2 to rounding, and its slope points to where it is lower.
     result, x = quiet(plateau, [5.9, -5.31], method)
-    assert result.loss == pytest.approx(1.0, abs=1e-12)
-    np.testing.assert_allclose(x, [5.9, 0], atol=0.01)
+    assert result.loss <= 1 + 1e-12
+    np.testing.assert_allclose(x[1], 0, atol=1e-6)
 
 
 @each_method

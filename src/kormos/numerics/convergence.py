@@ -32,6 +32,11 @@ ROUNDINGS = 10.0
 # Where parameters of another size change less than this part of the loss, the
 # gradient is small.
 _STEEP = 1e-4
+# A shorter part of a parameter is lost in its rounding.
+_MOVES = 2.0**-46
+# Over a step along which the loss bends by so many times what its slope says, a
+# difference says nothing of the slope.
+_BENT = 3.0
 # A difference of so many roundings is seen.
 _SEEN = 100.0
 # A step that is this part of the parameters is short.
@@ -258,7 +263,7 @@ def confirmed(
     grad: np.ndarray,
     loss: float,
     noise: float | None,
-    failure: str = stopping.STALLED,
+    epsilon: float,
 ) -> Verdict:
     """The verdict, after a look at whether the gradient is the loss's own.
 
@@ -272,14 +277,15 @@ def confirmed(
         grad: the gradient there.
         loss: the loss there.
         noise: the measured rounding of the loss, or `None` if it was not.
-        failure: the status where they disagree.
+        epsilon: the spacing of numbers near one in the evaluation's dtype.
     """
     is_success = verdict.status in stopping.SUCCESSES
     size = float(np.linalg.norm(grad))
-    if is_success and abs(loss) <= ROUNDINGS * (noise or 0.0):
+    is_coarse = epsilon > _FINEST and noise is not None
+    if is_success and is_coarse and abs(loss) <= ROUNDINGS * (noise or 0.0):
         text = _cancellation(value, theta, loss)
         if text:
-            return Verdict(failure, None, None, None, text)
+            return Verdict(stopping.STALLED, None, None, None, text)
     if is_success and size * np.abs(theta).max() <= _STEEP * abs(loss):
         return verdict
     noise = _FINEST * abs(loss) if noise is None else noise
@@ -290,9 +296,8 @@ def confirmed(
     if is_success and not text:
         return verdict
     findings = text if is_success else f"{verdict.findings} {text}"
-    return Verdict(
-        failure if is_success else verdict.status, None, None, None, findings
-    )
+    status = stopping.STALLED if is_success else verdict.status
+    return Verdict(status, None, None, None, findings)
 
 
 def _cancellation(value: Value, theta: np.ndarray, loss: float) -> str:
@@ -374,11 +379,15 @@ def compare_slope(
         return None, ""
     # Long enough to be seen, and else short.
     step = min(reach, max(100 * noise / size, _SHORT * reach))
+    leading = int(np.argmax(np.abs(grad)))
+    if step * abs(grad[leading]) < _MOVES * size * abs(theta[leading]):
+        return None, ""
     ahead = value(theta - step / size * grad)
     behind = value(theta + step / size * grad)
     expected, found = -2 * step * size, ahead - behind
-    least = max(20 * noise, LEAST_GAIN * abs(loss))
-    if not math.isfinite(found) or abs(expected) <= least:
+    least = max(20 * noise, LEAST_GAIN * abs(loss), _TINIEST)
+    bent = abs(ahead + behind - 2 * loss) > _BENT * abs(expected)
+    if not math.isfinite(found) or bent or abs(expected) <= least:
         return None, ""
     if loss - ahead > max(ROUNDINGS * noise, LEAST_GAIN * abs(loss)):
         return False, (

@@ -39,6 +39,8 @@ LONGEST = 1e20
 # After so many trials, a short step that gains nothing is in the rounding: more
 # of it, perhaps, than is known.
 _MOST_SHORT = 6
+# After so many any step that gains nothing is.
+_MOST_IN_VAIN = 12
 # Changes of the loss by fewer roundings say less than the slopes.
 _HIDDEN = 4.0
 # A step that promises a smaller part of the loss's rounding is not tried.
@@ -154,7 +156,8 @@ def verdict(search, loss, slope, noise):
     good = both(is_finite(loss, slope), either(wolfe, approximate, enough))
     # Slopes show for longer than losses what a step does, but not for ever.
     short = -predicted <= noise**0.5 * size
-    in_vain = both(search.trials + 1 >= _MOST_SHORT, short, ~decreased)
+    many = search.trials + 1 >= where(short, _MOST_SHORT, _MOST_IN_VAIN)
+    in_vain = both(many, ~decreased)
     none = -predicted <= _LEAST_PROMISE * noise * size
     lost = either(last, in_vain, none)
     ended = where(good, ACCEPTED, where(lost, FAILED, SEARCHING))

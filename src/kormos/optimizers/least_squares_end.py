@@ -48,6 +48,7 @@ class LeastSquaresEnd:
             here.grad,
             loss,
             noise,
+            problem.epsilon,
         )
         return Outcome(
             verdict.status,

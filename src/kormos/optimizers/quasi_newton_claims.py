@@ -32,8 +32,8 @@ _CLAIMS = (
 # Rounding that differs by this factor from what was assumed matters.
 _OTHER_NOISE = 4.0
 _MOST_NOISE = 2.0**-4
-# A loss of fewer roundings is all rounding.
-_ALL_ROUNDING = 1e3
+# A promise of a larger part of the loss is that of a loss that goes to zero.
+_LITTLE = 1e-3
 
 
 class _Claim(NamedTuple):
@@ -88,7 +88,7 @@ class Claims:
         self._measured: float | None = None
         # A run that has just begun is its own trial, without a limit.
         self._claim = self._claim_here()
-        self._is_tried = True
+        self._is_tried = self._is_start = True
         self._units: list[np.ndarray] = []
         self._promises: list[float] = []
         self._began: int | None = None
@@ -106,7 +106,7 @@ class Claims:
             return self._stepped()
         if self._is_tried:
             if self._gains():
-                self._is_tried = False
+                self._is_tried = self._is_start = False
             elif self._is_claimed() or self._is_over():
                 self._promises.append(self._promise())
                 return self._next()
@@ -192,12 +192,10 @@ class Claims:
             if is_start and before > _OTHER_NOISE * self.noise:
                 # The search gave up at a rounding that is not there.
                 self._units = [np.ones(self._problem.size)]
-        if is_start and not self._is_rounding():
-            self._units = [*self._other_units(), *self._units]
         if self._units and self._problem.spent() is None:
             self._try(self._units.pop(0))
             return None
-        if not is_start and self._goes_lower():
+        if not self._is_start and self._goes_lower():
             return None
         return self._settled()
 
@@ -209,7 +207,9 @@ class Claims:
         state = self._state
         theta, grad = to_array(state.theta), to_array(state.grad)
         loss = float(state.loss)
-        if self._problem.size > fresh_run.MOST_NEWTON:
+        is_small = self._problem.size <= fresh_run.MOST_NEWTON
+        # Of a loss that goes to zero something is left at every point.
+        if not is_small or max(self._promises) > _LITTLE * abs(loss):
             return False
         gain = fresh_run.try_to_gain(
             self._loop.evaluate, theta, loss, grad, self._problem.epsilon
@@ -252,11 +252,6 @@ class Claims:
         loss = float(self._state.loss)
         return convergence.is_promising(promise, loss, self._tolerance)
 
-    def _is_rounding(self) -> bool:
-        """Whether the loss itself is hardly more than its rounding."""
-        noise = self._measured or 0.0
-        return abs(float(self._state.loss)) <= _ALL_ROUNDING * noise
-
     def _measure(self, claim: _Claim) -> None:
         """Measures the rounding of the loss at a claimed point."""
         self._measured = convergence.measured_noise(
@@ -287,6 +282,7 @@ class Claims:
             grad,
             loss,
             self._measured,
+            self._problem.epsilon,
         )
         outcome = Outcome(
             verdict.status,

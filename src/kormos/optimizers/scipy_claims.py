@@ -326,7 +326,13 @@ class Claims:
         verdict = convergence.judge(promise, loss, tolerance, noise, failure)
         if not problem.constraints and not problem.is_bounded:
             verdict = convergence.confirmed(
-                verdict, self._value, gain.theta, gain.grad, loss, noise
+                verdict,
+                self._value,
+                gain.theta,
+                gain.grad,
+                loss,
+                noise,
+                problem.epsilon,
             )
         ended = Outcome(
             verdict.status,
