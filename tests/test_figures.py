@@ -38,10 +38,17 @@ def test_lbfgsb_rows_in_float64(float64):
     rows = np.array(
         [history.history[k] for k in ("loss", "grad", "fg_evals", "val_loss")]
     ).T
-    np.testing.assert_allclose(rows, LBFGSB, rtol=1e-6, atol=5e-9)
+    np.testing.assert_allclose(rows[:9], LBFGSB, rtol=1e-6, atol=5e-9)
     assert history.result.status == "converged"
     assert history.result.success
-    assert (history.result.iterations, history.result.evaluations) == (9, 10)
+    assert history.result.iterations == len(rows) == 10
+    # Twenty show that nothing is left to be had.
+    assert history.result.evaluations <= 11 + 20
+    (x, y), _ = readme50()
+    matrix = x.T @ x / 1000 + 1e-3 * np.eye(50)
+    w = np.linalg.solve(matrix, x.T @ y[:, 0] / 1000)
+    least = np.mean((x @ w - y[:, 0]) ** 2) + 1e-3 * w @ w
+    assert history.result.loss == pytest.approx(least, rel=1e-10)
 
 
 @pytest.mark.filterwarnings("ignore::kormos.ConvergenceWarning")
@@ -49,7 +56,8 @@ def test_lbfgsb_rows_in_float32():
     history = fit_readme50("l-bfgs-b")
     losses = history.history["loss"][:8]
     np.testing.assert_allclose(losses, [r[0] for r in LBFGSB[:8]], rtol=1e-5)
-    assert history.result.evaluations <= 12
+    assert history.result.status in ("converged", "noise floor")
+    assert history.result.evaluations <= 60
 
 
 def test_newton_cg_rows_in_float64(float64):
@@ -65,8 +73,10 @@ def test_newton_cg_rows_in_float64(float64):
         0.046989658,
         0.046989658,
     ]
-    np.testing.assert_allclose(history.history["loss"], losses, atol=5e-9)
-    assert history.history["hessp_evals"] == [1, 2, 3, 4, 5, 6, 8, 10, 14]
+    found = history.history["loss"][:9]
+    np.testing.assert_allclose(found, losses, atol=5e-9)
+    products = history.history["hessp_evals"][:9]
+    assert products == [1, 2, 3, 4, 5, 6, 8, 10, 14]
 
 
 def test_misspelt_option_raises():
@@ -187,7 +197,9 @@ def test_minimize_with_constraints():
 def test_minimize_in_float32():
     v = keras.Variable(np.ones(5, "float32"))
     result = kormos.minimize(lambda: ops.sum((v - 2) ** 2), [v])
-    assert (result.iterations, result.evaluations) == (2, 3)
+    assert result.success
+    assert result.iterations <= 3
+    assert result.evaluations <= 20
     np.testing.assert_allclose(v.numpy(), 2, atol=2e-7)
 
 
