@@ -9,16 +9,18 @@ J. Nocedal and S. J. Wright, "Numerical Optimization", 2nd edition, section
 18.1 for the step, equation 16.82 onwards for the dual.
 """
 
-from typing import Any
 from typing import NamedTuple
 
 import numpy as np
 import scipy.optimize
 
 from kormos.numerics.difference_model import DifferenceModel
+from kormos.numerics.difference_model import Grad
 from kormos.numerics.difference_model import sizes_of
 from kormos.numerics.fresh_run import MOST_NEWTON
+from kormos.numerics.fresh_run import Evaluate
 from kormos.numerics.fresh_run import Gain
+from kormos.optimizers.problem import Problem
 
 # Constraints whose slack is below so much of what their gradient makes of the
 # parameters' sizes may be active: each is tried.
@@ -55,7 +57,7 @@ class ConstrainedOptimality:
         evaluate: loss and gradient as a function of a point.
     """
 
-    def __init__(self, problem, evaluate):
+    def __init__(self, problem: Problem, evaluate: Evaluate):
         self._problem = problem
         self._evaluate = evaluate
         self._evaluations = 0
@@ -64,7 +66,9 @@ class ConstrainedOptimality:
         self._upper = problem.upper if problem.is_bounded else none
         self._free = self._lower < self._upper
 
-    def __call__(self, theta, loss, grad) -> Gain:
+    def __call__(
+        self, theta: np.ndarray, loss: float, grad: np.ndarray
+    ) -> Gain:
         """A `Gain` from a feasible point."""
         conditions = self._conditions(theta)
         hessian = self._curvature(theta, loss, grad, conditions)
@@ -82,7 +86,7 @@ class ConstrainedOptimality:
             conditions = self._conditions(theta)
         return Gain(theta, loss, grad, promise, self._evaluations, 0)
 
-    def _conditions(self, theta) -> _Conditions:
+    def _conditions(self, theta: np.ndarray) -> _Conditions:
         free = self._free
         values, rows, equal = [], [], []
         for constraint in self._problem.constraints:
@@ -101,16 +105,18 @@ class ConstrainedOptimality:
             slack.append(distance[free][near])
             rows.append(sign * identity[near])
             equal.append(np.zeros(int(near.sum()), dtype=bool))
-        value, distance, row, is_equal = map(
-            np.concatenate, (values, slack, rows, equal)
-        )
-        known = np.isfinite(value) & np.isfinite(row).all(axis=1)
-        distance = np.where(is_equal, 0.0, distance)
-        return _Conditions(
-            value[known], distance[known], row[known], is_equal[known]
-        )
+        every = _Conditions(*map(np.concatenate, (values, slack, rows, equal)))
+        known = np.isfinite(every.values) & np.isfinite(every.rows).all(axis=1)
+        every = every._replace(slack=np.where(every.equal, 0.0, every.slack))
+        return _Conditions(*(part[known] for part in every))
 
-    def _curvature(self, theta, loss, grad, conditions) -> Any:
+    def _curvature(
+        self,
+        theta: np.ndarray,
+        loss: float,
+        grad: np.ndarray,
+        conditions: _Conditions,
+    ) -> np.ndarray:
         """A positive definite Hessian of the Lagrangian."""
         free, epsilon = self._free, self._problem.epsilon
         sizes = sizes_of(theta, None)
@@ -118,7 +124,7 @@ class ConstrainedOptimality:
         weights = _multipliers(root, grad[free], conditions)
         count = sum(np.size(c.fun(theta)) for c in self._problem.constraints)
 
-        def gradient(point):
+        def gradient(point: np.ndarray) -> np.ndarray | None:
             self._evaluations += 1
             loss, slope = self._evaluate(point)
             turned = self._conditions(point)
@@ -148,10 +154,12 @@ class ConstrainedOptimality:
             return model.hessian
         return self._along(gradient, theta, start) * np.eye(int(free.sum()))
 
-    def _along(self, gradient, theta, grad):
+    def _along(
+        self, gradient: Grad, theta: np.ndarray, grad: np.ndarray
+    ) -> float:
         """The curvature of the Lagrangian along its own gradient."""
-        size = np.linalg.norm(grad[self._free])
-        length = np.linalg.norm(theta) or 1.0
+        size = float(np.linalg.norm(grad[self._free]))
+        length = float(np.linalg.norm(theta)) or 1.0
         fallback = size / length or 1.0
         if size == 0:
             return fallback
@@ -162,9 +170,15 @@ class ConstrainedOptimality:
         if ahead is None or not step.any():
             return fallback
         found = (ahead - grad) @ step / (step @ step)
-        return found if found > 0 else fallback
+        return float(found) if found > 0 else fallback
 
-    def _step(self, hessian, grad, conditions, active):
+    def _step(
+        self,
+        hessian: np.ndarray,
+        grad: np.ndarray,
+        conditions: _Conditions,
+        active: np.ndarray,
+    ) -> np.ndarray | None:
         """The step of the quadratic model on the active constraints."""
         active = active | conditions.equal
         rows, values = conditions.rows[active], conditions.values[active]
@@ -177,7 +191,9 @@ class ConstrainedOptimality:
         step[self._free] = found
         return step if np.isfinite(step).all() else None
 
-    def _lower_point(self, theta, loss, step):
+    def _lower_point(
+        self, theta: np.ndarray, loss: float, step: np.ndarray
+    ) -> tuple[np.ndarray, float, np.ndarray] | None:
         """A feasible point along a step with a lower loss, or `None`."""
         for part in _PARTS:
             trial = self._restored(self._problem.project(theta + part * step))
@@ -189,7 +205,7 @@ class ConstrainedOptimality:
                 return trial, found, grad
         return None
 
-    def _restored(self, theta):
+    def _restored(self, theta: np.ndarray) -> np.ndarray | None:
         """The point, brought back to constraints that bend; `None` if not."""
         for _ in range(_MOST_CORRECTIONS):
             if self._problem.is_feasible(theta):
@@ -203,7 +219,9 @@ class ConstrainedOptimality:
         return theta if self._problem.is_feasible(theta) else None
 
 
-def _promise(root, grad, conditions):
+def _promise(
+    root: np.ndarray, grad: np.ndarray, conditions: _Conditions
+) -> tuple[float, np.ndarray]:
     """A bound on the promise, and which constraints it takes for active."""
     least, active = np.inf, np.zeros(conditions.values.size, dtype=bool)
     for near in _NEAR:
@@ -216,7 +234,12 @@ def _promise(root, grad, conditions):
     return least, active
 
 
-def _multipliers(root, grad, conditions, near=_NEAR[1]):
+def _multipliers(
+    root: np.ndarray,
+    grad: np.ndarray,
+    conditions: _Conditions,
+    near: float = _NEAR[1],
+) -> np.ndarray:
     """Multipliers that leave little of the gradient, in a metric.
 
     Args:

@@ -1,12 +1,17 @@
 """One call of `scipy.optimize.minimize`, from where an evaluator stands."""
 
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import scipy.optimize
 
 from kormos.numerics import stopping
+from kormos.optimizers.problem import Problem
+from kormos.optimizers.scipy_evaluator import Evaluator
 from kormos.optimizers.scipy_evaluator import Halt
+from kormos.optimizers.scipy_methods import ScipyMethod
 
 # Iterates in a row that are one and the same, besides ten for a parameter,
 # before a call is ended: COBYQA may go round at an optimum without end.
@@ -30,14 +35,25 @@ class ScipyCall:
         iterations: how many there were, in all calls.
     """
 
-    def __init__(self, spec, problem, evaluator, given):
+    def __init__(
+        self,
+        spec: ScipyMethod,
+        problem: Problem,
+        evaluator: Evaluator,
+        given: dict[str, Any],
+    ):
         self._spec = spec
         self._problem = problem
         self._evaluator = evaluator
         self._given = given
         self.iterations = 0
 
-    def __call__(self, options, on_iterate, is_again=False):
+    def __call__(
+        self,
+        options: dict[str, Any],
+        on_iterate: Callable[[], bool],
+        is_again: bool = False,
+    ) -> tuple[Any, Halt | None]:
         """Runs the method.
 
         Args:
@@ -56,7 +72,7 @@ class ScipyCall:
         skipped = spec.preamble(start.size)
         most = _MOST_UNCHANGED + 10 * start.size
 
-        def callback(x, state=None):
+        def callback(x: np.ndarray, state: Any = None) -> None:
             nonlocal calls, unchanged
             calls += 1
             if calls <= skipped:
@@ -69,7 +85,8 @@ class ScipyCall:
                 words = f"no other point in {most} iterations"
                 raise Halt(stopping.STALLED, words)
 
-        fun, jac = evaluator.value, None
+        fun: Callable = evaluator.value
+        jac: Any = None
         if spec.shows_trials:
             jac = evaluator.grad
             evaluator.on_gradient = callback
@@ -100,7 +117,9 @@ class ScipyCall:
             evaluator.on_gradient = None
         return result, None
 
-    def _suited(self, options, is_again):
+    def _suited(
+        self, options: dict[str, Any], is_again: bool
+    ) -> dict[str, Any]:
         """Chooses the start and the options that some methods need."""
         problem, evaluator = self._problem, self._evaluator
         name, bounded = self._spec.name, problem.is_bounded
@@ -133,14 +152,14 @@ class ScipyCall:
         return options
 
 
-def _interior(problem, theta, margin):
+def _interior(problem: Problem, theta: np.ndarray, margin: float) -> np.ndarray:
     """The nearest point that keeps a part of the box away from its bounds."""
     width = problem.upper - problem.lower
     margin = margin * np.where(np.isfinite(width), width, 1 + np.abs(theta))
     return np.clip(theta, problem.lower + margin, problem.upper - margin)
 
 
-def _quiet_scipy():
+def _quiet_scipy() -> None:
     # The fit says in its own words how SciPy ended.
     for category in (RuntimeWarning, UserWarning):
         warnings.filterwarnings("ignore", category=category, module="scipy")

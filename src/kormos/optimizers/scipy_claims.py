@@ -11,6 +11,8 @@ A tolerance that the user gives is his own: a run that meets it has converged
 by it, unless what is left to be had is large beside it.
 """
 
+from collections.abc import Callable
+from typing import Any
 from typing import NamedTuple
 
 import numpy as np
@@ -18,15 +20,17 @@ import scipy.optimize
 
 from kormos.numerics import convergence
 from kormos.numerics import stopping
-from kormos.numerics.fresh_run import MOST_NEWTON
-from kormos.numerics.fresh_run import try_to_gain
+from kormos.numerics.fresh_run import Gain
 from kormos.numerics.stopping import Outcome
-from kormos.optimizers.constrained_optimality import ConstrainedOptimality
+from kormos.optimizers.problem import Problem
 from kormos.optimizers.scipy_call import ScipyCall
 from kormos.optimizers.scipy_evaluator import Evaluation
+from kormos.optimizers.scipy_evaluator import Evaluator
 from kormos.optimizers.scipy_evaluator import Halt
+from kormos.optimizers.scipy_methods import ScipyMethod
 from kormos.optimizers.scipy_result import claimed
 from kormos.optimizers.scipy_result import unscale
+from kormos.optimizers.scipy_trials import Trials
 
 # Ends that are tried.
 _CLAIMS = (
@@ -41,22 +45,6 @@ _MOST_VAIN = 6
 # After so many of them the method itself is called again.
 _AGAIN_AT = 2
 
-# By so much more than a user's tolerance a model may promise where that is met.
-_BESIDE = 10.0
-
-
-# A loss of fewer roundings is all rounding.
-_ALL_ROUNDING = 1e3
-# A decrease by a larger part of the loss is one, whatever the rounding is.
-_SURE = 0.5
-
-
-class _Noise(NamedTuple):
-    """The rounding of the loss, and the size of the loss where it was seen."""
-
-    size: float
-    loss: float
-
 
 class Settings(NamedTuple):
     """Options of a method.
@@ -67,9 +55,9 @@ class Settings(NamedTuple):
         given: what of both the user gave.
     """
 
-    first: dict
-    again: dict
-    given: dict
+    first: dict[str, Any]
+    again: dict[str, Any]
+    given: dict[str, Any]
 
 
 class Claims:
@@ -84,7 +72,15 @@ class Claims:
         is_absolute: whether the loss keeps its scale.
     """
 
-    def __init__(self, spec, settings, problem, evaluator, report, is_absolute):
+    def __init__(
+        self,
+        spec: ScipyMethod,
+        settings: Settings,
+        problem: Problem,
+        evaluator: Evaluator,
+        report: Callable,
+        is_absolute: bool,
+    ):
         self._spec = spec
         self._settings = settings
         self._problem = problem
@@ -92,12 +88,14 @@ class Claims:
         self._report = report
         self._is_absolute = is_absolute
         self._call = ScipyCall(spec, problem, evaluator, settings.given)
-        self._raw, self._noise = None, _Noise(0.0, np.inf)
+        self._trials = Trials(spec, problem, evaluator, settings.given)
+        self._raw = None
         self._calls = 0
+        self._has_reported = False
         self._kept = evaluator.accepted
         self._is_feasible = problem.is_feasible(self._kept.theta)
 
-    def __call__(self):
+    def __call__(self) -> Outcome:
         """Runs, and returns an `Outcome`."""
         try:
             outcome = self._run()
@@ -106,41 +104,44 @@ class Claims:
             outcome = Outcome(halt.status, None, 0.0, detail=halt.detail)
         return self._finished(outcome)
 
-    def _run(self):
+    def _run(self) -> Outcome:
         outcome, fresh, vain = self._called(), False, 0
-        while outcome.status in _CLAIMS and self._is_feasible:
-            if self._is_met(outcome):
+        while outcome.status in _CLAIMS:
+            if not self._is_feasible:
+                if self._calls > 1:
+                    outcome.status = stopping.INFEASIBLE
+                    return outcome
+                # A tolerance may have ended it short of the constraints.
+                outcome = self._called()
+                continue
+            if self._trials.is_met(self._kept, outcome):
                 return outcome
-            if not (fresh or self._is_small):
+            if not (fresh or self._trials.is_small):
                 # A few steps say less of many parameters than the method does.
                 outcome, gained = self._tried_again(outcome)
                 fresh, vain = not gained, 0 if gained else vain
                 continue
             before = self._kept
-            gain = self._fresh_run()
-            if self._gains(before, gain.loss, outcome):
+            gain = self._trials.fresh_run(self._kept)
+            if self._trials.gains(before, gain.loss, outcome):
                 if vain >= _MOST_VAIN:
                     return self._stalled(before, gain)
                 self._go(gain)
                 vain += 1
-                if self._is_small and vain != _AGAIN_AT:
+                if self._trials.is_small and vain != _AGAIN_AT:
                     # Newton's steps may have reached the end.
                     continue
                 outcome, gained = self._tried_again(outcome)
                 fresh, vain = not gained, 0 if gained else vain
                 continue
-            verdict = self._judged(gain, outcome)
+            verdict = self._trials.judged(self._kept, gain, outcome)
             if fresh or verdict.status in stopping.SUCCESSES:
                 return verdict
             outcome, gained = self._tried_again(outcome)
             fresh = not gained
-        if not self._is_feasible and outcome.status in _CLAIMS:
-            outcome.status = stopping.INFEASIBLE
         return outcome
 
-    # The method.
-
-    def _called(self, limit=None):
+    def _called(self, limit: int | None = None) -> Outcome:
         """A call from the kept point; what it claims.
 
         Args:
@@ -158,16 +159,17 @@ class Claims:
                 evaluator.rescale()
         evaluator.limit(limit)
 
-        def on_iterate():
+        def on_iterate() -> bool:
             nonlocal is_trial, mark
             self._keep()
-            if self._seems_to_gain(mark, self._kept.loss):
+            if self._trials.seems_to_gain(mark, self._kept.loss):
                 is_trial, mark = False, self._kept
                 evaluator.limit(limit)
             return not is_trial and self._report(*evaluator.accepted)
 
         result, halt = self._call(options, on_iterate, is_again)
         evaluator.limit(None)
+        self._has_reported = not is_trial
         if halt is not None:
             return Outcome(halt.status, None, 0.0, detail=halt.detail)
         unscale(result, evaluator.scale)
@@ -180,7 +182,7 @@ class Claims:
             self._raw = result
         return outcome
 
-    def _tried_again(self, outcome):
+    def _tried_again(self, outcome: Outcome) -> tuple[Outcome, bool]:
         """The method once more, and whether it gained anything.
 
         Returns:
@@ -190,21 +192,22 @@ class Claims:
         again = self._called(self._trial_limit())
         if again.status not in (*_CLAIMS, stopping.NON_FINITE):
             return again, True
-        gained = self._gains(before, self._kept.loss, outcome)
+        gained = self._trials.gains(before, self._kept.loss, outcome)
         if gained or self._is_feasible > was_feasible:
             return again, True
+        if not self._has_reported:
+            # The claimed point, of which SciPy's own test speaks.
+            self._kept = before
         return outcome, False
 
-    def _trial_limit(self):
+    def _trial_limit(self) -> int | None:
         if not self._spec.gradient or self._problem.constraints:
             return None
         return convergence.trial_evaluations(
             self._problem.size, self._problem.epsilon
         )
 
-    # The points.
-
-    def _keep(self):
+    def _keep(self) -> None:
         """Keeps the accepted point if it is better: feasible, then lower."""
         point = self._evaluator.accepted
         if not np.isfinite(point.loss):
@@ -215,7 +218,7 @@ class Claims:
                 return
         self._kept, self._is_feasible = point, is_feasible
 
-    def _go(self, gain):
+    def _go(self, gain: Gain) -> None:
         """Goes to the point that a short run has reached."""
         grad = gain.grad if self._spec.gradient else None
         self._evaluator.stand_at(Evaluation(gain.theta, gain.loss, grad))
@@ -223,135 +226,7 @@ class Claims:
         if self._report(*self._evaluator.accepted):
             raise Halt
 
-    def _evaluate(self, theta):
-        self._evaluator.check_budget()
-        return self._problem.value_and_grad(theta)
-
-    def _value(self, theta):
-        self._evaluator.check_budget()
-        return self._problem.value(self._problem.project(theta))
-
-    # What is left to be had.
-
-    @property
-    def _is_small(self):
-        """Whether the short run takes Newton steps, or knows the conditions."""
-        is_constrained = bool(self._problem.constraints)
-        free = self._evaluator.start().size
-        is_blind = not self._spec.gradient
-        return is_constrained or is_blind or free <= MOST_NEWTON
-
-    def _fresh_run(self):
-        """A `Gain` from the kept point."""
-        problem, (theta, loss, grad) = self._problem, self._kept
-        if grad is None:
-            loss, grad = self._evaluate(theta)
-        if problem.constraints:
-            return ConstrainedOptimality(problem, self._evaluate)(
-                theta, loss, grad
-            )
-        return try_to_gain(
-            self._evaluate,
-            theta,
-            loss,
-            grad,
-            problem.epsilon,
-            problem.lower,
-            problem.upper,
-        )
-
-    def _own_tolerance(self, outcome):
-        """The user's own tolerance that was met, or zero."""
-        given = outcome is not None and outcome.test in self._settings.given
-        return outcome.threshold if given else 0.0
-
-    def _is_met(self, outcome):
-        """Whether a tolerance of the user's own is met."""
-        tolerance = self._own_tolerance(outcome)
-        if outcome.test == "f_target":
-            return True
-        if tolerance == 0 or self._problem.constraints:
-            return False
-        if outcome.test == "gtol" and outcome.value is not None:
-            return True
-        gain = self._fresh_run()
-        left = self._kept.loss - gain.loss + gain.promise
-        return left <= _BESIDE * tolerance * max(abs(gain.loss), 1.0)
-
-    def _least_gain(self, loss, outcome):
-        """The part of the loss that a claim leaves open."""
-        tolerance = self._own_tolerance(outcome)
-        part = _BESIDE * tolerance * max(abs(loss), 1.0) / (abs(loss) or 1.0)
-        return max(part, convergence.LEAST_GAIN)
-
-    def _gains(self, before, loss, outcome=None):
-        """Whether a loss is lower than before by more than is left open."""
-        if not self._seems_to_gain(before, loss, outcome):
-            return False
-        if before.loss - loss <= _SURE * abs(before.loss):
-            # What was measured far above says nothing of the rounding here.
-            if not abs(before.loss) > self._noise.loss / 2:
-                self._measure(before.theta, before.loss)
-        return self._seems_to_gain(before, loss, outcome)
-
-    def _seems_to_gain(self, before, loss, outcome=None):
-        return convergence.is_gain(
-            before.loss,
-            loss,
-            self._problem.epsilon,
-            self._least_gain(loss, outcome),
-            self._noise.size if loss > self._noise.loss / 2 else 0.0,
-        )
-
-    def _measure(self, theta, loss):
-        """Measures the rounding of the loss at a point."""
-        size = convergence.measured_noise(
-            self._value, theta, loss, self._problem.rounding
-        )
-        self._noise = _Noise(size, abs(loss))
-        return size
-
-    def _judged(self, gain, outcome):
-        """The end at a point from which no run gained anything."""
-        problem, loss = self._problem, gain.loss
-        promise = convergence.sober(gain.promise, gain.theta, gain.grad)
-        tolerance, noise = self._least_gain(loss, outcome), None
-        if convergence.is_promising(promise, loss, tolerance):
-            noise = self._measure(gain.theta, loss)
-            if abs(loss) <= _ALL_ROUNDING * noise:
-                promise = min(promise, noise)
-        failure = outcome.status
-        if failure != stopping.LINE_SEARCH_FAILED:
-            failure = stopping.STALLED
-        verdict = convergence.judge(promise, loss, tolerance, noise, failure)
-        if not problem.constraints and not problem.is_bounded:
-            verdict = convergence.confirmed(
-                verdict,
-                self._value,
-                gain.theta,
-                gain.grad,
-                loss,
-                noise,
-                problem.epsilon,
-            )
-        ended = Outcome(
-            verdict.status,
-            None,
-            0.0,
-            verdict.test,
-            verdict.value,
-            verdict.threshold,
-            detail=outcome.detail,
-            findings=verdict.findings,
-        )
-        is_there = np.array_equal(outcome.theta, self._kept.theta)
-        if is_there and outcome.status == verdict.status:
-            # SciPy's own test, which holds.
-            ended.test, ended.value = outcome.test, outcome.value
-            ended.threshold = outcome.threshold
-        return ended
-
-    def _stalled(self, before, gain):
+    def _stalled(self, before: Evaluation, gain: Gain) -> Outcome:
         text = (
             f"A short run of Newton's or quasi-Newton steps still lowers the "
             f"loss from {before.loss:.6g} to {gain.loss:.6g}, where the method "
@@ -360,7 +235,7 @@ class Claims:
         self._go(gain)
         return Outcome(stopping.STALLED, None, 0.0, findings=text)
 
-    def _finished(self, outcome):
+    def _finished(self, outcome: Outcome) -> Outcome:
         """The outcome at the point that is kept."""
         theta, loss, grad = self._kept
         raw = self._raw

@@ -1,9 +1,14 @@
 """What a result of `scipy.optimize.minimize` says."""
 
+from typing import Any
+
 import numpy as np
 
 from kormos.numerics import stopping
 from kormos.numerics.stopping import Outcome
+from kormos.optimizers.problem import Problem
+from kormos.optimizers.scipy_evaluator import Evaluator
+from kormos.optimizers.scipy_methods import ScipyMethod
 from kormos.optimizers.scipy_methods import failure
 
 # The methods whose `gtol` bounds the 2-norm of the gradient, not the largest
@@ -28,7 +33,7 @@ _IN_UNITS_OF_LOSS = (
 )
 
 
-def unscale(result, scale):
+def unscale(result: Any, scale: float) -> None:
     """Brings a result of SciPy back to the loss that was asked for."""
     if scale == 1:
         return
@@ -46,14 +51,20 @@ def unscale(result, scale):
         result["final_simplex"] = simplex, values / scale
 
 
-def _divided(value, scale):
+def _divided(value: Any, scale: float) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(_divided(part, scale) for part in value)
     # A product with a power of two, for operators too.
     return value * (1 / scale)
 
 
-def claimed(spec, problem, evaluator, result, options):
+def claimed(
+    spec: ScipyMethod,
+    problem: Problem,
+    evaluator: Evaluator,
+    result: Any,
+    options: dict[str, Any],
+) -> Outcome:
     """The `Outcome` that SciPy claims.
 
     Args:
@@ -77,7 +88,12 @@ def claimed(spec, problem, evaluator, result, options):
     return outcome
 
 
-def _test(spec, evaluator, result, options):
+def _test(
+    spec: ScipyMethod,
+    evaluator: Evaluator,
+    result: Any,
+    options: dict[str, Any],
+) -> tuple[str, float | None]:
     """The tolerance that ended the run, and the value it was given.
 
     The value is `None` where SciPy keeps it to itself.
@@ -102,7 +118,7 @@ def _test(spec, evaluator, result, options):
     return others[0], None
 
 
-def _status(result, problem, evaluator):
+def _status(result: Any, problem: Problem, evaluator: Evaluator) -> str:
     if not np.isfinite(result.x).all() or not np.isfinite(result.fun):
         return stopping.NON_FINITE
     if result.success:
