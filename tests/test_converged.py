@@ -134,7 +134,11 @@ def numpy_scan(step, state, lengths):
 
 
 def keras_scan(step, state, lengths):
-    return ops.stack(ops.scan(step, state, lengths)[1], axis=1)
+    def stacked(state, length):
+        state, outputs = step(state, length)
+        return state, ops.stack(outputs)
+
+    return ops.scan(stacked, state, lengths)[1]
 
 
 @pytest.mark.parametrize(
