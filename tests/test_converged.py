@@ -102,8 +102,8 @@ def robertson(rates, scan, array):
     """
 
     def step(state, length):
-        old_b, old_c = state
-        b, c = state
+        _, old_b, old_c = state
+        _, b, c = state
         for _ in range(4):
             first = (
                 b
@@ -120,9 +120,10 @@ def robertson(rates, scan, array):
                 b - (first - bc * second) / determinant,
                 c - (bb * second - cb * first) / determinant,
             )
-        return (b, c), (1 - b - c, 1e4 * b, c)
+        return (1 - b - c, b, c), (1 - b - c, 1e4 * b, c)
 
-    return scan(step, (array(0.0), array(0.0)), array(STEPS))
+    start = (array(1.0), array(0.0), array(0.0))
+    return scan(step, start, array(STEPS))
 
 
 def numpy_scan(step, state, lengths):
@@ -134,6 +135,7 @@ def numpy_scan(step, state, lengths):
 
 
 def keras_scan(step, state, lengths):
+    # TensorFlow's outputs have the structure of the state.
     return ops.stack(ops.scan(step, state, lengths)[1], axis=1)
 
 

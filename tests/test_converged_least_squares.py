@@ -245,11 +245,17 @@ def regression_in(problem, method, powers, unit):
     """A NIST problem with parameters and response times powers of two."""
     scale = 2.0 ** np.array(powers)
     p = keras.Variable(np.array(problem.starts[0]) * scale, dtype="float64")
+    units = units_of(len(problem.x), scale, unit)
+
+    def residuals(d):
+        b = ops.transpose(p / d["scale"])
+        return d["unit"] * (nist.saturation(b, d["x"]) - d["y"])
+
     result = kormos.least_squares(
-        lambda d: d["unit"] * problem.residuals(ops.transpose(p / d["scale"])),
+        residuals,
         [p],
         method,
-        data=units_of(len(problem.x), scale, unit),
+        data={"x": np.array(problem.x), "y": np.array(problem.y), **units},
         reduction="sum",
         **LIMITS,
     )

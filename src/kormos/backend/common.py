@@ -25,8 +25,8 @@ def causes(error):
     """Yields an exception, and those that it was raised for."""
     while error is not None:
         yield error
-        hidden = error.__suppress_context__
-        error = error.__cause__ or (None if hidden else error.__context__)
+        # Also what Keras hides, with `raise ... from None`.
+        error = error.__cause__ or error.__context__
 
 
 def view(tensor):
