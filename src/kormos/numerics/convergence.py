@@ -37,6 +37,8 @@ _MOVES = 2.0**-46
 # Over a step along which the loss bends by so many times what its slope says, a
 # difference says nothing of the slope.
 _BENT = 3.0
+# A kink is looked for where the loss changes by no more than this part of it.
+_NEAR = 1e-3
 # A difference of so many roundings is seen.
 _SEEN = 100.0
 # A step that is this part of the parameters is short.
@@ -336,7 +338,8 @@ def _kink(
         return ahead + behind - 2 * loss
 
     near, far = bend(step), bend(10 * step)
-    if not (near > _SEEN * noise and far < 10**1.5 * near):
+    is_seen = _SEEN * noise < near <= _NEAR * abs(loss)
+    if not (is_seen and far < 10**1.5 * near):
         return ""
     return (
         "The gradient is not small, and the loss has a kink here: within "
@@ -386,6 +389,9 @@ def compare_slope(
     behind = value(theta + step / size * grad)
     expected, found = -2 * step * size, ahead - behind
     least = max(20 * noise, LEAST_GAIN * abs(loss), _TINIEST)
+    is_blocked = math.isfinite(behind) and not math.isfinite(ahead)
+    if is_blocked and abs(expected) > least:
+        return False, "The loss is not finite a short step along the gradient."
     bent = abs(ahead + behind - 2 * loss) > _BENT * abs(expected)
     if not math.isfinite(found) or bent or abs(expected) <= least:
         return None, ""

@@ -40,7 +40,7 @@ LONGEST = 1e20
 # of it, perhaps, than is known.
 _MOST_SHORT = 6
 # After so many any step that gains nothing is.
-_MOST_IN_VAIN = 12
+_MOST_IN_VAIN = 8
 # Changes of the loss by fewer roundings say less than the slopes.
 _HIDDEN = 4.0
 # A step that promises a smaller part of the loss's rounding is not tried.
@@ -157,7 +157,7 @@ def verdict(search, loss, slope, noise):
     # Slopes show for longer than losses what a step does, but not for ever.
     short = -predicted <= noise**0.5 * size
     many = search.trials + 1 >= where(short, _MOST_SHORT, _MOST_IN_VAIN)
-    in_vain = both(many, ~decreased)
+    in_vain = both(many, ~decreased, is_finite(loss))
     none = -predicted <= _LEAST_PROMISE * noise * size
     lost = either(last, in_vain, none)
     ended = where(good, ACCEPTED, where(lost, FAILED, SEARCHING))
