@@ -47,7 +47,7 @@ ALL = [(n, m) for n in NAMES + DATA for m in [*METHODS, "lm"]]
 CASES = ALL if BACKEND == "torch" else FEW
 
 # The evaluations that a method may need to see that it is at an end.
-SECOND = 20
+SECOND = 30
 
 LIMITS = {"max_iterations": 10_000, "max_evals": 10_000}
 

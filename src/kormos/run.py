@@ -245,7 +245,7 @@ def is_worth_a_warning(result, own_limit):
     """
     if result.status == stopping.ITERATION_LIMIT:
         return not own_limit
-    return result.status not in (*stopping.QUIET, *stopping.LIMITS)
+    return result.status not in stopping.QUIET
 
 
 def warn_of_convergence(message):

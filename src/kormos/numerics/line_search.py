@@ -40,7 +40,7 @@ LONGEST = 1e20
 # of it, perhaps, than is known.
 _MOST_SHORT = 6
 # After so many any step that gains nothing is.
-_MOST_IN_VAIN = 8
+_MOST_IN_VAIN = 12
 # Changes of the loss by fewer roundings say less than the slopes.
 _HIDDEN = 4.0
 # A step that promises a smaller part of the loss's rounding is not tried.

@@ -24,6 +24,7 @@ ADVICE = {
     ),
     EVALUATION_LIMIT: "Raise the limit on evaluations to go on.",
     TIME_LIMIT: "Give more `max_seconds` to go on.",
+    NON_FINITE: "The loss or its gradient is NaN or infinite.",
 }
 
 # Ends at an optimum: by a tolerance, or by the rounding of the loss.
@@ -31,9 +32,6 @@ SUCCESSES = (CONVERGED, NOISE_FLOOR)
 
 # No warning is due: they are right, or the user asked for them.
 QUIET = (*SUCCESSES, TARGET_REACHED, STOPPED_BY_CALLBACK, INTERRUPTED)
-
-# The user's own limits: of these too, unless they are defaults.
-LIMITS = (ITERATION_LIMIT, EVALUATION_LIMIT, TIME_LIMIT)
 
 # At these a wider dtype may go further.
 WIDENING = (
