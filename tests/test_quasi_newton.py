@@ -94,7 +94,8 @@ def test_a_surface_of_121_points(precision, unconverged):
         model.compile(optimizer="lbfgs", loss="mse")
         history = model.fit(*grid(), epochs=10, steps_per_epoch=50, verbose=0)
     assert history.result.loss <= 1e-5
-    assert history.result.evaluations <= 620
+    # Some of them measure the rounding of a float32 loss.
+    assert history.result.evaluations <= 680
     assert history.result.status in ("iteration limit", "noise floor")
 
 
