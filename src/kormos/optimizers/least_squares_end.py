@@ -41,6 +41,9 @@ class LeastSquaresEnd:
             noise = convergence.measured_noise(
                 value, theta, loss, self._problem.rounding
             )
+            # What the rounding of the parameters does to residuals of zero.
+            moved = self._problem.epsilon * here.model.scaled(theta)
+            noise = max(noise, moved**2 / 2)
         verdict = convergence.confirmed(
             convergence.judge(promise, loss, self._gtol, noise),
             value,

@@ -273,17 +273,20 @@ class Claims:
         )
         by_decrease = claim.status == states.DECREASE
         tolerance = self._least_gain if by_decrease else self._tolerance
-        verdict = convergence.confirmed(
-            convergence.judge(
-                promise, loss, tolerance, self._measured, failure
-            ),
-            self._loop.value,
-            theta,
-            grad,
-            loss,
-            self._measured,
-            self._problem.epsilon,
+        verdict = convergence.judge(
+            promise, loss, tolerance, self._measured, failure
         )
+        # A looser tolerance is the user's own.
+        if self._least_gain <= convergence.LEAST_GAIN:
+            verdict = convergence.confirmed(
+                verdict,
+                self._loop.value,
+                theta,
+                grad,
+                loss,
+                self._measured,
+                self._problem.epsilon,
+            )
         outcome = Outcome(
             verdict.status,
             theta,
