@@ -68,6 +68,7 @@ def fit_until_the_loss_raises(method, error, calls):
     return model, data, start, fit
 
 
+@pytest.mark.filterwarnings("ignore::kormos.ConvergenceWarning")
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.usefixtures("unconverged")
 def test_a_loss_that_raises_from_then_on_leaves_the_best_weights(

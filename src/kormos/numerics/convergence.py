@@ -37,8 +37,6 @@ _MOVES = 2.0**-46
 # Over a step along which the loss bends by so many times what its slope says, a
 # difference says nothing of the slope.
 _BENT = 3.0
-# Below this the terms of a float32 loss underflow.
-_LEAST_COARSE = 1e-37
 # A kink is looked for where the loss changes by no more than this part of it.
 _NEAR = 1e-3
 # A difference of so many roundings is seen.
@@ -285,7 +283,7 @@ def confirmed(
     """
     is_success = verdict.status in stopping.SUCCESSES
     size = float(np.linalg.norm(grad))
-    if is_success and epsilon > _FINEST and abs(loss) <= _LEAST_COARSE:
+    if is_success and loss == 0:
         return verdict
     is_coarse = epsilon > _FINEST and noise is not None
     if is_success and is_coarse and abs(loss) <= ROUNDINGS * (noise or 0.0):
