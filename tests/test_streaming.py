@@ -130,7 +130,9 @@ def test_a_fit_goes_the_same_way(float64, method):
             verbose=0,
         ).history
         losses.append([history[k] for k in ("loss", "mae", "val_mae")])
-    np.testing.assert_allclose(losses[1], losses[0], rtol=100 * TIGHT)
+    # The first step follows from a difference of gradients, which has half of
+    # their digits.
+    np.testing.assert_allclose(losses[1], losses[0], rtol=max(1e-7, TIGHT))
 
 
 @eager_only
