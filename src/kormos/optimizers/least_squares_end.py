@@ -39,7 +39,7 @@ class LeastSquaresEnd:
         promise, noise = _promise(here, norms), None
         if convergence.is_promising(promise, loss, self._gtol):
             noise = convergence.measured_noise(
-                value, theta, loss, self._problem.rounding
+                value, theta, loss, self._problem.epsilon
             )
             # What the rounding of the parameters does to residuals of zero.
             moved = self._problem.epsilon * here.model.scaled(theta)

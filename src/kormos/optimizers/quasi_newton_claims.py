@@ -255,7 +255,7 @@ class Claims:
     def _measure(self, claim: _Claim) -> None:
         """Measures the rounding of the loss at a claimed point."""
         self._measured = convergence.measured_noise(
-            self._loop.value, claim.theta, claim.loss, self._problem.rounding
+            self._loop.value, claim.theta, claim.loss, self._problem.epsilon
         )
         self._problem.fg_evals = int(self._state.evaluations)
         if claim.loss != 0:

@@ -134,7 +134,7 @@ class Trials:
     def _measure(self, theta: np.ndarray, loss: float) -> float:
         """Measures the rounding of the loss at a point."""
         size = convergence.measured_noise(
-            self._value, theta, loss, self._problem.rounding
+            self._value, theta, loss, self._problem.epsilon
         )
         self._noise = _Noise(size, abs(loss))
         return size
