@@ -88,6 +88,7 @@ def test_rounding_is_that_of_the_loss_and_not_its_slope():
 
 
 @pytest.mark.parametrize("name, method", CASES)
+@pytest.mark.filterwarnings("ignore::kormos.ConvergenceWarning")
 def test_a_claim_holds_against_a_fresh_run(float64, name, method):
     residuals, start = residuals_and_start(name)
 

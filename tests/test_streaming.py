@@ -7,7 +7,6 @@ import torch
 
 import kormos
 from conftest import BACKEND
-from conftest import TIGHT
 from conftest import lindata
 from native import eager_only
 from native import methods

@@ -208,7 +208,8 @@ class Problem:
                 raise
             self.raised.note(error, self.fg_evals + 1)
             return instead()
-        self._worked.add(name)
+        # All of them evaluate the loss.
+        self._worked |= {name, "value"}
         return result
 
     def tried_tensors(self, value_and_grad, theta, *args):
