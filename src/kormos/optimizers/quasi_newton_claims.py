@@ -34,6 +34,9 @@ _OTHER_NOISE = 4.0
 _MOST_NOISE = 2.0**-4
 # A promise of a larger part of the loss is that of a loss that goes to zero.
 _LITTLE = 1e-3
+# So many claims in a row that did not hold, and that together lowered the loss
+# by no more than this part of it, are enough.
+_MOST_IN_VAIN, _LEAST_IN_ALL = 50, 1e-3
 
 
 class _Claim(NamedTuple):
@@ -91,6 +94,7 @@ class Claims:
         self._is_tried = self._is_start = True
         self._units: list[np.ndarray] = []
         self._promises: list[float] = []
+        self._claimed_losses: list[float] = []
         self._began: int | None = None
 
     @property
@@ -111,8 +115,29 @@ class Claims:
                 self._promises.append(self._promise())
                 return self._next()
         if not self._is_tried and self._is_claimed():
+            if self._is_in_vain():
+                return self._stalled()
             self._begin()
         return None
+
+    def _is_in_vain(self) -> bool:
+        """Whether many claims that did not hold have led nowhere."""
+        loss = float(self._state.loss)
+        self._claimed_losses.append(loss)
+        if len(self._claimed_losses) <= _MOST_IN_VAIN:
+            return False
+        gained = self._claimed_losses[-1 - _MOST_IN_VAIN] - loss
+        return gained <= _LEAST_IN_ALL * abs(loss)
+
+    def _stalled(self) -> Outcome:
+        text = (
+            "A run that begins anew still lowers the loss, but "
+            f"{_MOST_IN_VAIN} of them lowered it by less than "
+            f"{_LEAST_IN_ALL:g} of itself."
+        )
+        state = self._state
+        theta, loss = to_array(state.theta), float(state.loss)
+        return Outcome(stopping.STALLED, theta, loss, findings=text)
 
     def _stepped(self) -> Outcome:
         """The end by `xtol`, which is off unless the user gives it."""
