@@ -32,8 +32,6 @@ ROUNDINGS = 10.0
 # Where parameters of another size change less than this part of the loss, the
 # gradient is small.
 _STEEP = 1e-4
-# A shorter part of a parameter is lost in its rounding.
-_MOVES = 2.0**-46
 # Over a step along which the loss bends by so many times what its slope says, a
 # difference says nothing of the slope.
 _BENT = 3.0
@@ -252,6 +250,8 @@ def judge(
 
 
 def _unkept(share: float) -> str:
+    if math.isnan(share):
+        return "Without finite derivatives nothing can be claimed."
     return (
         f"A model of the loss promises to lower it by {share:.2g} of itself, "
         "and no step did."
@@ -293,6 +293,8 @@ def confirmed(
     if is_success and size * np.abs(theta).max() <= _STEEP * abs(loss):
         return verdict
     noise = _FINEST * abs(loss) if noise is None else noise
+    # Points of differences are rounded too.
+    noise = max(noise, epsilon / 2 * float(np.abs(theta) @ np.abs(grad)))
     agrees, text = compare_slope(value, theta, grad, loss, noise)
     if is_success and agrees is not False:
         promise = (verdict.value or 0.0) * abs(loss)
@@ -384,9 +386,6 @@ def compare_slope(
         return None, ""
     # Long enough to be seen, and else short.
     step = min(reach, max(100 * noise / size, _SHORT * reach))
-    leading = int(np.argmax(np.abs(grad)))
-    if step * abs(grad[leading]) < _MOVES * size * abs(theta[leading]):
-        return None, ""
     ahead = value(theta - step / size * grad)
     behind = value(theta + step / size * grad)
     expected, found = -2 * step * size, ahead - behind

@@ -209,7 +209,7 @@ class Problem:
             self.raised.note(error, self.fg_evals + 1)
             return instead()
         # All of them evaluate the loss.
-        self._worked |= {name, "value"}
+        self._worked |= {name, "value", "value_and_grad"}
         return result
 
     def tried_tensors(self, value_and_grad, theta, *args):

@@ -68,6 +68,8 @@ class Trials:
         problem, (theta, loss, grad) = self._problem, point
         if grad is None:
             loss, grad = self._evaluate(theta)
+        if not np.isfinite(grad).all():
+            return Gain(theta, loss, grad, np.nan, 0, 0)
         if problem.constraints:
             return ConstrainedOptimality(problem, self._evaluate)(
                 theta, loss, grad
