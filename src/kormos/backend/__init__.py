@@ -28,6 +28,8 @@ are taken with respect to that list.
 - `repeatable()`: a scope in which random draws without a seed of their own
   are the same every time.
 - `value_and_grad(fn)`: `(parts, *args) -> (loss, gradients)`.
+- `has_own_gradients(compiled)`: whether what was compiled may hold gradients
+  that are wrong when they are differentiated once more.
 - `hvp(fn)`: `(parts, tangents, *args) -> Hessian times tangents`.
 - `jacobian(fn)`: `(parts, *args) -> derivatives` of a vector-valued `fn`.
 - `jvp(fn)`: `(parts, tangents, *args) -> (values, derivatives along them)`.
@@ -47,6 +49,7 @@ if keras.backend.backend() == "jax":
     from kormos.backend.jax import compile_loop as compile_loop
     from kormos.backend.jax import dot as dot
     from kormos.backend.jax import dry_run as dry_run
+    from kormos.backend.jax import has_own_gradients as has_own_gradients
     from kormos.backend.jax import hvp as hvp
     from kormos.backend.jax import is_numerical as is_numerical
     from kormos.backend.jax import jacobian as jacobian
@@ -70,6 +73,7 @@ elif keras.backend.backend() == "tensorflow":
     from kormos.backend.tensorflow import compile_loop as compile_loop
     from kormos.backend.tensorflow import dot as dot
     from kormos.backend.tensorflow import dry_run as dry_run
+    from kormos.backend.tensorflow import has_own_gradients as has_own_gradients
     from kormos.backend.tensorflow import hvp as hvp
     from kormos.backend.tensorflow import is_numerical as is_numerical
     from kormos.backend.tensorflow import jacobian as jacobian
@@ -92,6 +96,7 @@ elif keras.backend.backend() == "torch":
     from kormos.backend.torch import compile_loop as compile_loop
     from kormos.backend.torch import dot as dot
     from kormos.backend.torch import dry_run as dry_run
+    from kormos.backend.torch import has_own_gradients as has_own_gradients
     from kormos.backend.torch import hvp as hvp
     from kormos.backend.torch import is_numerical as is_numerical
     from kormos.backend.torch import jacobian as jacobian

@@ -17,6 +17,9 @@ ZERO = tf.UnconnectedGradients.ZERO
 # and what vectorizes them does not know the loops of recurrent layers.
 _UNROLLED = 8
 
+# Operations whose gradient is stopped, or computed by Python.
+_OWN_GRADIENTS = ("StopGradient", "PyFunc", "EagerPyFunc")
+
 
 def compile(fn, xla=False):
     return _quickly_called(_traced(fn, xla))
@@ -42,7 +45,30 @@ def _quickly_called(function):
         latest = function.get_concrete_function(*args)
         return latest(*args)
 
+    call.graph = lambda: None if latest is None else latest.graph
     return call
+
+
+def has_own_gradients(compiled):
+    """Whether a gradient within is not the operation's own, or may not be.
+
+    That is so where one is stopped, as by `tf.nn.moments`, or is a user's own.
+
+    Args:
+        compiled: what `compile` has returned, once called, or any function.
+    """
+    graph = getattr(compiled, "graph", lambda: None)()
+    return graph is None or any(
+        node.op in _OWN_GRADIENTS or "_gradient_op_type" in node.attr
+        for node in _nodes(graph)
+    )
+
+
+def _nodes(graph):
+    """The operations of a graph and of the functions that it calls."""
+    graph = graph.as_graph_def()
+    for nodes in [graph.node, *(f.node_def for f in graph.library.function)]:
+        yield from nodes
 
 
 def compile_loop(fn):
@@ -71,12 +97,9 @@ def _is_slow_in_xla(function, args):
     """
     if not on_cpu():
         return False
-    graph = function.get_concrete_function(*args).graph.as_graph_def()
-    bodies = [graph.node, *(f.node_def for f in graph.library.function)]
+    graph = function.get_concrete_function(*args).graph
     return any(
-        "Conv" in node.op and "Backprop" in node.op
-        for nodes in bodies
-        for node in nodes
+        "Conv" in node.op and "Backprop" in node.op for node in _nodes(graph)
     )
 
 

@@ -292,9 +292,9 @@ def confirmed(
             return Verdict(stopping.STALLED, None, None, None, text)
     if is_success and size * np.abs(theta).max() <= _STEEP * abs(loss):
         return verdict
-    noise = _FINEST * abs(loss) if noise is None else noise
-    # Points of differences are rounded too.
-    noise = max(noise, epsilon / 2 * float(np.abs(theta) @ np.abs(grad)))
+    # Losses are rounded, and so are the points of differences.
+    rounded = epsilon / 2 * float(np.abs(theta) @ np.abs(grad))
+    noise = max(noise or 0.0, rounded, _FINEST * abs(loss))
     agrees, text = compare_slope(value, theta, grad, loss, noise)
     if is_success and agrees is not False:
         promise = (verdict.value or 0.0) * abs(loss)

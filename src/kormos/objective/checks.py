@@ -16,6 +16,9 @@ _MOMENTS = (
     keras.layers.BatchNormalization,
 )
 
+# So many steps of differences, each a quarter of the one before.
+_STEPS = 6
+
 
 def check_count(name, value, least):
     """Refuses an argument that is not an integer of `least` or more."""
@@ -63,7 +66,9 @@ def warn_of_unused_variables(objective, theta, grad, project):
 
 
 def hessian_product_error(objective, theta, project):
-    """By how much a Hessian product contradicts a difference of gradients.
+    """By how much a Hessian product contradicts differences of gradients.
+
+    They do not contradict it while they still change as their steps shrink.
 
     Args:
         objective: a `FlatObjective`.
@@ -78,21 +83,30 @@ def hessian_product_error(objective, theta, project):
     direction = rng.standard_normal(theta.shape)
     direction /= np.linalg.norm(direction)
     step = objective.epsilon ** (1 / 3) * (1 + np.linalg.norm(theta))
-    above = project(theta + step * direction)
-    below = project(theta - step * direction)
-    step = np.linalg.norm(above - below) / 2
-    if step == 0:
-        return 0.0  # Bounds fix every parameter.
-    _, ahead = objective.value_and_grad(above)
-    _, behind = objective.value_and_grad(below)
-    product = objective.hvp((above + below) / 2, (above - below) / (2 * step))
-    error = np.linalg.norm((ahead - behind) / (2 * step) - product)
-    size = np.linalg.norm(product)
-    scale = max(np.linalg.norm(ahead), np.linalg.norm(behind))
-    noise = 100 * objective.epsilon * scale / step
-    if not np.isfinite(error) or error <= 0.05 * size + noise:
-        return 0.0
-    return error / max(size, 1e-300)
+    before = None
+    for _ in range(_STEPS):
+        above = project(theta + step * direction)
+        below = project(theta - step * direction)
+        length = np.linalg.norm(above - below) / 2
+        if length == 0:
+            return 0.0  # Bounds fix every parameter.
+        _, ahead = objective.value_and_grad(above)
+        _, behind = objective.value_and_grad(below)
+        along = (above - below) / (2 * length)
+        product = objective.hvp((above + below) / 2, along)
+        difference = (ahead - behind) / (2 * length)
+        error = np.linalg.norm(difference - product)
+        size = np.linalg.norm(product)
+        scale = max(np.linalg.norm(ahead), np.linalg.norm(behind))
+        noise = 100 * objective.epsilon * scale / length
+        if not np.isfinite(error) or error <= 0.01 * size + noise:
+            return 0.0
+        if before is not None:
+            changed = np.linalg.norm(difference - before)
+            if changed <= 0.2 * error:
+                return error / max(size, 1e-300)
+        before, step = difference, step / 4
+    return 0.0
 
 
 def check_hessian_products(objective, theta, project):
@@ -109,7 +123,7 @@ def check_hessian_products(objective, theta, project):
     Raises:
         ValueError: if they differ by more than rounding explains.
     """
-    if keras.backend.backend() != "tensorflow":
+    if not backend.has_own_gradients(objective.program.value_and_grad):
         return
     try:
         error = hessian_product_error(objective, theta, project)
