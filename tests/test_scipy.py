@@ -297,4 +297,5 @@ def test_float32_ends_at_its_rounding(method):
     result = model.fit(x, y, epochs=100, verbose=0).result
     assert result.status in ("converged", "noise floor")
     assert result.loss == pytest.approx(0.0895758670, rel=1e-6)
-    assert result.evaluations <= TRIAL
+    # TNC's own line searches take more than others in coarse arithmetic.
+    assert result.evaluations <= (60 if method == "tnc" else TRIAL)

@@ -17,7 +17,7 @@ _MOMENTS = (
 )
 
 # So many steps of differences, each a quarter of the one before.
-_STEPS = 6
+_STEPS = 12
 
 
 def check_count(name, value, least):
@@ -103,7 +103,7 @@ def hessian_product_error(objective, theta, project):
             return 0.0
         if before is not None:
             changed = np.linalg.norm(difference - before)
-            if changed <= 0.2 * error:
+            if changed <= 0.1 * min(error, np.linalg.norm(difference)):
                 return error / max(size, 1e-300)
         before, step = difference, step / 4
     return 0.0

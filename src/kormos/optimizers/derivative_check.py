@@ -2,12 +2,16 @@
 
 import numpy as np
 
+# Steps of so many spacings of the parameters' numbers are not all rounding.
+_SHORTEST = 32.0
 
-def check_derivatives(problem, here, theta, loss):
+
+def check_derivatives(problem, models, here, theta, loss):
     """Refuses outputs that mix rows, and a loss that is not of outputs.
 
     Args:
         problem: the `Problem`.
+        models: the `LocalModels`.
         here: the `Linearized` at the start.
         theta: the start.
         loss: the loss there.
@@ -16,9 +20,7 @@ def check_derivatives(problem, here, theta, loss):
         ValueError: if the loss, row by row, is another one, or if its
             differences contradict the gradient.
     """
-    error = abs(here.row_loss - loss)
-    if error > 100 * problem.epsilon**0.5 * abs(loss):
-        _refuse(f"a loss of {loss:.6g}, but of {here.row_loss:.6g} row by row")
+    _check_rows(problem, models, here, theta, loss)
     # Along the scaled gradient, so that no parameter moves far.
     model, grad = here.model, here.grad
     finite = np.isfinite(model.scale)
@@ -27,18 +29,50 @@ def check_derivatives(problem, here, theta, loss):
     if length == 0:
         return
     reach = model.scaled(theta) or 1.0
-    step = slope * (problem.epsilon ** (1 / 3) * reach / length)
+    part, before = problem.epsilon ** (1 / 3), None
+    while part > _SHORTEST * problem.epsilon:
+        step = slope * (part * reach / length)
+        ahead, behind, moved = _along(problem, theta, step)
+        expected, found = float(grad @ moved), ahead - behind
+        # What a difference leaves out is less than its curvature, and rounding.
+        unknown = abs(ahead + behind - 2 * loss)
+        unknown += 1e3 * problem.epsilon * max(abs(ahead), abs(behind))
+        error = abs(found - expected)
+        # Where nothing is finite, nothing can be compared.
+        if not error > 0.3 * abs(expected) + unknown:
+            return
+        # Of a long step it says nothing; a mistake stays as steps shrink.
+        if before is not None and abs(4 * found - before) <= 0.1 * abs(before):
+            _refuse(
+                f"a loss that changes by {found:.6g} where its derivatives "
+                f"say {expected:.6g}"
+            )
+        before, part = found, part / 4
+
+
+def _along(problem, theta, step):
+    """Losses ahead and behind, and what lies between the two points."""
     points = [problem.project(theta + s) for s in (step, -step)]
     ahead, behind = map(problem.value, points)
-    expected = grad @ (points[0] - points[1])
-    # What a difference leaves out is less than its curvature, and rounding.
-    unknown = abs(ahead + behind - 2 * loss)
-    unknown += 1e3 * problem.epsilon * max(abs(ahead), abs(behind))
-    if abs(ahead - behind - expected) > 0.3 * abs(expected) + unknown:
-        _refuse(
-            f"a loss that changes by {ahead - behind:.6g} where its "
-            f"derivatives say {expected:.6g}"
-        )
+    return ahead, behind, points[0] - points[1]
+
+
+def _check_rows(problem, models, here, theta, loss):
+    """Refuses a loss that is another one row by row.
+
+    Where terms cancel each other the two are rounded apart; elsewhere, where
+    the loss is larger, they are not.
+    """
+    allowed = 100 * problem.epsilon**0.5
+    if abs(here.row_loss - loss) <= allowed * abs(loss):
+        return
+    rng = np.random.default_rng(0)
+    shift = 0.1 * (0.1 + np.abs(theta)) * rng.standard_normal(theta.size)
+    there = problem.project(theta + shift)
+    elsewhere, apart = problem.value(there), models.row_loss(there)
+    if not abs(apart - elsewhere) > allowed * abs(elsewhere):
+        return
+    _refuse(f"a loss of {loss:.6g}, but of {here.row_loss:.6g} row by row")
 
 
 def _refuse(received):

@@ -106,7 +106,13 @@ class LeastSquaresRun:
         problem = self._problem
         most = problem.budget.evaluations
         if earlier is None and (most is None or most > 2):
-            check_derivatives(problem, self._here, self._theta, self._loss)
+            check_derivatives(
+                problem,
+                self._models,
+                self._here,
+                self._theta,
+                self._loss,
+            )
         outcome = None
         while not stop and outcome is None:
             outcome = self._ended()

@@ -113,6 +113,17 @@ class LocalModels:
         epsilon = self._problem.epsilon
         return Linearized(own, grad, make(matrix, scale, grad, epsilon))
 
+    def row_loss(self, theta):
+        """The loss at a point, evaluated row by row as J is."""
+        if self.solver == "cg":
+            return self._problem.value_and_grad(theta)[0]
+        curvature = self._curvature
+        return (
+            curvature.rows
+            if self.solver == "rows"
+            else curvature.normal_equations
+        )(theta)[0]
+
     def bend(self, theta, step):
         """J'H times the second derivative of the outputs along a step.
 
