@@ -29,6 +29,9 @@ def check_derivatives(problem, models, here, theta, loss):
     if length == 0:
         return
     reach = model.scaled(theta) or 1.0
+    # A parameter that does next to nothing would move far.
+    size = float(np.linalg.norm(theta)) or 1.0
+    reach = min(reach, size * length / float(np.linalg.norm(slope)))
     part, before = problem.epsilon ** (1 / 3), None
     while part > _SHORTEST * problem.epsilon:
         step = slope * (part * reach / length)
