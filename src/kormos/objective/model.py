@@ -236,8 +236,11 @@ class Objective(FlatObjective):
     def metric_names(self):
         """What `evaluate` returns besides the loss."""
         with backend.wide():
-            program = self.program
-            return list(program.metric_results(program.metric_values))
+            values = self.program.metric_values
+            return list(self._results(self.initial_position(), values))
+
+    def _results(self, theta, metric_values):
+        return self.program.metric_results(theta, self._frozen, metric_values)
 
     def evaluate(self, theta):
         """The loss and the compiled metrics at `theta`, as floats.
@@ -255,7 +258,7 @@ class Objective(FlatObjective):
                 loss, values = self.program.evaluate(theta, values, *piece)
                 total += number(loss)
             logs = {"loss": total}
-            for name, value in self.program.metric_results(values).items():
+            for name, value in self._results(theta, values).items():
                 value = ops.convert_to_numpy(value)
                 logs[name] = float(value) if value.ndim == 0 else value
         return logs

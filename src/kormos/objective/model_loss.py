@@ -116,6 +116,7 @@ class ModelLoss:
             tree.map_structure(masks, y_pred)
             loss = self._loss(x, y, y_pred, w, scales)
             self._model.compute_metrics(x, y, y_pred, w)
+            self._model.get_metrics_result()
             self.adds_losses = bool(self._model.losses)
             return loss
 
@@ -151,10 +152,12 @@ class ModelLoss:
         values = [scope.get_current_value(v) for v in self.metric_variables]
         return loss, values
 
-    def metric_results(self, metric_values):
-        pairs = list(zip(self.metric_variables, metric_values, strict=True))
-        with keras.StatelessScope(state_mapping=pairs):
+    def metric_results(self, parts, frozen, metric_values):
+        metrics = zip(self.metric_variables, metric_values, strict=True)
+        with self.scope(parts, frozen, metrics):
             results = self._model.get_metrics_result()
+            # Some return their variable, whose value is this one here alone.
+            results = tree.map_structure(_value, _flattened(results))
         return {k: v for k, v in results.items() if k != "loss"}
 
     def scales(self, chunks, rows):
@@ -277,6 +280,19 @@ class _Masks(keras.layers.Layer):
     def call(self, inputs, mask=None):
         self.found = self.found or mask is not None
         return inputs
+
+
+def _flattened(results):
+    """Results in one dict, where Keras' have a dict of a metric's several."""
+    flat = {}
+    for name, result in results.items():
+        is_dict = isinstance(result, dict)
+        flat.update(_flattened(result) if is_dict else {name: result})
+    return flat
+
+
+def _value(result):
+    return result.value if isinstance(result, keras.Variable) else result
 
 
 def overrides(model, method):

@@ -35,7 +35,7 @@ class ModelProgram(Program):
         )
         self.model_loss = model_loss
         self.evaluate = compile(self._evaluate)
-        self.metric_results = compile(model_loss.metric_results)
+        self.metric_results = compile(self._metric_results)
         self._make_gauss_newton = lambda: GaussNewton(
             self.packing,
             [ModelOutputs(model, model_loss, head, compile)],
@@ -54,6 +54,10 @@ class ModelProgram(Program):
             ValueError: if the loss is not one of outputs with curvature.
         """
         return self._make_gauss_newton()
+
+    def _metric_results(self, theta, frozen, metric_values):
+        parts = self.packing.unpack(theta)
+        return self.model_loss.metric_results(parts, frozen, metric_values)
 
     def _evaluate(self, theta, metric_values, frozen, scales, chunks):
         self.traces["evaluate"] += 1
