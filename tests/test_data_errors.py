@@ -280,3 +280,13 @@ def test_an_unbuilt_model_stays_unbuilt():
     with pytest.raises(ValueError, match="finite"):
         model.fit(X, with_value(Y, np.nan), verbose=0)
     assert not model.built
+
+
+def test_least_squares_refuses_ragged_data():
+    v = keras.Variable([1.0, 2.0])
+
+    def residuals(t):
+        return v[0] - v[1] * t
+
+    with pytest.raises(ValueError, match="`data` .* ragged.*Received: Ragged"):
+        kormos.least_squares(residuals, [v], data=RAGGED)

@@ -23,10 +23,9 @@ def _is_ragged(x):
     return hasattr(x, "nested_row_splits")  # TensorFlow's, on any backend.
 
 
-def to_array(value, name):
-    """A NumPy array of numbers, with a row for each sample."""
+def refuse_ragged(value, name):
+    """Refuses a ragged tensor, which Keras would fill up with zeros."""
     if _is_ragged(value):
-        # Keras would fill it with zeros, which layers take for data.
         raise ValueError(
             f"Argument `{name}` must hold arrays, whose rows are of one "
             "shape, and not ragged tensors: fill the rows up with "
@@ -35,6 +34,11 @@ def to_array(value, name):
             f"layer or weights. Received: {type(value).__name__} of shape "
             f"{tuple(value.shape)}"
         )
+
+
+def to_array(value, name):
+    """A NumPy array of numbers, with a row for each sample."""
+    refuse_ragged(value, name)
     try:
         array = _as_numpy(value)
     except (TypeError, ValueError, RuntimeError) as error:
