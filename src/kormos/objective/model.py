@@ -19,6 +19,7 @@ from kormos.objective.arithmetic import warn_of_rounding
 from kormos.objective.checks import check_count
 from kormos.objective.flat import FlatObjective
 from kormos.objective.model_loss import overrides
+from kormos.objective.model_program import is_built
 from kormos.objective.model_program import is_new
 from kormos.objective.model_program import program_for
 from kormos.objective.program import each_chunk
@@ -97,7 +98,7 @@ class Objective(FlatObjective):
         self._training = training
         self._with_jacobian = with_jacobian
         self.model = model
-        if not model.built:
+        if not is_built(model):
             # Not in training, which updates moving averages.
             model(self._rows(None).head(2).x, training=False)
         if is_new(model):

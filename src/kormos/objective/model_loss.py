@@ -12,6 +12,7 @@ from keras import tree
 from kormos import backend
 from kormos.objective.arithmetic import Arithmetic
 from kormos.objective.losses import CompiledLosses
+from kormos.objective.modules import refuse_hidden_reads
 from kormos.objective.program import ReadRecorder
 from kormos.objective.program import leading_size
 from kormos.objective.program import snapshot
@@ -131,8 +132,9 @@ class ModelLoss:
             )
         excluded = [*self.variables, *self.metric_variables]
         self.frozen_variables = scope.reads_but(excluded)
-        read = {id(v) for v in scope.reads()}
+        read = {id(v) for v in [*scope.reads(), *self._arithmetic.reads()]}
         self.unused_variables = [v for v in self.variables if id(v) not in read]
+        refuse_hidden_reads(self.unused_variables, evaluate, x, y, w, scales)
 
     def chunk_loss(self, parts, frozen, scales, chunk):
         x, y, w = chunk
@@ -211,7 +213,7 @@ class ModelLoss:
         # In the dtype that they have.
         for update in zip(self.variables, parts, strict=True):
             scope.add_update(update)
-        with self._arithmetic.scope(), backend.repeatable(), scope:
+        with backend.repeatable(), self._arithmetic.scope(scope):
             yield scope
 
     def output_loss(self, x, y, y_pred, w, scales):

@@ -77,6 +77,15 @@ class ModelProgram(Program):
         return fold_chunks(step, chunks[0], state)
 
 
+def is_built(model):
+    """Whether all of the model's layers have their variables.
+
+    Keras calls a `Sequential` built as soon as one of its layers is.
+    """
+    parts = model.layers if isinstance(model, keras.Model) else ()
+    return model.built and all(map(is_built, parts))
+
+
 def is_new(model):
     """Whether nothing was compiled for the model yet."""
     return _PROGRAMS not in model.__dict__

@@ -11,6 +11,7 @@ from kormos.objective.arithmetic import Arithmetic
 from kormos.objective.arrays import refuse_ragged
 from kormos.objective.function import VariableReader
 from kormos.objective.function import takes
+from kormos.objective.modules import refuse_hidden_reads
 from kormos.objective.program import ReadRecorder
 
 
@@ -56,6 +57,7 @@ class ResidualFunction(VariableReader):
         with arithmetic.learning(), ReadRecorder() as scope:
             blocks = backend.dry_run(self._call, self._head([]))
         super().__init__(variables, scope, arithmetic)
+        refuse_hidden_reads(self.unused_variables, self._call, self._head([]))
         _check_blocks(blocks)
         self._find_groups(blocks, len(distinct))
 
