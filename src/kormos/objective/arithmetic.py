@@ -56,7 +56,22 @@ class Arithmetic:
         self._modules = Modules()
 
     def widened(self):
-        """The same layers and losses in float64."""
+        """The same layers and losses in float64.
+
+        Raises:
+            ValueError: if there are quantized layers.
+        """
+        quantized = [
+            owner.name
+            for owner in self._owners.values()
+            if getattr(owner, "quantization_mode", None) is not None
+        ]
+        if quantized:
+            raise ValueError(
+                "Quantized layers compute in integers or float8 and have no "
+                "float64 (`precision`): leave `precision` out. "
+                f"Received: {', '.join(quantized)}, quantized"
+            )
         other = Arithmetic("float64")
         other.include(self._owners.values())
         other._modules = self._modules

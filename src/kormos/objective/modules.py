@@ -9,6 +9,7 @@ from keras import tree
 
 from kormos import backend
 from kormos.objective.program import ReadRecorder
+from kormos.objective.program import to_float
 from kormos.precision import turn
 
 
@@ -59,20 +60,16 @@ class Modules:
         pairs = []
         for variable in self.reads():
             own, value = variable.value, stateless.get_current_value(variable)
-            pairs.append((own, _cast(own if value is None else value, dtype)))
+            value = own if value is None else value
+            pairs.append((own, to_float(value, dtype or value.dtype)))
         for wrapper in self._wrappers:
             for buffer in wrapper.module.buffers():
                 # Training updates averages in place.
-                pairs.append((buffer, _cast(buffer.clone(), dtype)))
+                pairs.append(
+                    (buffer, to_float(buffer.clone(), dtype or buffer.dtype))
+                )
         with backend.standing_in(pairs):
             yield
-
-
-def _cast(tensor, dtype):
-    is_float = keras.backend.is_float_dtype(
-        keras.backend.standardize_dtype(tensor.dtype)
-    )
-    return ops.cast(tensor, dtype) if dtype and is_float else tensor
 
 
 def refuse_hidden_reads(variables, fn, *args):
