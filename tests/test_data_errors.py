@@ -41,6 +41,13 @@ def dataset():
     return tf.data.Dataset.from_tensor_slices((X, Y)).batch(4)
 
 
+RAGGED = tf.ragged.constant([[1.0] * (1 + row % 3) for row in range(12)])
+
+
+def ragged_dataset():
+    return tf.data.Dataset.from_tensor_slices((RAGGED, Y)).batch(4)
+
+
 def generator():
     yield from PAIRS
 
@@ -106,6 +113,21 @@ BAD = {
     "weights of neither row nor output": (
         dict(y=[Y, Y], sample_weight=np.ones((12, 2))),
         "`sample_weight` must be one weight a row",
+    ),
+    "ragged tensor": (dict(x=RAGGED), "`x` .* ragged.*RaggedTensor of shape"),
+    "ragged tensor of a dict": (
+        dict(x={"a": X, "b": RAGGED}),
+        r"`x\['b'\]` .* ragged",
+    ),
+    "ragged targets": (dict(y=RAGGED), "`y` .* ragged"),
+    "ragged validation data": (
+        dict(validation_data=(X, RAGGED)),
+        r"`validation_data\[1\]` .* ragged",
+    ),
+    "ragged batches": (dict(x=ragged_dataset(), y=None), "`x` .* ragged"),
+    "ragged stream": (
+        dict(x=ragged_dataset(), y=None, stream=True),
+        "`x` .* ragged",
     ),
     "ragged list": (dict(x=[[1.0, 2.0], [3.0]]), "`x` .* arrays of numbers"),
     "NaN in x": (dict(x=with_value(X, np.nan)), "`x` .* finite.*in row 5"),
@@ -258,3 +280,13 @@ def test_an_unbuilt_model_stays_unbuilt():
     with pytest.raises(ValueError, match="finite"):
         model.fit(X, with_value(Y, np.nan), verbose=0)
     assert not model.built
+
+
+def test_least_squares_refuses_ragged_data():
+    v = keras.Variable([1.0, 2.0])
+
+    def residuals(t):
+        return v[0] - v[1] * t
+
+    with pytest.raises(ValueError, match="`data` .* ragged.*Received: Ragged"):
+        kormos.least_squares(residuals, [v], data=RAGGED)

@@ -175,3 +175,24 @@ def test_the_default_is_twenty_epochs(unconverged):
     )
     model.compile(optimizer="l-bfgs-b", loss="mse")
     assert model.fit_batch(X, Y, verbose=0).result.iterations == 20
+
+
+@pytest.mark.parametrize(
+    "theta",
+    [np.ones(5), np.ones(2), [0.0, 0.0], list(np.ones(2)), [np.ones((5, 1))]],
+    ids=["vector", "two", "numbers", "scalars", "weights"],
+)
+def test_parameters_are_no_weights_of_an_optimizer(theta, unconverged):
+    model = functional()
+    model.compile(optimizer="l-bfgs-b", loss="mse")
+    model.fit(X, Y, epochs=2, verbose=0)
+    optimizer, weights = model.optimizer, model.get_weights()
+    with pytest.raises(ValueError, match=r"kormos\.Objective.*assign\(theta\)"):
+        optimizer.set_weights(theta)
+    assert int(optimizer.iterations.numpy()) == 2
+    np.testing.assert_array_equal(model.get_weights()[0], weights[0])
+    # Its own variables are set, as Keras does.
+    own = [variable.numpy() for variable in optimizer.variables]
+    model.fit(X, Y, epochs=1, verbose=0)
+    optimizer.set_weights(own)
+    assert int(optimizer.iterations.numpy()) == 2

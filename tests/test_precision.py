@@ -482,3 +482,79 @@ def test_a_keras_that_has_changed_is_said_so(monkeypatch):
     with pytest.raises(RuntimeError, match="has changed"):
         kormos.fit(net(), X, Y, precision="float64", verbose=0)
     assert settings() == before
+
+
+@pytest.mark.parametrize("precision", ["float64", "auto"])
+@pytest.mark.parametrize("mode", ["int8", "int4", "float8"])
+def test_quantized_models_are_refused_unharmed(mode, precision):
+    model = keras.Sequential(
+        [keras.Input((2,)), layers.Dense(6, "tanh"), layers.Dense(1)]
+    )
+    model.quantize(mode)
+    if mode != "float8":
+        model.layers[0].enable_lora(2)
+    model.compile(optimizer="l-bfgs-b", loss="mse")
+    before = model.evaluate(X, Y, verbose=0)
+    policies = [layer.dtype_policy.name for layer in model.layers]
+    names = ", ".join(layer.name for layer in model.layers)
+    with pytest.raises(ValueError, match=f"Quantized .*Received: {names}, "):
+        model.fit(X, Y, precision=precision, verbose=0)
+    assert model.evaluate(X, Y, verbose=0) == before
+    assert [layer.dtype_policy.name for layer in model.layers] == policies
+
+
+class ByDtype(layers.Layer):
+    """Another function in another dtype."""
+
+    def call(self, x):
+        return x * (1.01 if self.compute_dtype == "float64" else 1.0)
+
+
+class LossByDtype(keras.Sequential):
+    def compute_loss(self, x=None, y=None, y_pred=None, **kwargs):
+        factor = 2.0 if "float64" in str(y_pred.dtype) else 1.0
+        return factor * ops.mean(ops.square(y_pred - y))
+
+
+@pytest.mark.parametrize(
+    "model, words",
+    [
+        (lambda *rest: keras.Sequential([*rest, ByDtype()]), "an output that"),
+        (lambda *rest: LossByDtype([*rest]), "the loss that"),
+    ],
+    ids=["output", "loss"],
+)
+@pytest.mark.parametrize("precision", ["float64", "auto"])
+def test_another_function_in_float64_is_refused(model, words, precision):
+    model = model(keras.Input((2,)), layers.Dense(1))
+    model.compile(optimizer="l-bfgs-b", loss="mse")
+    before = model.get_weights()[0]
+    with pytest.raises(ValueError, match=f"{words} is .* in float64"):
+        model.fit(X, Y, precision=precision, verbose=0)
+    np.testing.assert_array_equal(model.get_weights()[0], before)
+
+
+def test_what_float32_cannot_tell_is_not_refused(unconverged):
+    # Its spacing of numbers there is 0.06, of inputs within 0.3 of their mean.
+    x = 1e6 + 0.3 * X
+    normalize = layers.Normalization(mean=1e6, variance=0.09)
+    model = keras.Sequential([keras.Input((2,)), normalize, layers.Dense(1)])
+    model.compile(optimizer="l-bfgs-b", loss="mse")
+    model.fit(x, Y, precision="float64", epochs=30, verbose=0)
+    design = np.concatenate([X, np.ones((len(X), 1))], axis=1)
+    right = np.linalg.lstsq(design, Y, rcond=None)[0][:-1]
+    np.testing.assert_allclose(model.get_weights()[-2], right, atol=1e-4)
+
+
+def test_saturated_outputs_are_not_refused(unconverged):
+    start = keras.initializers.Constant(100.0)
+    model = keras.Sequential(
+        [keras.Input((2,)), layers.Dense(1, "sigmoid", bias_initializer=start)]
+    )
+    model.compile(optimizer="lbfgs", loss="binary_crossentropy")
+    targets = np.zeros((len(X), 1))
+    objective = kormos.Objective(model, X, targets, precision="float64")
+    loss = objective.value(objective.initial_position())
+    # TensorFlow takes the logits; elsewhere a clipped logarithm is taken.
+    right = 100 if BACKEND == "tensorflow" else -np.log(1e-7)
+    assert loss == pytest.approx(right, rel=1e-2)

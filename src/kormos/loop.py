@@ -20,6 +20,7 @@ from kormos.objective.checks import warn_of_unused_variables
 from kormos.objective.limits import moved_into_bounds
 from kormos.objective.limits import resolve_bounds
 from kormos.objective.limits import resolve_constraints
+from kormos.objective.model_program import is_built
 from kormos.optimizers.problem import UNLIMITED
 from kormos.optimizers.problem import Constraint
 from kormos.optimizers.problem import Problem
@@ -362,7 +363,7 @@ class FitLoop:
         staged = any(stage.pretrain_fn is not None for stage in stages)
         frozen = model.non_trainable_variables if staged else ()
         scope = contextlib.nullcontext()
-        if model.built:
+        if is_built(model):
             variables = model.trainable_variables
             scope = moved_into_bounds(variables, self._bounds, frozen)
         with scope:

@@ -27,6 +27,10 @@ are taken with respect to that list.
 - `wide()`: a scope in which float64 tensors keep their precision.
 - `repeatable()`: a scope in which random draws without a seed of their own
   are the same every time.
+- `parameters_met()`: a scope that yields a dict of the PyTorch parameters that
+  operations within it are given, by `id`.
+- `standing_in(pairs)`: a scope in which operations that are given the first
+  tensor of a pair compute with the second.
 - `value_and_grad(fn)`: `(parts, *args) -> (loss, gradients)`.
 - `has_own_gradients(compiled)`: whether what was compiled may hold gradients
   that are wrong when they are differentiated once more.
@@ -42,6 +46,8 @@ are taken with respect to that list.
 import keras
 
 if keras.backend.backend() == "jax":
+    from kormos.backend.common import parameters_met as parameters_met
+    from kormos.backend.common import standing_in as standing_in
     from kormos.backend.jax import arctan as arctan
     from kormos.backend.jax import attempt as attempt
     from kormos.backend.jax import chunk_numbers as chunk_numbers
@@ -65,6 +71,8 @@ if keras.backend.backend() == "jax":
     from kormos.backend.jax import vjp as vjp
     from kormos.backend.jax import wide as wide
 elif keras.backend.backend() == "tensorflow":
+    from kormos.backend.common import parameters_met as parameters_met
+    from kormos.backend.common import standing_in as standing_in
     from kormos.backend.common import view as view
     from kormos.backend.tensorflow import arctan as arctan
     from kormos.backend.tensorflow import attempt as attempt
@@ -103,10 +111,12 @@ elif keras.backend.backend() == "torch":
     from kormos.backend.torch import jvp as jvp
     from kormos.backend.torch import map_rows as map_rows
     from kormos.backend.torch import on_cpu as on_cpu
+    from kormos.backend.torch import parameters_met as parameters_met
     from kormos.backend.torch import repeatable as repeatable
     from kormos.backend.torch import row_jacobian as row_jacobian
     from kormos.backend.torch import scalar as scalar
     from kormos.backend.torch import set_row as set_row
+    from kormos.backend.torch import standing_in as standing_in
     from kormos.backend.torch import value_and_grad as value_and_grad
     from kormos.backend.torch import vjp as vjp
     from kormos.backend.torch import wide as wide

@@ -6,6 +6,8 @@ import warnings
 
 import numpy as np
 import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kormos.backend import common
@@ -73,6 +75,39 @@ class _Lenient(TorchDispatchMode):
 
 def _is_float(value):
     return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
+@contextlib.contextmanager
+def parameters_met():
+    met = {}
+
+    class Noting(TorchFunctionMode):
+        def __torch_function__(self, fn, types, args=(), kwargs=None):
+            for leaf in pytree.tree_leaves((args, kwargs)):
+                if isinstance(leaf, torch.nn.Parameter):
+                    met[id(leaf)] = leaf
+            return fn(*args, **(kwargs or {}))
+
+    with Noting():
+        yield met
+
+
+@contextlib.contextmanager
+def standing_in(pairs):
+    # Kept, so that no other tensor takes their ids.
+    others = {id(tensor): (tensor, other) for tensor, other in pairs}
+
+    class StandingIn(TorchFunctionMode):
+        # Modules stay as they are: other threads may call them.
+        def __torch_function__(self, fn, types, args=(), kwargs=None):
+            args, kwargs = pytree.tree_map(
+                lambda leaf: others.get(id(leaf), (leaf, leaf))[1],
+                (args, kwargs or {}),
+            )
+            return fn(*args, **kwargs)
+
+    with StandingIn():
+        yield
 
 
 def is_numerical(error):

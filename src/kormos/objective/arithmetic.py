@@ -15,6 +15,7 @@ from keras import tree
 
 from kormos.numerics.vectors import rounding
 from kormos.objective.calls import recorded_calls
+from kormos.objective.modules import Modules
 from kormos.precision import is_true_float64
 from kormos.precision import precision
 from kormos.precision import turn
@@ -52,11 +53,28 @@ class Arithmetic:
     def __init__(self, dtype=None):
         self.dtype = dtype
         self._owners = {}
+        self._modules = Modules()
 
     def widened(self):
-        """The same layers and losses in float64."""
+        """The same layers and losses in float64.
+
+        Raises:
+            ValueError: if there are quantized layers.
+        """
+        quantized = [
+            owner.name
+            for owner in self._owners.values()
+            if getattr(owner, "quantization_mode", None) is not None
+        ]
+        if quantized:
+            raise ValueError(
+                "Quantized layers compute in integers or float8 and have no "
+                "float64 (`precision`): leave `precision` out. "
+                f"Received: {', '.join(quantized)}, quantized"
+            )
         other = Arithmetic("float64")
         other.include(self._owners.values())
+        other._modules = self._modules
         return other
 
     @property
@@ -77,22 +95,40 @@ class Arithmetic:
         """Adds layers and losses, to be given the dtype."""
         self._owners.update({id(o): o for o in owners})
 
+    def reads(self):
+        """The variables that were read, but not through Keras."""
+        return self._modules.reads()
+
     @contextlib.contextmanager
     def learning(self):
         """A scope, outside of the precision, that includes what is called."""
-        with turn(None), recorded_calls() as calls:
+        with (
+            turn(None),
+            recorded_calls() as calls,
+            self._modules.learning(),
+        ):
             yield
         self.include(call.owner for call in calls)
+        self._modules.include(call.owner for call in calls)
 
     @contextlib.contextmanager
-    def scope(self):
-        """A scope in which what is included computes in the precision."""
-        with turn(self.dtype):
-            if self.dtype is None:
-                yield
-                return
-            with precision(self.dtype), self._widened():
-                yield
+    def scope(self, stateless=None):
+        """A scope in which what is included computes in the precision.
+
+        Args:
+            stateless: a `keras.StatelessScope` to enter, of the variables'
+                values, if there is one.
+        """
+        with contextlib.ExitStack() as scopes:
+            scopes.enter_context(turn(self.dtype))
+            if self.dtype is not None:
+                scopes.enter_context(precision(self.dtype))
+                scopes.enter_context(self._widened())
+            if stateless is not None:
+                modules = self._modules.scope(stateless, self.dtype)
+                scopes.enter_context(modules)
+                scopes.enter_context(stateless)
+            yield
 
     def check(self, fn, *args):
         """Refuses what does not compute in the precision.

@@ -12,13 +12,33 @@ from kormos.objective.data import leaves
 
 def is_array(x):
     """Whether `x` is an array, a tensor or a table of columns."""
-    return any(
-        hasattr(x, name) for name in ("__array__", "to_numpy", "toarray")
-    ) or ops.is_tensor(x)
+    return (
+        any(hasattr(x, name) for name in ("__array__", "to_numpy", "toarray"))
+        or ops.is_tensor(x)
+        or _is_ragged(x)
+    )
+
+
+def _is_ragged(x):
+    return hasattr(x, "nested_row_splits")  # TensorFlow's, on any backend.
+
+
+def refuse_ragged(value, name):
+    """Refuses a ragged tensor, which Keras would fill up with zeros."""
+    if _is_ragged(value):
+        raise ValueError(
+            f"Argument `{name}` must hold arrays, whose rows are of one "
+            "shape, and not ragged tensors: fill the rows up with "
+            "`to_tensor()` (in a data set, `map` or `padded_batch`), and mask "
+            "what was filled in with `Embedding(mask_zero=True)`, a `Masking` "
+            f"layer or weights. Received: {type(value).__name__} of shape "
+            f"{tuple(value.shape)}"
+        )
 
 
 def to_array(value, name):
     """A NumPy array of numbers, with a row for each sample."""
+    refuse_ragged(value, name)
     try:
         array = _as_numpy(value)
     except (TypeError, ValueError, RuntimeError) as error:

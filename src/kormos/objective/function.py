@@ -14,6 +14,7 @@ from kormos.objective.arithmetic import Arithmetic
 from kormos.objective.arithmetic import check_precision
 from kormos.objective.arithmetic import starts_wide
 from kormos.objective.flat import FlatObjective
+from kormos.objective.modules import refuse_hidden_reads
 from kormos.objective.packing import Packing
 from kormos.objective.program import Program
 from kormos.objective.program import ReadRecorder
@@ -36,7 +37,7 @@ class VariableReader:
     def __init__(self, variables, scope, arithmetic):
         self.variables = list(variables)
         self.frozen_variables = scope.reads_but(variables)
-        read = {id(v) for v in scope.reads()}
+        read = {id(v) for v in [*scope.reads(), *arithmetic.reads()]}
         self.unused_variables = [v for v in variables if id(v) not in read]
         self._arithmetic = arithmetic
 
@@ -50,7 +51,7 @@ class VariableReader:
         )
         for update in zip(self.variables, parts, strict=True):
             scope.add_update(update)
-        with self._arithmetic.scope(), scope:
+        with self._arithmetic.scope(scope):
             yield scope
 
     def widened(self):
@@ -107,6 +108,7 @@ class StatelessFunction(VariableReader):
                 f"Received: a tensor of dtype {value.dtype}"
             )
         super().__init__(variables, scope, arithmetic)
+        refuse_hidden_reads(self.unused_variables, fn)
         self.fn = fn
         self.shape = tuple(value.shape)
 

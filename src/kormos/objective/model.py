@@ -19,6 +19,7 @@ from kormos.objective.arithmetic import warn_of_rounding
 from kormos.objective.checks import check_count
 from kormos.objective.flat import FlatObjective
 from kormos.objective.model_loss import overrides
+from kormos.objective.model_program import is_built
 from kormos.objective.model_program import is_new
 from kormos.objective.model_program import program_for
 from kormos.objective.program import each_chunk
@@ -97,7 +98,7 @@ class Objective(FlatObjective):
         self._training = training
         self._with_jacobian = with_jacobian
         self.model = model
-        if not model.built:
+        if not is_built(model):
             # Not in training, which updates moving averages.
             model(self._rows(None).head(2).x, training=False)
         if is_new(model):
@@ -236,8 +237,11 @@ class Objective(FlatObjective):
     def metric_names(self):
         """What `evaluate` returns besides the loss."""
         with backend.wide():
-            program = self.program
-            return list(program.metric_results(program.metric_values))
+            values = self.program.metric_values
+            return list(self._results(self.initial_position(), values))
+
+    def _results(self, theta, metric_values):
+        return self.program.metric_results(theta, self._frozen, metric_values)
 
     def evaluate(self, theta):
         """The loss and the compiled metrics at `theta`, as floats.
@@ -255,7 +259,7 @@ class Objective(FlatObjective):
                 loss, values = self.program.evaluate(theta, values, *piece)
                 total += number(loss)
             logs = {"loss": total}
-            for name, value in self.program.metric_results(values).items():
+            for name, value in self._results(theta, values).items():
                 value = ops.convert_to_numpy(value)
                 logs[name] = float(value) if value.ndim == 0 else value
         return logs

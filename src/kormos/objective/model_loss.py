@@ -10,11 +10,16 @@ from keras import ops
 from keras import tree
 
 from kormos import backend
+from kormos.objective.agreement import Agreement
 from kormos.objective.arithmetic import Arithmetic
 from kormos.objective.losses import CompiledLosses
+from kormos.objective.metrics import flattened
+from kormos.objective.modules import refuse_hidden_reads
 from kormos.objective.program import ReadRecorder
 from kormos.objective.program import leading_size
 from kormos.objective.program import snapshot
+from kormos.objective.program import to_float
+from kormos.objective.reading import dtype_for
 
 # An attribute of a model that Keras neither tracks nor saves.
 _LOSS_WEIGHTS = "_kormos_loss_weights"
@@ -53,11 +58,12 @@ class ModelLoss:
                 loss_weights(model),
                 getattr(model, "output_names", None),
             )
-        self._discover(head)
+        narrow = head.map(lambda a: to_float(a, dtype_for(model)))
+        self._discover(narrow)
         if dtype is not None:
-            self._widen(head)
+            self._widen(head, narrow, compile)
 
-    def _widen(self, head):
+    def _widen(self, head, narrow, compile):
         """Computes in float64 whatever the model's own arithmetic is."""
         # The compiled losses, and the model's own: also the one that Keras
         # makes of them, whose call is not recorded.
@@ -65,7 +71,11 @@ class ModelLoss:
         self._arithmetic.include(
             [loss for loss in losses if isinstance(loss, keras.losses.Loss)]
         )
-        self._arithmetic = self._arithmetic.widened()
+        wide = self._arithmetic.widened()
+        agreement = None
+        if not self._draws:
+            agreement = Agreement(self, narrow, compile)
+        self._arithmetic = wide
         with backend.wide():
             parts = [ops.cast(v.value, "float64") for v in self.variables]
         frozen = snapshot(self.frozen_variables)
@@ -79,6 +89,14 @@ class ModelLoss:
 
         self._arithmetic.check(self._dry_run, call, parts, frozen, *head)
         self.output_dtype = "float64"
+        if agreement is not None:
+            agreement.check(head)
+
+    @property
+    def _draws(self):
+        """Whether there may be random numbers, which depend on the dtype."""
+        names = [v.name for v in self.frozen_variables]
+        return self._training or "seed_generator_state" in names
 
     @property
     def _dry_run(self):
@@ -114,8 +132,9 @@ class ModelLoss:
         def evaluate(x, y, w, scales):
             y_pred = self.predict(x)
             tree.map_structure(masks, y_pred)
-            loss = self._loss(x, y, y_pred, w, scales)
+            loss = self.loss_of(x, y, y_pred, w, scales)
             self._model.compute_metrics(x, y, y_pred, w)
+            self._model.get_metrics_result()
             self.adds_losses = bool(self._model.losses)
             return loss
 
@@ -130,13 +149,14 @@ class ModelLoss:
             )
         excluded = [*self.variables, *self.metric_variables]
         self.frozen_variables = scope.reads_but(excluded)
-        read = {id(v) for v in scope.reads()}
+        read = {id(v) for v in [*scope.reads(), *self._arithmetic.reads()]}
         self.unused_variables = [v for v in self.variables if id(v) not in read]
+        refuse_hidden_reads(self.unused_variables, evaluate, x, y, w, scales)
 
     def chunk_loss(self, parts, frozen, scales, chunk):
         x, y, w = chunk
         with self.scope(parts, frozen):
-            return self._loss(x, y, self.predict(x), w, scales)
+            return self.loss_of(x, y, self.predict(x), w, scales)
 
     def chunk_metrics(self, parts, frozen, scales, metric_values, chunk):
         """The chunk's loss, and the metrics' values after the chunk."""
@@ -144,17 +164,18 @@ class ModelLoss:
         metrics = zip(self.metric_variables, metric_values, strict=True)
         with self.scope(parts, frozen, metrics) as scope:
             y_pred = self.predict(x)
-            loss = self._loss(x, y, y_pred, w, scales)
+            loss = self.loss_of(x, y, y_pred, w, scales)
             if self._has_loss_metrics():
                 self._own_loss(x, y, y_pred, w)
             self._model.compute_metrics(x, y, y_pred, w)
         values = [scope.get_current_value(v) for v in self.metric_variables]
         return loss, values
 
-    def metric_results(self, metric_values):
-        pairs = list(zip(self.metric_variables, metric_values, strict=True))
-        with keras.StatelessScope(state_mapping=pairs):
+    def metric_results(self, parts, frozen, metric_values):
+        metrics = zip(self.metric_variables, metric_values, strict=True)
+        with self.scope(parts, frozen, metrics):
             results = self._model.get_metrics_result()
+            results = flattened(results)
         return {k: v for k, v in results.items() if k != "loss"}
 
     def scales(self, chunks, rows):
@@ -208,7 +229,7 @@ class ModelLoss:
         # In the dtype that they have.
         for update in zip(self.variables, parts, strict=True):
             scope.add_update(update)
-        with self._arithmetic.scope(), backend.repeatable(), scope:
+        with backend.repeatable(), self._arithmetic.scope(scope):
             yield scope
 
     def output_loss(self, x, y, y_pred, w, scales):
@@ -227,7 +248,7 @@ class ModelLoss:
             total = total + ops.sum(ops.cast(loss, scales.dtype))
         return leading_size(x) * scales[-1] * total
 
-    def _loss(self, x, y, y_pred, w, scales):
+    def loss_of(self, x, y, y_pred, w, scales):
         total = self.output_loss(x, y, y_pred, w, scales)
         if self._has_own_loss:
             return total  # It adds what layers add, if it is to be added.

@@ -35,7 +35,7 @@ class ModelProgram(Program):
         )
         self.model_loss = model_loss
         self.evaluate = compile(self._evaluate)
-        self.metric_results = compile(model_loss.metric_results)
+        self.metric_results = compile(self._metric_results)
         self._make_gauss_newton = lambda: GaussNewton(
             self.packing,
             [ModelOutputs(model, model_loss, head, compile)],
@@ -55,6 +55,10 @@ class ModelProgram(Program):
         """
         return self._make_gauss_newton()
 
+    def _metric_results(self, theta, frozen, metric_values):
+        parts = self.packing.unpack(theta)
+        return self.model_loss.metric_results(parts, frozen, metric_values)
+
     def _evaluate(self, theta, metric_values, frozen, scales, chunks):
         self.traces["evaluate"] += 1
         parts = self.packing.unpack(theta)
@@ -71,6 +75,15 @@ class ModelProgram(Program):
             tuple(ops.convert_to_tensor(v) for v in metric_values),
         )
         return fold_chunks(step, chunks[0], state)
+
+
+def is_built(model):
+    """Whether all of the model's layers have their variables.
+
+    Keras calls a `Sequential` built as soon as one of its layers is.
+    """
+    parts = model.layers if isinstance(model, keras.Model) else ()
+    return model.built and all(map(is_built, parts))
 
 
 def is_new(model):

@@ -209,3 +209,10 @@ def take(stacked, index):
     return tree.map_structure(
         lambda a: None if a is None else a[index], stacked
     )
+
+
+def to_float(tensor, dtype):
+    """A tensor of floating-point numbers in a dtype; another as it is."""
+    own = keras.backend.standardize_dtype(tensor.dtype)
+    is_float = keras.backend.is_float_dtype(own)
+    return ops.cast(tensor, dtype) if is_float else tensor

@@ -8,8 +8,10 @@ from keras import tree
 from kormos import backend
 from kormos.backend.common import as_tensor
 from kormos.objective.arithmetic import Arithmetic
+from kormos.objective.arrays import refuse_ragged
 from kormos.objective.function import VariableReader
 from kormos.objective.function import takes
+from kormos.objective.modules import refuse_hidden_reads
 from kormos.objective.program import ReadRecorder
 
 
@@ -55,6 +57,7 @@ class ResidualFunction(VariableReader):
         with arithmetic.learning(), ReadRecorder() as scope:
             blocks = backend.dry_run(self._call, self._head([]))
         super().__init__(variables, scope, arithmetic)
+        refuse_hidden_reads(self.unused_variables, self._call, self._head([]))
         _check_blocks(blocks)
         self._find_groups(blocks, len(distinct))
 
@@ -170,6 +173,7 @@ class ResidualFunction(VariableReader):
         return [self._array(leaf) for leaf in tree.flatten(data)]
 
     def _array(self, leaf):
+        refuse_ragged(leaf, "data")
         array = ops.convert_to_numpy(leaf) if ops.is_tensor(leaf) else leaf
         array = np.asarray(array)
         if array.ndim == 0 or array.dtype.kind not in "fiub" or not len(array):

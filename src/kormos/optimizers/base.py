@@ -120,6 +120,25 @@ class BatchOptimizer(keras.optimizers.Optimizer):
         else:
             super().__setattr__(name, value)
 
+    def set_weights(self, weights):
+        """Sets the optimizer's own variables, its counters, as Keras does.
+
+        Args:
+            weights: a list of arrays like `[v.numpy() for v in variables]`.
+
+        Raises:
+            ValueError: if they are anything else, parameters of a model say.
+        """
+        if not _are_like(weights, self.variables):
+            raise ValueError(
+                f"`set_weights` of optimizer '{self.name}' takes a list of "
+                f"its own {len(self.variables)} variables, which count its "
+                "iterations, and changes no model. To write a vector of "
+                "parameters into the model, call `kormos.Objective(model, x, "
+                f"y).assign(theta)`. Received: {_described(weights)}"
+            )
+        super().set_weights(weights)
+
     def _refuse(self, *args, **kwargs):
         raise RuntimeError(
             f"Optimizer '{self.name}' works on all of the data at once, "
@@ -140,6 +159,31 @@ def check_epochs(value):
             "option 'maxiter') must be an integer, zero or more. "
             f"Received: {value!r}"
         )
+
+
+def _are_like(weights, variables):
+    """Whether these are arrays of the shapes and dtypes of the variables."""
+    is_list = isinstance(weights, (list, tuple))
+    return (
+        is_list
+        and len(weights) == len(variables)
+        and all(
+            hasattr(weight, "dtype")
+            and tuple(weight.shape) == tuple(variable.shape)
+            # Numbers of a vector would else pass for counts.
+            and keras.backend.standardize_dtype(weight.dtype) == variable.dtype
+            for weight, variable in zip(weights, variables, strict=True)
+        )
+    )
+
+
+def _described(weights):
+    kind = type(weights).__name__
+    if hasattr(weights, "shape"):
+        return f"{kind} of shape {tuple(weights.shape)}"
+    if isinstance(weights, (list, tuple)):
+        return f"a {kind} of {len(weights)} entries"
+    return repr(weights)
 
 
 def _by_path(bounds):

@@ -1,0 +1,127 @@
+"""Variables that layers read past Keras: PyTorch modules, SavedModels."""
+
+import contextlib
+
+import keras
+import numpy as np
+from keras import ops
+from keras import tree
+
+from kormos import backend
+from kormos.objective.program import ReadRecorder
+from kormos.objective.program import to_float
+from kormos.precision import turn
+
+
+class Modules:
+    """The PyTorch modules that a function calls, in `TorchModuleWrapper`s.
+
+    They read parameters of their own, which Keras' variables share, where no
+    scope of Keras' reaches.
+    """
+
+    def __init__(self):
+        self._wrappers = []
+        self._met = {}
+
+    @contextlib.contextmanager
+    def learning(self):
+        """A scope that notes which parameters operations are given."""
+        with backend.parameters_met() as met:
+            yield
+        self._met.update(met)
+
+    def include(self, owners):
+        """Adds the wrappers among layers that were called."""
+        self._wrappers += [
+            owner
+            for owner in owners
+            if isinstance(owner, keras.layers.TorchModuleWrapper)
+            and owner not in self._wrappers
+        ]
+
+    def reads(self):
+        """The variables of the modules whose parameters operations met."""
+        variables = [v for w in self._wrappers for v in w.variables]
+        return [v for v in variables if id(v.value) in self._met]
+
+    @contextlib.contextmanager
+    def scope(self, stateless, dtype=None):
+        """A scope in which modules compute with other values.
+
+        Args:
+            stateless: the `keras.StatelessScope` that has the values, not
+                entered yet.
+            dtype: of floating-point numbers. Defaults to their own.
+        """
+        if not self._wrappers:
+            yield
+            return
+        pairs = []
+        for variable in self.reads():
+            own, value = variable.value, stateless.get_current_value(variable)
+            value = own if value is None else value
+            pairs.append((own, to_float(value, dtype or value.dtype)))
+        for wrapper in self._wrappers:
+            for buffer in wrapper.module.buffers():
+                # Training updates averages in place.
+                pairs.append(
+                    (buffer, to_float(buffer.clone(), dtype or buffer.dtype))
+                )
+        with backend.standing_in(pairs):
+            yield
+
+
+def refuse_hidden_reads(variables, fn, *args):
+    """Refuses variables that change a function which never reads them.
+
+    Such a function differentiates to zero, and a fit would call its start an
+    optimum.
+
+    Args:
+        variables: the variables that no scope saw a read of.
+        fn: the function, of `args`, that returns tensors in any structure.
+        *args: likewise.
+
+    Raises:
+        ValueError: naming the variables.
+    """
+    if not variables:
+        return
+    # Alone: they are changed for a moment.
+    with turn("changed"):
+        present = _outputs(fn, args)
+        if not _changes(variables, present, fn, args):
+            return
+        names = [v.path for v in variables if _changes([v], present, fn, args)]
+    raise ValueError(
+        "Every variable to train must be read through Keras, or it cannot be "
+        "differentiated: layers such as `TFSMLayer` and compiled PyTorch "
+        "modules read their own. Freeze them (`layer.trainable = False`), or "
+        "build them of Keras layers. Received: variables that change the "
+        f"outputs without being read, {', '.join(names)}"
+    )
+
+
+def _changes(variables, present, fn, args):
+    """Whether other values of the variables change the outputs."""
+    rng = np.random.default_rng(0)
+    kept = [np.array(ops.convert_to_numpy(v.value)) for v in variables]
+    try:
+        for variable, value in zip(variables, kept, strict=True):
+            noise = rng.uniform(0.1, 0.5, size=value.shape)
+            variable.assign(value + noise * (1 + abs(value)))
+        other = _outputs(fn, args)
+    finally:
+        for variable, value in zip(variables, kept, strict=True):
+            variable.assign(value)
+    return not all(
+        np.array_equal(a, b, equal_nan=True)
+        for a, b in zip(present, other, strict=True)
+    )
+
+
+def _outputs(fn, args):
+    with backend.repeatable(), ReadRecorder():
+        outputs = backend.attempt(fn, *args)
+    return [ops.convert_to_numpy(leaf) for leaf in tree.flatten(outputs)]
