@@ -156,7 +156,10 @@ def verdict(search, loss, slope, noise):
     good = both(is_finite(loss, slope), either(wolfe, approximate, enough))
     # Slopes show for longer than losses what a step does, but not for ever.
     short = -predicted <= noise**0.5 * size
-    many = search.trials + 1 >= where(short, _MOST_SHORT, _MOST_IN_VAIN)
+    many = either(
+        search.trials + 1 >= _MOST_IN_VAIN,
+        both(short, search.trials + 1 >= _MOST_SHORT),
+    )
     in_vain = both(many, ~decreased, is_finite(loss))
     none = -predicted <= _LEAST_PROMISE * noise * size
     lost = either(last, in_vain, none)
