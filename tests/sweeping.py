@@ -45,15 +45,17 @@ def known(name, method, faults):
             return reason
 
 
-def faulty(names, method, faults):
-    """Parameters `name, method` of known faults, which are to fail."""
-    return [
-        pytest.param(
-            name, method, marks=pytest.mark.xfail(strict=True, reason=reason)
-        )
-        for name in names
-        if (reason := known(name, method, faults))
-    ]
+def parameters(names, methods, faults):
+    """Parameters `name, method`; a known fault is to fail."""
+    made = []
+    for method in methods:
+        for name in names:
+            reason = known(name, method, faults)
+            mark = pytest.mark.xfail(strict=True, reason=reason)
+            made.append(
+                pytest.param(name, method, marks=mark if reason else ())
+            )
+    return made
 
 
 def draw_weights(model, seed=0):

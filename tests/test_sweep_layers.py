@@ -24,10 +24,9 @@ from float64.measuring import undrawn
 from sweeping import ROWS
 from sweeping import classes
 from sweeping import draw_weights
-from sweeping import faulty
 from sweeping import fit
-from sweeping import known
 from sweeping import needs
+from sweeping import parameters
 from sweeping import refuses
 
 # Of `Flatten`, at the end of every model here.
@@ -292,13 +291,22 @@ NAMES = [
 ]
 
 
-def together(method):
-    """Sound layers, eight in a model: a solver compiles longer than they."""
-    sound = [n for n in NAMES if not known(n, method, FAULTS)]
-    return [(sound[i : i + 8], method) for i in range(0, len(sound), 8)]
+METHODS = ["lbfgs", "lm"]
+PARAMETERS = parameters(NAMES, METHODS, FAULTS)
 
 
-@pytest.mark.parametrize("names, method", [*together("lbfgs"), *together("lm")])
+def together():
+    """Sound layers, a dozen in a model: a solver compiles longer than they."""
+    sound = [p.values for p in PARAMETERS if not p.marks]
+    groups = {m: [n for n, method in sound if method == m] for m in METHODS}
+    return [
+        (names[i : i + 12], method)
+        for method, names in groups.items()
+        for i in range(0, len(names), 12)
+    ]
+
+
+@pytest.mark.parametrize("names, method", together())
 def test_layers(names, method):
     try:
         fit_all(names, method)
@@ -308,10 +316,7 @@ def test_layers(names, method):
             raise
 
 
-@pytest.mark.parametrize(
-    "name, method",
-    [*faulty(NAMES, "lbfgs", FAULTS), *faulty(NAMES, "lm", FAULTS)],
-)
+@pytest.mark.parametrize("name, method", [p for p in PARAMETERS if p.marks])
 def test_a_faulty_layer(name, method):
     fits_or_refuses(name, method)
 
