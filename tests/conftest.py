@@ -88,6 +88,7 @@ _WITHOUT_XLA = {
     "test_non_finite",
     "test_precision",
     "test_progress",
+    "test_random_models",
     "test_recovery",
     "test_refit",
     "test_repeats",
@@ -96,6 +97,8 @@ _WITHOUT_XLA = {
     "test_sklearn",
     "test_stock_callbacks",
     "test_streaming",
+    "test_sweep_layers",
+    "test_sweep_losses",
     "test_tuner",
     "test_units",
 }

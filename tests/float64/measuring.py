@@ -45,8 +45,8 @@ class Case(NamedTuple):
     keep: bool = False
 
 
-def _zeros(self, shape, **kwargs):
-    return np.zeros(shape)
+def _zeros(self, shape, dtype=None, **kwargs):
+    return np.zeros(shape, dtype or keras.config.floatx())
 
 
 @contextlib.contextmanager

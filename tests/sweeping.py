@@ -1,0 +1,102 @@
+"""What sweeps over Keras' classes share: which there are, and a fit of each."""
+
+import inspect
+import warnings
+
+import numpy as np
+import pytest
+
+import kormos
+from conftest import BACKEND
+
+ROWS, EPOCHS = 6, 2
+TOLERANCE = 2e-5
+
+# What is left of a loss that a fit has brought to zero is rounding.
+ROUNDING = 1e-12
+
+
+def classes(module, base):
+    """`{name: class}` of a module's public classes, without their aliases."""
+    found = {}
+    for name, kind in sorted(vars(module).items()):
+        if inspect.isclass(kind) and issubclass(kind, base):
+            found.setdefault(kind, []).append(name)
+    return {
+        kind.__name__ if kind.__name__ in names else names[0]: kind
+        for kind, names in found.items()
+    }
+
+
+def needs(kind):
+    """The arguments that a class cannot do without."""
+    parameters = list(inspect.signature(kind.__init__).parameters.values())
+    return [
+        p.name
+        for p in parameters[1:]
+        if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD
+    ]
+
+
+def known(name, method, faults):
+    """The reason of a known fault: `{backend: {"`method`...: ...": names}}`."""
+    for reason, names in faults.get(BACKEND, {}).items():
+        if name in names and f"`{method}`" in reason.split(":")[0]:
+            return reason
+
+
+def parameters(names, methods, faults):
+    """Parameters `name, method`; a known fault is to fail."""
+    made = []
+    for method in methods:
+        for name in names:
+            reason = known(name, method, faults)
+            mark = pytest.mark.xfail(strict=True, reason=reason)
+            made.append(
+                pytest.param(name, method, marks=mark if reason else ())
+            )
+    return made
+
+
+def draw_weights(model, seed=0):
+    """The same on every backend."""
+    random = np.random.RandomState(seed)
+    for v in model.trainable_variables:
+        v.assign(random.normal(0.0, 0.5, v.shape))
+
+
+def assert_agrees(actual, expected, start):
+    distance = abs(actual - expected)
+    assert distance <= TOLERANCE * abs(expected) + ROUNDING * abs(start), (
+        f"{actual} is not {expected}, which `evaluate` says"
+    )
+
+
+def fit(model, x, y, method, epochs=EPOCHS, **kwargs):
+    """A fit whose losses are those of `evaluate`: the History, the latter."""
+
+    def evaluate():
+        return model.evaluate(x, y, verbose=0, return_dict=True, **kwargs)
+
+    before = evaluate()["loss"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", kormos.ConvergenceWarning)
+        history = kormos.fit(
+            model, x, y, optimizer=method, epochs=epochs, verbose=0, **kwargs
+        )
+    after = evaluate()
+    assert_agrees(history.result.initial_loss, before, before)
+    assert_agrees(history.history["loss"][-1], after["loss"], before)
+    assert after["loss"] < before
+    return history, after
+
+
+def refuses(error, *names):
+    """Whether an error is kormos' own and names the layer or the loss."""
+    frames = inspect.getinnerframes(error.__traceback__)
+    message = str(error).lower().replace("_", "")
+    return (
+        isinstance(error, (ValueError, NotImplementedError))
+        and "kormos" in frames[-1].filename
+        and any(name.lower() in message for name in names)
+    )
