@@ -14,6 +14,9 @@ are taken with respect to that list.
   numerics fail.
 - `dry_run(fn, *args)`: `fn(*args)` for what it does to Python objects, or for
   tensors of the right shapes whatever their values.
+- `keeps_traces(fn, *args)`: whether the backend may keep the trace of a
+  function that `fn` calls, with the values of variables that it has read.
+- `own_trace()`: a scope in which no such trace is found again.
 - `is_numerical(error)`: whether an exception says that the numerics failed, on
   a matrix that is not positive definite, say.
 - `scalar(tensor)`: a scalar tensor as solvers' logic takes it: a NumPy number
@@ -60,8 +63,10 @@ if keras.backend.backend() == "jax":
     from kormos.backend.jax import is_numerical as is_numerical
     from kormos.backend.jax import jacobian as jacobian
     from kormos.backend.jax import jvp as jvp
+    from kormos.backend.jax import keeps_traces as keeps_traces
     from kormos.backend.jax import map_rows as map_rows
     from kormos.backend.jax import on_cpu as on_cpu
+    from kormos.backend.jax import own_trace as own_trace
     from kormos.backend.jax import repeatable as repeatable
     from kormos.backend.jax import row_jacobian as row_jacobian
     from kormos.backend.jax import scalar as scalar
@@ -86,8 +91,10 @@ elif keras.backend.backend() == "tensorflow":
     from kormos.backend.tensorflow import is_numerical as is_numerical
     from kormos.backend.tensorflow import jacobian as jacobian
     from kormos.backend.tensorflow import jvp as jvp
+    from kormos.backend.tensorflow import keeps_traces as keeps_traces
     from kormos.backend.tensorflow import map_rows as map_rows
     from kormos.backend.tensorflow import on_cpu as on_cpu
+    from kormos.backend.tensorflow import own_trace as own_trace
     from kormos.backend.tensorflow import repeatable as repeatable
     from kormos.backend.tensorflow import row_jacobian as row_jacobian
     from kormos.backend.tensorflow import scalar as scalar
@@ -109,8 +116,10 @@ elif keras.backend.backend() == "torch":
     from kormos.backend.torch import is_numerical as is_numerical
     from kormos.backend.torch import jacobian as jacobian
     from kormos.backend.torch import jvp as jvp
+    from kormos.backend.torch import keeps_traces as keeps_traces
     from kormos.backend.torch import map_rows as map_rows
     from kormos.backend.torch import on_cpu as on_cpu
+    from kormos.backend.torch import own_trace as own_trace
     from kormos.backend.torch import parameters_met as parameters_met
     from kormos.backend.torch import repeatable as repeatable
     from kormos.backend.torch import row_jacobian as row_jacobian

@@ -1,13 +1,20 @@
 """Differentiation and compilation with JAX."""
 
 import contextlib
+import itertools
 
 import jax
+import jax.extend.core
 import numpy as np
+from jax.experimental.xla_metadata import set_xla_metadata
 
 from kormos.backend.common import is_numerical as is_numerical
 from kormos.backend.common import values_and_jacobian
 from kormos.backend.jax_convolutions import canonical
+
+# Operations that take functions, whose traces JAX keeps.
+_CONTROL = ("scan", "while", "cond", "checkpoint")
+_traces = itertools.count()
 
 
 def compile(fn, xla=True):
@@ -43,6 +50,31 @@ def dry_run(fn, *args):
     return jax.tree.map(
         lambda s: jax.device_put(np.zeros(s.shape, s.dtype)), shapes
     )
+
+
+def keeps_traces(fn, *args):
+    try:
+        with own_trace():
+            return _has_control(jax.make_jaxpr(fn)(*args))
+    except Exception:
+        return False  # What compiles it will raise the same.
+
+
+def _has_control(closed):
+    """Whether functions that may read variables are called within."""
+    for equation in closed.jaxpr.eqns:
+        if equation.primitive.name in _CONTROL:
+            return True
+        for inner in jax.tree.leaves(list(equation.params.values())):
+            if isinstance(inner, jax.extend.core.ClosedJaxpr):
+                if inner.consts or _has_control(inner):
+                    return True
+    return False
+
+
+def own_trace():
+    # JAX looks up traces by the function and by what these contexts hold.
+    return set_xla_metadata(kormos_trace=str(next(_traces)))
 
 
 def scalar(tensor):

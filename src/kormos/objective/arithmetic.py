@@ -13,6 +13,7 @@ import warnings
 import keras
 from keras import tree
 
+from kormos import backend
 from kormos.numerics.vectors import rounding
 from kormos.objective.calls import recorded_calls
 from kormos.objective.modules import Modules
@@ -54,6 +55,7 @@ class Arithmetic:
         self.dtype = dtype
         self._owners = {}
         self._modules = Modules()
+        self._keeps_traces = False
 
     def widened(self):
         """The same layers and losses in float64.
@@ -75,6 +77,7 @@ class Arithmetic:
         other = Arithmetic("float64")
         other.include(self._owners.values())
         other._modules = self._modules
+        other._keeps_traces = self._keeps_traces
         return other
 
     @property
@@ -111,6 +114,23 @@ class Arithmetic:
         self.include(call.owner for call in calls)
         self._modules.include(call.owner for call in calls)
 
+    def first_call(self, run, fn, *args):
+        """`run(fn, *args)`; finds out whether `fn` is always to be traced anew.
+
+        Args:
+            run: function that calls `fn`.
+            fn: function that reads variables.
+            *args: structures of tensors.
+        """
+        self._keeps_traces |= backend.keeps_traces(fn, *args)
+        with self._own_trace():
+            return run(fn, *args)
+
+    def _own_trace(self):
+        if self._keeps_traces:
+            return backend.own_trace()
+        return contextlib.nullcontext()
+
     @contextlib.contextmanager
     def scope(self, stateless=None):
         """A scope in which what is included computes in the precision.
@@ -124,6 +144,7 @@ class Arithmetic:
             if self.dtype is not None:
                 scopes.enter_context(precision(self.dtype))
                 scopes.enter_context(self._widened())
+            scopes.enter_context(self._own_trace())
             if stateless is not None:
                 modules = self._modules.scope(stateless, self.dtype)
                 scopes.enter_context(modules)

@@ -96,7 +96,7 @@ class StatelessFunction(VariableReader):
             )
         arithmetic = Arithmetic()
         with arithmetic.learning(), ReadRecorder() as scope:
-            value = backend.attempt(fn)
+            value = arithmetic.first_call(backend.attempt, fn)
         if not keras.ops.is_tensor(value):
             raise ValueError(
                 f"Function `{name}` must return a tensor computed from "

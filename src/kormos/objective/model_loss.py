@@ -103,12 +103,16 @@ class ModelLoss:
         is_eager = self._model.run_eagerly
         return backend.attempt if is_eager else backend.dry_run
 
+    def _first_call(self, fn, *args):
+        if self._model.run_eagerly:
+            return backend.attempt(fn, *args)
+        return self._arithmetic.first_call(backend.dry_run, fn, *args)
+
     def _discover(self, head):
         """Builds what is built lazily, and finds the variables in use."""
         x, y, w = head
-        run = self._dry_run
         with self._arithmetic.learning(), ReadRecorder():
-            y_pred = run(self.predict, x)
+            y_pred = self._first_call(self.predict, x)
         self.structure = tree.map_structure(lambda t: 0, y_pred)
         outputs = tree.flatten(y_pred)
         self.output_shapes = [tuple(output.shape[1:]) for output in outputs]
@@ -139,7 +143,7 @@ class ModelLoss:
             return loss
 
         with ReadRecorder() as scope:
-            run(evaluate, x, y, w, scales)
+            self._first_call(evaluate, x, y, w, scales)
         self.has_masks = masks.found
         if not (self.factors or self._has_own_loss or self.adds_losses):
             raise ValueError(

@@ -55,7 +55,8 @@ class ResidualFunction(VariableReader):
         self._heads = [a[:3] for a in arrays]
         arithmetic = Arithmetic()
         with arithmetic.learning(), ReadRecorder() as scope:
-            blocks = backend.dry_run(self._call, self._head([]))
+            head = self._head([])
+            blocks = arithmetic.first_call(backend.dry_run, self._call, head)
         super().__init__(variables, scope, arithmetic)
         refuse_hidden_reads(self.unused_variables, self._call, self._head([]))
         _check_blocks(blocks)
