@@ -40,8 +40,8 @@ def _merge(kind):
 
 def _twice():
     """A layer whose weights are used twice."""
-    dense = layers.Dense(WIDTH, "tanh")
-    return lambda x: dense(dense(x))
+    first, dense = layers.Dense(WIDTH), layers.Dense(WIDTH, "tanh")
+    return lambda x: dense(dense(first(x)))
 
 
 _SAME = {"padding": "same"}
@@ -66,7 +66,8 @@ ANY = {
     "elu": layers.ELU,
     "prelu": layers.PReLU,
     "gelu": lambda: layers.Activation("gelu"),
-    "softmax": layers.Softmax,
+    # Keras' layer takes no mask of steps.
+    "softmax": lambda: layers.Activation("softmax"),
     "residual": _residual,
     "gate": _gate,
     "twice": _twice,

@@ -41,7 +41,14 @@ def has_rough_gradient(problem):
     return BACKEND == "torch" and bool(attends) and problem["mask"]
 
 
+def is_miscounted(problem):
+    """Whether Keras' `evaluate` loses a penalty: of a layer's first call."""
+    penalized = {"activity", "activity layer"} & set(problem["layers"])
+    return BACKEND == "jax" and bool(penalized) and problem["siamese"]
+
+
 def check(problem):
+    hypothesis.assume(not is_miscounted(problem))
     with kormos.precision("float64"):
         model, data = build(problem), draw_data(problem)
         if model.trainable_variables:
@@ -110,27 +117,24 @@ def test_losses_and_gradients(problem):
     check(problem)
 
 
-def masked_attention(name):
-    return {
-        "kind": "tokens",
-        "layers": [name],
-        "end": "flatten",
-        "siamese": False,
-        "mask": True,
-        "frozen": False,
-        "heads": [
-            {
-                "loss": "MeanSquaredError",
-                "reduction": "sum_over_batch_size",
-                "units": 2,
-                "factor": 1.0,
-            }
-        ],
-        "weights": "none",
-        "rows": 6,
-        "batch_size": 1,
-        "seed": 2383,
-    }
+# What was found once.
+FOUND = {
+    "siamese": False,
+    "mask": True,
+    "frozen": False,
+    "heads": [
+        {
+            "loss": "MeanSquaredError",
+            "reduction": "sum_over_batch_size",
+            "units": 2,
+            "factor": 1.0,
+        }
+    ],
+    "weights": "none",
+    "rows": 6,
+    "batch_size": 1,
+    "seed": 2383,
+}
 
 
 @pytest.mark.parametrize(
@@ -154,7 +158,23 @@ def masked_attention(name):
     ],
 )
 def test_masked_attention(name, float64):
-    problem = masked_attention(name)
+    problem = FOUND | {"kind": "tokens", "layers": [name], "end": "flatten"}
     model, data = build(problem), draw_data(problem)
     check_loss(model, data, problem, 100 * TIGHT)
     check_gradient(model, data, problem)
+
+
+@pytest.mark.xfail(
+    BACKEND == "jax",
+    strict=True,
+    reason="Keras' `evaluate` counts the penalty of the last call alone",
+)
+def test_a_penalty_of_a_layer_that_is_called_twice(float64):
+    problem = FOUND | {
+        "kind": "vectors",
+        "layers": ["activity"],
+        "end": "none",
+        "siamese": True,
+    }
+    model, data = build(problem), draw_data(problem)
+    check_loss(model, data, problem, 100 * TIGHT)
