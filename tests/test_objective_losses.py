@@ -117,6 +117,27 @@ def test_losses_of_two_outputs(outputs, loss, loss_weights, y):
     assert_equals_evaluate(two(outputs, loss, loss_weights), X, y)
 
 
+@pytest.mark.parametrize(
+    "outputs, loss, y",
+    [
+        ("list", ["mse", None], Y),
+        ("list", [None, "mse"], Y2),
+        ("tuple", ("mse", None), Y[:, 0]),
+    ],
+)
+def test_one_array_of_targets_and_as_many_rows_as_outputs(outputs, loss, y):
+    model = two(outputs, loss)
+    expected = model.evaluate(X, y, batch_size=ROWS, verbose=0)
+    # The mean by hand: Keras' own is another one for two rows at once.
+    y_pred = model.predict(X, verbose=0)[loss.index("mse")]
+    np.testing.assert_allclose(
+        expected, np.mean((y_pred - y.reshape(ROWS, -1)) ** 2), rtol=1e-12
+    )
+    objective = kormos.Objective(model, X, y, batch_size=2)
+    value = objective.value(objective.initial_position())
+    np.testing.assert_allclose(value, expected, rtol=1e-12)
+
+
 def test_loss_weight_of_one_output():
     assert_equals_evaluate(one("mse", loss_weights=0.3), X, Y)
 

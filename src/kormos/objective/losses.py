@@ -56,11 +56,19 @@ class CompiledLosses:
         self._calls.append(call)
         return 1.0 if len(self._calls) - 1 == self._probed else 0.0
 
-    def _terms(self, y, y_pred, sample_weight):
+    def _total(self, y, y_pred, sample_weight):
         self._calls.clear()
-        self._shell.compute_loss(
+        is_array = y is not None and not tree.is_nested(y)
+        if is_array and tree.is_nested(y_pred):
+            # Keras would take the rows of as many as there are outputs for
+            # the targets of one output each.
+            y = [y]
+        return self._shell.compute_loss(
             y=y, y_pred=y_pred, sample_weight=sample_weight
         )
+
+    def _terms(self, *data):
+        self._total(*data)
         return list(self._calls)
 
     def counts(self, y, y_pred, sample_weight):
@@ -86,9 +94,8 @@ class CompiledLosses:
         data = y, y_pred, sample_weight
         factors = []
         for i in range(len(self._terms(*data))):
-            self._calls.clear()
             self._probed = i
-            factors.append(float(self._shell.compute_loss(None, *data)))
+            factors.append(float(self._total(*data)))
         self._probed = None
         return factors
 
