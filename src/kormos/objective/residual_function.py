@@ -57,9 +57,9 @@ class ResidualFunction(VariableReader):
         with arithmetic.learning(), ReadRecorder() as scope:
             head = self._head([])
             blocks = arithmetic.first_call(backend.dry_run, self._call, head)
-        super().__init__(variables, scope, arithmetic)
-        refuse_hidden_reads(self.unused_variables, self._call, self._head([]))
         _check_blocks(blocks)
+        super().__init__(variables, scope, arithmetic)
+        refuse_hidden_reads(self.unused_variables, self._call, head)
         self._find_groups(blocks, len(distinct))
 
     def __call__(self, parts, frozen, group, rows):
