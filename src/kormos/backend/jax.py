@@ -54,7 +54,8 @@ def dry_run(fn, *args):
 
 def keeps_traces(fn, *args):
     try:
-        with own_trace():
+        # A NumPy array that is traced without it is in float32 from then on.
+        with wide(), own_trace():
             return _has_control(jax.make_jaxpr(fn)(*args))
     except Exception:
         return False  # What compiles it will raise the same.

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-# Steps of so many spacings of the parameters' numbers are not all rounding.
+# A step of fewer spacings of the parameters' numbers is lost in rounding.
 _SHORTEST = 32.0
 
 
@@ -29,7 +29,7 @@ def check_derivatives(problem, models, here, theta, loss):
     if length == 0:
         return
     reach = model.scaled(theta) or 1.0
-    # A parameter that does next to nothing would move far.
+    # The scaled step moves a parameter far that has next to no effect.
     size = float(np.linalg.norm(theta)) or 1.0
     reach = min(reach, size * length / float(np.linalg.norm(slope)))
     part, before = problem.epsilon ** (1 / 3), None
@@ -37,14 +37,16 @@ def check_derivatives(problem, models, here, theta, loss):
         step = slope * (part * reach / length)
         ahead, behind, moved = _along(problem, theta, step)
         expected, found = float(grad @ moved), ahead - behind
-        # What a difference leaves out is less than its curvature, and rounding.
+        # What a difference leaves out is less than its curvature, and the
+        # rounding of the losses and of the points.
         unknown = abs(ahead + behind - 2 * loss)
         unknown += 1e3 * problem.epsilon * max(abs(ahead), abs(behind))
+        unknown += problem.epsilon * float(np.abs(theta) @ np.abs(grad))
         error = abs(found - expected)
         # Where nothing is finite, nothing can be compared.
         if not error > 0.3 * abs(expected) + unknown:
             return
-        # Of a long step it says nothing; a mistake stays as steps shrink.
+        # A long step says nothing. A mistake stays the same as steps shrink.
         if before is not None and abs(4 * found - before) <= 0.1 * abs(before):
             _refuse(
                 f"a loss that changes by {found:.6g} where its derivatives "
@@ -61,10 +63,10 @@ def _along(problem, theta, step):
 
 
 def _check_rows(problem, models, here, theta, loss):
-    """Refuses a loss that is another one row by row.
+    """Refuses a loss that differs when it is evaluated row by row.
 
-    Where terms cancel each other the two are rounded apart; elsewhere, where
-    the loss is larger, they are not.
+    Where terms cancel each other, rounding alone makes the two differ. At
+    another point, where the loss is larger, it does not.
     """
     allowed = 100 * problem.epsilon**0.5
     if abs(here.row_loss - loss) <= allowed * abs(loss):
