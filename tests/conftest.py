@@ -97,7 +97,6 @@ _WITHOUT_XLA = {
     "test_sklearn",
     "test_stock_callbacks",
     "test_streaming",
-    "test_sweep_layers",
     "test_sweep_losses",
     "test_tuner",
     "test_units",

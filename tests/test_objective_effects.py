@@ -104,7 +104,7 @@ def test_fits_of_the_same_shapes_compile_nothing(unconverged):
     model.fit(X, Y, epochs=50, verbose=0)
     objective = kormos.Objective(model, X, Y)
     program = objective.program
-    # The test of a claim may need the loss alone.
+    # A claim may be tested by the loss without its gradient.
     objective.value(objective.initial_position())
     traces = dict(program.traces)
     model.fit(-X, 2 * Y, epochs=50, verbose=0)
@@ -147,7 +147,7 @@ def test_alternating_frozen_layers_compile_once_each(unconverged):
             np.testing.assert_array_equal(a, b)
         losses.append(model.evaluate(X, Y, verbose=0))
         objective = kormos.Objective(model, X, Y)
-        # The test of a claim may need the loss alone.
+        # A claim may be tested by the loss without its gradient.
         objective.value(objective.initial_position())
         programs.append(objective.program)
         traces.append(dict(programs[-1].traces))

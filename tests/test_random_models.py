@@ -21,7 +21,7 @@ from random_models import build
 from random_models import draw_data
 from random_models import problems
 
-# Of many layers here, which lose masks.
+# Many layers here drop the mask, and Keras warns of it.
 pytestmark = pytest.mark.filterwarnings("ignore:.*destroy the mask")
 
 MANY = os.environ.get("RANDOM_MODELS")
@@ -34,9 +34,9 @@ def has_rough_gradient(problem):
     """Whether the backend's own derivatives are not exact."""
     attends = {"attention", "causal attention"} & set(problem["layers"])
     if BACKEND == "jax":
-        # Its softmax of attention is one of float32. XLA without optimization,
-        # as tests have it, may round an input of `max` in two ways: none is
-        # the largest then, and the gradient is divided by zero.
+        # Its attention computes a softmax in float32. XLA without optimization,
+        # which the tests use, may round an input of `max` in two ways. Then
+        # no input equals the largest, and the gradient is divided by zero.
         return bool(attends) or problem["end"] == "max"
     return BACKEND == "torch" and bool(attends) and problem["mask"]
 

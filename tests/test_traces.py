@@ -84,6 +84,15 @@ def test_a_fit_after_another_of_the_same_step(float64):
     assert result.loss == pytest.approx(LEAST, rel=1e-10)
 
 
+def test_the_look_at_an_unused_variable_leaves_nothing_behind(float64):
+    p = keras.Variable(np.zeros(2), dtype="float64")
+    unused = keras.Variable(1.0, dtype="float64")
+    loss = scanned(p)
+    with pytest.warns(UserWarning, match="does not depend on"):
+        kormos.minimize(loss, [p, unused])
+    assert float(loss()) == pytest.approx(LEAST, rel=1e-10)
+
+
 @pytest.mark.skipif(
     BACKEND == "tensorflow", reason="It has no row by row derivatives of scans."
 )

@@ -6,13 +6,14 @@ from keras import tree
 
 from kormos import backend
 from kormos.objective.program import snapshot
+from kormos.objective.program import wide_values
 
-# What a rounding of the weights and inputs does, rounding in every operation
-# may do some ten times.
+# Rounding in every operation may change the results some ten times as much as
+# a rounding of the weights and inputs does, or more.
 _AMPLIFIED = 30
 _PLACES = 3
 
-# By how much a clipped logarithm of a saturated output differs, besides.
+# Clipping the logarithm of a saturated output may change the loss by this part.
 _CLIPPED = 0.05
 
 
@@ -30,8 +31,9 @@ class Agreement:
         self._compile = compile
         self._frozen = snapshot(model_loss.frozen_variables)
         parts = snapshot(model_loss.variables)
-        self._own = self._evaluated(parts, head)
-        # Of what is rounded inside a layer, which no other place shows.
+        outputs = compile(self._outputs)
+        self._own = self._evaluated(outputs, parts, head)
+        # Rounding inside a layer does not show when weights and inputs move.
         self._share = model_loss.epsilon**0.4
         self._moved = []
         rng = np.random.default_rng(0)
@@ -47,7 +49,8 @@ class Agreement:
         for _ in range(_PLACES):
             place = [move(part) for part in parts]
             x = tree.map_structure(move, head.x)
-            self._moved.append(self._evaluated(place, head._replace(x=x)))
+            moved = self._evaluated(outputs, place, head._replace(x=x))
+            self._moved.append(moved)
 
     def check(self, head):
         """Refuses a model that is another function in float64.
@@ -58,11 +61,10 @@ class Agreement:
         Raises:
             ValueError: if an output differs by more than rounding explains.
         """
-        with backend.wide():
-            parts = [
-                ops.cast(v.value, "float64") for v in self._model_loss.variables
-            ]
-        wide = self._evaluated(parts, head)
+        # Compiled anew: the arithmetic is no argument.
+        outputs = self._compile(lambda *args: self._outputs(*args))
+        parts = wide_values(self._model_loss.variables)
+        wide = self._evaluated(outputs, parts, head)
         results = [self._own, wide, *self._moved]
         if not all(results):
             return  # Where the numerics fail, nothing can be compared.
@@ -79,20 +81,20 @@ class Agreement:
             f"{name} that is {own:.6g} there and {other:.6g} in float64"
         )
 
-    def _evaluated(self, parts, head):
-        """The outputs and the loss, or `None` where the numerics fail."""
+    def _outputs(self, parts, frozen, x, y, w):
+        """The outputs and the loss, in the arithmetic of the moment."""
         loss = self._model_loss
+        with loss.scope(parts, frozen):
+            y_pred = loss.predict(x)
+            scales = ops.ones((len(loss.factors) + 1,), dtype="float64")
+            total = loss.loss_of(x, y, y_pred, w, scales)
+            return [*tree.flatten(y_pred), total]
 
-        def outputs(parts, frozen, x, y, w):
-            with loss.scope(parts, frozen):
-                y_pred = loss.predict(x)
-                scales = ops.ones((len(loss.factors) + 1,), dtype="float64")
-                total = loss.loss_of(x, y, y_pred, w, scales)
-                return [*tree.flatten(y_pred), total]
-
+    def _evaluated(self, outputs, parts, head):
+        """What `outputs` returns, or `None` where the numerics fail."""
         try:
             with backend.wide():
-                values = self._compile(outputs)(parts, self._frozen, *head)
+                values = outputs(parts, self._frozen, *head)
         except Exception as error:
             if not backend.is_numerical(error):
                 raise

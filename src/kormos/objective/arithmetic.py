@@ -123,6 +123,10 @@ class Arithmetic:
             *args: structures of tensors.
         """
         self._keeps_traces |= backend.keeps_traces(fn, *args)
+        return self.call(run, fn, *args)
+
+    def call(self, run, fn, *args):
+        """`run(fn, *args)`, which finds no trace of an earlier call."""
         with self._own_trace():
             return run(fn, *args)
 
@@ -133,7 +137,7 @@ class Arithmetic:
 
     @contextlib.contextmanager
     def scope(self, stateless=None):
-        """A scope in which what is included computes in the precision.
+        """A scope in which the included layers and losses compute in `dtype`.
 
         Args:
             stateless: a `keras.StatelessScope` to enter, of the variables'

@@ -30,8 +30,8 @@ def refuse_ragged(value, name):
             f"Argument `{name}` must hold arrays, whose rows are of one "
             "shape, and not ragged tensors: fill the rows up with "
             "`to_tensor()` (in a data set, `map` or `padded_batch`), and mask "
-            "what was filled in with `Embedding(mask_zero=True)`, a `Masking` "
-            f"layer or weights. Received: {type(value).__name__} of shape "
+            "the filling by `Embedding(mask_zero=True)`, a `Masking` layer "
+            f"or weights. Received: {type(value).__name__} of shape "
             f"{tuple(value.shape)}"
         )
 

@@ -16,7 +16,7 @@ _MOMENTS = (
     keras.layers.BatchNormalization,
 )
 
-# So many steps of differences, each a quarter of the one before.
+# The most steps of differences. Each is a quarter of the one before.
 _STEPS = 12
 
 
@@ -68,7 +68,7 @@ def warn_of_unused_variables(objective, theta, grad, project):
 def hessian_product_error(objective, theta, project):
     """By how much a Hessian product contradicts differences of gradients.
 
-    They do not contradict it while they still change as their steps shrink.
+    Differences count only when they no longer change as their steps shrink.
 
     Args:
         objective: a `FlatObjective`.

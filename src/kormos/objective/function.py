@@ -19,6 +19,7 @@ from kormos.objective.packing import Packing
 from kormos.objective.program import Program
 from kormos.objective.program import ReadRecorder
 from kormos.objective.program import snapshot
+from kormos.objective.program import wide_values
 
 
 class VariableReader:
@@ -66,8 +67,7 @@ class VariableReader:
         Args:
             *args: what the function takes besides the variables' values.
         """
-        with backend.wide():
-            parts = [ops.cast(v.value, "float64") for v in self.variables]
+        parts = wide_values(self.variables)
 
         def call(parts, frozen):
             return self(parts, frozen, *args)
@@ -108,7 +108,10 @@ class StatelessFunction(VariableReader):
                 f"Received: a tensor of dtype {value.dtype}"
             )
         super().__init__(variables, scope, arithmetic)
-        refuse_hidden_reads(self.unused_variables, fn)
+        refuse_hidden_reads(
+            self.unused_variables,
+            lambda: arithmetic.call(backend.attempt, fn),
+        )
         self.fn = fn
         self.shape = tuple(value.shape)
 

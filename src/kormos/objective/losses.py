@@ -60,8 +60,8 @@ class CompiledLosses:
         self._calls.clear()
         is_array = y is not None and not tree.is_nested(y)
         if is_array and tree.is_nested(y_pred):
-            # Keras would take the rows of as many as there are outputs for
-            # the targets of one output each.
+            # If there are as many rows as outputs, Keras would take each row
+            # for the targets of one output.
             y = [y]
         return self._shell.compute_loss(
             y=y, y_pred=y_pred, sample_weight=sample_weight

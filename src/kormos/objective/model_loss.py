@@ -19,6 +19,7 @@ from kormos.objective.program import ReadRecorder
 from kormos.objective.program import leading_size
 from kormos.objective.program import snapshot
 from kormos.objective.program import to_float
+from kormos.objective.program import wide_values
 from kormos.objective.reading import dtype_for
 
 # An attribute of a model that Keras neither tracks nor saves.
@@ -76,8 +77,7 @@ class ModelLoss:
         if not self._draws:
             agreement = Agreement(self, narrow, compile)
         self._arithmetic = wide
-        with backend.wide():
-            parts = [ops.cast(v.value, "float64") for v in self.variables]
+        parts = wide_values(self.variables)
         frozen = snapshot(self.frozen_variables)
 
         def call(parts, frozen, x, y, w):
@@ -155,7 +155,12 @@ class ModelLoss:
         self.frozen_variables = scope.reads_but(excluded)
         read = {id(v) for v in [*scope.reads(), *self._arithmetic.reads()]}
         self.unused_variables = [v for v in self.variables if id(v) not in read]
-        refuse_hidden_reads(self.unused_variables, evaluate, x, y, w, scales)
+        refuse_hidden_reads(
+            self.unused_variables,
+            lambda: self._arithmetic.call(
+                backend.attempt, evaluate, x, y, w, scales
+            ),
+        )
 
     def chunk_loss(self, parts, frozen, scales, chunk):
         x, y, w = chunk

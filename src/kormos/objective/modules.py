@@ -72,7 +72,7 @@ class Modules:
             yield
 
 
-def refuse_hidden_reads(variables, fn, *args):
+def refuse_hidden_reads(variables, fn):
     """Refuses variables that change a function which never reads them.
 
     Such a function differentiates to zero, and a fit would call its start an
@@ -80,8 +80,8 @@ def refuse_hidden_reads(variables, fn, *args):
 
     Args:
         variables: the variables that no scope saw a read of.
-        fn: the function, of `args`, that returns tensors in any structure.
-        *args: likewise.
+        fn: the function, of no arguments, that returns tensors in any
+            structure. It must find no trace of an earlier call.
 
     Raises:
         ValueError: naming the variables.
@@ -90,10 +90,16 @@ def refuse_hidden_reads(variables, fn, *args):
         return
     # Alone: they are changed for a moment.
     with turn("changed"):
-        present = _outputs(fn, args)
-        if not _changes(variables, present, fn, args):
+
+        def outputs():
+            with backend.repeatable(), ReadRecorder():
+                leaves = tree.flatten(fn())
+            return [ops.convert_to_numpy(leaf) for leaf in leaves]
+
+        present = outputs()
+        if not _changes(variables, present, outputs):
             return
-        names = [v.path for v in variables if _changes([v], present, fn, args)]
+        names = [v.path for v in variables if _changes([v], present, outputs)]
     raise ValueError(
         "Every variable to train must be read through Keras, or it cannot be "
         "differentiated: layers such as `TFSMLayer` and compiled PyTorch "
@@ -103,7 +109,7 @@ def refuse_hidden_reads(variables, fn, *args):
     )
 
 
-def _changes(variables, present, fn, args):
+def _changes(variables, present, outputs):
     """Whether other values of the variables change the outputs."""
     rng = np.random.default_rng(0)
     kept = [np.array(ops.convert_to_numpy(v.value)) for v in variables]
@@ -111,7 +117,7 @@ def _changes(variables, present, fn, args):
         for variable, value in zip(variables, kept, strict=True):
             noise = rng.uniform(0.1, 0.5, size=value.shape)
             variable.assign(value + noise * (1 + abs(value)))
-        other = _outputs(fn, args)
+        other = outputs()
     finally:
         for variable, value in zip(variables, kept, strict=True):
             variable.assign(value)
@@ -119,9 +125,3 @@ def _changes(variables, present, fn, args):
         np.array_equal(a, b, equal_nan=True)
         for a, b in zip(present, other, strict=True)
     )
-
-
-def _outputs(fn, args):
-    with backend.repeatable(), ReadRecorder():
-        outputs = backend.attempt(fn, *args)
-    return [ops.convert_to_numpy(leaf) for leaf in tree.flatten(outputs)]

@@ -144,6 +144,12 @@ def snapshot(variables):
         return [ops.stop_gradient(ops.copy(v.value)) for v in variables]
 
 
+def wide_values(variables):
+    """The variables' present values in float64."""
+    with backend.wide():
+        return [ops.cast(v.value, "float64") for v in variables]
+
+
 def scalar_zero(theta):
     return ops.zeros((), dtype=theta.dtype)
 

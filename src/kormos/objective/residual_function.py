@@ -59,7 +59,10 @@ class ResidualFunction(VariableReader):
             blocks = arithmetic.first_call(backend.dry_run, self._call, head)
         _check_blocks(blocks)
         super().__init__(variables, scope, arithmetic)
-        refuse_hidden_reads(self.unused_variables, self._call, head)
+        refuse_hidden_reads(
+            self.unused_variables,
+            lambda: arithmetic.call(backend.attempt, self._call, head),
+        )
         self._find_groups(blocks, len(distinct))
 
     def __call__(self, parts, frozen, group, rows):

@@ -170,7 +170,7 @@ def _are_like(weights, variables):
         and all(
             hasattr(weight, "dtype")
             and tuple(weight.shape) == tuple(variable.shape)
-            # Numbers of a vector would else pass for counts.
+            # A vector of parameters must not be taken for the counters.
             and keras.backend.standardize_dtype(weight.dtype) == variable.dtype
             for weight, variable in zip(weights, variables, strict=True)
         )

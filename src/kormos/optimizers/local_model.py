@@ -117,12 +117,9 @@ class LocalModels:
         """The loss at a point, evaluated row by row as J is."""
         if self.solver == "cg":
             return self._problem.value_and_grad(theta)[0]
-        curvature = self._curvature
-        return (
-            curvature.rows
-            if self.solver == "rows"
-            else curvature.normal_equations
-        )(theta)[0]
+        if self.solver == "rows":
+            return self._curvature.rows(theta)[0]
+        return self._curvature.normal_equations(theta)[0]
 
     def bend(self, theta, step):
         """J'H times the second derivative of the outputs along a step.

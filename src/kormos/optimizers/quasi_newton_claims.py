@@ -34,8 +34,8 @@ _OTHER_NOISE = 4.0
 _MOST_NOISE = 2.0**-4
 # A promise of a larger part of the loss is that of a loss that goes to zero.
 _LITTLE = 1e-3
-# So many claims in a row that did not hold, and that together lowered the loss
-# by no more than this part of it, are enough.
+# A run ends after so many claims in a row that did not hold, if together they
+# lowered the loss by no more than this part of it.
 _MOST_IN_VAIN, _LEAST_IN_ALL = 50, 1e-3
 
 
