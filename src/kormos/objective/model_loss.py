@@ -14,6 +14,7 @@ from kormos.objective.agreement import Agreement
 from kormos.objective.arithmetic import Arithmetic
 from kormos.objective.losses import CompiledLosses
 from kormos.objective.metrics import flattened
+from kormos.objective.modules import refuse_assigned
 from kormos.objective.modules import refuse_hidden_reads
 from kormos.objective.program import ReadRecorder
 from kormos.objective.program import leading_size
@@ -152,6 +153,16 @@ class ModelLoss:
         read = {id(v) for v in [*scope.reads(), *self._arithmetic.reads()]}
         self.unused_variables = [v for v in self.variables if id(v) not in read]
         refuse_hidden_reads(self.unused_variables, evaluate, x, y, w, scales)
+        self._refuse_assigned(x)
+
+    def _refuse_assigned(self, x):
+        parts = snapshot(self.variables)
+        with self.scope(parts, snapshot(self.frozen_variables)) as scope:
+            try:
+                self._dry_run(lambda: self._model(x, training=True))
+            except Exception:
+                return  # It may have no such call, or none on so few rows.
+            refuse_assigned(self.variables, parts, scope)
 
     def chunk_loss(self, parts, frozen, scales, chunk):
         x, y, w = chunk
