@@ -30,7 +30,8 @@ class Agreement:
         self._compile = compile
         self._frozen = snapshot(model_loss.frozen_variables)
         parts = snapshot(model_loss.variables)
-        self._own = self._evaluated(parts, head)
+        outputs = compile(self._outputs)
+        self._own = self._evaluated(outputs, parts, head)
         # Of what is rounded inside a layer, which no other place shows.
         self._share = model_loss.epsilon**0.4
         self._moved = []
@@ -47,7 +48,8 @@ class Agreement:
         for _ in range(_PLACES):
             place = [move(part) for part in parts]
             x = tree.map_structure(move, head.x)
-            self._moved.append(self._evaluated(place, head._replace(x=x)))
+            moved = self._evaluated(outputs, place, head._replace(x=x))
+            self._moved.append(moved)
 
     def check(self, head):
         """Refuses a model that is another function in float64.
@@ -62,7 +64,9 @@ class Agreement:
             parts = [
                 ops.cast(v.value, "float64") for v in self._model_loss.variables
             ]
-        wide = self._evaluated(parts, head)
+        # Compiled anew, in the other arithmetic.
+        outputs = self._compile(self._outputs)
+        wide = self._evaluated(outputs, parts, head)
         results = [self._own, wide, *self._moved]
         if not all(results):
             return  # Where the numerics fail, nothing can be compared.
@@ -79,20 +83,19 @@ class Agreement:
             f"{name} that is {own:.6g} there and {other:.6g} in float64"
         )
 
-    def _evaluated(self, parts, head):
-        """The outputs and the loss, or `None` where the numerics fail."""
+    def _outputs(self, parts, frozen, x, y, w):
         loss = self._model_loss
+        with loss.scope(parts, frozen):
+            y_pred = loss.predict(x)
+            scales = ops.ones((len(loss.factors) + 1,), dtype="float64")
+            total = loss.loss_of(x, y, y_pred, w, scales)
+            return [*tree.flatten(y_pred), total]
 
-        def outputs(parts, frozen, x, y, w):
-            with loss.scope(parts, frozen):
-                y_pred = loss.predict(x)
-                scales = ops.ones((len(loss.factors) + 1,), dtype="float64")
-                total = loss.loss_of(x, y, y_pred, w, scales)
-                return [*tree.flatten(y_pred), total]
-
+    def _evaluated(self, outputs, parts, head):
+        """The outputs and the loss, or `None` where the numerics fail."""
         try:
             with backend.wide():
-                values = self._compile(outputs)(parts, self._frozen, *head)
+                values = outputs(parts, self._frozen, *head)
         except Exception as error:
             if not backend.is_numerical(error):
                 raise
