@@ -228,3 +228,56 @@ def test_hidden_reads_are_refused_by_every_door():
         )
     for a, b in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+class Normed(layers.Dense):
+    """Normalizes its kernel in each step of training, on its own."""
+
+    def call(self, x, training=False):
+        if training:
+            self.kernel.assign(self.kernel / ops.norm(self.kernel))
+        return super().call(x)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: layers.SpectralNormalization(layers.Dense(4)),
+        lambda: Normed(4),
+        lambda: keras.Sequential([Normed(4)]),
+    ],
+    ids=["spectral", "own", "nested"],
+)
+def test_layers_that_assign_their_weights_are_refused(
+    make, training, unconverged
+):
+    layer = make()
+    model = keras.Sequential([keras.Input((3,)), layer, layers.Dense(1)])
+    model.compile(optimizer="l-bfgs-b", loss="mse")
+    before = [np.array(w) for w in model.get_weights()]
+    kernel = layer.trainable_variables[0].path
+    with pytest.raises(ValueError, match=f"Spectral.*Received: {kernel}, as"):
+        model.fit(X, Y, verbose=0, training=training)
+    for a, b in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(a, b)
+    layer.trainable = False
+    result = model.fit(X, Y, epochs=2, verbose=0).result
+    assert result.loss < result.initial_loss
+    assert result.loss == pytest.approx(model.evaluate(X, Y, verbose=0), 1e-5)
+
+
+def test_averages_and_chance_of_training_stay_as_they_are():
+    model = keras.Sequential(
+        [
+            keras.Input((3,)),
+            layers.BatchNormalization(),
+            layers.Dropout(0.5, seed=1),
+            layers.Dense(1),
+        ]
+    )
+    model.compile(optimizer="l-bfgs-b", loss="mse")
+    before = [np.array(ops.convert_to_numpy(v.value)) for v in model.variables]
+    kormos.Objective(model, X, Y)
+    for v, value in zip(model.variables, before, strict=True):
+        np.testing.assert_array_equal(ops.convert_to_numpy(v.value), value)

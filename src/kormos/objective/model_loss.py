@@ -14,6 +14,7 @@ from kormos.objective.agreement import Agreement
 from kormos.objective.arithmetic import Arithmetic
 from kormos.objective.losses import CompiledLosses
 from kormos.objective.metrics import flattened
+from kormos.objective.modules import refuse_assigned
 from kormos.objective.modules import refuse_hidden_reads
 from kormos.objective.program import ReadRecorder
 from kormos.objective.program import leading_size
@@ -161,6 +162,16 @@ class ModelLoss:
                 backend.attempt, evaluate, x, y, w, scales
             ),
         )
+        self._refuse_assigned(x)
+
+    def _refuse_assigned(self, x):
+        parts = snapshot(self.variables)
+        with self.scope(parts, snapshot(self.frozen_variables)) as scope:
+            try:
+                self._dry_run(lambda: self._model(x, training=True))
+            except Exception:
+                return  # It may have no such call, or none on so few rows.
+            refuse_assigned(self.variables, parts, scope)
 
     def chunk_loss(self, parts, frozen, scales, chunk):
         x, y, w = chunk

@@ -1,4 +1,4 @@
-"""Variables that layers read past Keras: PyTorch modules, SavedModels."""
+"""Variables that layers read, or assign, where no optimizer sees it."""
 
 import contextlib
 
@@ -107,6 +107,36 @@ def refuse_hidden_reads(variables, fn):
         "build them of Keras layers. Received: variables that change the "
         f"outputs without being read, {', '.join(names)}"
     )
+
+
+def refuse_assigned(variables, values, scope):
+    """Refuses variables that a layer assigns when it is called in training.
+
+    Stock steps train what the layer leaves, a normalized kernel say. A full
+    batch method would never call it so, and end where nothing is normalized.
+
+    Args:
+        variables: the variables to train.
+        values: the tensors that they had in a scope of such a call.
+        scope: the `keras.StatelessScope`.
+
+    Raises:
+        ValueError: naming the variables.
+    """
+    names = [
+        variable.path
+        for variable, value in zip(variables, values, strict=True)
+        if scope.get_current_value(variable) is not value
+    ]
+    if names:
+        raise ValueError(
+            "A full-batch method cannot train variables that a layer assigns "
+            "itself in each step, as `SpectralNormalization` does its kernel: "
+            "the loss between two steps is another one. Use the layer within "
+            "it and a regularizer, freeze it, or compile with a stochastic "
+            f"optimizer such as 'adam'. Received: {', '.join(names)}, assigned "
+            "by a call with training=True"
+        )
 
 
 def _changes(variables, present, outputs):
