@@ -12,6 +12,7 @@ from kormos.numerics.vectors import rounding
 from kormos.numerics.vectors import to_array
 from kormos.objective.host_gauss_newton import HostGaussNewton
 from kormos.objective.program import count_rows
+from kormos.objective.program import have_changed
 from kormos.objective.units import size_of
 
 
@@ -109,6 +110,25 @@ class FlatObjective:
     def refresh(self):
         """Reads anew the variables that the loss reads and keeps fixed."""
         self._frozen = self.program.frozen_values()
+
+    def followed(self, before, theta):
+        """Takes over what others have assigned since.
+
+        Args:
+            before: the variables' values then, by `initial_position`.
+            theta: the point that these were rounded from.
+
+        Returns:
+            The point to go on from, where the loss or the variables are
+            others now, or `None`.
+        """
+        present = self.initial_position()
+        is_moved = not np.array_equal(before, present, equal_nan=True)
+        frozen = self.program.frozen_variables
+        if not (is_moved or have_changed(frozen, self._frozen)):
+            return None
+        self.refresh()
+        return present if is_moved else theta
 
     def initial_position(self):
         """The variables' present values: float64 array of shape `(size,)`."""

@@ -18,6 +18,7 @@ from kormos.objective.modules import refuse_hidden_reads
 from kormos.objective.packing import Packing
 from kormos.objective.program import Program
 from kormos.objective.program import ReadRecorder
+from kormos.objective.program import have_changed
 from kormos.objective.program import snapshot
 
 
@@ -193,6 +194,7 @@ class VectorFunction:
         if packing.dtype is not None:
             function = function.widened()
         self.size = int(np.prod(function.shape))
+        self._function = function
         self._frozen = function.frozen_values()
 
         def vector(parts, frozen):
@@ -212,6 +214,14 @@ class VectorFunction:
 
         self._value = backend.compile(value_at)
         self._jacobian = backend.compile(jacobian_at)
+
+    def refresh(self):
+        """Reads anew what is kept fixed; returns whether it has changed."""
+        variables = self._function.frozen_variables
+        is_other = have_changed(variables, self._frozen)
+        if is_other:
+            self._frozen = self._function.frozen_values()
+        return is_other
 
     def value(self, theta):
         """The function's values at `theta`: float64 of shape `(size,)`."""

@@ -3,6 +3,7 @@
 import collections
 
 import keras
+import numpy as np
 from keras import ops
 from keras import tree
 
@@ -142,6 +143,20 @@ def snapshot(variables):
     # say), and PyTorch assigns in place.
     with backend.wide():
         return [ops.stop_gradient(ops.copy(v.value)) for v in variables]
+
+
+def have_changed(variables, values):
+    """Whether variables have other values now than those of a `snapshot`."""
+    return not all(
+        np.array_equal(
+            ops.convert_to_numpy(variable.value),
+            ops.convert_to_numpy(value),
+            equal_nan=True,
+        )
+        for variable, value in zip(variables, values, strict=True)
+        # Any call of a layer that draws moves on what it draws from.
+        if variable.name != "seed_generator_state"
+    )
 
 
 def scalar_zero(theta):

@@ -292,11 +292,14 @@ class Constraint(NamedTuple):
         type: `"eq"` for `fun(theta) = 0`, `"ineq"` for `fun(theta) >= 0`.
         fun: function from a vector to an array of shape `(m,)`.
         jac: function from a vector to an array of shape `(m, size)`.
+        refresh: function that reads other variables anew, and returns whether
+            they have changed.
     """
 
     type: str
     fun: Callable
     jac: Callable
+    refresh: Callable = bool
 
 
 class Stage(NamedTuple):
