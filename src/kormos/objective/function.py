@@ -44,16 +44,25 @@ class VariableReader:
 
     @contextlib.contextmanager
     def scope(self, parts, frozen):
-        """A scope in which the variables have other values."""
-        frozen = zip(self.frozen_variables, frozen, strict=True)
-        # Without `collect_losses`, `model.losses` would lack what layers add.
-        scope = keras.StatelessScope(
-            state_mapping=list(frozen), collect_losses=True
-        )
-        for update in zip(self.variables, parts, strict=True):
-            scope.add_update(update)
+        """A scope in which the variables have other values, unless `None`."""
+        if parts is None:
+            scope = ReadRecorder()
+        else:
+            frozen = zip(self.frozen_variables, frozen, strict=True)
+            # Without `collect_losses`, `model.losses` would lack what layers
+            # add.
+            scope = keras.StatelessScope(
+                state_mapping=list(frozen), collect_losses=True
+            )
+            for update in zip(self.variables, parts, strict=True):
+                scope.add_update(update)
         with self._arithmetic.scope(scope):
             yield scope
+
+    @property
+    def keeps_traces(self):
+        """Whether the backend may keep traces of what the function calls."""
+        return self._arithmetic.keeps_traces
 
     def widened(self):
         """The same, evaluated in float64."""
@@ -161,6 +170,10 @@ class FunctionObjective(FlatObjective):
             self._wide.check_width()
         if starts_wide(precision, packing.dtypes):
             self.widen()
+
+    def _once(self, fn):
+        # Its operations were run before, but for those in a trace of its own.
+        return super()._once(fn) if self._function.keeps_traces else fn
 
     def _widen(self):
         self._function = self._wide

@@ -70,9 +70,11 @@ class Program:
     ):
         self.packing = packing
         self.frozen_variables = frozen_variables
+        # Whether it was compared with the loss as it is.
+        self.is_verified = False
         # How often each function was traced, for tests of the caches.
         self.traces = collections.Counter()
-        self._values = chunk_losses
+        self.chunk_losses = chunk_losses
         self._gradients = [backend.value_and_grad(fn) for fn in chunk_losses]
         self._hessians = [backend.hvp(fn) for fn in chunk_losses]
         self.value = compile(self._value)
@@ -108,7 +110,7 @@ class Program:
             return (ops.cast(loss, theta.dtype),)
 
         zeros = (scalar_zero(theta),)
-        return sum_over_chunks(term, self._values, chunks, zeros)[0]
+        return sum_over_chunks(term, self.chunk_losses, chunks, zeros)[0]
 
     def trace_value_and_grad(self, theta, frozen, scales, chunks):
         self.traces["value_and_grad"] += 1
