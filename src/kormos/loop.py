@@ -29,9 +29,11 @@ from kormos.optimizers.rejections import or_else
 from kormos.progress import Progress
 from kormos.run import Run
 from kormos.run import describe
+from kormos.run import followed
 from kormos.run import is_known
 from kormos.run import is_worth_a_warning
 from kormos.run import row
+from kormos.run import taken_over
 from kormos.run import warn_of_convergence
 from kormos.widening import goes_on_wider
 from kormos.widening import settled
@@ -170,12 +172,7 @@ class FitLoop:
                 stage.pretrain_fn(self._model)
                 # It may have frozen, thawed or assigned variables.
                 self._prepare(stages, [stage])
-            outcome = self._run_stage(stage)
-            spent = self._budget.spent(self._evaluations)
-            if self._epoch < self._end and goes_on_wider(
-                outcome, self._objective, spent
-            ):
-                outcome = self._run_wider(stage, outcome)
+            outcome = self._run_to_end(stage)
             if outcome.raw is not None:
                 self._optimizer.results.append(outcome.raw)
             if self._model.stop_training or outcome.status in stopping.FINAL:
@@ -187,20 +184,42 @@ class FitLoop:
             self._end_epoch()
         return outcome
 
-    def _run_wider(self, stage, outcome):
-        """Goes on from an outcome in float64."""
-        try:
-            self._widen()
-        except KeyboardInterrupt:
-            # Compiling takes seconds.
-            return dataclasses.replace(outcome, status=stopping.INTERRUPTED)
-        return self._run_stage(stage, outcome.theta)
+    def _run_to_end(self, stage):
+        """The runs of a stage: another follows where the loss has changed."""
+        theta = None
+        while True:
+            outcome = self._run_stage(stage, theta)
+            theta = outcome.theta
+            if self._is_over() or outcome.status == stopping.INTERRUPTED:
+                return outcome
+            if self._followed is not None:
+                state = self._optimizer.solver_state
+                if state is not None:
+                    state.forget_loss()
+            elif goes_on_wider(outcome, self._objective, None):
+                try:
+                    self._widen()
+                except KeyboardInterrupt:
+                    # Compiling takes seconds.
+                    return dataclasses.replace(
+                        outcome, status=stopping.INTERRUPTED
+                    )
+            else:
+                return outcome
+            self._resume = True
+
+    def _is_over(self):
+        """Whether no run of the stage may follow."""
+        return (
+            self._epoch >= self._end
+            or self._model.stop_training
+            or self._budget.spent(self._evaluations) is not None
+        )
 
     def _widen(self):
         widen([self._objective, self._validation], self._optimizer)
         self._resolve()
         self._float64_from = self._iterations
-        self._resume = True
 
     def _run_stage(self, stage, theta=None):
         objective = self._objective
@@ -212,8 +231,9 @@ class FitLoop:
         theta = problem.project(start if theta is None else theta)
         if stage.uses_hessian:
             check_hessian_products(objective, theta, problem.project)
-        self._steps = 0
+        self._steps, self._followed = 0, None
         self._latest, self._counts = (theta, np.nan, None), None
+        self._standing = theta
         run = self._run = Run(stage, problem, self._start, self._iterate)
         try:
             outcome = run(theta)
@@ -230,7 +250,22 @@ class FitLoop:
         except BaseException:
             self._write(run.best[0])
             raise
-        if self._observed and self._model.stop_training:
+        self._iterations += run.iterations
+        self._evaluations += problem.fg_evals
+        self._hessian_products += problem.hessp_evals
+        self._run = self._problem = None
+        self._resume = False
+        if self._followed is not None:
+            if self._optimizer.solver_state is not None:
+                # The solver's own point is not what callbacks leave.
+                self._optimizer.solver_state.position = None
+            theta, loss = self._followed, np.nan
+            if self._is_over():
+                loss = problem.peek(theta)
+                self._latest, self._counts = (theta, loss, None), None
+            outcome = taken_over(outcome, theta, loss)
+            outcome = settled(outcome, objective, problem)
+        elif self._observed and self._model.stop_training:
             # A callback that stops a fit may set weights itself.
             outcome.theta, outcome.loss, _ = self._latest
             outcome = settled(outcome, objective, problem)
@@ -245,11 +280,6 @@ class FitLoop:
                 if self._model.stop_training
                 else stopping.ITERATION_LIMIT
             )
-        self._iterations += run.iterations
-        self._evaluations += problem.fg_evals
-        self._hessian_products += problem.hessp_evals
-        self._run = self._problem = None
-        self._resume = False
         return outcome
 
     def _start(self, theta, loss, grad):
@@ -267,12 +297,35 @@ class FitLoop:
         self._steps += 1
         self._latest = theta, loss, grad
         self._counts = self._counted(loss, grad, logs)
+        if not self._epoch_is_open:
+            # The optimizer owns its loop: whether there is another iterate is
+            # known only when it comes.
+            before = self._present()
+            self._begin_epoch()
+            self._follow(before, self._standing)
+            if self._followed is not None:
+                # The epoch is to begin with what was set now.
+                self._steps = 0
+                self._run.iterations -= 1
+                return True
         iterations = self._model.history.iterations
         for name, value in self._counts.items():
             iterations.setdefault(name, []).append(value)
         if self._steps == self._steps_per_epoch:
             self._end_epoch()
-        return self._epoch >= self._end or self._model.stop_training
+        is_other = self._followed is not None
+        return is_other or self._epoch >= self._end or self._model.stop_training
+
+    def _present(self):
+        """The weights before callbacks are called, or `None` without any."""
+        return self._objective.initial_position() if self._observed else None
+
+    def _follow(self, before, theta):
+        """Notes what callbacks have assigned, if that changes anything."""
+        if before is not None:
+            self._followed = followed(
+                self._objective, self._resolved, before, theta
+            )
 
     def _begin_epoch(self):
         # Before the hooks: after an interrupt in one, none is called twice.
@@ -284,13 +337,10 @@ class FitLoop:
 
     def _end_epoch(self):
         """Writes weights, validates, and tells the callbacks."""
-        if not self._epoch_is_open:
-            # The optimizer owns its loop: whether there is another iterate is
-            # known only when it comes.
-            self._begin_epoch()
         theta, loss, grad = self._latest
         if self._observed:
             self._write(theta)
+        self._standing, before = theta, self._present()
         logs = self._logs = self._row(theta, loss, grad)
         if self._batch_is_open:
             self._batch_is_open = False
@@ -310,6 +360,7 @@ class FitLoop:
             if epoch not in history.epoch:
                 history.on_epoch_end(epoch, logs)
             raise
+        self._follow(before, theta)
 
     def _counted(self, loss, grad, logs):
         problem, evaluations, products = self._problem, 0, 0

@@ -109,7 +109,14 @@ def turn(dtype):
     traces meanwhile: float64 is for one thread at a time, the precision that
     is set outside (`None`) for any number of them.
     """
-    mine = dtype, threading.get_ident() if dtype else None
+    thread = threading.get_ident()
+    mine = dtype, thread if dtype else None
+    with _turn:
+        is_alone = any(holder[1] == thread for holder in _holders)
+    if is_alone:
+        # Within a turn of its own a thread waits for nobody.
+        yield
+        return
     with _turn:
         _turn.wait_for(lambda: not _holders or mine in _holders)
         _holders[mine] = _holders.get(mine, 0) + 1

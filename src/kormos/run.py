@@ -4,6 +4,7 @@ Fits and minimizations meet here: the best point, interrupts, and the reason
 for the end are the same in both.
 """
 
+import dataclasses
 import numbers
 import sys
 import warnings
@@ -25,6 +26,7 @@ _OPEN = (
     stopping.NON_FINITE,
 )
 _STILL_FALLING = 1e-6
+_LIMITS = stopping.TIME_LIMIT, stopping.EVALUATION_LIMIT
 # So many times its own size a parameter must have changed to have run away.
 _FAR = 10.0
 
@@ -168,6 +170,42 @@ def is_known(loss):
 
 def _is_finite(loss, grad):
     return np.isfinite(loss) and (grad is None or np.isfinite(grad).all())
+
+
+def followed(objective, constraints, before, theta):
+    """Takes over what callbacks have assigned.
+
+    Args:
+        objective: the `FlatObjective`.
+        constraints: list of `Constraint`s.
+        before: the variables' values then, by `initial_position`.
+        theta: the point that these were rounded from.
+
+    Returns:
+        The point to go on from, or `None` if nothing has changed.
+    """
+    point = objective.followed(before, theta)
+    are_others = [constraint.refresh() for constraint in constraints]
+    return theta if point is None and any(are_others) else point
+
+
+def taken_over(outcome, theta, loss):
+    """The outcome where callbacks have set other variables since.
+
+    Args:
+        outcome: the `Outcome` of a run of what the loss was before.
+        theta: the point to go on from.
+        loss: the loss there as it is now, NaN where a run follows.
+    """
+    is_limit = outcome.status in (*_LIMITS, stopping.INTERRUPTED)
+    return dataclasses.replace(
+        outcome,
+        status=outcome.status if is_limit else None,
+        theta=theta,
+        loss=loss,
+        test=None,
+        detail="",
+    )
 
 
 def checked_budget(max_evals, max_seconds, target_loss, iterations=None):

@@ -17,9 +17,11 @@ from kormos.optimizers.rejections import Raised
 from kormos.optimizers.rejections import or_else
 from kormos.run import Run
 from kormos.run import describe
+from kormos.run import followed
 from kormos.run import is_known
 from kormos.run import is_worth_a_warning
 from kormos.run import row
+from kormos.run import taken_over
 from kormos.run import warn_of_convergence
 from kormos.widening import goes_on_wider
 from kormos.widening import settled
@@ -147,7 +149,8 @@ class Solve:
                     break
                 continue
             is_final = outcome.status in stopping.FINAL
-            if is_final or self._iterations == done:
+            is_other = self._followed is not None
+            if is_final or (self._iterations == done and not is_other):
                 break
             # What has converged on some points goes on with others.
             due = [
@@ -155,14 +158,19 @@ class Solve:
                 for resampler in self._resamplers
                 if outcome.status or resampler.is_due(self._iterations)
             ]
-            if not due or spent:
+            if spent or not (due or is_other):
                 outcome.status = outcome.status or spent
                 break
+            if is_other:
+                theta = outcome.theta
             for resampler in due:
                 resampler.replace(objective)
             self._resume = True
             if optimizer.solver_state is not None:
                 optimizer.solver_state.forget_loss()
+        if self._followed is not None:
+            outcome.loss = self._problem.peek(outcome.theta)
+            outcome = settled(outcome, objective, self._problem)
         if outcome.status is None:
             outcome.status = (
                 stopping.STOPPED_BY_CALLBACK
@@ -209,17 +217,24 @@ class Solve:
         if self._initial_loss is None and stage.uses_hessian:
             check_hessian_products(objective, theta, problem.project)
         run = Run(stage, problem, self._start, self._iterate)
+        self._followed = None
         try:
             outcome = run(theta)
         except BaseException:
             objective.assign(run.best[0])
             raise
-        objective.assign(outcome.theta)
-        # A feasible point may be worth a higher loss.
-        start = None if problem.constraints else problem.project(start)
-        outcome = settled(outcome, objective, problem, start)
+        if self._followed is not None:
+            outcome = taken_over(outcome, self._followed, np.nan)
+        else:
+            objective.assign(outcome.theta)
+            # A feasible point may be worth a higher loss.
+            start = None if problem.constraints else problem.project(start)
+            outcome = settled(outcome, objective, problem, start)
         if self._optimizer.solver_state is not None:
-            self._optimizer.solver_state.position = outcome.theta
+            # The solver's own point is not what callbacks leave.
+            is_own = self._followed is None
+            position = outcome.theta if is_own else None
+            self._optimizer.solver_state.position = position
         self._evaluations += problem.fg_evals
         self._products += problem.hessp_evals
         return outcome
@@ -269,11 +284,19 @@ class Solve:
             self.history.setdefault(name, []).append(value)
         self.history["seconds"].append(time.perf_counter() - self._begun)
         iteration = self._iterations
-        if self._callbacks:
-            self._objective.assign(theta)
+        if self._callbacks or self._loss_callback:
+            if self._callbacks:
+                self._objective.assign(theta)
+            before = self._objective.initial_position()
             answers = [fn(iteration, logs) for fn in self._callbacks]
             self._stopped = any(answers)
-        return self._stopped or iteration >= self._end
+            self._followed = followed(
+                self._objective, self._constraints, before, theta
+            )
+            if self._followed is not None and self._validation is not None:
+                self._validation.refresh()
+        is_other = self._followed is not None
+        return self._stopped or is_other or iteration >= self._end
 
     def _looked(self, theta):
         """The losses of blocks and of held-out data at an iterate."""

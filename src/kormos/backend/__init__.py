@@ -5,6 +5,7 @@ of them `fn(parts, *args)` is a function of a list of tensors, and derivatives
 are taken with respect to that list.
 
 - `compile(fn, xla)`: `fn`, compiled where the backend compiles.
+- `once(fn)`: `fn` for a call or two: what takes least until these are done.
 - `compile_loop(fn)`: `fn(state, *args) -> state`, compiled in whole where the
   backend can. A state is a list of arrays, which may be used up, and vectors
   of numbers, which stay NumPy's on an eager backend.
@@ -66,6 +67,7 @@ if keras.backend.backend() == "jax":
     from kormos.backend.jax import keeps_traces as keeps_traces
     from kormos.backend.jax import map_rows as map_rows
     from kormos.backend.jax import on_cpu as on_cpu
+    from kormos.backend.jax import once as once
     from kormos.backend.jax import own_trace as own_trace
     from kormos.backend.jax import repeatable as repeatable
     from kormos.backend.jax import row_jacobian as row_jacobian
@@ -76,6 +78,7 @@ if keras.backend.backend() == "jax":
     from kormos.backend.jax import vjp as vjp
     from kormos.backend.jax import wide as wide
 elif keras.backend.backend() == "tensorflow":
+    from kormos.backend.common import once as once
     from kormos.backend.common import parameters_met as parameters_met
     from kormos.backend.common import standing_in as standing_in
     from kormos.backend.common import view as view
@@ -103,6 +106,7 @@ elif keras.backend.backend() == "tensorflow":
     from kormos.backend.tensorflow import vjp as vjp
     from kormos.backend.tensorflow import wide as wide
 elif keras.backend.backend() == "torch":
+    from kormos.backend.common import once as once
     from kormos.backend.common import view as view
     from kormos.backend.torch import arctan as arctan
     from kormos.backend.torch import attempt as attempt

@@ -22,6 +22,11 @@ def compile(fn, xla=True):
     return jax.jit(fn)
 
 
+def once(fn):
+    # Each operation of an eager run is compiled for itself.
+    return jax.jit(fn)
+
+
 def compile_loop(fn):
     return jax.jit(fn, donate_argnums=0)
 

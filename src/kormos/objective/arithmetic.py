@@ -55,7 +55,7 @@ class Arithmetic:
         self.dtype = dtype
         self._owners = {}
         self._modules = Modules()
-        self._keeps_traces = False
+        self.keeps_traces = False
 
     def widened(self):
         """The same layers and losses in float64.
@@ -77,7 +77,7 @@ class Arithmetic:
         other = Arithmetic("float64")
         other.include(self._owners.values())
         other._modules = self._modules
-        other._keeps_traces = self._keeps_traces
+        other.keeps_traces = self.keeps_traces
         return other
 
     @property
@@ -122,7 +122,7 @@ class Arithmetic:
             fn: function that reads variables.
             *args: structures of tensors.
         """
-        self._keeps_traces |= backend.keeps_traces(fn, *args)
+        self.keeps_traces |= backend.keeps_traces(fn, *args)
         return self.call(run, fn, *args)
 
     def call(self, run, fn, *args):
@@ -131,7 +131,7 @@ class Arithmetic:
             return run(fn, *args)
 
     def _own_trace(self):
-        if self._keeps_traces:
+        if self.keeps_traces:
             return backend.own_trace()
         return contextlib.nullcontext()
 

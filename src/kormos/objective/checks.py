@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from kormos import backend
+from kormos.objective.verification import refuse_silent
 
 # Layers whose second derivatives TensorFlow gets wrong: `tf.nn.moments` stops
 # the gradient of its mean (tensorflow#19609), which changes no first
@@ -37,8 +38,12 @@ def unused_variables(objective, theta, grad, project):
         theta: the start.
         grad: the gradient there, or `None`.
         project: function that moves a point into the bounds.
+
+    Raises:
+        ValueError: if some change it without having a gradient.
     """
     unused = {id(v) for v in objective.unused_variables}
+    read = [v for v in objective.variables if id(v) not in unused]
     if grad is not None:
         suspects = _zero_parts(objective, grad)
         if suspects - unused:
@@ -46,11 +51,15 @@ def unused_variables(objective, theta, grad, project):
             rng = np.random.default_rng(0)
             scale = 0.1 * (1 + np.abs(theta))
             elsewhere = theta + scale * rng.standard_normal(theta.shape)
+            elsewhere = project(elsewhere)
             try:
-                _, grad = objective.value_and_grad(project(elsewhere))
+                _, grad = objective.value_and_grad(elsewhere)
             except Exception:
                 grad = np.ones_like(theta)  # Nothing can be known there.
             unused |= suspects & _zero_parts(objective, grad)
+            silent = [v for v in read if id(v) in unused]
+            if silent:
+                refuse_silent(objective, elsewhere, silent)
     return [v.path for v in objective.variables if id(v) in unused]
 
 

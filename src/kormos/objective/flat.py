@@ -12,7 +12,10 @@ from kormos.numerics.vectors import rounding
 from kormos.numerics.vectors import to_array
 from kormos.objective.host_gauss_newton import HostGaussNewton
 from kormos.objective.program import count_rows
+from kormos.objective.program import each_chunk
+from kormos.objective.program import have_changed
 from kormos.objective.units import size_of
+from kormos.precision import turn
 
 
 class FlatObjective:
@@ -110,6 +113,25 @@ class FlatObjective:
         """Reads anew the variables that the loss reads and keeps fixed."""
         self._frozen = self.program.frozen_values()
 
+    def followed(self, before, theta):
+        """Takes over what others have assigned since.
+
+        Args:
+            before: the variables' values then, by `initial_position`.
+            theta: the point that these were rounded from.
+
+        Returns:
+            The point to go on from, where the loss or the variables are
+            others now, or `None`.
+        """
+        present = self.initial_position()
+        is_moved = not np.array_equal(before, present, equal_nan=True)
+        frozen = self.program.frozen_variables
+        if not (is_moved or have_changed(frozen, self._frozen)):
+            return None
+        self.refresh()
+        return present if is_moved else theta
+
     def initial_position(self):
         """The variables' present values: float64 array of shape `(size,)`."""
         return self.program.packing.read()
@@ -119,6 +141,48 @@ class FlatObjective:
         if not isinstance(theta, (np.ndarray, list, tuple)):
             theta = ops.convert_to_numpy(theta)
         self.program.packing.write(self._checked(theta, "theta"))
+
+    @property
+    def draws(self):
+        """Whether the loss may hold random numbers."""
+        variables = self.program.frozen_variables
+        return any(v.name == "seed_generator_state" for v in variables)
+
+    def reference(self, theta):
+        """The loss as it is with a point in the variables, not compiled.
+
+        The variables, which are changed for a moment, round the point.
+
+        Returns:
+            The point as they have it, and the loss, NaN where that raises.
+        """
+        variables = self.variables
+        with turn("changed"):
+            kept = [np.array(ops.convert_to_numpy(v.value)) for v in variables]
+            try:
+                self.assign(theta)
+                point = self.initial_position()
+                with backend.wide():
+                    return point, self._as_it_is()
+            except Exception:
+                # What the numerics are not, a fit will say itself.
+                return point, np.nan
+            finally:
+                for variable, value in zip(variables, kept, strict=True):
+                    variable.assign(value)
+
+    def _as_it_is(self):
+        losses = []
+        for _, scales, pairs in self.pieces():
+            for fn, pair in zip(self.program.chunk_losses, pairs, strict=True):
+                call = self._once(functools.partial(fn, None, None))
+                chunks = each_chunk(pair) if any(pair) else [()]
+                losses += [number(call(scales, chunk)) for chunk in chunks]
+        return float(np.sum(losses))
+
+    def _once(self, fn):
+        """What calls a function once or twice, the fastest way."""
+        return backend.once(fn)
 
     def value(self, theta):
         """The loss at `theta`."""

@@ -18,6 +18,7 @@ from kormos.objective.modules import refuse_hidden_reads
 from kormos.objective.packing import Packing
 from kormos.objective.program import Program
 from kormos.objective.program import ReadRecorder
+from kormos.objective.program import have_changed
 from kormos.objective.program import snapshot
 from kormos.objective.program import wide_values
 
@@ -44,16 +45,25 @@ class VariableReader:
 
     @contextlib.contextmanager
     def scope(self, parts, frozen):
-        """A scope in which the variables have other values."""
-        frozen = zip(self.frozen_variables, frozen, strict=True)
-        # Without `collect_losses`, `model.losses` would lack what layers add.
-        scope = keras.StatelessScope(
-            state_mapping=list(frozen), collect_losses=True
-        )
-        for update in zip(self.variables, parts, strict=True):
-            scope.add_update(update)
+        """A scope in which the variables have other values, unless `None`."""
+        if parts is None:
+            scope = ReadRecorder()
+        else:
+            frozen = zip(self.frozen_variables, frozen, strict=True)
+            # Without `collect_losses`, `model.losses` would lack what layers
+            # add.
+            scope = keras.StatelessScope(
+                state_mapping=list(frozen), collect_losses=True
+            )
+            for update in zip(self.variables, parts, strict=True):
+                scope.add_update(update)
         with self._arithmetic.scope(scope):
             yield scope
+
+    @property
+    def keeps_traces(self):
+        """Whether the backend may keep traces of what the function calls."""
+        return self._arithmetic.keeps_traces
 
     def widened(self):
         """The same, evaluated in float64."""
@@ -164,6 +174,10 @@ class FunctionObjective(FlatObjective):
         if starts_wide(precision, packing.dtypes):
             self.widen()
 
+    def _once(self, fn):
+        # Its operations were run before, but for those in a trace of its own.
+        return super()._once(fn) if self._function.keeps_traces else fn
+
     def _widen(self):
         self._function = self._wide
         self._compile(Packing(self.variables, "float64"))
@@ -196,6 +210,7 @@ class VectorFunction:
         if packing.dtype is not None:
             function = function.widened()
         self.size = int(np.prod(function.shape))
+        self._function = function
         self._frozen = function.frozen_values()
 
         def vector(parts, frozen):
@@ -215,6 +230,14 @@ class VectorFunction:
 
         self._value = backend.compile(value_at)
         self._jacobian = backend.compile(jacobian_at)
+
+    def refresh(self):
+        """Reads anew what is kept fixed; returns whether it has changed."""
+        variables = self._function.frozen_variables
+        is_other = have_changed(variables, self._frozen)
+        if is_other:
+            self._frozen = self._function.frozen_values()
+        return is_other
 
     def value(self, theta):
         """The function's values at `theta`: float64 of shape `(size,)`."""

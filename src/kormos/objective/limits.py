@@ -95,7 +95,7 @@ def resolve_constraints(constraints, packing, make):
         constraints: a dict `{"type": "eq" or "ineq", "fun": fn}`, a list of
             these, or `None`.
         packing: the `Packing` of the variables.
-        make: called with `(type, fun, jac)`.
+        make: called with `(type, fun, jac, refresh)`.
 
     Raises:
         ValueError: if an entry has another form.
@@ -118,7 +118,9 @@ def resolve_constraints(constraints, packing, make):
                 f"Received: {constraint!r}"
             )
         fn = VectorFunction(constraint["fun"], packing, "constraint")
-        resolved.append(make(constraint["type"], fn.value, fn.jacobian))
+        resolved.append(
+            make(constraint["type"], fn.value, fn.jacobian, fn.refresh)
+        )
     return resolved
 
 

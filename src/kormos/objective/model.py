@@ -184,6 +184,10 @@ class Objective(FlatObjective):
         return max(own, rounding(self.model.compute_dtype))
 
     @property
+    def draws(self):
+        return self.program.model_loss.draws
+
+    @property
     def unused_variables(self):
         """The trainable variables that the loss never reads."""
         return list(self.program.model_loss.unused_variables)

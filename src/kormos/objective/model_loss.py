@@ -75,7 +75,7 @@ class ModelLoss:
         )
         wide = self._arithmetic.widened()
         agreement = None
-        if not self._draws:
+        if not self.draws:
             agreement = Agreement(self, narrow, compile)
         self._arithmetic = wide
         parts = wide_values(self.variables)
@@ -94,7 +94,7 @@ class ModelLoss:
             agreement.check(head)
 
     @property
-    def _draws(self):
+    def draws(self):
         """Whether there may be random numbers, which depend on the dtype."""
         names = [v.name for v in self.frozen_variables]
         return self._training or "seed_generator_state" in names
@@ -242,13 +242,16 @@ class ModelLoss:
 
     @contextlib.contextmanager
     def scope(self, parts, frozen, others=()):
-        frozen = zip(self.frozen_variables, frozen, strict=True)
-        scope = keras.StatelessScope(
-            state_mapping=[*frozen, *others], collect_losses=True
-        )
-        # In the dtype that they have.
-        for update in zip(self.variables, parts, strict=True):
-            scope.add_update(update)
+        if parts is None:
+            scope = ReadRecorder()
+        else:
+            frozen = zip(self.frozen_variables, frozen, strict=True)
+            scope = keras.StatelessScope(
+                state_mapping=[*frozen, *others], collect_losses=True
+            )
+            # In the dtype that they have.
+            for update in zip(self.variables, parts, strict=True):
+                scope.add_update(update)
         with backend.repeatable(), self._arithmetic.scope(scope):
             yield scope
 

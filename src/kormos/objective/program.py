@@ -3,6 +3,7 @@
 import collections
 
 import keras
+import numpy as np
 from keras import ops
 from keras import tree
 
@@ -69,9 +70,11 @@ class Program:
     ):
         self.packing = packing
         self.frozen_variables = frozen_variables
+        # Whether it was compared with the loss as it is.
+        self.is_verified = False
         # How often each function was traced, for tests of the caches.
         self.traces = collections.Counter()
-        self._values = chunk_losses
+        self.chunk_losses = chunk_losses
         self._gradients = [backend.value_and_grad(fn) for fn in chunk_losses]
         self._hessians = [backend.hvp(fn) for fn in chunk_losses]
         self.value = compile(self._value)
@@ -107,7 +110,7 @@ class Program:
             return (ops.cast(loss, theta.dtype),)
 
         zeros = (scalar_zero(theta),)
-        return sum_over_chunks(term, self._values, chunks, zeros)[0]
+        return sum_over_chunks(term, self.chunk_losses, chunks, zeros)[0]
 
     def trace_value_and_grad(self, theta, frozen, scales, chunks):
         self.traces["value_and_grad"] += 1
@@ -148,6 +151,20 @@ def wide_values(variables):
     """The variables' present values in float64."""
     with backend.wide():
         return [ops.cast(v.value, "float64") for v in variables]
+
+
+def have_changed(variables, values):
+    """Whether variables have other values now than those of a `snapshot`."""
+    return not all(
+        np.array_equal(
+            ops.convert_to_numpy(variable.value),
+            ops.convert_to_numpy(value),
+            equal_nan=True,
+        )
+        for variable, value in zip(variables, values, strict=True)
+        # Any call of a layer that draws moves on what it draws from.
+        if variable.name != "seed_generator_state"
+    )
 
 
 def scalar_zero(theta):

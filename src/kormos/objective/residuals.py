@@ -211,6 +211,10 @@ class ResidualObjective(FlatObjective):
         self.refresh()
         self.replace(self.data)
 
+    def refresh(self):
+        super().refresh()
+        self._latest = None, None
+
     def replace(self, data):
         """Replaces the data by others of the same structure."""
         self.data = data

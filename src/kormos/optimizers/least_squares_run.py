@@ -100,6 +100,8 @@ class LeastSquaresRun:
         """
         is_finite = self.begin(theta, earlier)
         grad = self._here.grad if is_finite else None
+        if is_finite:
+            self._problem.verify(self._problem.peek, self._theta)
         stop = report(self._theta, self._loss, grad)
         if not is_finite:
             return self._outcome(stopping.NON_FINITE)

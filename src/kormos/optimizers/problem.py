@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kormos.numerics import stopping
+from kormos.objective.verification import verify
 from kormos.optimizers.rejections import Raised
 from kormos.optimizers.rejections import SafeGaussNewton
 from kormos.optimizers.rejections import is_rejection
@@ -161,6 +162,24 @@ class Problem:
             theta,
         )
 
+    @property
+    def is_verified(self):
+        """Whether the compiled loss was compared with the loss as it is."""
+        program = getattr(self._objective, "program", None)
+        return program is None or program.is_verified
+
+    def verify(self, evaluate, theta):
+        """Refuses a compiled loss that is another function than the loss.
+
+        Args:
+            evaluate: the loss of a point as the method evaluates it, alone or
+                with its gradient.
+            theta: the start.
+        """
+        if not self.is_verified:
+            self._objective.program.is_verified = True
+            verify(self._objective, evaluate, theta, self.project)
+
     def hvp(self, theta, vector):
         self.hessp_evals += 1
         hvp = self._objective.hvp
@@ -292,11 +311,14 @@ class Constraint(NamedTuple):
         type: `"eq"` for `fun(theta) = 0`, `"ineq"` for `fun(theta) >= 0`.
         fun: function from a vector to an array of shape `(m,)`.
         jac: function from a vector to an array of shape `(m, size)`.
+        refresh: function that reads other variables anew, and returns whether
+            they have changed.
     """
 
     type: str
     fun: Callable
     jac: Callable
+    refresh: Callable = bool
 
 
 class Stage(NamedTuple):

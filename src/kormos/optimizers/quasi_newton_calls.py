@@ -82,6 +82,10 @@ class CompiledLoop:
         """Replaces fields of the state."""
         self._set(self.state._replace(**fields))
 
+    def restore(self, kept) -> None:
+        """Makes an earlier state, by `copy`, the present one."""
+        self._set(kept)
+
     def begin_anew(self, theta: np.ndarray, units: np.ndarray) -> None:
         """Makes a point the start of a run that knows nothing yet.
 

@@ -84,6 +84,11 @@ class QuasiNewtonRun:
         state = self._state
         self._problem.fg_evals = int(state.evaluations)
         theta, grad = to_array(state.theta), to_array(state.grad)
+        kept = None if self._problem.is_verified else self._loop.copy()
+        if kept is not None:
+            self._problem.verify(self._loop.value, theta)
+            self._loop.restore(kept)
+            self._keep(kept)
         return self._report(theta, float(state.loss), grad)
 
     def _advance(self):

@@ -87,6 +87,8 @@ class ScipyRun:
     def __call__(self, problem, theta, report):
         evaluator = Evaluator(problem, theta, self._spec)
         start = evaluator.accepted
+        is_steep = self._spec.gradient
+        problem.verify(problem.evaluate if is_steep else problem.peek, theta)
         if report(*start):
             return Outcome(None, start.theta, start.loss)
         if evaluator.start().size == 0:
