@@ -154,15 +154,30 @@ def verdict(search, loss, slope, noise):
     longest = search.step >= search.longest
     enough = both(either(last, longest), decreased, change < 0)
     good = both(is_finite(loss, slope), either(wolfe, approximate, enough))
-    # Slopes show for longer than losses what a step does, but not for ever.
-    short = -predicted <= noise**0.5 * size
-    trials = search.trials + 1
-    many = either(trials >= _MOST_IN_VAIN, both(short, trials >= _MOST_SHORT))
-    in_vain = both(many, ~decreased, is_finite(loss))
+    in_vain = both(_is_in_vain(search, loss, noise), ~_has_gained(search))
     none = -predicted <= _LEAST_PROMISE * noise * size
     lost = either(last, in_vain, none)
     ended = where(good, ACCEPTED, where(lost, FAILED, SEARCHING))
     return where(both(is_probe, ~last), SEARCHING, ended)
+
+
+def _is_in_vain(search, loss, noise):
+    """Whether a trial gains nothing after many."""
+    predicted = search.step * search.start.slope
+    change = loss - search.start.loss
+    # Slopes show for longer than losses what a step does, but not for ever.
+    short = -predicted <= noise**0.5 * abs(search.start.loss)
+    trials = search.trials + 1
+    many = either(trials >= _MOST_IN_VAIN, both(short, trials >= _MOST_SHORT))
+    gains = change <= SUFFICIENT_DECREASE * predicted
+    return both(many, ~gains, is_finite(loss))
+
+
+def _has_gained(search):
+    """Whether an earlier trial has lowered the loss sufficiently."""
+    start, best = search.start, search.best
+    least = SUFFICIENT_DECREASE * best.step * start.slope
+    return both(best.step > 0, best.loss - start.loss <= least)
 
 
 def advance(search, loss, slope, noise):
@@ -175,6 +190,13 @@ def advance(search, loss, slope, noise):
         noise: scalar, the rounding of the loss over its size.
     """
     moved = _narrowed(search, _seen(search, loss, slope, noise), slope)
+    # What an earlier trial has gained is taken.
+    given_up = both(_is_in_vain(search, loss, noise), _has_gained(search))
+    best = search._replace(
+        step=search.best.step,
+        trials=constant(MOST_TRIALS - 1, like=search.trials),
+    )
+    moved = where(given_up, best, moved)
     return where(search.fallback > 0, _probed(search, slope, noise), moved)
 
 
