@@ -60,6 +60,19 @@ def two_outputs():
     return model
 
 
+def probabilities_among_outputs(last=("softmax",)):
+    inputs = keras.Input((3,))
+    hidden = layers.Dense(3, "tanh", name="hidden")(inputs)
+    p, q = layers.Dense(1, name="p")(hidden), layers.Dense(4, name="q")(hidden)
+    for activation in last:
+        q = layers.Activation(activation)(q)
+    model = keras.Model(inputs, [p, q])
+    model.compile(
+        loss=["mse", "categorical_crossentropy"], loss_weights=[2.0, 0.3]
+    )
+    return model
+
+
 def masked(*stack):
     return sequential(
         layers.Embedding(5, 2, mask_zero=True), *stack, layers.Dense(2)
@@ -86,6 +99,10 @@ def regularized():
 
 def entropy(kind, **kwargs):
     return getattr(keras.losses, f"{kind}Crossentropy")(**kwargs)
+
+
+def cauchy(y_true, y_pred):
+    return ops.log1p(4 * (y_true - y_pred) ** 2)
 
 
 LSTM_Y = STEPS if BACKEND != "tensorflow" else Y2[:, :1]
@@ -151,11 +168,32 @@ CASES = {
         {"p": X[:, :1], "q": Y2},
         {"sample_weight": WEIGHTS},
     ),
+    "probabilities among outputs": (
+        probabilities_among_outputs,
+        X,
+        [X[:, :1], ONE_HOT],
+        {},
+    ),
+    # Keras divides by the sum of what are no probabilities.
+    "not convex": (
+        lambda: probabilities_among_outputs(["sigmoid", "relu"]),
+        X,
+        [X[:, :1], ONE_HOT],
+        {},
+    ),
+    "not convex, diagonal": (lambda: mlp(2, cauchy), X, Y2, {}),
     "mask": (lambda: masked(), IDS, STEPS, {}),
     "masked lstm": (masked_lstm, IDS, LSTM_Y, {}),
     "l2": (regularized, X, Y2, {"sample_weight": WEIGHTS}),
 }
-COMPILED = ["weighted", "sparse", "two outputs", "masked lstm", "l2"]
+COMPILED = [
+    "weighted",
+    "sparse",
+    "two outputs",
+    "not convex",
+    "masked lstm",
+    "l2",
+]
 
 
 def each(cases, compiled):
@@ -364,6 +402,88 @@ def test_closed_forms(case):
     assert_close(matrices.bend(theta, vector), bend, tolerance)
     matrices.rows(theta + 1, keep=True)
     assert_close(matrices.bend(theta, vector), bend, tolerance)
+
+
+def test_a_softmax_among_several_outputs():
+    """Fisher's matrix, as of one output."""
+    model = probabilities_among_outputs()
+    objective = kormos.Objective(model, X, [X[:, :1], ONE_HOT], batch_size=4)
+    theta = moved(objective)
+    _, _, matrix = objective.gauss_newton().normal_equations(theta)
+    objective.assign(theta)
+    (w, b), (u, c), (v, d) = (
+        model.get_layer(name).get_weights() for name in ("hidden", "p", "q")
+    )
+    flat = [w, b, np.hstack([u, v]), c, d]
+    flat = np.concatenate([part.reshape(-1) for part in flat])
+    z, jacobian, _ = closed_form(flat, np.zeros_like(flat), 5)
+    h = np.zeros((ROWS, 5, 5))
+    h[:, 0, 0] = 2 * 2.0 / ROWS
+    h[:, 1:, 1:] = 0.3 * fisher_softmax(z[:, 1:], None)
+    expected = np.einsum("nkp,nkl,nlq->pq", jacobian, h, jacobian)
+    # In another order of the parameters the eigenvalues are the same.
+    np.testing.assert_allclose(
+        np.linalg.eigvalsh(full(matrix)),
+        np.linalg.eigvalsh(expected),
+        atol=1e-12,
+    )
+
+
+def test_without_its_negative_part():
+    """Of a loss of the outputs that is not convex, in NumPy."""
+    model = linear(3, "categorical_crossentropy", "softplus")
+    y = ONE_HOT[:, :3]
+    objective = kormos.Objective(model, X, y)
+    theta = moved(objective)
+    _, _, matrix = objective.gauss_newton().normal_equations(theta)
+    kernel, bias = theta[:9].reshape(3, 3), theta[9:]
+    p = np.log1p(np.exp(X @ kernel + bias))
+    share = y.sum(axis=1)[:, None, None] / p.sum(axis=1)[:, None, None] ** 2
+    h = ((y / p**2)[:, :, None] * np.eye(3) - share) / ROWS
+    values, vectors = np.linalg.eigh(h)
+    assert values.min() < -1e-3
+    h = np.einsum("nik,nk,njk->nij", vectors, np.maximum(values, 0), vectors)
+    slope = 1 - np.exp(-p)
+    eye = np.eye(3)
+    with_bias = np.concatenate([X, np.ones((ROWS, 1))], axis=1)
+    jacobian = np.einsum("nk,ni,kl->nkil", slope, with_bias, eye)
+    jacobian = jacobian.reshape(ROWS, 3, -1)
+    expected = np.einsum("nkp,nkl,nlq->pq", jacobian, h, jacobian)
+    # Keras clips what is below 1e-7.
+    assert_close(full(matrix), expected, 1e-6)
+
+
+def test_the_model_is_whole_while_it_is_evaluated():
+    """Another thread may use it then."""
+    seen = set()
+
+    def watch(inputs):
+        if not isinstance(inputs, keras.KerasTensor):
+            seen.add(model.layers[-1].activation.__name__)
+        return inputs
+
+    model = sequential(
+        layers.Lambda(watch, output_shape=(3,)),
+        layers.Dense(4, "softmax"),
+        loss="categorical_crossentropy",
+    )
+    matrices = kormos.Objective(model, X, ONE_HOT).gauss_newton()
+    matrices.normal_equations(np.zeros(16))
+    matrices.bend(np.zeros(16), np.ones(16))
+    assert seen == {"softmax"}
+
+
+def test_an_activation_that_is_not_last():
+    """Of an LSTM the cell's activation, too, is called sigmoid."""
+    model = sequential(
+        layers.Reshape((3, 1)),
+        layers.LSTM(2, activation="sigmoid"),
+        loss="binary_crossentropy",
+    )
+    objective = kormos.Objective(model, X, BINARY)
+    theta, matrices = moved(objective), objective.gauss_newton()
+    loss, _, _ = matrices.normal_equations(theta)
+    assert loss == pytest.approx(objective.value(theta), rel=1e-12)
 
 
 def test_bend_is_a_difference_of_outputs():

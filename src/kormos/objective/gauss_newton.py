@@ -3,7 +3,8 @@
 With outputs z = f(theta, row) and a loss l(z), the matrix is the sum over the
 rows of J'HJ, where J is dz/dtheta and H the Hessian of l in z, by automatic
 differentiation of the loss alone: for a sum of squares it is that of Gauss and
-Newton. What a loss has besides its outputs, regularizers say, enters by the
+Newton. Where a loss is not convex in z, H is without its negative part. What a
+loss has besides its outputs, regularizers say, enters by the
 diagonal of its Hessian.
 """
 
@@ -92,6 +93,7 @@ class GaussNewton:
                 term, theta, frozen, scales, chunk
             )
             grad = grad + _gradient(slope, blocks)
+            weights = _convex(term, weights)
             jacobian = ops.concatenate(blocks, axis=2)
             columns = ops.reshape(jacobian, (-1, size))
             weighted = ops.reshape(_weigh(weights, jacobian), (-1, size))
@@ -165,7 +167,7 @@ class GaussNewton:
             own, along = self._derivative(order, outputs, parts, tangents)
             values, along = (ops.cast(a, theta.dtype) for a in (own, along))
             fn = _loss(term, frozen, scales, chunk)
-            (weighted,) = backend.hvp(fn)([values], [along])
+            weighted = self._weighted(term, fn, values, along)
             # Products of small numbers would vanish in float32.
             size = ops.max(ops.abs(weighted))
             size = ops.where(size > 0, size, ops.ones_like(size))
@@ -226,6 +228,16 @@ class GaussNewton:
             blocks,
         )
 
+    def _weighted(self, term, fn, values, along):
+        """The curvature in the outputs times a derivative of them."""
+        if term.is_convex and not term.is_diagonal:
+            return backend.hvp(fn)([values], [along])[0]
+        _, (slope,) = backend.value_and_grad(fn)([values])
+        weights = self._weights(term, fn, values, slope)
+        if term.is_diagonal:
+            return weights * along
+        return ops.einsum("nkl,nl->nk", _convex(term, weights), along)
+
     def _weights(self, term, fn, values, slope):
         """The Hessian in the outputs: `(n, k)`, or `(n, k, k)`."""
         product = backend.hvp(fn)
@@ -283,6 +295,16 @@ def _gradient(slope, blocks):
     return ops.concatenate(
         [ops.einsum("nk,nkq->q", slope, block) for block in blocks]
     )
+
+
+def _convex(term, weights):
+    """Of matrices, symmetric but for rounding, what is not negative."""
+    if term.is_diagonal or term.is_convex:
+        return weights
+    symmetric = (weights + ops.transpose(weights, (0, 2, 1))) / 2
+    values, vectors = ops.eigh(symmetric)
+    scaled = vectors * ops.expand_dims(ops.relu(values), 1)
+    return ops.matmul(scaled, ops.transpose(vectors, (0, 2, 1)))
 
 
 def _weigh(weights, jacobian):

@@ -104,6 +104,18 @@ class CompiledLosses:
         terms = self._terms(y, y_pred, sample_weight)
         return [term.description for term, *_ in terms]
 
+    def by_output(self, y, y_pred, sample_weight):
+        """For each output the `keras.losses.Loss`es of it."""
+        terms = self._terms(y, y_pred, sample_weight)
+        return [
+            [
+                _resolve(term._loss, y_true, values)
+                for term, y_true, values, _ in terms
+                if values is output
+            ]
+            for output in tree.flatten(y_pred)
+        ]
+
     def total(self, y, y_pred, sample_weight, scales):
         """The sum of all terms on these rows, each times its scale."""
         total = ops.zeros((), dtype=scales.dtype)

@@ -121,10 +121,11 @@ class ModelLoss:
         self.output_dtype = "float64" if dtype == "float64" else "float32"
         # Losses and metrics create variables when first called, which no
         # stateless scope allows.
-        self.factors, self.loss_names = [], []
+        self.factors, self.loss_names, self.output_losses = [], [], []
         if self._losses is not None:
             self.factors = self._losses.factors(y, y_pred, w)
             self.loss_names = self._losses.names(y, y_pred, w)
+            self.output_losses = self._losses.by_output(y, y_pred, w)
         if self._has_own_loss or self._has_loss_metrics():
             with self._arithmetic.learning():
                 self._own_loss(x, y, y_pred, w)
@@ -236,9 +237,18 @@ class ModelLoss:
         with self.scope(parts, frozen):
             return self._losses.counts(y, self.predict(x), w)
 
-    def predict(self, x):
-        """The model's predictions, by the variables of the scope."""
-        return self._model(x, training=self._training)
+    def predict(self, x, model=None):
+        """The model's predictions, by the variables of the scope.
+
+        Args:
+            x: rows of inputs.
+            model: what to call instead of the model.
+        """
+        return (model or self._model)(x, training=self._training)
+
+    def include(self, owner):
+        """Lets a layer compute in the precision of the loss."""
+        self._arithmetic.include([owner])
 
     @contextlib.contextmanager
     def scope(self, parts, frozen, others=()):

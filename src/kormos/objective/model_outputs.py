@@ -1,8 +1,5 @@
 """A model's loss as a function of the model's outputs."""
 
-import contextlib
-import types
-
 import keras
 import numpy as np
 from keras import ops
@@ -10,25 +7,8 @@ from keras import tree
 
 from kormos import backend
 from kormos.objective.data import leaves
+from kormos.objective.links import LinkedModel
 from kormos.objective.units import largest
-
-# Activations of a last layer that make a convex loss of what enters them,
-# with the losses of which that is true, by name, function or class.
-_LINKS: dict = {
-    "softmax": (
-        "crossentropy",
-        "ce",
-        keras.losses.categorical_crossentropy,
-        keras.losses.sparse_categorical_crossentropy,
-        keras.losses.CategoricalCrossentropy,
-        keras.losses.SparseCategoricalCrossentropy,
-    ),
-    "sigmoid": (
-        keras.losses.binary_crossentropy,
-        keras.losses.BinaryCrossentropy,
-    ),
-    "exponential": (keras.losses.poisson, keras.losses.Poisson),
-}
 
 
 class ModelOutputs:
@@ -48,15 +28,17 @@ class ModelOutputs:
         width: the number of outputs of a row.
         is_diagonal: whether the loss is a sum over the outputs, so that its
             Hessian in them is diagonal.
+        is_convex: whether the loss is known to be convex in the outputs.
         has_penalty: whether layers add to the loss.
     """
 
     is_residual = False
 
     def __init__(self, model, model_loss, head, compile):
-        self._model = model
         self._model_loss = model_loss
-        self._link = _link(model)
+        self._linked = LinkedModel(model, model_loss.output_losses)
+        model_loss.include(self._linked.trunk)
+        self.is_convex = self._linked.is_convex
         self.width = sum(model_loss.output_widths)
         self.has_penalty = model_loss.adds_losses
         self.is_diagonal = self._check(head, compile)
@@ -67,9 +49,8 @@ class ModelOutputs:
 
     def outputs(self, parts, frozen, rows):
         """The outputs of rows of inputs, `(rows, width)`."""
-        with self._model_loss.scope(parts, frozen), self._unlinked():
-            y_pred = self._model_loss.predict(rows)
-        leaves = tree.flatten(y_pred)
+        with self._model_loss.scope(parts, frozen):
+            leaves = self._model_loss.predict(rows, self._linked)
         flat = [
             ops.reshape(leaf, (leaf.shape[0], width))
             for leaf, width in zip(
@@ -103,8 +84,7 @@ class ModelOutputs:
             ops.reshape(part, (values.shape[0], *shape))
             for part, shape in zip(flat, shapes, strict=True)
         ]
-        if self._link is not None:
-            leaves = [self._link.activation(leaf) for leaf in leaves]
+        leaves = self._linked.activated(leaves)
         if self._model_loss.has_masks:
             # Masks follow from the inputs, whatever the weights are.
             masked = tree.flatten(self._model_loss.predict(x))
@@ -113,19 +93,6 @@ class ModelOutputs:
                 for leaf, old in zip(leaves, masked, strict=True)
             ]
         return tree.pack_sequence_as(self._model_loss.structure, leaves)
-
-    @contextlib.contextmanager
-    def _unlinked(self):
-        """The model without its last activation."""
-        if self._link is None:
-            yield
-            return
-        activation = self._link.activation
-        object.__setattr__(self._link, "activation", keras.activations.linear)
-        try:
-            yield
-        finally:
-            object.__setattr__(self._link, "activation", activation)
 
     def _check(self, head, compile):
         """Refuses losses without curvature; whether Hessians are diagonal."""
@@ -211,31 +178,3 @@ class _Replaced(keras.layers.Layer):
 
     def call(self, inputs):
         return self._values
-
-
-def _link(model):
-    """The last layer, if its activation and the loss match."""
-    layers = getattr(model, "layers", None)
-    if not layers or not isinstance(model.loss, _ONE_LOSS):
-        return None
-    layer, loss = layers[-1], model.loss
-    if loss not in ("crossentropy", "ce"):
-        loss = keras.losses.get(loss)
-    if getattr(loss, "get_config", dict)().get("from_logits"):
-        return None
-    name = getattr(getattr(layer, "activation", None), "__name__", None)
-    matching = _LINKS.get(name, ())
-    is_last = isinstance(model, keras.Sequential) or _is_output(model, layer)
-    if is_last and (loss in matching or type(loss) in matching):
-        return layer
-    return None
-
-
-_ONE_LOSS = (str, keras.losses.Loss, types.FunctionType)
-
-
-def _is_output(model, layer):
-    try:
-        return layer.output is model.output
-    except (AttributeError, ValueError):
-        return False

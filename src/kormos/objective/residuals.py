@@ -35,11 +35,13 @@ class ResidualTerm:
 
     Attributes:
         width: residuals of a row, of all blocks together.
+        is_convex: whether the loss is known to be convex in the outputs.
         is_residual: whether outputs are residuals, so that the loss is least
             where they vanish.
     """
 
     is_diagonal = True
+    is_convex = False
     is_residual = True
     has_penalty = False
 
