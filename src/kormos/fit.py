@@ -89,7 +89,8 @@ def fit(
         optimizer: a `BatchOptimizer` or a name. Defaults to the one that the
             model is compiled with, or `"l-bfgs-b"` if that is not of kormos.
         training: whether layers behave as in training. Every seed is then
-            frozen for the length of the fit.
+            frozen for the length of the fit. Batch normalization takes the
+            averages of each `batch_size` rows, and keeps them for inference.
         bounds: replaces the optimizer's `bounds`.
         constraints: replaces the optimizer's `constraints`.
         max_evals: the most evaluations of the loss (and its gradient).

@@ -386,6 +386,9 @@ class FitLoop:
 
     def _write(self, theta):
         self._objective.assign(theta)
+        if self._validation is not None:
+            # In training, averages of layers are assigned too.
+            self._validation.refresh()
         if self._optimizer.solver_state is not None:
             self._optimizer.solver_state.position = theta
         self._optimizer.iterations.assign(

@@ -98,6 +98,11 @@ class Arithmetic:
         """Adds layers and losses, to be given the dtype."""
         self._owners.update({id(o): o for o in owners})
 
+    @property
+    def owners(self):
+        """The included layers and losses."""
+        return list(self._owners.values())
+
     def reads(self):
         """The variables that were read, but not through Keras."""
         return self._modules.reads()

@@ -37,7 +37,8 @@ class Objective(FlatObjective):
     solver. Evaluating assigns nothing to the model: `assign` does.
 
     Dropout and noise are off and batch normalization uses its moving averages
-    unless `training=True`, which freezes every seed instead.
+    unless `training=True`, which freezes every seed instead and normalizes by
+    the rows of a chunk (`batch_size`).
 
     Args:
         model: a compiled `keras.Model`.
@@ -147,6 +148,22 @@ class Objective(FlatObjective):
                 self._each_chunk(), lambda: data.rows
             )
         )
+
+    def assign(self, theta):
+        """Writes a flat vector, array or tensor, into the variables.
+
+        With `training=True`, the averages of batch normalization become those
+        of the data, so that `model.evaluate` is what was minimized.
+        """
+        super().assign(theta)
+        if self._training:
+            changed = self.program.layer_states.update(
+                self.initial_position(), self._frozen, self._each_chunk()
+            )
+            frozen = zip(
+                self.program.frozen_variables, self._frozen, strict=True
+            )
+            self._frozen = [changed.get(id(v), own) for v, own in frozen]
 
     def _pairs(self):
         """All chunks, in pairs as `Program` takes them."""

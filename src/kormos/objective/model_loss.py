@@ -300,6 +300,11 @@ class ModelLoss:
         return self._losses is not None and self._losses.is_wide
 
     @property
+    def layers(self):
+        """The layers that the model calls."""
+        return self._arithmetic.owners
+
+    @property
     def epsilon(self):
         """The coarsest rounding of layers with weights to train."""
         return self._arithmetic.epsilon

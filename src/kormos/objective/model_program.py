@@ -9,6 +9,7 @@ from keras import tree
 from kormos import backend
 from kormos.backend.common import as_tensor
 from kormos.objective.gauss_newton import GaussNewton
+from kormos.objective.layer_states import LayerStates
 from kormos.objective.model_loss import ModelLoss
 from kormos.objective.model_outputs import ModelOutputs
 from kormos.objective.packing import Packing
@@ -36,6 +37,9 @@ class ModelProgram(Program):
         self.model_loss = model_loss
         self.evaluate = compile(self._evaluate)
         self.metric_results = compile(self._metric_results)
+        self._make_layer_states = lambda: LayerStates(
+            model, model_loss, self.packing, compile
+        )
         self._make_gauss_newton = lambda: GaussNewton(
             self.packing,
             [ModelOutputs(model, model_loss, head, compile)],
@@ -54,6 +58,11 @@ class ModelProgram(Program):
             ValueError: if the loss is not one of outputs with curvature.
         """
         return self._make_gauss_newton()
+
+    @functools.cached_property
+    def layer_states(self):
+        """The variables that layers assign when they are called in training."""
+        return self._make_layer_states()
 
     def _metric_results(self, theta, frozen, metric_values):
         parts = self.packing.unpack(theta)
