@@ -7,11 +7,13 @@ for the end are the same in both.
 import dataclasses
 import numbers
 import sys
+import time
 import warnings
 
 import numpy as np
 
 from kormos.numerics import stopping
+from kormos.numerics.identification import undetermined
 from kormos.numerics.stopping import Outcome
 from kormos.numerics.stopping import Result
 from kormos.numerics.stopping import sentence
@@ -70,7 +72,7 @@ class Run:
             raised, `best` is the point to keep.
         """
         self.best = theta, np.nan
-        self._start = np.array(theta)
+        self._start, self._began = np.array(theta), time.perf_counter()
         try:
             outcome = self._stage.run(self._problem, theta, self._report)
         except KeyboardInterrupt:
@@ -94,6 +96,7 @@ class Run:
         if not is_kept:
             outcome.theta, outcome.loss = self.best
         self._name_what_ran_away(outcome)
+        self._name_what_is_undetermined(outcome)
         return outcome
 
     def _name_what_ran_away(self, outcome):
@@ -116,6 +119,27 @@ class Run:
             f"{self._problem.name_of(index)} ran from {start[index]:.4g} to "
             f"{end[index]:.4g}."
         )
+
+    def _name_what_is_undetermined(self, outcome):
+        """Says so where data leave parameters of an optimum open."""
+        problem, theta = self._problem, np.array(outcome.theta)
+        is_optimum = outcome.status in stopping.SUCCESSES
+        if not is_optimum or outcome.evaluate is None or problem.constraints:
+            return
+        free = np.ones(theta.shape, dtype=bool)
+        if problem.is_bounded:
+            free = (problem.lower < theta) & (theta < problem.upper)
+        found = undetermined(
+            outcome.evaluate,
+            outcome.hessian,
+            (self._start, self.initial_loss),
+            theta,
+            free,
+            problem.epsilon,
+            time.perf_counter() - self._began,
+        )
+        if found is not None:
+            outcome.findings += found.sentences(problem.name_of)
 
     def _report(self, theta, loss, grad, **logs):
         if self.initial_loss is None:

@@ -29,7 +29,8 @@ def check(
     """Looks for what would make a fit go wrong, before it.
 
     Whether the objective is the same twice and for every batch size, finite,
-    its gradient right; which variables it does not depend on; what falls to
+    its gradient right; which variables it does not depend on, and which of few
+    parameters the data leave open; what falls to
     float32 in a float64 model; what is badly scaled; which variables have an
     L1 regularizer, at whose kinks methods stop; what an evaluation and an
     iteration of each method take, and which method suits. It evaluates the
@@ -108,6 +109,8 @@ def check(
             findings.append(derivatives.hessian(objective, theta))
     if is_finite:
         findings.append(derivatives.variables(objective, theta, grad))
+    if is_finite and is_same:
+        findings.append(derivatives.identification(objective, theta))
     findings += [
         faults.precision(objective, looked, theta),
         faults.scaling(objective, data.first, grad),

@@ -3,10 +3,13 @@
 import numpy as np
 
 from kormos.inspection.report import Finding
+from kormos.numerics.identification import undetermined_at
 from kormos.objective.checks import hessian_product_error
 from kormos.objective.checks import layers_with_moments
 from kormos.objective.checks import unused_variables
 
+# Parameters up to which it is looked for what the data leave open.
+_MOST_IDENTIFIED = 50
 # Variables whose gradient is tested one by one.
 _MOST_VARIABLES = 8
 
@@ -97,5 +100,29 @@ def variables(objective, theta, grad):
         False,
         f"The loss does not depend on {', '.join(names)}.",
         names,
+        is_fatal=False,
+    )
+
+
+def identification(objective, theta):
+    """Whether the data determine every parameter, of a few."""
+    found = None
+    if objective.size <= _MOST_IDENTIFIED:
+        rng = np.random.default_rng(0)
+        scale = 0.1 * (0.1 + np.abs(theta))
+        point = theta + scale * rng.standard_normal(theta.shape)
+        found = undetermined_at(
+            objective.value_and_grad, point, objective.epsilon
+        )
+    if found is None:
+        return Finding(
+            "identification", True, "Nothing shows parameters that are open."
+        )
+    indices = [*found.without_effect, *found.combined]
+    return Finding(
+        "identification",
+        False,
+        found.sentences(objective.name_of).strip(),
+        tuple(objective.name_of(i) for i in indices),
         is_fatal=False,
     )

@@ -19,8 +19,8 @@ class Finding:
 
     Attributes:
         test: `"deterministic"`, `"batch size"`, `"finite"`, `"gradient"`,
-            `"hessian"`, `"variables"`, `"precision"`, `"scaling"` or
-            `"kinks"`.
+            `"hessian"`, `"variables"`, `"identification"`, `"precision"`,
+            `"scaling"` or `"kinks"`.
         passed: whether nothing is wrong.
         detail: a sentence.
         names: the layers, terms of the loss, variables or arrays concerned.

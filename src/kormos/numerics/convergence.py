@@ -58,7 +58,7 @@ _TINIEST = 1e-290
 
 # Points of the table of differences, and their distance in roundings.
 _POINTS = 5
-# Rounding is not so many times the loss.
+# Rounding is not so many times the loss, unless that has vanished.
 _MOST_ROUNDING = 1e8
 _SPACING = 4.0
 
@@ -102,7 +102,7 @@ def measured_noise(
         One standard deviation of the loss's rounding, or by how much the
         rounding of the parameters keeps it from its minimum if that is more;
         not below what float64 explains for a number of its size. It takes
-        four evaluations.
+        four evaluations, or five where the loss has vanished.
     """
     steps = _SPACING * spacing * _signs(theta.size) * _sizes(theta)
     losses = [loss, *(value(theta + i * steps) for i in range(1, _POINTS))]
@@ -123,8 +123,12 @@ def measured_noise(
             stored = math.sqrt(square) * unit / (8 * _SPACING**2)
     # Low orders still hold the smooth part of the loss.
     noise = max(float(np.median(estimates)), stored, least)
-    # Next to a cliff differences say nothing of rounding.
-    return noise if noise <= _MOST_ROUNDING * abs(loss) else least
+    if noise <= _MOST_ROUNDING * abs(loss):
+        return noise
+    # Next to a cliff differences say nothing of rounding: that of a loss that
+    # has vanished is small beside what there is without parameters.
+    without = abs(value(np.zeros_like(theta)))
+    return noise if noise <= _FINEST * without < np.inf else least
 
 
 def _signs(size: int) -> np.ndarray:

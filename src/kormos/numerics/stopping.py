@@ -71,6 +71,10 @@ class Outcome:
         kept_loss: the loss at the point as the variables round it; `None` if
             that is the same.
         findings: sentences of what was checked at the end, with figures.
+        evaluate: function of a point to the loss and the gradient there, or
+            `None` for a method without gradients.
+        hessian: function of a point to the Hessian of the method's model there,
+            or `None`.
     """
 
     status: str | None
@@ -84,6 +88,8 @@ class Outcome:
     is_polished: bool = False
     kept_loss: float | None = None
     findings: str = ""
+    evaluate: Any = None
+    hessian: Any = None
 
 
 @dataclasses.dataclass

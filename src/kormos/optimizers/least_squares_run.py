@@ -127,6 +127,9 @@ class LeastSquaresRun:
             self._polish(report, outcome)
         outcome.theta, outcome.loss = self._theta, self._loss
         outcome.detail = self._here.model.name
+        outcome.evaluate = self._models.evaluate
+        if self._models.solver != "cg":
+            outcome.hessian = self._models.matrix
         return outcome
 
     def begin(self, theta, earlier):

@@ -113,13 +113,25 @@ class LocalModels:
         epsilon = self._problem.epsilon
         return Linearized(own, grad, make(matrix, scale, grad, epsilon))
 
+    def evaluate(self, theta):
+        """Loss and gradient at a point, evaluated row by row as J is."""
+        if self.solver == "cg":
+            return self._problem.value_and_grad(theta)
+        if self.solver == "rows":
+            return self._curvature.rows(theta)[:2]
+        return self._curvature.normal_equations(theta)[:2]
+
+    def matrix(self, theta):
+        """The Gauss-Newton matrix at a point, `(size, size)`."""
+        if self.solver == "rows":
+            rows = self._curvature.rows(theta)[2]
+            return rows.T @ rows
+        matrix = self._curvature.normal_equations(theta)[2]
+        return np.triu(matrix) + np.triu(matrix, 1).T
+
     def row_loss(self, theta):
         """The loss at a point, evaluated row by row as J is."""
-        if self.solver == "cg":
-            return self._problem.value_and_grad(theta)[0]
-        if self.solver == "rows":
-            return self._curvature.rows(theta)[0]
-        return self._curvature.normal_equations(theta)[0]
+        return self.evaluate(theta)[0]
 
     def bend(self, theta, step):
         """J'H times the second derivative of the outputs along a step.

@@ -252,7 +252,8 @@ class Claims:
         )
         if is_lower:
             self._is_tried = False
-            self._loop.begin_anew(gain.theta, to_array(state.units))
+            units = to_array(self._state.units)
+            self._loop.begin_anew(gain.theta, units)
             self._call()
         else:
             self._loop.replace(

@@ -68,7 +68,9 @@ class QuasiNewtonRun:
                         )
                     stop = self._advance()
             self._keep(self._state)
-        return outcome or self._outcome(None)
+        outcome = outcome or self._outcome(None)
+        outcome.evaluate = self._problem.evaluate
+        return outcome
 
     @property
     def _state(self):

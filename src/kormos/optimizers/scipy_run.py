@@ -100,7 +100,7 @@ class ScipyRun:
             )
         if not self._is_absolute:
             evaluator.rescale()
-        return Claims(
+        outcome = Claims(
             self._spec,
             self._settings,
             problem,
@@ -108,6 +108,8 @@ class ScipyRun:
             report,
             self._is_absolute,
         )()
+        outcome.evaluate = problem.evaluate if is_steep else None
+        return outcome
 
 
 def _able(what):
