@@ -58,9 +58,11 @@ _TINIEST = 1e-290
 
 # Points of the table of differences, and their distance in roundings.
 _POINTS = 5
-# Rounding is not so many times the loss, unless that has vanished.
+# Rounding is not so many times the loss, as differences show it.
 _MOST_ROUNDING = 1e8
 _SPACING = 4.0
+# The part of themselves by which parameters change to show the size of terms.
+_CHANGE = 2.0**-4
 
 Value = Callable[[np.ndarray], float]
 
@@ -102,7 +104,7 @@ def measured_noise(
         One standard deviation of the loss's rounding, or by how much the
         rounding of the parameters keeps it from its minimum if that is more;
         not below what float64 explains for a number of its size. It takes
-        four evaluations, or five where the loss has vanished.
+        four evaluations.
     """
     steps = _SPACING * spacing * _signs(theta.size) * _sizes(theta)
     losses = [loss, *(value(theta + i * steps) for i in range(1, _POINTS))]
@@ -123,12 +125,43 @@ def measured_noise(
             stored = math.sqrt(square) * unit / (8 * _SPACING**2)
     # Low orders still hold the smooth part of the loss.
     noise = max(float(np.median(estimates)), stored, least)
-    if noise <= _MOST_ROUNDING * abs(loss):
+    # Next to a cliff differences say nothing of rounding.
+    return noise if noise <= _MOST_ROUNDING * abs(loss) else least
+
+
+def vanished_noise(
+    noise: float,
+    promise: float,
+    value: Value,
+    theta: np.ndarray,
+    loss: float,
+    epsilon: float,
+) -> float:
+    """The rounding of a loss that is nothing beside the terms it is made of.
+
+    The squares of residuals that are all rounding are as much smaller than
+    those of residuals that a small change of the parameters makes as rounding
+    is than that change.
+
+    Args:
+        noise: the rounding that was measured.
+        promise: the decrease that a model of the loss promises.
+        value: the loss as a function of a float64 array `(size,)`.
+        theta: the point.
+        loss: the loss there.
+        epsilon: the spacing of numbers near one in the evaluation's dtype.
+
+    Returns:
+        The larger of both roundings; two evaluations, where the measured one
+        does not explain the promise.
+    """
+    if not promise > ROUNDINGS * noise:
         return noise
-    # Next to a cliff differences say nothing of rounding: that of a loss that
-    # has vanished is small beside what there is without parameters.
-    without = abs(value(np.zeros_like(theta)))
-    return noise if noise <= _FINEST * without < np.inf else least
+    far, near = (value(theta * (1 + c * _CHANGE)) for c in (1.0, 0.5))
+    is_square = 2 < far / near < 8 if near else False
+    if not (is_square and math.isfinite(far)):
+        return noise
+    return max(noise, (epsilon / _CHANGE) ** 2 * far)
 
 
 def _signs(size: int) -> np.ndarray:

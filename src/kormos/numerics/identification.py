@@ -265,8 +265,10 @@ class _Look:
         length = np.min(self._sizes[moving] / np.abs(direction[moving]))
         step = length * direction
         # The direction itself is known to the rounding of differences.
-        alone = np.abs(curvature) @ step**2 / 2
-        room = self._room + self._epsilon**_CENTRAL * alone
+        bend = np.abs(curvature) @ step**2 / 2
+        slope = np.abs(self._here.grad) @ np.abs(step)
+        room = self._room + self._epsilon**_CENTRAL * bend
+        room += self._epsilon**_ONE_SIDED * slope
         return all(abs(self._rise(s * step)) <= room for s in (1.0, -1.0))
 
     def endless(

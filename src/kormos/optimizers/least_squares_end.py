@@ -43,7 +43,14 @@ class LeastSquaresEnd:
             )
             # What the rounding of the parameters does to residuals of zero.
             moved = self._problem.epsilon * here.model.scaled(theta)
-            noise = max(noise, moved**2 / 2)
+            noise = convergence.vanished_noise(
+                max(noise, moved**2 / 2),
+                promise,
+                value,
+                theta,
+                loss,
+                problem.epsilon,
+            )
         verdict = convergence.confirmed(
             convergence.judge(promise, loss, self._gtol, noise),
             value,

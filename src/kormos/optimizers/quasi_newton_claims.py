@@ -297,6 +297,15 @@ class Claims:
             if claim.status == states.LINE_SEARCH
             else stopping.STALLED
         )
+        if self._measured is not None:
+            self._measured = convergence.vanished_noise(
+                self._measured,
+                promise,
+                self._loop.value,
+                theta,
+                loss,
+                self._problem.epsilon,
+            )
         by_decrease = claim.status == states.DECREASE
         tolerance = self._least_gain if by_decrease else self._tolerance
         verdict = convergence.judge(

@@ -155,7 +155,14 @@ class Trials:
         promise = convergence.sober(gain.promise, gain.theta, gain.grad)
         tolerance, noise = self._least_gain(loss, outcome), 0.0
         if convergence.is_promising(promise, loss, tolerance):
-            noise = self._measure(gain.theta, loss)
+            noise = convergence.vanished_noise(
+                self._measure(gain.theta, loss),
+                promise,
+                self._value,
+                gain.theta,
+                loss,
+                problem.epsilon,
+            )
             if abs(loss) <= _ALL_ROUNDING * noise:
                 promise = min(promise, noise)
         failure = outcome.status
