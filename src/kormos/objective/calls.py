@@ -18,11 +18,13 @@ class Call(NamedTuple):
         owner: the `keras.Layer` or `keras.losses.Loss`.
         outputs: what is kept of what it returned, in any structure.
         callers: those within whose calls it was called, the outermost first.
+        error: what it raised instead, or `None`.
     """
 
     owner: Any
     outputs: Any
     callers: tuple
+    error: Exception | None = None
 
 
 @contextlib.contextmanager
@@ -47,6 +49,9 @@ def recorded_calls(keep=lambda outputs: outputs):
             running.append(self)
             try:
                 outputs = stock(self, *args, **kwargs)
+            except Exception as error:
+                calls.append(Call(self, None, callers, error))
+                raise
             finally:
                 running.pop()
             calls.append(Call(self, keep(outputs), callers))

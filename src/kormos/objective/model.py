@@ -14,6 +14,7 @@ from kormos.numerics.vectors import number
 from kormos.numerics.vectors import rounding
 from kormos.objective import reading
 from kormos.objective.arithmetic import check_precision
+from kormos.objective.arithmetic import decide
 from kormos.objective.arithmetic import starts_wide
 from kormos.objective.arithmetic import warn_of_rounding
 from kormos.objective.checks import check_count
@@ -113,8 +114,8 @@ class Objective(FlatObjective):
         self.has_metrics = any(m.name != "loss" for m in model.metrics)
 
         if self.can_widen:
-            # What will not do then is refused now.
-            self._program("float64")
+            # What will not do then is found now.
+            self.can_widen = decide(precision, lambda: self._program("float64"))
 
     def _widen(self):
         self._prepare("float64")

@@ -88,7 +88,13 @@ class ModelLoss:
                     return self._own_loss(x, y, y_pred, w)
                 return y_pred
 
-        self._arithmetic.check(self._dry_run, call, parts, frozen, *head)
+        def loss(parts, frozen, x, y, w):
+            with self.scope(parts, frozen):
+                scales = ops.ones((len(self.factors) + 1,), dtype="float64")
+                return self.loss_of(x, y, self.predict(x), w, scales)
+
+        run = self._dry_run
+        self._arithmetic.check(run, call, loss, parts, frozen, *head)
         self.output_dtype = "float64"
         if agreement is not None:
             agreement.check(head)
@@ -252,17 +258,16 @@ class ModelLoss:
 
     @contextlib.contextmanager
     def scope(self, parts, frozen, others=()):
+        known = [*self.frozen_variables, *self.variables]
         if parts is None:
             scope = ReadRecorder()
+            pairs = self._arithmetic.present(known)
         else:
-            frozen = zip(self.frozen_variables, frozen, strict=True)
             scope = keras.StatelessScope(
-                state_mapping=[*frozen, *others], collect_losses=True
+                state_mapping=list(others), collect_losses=True
             )
-            # In the dtype that they have.
-            for update in zip(self.variables, parts, strict=True):
-                scope.add_update(update)
-        with backend.repeatable(), self._arithmetic.scope(scope):
+            pairs = list(zip(known, [*frozen, *parts], strict=True))
+        with backend.repeatable(), self._arithmetic.scope(scope, pairs):
             yield scope
 
     def output_loss(self, x, y, y_pred, w, scales):

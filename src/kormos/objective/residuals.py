@@ -12,6 +12,7 @@ from kormos.numerics.vectors import NARROW
 from kormos.numerics.vectors import to_array
 from kormos.objective import robust
 from kormos.objective.arithmetic import check_precision
+from kormos.objective.arithmetic import decide
 from kormos.objective.arithmetic import starts_wide
 from kormos.objective.data import Data
 from kormos.objective.flat import FlatObjective
@@ -197,13 +198,14 @@ class ResidualObjective(FlatObjective):
         self._with_jacobian = with_jacobian
         self.refresh()
         self.replace(data)
-        self.can_widen = precision is not None
-        if self.can_widen:
-            # What will not do in float64 is refused now.
-            self._wide = self._function.widened()
-            self._wide.check_width()
-        if starts_wide(precision, packing.dtypes):
+        self.can_widen = decide(precision, self._prepare_wide)
+        if self.can_widen and starts_wide(precision, packing.dtypes):
             self.widen()
+
+    def _prepare_wide(self):
+        # What will not do in float64 is found now.
+        self._wide = self._function.widened()
+        self._wide.check_width()
 
     def _widen(self):
         self._function = self._wide
