@@ -1,7 +1,5 @@
 """The compiled functions of a model's loss, kept from one fit to the next."""
 
-import functools
-
 import keras
 from keras import ops
 from keras import tree
@@ -25,7 +23,7 @@ _MOST_PROGRAMS = 8
 class ModelProgram(Program):
     """The compiled functions of a model's objective, for any data."""
 
-    def __init__(self, model, model_loss, head, compile, compile_loop, dtype):
+    def __init__(self, model, model_loss, compile, compile_loop, dtype):
         super().__init__(
             Packing(model_loss.variables, dtype),
             model_loss.frozen_variables,
@@ -36,24 +34,30 @@ class ModelProgram(Program):
         self.model_loss = model_loss
         self.evaluate = compile(self._evaluate)
         self.metric_results = compile(self._metric_results)
-        self._make_gauss_newton = lambda: GaussNewton(
+        self._make_gauss_newton = lambda chunks: GaussNewton(
             self.packing,
-            [ModelOutputs(model, model_loss, head, compile)],
+            [ModelOutputs(model, model_loss, chunks, compile)],
             compile,
         )
+        self._gauss_newton = None
         # The metrics' values after a reset: every evaluation starts there.
         self.metric_values = tuple(
             ops.convert_to_numpy(v.value) for v in model_loss.metric_variables
         )
 
-    @functools.cached_property
-    def gauss_newton(self):
+    def gauss_newton_for(self, chunks):
         """Derivatives of the model's outputs.
+
+        Args:
+            chunks: function that returns an iterable of the chunks, at which
+                the loss is looked at first.
 
         Raises:
             ValueError: if the loss is not one of outputs with curvature.
         """
-        return self._make_gauss_newton()
+        if self._gauss_newton is None:
+            self._gauss_newton = self._make_gauss_newton(chunks)
+        return self._gauss_newton
 
     def _metric_results(self, theta, frozen, metric_values):
         parts = self.packing.unpack(theta)
@@ -96,7 +100,7 @@ def program_for(model, head, training, dtype=None):
 
     Args:
         model: the compiled and built model.
-        head: function that returns the first rows, a `Data` of tensors.
+        head: function that returns the rows of a chunk, a `Data` of tensors.
         training: whether layers behave as in training.
         dtype: `"float64"`, or `None` for the model's own arithmetic.
     """
@@ -107,13 +111,10 @@ def program_for(model, head, training, dtype=None):
     if key not in programs:
         while len(programs) >= _MOST_PROGRAMS:
             programs.pop(next(iter(programs)))
-        head = head()
         compile = _compiler(model)
         loop_compiler = _loop_compiler(model, training)
-        loss = ModelLoss(model, head, training, compile, dtype)
-        programs[key] = ModelProgram(
-            model, loss, head, compile, loop_compiler, dtype
-        )
+        loss = ModelLoss(model, head(), training, compile, dtype)
+        programs[key] = ModelProgram(model, loss, compile, loop_compiler, dtype)
     return programs[key]
 
 
