@@ -248,7 +248,8 @@ class FitLoop:
             if self._steps:
                 self._end_epoch()
         except BaseException:
-            self._write(run.best[0])
+            if run.iterations:
+                self._write(run.best[0])
             raise
         self._iterations += run.iterations
         self._evaluations += problem.fg_evals

@@ -11,6 +11,9 @@ from kormos import backend
 from kormos.objective.calls import recorded_calls
 from kormos.objective.program import leading_size
 
+# Rows at which layers are looked at one by one, where a model takes so few.
+ROWS = 64
+
 
 class Watched(NamedTuple):
     """One evaluation.
@@ -42,6 +45,10 @@ class Watch:
     """
 
     def __init__(self, objective, theta):
+        self._objective = objective
+        # A model may take so many rows alone as a chunk has.
+        chunk = objective.chunk_rows
+        self._counts = [min(ROWS, chunk), chunk]
         self._program = objective.program
         self._loss = objective.program.model_loss
         self._theta = np.asarray(theta)
@@ -51,6 +58,21 @@ class Watch:
             *self._loss.loss_names,
             self._loss.own_name or "what layers add to the loss",
         ]
+
+    @property
+    def head(self):
+        """The rows that `first` evaluates."""
+        return self._objective.head(self._counts[0])
+
+    def first(self):
+        """Evaluates the first rows, no more of them than the model needs."""
+        try:
+            return self(self.head)
+        except Exception:
+            if len(set(self._counts)) == 1:
+                raise
+        self._counts = self._counts[1:]
+        return self(self.head)
 
     def __call__(self, data):
         """Evaluates rows, eagerly: only so do all layers' outputs have values.
