@@ -10,6 +10,7 @@ from keras import tree
 from kormos import backend
 from kormos.objective.data import leaves
 from kormos.objective.links import LinkedModel
+from kormos.objective.own_loss import adds_layer_losses
 from kormos.objective.program import leading_size
 from kormos.objective.units import largest
 
@@ -52,6 +53,9 @@ class ModelOutputs:
         self.is_convex = self._linked.is_convex
         self.width = sum(model_loss.output_widths)
         self.has_penalty = model_loss.adds_losses
+        if model_loss.own_name is not None:
+            first = next(iter(chunks()))
+            self.has_penalty = adds_layer_losses(model_loss, first)
         self.is_diagonal = self._check(chunks, compile)
 
     def rows(self, chunk):
@@ -76,7 +80,11 @@ class ModelOutputs:
         present = [v.value for v in self._model_loss.variables]
         with self._model_loss.scope(present, frozen):
             y_pred = self._structured(values, x)
-            return self._model_loss.output_loss(x, y, y_pred, w, scales)
+            loss = self._model_loss.output_loss(x, y, y_pred, w, scales)
+            if self.has_penalty and self._model_loss.own_name is not None:
+                # It has these among its terms, weight regularizers say.
+                loss = loss - self._model_loss.layer_losses(x, scales)
+            return loss
 
     def penalty(self, parts, frozen, scales, chunk):
         """What layers add to the loss of a chunk."""
