@@ -12,6 +12,7 @@ import re
 import warnings
 
 import keras
+import numpy as np
 from keras import tree
 
 from kormos import backend
@@ -259,8 +260,11 @@ class Arithmetic:
                 if keras.backend.is_float_dtype(variable.dtype):
                     set_for_now(variable, "_dtype", self.dtype)
             for owner, name in self._constants:
-                wide = to_float(getattr(owner, name), self.dtype)
-                set_for_now(owner, name, wide)
+                value = getattr(owner, name)
+                if isinstance(value, np.ndarray):
+                    set_for_now(owner, name, value.astype(self.dtype))
+                else:
+                    set_for_now(owner, name, to_float(value, self.dtype))
             yield
         finally:
             for target, name, value in reversed(restore):
@@ -274,9 +278,9 @@ def _or_refuse(calls, run, *args):
     except Exception as error:
         failed = [_name(call.owner) for call in calls if call.error is error]
         raise Float64Error(
-            "In float64 (`precision`), everything must compute in it, and what "
-            f"{keras.backend.backend()} has no float64 for cannot: leave "
-            "`precision` out, or take it out of the code. Received: "
+            "In float64 (`precision`), everything must compute in it: cast "
+            "constants to the dtype of what they meet, and leave `precision` "
+            f"out where {keras.backend.backend()} has no float64. Received: "
             + (failed[0] if failed else "code or gradients outside of layers")
             + f", which raises {type(error).__name__}: {_first_line(error)}"
         ) from error
@@ -326,17 +330,24 @@ def _targets(owner):
 
 
 def _constants(owner):
-    """A layer's or a loss's own attributes that are tensors in float32."""
+    """A layer's or a loss's own attributes that are arrays in float32."""
     return [
         (owner, name)
         for name, value in vars(owner).items()
         # TensorFlow takes a variable for a tensor.
-        if _is_narrow(value) and not isinstance(value, keras.Variable)
+        if not isinstance(value, keras.Variable)
+        and (_is_narrow(value) or _is_narrow_array(value))
     ]
 
 
 def _narrow_leaves(outputs):
     return [leaf for leaf in tree.flatten(outputs) if _is_narrow(leaf)]
+
+
+def _is_narrow_array(value):
+    if not isinstance(value, np.ndarray):
+        return False
+    return value.dtype.kind == "f" and value.dtype != "float64"
 
 
 def _is_narrow(value):

@@ -209,6 +209,7 @@ class VectorFunction:
         function = StatelessFunction(fn, packing.variables, name)
         if packing.dtype is not None:
             function = function.widened()
+            function.check_width()
         self.size = int(np.prod(function.shape))
         self._function = function
         self._frozen = function.frozen_values()
