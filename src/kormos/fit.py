@@ -1,7 +1,5 @@
 """Fits Keras models on all of their data at once: arguments to a loop."""
 
-import warnings
-
 import keras
 
 from kormos import optimizers
@@ -13,6 +11,7 @@ from kormos.objective.arithmetic import check_precision
 from kormos.objective.checks import check_count
 from kormos.optimizers.base import BatchOptimizer
 from kormos.run import checked_budget
+from kormos.warn import warn
 
 _RATE_CALLBACKS = (
     keras.callbacks.LearningRateScheduler,
@@ -149,10 +148,9 @@ def fit(
     budget = checked_budget(max_evals, max_seconds, target_loss)
     check_precision(precision)
     if resume and not optimizer.keeps_state:
-        warnings.warn(
+        warn(
             f"Optimizer '{optimizer.name}' keeps no curvature: the fit goes "
             "on from the weights alone.",
-            stacklevel=2,
         )
     stages = optimizer.stages(epochs, **settings)
     callbacks = _checked_callbacks(callbacks)

@@ -8,7 +8,6 @@ it is, of any class.
 """
 
 import contextlib
-import warnings
 
 import keras
 from keras import tree
@@ -20,6 +19,7 @@ from kormos.objective.modules import Modules
 from kormos.precision import is_true_float64
 from kormos.precision import precision
 from kormos.precision import turn
+from kormos.warn import warn
 
 PRECISIONS = (None, "float64", "auto")
 
@@ -199,11 +199,10 @@ def narrow_calls(calls):
 def warn_of_rounding(name, dtype):
     """Says so where Keras would compute float64 in float32."""
     if dtype == "float64" and not is_true_float64():
-        warnings.warn(
+        warn(
             f"{name} is float64, and Keras computes a part of it in float32: "
             "call `kormos.enable_float64()` before it is built, or fit with "
             "`precision='float64'`.",
-            stacklevel=2,
         )
 
 
