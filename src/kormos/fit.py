@@ -1,7 +1,5 @@
 """Fits Keras models on all of their data at once: arguments to a loop."""
 
-import warnings
-
 import keras
 
 from kormos import optimizers
@@ -15,6 +13,7 @@ from kormos.objective.datasets import is_dataset
 from kormos.objective.datasets import needs_steps
 from kormos.optimizers.base import BatchOptimizer
 from kormos.run import checked_budget
+from kormos.warn import warn
 
 _RATE_CALLBACKS = (
     keras.callbacks.LearningRateScheduler,
@@ -155,10 +154,9 @@ def fit(
     budget = checked_budget(max_evals, max_seconds, target_loss)
     check_precision(precision)
     if resume and not optimizer.keeps_state:
-        warnings.warn(
+        warn(
             f"Optimizer '{optimizer.name}' keeps no curvature: the fit goes "
             "on from the weights alone.",
-            stacklevel=2,
         )
     stages = optimizer.stages(epochs, **settings)
     callbacks = _checked_callbacks(callbacks)

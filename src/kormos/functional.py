@@ -5,6 +5,7 @@ import numpy as np
 from kormos import optimizers
 from kormos.objective import robust
 from kormos.objective.arithmetic import check_precision
+from kormos.objective.broadcasts import warn_of_broadcasts
 from kormos.objective.checks import check_count
 from kormos.objective.function import FunctionObjective
 from kormos.objective.limits import moved_into_bounds
@@ -249,6 +250,7 @@ def least_squares(
     bounds = optimizer.bounds if bounds is None else bounds
     with moved_into_bounds(variables, bounds):
         objective = objective_for(data, loss, f_scale)
+        warn_of_broadcasts(objective)
         if is_automatic and loss != "linear":
             spreads = _estimated_spreads(
                 objective_for(data, "soft_l1", f_scale), stage.epochs, bounds

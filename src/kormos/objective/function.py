@@ -105,7 +105,7 @@ class StatelessFunction(VariableReader):
             )
         arithmetic = Arithmetic()
         with arithmetic.learning(), ReadRecorder() as scope:
-            value = arithmetic.first_call(backend.attempt, fn)
+            value = read(arithmetic.first_call(backend.attempt, fn))
         if not keras.ops.is_tensor(value):
             raise ValueError(
                 f"Function `{name}` must return a tensor computed from "
@@ -126,10 +126,16 @@ class StatelessFunction(VariableReader):
 
     def __call__(self, parts, frozen):
         with self.scope(parts, frozen):
-            return self.fn()
+            return read(self.fn())
 
     def frozen_values(self):
         return snapshot(self.frozen_variables)
+
+
+def read(value):
+    """The value of a variable in the present scope; anything else as it is."""
+    # TensorFlow takes variables for tensors, whose values are read too late.
+    return value.value if isinstance(value, keras.Variable) else value
 
 
 def takes(fn, count):

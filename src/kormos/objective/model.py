@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import functools
-import warnings
 
 import keras
 import numpy as np
@@ -31,6 +30,7 @@ from kormos.objective.rows import refuse_carried
 from kormos.objective.streaming import Stream
 from kormos.objective.units import largest
 from kormos.objective.units import unit_for
+from kormos.warn import warn
 
 
 class Objective(FlatObjective):
@@ -338,10 +338,9 @@ def _check_model(model):
 def _warn_of_custom_steps(model):
     names = [n for n in ("train_step", "test_step") if overrides(model, n)]
     if names:
-        warnings.warn(
+        warn(
             f"{model.name} defines {' and '.join(f'`{n}`' for n in names)}, "
             "which kormos does not call: it minimizes what `compute_loss` "
             "returns. Override `compute_loss`, or use `kormos.minimize`, if "
             "that is another loss.",
-            stacklevel=2,
         )

@@ -6,12 +6,12 @@ whether to stop.
 """
 
 import types
-import warnings
 
 import keras
 import numpy as np
 
 from kormos.optimizers import solver_state
+from kormos.warn import warn
 
 DEFAULT_EPOCHS = 20
 
@@ -198,10 +198,9 @@ def _saveable(value, name):
     leaves = keras.tree.flatten(value)
     if all(_has_name(leaf) for leaf in leaves if callable(leaf)):
         return value
-    warnings.warn(
+    warn(
         f"`{name}` holds a lambda, a local function or a method, which cannot "
         "be saved: set it again on a loaded or cloned model's optimizer.",
-        stacklevel=3,
     )
     return None
 
@@ -215,12 +214,11 @@ def _loaded(value, name, custom_objects):
         if name not in ("pretrain_fn", "constraints"):
             raise
     # The weights are worth more than the function.
-    warnings.warn(
+    warn(
         f"`{name}` holds a function that is unknown here: register it with "
         "`keras.saving.register_keras_serializable`, pass it in "
         "`custom_objects`, or set it again on the optimizer. "
         f"Received: {name}={value}",
-        stacklevel=3,
     )
     return None
 
