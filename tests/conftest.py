@@ -87,6 +87,7 @@ _WITHOUT_XLA = {
     "test_models",
     "test_non_finite",
     "test_precision",
+    "test_precision_layers",
     "test_progress",
     "test_random_models",
     "test_recovery",
@@ -100,6 +101,7 @@ _WITHOUT_XLA = {
     "test_sweep_losses",
     "test_tuner",
     "test_units",
+    "test_widening",
 }
 
 

@@ -204,12 +204,13 @@ class Branch:
             kind = keras.backend.standardize_dtype(array.dtype)
             x = keras.Input(array.shape[1:], dtype=kind)
             self.inputs.append(x)
-            if kind == "float32" and name not in FLAT:
+            if kind == keras.config.floatx() and name not in FLAT:
                 front = layers.Dense(x.shape[-1], use_bias=False)
                 x = front(x)
             fronts.append(x)
         outputs = keras.tree.flatten(case.call(self.made, *fronts))
-        flat = [layers.Flatten(dtype="float32")(o) for o in outputs]
+        floatx = keras.config.floatx()
+        flat = [layers.Flatten(dtype=floatx)(o) for o in outputs]
         self.output = layers.Dense(1)(
             flat[0] if len(flat) == 1 else layers.Concatenate()(flat)
         )
@@ -220,17 +221,23 @@ def _rows(array):
     array = np.resize(array, (ROWS, *array.shape[1:]))
     if array.dtype.kind == "U":
         return ops.convert_to_tensor(array, "string")
-    return array.astype("float32" if array.dtype.kind == "f" else "int32")
+    floatx = keras.config.floatx()
+    return array.astype(floatx if array.dtype.kind == "f" else "int32")
 
 
-def fit_all(names, method):
-    """A fit of the sum of all layers, each of which learns."""
+def sum_of(names):
+    """A model of the sum of all layers' outputs, and its branches."""
     with undrawn():
         branches = [Branch(name) for name in names]
         inputs = [x for branch in branches for x in branch.inputs]
         outputs = [branch.output for branch in branches]
         output = layers.Add()(outputs) if len(names) > 1 else outputs[0]
-        model = keras.Model(inputs, output)
+        return keras.Model(inputs, output), branches
+
+
+def fit_all(names, method):
+    """A fit of the sum of all layers, each of which learns."""
+    model, branches = sum_of(names)
     draw_weights(model)
     model.compile(loss="mse")
     x = [a for branch in branches for a in branch.arrays]

@@ -11,6 +11,8 @@ from kormos.objective import Objective
 from kormos.objective import reading
 from kormos.objective.arithmetic import check_precision
 from kormos.objective.checks import check_count
+from kormos.objective.datasets import is_dataset
+from kormos.objective.datasets import needs_steps
 from kormos.optimizers.base import BatchOptimizer
 from kormos.run import checked_budget
 
@@ -61,8 +63,8 @@ def fit(
     Args:
         model: any compiled `keras.Model`.
         x: inputs: arrays, tensors, pandas objects, or dicts, lists and tuples
-            of these; or a finite `tf.data.Dataset`, `keras.utils.PyDataset`
-            or torch `DataLoader`, which is read once and kept in memory
+            of these; or a `tf.data.Dataset`, `keras.utils.PyDataset` or torch
+            `DataLoader`, which is read once, to its end, and kept in memory
             unless `stream=True`.
         y: targets, unless `x` is a data set.
         batch_size: the most rows in memory at once. It changes memory and
@@ -81,8 +83,11 @@ def fit(
         class_weight: dict from a class's number to its weight.
         sample_weight: weights of the rows.
         initial_epoch: the number at which to start counting epochs.
-        steps_per_epoch: accepted iterations to an epoch. Defaults to 1.
-        validation_steps: must be `None`: validation uses all of its data.
+        steps_per_epoch: accepted iterations to an epoch. Defaults to 1. Of a
+            data set that does not tell how long it is: how many batches to
+            take, as the data of every iteration; an epoch is then one.
+        validation_steps: likewise, of such `validation_data`, and `None` for
+            any other: validation uses all of its data.
         validation_batch_size: as `batch_size`, for validation.
         validation_freq: validate every so many epochs, or in a list of
             epochs, counted from 1.
@@ -141,7 +146,7 @@ def fit(
     ```
     """
     del shuffle
-    if validation_steps is not None:
+    if validation_steps is not None and not needs_steps(validation_data):
         raise ValueError(
             "Validation uses all of its data: leave `validation_steps` out. "
             f"Received: validation_steps={validation_steps}"
@@ -163,6 +168,7 @@ def fit(
         ("batch_size", batch_size),
         ("validation_batch_size", validation_batch_size),
         ("steps_per_epoch", steps_per_epoch),
+        ("validation_steps", validation_steps),
     ):
         if value is not None:
             check_count(name, value, 1)
@@ -177,13 +183,29 @@ def fit(
         _check_split(x, validation_split, validation_data, stream)
 
     dtype = reading.dtype_for(model, precision)
-    train = reading.gather(x, y, sample_weight, dtype, stream, batch_size)
+    batches = None
+    if needs_steps(x):
+        batches, steps_per_epoch = steps_per_epoch, None
+    train = reading.gather(
+        x,
+        y,
+        sample_weight,
+        dtype,
+        stream,
+        batch_size,
+        batches,
+        "steps_per_epoch",
+    )
     validation = None
     if validation_split:
         train, validation = train.split(validation_split)
     elif validation_data is not None:
         validation = reading.gather_validation(
-            validation_data, dtype, stream, validation_batch_size or batch_size
+            validation_data,
+            dtype,
+            stream,
+            validation_batch_size or batch_size,
+            validation_steps,
         )
     train = reading.weigh(train, class_weight, dtype)
 
@@ -256,7 +278,7 @@ def _check_split(x, validation_split, validation_data, stream):
             "Give `validation_split` or `validation_data`, not both. "
             f"Received: validation_split={validation_split}"
         )
-    if reading.is_dataset(x) or stream:
+    if is_dataset(x) or stream:
         raise ValueError(
             "Argument `validation_split` cuts arrays in memory alone; give "
             "`validation_data`. Received: "

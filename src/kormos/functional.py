@@ -133,6 +133,7 @@ def least_squares(
     target_loss=None,
     resume=False,
     precision=None,
+    nan_policy="raise",
 ):
     """Fits residuals over Keras variables, of models or free ones.
 
@@ -148,7 +149,8 @@ def least_squares(
         variables: list of the `keras.Variable`s to fit.
         method: a name, in any letter case, or a `BatchOptimizer`.
         data: the points at which residuals are evaluated: arrays in any
-            structure. Arrays of equal length belong together: a row of a block
+            structure, of which a DataFrame is a dict by its columns. Arrays
+            of equal length belong together: a row of a block
             depends on the same row of each. `residual_fn` is called with
             chunks of them, and with a row alone. Without it, points that
             `residual_fn` holds itself cost a Jacobian of all residuals at
@@ -182,6 +184,9 @@ def least_squares(
             variables is, which keep the solution rounded; `"auto"` to go on so
             where float32 ends, at its noise floor or where it is not finite.
             Defaults to the variables' own.
+        nan_policy: what to do about NaN in the data: `"raise"` where residuals
+            are not finite for it, which a `residual_fn` may prevent, or
+            `"omit"` to leave points with NaN out.
 
     Returns:
         A result as of `kormos.minimize`. Its `history` has, for several blocks,
@@ -211,13 +216,18 @@ def least_squares(
             "Argument `reduction` must be 'mean' or 'sum'. "
             f"Received: reduction={reduction!r}"
         )
+    if nan_policy not in ("raise", "omit"):
+        raise ValueError(
+            "Argument `nan_policy` must be 'raise' or 'omit'. "
+            f"Received: nan_policy={nan_policy!r}"
+        )
     if batch_size is not None:
         check_count("batch_size", batch_size, 1)
     optimizer = optimizers.get(method)
     stage = the_stage("least_squares", optimizer, max_iterations)
     budget = checked_budget(max_evals, max_seconds, target_loss, stage.epochs)
 
-    def objective_for(data, loss, f_scale):
+    def objective_for(data, loss, f_scale, data_name="data"):
         return ResidualObjective(
             residual_fn,
             variables,
@@ -229,6 +239,8 @@ def least_squares(
             batch_size,
             with_jacobian=stage.uses_jacobian,
             precision=precision,
+            nan_policy=nan_policy,
+            data_name=data_name,
         )
 
     check_precision(precision)
@@ -247,7 +259,9 @@ def least_squares(
         held_out = None
         if validation_data is not None:
             objective.check_structure(validation_data)
-            held_out = objective_for(validation_data, loss, f_scale)
+            held_out = objective_for(
+                validation_data, loss, f_scale, "validation_data"
+            )
         solve = Solve(
             objective,
             optimizer,

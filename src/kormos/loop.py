@@ -19,10 +19,8 @@ from kormos.objective.checks import check_hessian_products
 from kormos.objective.checks import warn_of_unused_variables
 from kormos.objective.limits import moved_into_bounds
 from kormos.objective.limits import resolve_bounds
-from kormos.objective.limits import resolve_constraints
 from kormos.objective.model_program import is_built
 from kormos.optimizers.problem import UNLIMITED
-from kormos.optimizers.problem import Constraint
 from kormos.optimizers.problem import Problem
 from kormos.optimizers.rejections import Raised
 from kormos.optimizers.rejections import or_else
@@ -36,7 +34,9 @@ from kormos.run import row
 from kormos.run import taken_over
 from kormos.run import warn_of_convergence
 from kormos.widening import goes_on_wider
+from kormos.widening import resolved
 from kormos.widening import settled
+from kormos.widening import warn_of_staying
 from kormos.widening import widen
 
 _BATCH_HOOKS = (
@@ -186,10 +186,19 @@ class FitLoop:
 
     def _run_to_end(self, stage):
         """The runs of a stage: another follows where the loss has changed."""
-        theta = None
+        theta = narrow = undo = None
         while True:
-            outcome = self._run_stage(stage, theta)
-            theta = outcome.theta
+            try:
+                outcome = self._run_stage(stage, theta)
+            except Exception as error:
+                if undo is None or self._has_begun:
+                    raise
+                undo()
+                self._resolve()
+                self._float64_from = self._run = self._problem = None
+                warn_of_staying(error)
+                return narrow
+            theta, undo = outcome.theta, None
             if self._is_over() or outcome.status == stopping.INTERRUPTED:
                 return outcome
             if self._followed is not None:
@@ -198,12 +207,15 @@ class FitLoop:
                     state.forget_loss()
             elif goes_on_wider(outcome, self._objective, None):
                 try:
-                    self._widen()
+                    narrow, undo = outcome, self._widen()
                 except KeyboardInterrupt:
                     # Compiling takes seconds.
                     return dataclasses.replace(
                         outcome, status=stopping.INTERRUPTED
                     )
+                except Exception as error:
+                    warn_of_staying(error)
+                    return outcome
             else:
                 return outcome
             self._resume = True
@@ -217,11 +229,13 @@ class FitLoop:
         )
 
     def _widen(self):
-        widen([self._objective, self._validation], self._optimizer)
+        undo = widen([self._objective, self._validation], self._optimizer)
         self._resolve()
         self._float64_from = self._iterations
+        return undo
 
     def _run_stage(self, stage, theta=None):
+        self._has_begun = False
         objective = self._objective
         objective.refresh()
         if self._validation is not None:
@@ -248,7 +262,8 @@ class FitLoop:
             if self._steps:
                 self._end_epoch()
         except BaseException:
-            self._write(run.best[0])
+            if run.iterations:
+                self._write(run.best[0])
             raise
         self._iterations += run.iterations
         self._evaluations += problem.fg_evals
@@ -284,6 +299,7 @@ class FitLoop:
 
     def _start(self, theta, loss, grad):
         """Told where a run starts; returns whether to stop there."""
+        self._has_begun = True
         if not is_known(self._initial_loss):
             self._initial_loss = loss
             warn_of_unused_variables(
@@ -429,10 +445,7 @@ class FitLoop:
                 self._check(stage)
 
     def _resolve(self):
-        packing = self._objective.program.packing
-        self._resolved = resolve_constraints(
-            self._constraints, packing, Constraint
-        )
+        self._resolved = resolved(self._objective, self._constraints)
 
     def _new_problem(self):
         self._raised.earlier = self._evaluations

@@ -126,15 +126,16 @@ class Run:
         is_optimum = outcome.status in stopping.SUCCESSES
         if not is_optimum or outcome.evaluate is None or problem.constraints:
             return
-        free = np.ones(theta.shape, dtype=bool)
+        everywhere = np.full(theta.shape, np.inf)
+        box = -everywhere, everywhere
         if problem.is_bounded:
-            free = (problem.lower < theta) & (theta < problem.upper)
+            box = problem.lower, problem.upper
         found = undetermined(
             outcome.evaluate,
             outcome.hessian,
             (self._start, self.initial_loss),
             theta,
-            free,
+            box,
             problem.epsilon,
             time.perf_counter() - self._began,
         )

@@ -10,8 +10,6 @@ from kormos.numerics.vectors import NARROW
 from kormos.objective.checks import check_hessian_products
 from kormos.objective.checks import warn_of_unused_variables
 from kormos.objective.limits import resolve_bounds
-from kormos.objective.limits import resolve_constraints
-from kormos.optimizers.problem import Constraint
 from kormos.optimizers.problem import Problem
 from kormos.optimizers.rejections import Raised
 from kormos.optimizers.rejections import or_else
@@ -24,7 +22,9 @@ from kormos.run import row
 from kormos.run import taken_over
 from kormos.run import warn_of_convergence
 from kormos.widening import goes_on_wider
+from kormos.widening import resolved
 from kormos.widening import settled
+from kormos.widening import warn_of_staying
 from kormos.widening import widen
 
 DEFAULT_ITERATIONS = 1000
@@ -127,11 +127,21 @@ class Solve:
         objective, optimizer = self._objective, self._optimizer
         self._begun = time.perf_counter()
         self._budget = self._budget.started(self._begun)
-        theta = None
+        theta = narrow = undo = None
         while True:
             done = self._iterations
-            outcome = self._run(theta)
-            theta = None
+            try:
+                outcome = self._run(theta)
+            except Exception as error:
+                if undo is None or self._has_begun:
+                    raise
+                undo()
+                self._resolve()
+                self._float64_from = None
+                warn_of_staying(error)
+                outcome = narrow
+                break
+            theta = undo = None
             if outcome.raw is not None:
                 optimizer.results = [outcome.raw]
             if self._iterations == self._stage.epochs:
@@ -142,10 +152,13 @@ class Solve:
             if goes_on_wider(outcome, objective, spent):
                 theta = outcome.theta
                 try:
-                    self._widen()
+                    narrow, undo = outcome, self._widen()
                 except KeyboardInterrupt:
                     # Compiling takes seconds.
                     outcome.status = stopping.INTERRUPTED
+                    break
+                except Exception as error:
+                    warn_of_staying(error)
                     break
                 continue
             is_final = outcome.status in stopping.FINAL
@@ -198,18 +211,18 @@ class Solve:
         return len(self.history["loss"])
 
     def _widen(self):
-        widen([self._objective, self._validation], self._optimizer)
+        undo = widen([self._objective, self._validation], self._optimizer)
         self._resolve()
         self._float64_from = self._iterations
         self._resume = True
+        return undo
 
     def _resolve(self):
-        self._constraints = resolve_constraints(
-            self._given_constraints, self._objective.program.packing, Constraint
-        )
+        self._constraints = resolved(self._objective, self._given_constraints)
 
     def _run(self, theta=None):
         """One run, on the data as they are."""
+        self._has_begun = False
         objective, stage = self._objective, self._stage
         problem = self._problem = self._new_problem()
         start = objective.initial_position()
@@ -265,6 +278,7 @@ class Solve:
         )
 
     def _start(self, theta, loss, grad):
+        self._has_begun = True
         if not is_known(self._initial_loss):
             self._initial_loss = loss
             project = self._problem.project

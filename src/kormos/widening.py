@@ -5,6 +5,11 @@ import dataclasses
 import numpy as np
 
 from kormos.numerics import stopping
+from kormos.objective.arithmetic import decide
+from kormos.objective.limits import resolve_constraints
+from kormos.objective.packing import Packing
+from kormos.optimizers.problem import Constraint
+from kormos.run import warn_of_convergence
 
 
 def goes_on_wider(outcome, objective, spent):
@@ -20,16 +25,51 @@ def goes_on_wider(outcome, objective, spent):
 
 
 def widen(objectives, optimizer):
-    """Evaluates in float64 from now on, with what the optimizer knows."""
-    for objective in objectives:
-        if objective is not None:
+    """Evaluates in float64 from now on, with what the optimizer knows.
+
+    Returns:
+        A function that goes back to float32.
+    """
+    kept = [(o, dict(vars(o))) for o in objectives if o is not None]
+
+    def undo():
+        for objective, attributes in kept:
+            vars(objective).clear()
+            vars(objective).update(attributes)
+
+    try:
+        for objective, _ in kept:
             objective.widen()
+    except BaseException:
+        undo()
+        raise
     state = optimizer.solver_state
     if state is not None and not state.is_sound:
         # Of a start that float32 could not evaluate.
         optimizer.solver_state = None
     elif state is not None:
         state.forget_loss()
+    return undo
+
+
+def resolved(objective, constraints):
+    """The `Constraint`s, for an objective that they may keep from float64."""
+
+    def made(packing):
+        return resolve_constraints(constraints, packing, Constraint)
+
+    if constraints and objective.can_widen:
+        wide = Packing(objective.variables, "float64")
+        objective.can_widen = decide("auto", lambda: made(wide))
+    return made(objective.program.packing)
+
+
+def warn_of_staying(error):
+    """Says why a fit ends where float32 did: for want of memory, say."""
+    warn_of_convergence(
+        "Float64 (precision='auto') failed, and the fit ends where float32 "
+        f"did. Received: {type(error).__name__}, {error}"
+    )
 
 
 def settled(outcome, objective, problem, start=None):

@@ -24,6 +24,8 @@ are taken with respect to that list.
   on an eager backend.
 - `view(tensor)`: a NumPy array to read: the tensor's own memory where the CPU
   has that.
+- `values(tensor)`: a NumPy array of a tensor of an eager run, or `None` of one
+  within a loop or a map that was traced, which has no values there.
 - `dot(a, b)`: the inner product of two vectors, such a scalar.
 - `arctan(tensor)`: of every entry, in the tensor's dtype.
 - `set_row(matrix, index, row)`: the matrix, or array of more dimensions, with
@@ -74,6 +76,7 @@ if keras.backend.backend() == "jax":
     from kormos.backend.jax import scalar as scalar
     from kormos.backend.jax import set_row as set_row
     from kormos.backend.jax import value_and_grad as value_and_grad
+    from kormos.backend.jax import values as values
     from kormos.backend.jax import view as view
     from kormos.backend.jax import vjp as vjp
     from kormos.backend.jax import wide as wide
@@ -100,6 +103,7 @@ elif keras.backend.backend() == "tensorflow":
     from kormos.backend.tensorflow import scalar as scalar
     from kormos.backend.tensorflow import set_row as set_row
     from kormos.backend.tensorflow import value_and_grad as value_and_grad
+    from kormos.backend.tensorflow import values as values
     from kormos.backend.tensorflow import vjp as vjp
     from kormos.backend.tensorflow import wide as wide
     from kormos.backend.tensorflow_rows import jacobian as jacobian
@@ -131,6 +135,7 @@ elif keras.backend.backend() == "torch":
     from kormos.backend.torch import set_row as set_row
     from kormos.backend.torch import standing_in as standing_in
     from kormos.backend.torch import value_and_grad as value_and_grad
+    from kormos.backend.torch import values as values
     from kormos.backend.torch import vjp as vjp
     from kormos.backend.torch import wide as wide
 else:

@@ -91,6 +91,11 @@ def view(tensor):
     return np.asarray(tensor)  # Keras' own copies.
 
 
+def values(tensor):
+    is_traced = isinstance(tensor, jax.core.Tracer)
+    return None if is_traced else np.asarray(tensor)
+
+
 def dot(a, b):
     return jax.numpy.einsum("i,i->", a, b)
 

@@ -148,6 +148,11 @@ def scalar(tensor):
     return tensor
 
 
+def values(tensor):
+    is_traced = tf.is_symbolic_tensor(tensor)
+    return None if is_traced else keras.ops.convert_to_numpy(tensor)
+
+
 def dot(a, b):
     return tf.tensordot(a, b, 1)
 

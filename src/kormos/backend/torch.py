@@ -127,6 +127,13 @@ def scalar(tensor):
     return np.float64(tensor.item())
 
 
+def values(tensor):
+    try:
+        return common.view(tensor)
+    except RuntimeError:
+        return None  # Mapped over rows, where nothing can be read.
+
+
 def dot(a, b):
     # Keras' own takes ten times as long for short vectors.
     return scalar(torch.dot(a, b))

@@ -90,7 +90,7 @@ def check(
     theta = objective.initial_position()
     evaluation = costs.time_evaluation(objective, theta)
     watch = Watch(objective, theta)
-    looked = watch(objective.head(faults.ROWS))
+    looked = watch.first()
     value, grad = evaluation.loss, evaluation.grad
     findings = [
         faults.finite(objective, looked, value, grad),

@@ -9,8 +9,6 @@ from kormos.objective.data import leaves
 from kormos.objective.program import leading_size
 from kormos.precision import is_true_float64
 
-# Rows at which layers are looked at one by one.
-ROWS = 64
 _WIDE = ("float64", "bool", "int32", "int64", "uint8", "uint32")
 _UNEQUAL = 1e4
 
@@ -58,7 +56,7 @@ def finite(objective, looked, value, grad):
 def deterministic(objective, watch, looked, theta, value, grad):
     """Whether the loss is the same twice."""
     again, grad_again = objective.value_and_grad(theta)
-    second = watch(objective.head(ROWS))
+    second = watch.first()
     layer = _first_other(looked, second)
     if layer is not None:
         return _random(f"layer '{layer}'", layer)
@@ -88,7 +86,15 @@ def batch_size(objective, watch, looked, theta, value, objective_for):
     if rows == 1:
         return Finding("batch size", True, "There is one row.")
     size = -(-min(rows, objective.chunk_rows) // 3)
-    other = objective_for(size).value(theta)
+    try:
+        other = objective_for(size)
+    except ValueError:
+        return Finding(
+            "batch size",
+            True,
+            f"The model or its loss takes no batches of {size:,} rows.",
+        )
+    other = other.value(theta)
     noise = 1e3 * objective.epsilon * max(abs(value), abs(other))
     if not np.isfinite(value) or abs(other - value) <= noise:
         return Finding(
@@ -97,8 +103,7 @@ def batch_size(objective, watch, looked, theta, value, objective_for):
     said = (
         f"The loss is {value:.6g}, and {other:.6g} in batches of {size:,} rows"
     )
-    count = min(ROWS, rows)
-    head = objective.head(count)
+    head = watch.head
     count = leading_size(head.x)
     halves = [watch(_rows(head, at)) for at in _halves(count)]
     for i, name in enumerate(looked.names):

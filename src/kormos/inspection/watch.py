@@ -11,6 +11,9 @@ from kormos import backend
 from kormos.objective.calls import recorded_calls
 from kormos.objective.program import leading_size
 
+# Rows at which layers are looked at one by one, where a model takes so few.
+ROWS = 64
+
 
 class Watched(NamedTuple):
     """One evaluation.
@@ -33,8 +36,8 @@ class Watched(NamedTuple):
 class Watch:
     """Evaluates a model's loss on some rows and notes every layer.
 
-    Layers within layers are left out: a recurrent layer calls its cell where
-    nobody can look.
+    Layers within layers are left out, and those whose outputs have no values
+    of their own: within a loop, or mapped over the rows.
 
     Args:
         objective: an `Objective`.
@@ -42,6 +45,10 @@ class Watch:
     """
 
     def __init__(self, objective, theta):
+        self._objective = objective
+        # A model may take so many rows alone as a chunk has.
+        chunk = objective.chunk_rows
+        self._counts = [min(ROWS, chunk), chunk]
         self._program = objective.program
         self._loss = objective.program.model_loss
         self._theta = np.asarray(theta)
@@ -52,37 +59,46 @@ class Watch:
             self._loss.own_name or "what layers add to the loss",
         ]
 
+    @property
+    def head(self):
+        """The rows that `first` evaluates."""
+        return self._objective.head(self._counts[0])
+
+    def first(self):
+        """Evaluates the first rows, no more of them than the model needs."""
+        try:
+            return self(self.head)
+        except Exception:
+            if len(set(self._counts)) == 1:
+                raise
+        self._counts = self._counts[1:]
+        return self(self.head)
+
     def __call__(self, data):
-        """Evaluates rows, traced anew: what Python draws is drawn again.
+        """Evaluates rows, eagerly: only so do all layers' outputs have values.
 
         Args:
             data: tensors `(x, y, weights)`.
         """
-        names = []
-
-        def watched(theta, frozen, scales, x, y, w):
-            parts = self._program.packing.unpack(theta)
-            with self._loss.scope(parts, frozen), recorded_calls() as calls:
-                y_pred = self._loss.predict(x)
-                losses = self._losses(x, y, y_pred, w, scales)
-            layers = [call for call in calls if _is_layer_of_model(call)]
-            names[:] = [call.owner.name for call in layers]
-            outputs = [
-                [t for t in tree.flatten(call.outputs) if ops.is_tensor(t)]
-                for call in layers
-            ]
-            return outputs, ops.stack(losses)
-
         with backend.wide():
-            outputs, losses = backend.compile(watched)(
-                self._theta, self._program.frozen_values(), self._scales, *data
+            theta, scales = (
+                ops.convert_to_tensor(a, dtype=a.dtype.name)
+                for a in (self._theta, self._scales)
             )
+            parts = self._program.packing.unpack(theta)
+            scope = self._loss.scope(parts, self._program.frozen_values())
+            with scope, recorded_calls(_tensors) as calls:
+                y_pred = self._loss.predict(data.x)
+                losses = self._losses(*data[:2], y_pred, data[2], scales)
+            losses = ops.convert_to_numpy(ops.stack(losses))
+        names, outputs = [], []
+        for call in filter(_is_layer_of_model, calls):
+            values = [backend.values(tensor) for tensor in call.outputs]
+            if all(v is not None for v in values):
+                names.append(call.owner.name)
+                outputs.append(values)
         return Watched(
-            leading_size(data.x),
-            list(names),
-            tree.map_structure(ops.convert_to_numpy, outputs),
-            self._terms,
-            ops.convert_to_numpy(losses),
+            leading_size(data.x), names, outputs, self._terms, losses
         )
 
     def _losses(self, x, y, y_pred, w, scales):
@@ -94,6 +110,12 @@ class Watch:
         if self._loss.own_name is None:
             return [*losses, self._loss.layer_losses(x, scales[-1])]
         return [*losses, self._loss.output_loss(x, y, y_pred, w, scales[-1])]
+
+
+def _tensors(outputs):
+    # Where they are differentiated: the values that this is done at.
+    leaves = tree.flatten(outputs)
+    return [ops.stop_gradient(leaf) for leaf in leaves if ops.is_tensor(leaf)]
 
 
 def _is_layer_of_model(call):

@@ -95,7 +95,7 @@ def undetermined(
     hessian: Hessian | None,
     start: tuple[np.ndarray, float],
     theta: np.ndarray,
-    free: np.ndarray,
+    box: tuple[np.ndarray, np.ndarray],
     epsilon: float,
     seconds: float,
 ) -> Undetermined | None:
@@ -107,7 +107,7 @@ def undetermined(
             differences of the gradient.
         start: where the run began, and the loss there.
         theta: the optimum.
-        free: which parameters may move to both sides, a mask.
+        box: the bounds, lower and upper; what is at one of them is held.
         epsilon: the spacing of numbers near one in the evaluation's dtype.
         seconds: what the run took.
 
@@ -115,7 +115,7 @@ def undetermined(
         What was found, or `None` where nothing was, or where it would take
         too long to look.
     """
-    indices = np.flatnonzero(free)
+    indices = np.flatnonzero((box[0] < theta) & (theta < box[1]))
     if not 0 < indices.size <= MOST:
         return None
     here = _Point(theta, *evaluate(theta))  # It may compile.
@@ -128,7 +128,7 @@ def undetermined(
     if too_long or not is_known:
         return None
     sizes = _sizes(theta, start[0], epsilon)
-    look = _Look(evaluate, hessian, here, sizes, epsilon)
+    look = _Look(evaluate, hessian, here, sizes, box, epsilon)
     matrix = look.hessian(here, indices, 1)
     if matrix is None:
         return None
@@ -155,7 +155,12 @@ def undetermined_at(
     Only what changes nothing when parameters move by their own size is found.
     """
     here = _Point(theta, *evaluate(theta))
-    look = _Look(evaluate, None, here, _sizes(theta, theta, epsilon), epsilon)
+    sizes, everywhere = (
+        _sizes(theta, theta, epsilon),
+        np.full(theta.size, np.inf),
+    )
+    box = -everywhere, everywhere
+    look = _Look(evaluate, None, here, sizes, box, epsilon)
     indices = np.arange(theta.size)
     hessian = look.hessian(here, indices, 1)
     if hessian is None:
@@ -194,6 +199,7 @@ class _Look:
         hessian: the Hessian, likewise, or `None`.
         here: the optimum.
         sizes: the size of each parameter.
+        box: the bounds, outside of which nothing is evaluated.
         epsilon: the spacing of numbers near one in the evaluation's dtype.
     """
 
@@ -203,8 +209,10 @@ class _Look:
         hessian: Hessian | None,
         here: _Point,
         sizes: np.ndarray,
+        box: tuple[np.ndarray, np.ndarray],
         epsilon: float,
     ):
+        self._lower, self._upper = box
         self._evaluate, self._hessian = evaluate, hessian
         self._here = here
         self._sizes, self._epsilon = sizes, epsilon
@@ -220,8 +228,12 @@ class _Look:
         for i in indices:
             step = np.zeros_like(self._sizes)
             step[i] = self._epsilon ** (1 / 3) * self._sizes[i]
-            ahead, behind = at.theta + step, at.theta - (sides - 1) * step
-            before = at.grad if sides == 1 else self._evaluate(behind)[1]
+            ahead, behind = self._inside(at.theta + step), at.theta
+            if sides == 2 or ahead[i] == at.theta[i]:
+                behind = self._inside(at.theta - step)
+            before = at.grad
+            if behind is not at.theta:
+                before = self._evaluate(behind)[1]
             change = self._evaluate(ahead)[1] - before
             columns.append(change[indices] / (ahead[i] - behind[i]))
         hessian = np.array(columns)
@@ -263,13 +275,17 @@ class _Look:
         """
         moving = np.abs(direction) > _PART
         length = np.min(self._sizes[moving] / np.abs(direction[moving]))
+        room = np.minimum(
+            self._here.theta - self._lower, self._upper - self._here.theta
+        )
+        length = min(length, np.min(room[moving] / np.abs(direction[moving])))
         step = length * direction
         # The direction itself is known to the rounding of differences.
         bend = np.abs(curvature) @ step**2 / 2
         slope = np.abs(self._here.grad) @ np.abs(step)
-        room = self._room + self._epsilon**_CENTRAL * bend
-        room += self._epsilon**_ONE_SIDED * slope
-        return all(abs(self._rise(s * step)) <= room for s in (1.0, -1.0))
+        cost = self._room + self._epsilon**_CENTRAL * bend
+        cost += self._epsilon**_ONE_SIDED * slope
+        return all(abs(self._rise(s * step)) <= cost for s in (1.0, -1.0))
 
     def endless(
         self,
@@ -301,12 +317,19 @@ class _Look:
         found = [i for i in gone if is_free([i])]
         return gone if not found and gone and is_free(gone) else found
 
+    def _inside(self, theta: np.ndarray) -> np.ndarray:
+        return np.clip(theta, self._lower, self._upper)
+
     @property
     def _room(self) -> float:
         return _HIDDEN * self._epsilon * abs(self._here.loss)
 
     def _rise(self, step: np.ndarray) -> float:
-        return self._evaluate(self._here.theta + step)[0] - self._here.loss
+        """By how much a step raises the loss; infinity if a bound stops it."""
+        theta = self._here.theta + step
+        if not np.array_equal(theta, self._inside(theta)):
+            return np.inf
+        return self._evaluate(theta)[0] - self._here.loss
 
 
 def _spectrum(hessian: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

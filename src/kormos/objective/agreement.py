@@ -5,6 +5,7 @@ from keras import ops
 from keras import tree
 
 from kormos import backend
+from kormos.objective.arithmetic import Float64Error
 from kormos.objective.program import snapshot
 from kormos.objective.program import wide_values
 
@@ -59,7 +60,7 @@ class Agreement:
             head: the first rows in float64.
 
         Raises:
-            ValueError: if an output differs by more than rounding explains.
+            Float64Error: if an output differs by more than rounding explains.
         """
         # Compiled anew: the arithmetic is no argument.
         outputs = self._compile(lambda *args: self._outputs(*args))
@@ -74,7 +75,7 @@ class Agreement:
             return
         place, own, other = difference
         name = "the loss" if place == len(wide) - 1 else "an output"
-        raise ValueError(
+        raise Float64Error(
             "In float64 (`precision`), a model must be the function that it is "
             "in its own dtype, to rounding: leave `precision` out, or take "
             "code that depends on the dtype out of the model. Received: "

@@ -8,20 +8,27 @@ it is, of any class.
 """
 
 import contextlib
+import re
 import warnings
 
 import keras
+import numpy as np
 from keras import tree
 
 from kormos import backend
 from kormos.numerics.vectors import rounding
 from kormos.objective.calls import recorded_calls
 from kormos.objective.modules import Modules
+from kormos.objective.program import to_float
 from kormos.precision import is_true_float64
 from kormos.precision import precision
 from kormos.precision import turn
 
 PRECISIONS = (None, "float64", "auto")
+
+
+class Float64Error(ValueError):
+    """A model or function cannot be evaluated in float64."""
 
 
 def check_precision(value):
@@ -44,6 +51,31 @@ def starts_wide(precision, dtypes):
     return precision == "float64" or (precision == "auto" and is_wide)
 
 
+def decide(precision, prepare):
+    """Whether float64 can follow, as it does where float32 ends.
+
+    Args:
+        precision: one of `PRECISIONS`.
+        prepare: function that gets ready for float64, or refuses.
+
+    Raises:
+        ValueError: where it refuses what `precision` insists on.
+    """
+    if precision is None:
+        return False
+    try:
+        prepare()
+    except Float64Error as error:
+        if precision == "float64":
+            raise
+        warnings.warn(
+            f"This fit (precision='auto') will not go on in float64. {error}",
+            stacklevel=2,
+        )
+        return False
+    return True
+
+
 class Arithmetic:
     """The precision of an evaluation.
 
@@ -54,6 +86,7 @@ class Arithmetic:
     def __init__(self, dtype=None):
         self.dtype = dtype
         self._owners = {}
+        self._constants = []
         self._modules = Modules()
         self.keeps_traces = False
 
@@ -61,7 +94,7 @@ class Arithmetic:
         """The same layers and losses in float64.
 
         Raises:
-            ValueError: if there are quantized layers.
+            Float64Error: if there are quantized layers.
         """
         quantized = [
             owner.name
@@ -69,13 +102,16 @@ class Arithmetic:
             if getattr(owner, "quantization_mode", None) is not None
         ]
         if quantized:
-            raise ValueError(
+            raise Float64Error(
                 "Quantized layers compute in integers or float8 and have no "
                 "float64 (`precision`): leave `precision` out. "
                 f"Received: {', '.join(quantized)}, quantized"
             )
         other = Arithmetic("float64")
         other.include(self._owners.values())
+        other._constants = [
+            c for o in self._owners.values() for c in _constants(o)
+        ]
         other._modules = self._modules
         other.keeps_traces = self.keeps_traces
         return other
@@ -96,7 +132,11 @@ class Arithmetic:
 
     def include(self, owners):
         """Adds layers and losses, to be given the dtype."""
-        self._owners.update({id(o): o for o in owners})
+        for owner in owners:
+            # Recurrent layers take from their cells what is never called.
+            is_layer = isinstance(owner, keras.Layer)
+            parts = owner._flatten_layers() if is_layer else [owner]
+            self._owners.update({id(part): part for part in parts})
 
     @property
     def owners(self):
@@ -140,60 +180,122 @@ class Arithmetic:
             return backend.own_trace()
         return contextlib.nullcontext()
 
+    def present(self, variables):
+        """Pairs for a `scope`, of the variables as they are."""
+        return [(v, v.value) for v in variables] if self.dtype else []
+
     @contextlib.contextmanager
-    def scope(self, stateless=None):
+    def scope(self, stateless=None, pairs=()):
         """A scope in which the included layers and losses compute in `dtype`.
 
         Args:
-            stateless: a `keras.StatelessScope` to enter, of the variables'
-                values, if there is one.
+            stateless: a `keras.StatelessScope` to enter, if there is one.
+            pairs: list of variables and the values that they have in it.
         """
         with contextlib.ExitStack() as scopes:
             scopes.enter_context(turn(self.dtype))
             if self.dtype is not None:
                 scopes.enter_context(precision(self.dtype))
-                scopes.enter_context(self._widened())
+                scopes.enter_context(self._widened([v for v, _ in pairs]))
             scopes.enter_context(self._own_trace())
             if stateless is not None:
+                for variable, value in pairs:
+                    # In the dtype that it has, unless another one is set.
+                    if self.dtype is not None:
+                        value = to_float(value, self.dtype)
+                    stateless.add_update((variable, value))
                 modules = self._modules.scope(stateless, self.dtype)
                 scopes.enter_context(modules)
                 scopes.enter_context(stateless)
             yield
 
-    def check(self, fn, *args):
-        """Refuses what does not compute in the precision.
+    def check(self, run, fn, loss, parts, *args):
+        """Refuses what does not compute in the precision, slopes included.
 
         Args:
-            fn: function that runs `fn(*args)` for the layers that it calls.
+            run: function that runs `fn(*args)` for the layers that it calls.
+            fn: function of `parts` and `args`, in which all must be as wide.
+            loss: function of the same, which may return a structure.
+            parts: values of the variables to differentiate by.
+            *args: what else the functions take.
 
         Raises:
-            ValueError: naming the first layer or loss that is narrower.
+            Float64Error: naming the first layer or loss that is narrower.
         """
+
+        def total(parts, *args):
+            leaves = tree.flatten(loss(parts, *args))
+            return sum(keras.ops.sum(leaf) for leaf in leaves)
+
         with self.scope(), recorded_calls() as calls:
-            outputs = fn(*args)
-        narrow = narrow_calls(calls)
-        if not narrow and not _narrow_leaves(outputs):
-            return
-        raise ValueError(
-            f"In {self.dtype} (`precision`), everything must compute in it: "
-            "take casts to another dtype out of the code, or "
-            "build the model after `kormos.enable_float64()`. Received: "
-            + (narrow[0].owner.name if narrow else "a value")
-            + ", in float32"
-        )
+            outputs = _or_refuse(calls, run, fn, parts, *args)
+            narrow = narrow_calls(calls)
+            if narrow or _narrow_leaves(outputs):
+                raise Float64Error(
+                    f"In {self.dtype} (`precision`), everything must compute "
+                    "in it: take casts to another dtype out of the code, or "
+                    "build the model after `kormos.enable_float64()`. "
+                    "Received: "
+                    + (_name(narrow[0].owner) if narrow else "a value")
+                    + ", in float32"
+                )
+            calls.clear()
+            slopes = backend.value_and_grad(total)
+            _or_refuse(calls, run, slopes, parts, *args)
 
     @contextlib.contextmanager
-    def _widened(self):
+    def _widened(self, variables):
         restore = []
+
+        def set_for_now(target, name, value):
+            restore.append((target, name, getattr(target, name)))
+            setattr(target, name, value)
+
         try:
             for owner in self._owners.values():
                 for target, name in _targets(owner):
-                    restore.append((target, name, getattr(target, name)))
-                    setattr(target, name, self.dtype)
+                    set_for_now(target, name, self.dtype)
+            for variable in variables:
+                # Operations ask a variable, not its value.
+                if keras.backend.is_float_dtype(variable.dtype):
+                    set_for_now(variable, "_dtype", self.dtype)
+            for owner, name in self._constants:
+                value = getattr(owner, name)
+                if isinstance(value, np.ndarray):
+                    set_for_now(owner, name, value.astype(self.dtype))
+                else:
+                    set_for_now(owner, name, to_float(value, self.dtype))
             yield
         finally:
             for target, name, value in reversed(restore):
                 setattr(target, name, value)
+
+
+def _or_refuse(calls, run, *args):
+    """`run(*args)`; refuses what raises in float64, as it does not else."""
+    try:
+        return run(*args)
+    except Exception as error:
+        failed = [_name(call.owner) for call in calls if call.error is error]
+        raise Float64Error(
+            "In float64 (`precision`), everything must compute in it: cast "
+            "constants to the dtype of what they meet, and leave `precision` "
+            f"out where {keras.backend.backend()} has no float64. Received: "
+            + (failed[0] if failed else "code or gradients outside of layers")
+            + f", which raises {type(error).__name__}: {_first_line(error)}"
+        ) from error
+
+
+def _name(owner):
+    # Of the loss that Keras makes of a function.
+    return getattr(getattr(owner, "fn", None), "__name__", owner.name)
+
+
+def _first_line(error):
+    # Keras sets what a layer raises, in bold, between words of its own.
+    found = re.search("\x1b\\[1m(.*)", str(error))
+    lines = (found[1] if found else str(error)).splitlines()
+    return lines[0].removesuffix("\x1b[0m") if lines else ""
 
 
 def narrow_calls(calls):
@@ -227,15 +329,29 @@ def _targets(owner):
                 yield tensor._keras_history.operation, "_dtype"
 
 
-def _narrow_leaves(outputs):
+def _constants(owner):
+    """A layer's or a loss's own attributes that are arrays in float32."""
     return [
-        leaf
-        for leaf in tree.flatten(outputs)
-        if keras.ops.is_tensor(leaf)
-        and keras.backend.is_float_dtype(_dtype(leaf))
-        and _dtype(leaf) != "float64"
+        (owner, name)
+        for name, value in vars(owner).items()
+        # TensorFlow takes a variable for a tensor.
+        if not isinstance(value, keras.Variable)
+        and (_is_narrow(value) or _is_narrow_array(value))
     ]
 
 
-def _dtype(tensor):
-    return keras.backend.standardize_dtype(tensor.dtype)
+def _narrow_leaves(outputs):
+    return [leaf for leaf in tree.flatten(outputs) if _is_narrow(leaf)]
+
+
+def _is_narrow_array(value):
+    if not isinstance(value, np.ndarray):
+        return False
+    return value.dtype.kind == "f" and value.dtype != "float64"
+
+
+def _is_narrow(value):
+    if not keras.ops.is_tensor(value):
+        return False
+    dtype = keras.backend.standardize_dtype(value.dtype)
+    return keras.backend.is_float_dtype(dtype) and dtype != "float64"

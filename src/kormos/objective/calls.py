@@ -16,18 +16,24 @@ class Call(NamedTuple):
 
     Attributes:
         owner: the `keras.Layer` or `keras.losses.Loss`.
-        outputs: what it returned, in any structure.
+        outputs: what is kept of what it returned, in any structure.
         callers: those within whose calls it was called, the outermost first.
+        error: what it raised instead, or `None`.
     """
 
     owner: Any
     outputs: Any
     callers: tuple
+    error: Exception | None = None
 
 
 @contextlib.contextmanager
-def recorded_calls():
+def recorded_calls(keep=lambda outputs: outputs):
     """A scope that notes every call that this thread makes within it.
+
+    Args:
+        keep: function of what a call returns, called at once: what a `Call`
+            has of its outputs.
 
     Yields:
         The list of `Call`s, inner ones before those that they are part of.
@@ -43,9 +49,12 @@ def recorded_calls():
             running.append(self)
             try:
                 outputs = stock(self, *args, **kwargs)
+            except Exception as error:
+                calls.append(Call(self, None, callers, error))
+                raise
             finally:
                 running.pop()
-            calls.append(Call(self, outputs, callers))
+            calls.append(Call(self, keep(outputs), callers))
             return outputs
 
         return call

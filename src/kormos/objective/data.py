@@ -51,12 +51,14 @@ class Data(NamedTuple):
         """All of it, where a `Stream` has its first batch."""
         return self
 
-    def chunks(self, batch_size=None, width=None, widest=0):
-        """Tensors on the device, cut for `Program`: `(stacked, last)`.
+    def chunk_rows(self, batch_size=None, width=None, widest=0):
+        """The rows of a chunk, but for a last one with fewer.
 
         Args:
-            batch_size: the most rows of a chunk. Defaults to as many as the
-                backend computes fast and keeps in little memory.
+            batch_size: that many, or all that there are: a loss may couple
+                the rows of a batch, and need a certain number of them.
+                Defaults to as many as the backend computes fast and keeps in
+                little memory.
             width: how many numbers are computed of a row, to be kept at about
                 a million a chunk too, or at half more where that is all of
                 them. Defaults to not many.
@@ -64,12 +66,26 @@ class Data(NamedTuple):
                 that is known.
         """
         rows = self.rows
+        size = batch_size
         if batch_size is None:
             inputs = sum(a.size for a in leaves(self.x)) / rows
-            batch_size = _fast_rows(rows, max(inputs, widest, 1))
+            size = _fast_rows(rows, max(inputs, widest, 1))
         if width is not None and (2 * width * rows > 3 * 2**20):
-            batch_size = min(batch_size, max(16, 2**20 // width))
-        size = -(-rows // -(-rows // min(batch_size, rows)))
+            size = min(size, max(16, 2**20 // width))
+        if size == batch_size:
+            return min(size, rows)
+        return _even(rows, size)
+
+    def chunks(self, *args, is_even=False):
+        """Tensors on the device, cut for `Program`: `(stacked, last)`.
+
+        Args:
+            *args: those of `chunk_rows`.
+            is_even: whether to cut fewer rows a chunk, all but alike.
+        """
+        rows, size = self.rows, self.chunk_rows(*args)
+        if is_even:
+            size = _even(rows, size)
         full = rows // size if rows > size else 0
         stacked = last = None
         if full:
@@ -89,6 +105,11 @@ class Data(NamedTuple):
     def head(self, rows):
         """The first rows, as tensors on the device."""
         return self.map(lambda a: _to_device(a[:rows]))
+
+
+def _even(rows, size):
+    """The rows of chunks that are at most so large, and alike in size."""
+    return -(-rows // -(-rows // min(size, rows)))
 
 
 def _fast_rows(rows, width):

@@ -12,6 +12,7 @@ from kormos import backend
 from kormos.numerics.vectors import to_array
 from kormos.objective.arithmetic import Arithmetic
 from kormos.objective.arithmetic import check_precision
+from kormos.objective.arithmetic import decide
 from kormos.objective.arithmetic import starts_wide
 from kormos.objective.flat import FlatObjective
 from kormos.objective.modules import refuse_hidden_reads
@@ -46,18 +47,16 @@ class VariableReader:
     @contextlib.contextmanager
     def scope(self, parts, frozen):
         """A scope in which the variables have other values, unless `None`."""
+        known = [*self.frozen_variables, *self.variables]
         if parts is None:
             scope = ReadRecorder()
+            pairs = self._arithmetic.present(known)
         else:
-            frozen = zip(self.frozen_variables, frozen, strict=True)
             # Without `collect_losses`, `model.losses` would lack what layers
             # add.
-            scope = keras.StatelessScope(
-                state_mapping=list(frozen), collect_losses=True
-            )
-            for update in zip(self.variables, parts, strict=True):
-                scope.add_update(update)
-        with self._arithmetic.scope(scope):
+            scope = keras.StatelessScope(collect_losses=True)
+            pairs = list(zip(known, [*frozen, *parts], strict=True))
+        with self._arithmetic.scope(scope, pairs):
             yield scope
 
     @property
@@ -83,7 +82,7 @@ class VariableReader:
             return self(parts, frozen, *args)
 
         frozen = snapshot(self.frozen_variables)
-        self._arithmetic.check(backend.dry_run, call, parts, frozen)
+        self._arithmetic.check(backend.dry_run, call, call, parts, frozen)
 
 
 class StatelessFunction(VariableReader):
@@ -166,13 +165,14 @@ class FunctionObjective(FlatObjective):
         self.unused_variables = function.unused_variables
         self._function = function
         self._compile(packing)
-        self.can_widen = precision is not None
-        if self.can_widen:
-            # What will not do in float64 is refused now.
-            self._wide = function.widened()
-            self._wide.check_width()
-        if starts_wide(precision, packing.dtypes):
+        self.can_widen = decide(precision, self._prepare_wide)
+        if self.can_widen and starts_wide(precision, packing.dtypes):
             self.widen()
+
+    def _prepare_wide(self):
+        # What will not do in float64 is found now.
+        self._wide = self._function.widened()
+        self._wide.check_width()
 
     def _once(self, fn):
         # Its operations were run before, but for those in a trace of its own.
@@ -209,6 +209,7 @@ class VectorFunction:
         function = StatelessFunction(fn, packing.variables, name)
         if packing.dtype is not None:
             function = function.widened()
+            function.check_width()
         self.size = int(np.prod(function.shape))
         self._function = function
         self._frozen = function.frozen_values()

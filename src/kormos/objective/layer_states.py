@@ -86,7 +86,16 @@ class LayerStates:
 
     def _after_chunk(self, theta, frozen, values, chunk):
         parts = self._packing.unpack(theta)
-        own = zip(self._variables, values, strict=True)
-        with self._model_loss.scope(parts, frozen, own) as scope:
+        own = {
+            id(v): (v, value)
+            for v, value in zip(self._variables, values, strict=True)
+        }
+        frozen = [
+            own.pop(id(v), (v, value))[1]
+            for v, value in zip(
+                self._model_loss.frozen_variables, frozen, strict=True
+            )
+        ]
+        with self._model_loss.scope(parts, frozen, own.values()) as scope:
             self._model_loss.predict(chunk[0])
         return [scope.get_current_value(v) for v in self._variables]

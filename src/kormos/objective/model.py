@@ -14,16 +14,20 @@ from kormos.numerics.vectors import number
 from kormos.numerics.vectors import rounding
 from kormos.objective import reading
 from kormos.objective.arithmetic import check_precision
+from kormos.objective.arithmetic import decide
 from kormos.objective.arithmetic import starts_wide
 from kormos.objective.arithmetic import warn_of_rounding
 from kormos.objective.checks import check_count
 from kormos.objective.flat import FlatObjective
+from kormos.objective.host_gauss_newton import HostGaussNewton
 from kormos.objective.model_loss import overrides
 from kormos.objective.model_program import is_built
 from kormos.objective.model_program import is_new
 from kormos.objective.model_program import program_for
 from kormos.objective.program import each_chunk
 from kormos.objective.program import leading_size
+from kormos.objective.rows import naming_rows
+from kormos.objective.rows import refuse_carried
 from kormos.objective.streaming import Stream
 from kormos.objective.units import largest
 from kormos.objective.units import unit_for
@@ -101,7 +105,9 @@ class Objective(FlatObjective):
         self.model = model
         if not is_built(model):
             # Not in training, which updates moving averages.
-            model(self._rows(None).head(2).x, training=False)
+            head = self._probe(None)
+            with naming_rows(model, leading_size(head.x)):
+                model(head.x, training=False)
         if is_new(model):
             _warn_of_custom_steps(model)
         is_wide = starts_wide(precision, [model.compute_dtype])
@@ -113,18 +119,23 @@ class Objective(FlatObjective):
         self.has_metrics = any(m.name != "loss" for m in model.metrics)
 
         if self.can_widen:
-            # What will not do then is refused now.
-            self._program("float64")
+            # What will not do then is found now.
+            self.can_widen = decide(precision, lambda: self._program("float64"))
 
     def _widen(self):
         self._prepare("float64")
 
     def _program(self, dtype):
         def head():
-            return self._rows(dtype).head(2)
+            return self._probe(dtype)
 
         with backend.wide() if dtype else contextlib.nullcontext():
             return program_for(self.model, head, self._training, dtype)
+
+    def _probe(self, dtype):
+        """Rows to try the model on: as many as a chunk has."""
+        data = self._rows(dtype)
+        return data.head(data.chunk_rows(self._batch_size))
 
     def _prepare(self, dtype):
         """Compiles, and puts the data on the device."""
@@ -143,11 +154,12 @@ class Objective(FlatObjective):
             self._chunks = (data.chunks(*cut),)
         self.refresh()
         self.__dict__.pop("_unit", None)
+        model_loss = self.program.model_loss
         self._set_scales(
-            self.program.model_loss.scales(
-                self._each_chunk(), lambda: data.rows
-            )
+            model_loss.scales(self._each_chunk(), lambda: data.rows)
         )
+        if model_loss.carried:
+            refuse_carried(model_loss.carried, data.rows, self.chunk_rows)
 
     def assign(self, theta):
         """Writes a flat vector, array or tensor, into the variables.
@@ -204,6 +216,21 @@ class Objective(FlatObjective):
     def draws(self):
         return self.program.model_loss.draws
 
+    def gauss_newton(self):
+        """The Gauss-Newton matrix of the loss: a `HostGaussNewton`.
+
+        Raises:
+            ValueError: if the loss is not one of outputs with curvature.
+        """
+        with backend.wide():
+            compiled = self.program.gauss_newton_for(self._looked_at)
+        return HostGaussNewton(compiled, self)
+
+    def _looked_at(self):
+        """Yields chunks, the first one without reading a stream."""
+        yield tuple(self._probe(self.program.packing.dtype))
+        yield from self._each_chunk()
+
     @property
     def unused_variables(self):
         """The trainable variables that the loss never reads."""
@@ -248,7 +275,9 @@ class Objective(FlatObjective):
             data = self._rows(self.program.packing.dtype)
             order = rng.permutation(data.rows)
             shuffled = data.map(lambda array: array[order])
-            chunks = each_chunk(shuffled.chunks(self._batch_size))
+            # A step on a last batch of a row or two would be a bad one.
+            pair = shuffled.chunks(self._batch_size, is_even=True)
+            chunks = each_chunk(pair)
         for chunk in chunks:
             batch = copy.copy(self)
             batch._chunks = ((None, chunk),)

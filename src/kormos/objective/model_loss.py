@@ -22,6 +22,8 @@ from kormos.objective.program import snapshot
 from kormos.objective.program import to_float
 from kormos.objective.program import wide_values
 from kormos.objective.reading import dtype_for
+from kormos.objective.rows import carried
+from kormos.objective.rows import naming_rows
 
 # An attribute of a model that Keras neither tracks nor saves.
 _LOSS_WEIGHTS = "_kormos_loss_weights"
@@ -37,7 +39,8 @@ class ModelLoss:
 
     Args:
         model: a compiled and built model.
-        head: the first rows, a `Data` of tensors.
+        head: the rows of a chunk, a `Data` of tensors: of fewer a model may
+            be another one, or none.
         training: whether layers behave as in training.
         compile: function that compiles a function.
         dtype: `"float64"`, or `None` for the model's own arithmetic.
@@ -88,7 +91,13 @@ class ModelLoss:
                     return self._own_loss(x, y, y_pred, w)
                 return y_pred
 
-        self._arithmetic.check(self._dry_run, call, parts, frozen, *head)
+        def loss(parts, frozen, x, y, w):
+            with self.scope(parts, frozen):
+                scales = ops.ones((len(self.factors) + 1,), dtype="float64")
+                return self.loss_of(x, y, self.predict(x), w, scales)
+
+        run = self._dry_run
+        self._arithmetic.check(run, call, loss, parts, frozen, *head)
         self.output_dtype = "float64"
         if agreement is not None:
             agreement.check(head)
@@ -112,7 +121,12 @@ class ModelLoss:
     def _discover(self, head):
         """Builds what is built lazily, and finds the variables in use."""
         x, y, w = head
-        with self._arithmetic.learning(), ReadRecorder():
+        self._rows = leading_size(x)
+        with (
+            naming_rows(self._model, self._rows),
+            self._arithmetic.learning(),
+            ReadRecorder(),
+        ):
             y_pred = self._first_call(self.predict, x)
         self.structure = tree.map_structure(lambda t: 0, y_pred)
         outputs = tree.flatten(y_pred)
@@ -155,6 +169,8 @@ class ModelLoss:
             )
         excluded = [*self.variables, *self.metric_variables]
         self.frozen_variables = scope.reads_but(excluded)
+        assigned = scope.assigned(self.frozen_variables)
+        self.carried = carried(self, assigned, head)
         read = {id(v) for v in [*scope.reads(), *self._arithmetic.reads()]}
         self.unused_variables = [v for v in self.variables if id(v) not in read]
         refuse_hidden_reads(
@@ -212,25 +228,42 @@ class ModelLoss:
         """
         scales = np.empty(len(self.factors) + 1)
         if self._losses is not None:
-            frozen = [v.value for v in self.frozen_variables]
-            parts = [v.value for v in self.variables]
             counts = np.zeros(len(self.factors))
-            with backend.wide():
-                for chunk in chunks:
-                    count = backend.attempt(self._counts, parts, frozen, chunk)
-                    sums, means = np.array(
-                        [[ops.convert_to_numpy(v) for v in c] for c in count]
-                    ).T
-                    counts += np.where(
-                        means == 0, 0, sums / np.where(means, means, 1)
-                    )
+            for count in self._tried(backend.attempt, self._counts, chunks):
+                sums, means = np.array(
+                    [[ops.convert_to_numpy(v) for v in c] for c in count]
+                ).T
+                counts += np.where(
+                    means == 0, 0, sums / np.where(means, means, 1)
+                )
             # A sum is divided by nothing; a mean over nothing is zero.
             divisors = np.where(np.isnan(counts), 1.0, counts)
             scales[:-1] = np.where(
                 divisors == 0, 0, self.factors / np.where(divisors, divisors, 1)
             )
+        else:
+            # A shorter last chunk may be none that it takes.
+            sizes = {leading_size(chunk): chunk for chunk in chunks}
+            sizes.pop(self._rows, None)
+            list(self._tried(self._dry_run, self._term, sizes.values()))
         scales[-1] = 1 / rows()
         return scales
+
+    def _tried(self, call, fn, chunks):
+        """Yields what a function of the variables returns of each chunk."""
+        frozen = [v.value for v in self.frozen_variables]
+        parts = [v.value for v in self.variables]
+        for chunk in chunks:
+            names_rows = naming_rows(
+                self._model, leading_size(chunk), self._rows
+            )
+            with names_rows, backend.wide():
+                found = call(fn, parts, frozen, chunk)
+            yield found
+
+    def _term(self, parts, frozen, chunk):
+        scales = ops.ones((len(self.factors) + 1,))
+        return self.chunk_loss(parts, frozen, scales, chunk)
 
     def _count(self, parts, frozen, chunk):
         x, y, w = chunk
@@ -252,17 +285,16 @@ class ModelLoss:
 
     @contextlib.contextmanager
     def scope(self, parts, frozen, others=()):
+        known = [*self.frozen_variables, *self.variables]
         if parts is None:
             scope = ReadRecorder()
+            pairs = self._arithmetic.present(known)
         else:
-            frozen = zip(self.frozen_variables, frozen, strict=True)
             scope = keras.StatelessScope(
-                state_mapping=[*frozen, *others], collect_losses=True
+                state_mapping=list(others), collect_losses=True
             )
-            # In the dtype that they have.
-            for update in zip(self.variables, parts, strict=True):
-                scope.add_update(update)
-        with backend.repeatable(), self._arithmetic.scope(scope):
+            pairs = list(zip(known, [*frozen, *parts], strict=True))
+        with backend.repeatable(), self._arithmetic.scope(scope, pairs):
             yield scope
 
     def output_loss(self, x, y, y_pred, w, scales):

@@ -1,5 +1,7 @@
 """A model's loss as a function of the model's outputs."""
 
+from typing import NamedTuple
+
 import keras
 import numpy as np
 from keras import ops
@@ -8,7 +10,14 @@ from keras import tree
 from kormos import backend
 from kormos.objective.data import leaves
 from kormos.objective.links import LinkedModel
+from kormos.objective.own_loss import adds_layer_losses
+from kormos.objective.program import leading_size
 from kormos.objective.units import largest
+
+# How near to the targets, in their size, a loss is looked at; and at how many
+# places in any case.
+_NEAR = (1e-1, 1e-3, 1e-5)
+_USUAL_PLACES = 2
 
 
 class ModelOutputs:
@@ -21,7 +30,9 @@ class ModelOutputs:
     Args:
         model: the compiled and built model.
         model_loss: the `ModelLoss`.
-        head: the first rows, a `Data` of tensors.
+        chunks: function that returns an iterable of chunks of rows. The loss
+            is looked at where it has curvature: rows may have no weight, or
+            be masked.
         compile: function that compiles a function.
 
     Attributes:
@@ -34,14 +45,18 @@ class ModelOutputs:
 
     is_residual = False
 
-    def __init__(self, model, model_loss, head, compile):
+    def __init__(self, model, model_loss, chunks, compile):
+        self._name = model.name
         self._model_loss = model_loss
         self._linked = LinkedModel(model, model_loss.output_losses)
         model_loss.include(self._linked.trunk)
         self.is_convex = self._linked.is_convex
         self.width = sum(model_loss.output_widths)
         self.has_penalty = model_loss.adds_losses
-        self.is_diagonal = self._check(head, compile)
+        if model_loss.own_name is not None:
+            first = next(iter(chunks()))
+            self.has_penalty = adds_layer_losses(model_loss, first)
+        self.is_diagonal = self._check(chunks, compile)
 
     def rows(self, chunk):
         """What `outputs` wants of a chunk."""
@@ -65,7 +80,11 @@ class ModelOutputs:
         present = [v.value for v in self._model_loss.variables]
         with self._model_loss.scope(present, frozen):
             y_pred = self._structured(values, x)
-            return self._model_loss.output_loss(x, y, y_pred, w, scales)
+            loss = self._model_loss.output_loss(x, y, y_pred, w, scales)
+            if self.has_penalty and self._model_loss.own_name is not None:
+                # It has these among its terms, weight regularizers say.
+                loss = loss - self._model_loss.layer_losses(x, scales)
+            return loss
 
     def penalty(self, parts, frozen, scales, chunk):
         """What layers add to the loss of a chunk."""
@@ -94,13 +113,14 @@ class ModelOutputs:
             ]
         return tree.pack_sequence_as(self._model_loss.structure, leaves)
 
-    def _check(self, head, compile):
+    def _check(self, chunks, compile):
         """Refuses losses without curvature; whether Hessians are diagonal."""
         frozen = [v.value for v in self._model_loss.frozen_variables]
+        self._check_one_row(frozen, next(iter(chunks())))
 
-        def product(values, vector, scales):
+        def product(values, vector, scales, chunk):
             def fn(values):
-                return self.loss(values[0], frozen, scales, tuple(head))
+                return self.loss(values[0], frozen, scales, chunk)
 
             return backend.hvp(fn)([values], [vector])[0]
 
@@ -112,59 +132,94 @@ class ModelOutputs:
                 continue
             scales = np.zeros(len(names))
             scales[i] = 1.0
-            looks = [
-                _look(product, values, scales) for values in self._places(head)
-            ]
-            curved, mixed, diagonal = zip(*looks, strict=True)
-            if any(mixed):
+            for chunk in chunks():
+                look = self._look(product, scales, chunk)
+                if look.is_curved:
+                    break
+            if look.mixes_rows:
                 raise ValueError(
                     "Gauss-Newton methods need a loss that is a sum over the "
                     "rows of data. Use 'lbfgs' or another method. "
                     f"Received: {name}, which mixes rows"
                 )
-            if not any(curved):
+            if not look.is_curved:
                 raise ValueError(
                     "Gauss-Newton methods need a loss with second derivatives "
                     "in the model's outputs. Use 'lbfgs', or a loss such as "
                     "'mse', 'huber' or 'log_cosh'. "
                     f"Received: {name}, whose second derivatives are zero"
                 )
-            is_diagonal = is_diagonal and all(diagonal)
+            is_diagonal = is_diagonal and look.is_diagonal
         return is_diagonal or self.width == 1
 
-    def _places(self, head):
-        """Outputs to look at: some at random, some near the targets."""
-        rng = np.random.default_rng(0)
-        shape = (head.rows, self.width)
+    def _check_one_row(self, frozen, chunk):
+        """Refuses models that take no row by itself."""
+        row = tree.map_structure(lambda a: a[:1], self.rows(chunk))
+        parts = [v.value for v in self._model_loss.variables]
+        try:
+            backend.dry_run(self.outputs, parts, frozen, row)
+        except Exception as error:
+            raise ValueError(
+                "Gauss-Newton methods differentiate the outputs of each row "
+                "by itself, so that a model must take a single row. Use "
+                "'lbfgs' or another method. "
+                f"Received: {self._name}, which fails on one row"
+            ) from error
+
+    def _look(self, product, scales, chunk):
+        """What Hessian products show at outputs of a chunk: a `_Look`."""
+        looks = []
+        for values in self._places(chunk):
+            looks.append(_look(product, values, scales, chunk))
+            if len(looks) >= _USUAL_PLACES and any(k.is_curved for k in looks):
+                break
+        curved, mixed, diagonal = zip(*looks, strict=True)
+        return _Look(any(curved), any(mixed), all(diagonal))
+
+    def _places(self, chunk):
+        """Outputs to look at: some at random, some ever nearer the targets.
+
+        A robust loss has curvature near targets alone.
+        """
+        rng, rows = np.random.default_rng(0), leading_size(chunk)
+        shape = (rows, self.width)
         noise = rng.uniform(0.1, 0.9, size=shape)
         dtype = self._model_loss.output_dtype
         yield noise.astype(dtype)
-        targets = [ops.convert_to_numpy(a) for a in leaves(head.y)]
+        targets = [ops.convert_to_numpy(a) for a in leaves(chunk[1])]
         if sum(a.size for a in targets) == noise.size:
-            flat = [a.reshape(head.rows, -1) for a in targets]
+            flat = [a.reshape(rows, -1) for a in targets]
             size = largest(flat) or 1.0
-            near = np.concatenate(flat, axis=1) + 0.1 * size * noise
-            yield near.astype(dtype)
+            for near in _NEAR:
+                place = np.concatenate(flat, axis=1) + near * size * noise
+                yield place.astype(dtype)
 
 
-def _look(product, values, scales):
-    """What Hessian products at some outputs show.
+class _Look(NamedTuple):
+    """What Hessian products at some outputs show of a loss."""
 
-    Returns:
-        Whether the Hessian is not zero, couples rows, is diagonal.
-    """
+    is_curved: bool
+    mixes_rows: bool
+    is_diagonal: bool
 
+
+def _look(product, values, scales, chunk):
     def along(vector):
-        return ops.convert_to_numpy(product(values, vector, scales))
+        result = ops.convert_to_numpy(product(values, vector, scales, chunk))
+        # Of what is not finite there nothing is known.
+        return np.nan_to_num(result, posinf=0.0, neginf=0.0)
 
-    first = np.zeros_like(values)
-    first[0] = 1
     signs = np.random.default_rng(1).choice([-1.0, 1.0], size=values.shape)
     signs = signs.astype(values.dtype)
     sums, signed = along(np.ones_like(values)), along(signs)
-    size = np.max(np.abs(sums)) + np.max(np.abs(signed))
+    sizes = np.max(np.abs(sums) + np.abs(signed), axis=1)
+    row = np.argmax(sizes)
+    alone = np.zeros_like(values)
+    alone[row] = 1
+    others = np.delete(along(alone), row, axis=0)
+    size = sizes[row]
     off = np.max(np.abs(signed - sums * signs))
-    return size > 0, along(first)[1:].any(), off <= 1e-4 * size
+    return _Look(bool(size > 0), bool(others.any()), bool(off <= 1e-4 * size))
 
 
 class _Replaced(keras.layers.Layer):

@@ -26,7 +26,7 @@ _MOST_PROGRAMS = 8
 class ModelProgram(Program):
     """The compiled functions of a model's objective, for any data."""
 
-    def __init__(self, model, model_loss, head, compile, compile_loop, dtype):
+    def __init__(self, model, model_loss, compile, compile_loop, dtype):
         super().__init__(
             Packing(model_loss.variables, dtype),
             model_loss.frozen_variables,
@@ -40,24 +40,35 @@ class ModelProgram(Program):
         self._make_layer_states = lambda: LayerStates(
             model, model_loss, self.packing, compile
         )
-        self._make_gauss_newton = lambda: GaussNewton(
+        self._make_gauss_newton = lambda chunks: GaussNewton(
             self.packing,
-            [ModelOutputs(model, model_loss, head, compile)],
+            [ModelOutputs(model, model_loss, chunks, compile)],
             compile,
         )
+        self._gauss_newton = None
         # The metrics' values after a reset: every evaluation starts there.
         self.metric_values = tuple(
             ops.convert_to_numpy(v.value) for v in model_loss.metric_variables
         )
 
-    @functools.cached_property
-    def gauss_newton(self):
+    def gauss_newton_for(self, chunks):
         """Derivatives of the model's outputs.
+
+        Args:
+            chunks: function that returns an iterable of the chunks, at which
+                the loss is looked at first.
 
         Raises:
             ValueError: if the loss is not one of outputs with curvature.
         """
-        return self._make_gauss_newton()
+        if self._gauss_newton is None:
+            self._gauss_newton = self._make_gauss_newton(chunks)
+        return self._gauss_newton
+
+    @property
+    def gauss_newton(self):
+        """That of `gauss_newton_for`, once it was made."""
+        return self._gauss_newton
 
     @functools.cached_property
     def layer_states(self):
@@ -105,7 +116,7 @@ def program_for(model, head, training, dtype=None):
 
     Args:
         model: the compiled and built model.
-        head: function that returns the first rows, a `Data` of tensors.
+        head: function that returns the rows of a chunk, a `Data` of tensors.
         training: whether layers behave as in training.
         dtype: `"float64"`, or `None` for the model's own arithmetic.
     """
@@ -116,13 +127,10 @@ def program_for(model, head, training, dtype=None):
     if key not in programs:
         while len(programs) >= _MOST_PROGRAMS:
             programs.pop(next(iter(programs)))
-        head = head()
         compile = _compiler(model)
         loop_compiler = _loop_compiler(model, training)
-        loss = ModelLoss(model, head, training, compile, dtype)
-        programs[key] = ModelProgram(
-            model, loss, head, compile, loop_compiler, dtype
-        )
+        loss = ModelLoss(model, head(), training, compile, dtype)
+        programs[key] = ModelProgram(model, loss, compile, loop_compiler, dtype)
     return programs[key]
 
 

@@ -30,6 +30,10 @@ class ReadRecorder(keras.StatelessScope):
     def reads(self):
         return list(self._reads.values())
 
+    def assigned(self, variables):
+        """Those of the variables that have other values now."""
+        return [v for v in variables if id(v) in self.state_mapping]
+
     def reads_but(self, variables):
         """The variables that were read, without those given."""
         excluded = {id(v) for v in variables}

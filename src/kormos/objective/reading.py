@@ -7,11 +7,12 @@ from keras import tree
 from kormos.objective.arrays import cast
 from kormos.objective.arrays import check_rows
 from kormos.objective.arrays import check_weights
-from kormos.objective.arrays import is_array
 from kormos.objective.arrays import map_parts
 from kormos.objective.arrays import to_array
 from kormos.objective.data import Data
 from kormos.objective.data import leaves
+from kormos.objective.datasets import BatchReader
+from kormos.objective.datasets import is_dataset
 from kormos.objective.streaming import Stream
 
 # Numbers of a batch of arrays that are streamed.
@@ -19,7 +20,14 @@ _STREAMED = 2**22
 
 
 def gather(
-    x, y=None, sample_weight=None, dtype=None, stream=False, batch_size=None
+    x,
+    y=None,
+    sample_weight=None,
+    dtype=None,
+    stream=False,
+    batch_size=None,
+    steps=None,
+    steps_name=None,
 ):
     """Reads data of any kind that Keras takes into a checked `Data`.
 
@@ -34,6 +42,8 @@ def gather(
         stream: whether to return a `Stream`, which reads them again whenever
             they are needed.
         batch_size: the most rows of a batch of arrays that are streamed.
+        steps: how many batches to take of a data set that may have no end.
+        steps_name: the argument that gives that, if there is one.
 
     Raises:
         ValueError: if the data are infinite, empty, cannot be read twice,
@@ -42,17 +52,17 @@ def gather(
     if isinstance(x, (Data, Stream)):
         return x
     source = _Source((x, y, sample_weight), "x", Data._fields, dtype)
-    return source.data(stream, batch_size)
+    return source.data(stream, batch_size, steps, steps_name)
 
 
 def gather_validation(
-    validation_data, dtype=None, stream=False, batch_size=None
+    validation_data, dtype=None, stream=False, batch_size=None, steps=None
 ):
     """As `gather`, for `(x, y)`, `(x, y, sample_weight)` or a data set."""
     parts = _unpack(validation_data, "validation_data")
     names = [f"validation_data[{i}]" for i in range(len(parts))]
     source = _Source(parts, "validation_data", names, dtype)
-    return source.data(stream, batch_size)
+    return source.data(stream, batch_size, steps, "validation_steps")
 
 
 def weigh(data, class_weight, dtype=None):
@@ -88,13 +98,6 @@ def dtype_for(model, precision=None):
     return keras.config.floatx()
 
 
-def is_dataset(x):
-    """Whether `x` yields batches instead of being arrays."""
-    if x is None or isinstance(x, (list, tuple, dict, str)) or is_array(x):
-        return False
-    return hasattr(x, "__iter__") or hasattr(x, "__getitem__")
-
-
 class _Source:
     """What the user gave, and what to call it.
 
@@ -120,10 +123,13 @@ class _Source:
                     f"Received: a {type(self._dataset).__name__} and "
                     f"{name} of type {type(value).__name__}"
                 )
-        _check_dataset(self._dataset, argument)
 
-    def data(self, stream, batch_size):
+    def data(self, stream, batch_size, steps=None, steps_name=None):
         """A `Stream` of it, or all of it in a `Data`."""
+        if self._arrays is None:
+            self._reader = BatchReader(
+                self._dataset, self._argument, steps, steps_name, stream
+            )
         return self._stream(batch_size) if stream else self._gather()
 
     def _gather(self):
@@ -146,16 +152,19 @@ class _Source:
     def _batches(self):
         """Yields the batches of a data set, as arrays."""
         is_empty = True
-        for batch in _batches(self._dataset, self._argument):
+        for parts in self._reader(self._converted):
             is_empty = False
-            parts = _unpack(batch, self._argument)
-            yield map_parts(to_array, parts, self._names)
+            yield parts
         if is_empty:
             raise ValueError(
                 f"Argument `{self._argument}` must hold a batch or more. "
                 f"Received: {self._argument} of type "
                 f"{type(self._dataset).__name__}, which is empty"
             )
+
+    def _converted(self, batch):
+        parts = _unpack(batch, self._argument)
+        return map_parts(to_array, parts, self._names)
 
     def _checked(self, parts):
         names = self._names
@@ -208,49 +217,6 @@ def _check_class_weight(data, class_weight):
         raise ValueError(
             "Argument `class_weight` needs one class a row. "
             f"Received: y of shape {data.y.shape}"
-        )
-
-
-def _check_dataset(dataset, argument):
-    """Refuses what cannot be read to an end, again and again."""
-    kind = type(dataset).__name__
-    if hasattr(dataset, "__next__"):
-        raise ValueError(
-            f"Argument `{argument}` must be data that can be read again and "
-            "end, which a generator cannot promise. Give arrays, a "
-            "`keras.utils.PyDataset`, a `tf.data.Dataset` or a torch "
-            f"`DataLoader`. Received: {argument} of type {kind}"
-        )
-    if _is_infinite(dataset):
-        raise ValueError(
-            f"Argument `{argument}` must end: a full-batch method needs all "
-            "of the data. Cut the data set with `take(n)`, leave out "
-            "`repeat()`, or give it a length. "
-            f"Received: {argument} of type {kind}, without an end"
-        )
-
-
-def _is_infinite(dataset):
-    if isinstance(dataset, keras.utils.PyDataset):
-        return dataset.num_batches is None
-    if hasattr(dataset, "cardinality"):
-        return int(dataset.cardinality()) == -1
-    return False
-
-
-def _batches(dataset, argument):
-    if isinstance(dataset, keras.utils.PyDataset):
-        dataset.on_epoch_begin()
-        for index in range(dataset.num_batches):
-            yield dataset[index]
-        dataset.on_epoch_end()
-    elif hasattr(dataset, "__iter__"):
-        yield from dataset
-    else:
-        raise ValueError(
-            f"Argument `{argument}` must be arrays or a data set of batches; "
-            "put a torch `Dataset` into a `DataLoader`. "
-            f"Received: {argument} of type {type(dataset).__name__}"
         )
 
 

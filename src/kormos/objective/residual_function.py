@@ -3,12 +3,10 @@
 import keras
 import numpy as np
 from keras import ops
-from keras import tree
 
 from kormos import backend
 from kormos.backend.common import as_tensor
 from kormos.objective.arithmetic import Arithmetic
-from kormos.objective.arrays import refuse_ragged
 from kormos.objective.function import VariableReader
 from kormos.objective.function import takes
 from kormos.objective.modules import refuse_hidden_reads
@@ -27,20 +25,20 @@ class ResidualFunction(VariableReader):
             dict, list or tuple of tensors.
         variables: the variables whose values become arguments.
         data: arrays in any structure, or `None`.
-        dtype: of floating-point data.
+        points: the `Points` of the data.
 
     Attributes:
+        points: likewise.
         names: of the blocks.
         widths: residuals of a row of each block, or of the whole block.
         block_groups: the group of each block, or `None`.
         groups: the groups that have blocks; `None` is one of them.
     """
 
-    def __init__(self, fn, variables, data, dtype):
+    def __init__(self, fn, variables, data, points):
         self._fn = fn
-        self._dtype = dtype
-        self._structure = data
-        self._has_data = data is not None
+        self.points = points
+        self._has_data = not points.is_empty
         if not takes(fn, int(self._has_data)):
             raise ValueError(
                 "Argument `residual_fn` must be a function "
@@ -48,11 +46,7 @@ class ResidualFunction(VariableReader):
                 + " that reads variables and returns residuals; points that "
                 f"it is evaluated at are given as `data`. Received: {fn!r}"
             )
-        arrays = self._arrays(data)
-        counts = [len(a) for a in arrays]
-        distinct = list(dict.fromkeys(counts))
-        self._leaf_groups = [distinct.index(count) for count in counts]
-        self._heads = [a[:3] for a in arrays]
+        self._heads = [a[:3] for a in points.arrays(data)]
         arithmetic = Arithmetic()
         with arithmetic.learning(), ReadRecorder() as scope:
             head = self._head([])
@@ -63,7 +57,7 @@ class ResidualFunction(VariableReader):
             self.unused_variables,
             lambda: arithmetic.call(backend.attempt, self._call, head),
         )
-        self._find_groups(blocks, len(distinct))
+        self._find_groups(blocks, points.count)
 
     def __call__(self, parts, frozen, group, rows):
         """The blocks of a group's rows: list of tensors, in order.
@@ -76,7 +70,7 @@ class ResidualFunction(VariableReader):
         """
         leaves, given = [], iter(rows)
         for head, leaf_group in zip(
-            self._heads, self._leaf_groups, strict=True
+            self._heads, self.points.leaf_groups, strict=True
         ):
             # Of other groups a row will do: their blocks are not used.
             is_mine = group is not None and leaf_group == group
@@ -88,7 +82,7 @@ class ResidualFunction(VariableReader):
     def widened(self):
         """The same, evaluated in float64 on data in float64."""
         other = super().widened()
-        other._dtype = "float64"
+        other.points = self.points.widened()
         other._heads = [
             h.astype("float64") if h.dtype.kind == "f" else h
             for h in self._heads
@@ -98,7 +92,7 @@ class ResidualFunction(VariableReader):
     def check_width(self):
         """Refuses blocks that do not compute in the function's precision."""
         for group in self.groups:
-            heads = zip(self._heads, self._leaf_groups, strict=True)
+            heads = zip(self._heads, self.points.leaf_groups, strict=True)
             with backend.wide():
                 rows = [as_tensor(h) for h, g in heads if g == group]
             super().check_width(group, rows)
@@ -137,60 +131,15 @@ class ResidualFunction(VariableReader):
 
     def grouped(self, data):
         """The arrays of data, by group, in NumPy."""
-        arrays = self._arrays(data)
-        rows = {}
-        for array, group in zip(arrays, self._leaf_groups, strict=True):
-            rows.setdefault(group, []).append(array)
-        for group, members in rows.items():
-            if len({len(a) for a in members}) > 1:
-                raise ValueError(
-                    "New data must have rows as the old have: arrays of equal "
-                    "length stay so. Received: lengths "
-                    f"{[len(a) for a in rows[group]]}"
-                )
-        nothing = [np.zeros((1, 1), dtype=self._dtype)]
+        rows = self.points.grouped(data)
+        # Of what belongs to no data, one row.
+        nothing = [np.zeros((1, 1), dtype="float32")]
         return [nothing if g is None else rows[g] for g in self.groups]
-
-    def group_of(self, key):
-        """The group of an entry of the data, or of all of it."""
-        numbers = range(len(self._leaf_groups))
-        entries = tree.pack_sequence_as(self._structure, list(numbers))
-        entry = entries if key is None else entries[key]
-        return self._leaf_groups[tree.flatten(entry)[0]]
-
-    def check_structure(self, data):
-        """Refuses data of another structure than the first."""
-        try:
-            tree.assert_same_structure(self._structure, data)
-        except (TypeError, ValueError):
-            raise ValueError(
-                "Other data (`validation_data`, or what a `Resample` draws) "
-                "must have the structure of `data`. "
-                f"Received: shapes {_shapes(data)} for "
-                f"{_shapes(self._structure)}"
-            ) from None
-
-    def _arrays(self, data):
-        if not self._has_data:
-            return []
-        self.check_structure(data)
-        return [self._array(leaf) for leaf in tree.flatten(data)]
-
-    def _array(self, leaf):
-        refuse_ragged(leaf, "data")
-        array = ops.convert_to_numpy(leaf) if ops.is_tensor(leaf) else leaf
-        array = np.asarray(array)
-        if array.ndim == 0 or array.dtype.kind not in "fiub" or not len(array):
-            raise ValueError(
-                "Argument `data` must hold arrays of numbers with a row for "
-                f"each point. Received: {leaf!r}"
-            )
-        return array.astype(self._dtype) if array.dtype.kind == "f" else array
 
     def _call(self, leaves):
         """The blocks by name."""
         if self._has_data:
-            blocks = self._fn(tree.pack_sequence_as(self._structure, leaves))
+            blocks = self.points.given_to(self._fn, leaves)
         else:
             blocks = self._fn()
         if isinstance(blocks, dict):
@@ -207,7 +156,7 @@ class ResidualFunction(VariableReader):
         """The first rows: two of each array, three of some groups."""
         return [
             as_tensor(np.resize(h, (3 if g in longer else 2, *h.shape[1:])))
-            for h, g in zip(self._heads, self._leaf_groups, strict=True)
+            for h, g in zip(self._heads, self.points.leaf_groups, strict=True)
         ]
 
     def _find_groups(self, blocks, count):
@@ -238,10 +187,6 @@ class ResidualFunction(VariableReader):
             int(np.prod(shapes[name] if group is None else shapes[name][1:]))
             for name, group in found.items()
         ]
-
-
-def _shapes(data):
-    return tree.map_structure(lambda a: str(np.shape(a)), data)
 
 
 def _check_blocks(blocks):

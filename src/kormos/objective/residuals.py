@@ -12,11 +12,14 @@ from kormos.numerics.vectors import NARROW
 from kormos.numerics.vectors import to_array
 from kormos.objective import robust
 from kormos.objective.arithmetic import check_precision
+from kormos.objective.arithmetic import decide
 from kormos.objective.arithmetic import starts_wide
 from kormos.objective.data import Data
 from kormos.objective.flat import FlatObjective
 from kormos.objective.gauss_newton import GaussNewton
 from kormos.objective.packing import Packing
+from kormos.objective.points import Points
+from kormos.objective.points import with_columns
 from kormos.objective.program import Program
 from kormos.objective.program import sum_over_chunks
 from kormos.objective.residual_function import ResidualFunction
@@ -164,6 +167,8 @@ class ResidualObjective(FlatObjective):
         with_jacobian: whether chunks are for derivatives of residuals.
         precision: `None`, `"float64"` or `"auto"`, as `kormos.least_squares`
             has it.
+        nan_policy: `"raise"` or `"omit"`, likewise.
+        data_name: the argument that the data are.
     """
 
     def __init__(
@@ -178,12 +183,16 @@ class ResidualObjective(FlatObjective):
         batch_size=None,
         with_jacobian=True,
         precision=None,
+        nan_policy="raise",
+        data_name="data",
     ):
         check_precision(precision)
         packing = Packing(variables)
-        dtype = packing.dtypes[0]
+        points = Points(
+            data, data_name, packing.dtypes[0], nan_policy == "omit"
+        )
         self._function = ResidualFunction(
-            residual_fn, packing.variables, data, dtype
+            residual_fn, packing.variables, data, points
         )
         self._function.check_rows()
         self.names = self._function.names
@@ -197,13 +206,45 @@ class ResidualObjective(FlatObjective):
         self._with_jacobian = with_jacobian
         self.refresh()
         self.replace(data)
-        self.can_widen = precision is not None
-        if self.can_widen:
-            # What will not do in float64 is refused now.
-            self._wide = self._function.widened()
-            self._wide.check_width()
-        if starts_wide(precision, packing.dtypes):
+        self.can_widen = decide(precision, self._prepare_wide)
+        if self.can_widen and starts_wide(precision, packing.dtypes):
             self.widen()
+        self._refuse_missing()
+
+    def _refuse_missing(self):
+        """Refuses data that are not finite and make residuals of no use."""
+        # What is too large for float32 is not for float64, where that follows.
+        function = self._wide if self.can_widen else self._function
+        for i, group in enumerate(function.groups):
+            if group is not None:
+                is_usable = functools.partial(self._is_usable, i)
+                function.points.refuse_missing(self.data, group, is_usable)
+
+    def _is_usable(self, index, arrays):
+        """Whether residuals at rows of data, and derivatives, are finite."""
+        theta, nothing = self.initial_position(), (None, None)
+        chunks = [nothing] * len(self.program.terms)
+        try:
+            values = self._outputs(index, theta, arrays)
+            found = np.isfinite(values).all(axis=1)
+            if not found.all():
+                return found
+            with backend.wide():
+                chunks[index] = None, tuple(map(as_tensor, arrays))
+                _, grad = self.program.value_and_grad(
+                    theta, self._frozen, self._scales, tuple(chunks)
+                )
+            return np.full(len(found), np.isfinite(to_array(grad)).all())
+        except Exception as error:
+            if not backend.is_numerical(error):
+                raise
+            # Where the numerics fail, a fit says so.
+            return np.ones(len(arrays[0]), bool)
+
+    def _prepare_wide(self):
+        # What will not do in float64 is found now.
+        self._wide = self._function.widened()
+        self._wide.check_width()
 
     def _widen(self):
         self._function = self._wide
@@ -219,7 +260,7 @@ class ResidualObjective(FlatObjective):
 
     def replace(self, data):
         """Replaces the data by others of the same structure."""
-        self.data = data
+        self.data = data = with_columns(data)
         self._groups = self._function.grouped(data)
         chunks, self._counts = [], np.zeros(len(self.names))
         for term, arrays in zip(self.program.terms, self._groups, strict=True):
@@ -237,7 +278,7 @@ class ResidualObjective(FlatObjective):
 
     def check_structure(self, data):
         """Refuses data of another structure than its own."""
-        self._function.check_structure(data)
+        self._function.points.check_structure(with_columns(data))
 
     def rescale(self, f_scale):
         """Replaces the residuals at which the loss leaves the square."""
@@ -274,9 +315,9 @@ class ResidualObjective(FlatObjective):
             data: as `replace` takes it.
             key: the entry of `data`, if it is a dict, whose rows are meant.
         """
-        group = self._function.group_of(key)
+        group = self._function.points.group_of(key)
         index = self._function.groups.index(group)
-        arrays = self._function.grouped(data)[index]
+        arrays = self._function.grouped(with_columns(data))[index]
         values = self._outputs(index, self.initial_position(), arrays)
         return np.linalg.norm(values, axis=1)
 

@@ -52,6 +52,10 @@ class Stream:
         for batch in self:
             yield batch.chunks(*args)
 
+    def chunk_rows(self, *args):
+        """The rows of the first batch's chunks."""
+        return self.first.chunk_rows(*args)
+
     def head(self, rows):
         """The first rows, of those of the first batch."""
         return self.first.head(rows)

@@ -249,5 +249,7 @@ class Claims:
         raw["success"] = outcome.status in stopping.SUCCESSES
         if "constr" not in raw and grad is not None:
             raw["jac"] = grad
+        elif "grad" in raw:
+            raw["grad"] = grad
         outcome.theta, outcome.loss, outcome.raw = theta, loss, raw
         return outcome

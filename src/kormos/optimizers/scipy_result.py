@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import scipy.optimize
 
 from kormos.numerics import stopping
 from kormos.numerics.stopping import Outcome
@@ -45,7 +46,13 @@ def unscale(result: Any, scale: float) -> None:
         if result.get(name) is not None:
             result[name] = _divided(result[name], scale)
     if "hess_inv" in result:
-        result["hess_inv"] = result["hess_inv"] * scale
+        inverse = result["hess_inv"]
+        if isinstance(inverse, scipy.optimize.LbfgsInvHessProduct):
+            # A product of an operator could no longer be shown as a matrix.
+            sk, yk = inverse.sk, inverse.yk / scale
+            result["hess_inv"] = scipy.optimize.LbfgsInvHessProduct(sk, yk)
+        else:
+            result["hess_inv"] = inverse * scale
     if "final_simplex" in result:
         simplex, values = result["final_simplex"]
         result["final_simplex"] = simplex, values / scale
@@ -54,8 +61,7 @@ def unscale(result: Any, scale: float) -> None:
 def _divided(value: Any, scale: float) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(_divided(part, scale) for part in value)
-    # A product with a power of two, for operators too.
-    return value * (1 / scale)
+    return value / scale
 
 
 def claimed(
