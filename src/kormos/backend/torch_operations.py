@@ -3,10 +3,18 @@
 import contextlib
 
 import torch
+from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.nn.attention import SDPBackend
 from torch.nn.attention import sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
+
+_RECOMPUTED = (
+    "What PyTorch computes anew when it differentiates would take the "
+    "variables as they are, not as they are tried: use `keras.remat`, which "
+    "kormos knows, or none. Received: `torch.utils.checkpoint`, or other hooks "
+    "of saved tensors"
+)
 
 _LAYOUTS = torch.channels_last, torch.channels_last_3d
 
@@ -28,8 +36,14 @@ def differentiable(fn, is_first=False):
 
     def call(*args):
         nonlocal is_new
-        with mode if is_new or mode.is_needed else contextlib.nullcontext():
-            values = fn(*args)
+        scope = mode if is_new or mode.is_needed else contextlib.nullcontext()
+        try:
+            with scope, disable_saved_tensors_hooks(_RECOMPUTED):
+                values = fn(*args)
+        except RuntimeError as error:
+            if _RECOMPUTED in str(error):
+                raise ValueError(_RECOMPUTED) from error
+            raise
         is_new = False
         return values
 
