@@ -160,31 +160,6 @@ _KINKS = "`lm`: the check of derivatives takes a kink for a mistake"
 
 # Right models that are refused or crash; one that fits again fails, too.
 FAULTS = {
-    "torch": {
-        "`lm`: `torch.func` has no convolutions in channels_last": {
-            "Conv2D",
-            "Conv3D",
-            "ConvLSTM2D",
-            "ConvLSTM3D",
-            "DepthwiseConv2D",
-            "SeparableConv2D",
-        },
-        "`lm`: an operation that `torch.func` cannot map over rows": {
-            "ActivityRegularization",
-            "CategoryEncoding",
-            "ContrastLimitedAdaptiveHistogramEqualization",
-            "HashedCrossing",
-            "Hashing",
-            "IntegerLookup",
-        },
-        "`lm`: a random operation, whose result is not used": {
-            "RandomColorDegeneration",
-            "RandomGrayscale",
-            "RandomHue",
-            "RandomSaturation",
-            "RandomSharpness",
-        },
-    },
     "jax": {_KINKS: {"ConvLSTM2D"}},
     "tensorflow": {
         _KINKS: {"ConvLSTM2D"},

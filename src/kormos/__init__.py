@@ -4,6 +4,7 @@ from kormos import callbacks as callbacks
 from kormos import dispatch
 from kormos import models as models
 from kormos import optimizers as optimizers
+from kormos import rematerialization
 from kormos.fit import fit as fit
 from kormos.functional import least_squares as least_squares
 from kormos.functional import minimize as minimize
@@ -15,5 +16,6 @@ from kormos.precision import precision as precision
 from kormos.run import ConvergenceWarning as ConvergenceWarning
 
 dispatch.install()
+rematerialization.install()
 
 __version__ = "1.0.0.dev0"

@@ -1,4 +1,4 @@
-"""Leads `keras.Model.compile` and `fit` to kormos: the one patch of Keras.
+"""Leads `keras.Model.compile` and `fit` to kormos, by a patch of Keras.
 
 For every optimizer that is not of kormos, the functions that Keras defines
 run, unchanged.

@@ -95,20 +95,20 @@ elif keras.backend.backend() == "tensorflow":
     from kormos.backend.tensorflow import has_own_gradients as has_own_gradients
     from kormos.backend.tensorflow import hvp as hvp
     from kormos.backend.tensorflow import is_numerical as is_numerical
-    from kormos.backend.tensorflow import jacobian as jacobian
     from kormos.backend.tensorflow import jvp as jvp
     from kormos.backend.tensorflow import keeps_traces as keeps_traces
-    from kormos.backend.tensorflow import map_rows as map_rows
     from kormos.backend.tensorflow import on_cpu as on_cpu
     from kormos.backend.tensorflow import own_trace as own_trace
     from kormos.backend.tensorflow import repeatable as repeatable
-    from kormos.backend.tensorflow import row_jacobian as row_jacobian
     from kormos.backend.tensorflow import scalar as scalar
     from kormos.backend.tensorflow import set_row as set_row
     from kormos.backend.tensorflow import value_and_grad as value_and_grad
     from kormos.backend.tensorflow import values as values
     from kormos.backend.tensorflow import vjp as vjp
     from kormos.backend.tensorflow import wide as wide
+    from kormos.backend.tensorflow_rows import jacobian as jacobian
+    from kormos.backend.tensorflow_rows import map_rows as map_rows
+    from kormos.backend.tensorflow_rows import row_jacobian as row_jacobian
 elif keras.backend.backend() == "torch":
     from kormos.backend.common import once as once
     from kormos.backend.common import view as view

@@ -32,6 +32,27 @@ def causes(error):
 
 
 @contextlib.contextmanager
+def refusing(*kinds):
+    """A scope in which some errors say that there is no second derivative.
+
+    Args:
+        *kinds: pairs of an exception's class and a part of its message.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not any(isinstance(error, k) and m in str(error) for k, m in kinds):
+            raise
+        said = " ".join(str(error).split())[:200]
+        raise ValueError(
+            "This method needs second derivatives, which an operation of the "
+            "loss does not have on this backend. Use 'lbfgs' or another "
+            "method of first derivatives, or another backend. "
+            f"Received: {said}"
+        ) from error
+
+
+@contextlib.contextmanager
 def parameters_met():
     yield {}
 

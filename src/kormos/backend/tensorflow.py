@@ -11,11 +11,12 @@ _NOT_COMPILED = (
     tf.errors.InvalidArgumentError,
     tf.errors.UnimplementedError,
 )
+# Of an operation without a derivative: where it is traced, and where it runs.
+_ONCE = (
+    (LookupError, "gradient"),
+    (tf.errors.NotFoundError, "SymbolicGradient"),
+)
 ZERO = tf.UnconnectedGradients.ZERO
-
-# Outputs of a row that are differentiated one by one: more take long to trace,
-# and what vectorizes them does not know the loops of recurrent layers.
-_UNROLLED = 8
 
 # Operations whose gradient is stopped, or computed by Python.
 _OWN_GRADIENTS = ("StopGradient", "PyFunc", "EagerPyFunc")
@@ -42,8 +43,9 @@ def _quickly_called(function):
                 return latest(*args)
             except TypeError:
                 pass  # Other shapes.
-        latest = function.get_concrete_function(*args)
-        return latest(*args)
+        with common.refusing(*_ONCE):
+            latest = function.get_concrete_function(*args)
+            return latest(*args)
 
     call.graph = lambda: None if latest is None else latest.graph
     return call
@@ -215,16 +217,6 @@ def _differentiate(fn, parts, cotangents=None):
     return values, [tf.convert_to_tensor(g) for g in gradients]
 
 
-def jacobian(fn):
-    def wrapped(parts, *args):
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(parts)
-            values = fn(parts, *args)
-        return tape.jacobian(values, parts, unconnected_gradients=ZERO)
-
-    return wrapped
-
-
 def jvp(fn):
     def product(parts, tangents, *args):
         with tf.autodiff.ForwardAccumulator(parts, tangents) as forward:
@@ -244,87 +236,3 @@ def vjp(fn):
         return _differentiate(lambda p: fn(p, *args), parts, cotangents)[1]
 
     return product
-
-
-def row_jacobian(fn, forward):
-    def wrapped(parts, rows):
-        if forward:
-            return _forward_jacobian(fn, parts, rows)
-
-        def one(row):
-            inner = [tf.identity(part) for part in parts]
-            with tf.GradientTape(
-                watch_accessed_variables=False, persistent=True
-            ) as tape:
-                tape.watch(inner)
-                values = fn(inner, row)
-                entries = tf.unstack(values)
-            if len(entries) > _UNROLLED:
-                return values, tape.jacobian(
-                    values, inner, unconnected_gradients=ZERO
-                )
-            differentiate = (
-                tape.gradient if tf.executing_eagerly() else tf.gradients
-            )
-            gradients = [
-                differentiate(entry, inner, unconnected_gradients=ZERO)
-                for entry in entries
-            ]
-            columns = zip(*gradients, strict=True)
-            return values, [
-                tf.stack([tf.convert_to_tensor(g) for g in column])
-                for column in columns
-            ]
-
-        return map_rows(one, rows)
-
-    return wrapped
-
-
-def _forward_jacobian(fn, parts, rows):
-    """A column for each number in `parts`, of all rows at once."""
-    values = tf.vectorized_map(lambda row: fn(parts, row), rows)
-    jacobian = []
-    for i, part in enumerate(parts):
-        size = tf.size(part)
-
-        def column(index, i=i, part=part, size=size):
-            unit = tf.reshape(
-                tf.one_hot(index, size, dtype=part.dtype), part.shape
-            )
-            tangents = [tf.zeros_like(p) for p in parts]
-            tangents[i] = unit
-            product = jvp(
-                lambda p: tf.vectorized_map(lambda row: fn(p, row), rows)
-            )
-            return product(parts, tangents)[1]
-
-        columns = tf.map_fn(
-            column, tf.range(size), fn_output_signature=values.dtype
-        )
-        columns = tf.transpose(columns, (1, 2, 0))
-        jacobian.append(tf.reshape(columns, (*values.shape, *part.shape)))
-    return values, jacobian
-
-
-def map_rows(fn, rows):
-    try:
-        with _quiet():
-            return tf.vectorized_map(fn, rows, fallback_to_while_loop=False)
-    except (TypeError, ValueError, NotImplementedError):
-        # Loops in a layer, those of recurrent ones say, have no such form.
-        first = fn(tf.nest.map_structure(lambda r: r[0], rows))
-        signature = tf.nest.map_structure(tf.type_spec_from_value, first)
-        return tf.map_fn(fn, rows, fn_output_signature=signature)
-
-
-@contextlib.contextmanager
-def _quiet():
-    """Without the graphs that TensorFlow logs before it raises."""
-    logger = tf.get_logger()
-    level = logger.level
-    logger.setLevel("CRITICAL")
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from kormos.backend import common
 from kormos.backend.common import as_tensor
 from kormos.backend.common import values_and_jacobian
+from kormos.backend.torch_operations import differentiable
 
 
 def compile(fn, xla=False):
@@ -170,6 +171,8 @@ def has_own_gradients(compiled):
 
 
 def value_and_grad(fn):
+    fn = differentiable(fn, is_first=True)
+
     def wrapped(parts, *args):
         leaves = _leaves(parts)
         with torch.enable_grad():
@@ -179,7 +182,16 @@ def value_and_grad(fn):
     return wrapped
 
 
+# What torch says of what it can differentiate but once.
+_ONCE = (
+    (RuntimeError, "derivative for"),
+    (RuntimeError, "differentiate twice"),
+)
+
+
 def hvp(fn):
+    fn = differentiable(fn)
+
     def product(parts, tangents, *args):
         leaves = _leaves(parts)
         with torch.enable_grad():
@@ -188,32 +200,43 @@ def hvp(fn):
             slope = sum(
                 (g * t).sum() for g, t in zip(gradients, tangents, strict=True)
             )
-        return _gradients(slope, leaves)
+        with common.refusing(*_ONCE):
+            return _gradients(slope, leaves)
 
     return product
 
 
 def jacobian(fn):
-    def wrapped(parts, *args):
-        leaves = _leaves(parts)
-        with torch.enable_grad():
-            values = fn(leaves, *args).unbind()
-        rows = [_gradients(v, leaves, retain_graph=True) for v in values]
-        return [torch.stack(column) for column in zip(*rows, strict=True)]
+    fn = differentiable(fn, is_first=True)
+    return lambda parts, *args: _jacobian(fn, parts, *args)[1]
 
-    return wrapped
+
+def _jacobian(fn, parts, *args):
+    """The values of a vector-valued function, and their derivatives."""
+    leaves = _leaves(parts)
+    with torch.enable_grad():
+        values = fn(leaves, *args)
+        entries = values.unbind()
+    rows = [_gradients(v, leaves, retain_graph=True) for v in entries]
+    columns = [torch.stack(column) for column in zip(*rows, strict=True)]
+    return values.detach(), columns
 
 
 def jvp(fn):
+    fn = differentiable(fn)
+
     def product(parts, tangents, *args):
-        return torch.func.jvp(
+        values, derivatives = torch.func.jvp(
             lambda *p: fn(list(p), *args), tuple(parts), tuple(tangents)
         )
+        return values, pytree.tree_map(_in_memory, derivatives)
 
     return product
 
 
 def vjp(fn):
+    fn = differentiable(fn, is_first=True)
+
     def product(parts, cotangents, *args):
         leaves = _leaves(parts)
         with torch.enable_grad():
@@ -225,21 +248,48 @@ def vjp(fn):
 
 def row_jacobian(fn, forward):
     differentiate = torch.func.jacfwd if forward else torch.func.jacrev
+    fn = differentiable(fn)
     mapped = torch.func.vmap(
-        values_and_jacobian(differentiate, fn), in_dims=(None, 0)
+        values_and_jacobian(differentiate, fn),
+        in_dims=(None, 0),
+        # Layers draw what they do not use; what is used is found out.
+        randomness="same",
     )
+    is_mapped = None
 
     def wrapped(parts, rows):
-        with warnings.catch_warnings():
-            # Of operations that it maps in a loop, which only takes longer.
-            warnings.filterwarnings("ignore", "There is a performance drop")
-            return mapped(parts, rows)
+        nonlocal is_mapped
+        if is_mapped is not False:
+            try:
+                with warnings.catch_warnings():
+                    # Of operations mapped in a loop, which only takes longer.
+                    warnings.filterwarnings("ignore", "There is a performance")
+                    values, derivatives = mapped(parts, rows)
+                is_mapped = True
+                return values, list(map(_in_memory, derivatives))
+            except Exception as error:
+                if is_mapped or is_numerical(error):
+                    raise
+                # An operation that `torch.func` cannot map.
+        found = map_rows(functools.partial(_jacobian, fn, parts), rows)
+        is_mapped = False
+        return found
 
     return wrapped
 
 
 def map_rows(fn, rows):
-    return torch.stack([fn(row) for row in rows])
+    count = pytree.tree_leaves(rows)[0].shape[0]
+    found = [
+        fn(pytree.tree_map(lambda array, i=i: array[i], rows))
+        for i in range(count)
+    ]
+    return pytree.tree_map(lambda *values: torch.stack(values), *found)
+
+
+def _in_memory(tensor):
+    # A derivative that is zero may be a tensor without memory.
+    return torch.zeros_like(tensor) if tensor._is_zerotensor() else tensor
 
 
 def _leaves(parts):

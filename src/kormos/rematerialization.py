@@ -1,0 +1,34 @@
+"""Keras' rematerialization where variables stand for other values.
+
+PyTorch and TensorFlow compute such a function anew while they differentiate,
+when an evaluation at other values is over: they would take the variables as
+they are, and the gradient would be that of another point. JAX has traced it.
+"""
+
+import functools
+
+import keras
+from keras.src import backend
+
+
+def install():
+    """Has functions in a `keras.StatelessScope` computed once, for good."""
+    if keras.backend.backend() == "jax":
+        return
+    stock = backend.core.remat
+    if getattr(stock, "_is_kormos", False):
+        return
+
+    @functools.wraps(stock)
+    def remat(f):
+        rematerialized = stock(f)
+
+        @functools.wraps(f)
+        def call(*args, **kwargs):
+            fn = f if backend.in_stateless_scope() else rematerialized
+            return fn(*args, **kwargs)
+
+        return call
+
+    remat._is_kormos = True
+    backend.core.remat = remat

@@ -1,0 +1,91 @@
+"""Layers that are computed anew while they are differentiated."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from keras import ops
+
+import kormos
+from conftest import BACKEND
+
+RANDOM = np.random.RandomState(0)
+X, Y = RANDOM.normal(size=(7, 4)), RANDOM.normal(size=(7, 1))
+
+
+class Rematerialized(layers.Layer):
+    def __init__(self, apply=keras.remat):
+        super().__init__()
+        self.apply = apply
+        self.calls = 0
+
+    def build(self, shape):
+        self.kernel = self.add_weight(shape=(shape[-1], 3))
+
+    def curved(self, inputs):
+        self.calls += 1
+        return ops.tanh(inputs @ self.kernel)
+
+    def call(self, inputs):
+        return self.apply(self.curved)(inputs)
+
+
+def in_a_scope(mode):
+    with keras.RematScope(mode=mode):
+        return layers.Dense(3, activation="tanh")
+
+
+LAYERS = {
+    "a layer": lambda: in_a_scope("full"),
+    "its activation": lambda: in_a_scope("activations"),
+    "a function": Rematerialized,
+}
+
+
+def model_with(layer):
+    model = keras.Sequential([keras.Input((4,)), layer, layers.Dense(1)])
+    model.compile(loss="mse")
+    return model
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("name", LAYERS)
+def test_derivatives_of_another_point(name):
+    objective = kormos.Objective(model_with(LAYERS[name]()), X, Y)
+    theta = objective.initial_position() + RANDOM.normal(size=objective.size)
+    vector = RANDOM.normal(size=theta.size)
+    points = theta + 1e-5 * vector, theta - 1e-5 * vector
+    ahead, behind = map(objective.value, points)
+    _, grad = objective.value_and_grad(theta)
+    assert grad @ vector == pytest.approx((ahead - behind) / 2e-5, rel=1e-7)
+    ahead, behind = (objective.value_and_grad(p)[1] for p in points)
+    np.testing.assert_allclose(
+        objective.hvp(theta, vector), (ahead - behind) / 2e-5, atol=1e-6
+    )
+    _, rows, _ = objective.gauss_newton().normal_equations(theta)
+    np.testing.assert_allclose(rows, grad, atol=1e-12)
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="It is eager.")
+def test_stock_training_still_rematerializes():
+    layer = Rematerialized()
+    model = model_with(layer)
+    kormos.fit(model, X, Y, epochs=2, verbose=0)
+    model.compile("sgd", "mse")
+    model.train_on_batch(X, Y)
+    layer.calls = 0
+    model.train_on_batch(X, Y)
+    assert layer.calls == 2
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="It is PyTorch's own.")
+@pytest.mark.parametrize("method", ["lbfgs", "lm", "newton-cg"])
+def test_checkpoints_past_keras_are_refused(method):
+    from torch.utils.checkpoint import checkpoint
+
+    def apply(fn):
+        return lambda inputs: checkpoint(fn, inputs, use_reentrant=False)
+
+    model = model_with(Rematerialized(apply))
+    with pytest.raises(ValueError, match="`torch.utils.checkpoint`"):
+        kormos.fit(model, X, Y, optimizer=method, verbose=0)
