@@ -51,6 +51,7 @@ def fit(
     precision=None,
     check=False,
     stream=False,
+    allow_nan=False,
     **settings,
 ):
     """Fits a compiled Keras model on all of its data at once.
@@ -116,6 +117,8 @@ def fit(
             a time, rather than once to keep them in memory and on the device:
             for data sets, or arrays on disk (`numpy.memmap`), that are larger.
             `validation_data` likewise. The rows must be the same every time.
+        allow_nan: whether inputs and targets may hold NaN, for a model or a
+            loss that handles them.
         **settings: replace arguments of the optimizer for this fit, such as
             `method`, `options`, `tol`, `pretrain_fn` and `stochastic`.
 
@@ -193,6 +196,7 @@ def fit(
         batch_size,
         batches,
         "steps_per_epoch",
+        allow_nan,
     )
     validation = None
     if validation_split:
@@ -204,6 +208,7 @@ def fit(
             stream,
             validation_batch_size or batch_size,
             validation_steps,
+            allow_nan,
         )
     train = reading.weigh(train, class_weight, dtype)
 
