@@ -128,9 +128,10 @@ def program_for(model, head, training, dtype=None):
         while len(programs) >= _MOST_PROGRAMS:
             programs.pop(next(iter(programs)))
         compile = _compiler(model)
-        loop_compiler = _loop_compiler(model, training)
         loss = ModelLoss(model, head(), training, compile, dtype)
-        programs[key] = ModelProgram(model, loss, compile, loop_compiler, dtype)
+        programs[key] = ModelProgram(
+            model, loss, compile, _loop_compiler(model, loss.draws), dtype
+        )
     return programs[key]
 
 
@@ -161,14 +162,14 @@ def _compiler(model):
     return lambda fn: backend.compile(fn, xla=xla)
 
 
-def _loop_compiler(model, training):
+def _loop_compiler(model, draws):
     is_eager = model.run_eagerly or (
         keras.backend.backend() == "jax" and not model.jit_compile
     )
     if is_eager and keras.backend.backend() != "torch":
         return _uncompiled
-    if training and keras.backend.backend() == "tensorflow":
-        # Dropout draws other masks under XLA, and a fit must see one.
+    if draws and keras.backend.backend() == "tensorflow":
+        # XLA draws other random numbers, and a fit must see the same.
         return _compiler(model)
     return backend.compile_loop
 
