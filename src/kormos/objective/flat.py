@@ -14,6 +14,7 @@ from kormos.objective.host_gauss_newton import HostGaussNewton
 from kormos.objective.program import count_rows
 from kormos.objective.program import each_chunk
 from kormos.objective.program import have_changed
+from kormos.objective.program import reads_seeds
 from kormos.objective.units import size_of
 from kormos.precision import turn
 
@@ -145,8 +146,7 @@ class FlatObjective:
     @property
     def draws(self):
         """Whether the loss may hold random numbers."""
-        variables = self.program.frozen_variables
-        return any(v.name == "seed_generator_state" for v in variables)
+        return reads_seeds(self.program.frozen_variables)
 
     def reference(self, theta):
         """The loss as it is with a point in the variables, not compiled.

@@ -20,6 +20,7 @@ from kormos.objective.packing import Packing
 from kormos.objective.program import Program
 from kormos.objective.program import ReadRecorder
 from kormos.objective.program import have_changed
+from kormos.objective.program import reads_seeds
 from kormos.objective.program import snapshot
 from kormos.objective.program import wide_values
 
@@ -58,6 +59,11 @@ class VariableReader:
             pairs = list(zip(known, [*frozen, *parts], strict=True))
         with self._arithmetic.scope(scope, pairs):
             yield scope
+
+    @property
+    def draws(self):
+        """Whether Keras draws random numbers in the function."""
+        return reads_seeds(self.frozen_variables)
 
     @property
     def keeps_traces(self):

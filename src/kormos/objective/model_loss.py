@@ -18,6 +18,7 @@ from kormos.objective.modules import refuse_assigned
 from kormos.objective.modules import refuse_hidden_reads
 from kormos.objective.program import ReadRecorder
 from kormos.objective.program import leading_size
+from kormos.objective.program import reads_seeds
 from kormos.objective.program import snapshot
 from kormos.objective.program import to_float
 from kormos.objective.program import wide_values
@@ -105,8 +106,7 @@ class ModelLoss:
     @property
     def draws(self):
         """Whether there may be random numbers, which depend on the dtype."""
-        names = [v.name for v in self.frozen_variables]
-        return self._training or "seed_generator_state" in names
+        return self._training or reads_seeds(self.frozen_variables)
 
     @property
     def _dry_run(self):

@@ -130,8 +130,8 @@ def program_for(model, head, training, dtype=None):
             programs.pop(next(iter(programs)))
         compile = _compiler(model)
         head = head()
-        loop_compiler = _loop_compiler(model, training, head)
         loss = ModelLoss(model, head, training, compile, dtype)
+        loop_compiler = _loop_compiler(model, loss.draws, head)
         programs[key] = ModelProgram(model, loss, compile, loop_compiler, dtype)
     return programs[key]
 
@@ -163,7 +163,7 @@ def _compiler(model):
     return lambda fn: backend.compile(fn, xla=xla)
 
 
-def _loop_compiler(model, training, head):
+def _loop_compiler(model, draws, head):
     is_eager = model.run_eagerly or (
         keras.backend.backend() == "jax" and not model.jit_compile
     )
@@ -173,8 +173,8 @@ def _loop_compiler(model, training, head):
         keras.backend.standardize_dtype(a.dtype) == "string"
         for a in leaves(head.x)
     )
-    if (training or has_strings) and keras.backend.backend() == "tensorflow":
-        # Dropout draws other masks under XLA, and a fit must see one. And XLA
+    if (draws or has_strings) and keras.backend.backend() == "tensorflow":
+        # XLA draws other random numbers, and a fit must see the same. And it
         # has no strings.
         return _compiler(model)
     return backend.compile_loop

@@ -85,7 +85,13 @@ class Program:
         self.value_and_grad = compile(self.trace_value_and_grad)
         self.hvp = compile(self._hvp)
 
-        self._compile_loop = compile_loop or backend.compile_loop
+        if compile_loop is None:
+            compile_loop = backend.compile_loop
+            if keras.backend.backend() == "tensorflow":
+                # XLA draws other random numbers; a fit must see the same.
+                draws = reads_seeds(frozen_variables)
+                compile_loop = compile if draws else compile_loop
+        self._compile_loop = compile_loop
         self._loops = {}
 
     @property
@@ -157,6 +163,15 @@ def wide_values(variables):
         return [ops.cast(v.value, "float64") for v in variables]
 
 
+def reads_seeds(variables):
+    """Whether the state of a `keras.random.SeedGenerator` is among them."""
+    return any(_is_seed(variable) for variable in variables)
+
+
+def _is_seed(variable):
+    return variable.name == "seed_generator_state"
+
+
 def have_changed(variables, values):
     """Whether variables have other values now than those of a `snapshot`."""
     return not all(
@@ -167,7 +182,7 @@ def have_changed(variables, values):
         )
         for variable, value in zip(variables, values, strict=True)
         # Any call of a layer that draws moves on what it draws from.
-        if variable.name != "seed_generator_state"
+        if not _is_seed(variable)
     )
 
 

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 from keras import ops
+from keras import tree
 
 from kormos import backend
 from kormos.backend.common import as_tensor
@@ -11,6 +12,7 @@ from kormos.objective.broadcasts import HINT
 from kormos.objective.function import VariableReader
 from kormos.objective.function import read
 from kormos.objective.function import takes
+from kormos.objective.verification import RANDOM
 from kormos.objective.modules import refuse_hidden_reads
 from kormos.objective.program import ReadRecorder
 
@@ -104,16 +106,9 @@ class ResidualFunction(VariableReader):
         if not self._has_data:
             return
 
-        def twice(long, short):
-            pair = self._call(long), self._call(short)
-            return tuple([blocks[n] for n in self.names] for blocks in pair)
-
+        heads = [as_tensor(h) for h in self._heads]
         try:
-            with backend.wide():
-                found = backend.compile(twice)(
-                    [as_tensor(h) for h in self._heads],
-                    [as_tensor(h[:1]) for h in self._heads],
-                )
+            found = self._at([heads, [h[:1] for h in heads]])
         except Exception as error:
             if backend.is_numerical(error):
                 return  # A fit from here ends at its start, and says so.
@@ -121,15 +116,39 @@ class ResidualFunction(VariableReader):
         for name, group, long, short in zip(
             self.names, self.block_groups, *found, strict=True
         ):
-            long, short = map(ops.convert_to_numpy, (long, short))
             long = long if group is None else long[:1]
             if not np.allclose(long, short, rtol=1e-3, equal_nan=True):
-                raise ValueError(
-                    "A row of residuals must depend on the same row of the "
-                    "data alone, and a block that is made of no data on none. "
-                    "Give points that belong together as one row. Received: "
-                    f"block '{name}', which changes with other rows"
-                )
+                self._refuse_rows(name, heads)
+
+    def _at(self, batches):
+        """The blocks at batches of data: for each a list of NumPy arrays."""
+
+        def blocks_at(*batches):
+            found = []
+            for leaves in batches:
+                # Of its own, so that random numbers are the same.
+                with self.scope(None, None):
+                    blocks = self._call(leaves)
+                found.append([blocks[name] for name in self.names])
+            return found
+
+        with backend.wide():
+            found = backend.compile(blocks_at)(*batches)
+        return tree.map_structure(ops.convert_to_numpy, found)
+
+    def _refuse_rows(self, name, heads):
+        once, again = self._at([heads, heads])
+        if self.draws or not all(map(np.array_equal, once, again)):
+            raise ValueError(
+                f"{RANDOM} Received: block '{name}', a row of which is "
+                "another one when it is computed anew"
+            )
+        raise ValueError(
+            "A row of residuals must depend on the same row of the "
+            "data alone, and a block that is made of no data on none. "
+            "Give points that belong together as one row. Received: "
+            f"block '{name}', which changes with other rows"
+        )
 
     def grouped(self, data):
         """The arrays of data, by group, in NumPy."""

@@ -21,6 +21,13 @@ _TENSOR_CORES = 2.0**-11
 # So far from the start are the points to compare at, in sizes of parameters.
 _REACHES = 0.1, 1e-3
 
+RANDOM = (
+    "A loss must be the same whenever it is computed, and so must a row of "
+    "residuals: random numbers that are drawn within are others each time. "
+    "Draw them before, and give them as data, which "
+    "`kormos.callbacks.Resample` draws anew."
+)
+
 
 def verify(objective, evaluate, theta, project):
     """Refuses a compiled loss that is another function than the loss.
@@ -51,14 +58,18 @@ def verify(objective, evaluate, theta, project):
     found = float(found[0] if isinstance(found, tuple) else found)
     if not _differ(objective, found, own):
         return
-    noise = 0.0
+    _, again = objective.reference(point)
+    if _differ(objective, again, own):
+        raise ValueError(
+            f"{RANDOM} Received: losses of {own:.6g} and {again:.6g} at the "
+            "same values of the variables"
+        )
+    noise = abs(again - own)
     rng = np.random.default_rng(1)
     for _ in range(2):
         signs = rng.choice([-1.0, 1.0], size=point.shape)
         beside = project(point * (1 + _rounding(objective) * signs))
         noise = max(noise, abs(objective.reference(beside)[1] - own))
-    # Of random numbers, or where rounding decides.
-    noise = max(noise, abs(objective.reference(point)[1] - own))
     if abs(found - own) <= _AMPLIFIED * noise:
         return
     raise ValueError(

@@ -84,7 +84,8 @@ def _refuse(received):
     raise ValueError(
         "Gauss-Newton methods need a loss that depends on the variables "
         "through the outputs of each row of data alone: batch normalization "
-        "in training mode mixes rows, and a `compute_loss` that reads "
-        "variables goes past the outputs. Use 'lbfgs' or another method. "
+        "in training mode mixes rows, random numbers (dropout, noise) are not "
+        "those of a row, and a `compute_loss` that reads variables goes past "
+        "the outputs. Use 'lbfgs' or another method. "
         f"Received: {received}"
     )
