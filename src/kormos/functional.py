@@ -52,6 +52,7 @@ def minimize(
         bounds: dict from a variable's path, or a regular expression on paths,
             to `(low, high)`; or a list of pairs `(variable, (low, high))`.
             Each broadcasts to the variable's shape, and `None` is no bound.
+            SciPy's bounds of the flat vector of all variables do as well.
         constraints: a dict `{"type": "eq" or "ineq", "fun": fn}` or a list of
             these, with `fn` a function of no arguments that reads variables;
             its values are held at zero, or at zero and above.

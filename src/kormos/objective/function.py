@@ -107,7 +107,8 @@ class StatelessFunction(VariableReader):
         if not takes(fn, 0):
             raise ValueError(
                 f"Argument `{name}` must be a function of no arguments that "
-                f"reads variables. Received: {fn!r}"
+                "reads variables themselves, `lambda: 1 - v[0]` say, and is "
+                f"given no vector of them. Received: {fn!r}"
             )
         arithmetic = Arithmetic()
         with arithmetic.learning(), ReadRecorder() as scope:
