@@ -12,9 +12,9 @@ from kormos.objective.broadcasts import HINT
 from kormos.objective.function import VariableReader
 from kormos.objective.function import read
 from kormos.objective.function import takes
-from kormos.objective.verification import RANDOM
 from kormos.objective.modules import refuse_hidden_reads
 from kormos.objective.program import ReadRecorder
+from kormos.objective.verification import RANDOM
 
 
 class ResidualFunction(VariableReader):
