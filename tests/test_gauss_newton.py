@@ -404,6 +404,26 @@ def test_closed_forms(case):
     assert_close(matrices.bend(theta, vector), bend, tolerance)
 
 
+def test_a_penalty_of_outputs_in_chunks():
+    """What is estimated of its curvature is the same for every batch size."""
+    model = sequential(
+        layers.Dense(
+            4, "tanh", activity_regularizer=keras.regularizers.L2(1e-2)
+        ),
+        layers.Dense(2),
+    )
+    found = []
+    for batch_size in (3, None):
+        objective = kormos.Objective(model, X, Y2, batch_size=batch_size)
+        matrices, theta = objective.gauss_newton(), moved(objective)
+        _, _, matrix = matrices.normal_equations(theta)
+        vector = np.linspace(-1, 1, objective.size)
+        found.append((full(matrix), matrices.product(theta, vector)))
+        assert_close(found[-1][1], found[-1][0] @ vector, 1e-11)
+    for ours, theirs in zip(*found, strict=True):
+        assert_close(ours, theirs)
+
+
 def test_a_softmax_among_several_outputs():
     """Fisher's matrix, as of one output."""
     model = probabilities_among_outputs()

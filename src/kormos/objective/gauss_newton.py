@@ -32,7 +32,8 @@ _NO_WEIGHT = 2.0**-800
 class Factor(NamedTuple):
     """What is known of a chunk, in NumPy.
 
-    The gradient is g + R's, the Gauss-Newton matrix R'R + diag(d).
+    The gradient is g + R's, the Gauss-Newton matrix R'R + diag(d), where d is
+    positive in the sum of all chunks.
 
     Attributes:
         loss: the loss.
@@ -98,17 +99,18 @@ class GaussNewton:
             jacobian = ops.concatenate(blocks, axis=2)
             columns = ops.reshape(jacobian, (-1, size))
             weighted = ops.reshape(_weigh(weights, jacobian), (-1, size))
-            matrix = gram(columns, weighted)
-            if term.has_penalty:
-                matrix = matrix + ops.diag(diagonal)
-            return loss, grad, matrix
+            return loss, grad, gram(columns, weighted), diagonal
 
         zeros = (
             scalar_zero(theta),
             ops.zeros_like(theta),
             ops.zeros((size, size), dtype=theta.dtype),
+            ops.zeros_like(theta),
         )
-        return sum_over_chunks(add, self.terms, chunks, zeros)
+        loss, grad, matrix, diagonal = sum_over_chunks(
+            add, self.terms, chunks, zeros
+        )
+        return loss, grad, matrix + ops.diag(ops.relu(diagonal))
 
     def factors(self, theta, frozen, scales, chunks):
         """Yields the `Factor` of each chunk."""
@@ -176,15 +178,16 @@ class GaussNewton:
                 parts, ops.cast(weighted / size, own.dtype)
             )
             products = self._packing.pack(products, theta.dtype) * size
+            diagonal = ops.zeros_like(theta)
             if order == 1 and term.has_penalty:
                 _, _, diagonal = self._penalty(
                     term, parts, frozen, scales, chunk, theta.dtype
                 )
-                products = products + diagonal * vector
-            return (products,)
+            return products, diagonal
 
-        zeros = (ops.zeros_like(theta),)
-        return sum_over_chunks(add, self.terms, chunks, zeros)[0]
+        zeros = ops.zeros_like(theta), ops.zeros_like(theta)
+        products, diagonal = sum_over_chunks(add, self.terms, chunks, zeros)
+        return products + ops.relu(diagonal) * vector
 
     def _linearize(self, term, theta, frozen, scales, chunk):
         """Loss, and what makes the gradient and the matrix.
@@ -277,7 +280,8 @@ class GaussNewton:
 
         loss, gradients = backend.value_and_grad(fn)(parts)
         # The product with signs, times the signs: the diagonal itself of a
-        # diagonal Hessian, an estimate without bias of any other.
+        # diagonal Hessian, an estimate without bias of any other. The signs
+        # are those of all chunks, so that it is the same however they are cut.
         rng = np.random.default_rng(0)
         signs = [
             ops.convert_to_tensor(
@@ -287,12 +291,10 @@ class GaussNewton:
         ]
         products = backend.hvp(fn)(parts, signs)
         products = [p * s for p, s in zip(products, signs, strict=True)]
-        diagonal = self._packing.pack(products, dtype)
-        diagonal = ops.where(diagonal > 0, diagonal, ops.zeros_like(diagonal))
         return (
             ops.cast(loss, dtype),
             self._packing.pack(gradients, dtype),
-            diagonal,
+            self._packing.pack(products, dtype),
         )
 
 

@@ -54,26 +54,30 @@ class HostGaussNewton:
         """The normal equations by BLAS, which takes half as long as XLA."""
         size = len(theta)
         loss, total = 0.0, np.zeros((size + 1, size + 1))
+        diagonal = np.zeros(size)
         matrix, grad = total[:-1, :-1], total[:-1, -1]
         for factor in self._factors(theta, keep):
             loss += factor.loss
             # Of a matrix and its own transpose NumPy computes one triangle.
             total += factor.matrix.T @ factor.matrix
             grad += factor.grad
-            matrix[np.diag_indices(size)] += factor.diagonal
+            diagonal += factor.diagonal
+        matrix[np.diag_indices(size)] += _positive(diagonal)
         return loss, grad, matrix
 
     def rows(self, theta, keep=False):
         """Loss, gradient, and R, whose R'R is the matrix; as above."""
         loss, grad, rows = 0.0, np.zeros(len(theta)), []
+        diagonal = np.zeros(len(theta))
         for factor in self._factors(theta, keep):
             own, slope = factor.matrix[:, :-1], factor.matrix[:, -1]
             loss += factor.loss
             grad += factor.grad + own.T @ slope
             # It may be the device's own memory.
             rows.append(np.array(own))
-            if factor.diagonal.any():
-                rows.append(np.diag(np.sqrt(factor.diagonal)))
+            diagonal += factor.diagonal
+        if diagonal.any():
+            rows.append(np.diag(np.sqrt(_positive(diagonal))))
         return loss, grad, np.concatenate(rows)
 
     def _factors(self, theta, keep):
@@ -114,3 +118,8 @@ class HostGaussNewton:
     def _total(self, compiled, *vectors):
         with backend.wide():
             return to_array(self._objective.total(compiled, *vectors))
+
+
+def _positive(diagonal):
+    """What a convex loss would have; of all rows, not of some."""
+    return np.maximum(diagonal, 0.0)
