@@ -10,9 +10,9 @@ from kormos.backend.common import as_tensor
 from kormos.objective.arithmetic import Arithmetic
 from kormos.objective.function import VariableReader
 from kormos.objective.function import takes
-from kormos.objective.verification import RANDOM
 from kormos.objective.modules import refuse_hidden_reads
 from kormos.objective.program import ReadRecorder
+from kormos.objective.verification import RANDOM
 
 
 class ResidualFunction(VariableReader):
