@@ -282,7 +282,8 @@ def zero():
             {"type": "eq", "fun": lambda: ops.ones(1, "int32")},
             "floating-point",
         ),
-        (scipy.optimize.LinearConstraint(A), "dict with the keys"),
+        (scipy.optimize.LinearConstraint(A), "2 parameters"),
+        (scipy.optimize.NonlinearConstraint(zero, 0, 1), "dict with the keys"),
     ],
 )
 def test_malformed_constraints_raise(constraint, match):

@@ -732,3 +732,10 @@ def test_constraints_are_refused(float64):
             data=(X, Y),
         )
     np.testing.assert_array_equal(value(v), [1, 1])
+
+
+def test_a_variable_is_a_block_by_itself(float64):
+    v = keras.Variable([1.0, 2.0], dtype="float64")
+    result = kormos.least_squares(lambda: {"p": v, "q": v - 1.0}, [v])
+    np.testing.assert_allclose(value(v), [0.5, 0.5])
+    assert result.loss == pytest.approx(0.5)

@@ -353,3 +353,15 @@ def test_a_loss_of_a_vector_is_refused_in_words():
         kormos.minimize(lambda x: ops.sum(x**2), [v])
     with pytest.raises(ValueError, match="number of iterations.*'many'"):
         kormos.minimize(lambda: ops.sum(v**2), [v], max_iterations="many")
+
+
+def test_a_variable_is_a_constraint_by_itself(float64):
+    v = keras.Variable([1.0, 2.0], dtype="float64")
+    kormos.minimize(
+        lambda: ops.sum((v + 1.0) ** 2),
+        [v],
+        "slsqp",
+        constraints={"type": "ineq", "fun": lambda: v},
+    )
+    # Not less than zero, nor where it starts.
+    np.testing.assert_allclose(ops.convert_to_numpy(v), [0, 0], atol=1e-9)

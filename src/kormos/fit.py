@@ -1,7 +1,5 @@
 """Fits Keras models on all of their data at once: arguments to a loop."""
 
-import warnings
-
 import keras
 
 from kormos import optimizers
@@ -15,6 +13,7 @@ from kormos.objective.datasets import is_dataset
 from kormos.objective.datasets import needs_steps
 from kormos.optimizers.base import BatchOptimizer
 from kormos.run import checked_budget
+from kormos.warn import warn
 
 _RATE_CALLBACKS = (
     keras.callbacks.LearningRateScheduler,
@@ -52,6 +51,7 @@ def fit(
     precision=None,
     check=False,
     stream=False,
+    allow_nan=False,
     **settings,
 ):
     """Fits a compiled Keras model on all of its data at once.
@@ -117,6 +117,8 @@ def fit(
             a time, rather than once to keep them in memory and on the device:
             for data sets, or arrays on disk (`numpy.memmap`), that are larger.
             `validation_data` likewise. The rows must be the same every time.
+        allow_nan: whether inputs and targets may hold NaN, for a model or a
+            loss that handles them.
         **settings: replace arguments of the optimizer for this fit, such as
             `method`, `options`, `tol`, `pretrain_fn` and `stochastic`.
 
@@ -155,10 +157,9 @@ def fit(
     budget = checked_budget(max_evals, max_seconds, target_loss)
     check_precision(precision)
     if resume and not optimizer.keeps_state:
-        warnings.warn(
+        warn(
             f"Optimizer '{optimizer.name}' keeps no curvature: the fit goes "
             "on from the weights alone.",
-            stacklevel=2,
         )
     stages = optimizer.stages(epochs, **settings)
     callbacks = _checked_callbacks(callbacks)
@@ -195,6 +196,7 @@ def fit(
         batch_size,
         batches,
         "steps_per_epoch",
+        allow_nan,
     )
     validation = None
     if validation_split:
@@ -206,6 +208,7 @@ def fit(
             stream,
             validation_batch_size or batch_size,
             validation_steps,
+            allow_nan,
         )
     train = reading.weigh(train, class_weight, dtype)
 

@@ -5,6 +5,7 @@ import numpy as np
 from kormos import optimizers
 from kormos.objective import robust
 from kormos.objective.arithmetic import check_precision
+from kormos.objective.broadcasts import warn_of_broadcasts
 from kormos.objective.checks import check_count
 from kormos.objective.function import FunctionObjective
 from kormos.objective.limits import moved_into_bounds
@@ -51,6 +52,7 @@ def minimize(
         bounds: dict from a variable's path, or a regular expression on paths,
             to `(low, high)`; or a list of pairs `(variable, (low, high))`.
             Each broadcasts to the variable's shape, and `None` is no bound.
+            SciPy's bounds of the flat vector of all variables do as well.
         constraints: a dict `{"type": "eq" or "ineq", "fun": fn}` or a list of
             these, with `fn` a function of no arguments that reads variables;
             its values are held at zero, or at zero and above.
@@ -249,6 +251,7 @@ def least_squares(
     bounds = optimizer.bounds if bounds is None else bounds
     with moved_into_bounds(variables, bounds):
         objective = objective_for(data, loss, f_scale)
+        warn_of_broadcasts(objective)
         if is_automatic and loss != "linear":
             spreads = _estimated_spreads(
                 objective_for(data, "soft_l1", f_scale), stage.epochs, bounds

@@ -25,6 +25,7 @@ from kormos.optimizers.problem import Problem
 from kormos.optimizers.rejections import Raised
 from kormos.optimizers.rejections import or_else
 from kormos.progress import Progress
+from kormos.run import ConvergenceWarning
 from kormos.run import Run
 from kormos.run import describe
 from kormos.run import followed
@@ -32,7 +33,7 @@ from kormos.run import is_known
 from kormos.run import is_worth_a_warning
 from kormos.run import row
 from kormos.run import taken_over
-from kormos.run import warn_of_convergence
+from kormos.warn import warn
 from kormos.widening import goes_on_wider
 from kormos.widening import resolved
 from kormos.widening import settled
@@ -157,7 +158,7 @@ class FitLoop:
         optimizer.hessp_evals = self._hessian_products
         self._callbacks.on_train_end(self._logs)
         if has_epochs and is_worth_a_warning(result, self._own_limit):
-            warn_of_convergence(f"{model.name}: {result}")
+            warn(f"{model.name}: {result}", ConvergenceWarning)
         return history
 
     def _run_stages(self, stages):

@@ -1,5 +1,7 @@
 """The model classes of kormos 0.1: any `keras.Model` does as well now."""
 
+import abc
+
 import keras
 
 from kormos.fit import fit
@@ -17,7 +19,7 @@ class FunctionalBatchOptimizedModel(_FitBatch, keras.Model):
 
 
 @keras.saving.register_keras_serializable(package="kormos")
-class BatchOptimizedModel(_FitBatch, keras.Model):
+class BatchOptimizedModel(_FitBatch, keras.Model, metaclass=abc.ABCMeta):
     """A `keras.Model` with a `fit_batch` method, functional or subclassed.
 
     Example:
@@ -63,3 +65,8 @@ def _spare(cls):
 @keras.saving.register_keras_serializable(package="kormos")
 class BatchOptimizedSequentialModel(_FitBatch, keras.Sequential):
     """A `keras.Sequential` with a `fit_batch` method."""
+
+
+# For `isinstance`: Keras would rewrite the bases of a common base class.
+BatchOptimizedModel.register(FunctionalBatchOptimizedModel)
+BatchOptimizedModel.register(BatchOptimizedSequentialModel)

@@ -1,4 +1,4 @@
-"""True float64: the one place that reaches into Keras' private modules.
+"""True float64, by a dictionary in Keras' private modules.
 
 Keras promotes float64 to float32 on JAX and PyTorch (and on TensorFlow before
 Keras 3.12), whatever `floatx` says, so that a float64 model is computed in

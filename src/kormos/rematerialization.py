@@ -8,15 +8,20 @@ they are, and the gradient would be that of another point. JAX has traced it.
 import functools
 
 import keras
-from keras.src import backend
+
+try:
+    from keras.src import backend
+except ImportError:
+    # Keras has changed: tests of rematerialization say so.
+    backend = None
 
 
 def install():
     """Has functions in a `keras.StatelessScope` computed once, for good."""
-    if keras.backend.backend() == "jax":
-        return
-    stock = backend.core.remat
-    if getattr(stock, "_is_kormos", False):
+    # Older versions of Keras have none.
+    stock = getattr(getattr(backend, "core", None), "remat", None)
+    is_traced = keras.backend.backend() == "jax"
+    if stock is None or is_traced or getattr(stock, "_is_kormos", False):
         return
 
     @functools.wraps(stock)

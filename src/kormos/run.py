@@ -6,9 +6,7 @@ for the end are the same in both.
 
 import dataclasses
 import numbers
-import sys
 import time
-import warnings
 
 import numpy as np
 
@@ -309,11 +307,3 @@ def is_worth_a_warning(result, own_limit):
     if result.status == stopping.ITERATION_LIMIT:
         return not own_limit
     return result.status not in stopping.QUIET
-
-
-def warn_of_convergence(message):
-    """Warns at the user's own line, whichever door of kormos it called."""
-    frame, level = sys._getframe(1), 2
-    while frame and frame.f_globals.get("__name__", "").startswith("kormos."):
-        frame, level = frame.f_back, level + 1
-    warnings.warn(message, ConvergenceWarning, stacklevel=level)

@@ -13,6 +13,7 @@ from kormos.objective.limits import resolve_bounds
 from kormos.optimizers.problem import Problem
 from kormos.optimizers.rejections import Raised
 from kormos.optimizers.rejections import or_else
+from kormos.run import ConvergenceWarning
 from kormos.run import Run
 from kormos.run import describe
 from kormos.run import followed
@@ -20,7 +21,7 @@ from kormos.run import is_known
 from kormos.run import is_worth_a_warning
 from kormos.run import row
 from kormos.run import taken_over
-from kormos.run import warn_of_convergence
+from kormos.warn import warn
 from kormos.widening import goes_on_wider
 from kormos.widening import resolved
 from kormos.widening import settled
@@ -203,7 +204,7 @@ class Solve:
         result.history = self.history
         is_due = is_worth_a_warning(result, self._own_limit)
         if is_due and not self._is_quiet:
-            warn_of_convergence(str(result))
+            warn(str(result), ConvergenceWarning)
         return result
 
     @property

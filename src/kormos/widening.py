@@ -9,7 +9,8 @@ from kormos.objective.arithmetic import decide
 from kormos.objective.limits import resolve_constraints
 from kormos.objective.packing import Packing
 from kormos.optimizers.problem import Constraint
-from kormos.run import warn_of_convergence
+from kormos.run import ConvergenceWarning
+from kormos.warn import warn
 
 
 def goes_on_wider(outcome, objective, spent):
@@ -66,9 +67,10 @@ def resolved(objective, constraints):
 
 def warn_of_staying(error):
     """Says why a fit ends where float32 did: for want of memory, say."""
-    warn_of_convergence(
+    warn(
         "Float64 (precision='auto') failed, and the fit ends where float32 "
-        f"did. Received: {type(error).__name__}, {error}"
+        f"did. Received: {type(error).__name__}, {error}",
+        ConvergenceWarning,
     )
 
 

@@ -43,6 +43,8 @@ are taken with respect to that list.
 - `hvp(fn)`: `(parts, tangents, *args) -> Hessian times tangents`.
 - `jacobian(fn)`: `(parts, *args) -> derivatives` of a vector-valued `fn`.
 - `jvp(fn)`: `(parts, tangents, *args) -> (values, derivatives along them)`.
+- `check_forward_mode(fn, parts, tangents)`: raises what `jvp` of `fn` does not
+  raise itself where an operation has no forward mode.
 - `vjp(fn)`: `(parts, cotangents, *args) -> cotangents times derivatives`.
 - `row_jacobian(fn, forward)`: `(parts, rows) -> (values, derivatives)` of
   `fn(parts, row)`, vector-valued, for every row of a structure of arrays.
@@ -56,6 +58,7 @@ if keras.backend.backend() == "jax":
     from kormos.backend.common import standing_in as standing_in
     from kormos.backend.jax import arctan as arctan
     from kormos.backend.jax import attempt as attempt
+    from kormos.backend.jax import check_forward_mode as check_forward_mode
     from kormos.backend.jax import chunk_numbers as chunk_numbers
     from kormos.backend.jax import compile as compile
     from kormos.backend.jax import compile_loop as compile_loop
@@ -81,6 +84,7 @@ if keras.backend.backend() == "jax":
     from kormos.backend.jax import vjp as vjp
     from kormos.backend.jax import wide as wide
 elif keras.backend.backend() == "tensorflow":
+    from kormos.backend.common import check_forward_mode as check_forward_mode
     from kormos.backend.common import once as once
     from kormos.backend.common import parameters_met as parameters_met
     from kormos.backend.common import standing_in as standing_in
@@ -110,6 +114,7 @@ elif keras.backend.backend() == "tensorflow":
     from kormos.backend.tensorflow_rows import map_rows as map_rows
     from kormos.backend.tensorflow_rows import row_jacobian as row_jacobian
 elif keras.backend.backend() == "torch":
+    from kormos.backend.common import check_forward_mode as check_forward_mode
     from kormos.backend.common import once as once
     from kormos.backend.common import view as view
     from kormos.backend.torch import arctan as arctan

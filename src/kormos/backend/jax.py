@@ -147,6 +147,14 @@ def jvp(fn):
     return product
 
 
+def check_forward_mode(fn, parts, tangents):
+    # A derivative of it would raise this only where it is compiled.
+    def along(parts):
+        return jax.jvp(fn, (parts,), (tangents,))
+
+    jax.eval_shape(lambda p: jax.jvp(along, (p,), (tangents,)), parts)
+
+
 def vjp(fn):
     def product(parts, cotangents, *args):
         return jax.vjp(lambda p: fn(p, *args), parts)[1](cotangents)[0]

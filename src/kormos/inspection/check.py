@@ -25,6 +25,7 @@ def check(
     precision=None,
     hessian=False,
     stream=False,
+    allow_nan=False,
 ):
     """Looks for what would make a fit go wrong, before it.
 
@@ -50,6 +51,8 @@ def check(
         hessian: whether to test a Hessian product too, as Newton's methods
             use them.
         stream: whether to read the data again at every evaluation.
+        allow_nan: whether inputs and targets may hold NaN, for a model or a
+            loss that handles them.
 
     Returns:
         A `Report`: `print` shows it; `passed`, `failures`, `findings`,
@@ -74,7 +77,15 @@ def check(
     if loss is not None:
         model = _Compiled(model, loss)
     dtype = reading.dtype_for(model, precision)
-    data = reading.gather(x, y, sample_weight, dtype, stream, batch_size)
+    data = reading.gather(
+        x,
+        y,
+        sample_weight,
+        dtype,
+        stream,
+        batch_size,
+        allow_nan=allow_nan,
+    )
     data = reading.weigh(data, class_weight, dtype)
 
     def objective_for(batch_size):

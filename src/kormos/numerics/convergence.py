@@ -48,7 +48,7 @@ _AGREES = 0.5
 _TIMES_ITS_SIZE = 10.0
 
 # What the spacing of float64 explains, whatever the evaluation's own dtype is.
-_FINEST = 2.0**-52
+FINEST = 2.0**-52
 
 # Units differ from the median by no more than this power of two.
 _MOST_UNITS = 100
@@ -108,7 +108,7 @@ def measured_noise(
     """
     steps = _SPACING * spacing * _signs(theta.size) * _sizes(theta)
     losses = [loss, *(value(theta + i * steps) for i in range(1, _POINTS))]
-    least = _FINEST / 4 * abs(loss)
+    least = FINEST / 4 * abs(loss)
     if not np.isfinite(losses).all():
         return least
     # In units of the largest, so that no square overflows.
@@ -201,7 +201,7 @@ def trial_evaluations(size: int, epsilon: float) -> int:
         size: the number of parameters.
         epsilon: the spacing of numbers near one in the evaluation's dtype.
     """
-    more = min(2 * size, _COARSE_EVALUATIONS) if epsilon > _FINEST else 0
+    more = min(2 * size, _COARSE_EVALUATIONS) if epsilon > FINEST else 0
     return _TRIAL_EVALUATIONS + more
 
 
@@ -237,7 +237,7 @@ def is_promising(promise: float, loss: float, tolerance: float) -> bool:
         loss: the loss.
         tolerance: the part of the loss that is small enough.
     """
-    return not promise <= max(max(tolerance, _FINEST) * abs(loss), _TINIEST)
+    return not promise <= max(max(tolerance, FINEST) * abs(loss), _TINIEST)
 
 
 def sober(promise: float, theta: np.ndarray, grad: np.ndarray) -> float:
@@ -274,7 +274,7 @@ def judge(
     """
     size = abs(loss) or 1.0
     share = promise / size
-    allowed = max(tolerance, _FINEST)
+    allowed = max(tolerance, FINEST)
     if not is_promising(promise, loss, tolerance):
         return Verdict(stopping.CONVERGED, PROMISE, share, allowed)
     if noise is not None and promise <= ROUNDINGS * noise:
@@ -322,7 +322,7 @@ def confirmed(
     size = float(np.linalg.norm(grad))
     if is_success and loss == 0:
         return verdict
-    is_coarse = epsilon > _FINEST and noise is not None
+    is_coarse = epsilon > FINEST and noise is not None
     if is_success and is_coarse and abs(loss) <= ROUNDINGS * (noise or 0.0):
         text = _cancellation(value, theta, loss)
         if text:
@@ -331,7 +331,7 @@ def confirmed(
         return verdict
     # Losses are rounded, and so are the points of differences.
     rounded = epsilon / 2 * float(np.abs(theta) @ np.abs(grad))
-    noise = max(noise or 0.0, rounded, _FINEST * abs(loss))
+    noise = max(noise or 0.0, rounded, FINEST * abs(loss))
     agrees, text = compare_slope(value, theta, grad, loss, noise)
     if is_success and agrees is not False:
         promise = (verdict.value or 0.0) * abs(loss)

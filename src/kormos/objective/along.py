@@ -12,12 +12,12 @@ _LONGEST = 0.1
 class AlongLine:
     """The outputs of a function, and a derivative of them along a line.
 
-    It is exact, or a central difference once a layer has turned out to have no
-    forward mode on this backend.
+    It is exact, or a central difference where a layer has no forward mode on
+    this backend, as the first call of an order finds out.
     """
 
     def __init__(self):
-        self._is_exact = True
+        self._is_exact = {}
 
     def __call__(self, order, outputs, parts, tangents):
         """The outputs at `parts`, and their derivative of order 1 or 2.
@@ -28,13 +28,32 @@ class AlongLine:
             parts: the point, a list of tensors.
             tangents: the direction, of the same shapes.
         """
-        if self._is_exact:
-            try:
-                return _exact(order, outputs, parts, tangents)
-            except Exception:
-                # A layer has no forward mode on this backend.
-                self._is_exact = False
-        return _by_differences(order, outputs, parts, tangents)
+        if order not in self._is_exact:
+            found = _tried(order, outputs, parts, tangents)
+            self._is_exact[order] = found is not None
+            if found is not None:
+                return found
+        rule = _exact if self._is_exact[order] else _by_differences
+        return rule(order, outputs, parts, tangents)
+
+
+def _tried(order, outputs, parts, tangents):
+    """As `_exact`; `None` without a forward mode. Other errors are raised."""
+
+    def attempt():
+        found = _exact(order, outputs, parts, tangents)
+        backend.check_forward_mode(outputs, parts, tangents)
+        return found
+
+    try:
+        return attempt()
+    except Exception:
+        outputs(parts)  # Raises as well if it is the function that fails.
+        try:
+            attempt()
+        except Exception:
+            return None
+        raise  # It failed once, for a reason of its own.
 
 
 def _exact(order, outputs, parts, tangents):

@@ -9,7 +9,6 @@ it is, of any class.
 
 import contextlib
 import re
-import warnings
 
 import keras
 import numpy as np
@@ -23,6 +22,7 @@ from kormos.objective.program import to_float
 from kormos.precision import is_true_float64
 from kormos.precision import precision
 from kormos.precision import turn
+from kormos.warn import warn
 
 PRECISIONS = (None, "float64", "auto")
 
@@ -68,10 +68,7 @@ def decide(precision, prepare):
     except Float64Error as error:
         if precision == "float64":
             raise
-        warnings.warn(
-            f"This fit (precision='auto') will not go on in float64. {error}",
-            stacklevel=2,
-        )
+        warn(f"This fit (precision='auto') will not go on in float64. {error}")
         return False
     return True
 
@@ -306,11 +303,10 @@ def narrow_calls(calls):
 def warn_of_rounding(name, dtype):
     """Says so where Keras would compute float64 in float32."""
     if dtype == "float64" and not is_true_float64():
-        warnings.warn(
+        warn(
             f"{name} is float64, and Keras computes a part of it in float32: "
             "call `kormos.enable_float64()` before it is built, or fit with "
             "`precision='float64'`.",
-            stacklevel=2,
         )
 
 

@@ -9,14 +9,29 @@ from keras import tree
 
 from kormos.objective.data import leaves
 
+# What some arrays and tables of other libraries have.
+_CONVERTIBLE = "__array__", "to_numpy", "toarray", "todense"
+
 
 def is_array(x):
     """Whether `x` is an array, a tensor or a table of columns."""
     return (
-        any(hasattr(x, name) for name in ("__array__", "to_numpy", "toarray"))
+        any(hasattr(x, name) for name in _CONVERTIBLE)
         or ops.is_tensor(x)
         or _is_ragged(x)
+        or _is_column(x)
+        or _is_sparse(x)
     )
+
+
+def _is_column(x):
+    """Whether it is a lazy column of a Hugging Face data set."""
+    return hasattr(x, "column_name") and hasattr(x, "__getitem__")
+
+
+def _is_sparse(x):
+    """Whether it is a sparse tensor of TensorFlow's, on any backend."""
+    return hasattr(x, "dense_shape") and hasattr(x, "indices")
 
 
 def _is_ragged(x):
@@ -48,7 +63,10 @@ def to_array(value, name):
         ) from error
     if array.dtype.name == "bfloat16":
         array = array.astype("float32")
-    if array.dtype.kind not in "fiub":
+    if _holds_strings(array):
+        _check_strings(value, name, array)
+        array = array.astype(object)
+    elif array.dtype.kind not in "fciub":
         raise ValueError(
             f"Argument `{name}` must hold numbers. "
             f"Received: {type(value).__name__} of dtype {array.dtype}"
@@ -62,9 +80,83 @@ def to_array(value, name):
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
+def _holds_strings(array):
+    if array.dtype.kind == "O" and array.size:
+        return all(isinstance(a, (str, bytes)) for a in array.flat)
+    return array.dtype.kind in "US"
+
+
+def _check_strings(value, name, array):
+    if keras.backend.backend() != "tensorflow":
+        raise ValueError(
+            f"Argument `{name}` must hold numbers: strings are for layers on "
+            "TensorFlow. Call the layer that takes them on the data before "
+            "(`x = lookup(strings)`), and build the model without it. "
+            f"Received: {type(value).__name__} of dtype {array.dtype}"
+        )
+
+
+def check_targets(parts, names):
+    """Refuses targets and weights of strings, and complex weights."""
+    _, y, weights = parts
+    for part, name, kinds in (
+        (y, names[1], "fciub"),
+        (weights, names[2], "fiub"),
+    ):
+        for array in leaves(part):
+            if array.dtype.kind not in kinds:
+                raise ValueError(
+                    f"Argument `{name}` must hold numbers"
+                    f"{', real ones' if kinds == 'fiub' else ''}. "
+                    f"Received: an array of dtype {array.dtype}"
+                )
+
+
+def check_inputs(x, inputs):
+    """Refuses strings and complex numbers where a model has no such input.
+
+    Keras would leave the imaginary parts out.
+
+    Args:
+        x: arrays in any structure.
+        inputs: the model's inputs, or `None` of one that does not tell.
+    """
+    taken = [keras.backend.standardize_dtype(i.dtype) for i in inputs or ()]
+
+    def check(array, name):
+        kind = {"c": "complex", "O": "string"}.get(array.dtype.kind)
+        if kind and taken and not any(kind in dtype for dtype in taken):
+            raise ValueError(
+                f"Argument `{name}` must hold numbers, real ones, as the "
+                f"model has no {kind} input (`keras.Input(dtype=...)`). "
+                f"Received: an array of dtype {array.dtype}"
+            )
+
+    map_parts(check, [x], ["x"])
+
+
+def in_dtype(array, dtype):
+    """Floating-point numbers in a dtype, complex ones in that of its parts."""
+    if array.dtype.kind == "c":
+        dtype = "complex128" if dtype == "float64" else "complex64"
+    elif array.dtype.kind != "f":
+        return array
+    return array.astype(dtype, copy=False)
+
+
 def _as_numpy(value):
+    if _is_column(value):
+        value = value[:]
+    if _is_sparse(value) and not hasattr(value, "toarray"):
+        dense = np.zeros(tuple(value.dense_shape), value.dtype.as_numpy_dtype)
+        dense[tuple(np.asarray(value.indices).T)] = np.asarray(value.values)
+        return dense
     if hasattr(value, "toarray"):
         return value.toarray()
+    if hasattr(value, "todense"):
+        return np.asarray(value.todense())
+    if "sparse" in str(getattr(value, "layout", "")):
+        value = value.to_dense()
     if hasattr(value, "to_numpy"):
         array = value.to_numpy()
         if array.dtype == object:
@@ -76,20 +168,23 @@ def _as_numpy(value):
     return np.asarray(value)
 
 
-def cast(array, name, dtype):
+def cast(array, name, dtype, allow_nan=False):
     """Floating-point numbers in a dtype, in which they must be finite."""
-    if array.dtype.kind != "f":
+    if array.dtype.kind not in "fc":
         return array
     dtype = dtype or keras.config.floatx()
     with np.errstate(over="ignore"):
-        array = array.astype(dtype, copy=False)
+        array = in_dtype(array, dtype)
     finite = np.isfinite(array)
+    if allow_nan:
+        finite = finite | np.isnan(array)
     if not finite.all():
         row = int(np.argwhere(~finite)[0][0])
         raise ValueError(
             f"Argument `{name}` must be finite in {dtype}; remove or impute "
             "NaN and infinite values, or drop the rows (a weight of 0 does "
-            f"not, for 0 * NaN is NaN). Received: {int((~finite).sum())} such "
+            "not, for 0 * NaN is NaN). A model or loss that handles NaN takes "
+            f"it with `allow_nan=True`. Received: {int((~finite).sum())} such "
             f"values, the first in row {row}"
         )
     return array
@@ -106,7 +201,7 @@ def _map(fn, value, name):
         return None
     if isinstance(value, dict):
         return {k: _map(fn, v, f"{name}[{k!r}]") for k, v in value.items()}
-    if isinstance(value, (list, tuple)) and not _is_list_of_numbers(value):
+    if isinstance(value, (list, tuple)) and not _is_list_of_values(value):
         parts = [_map(fn, v, f"{name}[{i}]") for i, v in enumerate(value)]
         if hasattr(value, "_fields"):
             return type(value)(*parts)
@@ -114,12 +209,12 @@ def _map(fn, value, name):
     return fn(value, name)
 
 
-def _is_list_of_numbers(value):
+def _is_list_of_values(value):
     while isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
         if not value:
             return False
         value = value[0]
-    return isinstance(value, (numbers.Number, np.generic))
+    return isinstance(value, (numbers.Number, np.generic, str, bytes))
 
 
 def check_rows(parts, argument, names):

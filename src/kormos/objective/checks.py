@@ -1,12 +1,11 @@
 """Checks of an objective before it is minimized."""
 
-import warnings
-
 import keras
 import numpy as np
 
 from kormos import backend
 from kormos.objective.verification import refuse_silent
+from kormos.warn import warn
 
 # Layers whose second derivatives TensorFlow gets wrong: `tf.nn.moments` stops
 # the gradient of its mean (tensorflow#19609), which changes no first
@@ -67,10 +66,9 @@ def warn_of_unused_variables(objective, theta, grad, project):
     """Warns once, by name, of variables that do not change the loss."""
     names = unused_variables(objective, theta, grad, project)
     if names:
-        warnings.warn(
+        warn(
             "The loss does not depend on some of the variables, which keep "
             f"their values: {', '.join(names)}.",
-            stacklevel=2,
         )
 
 

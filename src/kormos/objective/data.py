@@ -138,7 +138,7 @@ def _as_it_is(array):
 
 
 def _to_device(array):
-    if array.dtype != "float64":
+    if array.dtype not in ("float64", "complex128"):
         return _as_it_is(array)
     # Or JAX would round it to float32.
     with backend.wide():

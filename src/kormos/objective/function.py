@@ -107,11 +107,12 @@ class StatelessFunction(VariableReader):
         if not takes(fn, 0):
             raise ValueError(
                 f"Argument `{name}` must be a function of no arguments that "
-                f"reads variables. Received: {fn!r}"
+                "reads variables themselves, `lambda: 1 - v[0]` say, and is "
+                f"given no vector of them. Received: {fn!r}"
             )
         arithmetic = Arithmetic()
         with arithmetic.learning(), ReadRecorder() as scope:
-            value = arithmetic.first_call(backend.attempt, fn)
+            value = read(arithmetic.first_call(backend.attempt, fn))
         if not keras.ops.is_tensor(value):
             raise ValueError(
                 f"Function `{name}` must return a tensor computed from "
@@ -132,10 +133,16 @@ class StatelessFunction(VariableReader):
 
     def __call__(self, parts, frozen):
         with self.scope(parts, frozen):
-            return self.fn()
+            return read(self.fn())
 
     def frozen_values(self):
         return snapshot(self.frozen_variables)
+
+
+def read(value):
+    """The value of a variable in the present scope; anything else as it is."""
+    # TensorFlow takes variables for tensors, whose values are read too late.
+    return value.value if isinstance(value, keras.Variable) else value
 
 
 def takes(fn, count):

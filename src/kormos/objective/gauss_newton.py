@@ -18,6 +18,7 @@ from keras import tree
 from kormos import backend
 from kormos.numerics.vectors import gram
 from kormos.objective.along import AlongLine
+from kormos.objective.data import leaves
 from kormos.objective.program import leading_size
 from kormos.objective.program import scalar_zero
 from kormos.objective.program import sum_over_chunks
@@ -197,15 +198,23 @@ class GaussNewton:
         """
         dtype, parts = theta.dtype, self._packing.unpack(theta)
 
-        def row_outputs(p, row):
-            batch = tree.map_structure(lambda a: a[None], row)
-            return term.outputs(p, frozen, batch)[0]
-
         rows = term.rows(chunk)
         count = leading_size(rows)
+        # No backend takes rows of what is not there.
+        present = leaves(rows)
+
+        def row_outputs(p, row):
+            given = iter(row)
+            batch = [
+                None if a is None else next(given)[None]
+                for a in tree.flatten(rows)
+            ]
+            batch = tree.pack_sequence_as(rows, batch)
+            return term.outputs(p, frozen, batch)[0]
+
         forward = term.width > self._packing.size
         values, derivatives = backend.row_jacobian(row_outputs, forward)(
-            parts, rows
+            parts, present
         )
         blocks = [
             ops.reshape(ops.cast(d, dtype), (count, term.width, -1))

@@ -5,7 +5,10 @@ import re
 
 import keras
 import numpy as np
+import scipy.optimize
 
+from kormos.objective.flat_limits import flat_bounds
+from kormos.objective.flat_limits import linear_rows
 from kormos.objective.function import VectorFunction
 from kormos.objective.packing import Packing
 
@@ -44,8 +47,9 @@ def resolve_bounds(bounds, packing, frozen=()):
         bounds: dict from a variable's path, or a regular expression that
             matches all of a path, to `(low, high)`; or a list of pairs
             `(key, (low, high))`, where a key may be a variable too (Keras'
-            variables cannot be keys of a dict); or `None`. `None` inside a
-            pair is no bound. A later entry overrides an earlier one.
+            variables cannot be keys of a dict); or those of the flat vector,
+            as SciPy has them; or `None`. `None` inside a pair is no bound. A
+            later entry overrides an earlier one.
         packing: the `Packing` of the variables.
         frozen: other variables that keys may name, for a later stage of the
             optimization: they keep their values.
@@ -60,6 +64,11 @@ def resolve_bounds(bounds, packing, frozen=()):
     """
     constrained = [_constraint_bounds(v) for v in packing.variables]
     pairs = list(constrained)
+    flat = flat_bounds(bounds, packing.size)
+    if flat is not None:
+        sides = map(packing.split_array, flat)
+        pairs_of = zip(*sides, strict=True)
+        bounds = list(zip(packing.variables, pairs_of, strict=True))
     for key, pair in _items(bounds):
         found = _matches(key, packing.variables)
         known = found or _matches(key, frozen)
@@ -92,7 +101,8 @@ def resolve_constraints(constraints, packing, make):
     """Constraints on the flat vector.
 
     Args:
-        constraints: a dict `{"type": "eq" or "ineq", "fun": fn}`, a list of
+        constraints: a dict `{"type": "eq" or "ineq", "fun": fn}`, a
+            `scipy.optimize.LinearConstraint` of the flat vector, a list of
             these, or `None`.
         packing: the `Packing` of the variables.
         make: called with `(type, fun, jac, refresh)`.
@@ -106,6 +116,11 @@ def resolve_constraints(constraints, packing, make):
         constraints = [constraints]
     resolved = []
     for constraint in constraints:
+        if isinstance(constraint, scipy.optimize.LinearConstraint):
+            resolved += [
+                make(*r) for r in linear_rows(constraint, packing.size)
+            ]
+            continue
         if (
             not isinstance(constraint, dict)
             or set(constraint) != {"type", "fun"}
@@ -114,8 +129,9 @@ def resolve_constraints(constraints, packing, make):
             raise ValueError(
                 "A constraint must be a dict with the keys 'type', 'eq' or "
                 "'ineq', and 'fun', a function of no arguments that reads "
-                "variables. Derivatives are taken automatically. "
-                f"Received: {constraint!r}"
+                "variables, not a vector: `lambda: 1 - v[0]`. Derivatives are "
+                "taken automatically. A `scipy.optimize.LinearConstraint` is "
+                f"taken too. Received: {constraint!r}"
             )
         fn = VectorFunction(constraint["fun"], packing, "constraint")
         resolved.append(

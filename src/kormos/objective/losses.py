@@ -163,12 +163,12 @@ class _Term(keras.losses.Loss):
             loss = _variant(loss, lambda *args: results[0], loss.reduction)
         # A loss that reduces by itself: Keras weighs its mean by rows.
         value = ops.cast(ops.mean(loss(*data)), dtype)
-        return value * leading_size(y_pred)
+        return value * _count_rows(y_true, y_pred)
 
     def count(self, y_true, y_pred, sample_weight):
         loss = _resolve(self._loss, y_true, y_pred)
         if _is_opaque(loss):
-            return leading_size(y_pred), 1
+            return _count_rows(y_true, y_pred), 1
         if loss.reduction == "sum":
             return np.nan, 1
         shapes = []
@@ -186,7 +186,7 @@ class _Term(keras.losses.Loss):
         data = (y_true, y_pred, sample_weight)
         values = _variant(loss, ones)(*data)
         if shapes[0] == ():
-            return leading_size(y_pred), 1
+            return _count_rows(y_true, y_pred), 1
         if loss.reduction in (None, "none"):
             return np.prod(tuple(values.shape)), 1
         mean = _variant(loss, ones, loss.reduction)(*data)
@@ -200,6 +200,11 @@ class _OnesLike(keras.layers.Layer):
 
     def call(self, inputs):
         return ops.ones_like(inputs)
+
+
+def _count_rows(y_true, y_pred):
+    # A model may reduce its outputs to a scalar itself.
+    return leading_size(y_pred if len(y_pred.shape) else y_true)
 
 
 def _resolve(loss, y_true, y_pred):

@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import functools
-import warnings
 
 import keras
 import numpy as np
@@ -17,6 +16,8 @@ from kormos.objective.arithmetic import check_precision
 from kormos.objective.arithmetic import decide
 from kormos.objective.arithmetic import starts_wide
 from kormos.objective.arithmetic import warn_of_rounding
+from kormos.objective.arrays import check_inputs
+from kormos.objective.arrays import in_dtype
 from kormos.objective.checks import check_count
 from kormos.objective.flat import FlatObjective
 from kormos.objective.host_gauss_newton import HostGaussNewton
@@ -31,6 +32,7 @@ from kormos.objective.rows import refuse_carried
 from kormos.objective.streaming import Stream
 from kormos.objective.units import largest
 from kormos.objective.units import unit_for
+from kormos.warn import warn
 
 
 class Objective(FlatObjective):
@@ -62,6 +64,8 @@ class Objective(FlatObjective):
             model's own.
         stream: whether to read the data again at every evaluation, rather
             than once to keep them in memory. Vectors are then NumPy arrays.
+        allow_nan: whether inputs and targets may hold NaN, for a model or a
+            loss that handles them.
 
     Raises:
         ValueError: if the model is not compiled, has no trainable variable or
@@ -91,13 +95,22 @@ class Objective(FlatObjective):
         with_jacobian=False,
         precision=None,
         stream=False,
+        allow_nan=False,
     ):
         _check_model(model)
         check_precision(precision)
         if batch_size is not None:
             check_count("batch_size", batch_size, 1)
         dtype = reading.dtype_for(model, precision)
-        data = reading.gather(x, y, sample_weight, dtype, stream, batch_size)
+        data = reading.gather(
+            x,
+            y,
+            sample_weight,
+            dtype,
+            stream,
+            batch_size,
+            allow_nan=allow_nan,
+        )
         self._data = reading.weigh(data, class_weight, dtype)
         self._batch_size = batch_size
         self._training = training
@@ -108,6 +121,7 @@ class Objective(FlatObjective):
             head = self._probe(None)
             with naming_rows(model, leading_size(head.x)):
                 model(head.x, training=False)
+        check_inputs(self._data.first.x, getattr(model, "inputs", None))
         if is_new(model):
             _warn_of_custom_steps(model)
         is_wide = starts_wide(precision, [model.compute_dtype])
@@ -199,9 +213,7 @@ class Objective(FlatObjective):
     def _rows(self, dtype):
         """The data for an evaluation."""
         dtype = dtype or reading.dtype_for(self.model)
-        return self._data.map(
-            lambda a: a.astype(dtype, copy=False) if a.dtype.kind == "f" else a
-        )
+        return self._data.map(lambda a: in_dtype(a, dtype))
 
     @property
     def epsilon(self):
@@ -338,10 +350,9 @@ def _check_model(model):
 def _warn_of_custom_steps(model):
     names = [n for n in ("train_step", "test_step") if overrides(model, n)]
     if names:
-        warnings.warn(
+        warn(
             f"{model.name} defines {' and '.join(f'`{n}`' for n in names)}, "
             "which kormos does not call: it minimizes what `compute_loss` "
             "returns. Override `compute_loss`, or use `kormos.minimize`, if "
             "that is another loss.",
-            stacklevel=2,
         )

@@ -131,8 +131,15 @@ class ModelLoss:
         self.structure = tree.map_structure(lambda t: 0, y_pred)
         outputs = tree.flatten(y_pred)
         self.output_shapes = [tuple(output.shape[1:]) for output in outputs]
-        dtype = keras.backend.standardize_dtype(outputs[0].dtype)
-        self.output_dtype = "float64" if dtype == "float64" else "float32"
+        # Of outputs that have no row for each of the inputs.
+        self.other_shapes = [
+            tuple(output.shape)
+            for output in outputs
+            if tuple(output.shape[:1]) != (self._rows,)
+        ]
+        dtypes = [keras.backend.standardize_dtype(o.dtype) for o in outputs]
+        self.output_dtype = "float64" if dtypes[0] == "float64" else "float32"
+        self.has_complex_outputs = any("complex" in dtype for dtype in dtypes)
         # Losses and metrics create variables when first called, which no
         # stateless scope allows.
         self.factors, self.loss_names, self.output_losses = [], [], []

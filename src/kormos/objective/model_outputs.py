@@ -66,8 +66,10 @@ class ModelOutputs:
         """The outputs of rows of inputs, `(rows, width)`."""
         with self._model_loss.scope(parts, frozen):
             leaves = self._model_loss.predict(rows, self._linked)
+        count = leading_size(rows)
         flat = [
-            ops.reshape(leaf, (leaf.shape[0], width))
+            # Layers of strings lose the number of rows.
+            ops.reshape(leaf, (count, width))
             for leaf, width in zip(
                 leaves, self._model_loss.output_widths, strict=True
             )
@@ -116,7 +118,7 @@ class ModelOutputs:
     def _check(self, chunks, compile):
         """Refuses losses without curvature; whether Hessians are diagonal."""
         frozen = [v.value for v in self._model_loss.frozen_variables]
-        self._check_one_row(frozen, next(iter(chunks())))
+        self._check_rows(frozen, next(iter(chunks())))
 
         def product(values, vector, scales, chunk):
             def fn(values):
@@ -152,9 +154,25 @@ class ModelOutputs:
             is_diagonal = is_diagonal and look.is_diagonal
         return is_diagonal or self.width == 1
 
-    def _check_one_row(self, frozen, chunk):
-        """Refuses models that take no row by itself."""
-        row = tree.map_structure(lambda a: a[:1], self.rows(chunk))
+    def _check_rows(self, frozen, chunk):
+        """Refuses outputs that cannot be differentiated row by row."""
+        if self._model_loss.other_shapes:
+            raise ValueError(
+                "Gauss-Newton methods need outputs with a row for each row of "
+                "data. Use 'lbfgs' or another method. "
+                f"Received: {self._model.name}, with an output of shape "
+                f"{self._model_loss.other_shapes[0]} for {leading_size(chunk)} "
+                "rows"
+            )
+        if self._model_loss.has_complex_outputs:
+            raise ValueError(
+                "Gauss-Newton methods need real outputs: give real and "
+                "imaginary parts, or use 'lbfgs' or another method. "
+                f"Received: {self._model.name}, with complex outputs"
+            )
+        row = tree.map_structure(
+            lambda a: None if a is None else a[:1], self.rows(chunk)
+        )
         parts = [v.value for v in self._model_loss.variables]
         try:
             backend.dry_run(self.outputs, parts, frozen, row)

@@ -8,6 +8,7 @@ from keras import tree
 
 from kormos import backend
 from kormos.backend.common import as_tensor
+from kormos.objective.data import leaves
 from kormos.objective.gauss_newton import GaussNewton
 from kormos.objective.layer_states import LayerStates
 from kormos.objective.model_loss import ModelLoss
@@ -128,10 +129,10 @@ def program_for(model, head, training, dtype=None):
         while len(programs) >= _MOST_PROGRAMS:
             programs.pop(next(iter(programs)))
         compile = _compiler(model)
-        loss = ModelLoss(model, head(), training, compile, dtype)
-        programs[key] = ModelProgram(
-            model, loss, compile, _loop_compiler(model, loss.draws), dtype
-        )
+        head = head()
+        loss = ModelLoss(model, head, training, compile, dtype)
+        loop_compiler = _loop_compiler(model, loss.draws, head)
+        programs[key] = ModelProgram(model, loss, compile, loop_compiler, dtype)
     return programs[key]
 
 
@@ -162,14 +163,19 @@ def _compiler(model):
     return lambda fn: backend.compile(fn, xla=xla)
 
 
-def _loop_compiler(model, draws):
+def _loop_compiler(model, draws, head):
     is_eager = model.run_eagerly or (
         keras.backend.backend() == "jax" and not model.jit_compile
     )
     if is_eager and keras.backend.backend() != "torch":
         return _uncompiled
-    if draws and keras.backend.backend() == "tensorflow":
-        # XLA draws other random numbers, and a fit must see the same.
+    has_strings = any(
+        keras.backend.standardize_dtype(a.dtype) == "string"
+        for a in leaves(head.x)
+    )
+    if (draws or has_strings) and keras.backend.backend() == "tensorflow":
+        # XLA draws other random numbers, and a fit must see the same. And it
+        # has no strings.
         return _compiler(model)
     return backend.compile_loop
 

@@ -6,6 +6,7 @@ from keras import tree
 
 from kormos.objective.arrays import cast
 from kormos.objective.arrays import check_rows
+from kormos.objective.arrays import check_targets
 from kormos.objective.arrays import check_weights
 from kormos.objective.arrays import map_parts
 from kormos.objective.arrays import to_array
@@ -28,6 +29,7 @@ def gather(
     batch_size=None,
     steps=None,
     steps_name=None,
+    allow_nan=False,
 ):
     """Reads data of any kind that Keras takes into a checked `Data`.
 
@@ -44,6 +46,7 @@ def gather(
         batch_size: the most rows of a batch of arrays that are streamed.
         steps: how many batches to take of a data set that may have no end.
         steps_name: the argument that gives that, if there is one.
+        allow_nan: whether there may be NaN in `x` and `y`.
 
     Raises:
         ValueError: if the data are infinite, empty, cannot be read twice,
@@ -51,17 +54,22 @@ def gather(
     """
     if isinstance(x, (Data, Stream)):
         return x
-    source = _Source((x, y, sample_weight), "x", Data._fields, dtype)
+    source = _Source((x, y, sample_weight), "x", Data._fields, dtype, allow_nan)
     return source.data(stream, batch_size, steps, steps_name)
 
 
 def gather_validation(
-    validation_data, dtype=None, stream=False, batch_size=None, steps=None
+    validation_data,
+    dtype=None,
+    stream=False,
+    batch_size=None,
+    steps=None,
+    allow_nan=False,
 ):
     """As `gather`, for `(x, y)`, `(x, y, sample_weight)` or a data set."""
     parts = _unpack(validation_data, "validation_data")
     names = [f"validation_data[{i}]" for i in range(len(parts))]
-    source = _Source(parts, "validation_data", names, dtype)
+    source = _Source(parts, "validation_data", names, dtype, allow_nan)
     return source.data(stream, batch_size, steps, "validation_steps")
 
 
@@ -106,10 +114,12 @@ class _Source:
         argument: the name of the whole.
         names: the names of the parts.
         dtype: dtype of floating-point numbers.
+        allow_nan: whether there may be NaN in `x` and `y`.
     """
 
-    def __init__(self, parts, argument, names, dtype):
+    def __init__(self, parts, argument, names, dtype, allow_nan):
         self._argument, self._names, self._dtype = argument, names, dtype
+        self._allow_nan = allow_nan
         self._dataset, *others = parts
         self._arrays = None
         if not is_dataset(self._dataset):
@@ -169,10 +179,15 @@ class _Source:
     def _checked(self, parts):
         names = self._names
         check_rows(parts, self._argument, names)
+        check_targets(parts, names)
         check_weights(*parts[1:], *names[1:])
-        return Data(
-            *map_parts(lambda a, name: cast(a, name, self._dtype), parts, names)
-        )
+
+        def checked(array, name):
+            is_weight = name.startswith(names[2])
+            allow_nan = self._allow_nan and not is_weight
+            return cast(array, name, self._dtype, allow_nan)
+
+        return Data(*map_parts(checked, parts, names))
 
 
 def _slices(parts, size):
@@ -231,5 +246,7 @@ def _concatenate(parts):
     except ValueError as error:
         raise ValueError(
             "The batches of a data set must have the same structure and, but "
-            f"for the first dimension, the same shapes. Received: {error}"
+            "for the first dimension, the same shapes, to be kept as one. Pad "
+            "them, or read batches of other lengths as they are by "
+            f"`stream=True`. Received: {error}"
         ) from error

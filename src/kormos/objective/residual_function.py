@@ -8,7 +8,9 @@ from keras import tree
 from kormos import backend
 from kormos.backend.common import as_tensor
 from kormos.objective.arithmetic import Arithmetic
+from kormos.objective.broadcasts import HINT
 from kormos.objective.function import VariableReader
+from kormos.objective.function import read
 from kormos.objective.function import takes
 from kormos.objective.modules import refuse_hidden_reads
 from kormos.objective.program import ReadRecorder
@@ -155,6 +157,10 @@ class ResidualFunction(VariableReader):
         nothing = [np.zeros((1, 1), dtype="float32")]
         return [nothing if g is None else rows[g] for g in self.groups]
 
+    def shapes(self):
+        """Name, group and shape of each block; of two rows, in a group."""
+        return zip(self.names, self.block_groups, self._shapes, strict=True)
+
     def _call(self, leaves):
         """The blocks by name."""
         if self._has_data:
@@ -169,7 +175,7 @@ class ResidualFunction(VariableReader):
             blocks = {"residuals": blocks}
         # A trace may return them in another order.
         self.names = list(blocks)
-        return blocks
+        return {name: read(block) for name, block in blocks.items()}
 
     def _head(self, longer):
         """The first rows: two of each array, three of some groups."""
@@ -198,8 +204,10 @@ class ResidualFunction(VariableReader):
                         "of the data that it is made of, or be made of no "
                         f"data. Received: block '{name}' of shape "
                         f"{shapes[name]} for 2 rows and {shape} for 3"
+                        + (f"; {HINT}" if shape == (3, 3) else "")
                     )
                 found[name] = group
+        self._shapes = [shapes[name] for name in self.names]
         self.block_groups = [found[name] for name in self.names]
         self.groups = list(dict.fromkeys(self.block_groups))
         self.widths = [

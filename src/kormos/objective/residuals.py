@@ -308,6 +308,16 @@ class ResidualObjective(FlatObjective):
             found.update(term.named(self._outputs(i, theta, self._groups[i])))
         return found
 
+    def squares(self):
+        """The blocks that are square matrices: their sizes by name."""
+        groups, sizes = self._function.groups, {}
+        for name, group, shape in self._function.shapes():
+            if group is not None:
+                shape = len(self._groups[groups.index(group)][0]), *shape[1:]
+            if len(shape) == 2 and shape[0] == shape[1]:
+                sizes[name] = shape[0]
+        return sizes
+
     def row_norms(self, data, key):
         """The norm of the residuals at each row of some data.
 

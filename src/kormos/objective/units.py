@@ -46,9 +46,9 @@ def size_of(vector):
 def largest(structure, default=0.0):
     """The largest size of the floating-point numbers in arrays."""
     sizes = [
-        float(np.abs(a).max())
+        float(np.max(np.abs(a), initial=0, where=np.isfinite(a)))
         for a in leaves(structure)
-        if a.dtype.kind == "f" and a.size
+        if a.dtype.kind in "fc" and a.size
     ]
     return max(sizes, default=default)
 

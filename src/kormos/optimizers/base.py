@@ -6,12 +6,14 @@ whether to stop.
 """
 
 import types
-import warnings
 
 import keras
 import numpy as np
+import scipy.optimize
 
+from kormos import predecessor
 from kormos.optimizers import solver_state
+from kormos.warn import warn
 
 DEFAULT_EPOCHS = 20
 
@@ -35,6 +37,8 @@ class BatchOptimizer(keras.optimizers.Optimizer):
         constraints: a dict `{"type": "eq" or "ineq", "fun": fn}` or a list of
             these, with `fn` a function of no arguments that reads variables;
             its values are held at zero, or at zero and above.
+        **others: refused, with what to write in place of arguments that
+            kormos 0.1 had.
     """
 
     # Whether a later fit can go on with the curvature of an earlier one.
@@ -48,7 +52,14 @@ class BatchOptimizer(keras.optimizers.Optimizer):
         pretrain_fn=None,
         bounds=None,
         constraints=None,
+        **others,
     ):
+        if others:
+            raise TypeError(
+                f"{type(self).__name__} got unexpected arguments."
+                f"{predecessor.advice(others, predecessor.ARGUMENTS)} "
+                f"Received: {', '.join(others)}"
+            )
         # Keras wants a learning rate, and saves it; nothing reads it.
         super().__init__(learning_rate=1.0, name=name)
         self.epochs = epochs
@@ -75,11 +86,30 @@ class BatchOptimizer(keras.optimizers.Optimizer):
         Returns:
             A list of `Stage`s.
         """
-        raise NotImplementedError
+        raise NotImplementedError(
+            "An optimizer of kormos implements `stages`, which returns the "
+            "`Stage`s of a fit, functions of a `Problem`. A `minimize` of its "
+            "own, as in kormos 0.1, is not called. Received: "
+            f"{type(self).__name__}"
+        )
 
-    def build(self, variables):
+    def build(self, variables, *others):
+        if others or isinstance(variables, keras.Model):
+            raise TypeError(
+                "Optimizers are built by `fit`, of variables, and know neither "
+                "models nor data. Use `kormos.fit(model, x, y, "
+                "optimizer=...)`, or `kormos.Objective(model, x, y)` for "
+                "losses and gradients of a vector. Received: "
+                f"{variables!r} and {len(others)} more"
+            )
         if not self.built:
             super().build(variables)
+
+    def __getattr__(self, name):
+        raise AttributeError(
+            f"{type(self).__name__!r} has no attribute {name!r}."
+            + predecessor.advice([name], predecessor.ATTRIBUTES)
+        )
 
     def get_config(self):
         return keras.saving.serialize_keras_object(
@@ -188,6 +218,11 @@ def _described(weights):
 
 def _by_path(bounds):
     """Bounds without variables, which a file knows by their paths."""
+    if isinstance(bounds, scipy.optimize.Bounds):
+        pair = bounds.lb, bounds.ub
+        if max(map(np.size, pair)) == 1:
+            return {".*": tuple(np.ravel(side).tolist()[0] for side in pair)}
+        return np.stack(np.broadcast_arrays(*pair), axis=1)
     if isinstance(bounds, (list, tuple)):
         return [(getattr(key, "path", key), pair) for key, pair in bounds]
     return bounds
@@ -196,12 +231,16 @@ def _by_path(bounds):
 def _saveable(value, name):
     """`value`, or `None` if a function in it has no name in a file."""
     leaves = keras.tree.flatten(value)
-    if all(_has_name(leaf) for leaf in leaves if callable(leaf)):
+    is_of_scipy = any(
+        isinstance(leaf, scipy.optimize.LinearConstraint) for leaf in leaves
+    )
+    has_names = all(_has_name(leaf) for leaf in leaves if callable(leaf))
+    if has_names and not is_of_scipy:
         return value
-    warnings.warn(
-        f"`{name}` holds a lambda, a local function or a method, which cannot "
-        "be saved: set it again on a loaded or cloned model's optimizer.",
-        stacklevel=3,
+    warn(
+        f"`{name}` holds a lambda, a local function, a method or an object of "
+        "SciPy's, which cannot be saved: set it again on a loaded or cloned "
+        "model's optimizer."
     )
     return None
 
@@ -215,12 +254,11 @@ def _loaded(value, name, custom_objects):
         if name not in ("pretrain_fn", "constraints"):
             raise
     # The weights are worth more than the function.
-    warnings.warn(
+    warn(
         f"`{name}` holds a function that is unknown here: register it with "
         "`keras.saving.register_keras_serializable`, pass it in "
         "`custom_objects`, or set it again on the optimizer. "
         f"Received: {name}={value}",
-        stacklevel=3,
     )
     return None
 

@@ -2,6 +2,7 @@
 
 import numbers
 
+from kormos import predecessor
 from kormos.optimizers.base import DEFAULT_EPOCHS
 from kormos.optimizers.base import BatchOptimizer
 from kormos.optimizers.base import check_epochs
@@ -64,7 +65,9 @@ class NativeOptimizer(BatchOptimizer):
         if given:
             raise ValueError(
                 f"Give '{self.name}' its options where it is made, as "
-                f"`{type(self).__name__}(gtol=...)`. Received: {given}"
+                f"`{type(self).__name__}(gtol=...)`."
+                f"{predecessor.advice(given, predecessor.ARGUMENTS)} "
+                f"Received: {given}"
             )
         if epochs is None:
             epochs = DEFAULT_EPOCHS if self.epochs is None else self.epochs

@@ -34,6 +34,9 @@ _OTHER_NOISE = 4.0
 _MOST_NOISE = 2.0**-4
 # A promise of a larger part of the loss is that of a loss that goes to zero.
 _LITTLE = 1e-3
+# A trial is longer, by so many evaluations for each parameter, where a loss in
+# float64 rounds by more than this part of itself.
+_ROUGH, _LONGER = 1e-10, 2
 # A run ends after so many claims in a row that did not hold, if together they
 # lowered the loss by no more than this part of it.
 _MOST_IN_VAIN, _LEAST_IN_ALL = 50, 1e-3
@@ -89,6 +92,7 @@ class Claims:
             problem.size, problem.epsilon
         )
         self._measured: float | None = None
+        self._is_long = False
         # A run that has just begun is its own trial, without a limit.
         self._claim = self._claim_here()
         self._is_tried = self._is_start = True
@@ -220,9 +224,24 @@ class Claims:
         if self._units and self._problem.spent() is None:
             self._try(self._units.pop(0))
             return None
+        if self._is_rough() and self._problem.spent() is None:
+            self._is_long = True
+            self._most_evaluations += _LONGER * self._problem.size
+            self._try(np.ones(self._problem.size))
+            return None
         if not self._is_start and self._goes_lower():
             return None
         return self._settled()
+
+    def _is_rough(self) -> bool:
+        """Whether a float64 loss rounds so much that a short trial says little.
+
+        A few steps gain less than that, and many of them more.
+        """
+        if self._is_long or self._problem.epsilon > convergence.FINEST:
+            return False
+        noise, loss = self._measured or 0.0, abs(self._claim.loss)
+        return _ROUGH * loss < noise < loss
 
     def _goes_lower(self) -> bool:
         """Tries Newton steps, where differences give the Hessian cheaply.

@@ -5,6 +5,7 @@ import types
 
 import keras
 
+from kormos import predecessor
 from kormos.optimizers.base import DEFAULT_EPOCHS
 from kormos.optimizers.base import BatchOptimizer
 from kormos.optimizers.base import check_epochs
@@ -39,11 +40,15 @@ class ScipyBatchOptimizer(BatchOptimizer):
             to `(low, high)`; or a list of pairs `(variable, (low, high))`.
             Each broadcasts to the variable's shape, and `None` is no bound. A
             `NonNeg` constraint of a variable is a bound without being listed.
+            SciPy's bounds of the flat vector of all variables do as well.
         constraints: a dict `{"type": "eq" or "ineq", "fun": fn}` or a list of
             these, with `fn` a function of no arguments that reads variables;
-            its values are held at zero, or at zero and above.
+            its values are held at zero, or at zero and above. A
+            `scipy.optimize.LinearConstraint` of the flat vector does as well.
         tol: SciPy's `tol`, which sets the method's tolerances.
         batch_size: the most rows in memory at once when `fit` is not told.
+        **others: refused, with what to write in place of arguments that
+            kormos 0.1 had.
 
     Raises:
         ValueError: if a method or an option is unknown, or lists differ in
@@ -78,6 +83,7 @@ class ScipyBatchOptimizer(BatchOptimizer):
         constraints=None,
         tol=None,
         batch_size=None,
+        **others,
     ):
         super().__init__(
             name=name,
@@ -86,6 +92,7 @@ class ScipyBatchOptimizer(BatchOptimizer):
             pretrain_fn=pretrain_fn,
             bounds=bounds,
             constraints=constraints,
+            **others,
         )
         self.method = method or DEFAULT_METHOD
         self.options = options
@@ -97,7 +104,9 @@ class ScipyBatchOptimizer(BatchOptimizer):
         if unknown:
             raise ValueError(
                 "Unknown arguments. Expected some of: method, options, tol, "
-                f"pretrain_fn. Received: {sorted(unknown)}"
+                "pretrain_fn."
+                + predecessor.advice(sorted(unknown), predecessor.ARGUMENTS)
+                + f" Received: {sorted(unknown)}"
             )
         settings = {
             "method": self.method,
@@ -161,7 +170,8 @@ def _stage(method, epochs, options, pretrain_fn, tol):
     if unknown:
         raise ValueError(
             f"Unknown options for method '{spec.name}'. Expected some of: "
-            f"{sorted([*spec.options, 'maxiter'])}. "
+            f"{sorted([*spec.options, 'maxiter'])}."
+            f"{predecessor.advice(unknown, predecessor.OPTIONS)} "
             f"Received: {', '.join(unknown)}"
         )
     counts = [epochs] if limit is None else [epochs, limit]

@@ -1,11 +1,10 @@
 """What a native method knows at the end of a run, for another to go on."""
 
-import warnings
-
 import numpy as np
 from keras import ops
 
 from kormos import backend
+from kormos.warn import warn
 
 # How a state's arrays are called in a file.
 _PREFIX = "solver_"
@@ -82,10 +81,9 @@ class SolverState:
                 "parameters"
             )
         if not self.is_sound:
-            warnings.warn(
+            warn(
                 "The optimizer's state has NaN or infinite values, of a fit "
                 "that ended there: the fit goes on from the weights alone.",
-                stacklevel=2,
             )
             return None
         state = _filled(template, arrays)
