@@ -115,6 +115,12 @@ def test_variables_whose_gradient_is_zero_by_chance(float64):
     assert result.loss == pytest.approx(2.0)
 
 
+def test_float64_variables_where_keras_computes_in_float32():
+    v = free([1.234567890123, 2.0])
+    result = kormos.minimize(lambda: ops.sum((v + 1.0) ** 2), [v])
+    assert result.loss < 1e-10
+
+
 def test_a_loss_that_rounding_decides():
     """Of cancelled terms float32 leaves no digit: no reason to refuse."""
     p = keras.Variable(np.full(1000, 0.7, "float32"))
