@@ -96,7 +96,7 @@ def check_gradient(model, data, problem):
 
     coarse, fine = change(STEP), change(STEP / 2)
     # There are none across a kink.
-    hypothesis.assume(abs(fine - coarse) <= 1e-3 * (1 + abs(fine)))
+    hypothesis.assume(abs(fine - coarse) <= ERROR * (1 + abs(fine)))
     # Richardson's extrapolation.
     slope = (4 * fine - coarse) / 3
     size = np.linalg.norm(gradient) * np.linalg.norm(direction)
