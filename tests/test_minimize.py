@@ -327,6 +327,8 @@ def test_a_start_that_is_not_finite_is_said():
         (lambda v: ops.sum(v), "array", "`keras.Variable`s.*ndarray"),
         (lambda v: ops.sum(v), "twice", "once"),
         (lambda v: ops.sum(v), "bare", "list of `keras.Variable`s"),
+        (lambda v: ops.sum(v), "frozen", "trainable=False"),
+        (lambda v: ops.sum(v), "empty", r"one entry. Received: \[\(0,\)\]"),
     ],
 )
 def test_unusable_arguments_raise(loss, variables, match):
@@ -339,6 +341,8 @@ def test_unusable_arguments_raise(loss, variables, match):
         "array": [v, np.ones(2)],
         "twice": [v, v],
         "bare": v,
+        "frozen": [v, keras.Variable(1.0, trainable=False)],
+        "empty": [keras.Variable(np.zeros(0, "float32"))],
     }
     loss_fn = (lambda: loss(v)) if callable(loss) else loss
     with pytest.raises(ValueError, match=match):

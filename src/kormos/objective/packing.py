@@ -18,8 +18,8 @@ class Packing:
             each variable.
 
     Raises:
-        ValueError: if there is no variable, one is not floating point, or one
-            is listed twice.
+        ValueError: if there is no variable or no entry, one is not floating
+            point or not trainable, or one is listed twice.
     """
 
     def __init__(self, variables, dtype=None):
@@ -126,6 +126,17 @@ def _check(variables):
                 "Only floating-point variables can be optimized. "
                 f"Received: {variable.path} with dtype {variable.dtype}"
             )
+        if not variable.trainable:
+            raise ValueError(
+                "Variables to optimize must be trainable: set `trainable = "
+                "True` on one, or leave it out, and the loss takes it as it "
+                f"is. Received: {variable.path} with trainable=False"
+            )
+    if not sum(int(np.prod(v.shape)) for v in variables):
+        raise ValueError(
+            "There is nothing to optimize: expected variables with at least "
+            f"one entry. Received: {[tuple(v.shape) for v in variables]}"
+        )
     if len({id(v) for v in variables}) < len(variables):
         raise ValueError(
             "Argument `variables` must hold each variable once. "
