@@ -135,3 +135,22 @@ def test_a_layer_that_keeps_its_step(float64):
     history = model.fit(x, y, epochs=100, verbose=0)
     assert history.result.loss == pytest.approx(LEAST / 99, rel=1e-8)
     np.testing.assert_allclose(model.get_weights()[0], BEST, rtol=1e-4)
+
+
+def test_an_array_of_numpy_in_a_loss():
+    """Also in an eager call afterwards, in which JAX rounds it to float32."""
+    x, v = np.arange(3.0) + 1, keras.Variable([1.0, 2.0, 3.0])
+
+    def loss():
+        return ops.sum((v[0] * ops.convert_to_tensor(1.0) * x[1] - 6.0) ** 2)
+
+    def of_array():
+        return ops.sum((ops.convert_to_tensor(v)[0] * x - 6.0) ** 2)
+
+    assert kormos.minimize(loss, [v]).loss < 1e-10
+    if BACKEND == "torch":
+        return  # It takes no array times a tensor with a gradient.
+    # The sum of the squares of 6 - a x is least at a = 36 / 14.
+    result = kormos.minimize(of_array, [v])
+    assert result.loss == pytest.approx(108 - 36**2 / 14, rel=1e-5)
+    assert float(of_array()) == pytest.approx(result.loss, rel=1e-5)
