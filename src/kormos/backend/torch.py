@@ -301,6 +301,6 @@ def _gradients(value, leaves, **kwargs):
         return [torch.zeros_like(leaf) for leaf in leaves]
     gradients = torch.autograd.grad(value, leaves, allow_unused=True, **kwargs)
     return [
-        torch.zeros_like(leaf) if gradient is None else gradient
+        torch.zeros_like(leaf) if gradient is None else _in_memory(gradient)
         for gradient, leaf in zip(gradients, leaves, strict=True)
     ]

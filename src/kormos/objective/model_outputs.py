@@ -160,7 +160,7 @@ class ModelOutputs:
             raise ValueError(
                 "Gauss-Newton methods need outputs with a row for each row of "
                 "data. Use 'lbfgs' or another method. "
-                f"Received: {self._model.name}, with an output of shape "
+                f"Received: {self._name}, with an output of shape "
                 f"{self._model_loss.other_shapes[0]} for {leading_size(chunk)} "
                 "rows"
             )
@@ -168,7 +168,7 @@ class ModelOutputs:
             raise ValueError(
                 "Gauss-Newton methods need real outputs: give real and "
                 "imaginary parts, or use 'lbfgs' or another method. "
-                f"Received: {self._model.name}, with complex outputs"
+                f"Received: {self._name}, with complex outputs"
             )
         row = tree.map_structure(
             lambda a: None if a is None else a[:1], self.rows(chunk)
