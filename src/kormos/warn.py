@@ -2,9 +2,18 @@
 
 import sys
 import warnings
+from types import FrameType
 
 # A warning of kormos says nothing of lines in these.
-_LIBRARIES = ("kormos", "keras", "jax", "tensorflow", "torch")
+_LIBRARIES = (
+    "kormos",
+    "keras",
+    "jax",
+    "tensorflow",
+    "torch",
+    "numpy",
+    "contextlib",
+)
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
@@ -15,11 +24,12 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
         category: the class of the warning.
     """
     frame, level = sys._getframe(1), 2
-    while frame.f_back is not None and _is_of_library(frame):
+    while frame.f_back is not None and is_of_library(frame):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, category, stacklevel=level)
 
 
-def _is_of_library(frame) -> bool:
+def is_of_library(frame: FrameType) -> bool:
+    """Whether a frame is one of kormos' or of what it stands on."""
     package, _, _ = frame.f_globals.get("__name__", "").partition(".")
     return package in _LIBRARIES

@@ -14,6 +14,7 @@ from kormos.objective.arithmetic import Arithmetic
 from kormos.objective.arithmetic import check_precision
 from kormos.objective.arithmetic import decide
 from kormos.objective.arithmetic import starts_wide
+from kormos.objective.conversions import naming_conversions
 from kormos.objective.flat import FlatObjective
 from kormos.objective.modules import refuse_hidden_reads
 from kormos.objective.packing import Packing
@@ -111,7 +112,11 @@ class StatelessFunction(VariableReader):
                 f"given no vector of them. Received: {fn!r}"
             )
         arithmetic = Arithmetic()
-        with arithmetic.learning(), ReadRecorder() as scope:
+        with (
+            naming_conversions(name),
+            arithmetic.learning(),
+            ReadRecorder() as scope,
+        ):
             value = read(arithmetic.first_call(backend.attempt, fn))
         if not keras.ops.is_tensor(value):
             raise ValueError(
@@ -128,11 +133,11 @@ class StatelessFunction(VariableReader):
             self.unused_variables,
             lambda: arithmetic.call(backend.attempt, fn),
         )
-        self.fn = fn
+        self.fn, self._name = fn, name
         self.shape = tuple(value.shape)
 
     def __call__(self, parts, frozen):
-        with self.scope(parts, frozen):
+        with naming_conversions(self._name), self.scope(parts, frozen):
             return read(self.fn())
 
     def frozen_values(self):

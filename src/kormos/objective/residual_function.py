@@ -9,6 +9,7 @@ from kormos import backend
 from kormos.backend.common import as_tensor
 from kormos.objective.arithmetic import Arithmetic
 from kormos.objective.broadcasts import HINT
+from kormos.objective.conversions import naming_conversions
 from kormos.objective.function import VariableReader
 from kormos.objective.function import read
 from kormos.objective.function import takes
@@ -163,10 +164,11 @@ class ResidualFunction(VariableReader):
 
     def _call(self, leaves):
         """The blocks by name."""
-        if self._has_data:
-            blocks = self.points.given_to(self._fn, leaves)
-        else:
-            blocks = self._fn()
+        with naming_conversions("residual_fn"):
+            if self._has_data:
+                blocks = self.points.given_to(self._fn, leaves)
+            else:
+                blocks = self._fn()
         if isinstance(blocks, dict):
             blocks = {str(name): block for name, block in blocks.items()}
         elif isinstance(blocks, (list, tuple)):

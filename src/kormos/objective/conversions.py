@@ -1,0 +1,55 @@
+"""Says where a function makes a NumPy array of a tensor that it was given."""
+
+import contextlib
+import linecache
+from collections.abc import Iterator
+from types import TracebackType
+
+from kormos.warn import is_of_library
+
+# By backend the class and a part of the message of its own error.
+_ERRORS = (
+    ("TracerArrayConversionError", ""),
+    ("NotImplementedError", "to a numpy array"),
+    ("RuntimeError", "Can't call numpy() on Tensor that requires grad"),
+)
+
+
+@contextlib.contextmanager
+def naming_conversions(name: str) -> Iterator[None]:
+    """A scope that names the line in which a tensor becomes an array.
+
+    Args:
+        name: what to call the function whose code runs in it.
+
+    Raises:
+        ValueError: with the line, where that happens.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not any(
+            type(error).__name__ == kind and text in str(error)
+            for kind, text in _ERRORS
+        ):
+            raise
+        raise ValueError(
+            f"Function `{name}` must compute with tensors: a NumPy array has "
+            "no gradient, and an array times a variable is one. Convert the "
+            "array, `keras.ops.convert_to_tensor(x)`, and use `keras.ops` in "
+            "place of NumPy's functions. "
+            f"Received: {_line(error.__traceback__)}"
+        ) from error
+
+
+def _line(trace: TracebackType | None) -> str:
+    """The last line that belongs to no library."""
+    found = "a conversion to NumPy"
+    while trace is not None:
+        frame = trace.tb_frame
+        if not is_of_library(frame):
+            file, number = frame.f_code.co_filename, trace.tb_lineno
+            code = linecache.getline(file, number).strip()
+            found = f"line {number} of {file}: {code}"
+        trace = trace.tb_next
+    return found
