@@ -739,3 +739,20 @@ def test_a_variable_is_a_block_by_itself(float64):
     result = kormos.least_squares(lambda: {"p": v, "q": v - 1.0}, [v])
     np.testing.assert_allclose(value(v), [0.5, 0.5])
     assert result.loss == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("precision", [None, "float64", "auto"])
+def test_the_example_of_the_docstring(precision):
+    x = np.linspace(0.0, 1.0, 20)
+    y = 2 * np.exp(-3 * x)
+    b = keras.Variable([1.0, 1.0])
+    result = kormos.least_squares(
+        lambda data: b[0] * keras.ops.exp(-b[1] * data["x"]) - data["y"],
+        [b],
+        data={"x": x, "y": y},
+        precision=precision,
+    )
+    assert result.success
+    np.testing.assert_allclose(
+        keras.ops.convert_to_numpy(b), [2.0, 3.0], rtol=1e-5
+    )

@@ -200,11 +200,13 @@ def least_squares(
     Example:
 
     ```python
-    x = keras.ops.linspace(0.0, 1.0, 20)
-    y = 2 * keras.ops.exp(-3 * x)
+    x = np.linspace(0.0, 1.0, 20)
+    y = 2 * np.exp(-3 * x)
     b = keras.Variable([1.0, 1.0])
     result = kormos.least_squares(
-        lambda: b[0] * keras.ops.exp(-b[1] * x) - y, [b]
+        lambda data: b[0] * keras.ops.exp(-b[1] * data["x"]) - data["y"],
+        [b],
+        data={"x": x, "y": y},
     )
     ```
     """
