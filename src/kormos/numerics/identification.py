@@ -132,14 +132,14 @@ def undetermined(
     matrix = look.hessian(here, indices, 1)
     if matrix is None:
         return None
-    directions = look.flat(indices, matrix)
-    spread = np.linalg.norm(directions, axis=0)
-    combined = [int(i) for i in np.flatnonzero(spread > _PART)]
     curvature = np.zeros_like(theta)
     curvature[indices] = np.diagonal(matrix)
-    others = np.setdiff1d(indices, combined)
-    endless = look.endless(start, others, curvature)
-    without = np.setdiff1d(indices[~matrix.any(axis=0)], endless)
+    endless = look.endless(start, indices, curvature)
+    rest = ~np.isin(indices, endless)
+    directions = look.flat(indices[rest], matrix[np.ix_(rest, rest)])
+    spread = np.linalg.norm(directions, axis=0)
+    combined = [int(i) for i in np.flatnonzero(spread > _PART)]
+    without = indices[rest & ~matrix.any(axis=0)]
     if not (without.size or combined or endless):
         return None
     return Undetermined(
