@@ -62,7 +62,8 @@ def by_kormos(method, limits):
     hessian, centre = map(ops.convert_to_tensor, (HESSIAN, CENTRE))
 
     def loss():
-        return (v - centre) @ hessian @ (v - centre) / 2 + UNIT
+        slope = ops.matmul(hessian, v - centre)
+        return ops.sum((v - centre) * slope) / 2 + UNIT
 
     optimizer = kormos.optimizers.get(method)
     kormos.minimize(
