@@ -109,7 +109,7 @@ def compiled():
 
 
 def first_loss(count):
-    """The loss of the first batches, at kernels of ones."""
+    """The loss of the first batches where every kernel entry is one."""
     errors = [x.sum(axis=1, keepdims=True) - y for x, y in PAIRS[:count]]
     return np.mean(np.square(errors))
 

@@ -1,4 +1,4 @@
-"""What callbacks assign is what a fit goes on with."""
+"""A fit goes on with the values that callbacks assign."""
 
 import keras
 import numpy as np

@@ -1,4 +1,4 @@
-"""Random numbers in what is minimized: fixed ones are fitted, others named."""
+"""Random numbers in a loss: seeded ones stay the same, others are refused."""
 
 import keras
 import numpy as np

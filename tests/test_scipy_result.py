@@ -9,7 +9,7 @@ from keras import ops
 import kormos
 from kormos.optimizers.scipy_methods import METHODS
 
-# A quadratic so small that SciPy is shown a power of two times it.
+# A quadratic that is so small that kormos scales it up for SciPy.
 UNIT = 1e-6
 HESSIAN = UNIT * np.array([[3.0, 1.0], [1.0, 2.0]])
 CENTRE = np.array([2.0, 1.5])

@@ -334,7 +334,7 @@ class FitLoop:
         return is_other or self._epoch >= self._end or self._model.stop_training
 
     def _present(self):
-        """The weights before callbacks are called, or `None` without any."""
+        """The present weights, or `None` where there are no callbacks."""
         return self._objective.initial_position() if self._observed else None
 
     def _follow(self, before, theta):

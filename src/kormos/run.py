@@ -11,6 +11,7 @@ import time
 import numpy as np
 
 from kormos.numerics import stopping
+from kormos.numerics.identification import EVERYWHERE
 from kormos.numerics.identification import undetermined
 from kormos.numerics.stopping import Outcome
 from kormos.numerics.stopping import Result
@@ -124,8 +125,7 @@ class Run:
         is_optimum = outcome.status in stopping.SUCCESSES
         if not is_optimum or outcome.evaluate is None or problem.constraints:
             return
-        everywhere = np.full(theta.shape, np.inf)
-        box = -everywhere, everywhere
+        box = EVERYWHERE
         if problem.is_bounded:
             box = problem.lower, problem.upper
         found = undetermined(

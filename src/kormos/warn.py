@@ -1,10 +1,12 @@
-"""Warnings that point at the user's own line."""
+"""The user's own line: where warnings point, and errors say they are from."""
 
 import sys
+import traceback
 import warnings
 from types import FrameType
+from types import TracebackType
 
-# A warning of kormos says nothing of lines in these.
+# Lines in these modules tell a user nothing.
 _LIBRARIES = (
     "kormos",
     "keras",
@@ -24,12 +26,24 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
         category: the class of the warning.
     """
     frame, level = sys._getframe(1), 2
-    while frame.f_back is not None and is_of_library(frame):
+    while frame.f_back is not None and _is_of_library(frame):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, category, stacklevel=level)
 
 
-def is_of_library(frame: FrameType) -> bool:
+def place_of(trace: TracebackType | None) -> tuple[str, int] | None:
+    """The file and the number of the last line that is the user's own.
+
+    Args:
+        trace: the traceback of an exception.
+    """
+    for frame, number in reversed([*traceback.walk_tb(trace)]):
+        if not _is_of_library(frame):
+            return frame.f_code.co_filename, number
+    return None
+
+
+def _is_of_library(frame: FrameType) -> bool:
     """Whether a frame is one of kormos' or of what it stands on."""
     package, _, _ = frame.f_globals.get("__name__", "").partition(".")
     return package in _LIBRARIES

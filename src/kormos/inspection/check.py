@@ -31,11 +31,11 @@ def check(
 
     Whether the objective is the same twice and for every batch size, finite,
     its gradient right; which variables it does not depend on, and which of few
-    parameters the data leave open; what falls to
-    float32 in a float64 model; what is badly scaled; which variables have an
-    L1 regularizer, at whose kinks methods stop; what an evaluation and an
-    iteration of each method take, and which method suits. It evaluates the
-    loss some tens of times and leaves the model as it is.
+    parameters the data leave open; what falls to float32 in a float64 model;
+    what is badly scaled; which variables have an L1 regularizer, at whose
+    kinks methods stop; what an evaluation and an iteration of each method
+    take, and which method suits. It evaluates the loss some tens of times and
+    leaves the model as it is.
 
     Args:
         model: a `keras.Model`, compiled unless `loss` is given.

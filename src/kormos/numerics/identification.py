@@ -33,6 +33,9 @@ _MOST_NAMES = 8
 
 Evaluate = Callable[[np.ndarray], tuple[float, np.ndarray]]
 Hessian = Callable[[np.ndarray], np.ndarray]
+# Lower and upper bounds: of each parameter, or of all.
+Box = tuple[np.ndarray | float, np.ndarray | float]
+EVERYWHERE: Box = (-np.inf, np.inf)
 
 
 class Undetermined(NamedTuple):
@@ -95,7 +98,7 @@ def undetermined(
     hessian: Hessian | None,
     start: tuple[np.ndarray, float],
     theta: np.ndarray,
-    box: tuple[np.ndarray, np.ndarray],
+    box: Box,
     epsilon: float,
     seconds: float,
 ) -> Undetermined | None:
@@ -107,7 +110,7 @@ def undetermined(
             differences of the gradient.
         start: where the run began, and the loss there.
         theta: the optimum.
-        box: the bounds, lower and upper; what is at one of them is held.
+        box: lower and upper bounds; what is at one of them is held.
         epsilon: the spacing of numbers near one in the evaluation's dtype.
         seconds: what the run took.
 
@@ -155,12 +158,8 @@ def undetermined_at(
     Only what changes nothing when parameters move by their own size is found.
     """
     here = _Point(theta, *evaluate(theta))
-    sizes, everywhere = (
-        _sizes(theta, theta, epsilon),
-        np.full(theta.size, np.inf),
-    )
-    box = -everywhere, everywhere
-    look = _Look(evaluate, None, here, sizes, box, epsilon)
+    sizes = _sizes(theta, theta, epsilon)
+    look = _Look(evaluate, None, here, sizes, EVERYWHERE, epsilon)
     indices = np.arange(theta.size)
     hessian = look.hessian(here, indices, 1)
     if hessian is None:
@@ -209,7 +208,7 @@ class _Look:
         hessian: Hessian | None,
         here: _Point,
         sizes: np.ndarray,
-        box: tuple[np.ndarray, np.ndarray],
+        box: Box,
         epsilon: float,
     ):
         self._lower, self._upper = box

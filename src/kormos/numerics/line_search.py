@@ -162,7 +162,7 @@ def verdict(search, loss, slope, noise):
 
 
 def _is_in_vain(search, loss, noise):
-    """Whether a trial gains nothing after many."""
+    """Whether a trial gains nothing although many came before it."""
     predicted = search.step * search.start.slope
     change = loss - search.start.loss
     # Slopes show for longer than losses what a step does, but not for ever.
@@ -174,7 +174,7 @@ def _is_in_vain(search, loss, noise):
 
 
 def _has_gained(search):
-    """Whether an earlier trial has lowered the loss sufficiently."""
+    """Whether an earlier trial has met the sufficient decrease condition."""
     start, best = search.start, search.best
     least = SUFFICIENT_DECREASE * best.step * start.slope
     return both(best.step > 0, best.loss - start.loss <= least)
@@ -190,7 +190,7 @@ def advance(search, loss, slope, noise):
         noise: scalar, the rounding of the loss over its size.
     """
     moved = _narrowed(search, _seen(search, loss, slope, noise), slope)
-    # What an earlier trial has gained is taken.
+    # The search ends at the best of the earlier trials.
     given_up = both(_is_in_vain(search, loss, noise), _has_gained(search))
     best = search._replace(
         step=search.best.step,

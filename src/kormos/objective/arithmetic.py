@@ -207,7 +207,7 @@ class Arithmetic:
             yield
 
     def check(self, run, fn, loss, parts, *args):
-        """Refuses what does not compute in the precision, slopes included.
+        """Refuses values or gradients that are not computed in the precision.
 
         Args:
             run: function that runs `fn(*args)` for the layers that it calls.
@@ -269,7 +269,7 @@ class Arithmetic:
 
 
 def _or_refuse(calls, run, *args):
-    """`run(*args)`; refuses what raises in float64, as it does not else."""
+    """Calls `run(*args)`, and refuses a model that raises only in float64."""
     try:
         return run(*args)
     except Exception as error:

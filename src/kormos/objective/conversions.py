@@ -5,7 +5,7 @@ import linecache
 from collections.abc import Iterator
 from types import TracebackType
 
-from kormos.warn import is_of_library
+from kormos.warn import place_of
 
 # By backend the class and a part of the message of its own error.
 _ERRORS = (
@@ -43,13 +43,8 @@ def naming_conversions(name: str) -> Iterator[None]:
 
 
 def _line(trace: TracebackType | None) -> str:
-    """The last line that belongs to no library."""
-    found = "a conversion to NumPy"
-    while trace is not None:
-        frame = trace.tb_frame
-        if not is_of_library(frame):
-            file, number = frame.f_code.co_filename, trace.tb_lineno
-            code = linecache.getline(file, number).strip()
-            found = f"line {number} of {file}: {code}"
-        trace = trace.tb_next
-    return found
+    place = place_of(trace)
+    if place is None:
+        return "a conversion to NumPy"
+    file, number = place
+    return f"line {number} of {file}: {linecache.getline(file, number).strip()}"

@@ -10,6 +10,7 @@ import numpy as np
 from keras import ops
 
 from kormos import backend
+from kormos.objective.program import is_seed
 from kormos.objective.program import leading_size
 from kormos.objective.program import snapshot
 
@@ -32,7 +33,7 @@ class LayerStates:
         self._variables = [
             v
             for v in model.non_trainable_variables
-            if v.name != "seed_generator_state" and id(v) not in others
+            if not is_seed(v) and id(v) not in others
         ]
         # By variable what a batch's average is multiplied by.
         self._shares = {

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import keras
 from keras import tree
 
+from kormos.objective.copies import copied
+
 # By the activation's name the losses that match it: their functions.
 _MATCHING = {
     "softmax": (
@@ -48,10 +50,7 @@ class Link(NamedTuple):
 
         A copy computes it: another thread may use the layer meanwhile.
         """
-        # `copy.copy` would save and load it: Keras' objects are pickled so.
-        linear = object.__new__(type(self.layer))
-        linear.__dict__.update(self.layer.__dict__)
-        linear.__dict__["activation"] = keras.activations.linear
+        linear = copied(self.layer, activation=keras.activations.linear)
         return linear(inputs)
 
 

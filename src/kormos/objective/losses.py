@@ -15,6 +15,7 @@ import numpy as np
 from keras import ops
 from keras import tree
 
+from kormos.objective.copies import copied
 from kormos.objective.program import leading_size
 from kormos.objective.units import SQUARES
 
@@ -244,18 +245,9 @@ def squares_units(loss):
 
 def _widened(loss, dtype):
     """The same loss, computed in a wider dtype than its inputs have."""
-    wide = object.__new__(type(loss))
-    wide.__dict__.update(loss.__dict__)
-    wide.fn = SQUARES[loss.fn]
-    wide._dtype = dtype
-    return wide
+    return copied(loss, fn=SQUARES[loss.fn], _dtype=dtype)
 
 
 def _variant(loss, call, reduction=None):
     """A copy of a loss with another `call` and reduction."""
-    # `copy.copy` would save and load it: Keras' objects are pickled so.
-    variant = object.__new__(type(loss))
-    variant.__dict__.update(loss.__dict__)
-    variant.call = call
-    variant.reduction = reduction
-    return variant
+    return copied(loss, call=call, reduction=reduction)

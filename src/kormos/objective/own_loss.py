@@ -1,4 +1,4 @@
-"""What a model's own `compute_loss` adds to a loss of the outputs."""
+"""Whether a model's own `compute_loss` adds the losses of its layers."""
 
 from typing import Any
 

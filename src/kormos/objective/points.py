@@ -202,7 +202,7 @@ def _path(name, path):
 
 
 def _has(test, array):
-    """The rows of an array in which a test is true of a number."""
+    """Which rows of an array hold a number for which a test is true."""
     if array.dtype.kind != "f":
         return np.zeros(len(array), bool)
     return test(array).reshape(len(array), -1).any(axis=1)

@@ -165,10 +165,11 @@ def wide_values(variables):
 
 def reads_seeds(variables):
     """Whether the state of a `keras.random.SeedGenerator` is among them."""
-    return any(_is_seed(variable) for variable in variables)
+    return any(is_seed(variable) for variable in variables)
 
 
-def _is_seed(variable):
+def is_seed(variable):
+    """Whether a variable is the state of a `keras.random.SeedGenerator`."""
     return variable.name == "seed_generator_state"
 
 
@@ -182,7 +183,7 @@ def have_changed(variables, values):
         )
         for variable, value in zip(variables, values, strict=True)
         # Any call of a layer that draws moves on what it draws from.
-        if not _is_seed(variable)
+        if not is_seed(variable)
     )
 
 

@@ -7,6 +7,7 @@ from keras import ops
 from keras import tree
 
 from kormos import backend
+from kormos.objective.program import is_seed
 from kormos.objective.program import snapshot
 
 # By which part of the largest number outputs may differ of a state that does
@@ -60,7 +61,7 @@ def carried(model_loss, assigned, head):
         head: the rows of a chunk, a `Data` of tensors.
     """
     # A fit freezes seeds, and no batch leaves the next one any.
-    assigned = [v for v in assigned if v.name != "seed_generator_state"]
+    assigned = [v for v in assigned if not is_seed(v)]
     if not assigned:
         return []
     parts = snapshot(model_loss.variables)

@@ -9,6 +9,7 @@ import numpy as np
 
 from kormos import backend
 from kormos.numerics.vectors import NARROW
+from kormos.numerics.vectors import rounding as spacing
 from kormos.precision import is_true_float64
 
 # By which part of itself the loss must change, and by how many times what a
@@ -17,7 +18,6 @@ _EXPONENT, _AMPLIFIED = 0.55, 30
 # Steps that show whether a loss changes without a gradient, and by how much
 # they may bend.
 _STEP, _STRAIGHT = 1e-2, 0.1
-_FLOAT32 = 2.0**-23
 # What accelerators may round the factors of a float32 product to.
 _TENSOR_CORES = 2.0**-11
 # So far from the start are the points to compare at, in sizes of parameters.
@@ -155,6 +155,6 @@ def _rounding(objective):
     rounding = max(objective.epsilon, objective.rounding)
     if not is_true_float64() and objective.program.packing.dtype is None:
         # Keras may compute what is float64 in float32.
-        rounding = max(rounding, _FLOAT32)
+        rounding = max(rounding, spacing("float32"))
     is_fine = rounding < NARROW or backend.on_cpu()
     return rounding if is_fine else max(rounding, _TENSOR_CORES)

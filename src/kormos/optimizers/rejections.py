@@ -14,9 +14,7 @@ import numpy as np
 
 from kormos import backend
 from kormos.backend.common import causes
-
-# Modules whose frames do not say where a user's code failed.
-_LIBRARIES = ("kormos", "keras", "jax", "tensorflow", "torch", "numpy")
+from kormos.warn import place_of
 
 # What TensorFlow puts around an error: names of nodes and of operations.
 _NODES = re.compile(r"\{\{.*?\}\}|\[\[.*?\]\]|\[Op:.*", re.DOTALL)
@@ -118,12 +116,11 @@ def _in_words(error):
 
 def _place(error):
     """File and line in the user's code, or `None` if they are not known."""
-    for frame, line in reversed([*traceback.walk_tb(error.__traceback__)]):
-        library = frame.f_globals.get("__name__", "").partition(".")[0]
-        if library not in _LIBRARIES:
-            name = os.path.basename(frame.f_code.co_filename)
-            return f"{name}, line {line}"
-    return None
+    place = place_of(error.__traceback__)
+    if place is None:
+        return None
+    file, line = place
+    return f"{os.path.basename(file)}, line {line}"
 
 
 class SafeGaussNewton:
