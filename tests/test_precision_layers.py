@@ -13,8 +13,6 @@ from keras import ops
 import kormos
 from conftest import BACKEND
 from sweeping import ROWS
-from sweeping import known
-from test_sweep_layers import FAULTS
 from test_sweep_layers import NAMES
 from test_sweep_layers import sum_of
 
@@ -38,11 +36,7 @@ NARROW = {
 # Layers that cannot be trained, whatever the precision.
 FROZEN_ALONE = ["SpectralNormalization"]
 
-SOUND = [
-    name
-    for name in NAMES
-    if name not in NARROW and not known(name, "lbfgs", FAULTS)
-]
+SOUND = [name for name in NAMES if name not in NARROW]
 
 
 def drawn(model):

@@ -26,7 +26,6 @@ from sweeping import classes
 from sweeping import draw_weights
 from sweeping import fit
 from sweeping import needs
-from sweeping import parameters
 from sweeping import refuses
 
 # Of `Flatten`, at the end of every model here.
@@ -156,21 +155,6 @@ FLAT = {
 # Softmax does not see it.
 WITHOUT_EFFECT = "key/bias"
 
-_KINKS = "`lm`: the check of derivatives takes a kink for a mistake"
-
-# Right models that are refused or crash; one that fits again fails, too.
-FAULTS = {
-    "jax": {_KINKS: {"ConvLSTM2D"}},
-    "tensorflow": {
-        _KINKS: {"ConvLSTM2D"},
-        "`lbfgs`, `lm`: strings are refused": {
-            "StringLookup",
-            "TextVectorization",
-        },
-    },
-}
-
-
 def case_of(name):
     """The case of a class, or what its arguments' names and a trial tell."""
     if name in CASES:
@@ -273,18 +257,12 @@ NAMES = [
 ]
 
 
-METHODS = ["lbfgs", "lm"]
-PARAMETERS = parameters(NAMES, METHODS, FAULTS)
-
-
 def together():
-    """Sound layers, a dozen in a model: a solver compiles longer than they."""
-    sound = [p.values for p in PARAMETERS if not p.marks]
-    groups = {m: [n for n, method in sound if method == m] for m in METHODS}
+    """A dozen layers in a model: a solver compiles longer than they."""
     return [
-        (names[i : i + 12], method)
-        for method, names in groups.items()
-        for i in range(0, len(names), 12)
+        (NAMES[i : i + 12], method)
+        for method in ["lbfgs", "lm"]
+        for i in range(0, len(NAMES), 12)
     ]
 
 
@@ -298,11 +276,6 @@ def test_layers(names, method):
             raise
 
 
-@pytest.mark.parametrize("name, method", [p for p in PARAMETERS if p.marks])
-def test_a_faulty_layer(name, method):
-    fits_or_refuses(name, method)
-
-
 @pytest.mark.parametrize("name", NO_MODEL.get(BACKEND, ()))
 def test_what_keras_cannot_evaluate_either(name):
     with pytest.raises(Exception, match="string|build the model|dtype"):
@@ -310,10 +283,4 @@ def test_what_keras_cannot_evaluate_either(name):
 
 
 def test_tables_name_layers():
-    tabled = {
-        n
-        for table in FAULTS.values()
-        for names in table.values()
-        for n in names
-    }
-    assert {*LEFT_OUT, *tabled, *FLAT} <= set(FOUND)
+    assert {*LEFT_OUT, *FLAT} <= set(FOUND)
