@@ -210,9 +210,7 @@ def test_a_network_on_targets_of_1e_7():
 
 
 @pytest.mark.parametrize("method", OURS)
-@pytest.mark.parametrize(
-    "dtype, unit", [("float32", 1e-8), ("float64", 1e-7), ("float64", 1e-12)]
-)
+@pytest.mark.parametrize("dtype, unit", [("float64", 1e-7), ("float64", 1e-12)])
 @pytest.mark.usefixtures("unconverged")
 def test_no_success_of_a_network_on_tiny_targets_that_it_misses(
     dtype, unit, method

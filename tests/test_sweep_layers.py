@@ -155,6 +155,7 @@ FLAT = {
 # Softmax does not see it.
 WITHOUT_EFFECT = "key/bias"
 
+
 def case_of(name):
     """The case of a class, or what its arguments' names and a trial tell."""
     if name in CASES:

@@ -14,7 +14,6 @@ import keras
 import numpy as np
 
 from kormos.numerics import stopping
-from kormos.numerics.vectors import NARROW
 from kormos.objective.checks import check_hessian_products
 from kormos.objective.checks import warn_of_unused_variables
 from kormos.objective.limits import moved_into_bounds
@@ -150,7 +149,6 @@ class FitLoop:
             self._evaluations,
             self._hessian_products,
             time.perf_counter() - self._start_time,
-            self._objective.epsilon < NARROW,
             self._float64_from,
         )
         history.result = result

@@ -18,6 +18,7 @@ from kormos.numerics.stopping import Result
 from kormos.numerics.stopping import sentence
 from kormos.objective.checks import check_count
 from kormos.optimizers.problem import Budget
+from kormos.wider_trial import tried_wider
 
 # Ends at which a loss may have been falling still, and the part of it that a
 # model must promise where rounding hides the rest.
@@ -74,11 +75,10 @@ class Run:
         self._start, self._began = np.array(theta), time.perf_counter()
         try:
             outcome = self._stage.run(self._problem, theta, self._report)
+            outcome = self._judged(outcome)
         except KeyboardInterrupt:
             theta, loss = self.best
             outcome = Outcome(stopping.INTERRUPTED, theta, loss)
-        else:
-            outcome = self._judged(outcome)
         findings = outcome.findings, self._problem.raised.sentence()
         outcome.findings = " ".join(filter(None, findings))
         return outcome
@@ -95,6 +95,9 @@ class Run:
         if not is_kept:
             outcome.theta, outcome.loss = self.best
         self._name_what_ran_away(outcome)
+        if not self._problem.goes_on_wider:
+            seconds = time.perf_counter() - self._began
+            outcome = tried_wider(outcome, self._problem, seconds)
         self._name_what_is_undetermined(outcome)
         return outcome
 
@@ -259,16 +262,13 @@ def describe(
     evaluations,
     products,
     seconds,
-    is_wide,
     float64_from=None,
 ):
     """The `Result` for the user, of one or several runs."""
     kept = outcome.loss if outcome.kept_loss is None else outcome.kept_loss
     return Result(
         status=outcome.status,
-        message=sentence(
-            outcome, iterations, evaluations, is_wide, float64_from
-        ),
+        message=sentence(outcome, iterations, evaluations, float64_from),
         success=outcome.status in stopping.SUCCESSES,
         loss=float(outcome.loss),
         kept_loss=float(kept),

@@ -6,7 +6,6 @@ import numpy as np
 
 from kormos.callbacks import Resample
 from kormos.numerics import stopping
-from kormos.numerics.vectors import NARROW
 from kormos.objective.checks import check_hessian_products
 from kormos.objective.checks import warn_of_unused_variables
 from kormos.objective.limits import resolve_bounds
@@ -198,7 +197,6 @@ class Solve:
             self._evaluations,
             self._products,
             time.perf_counter() - self._begun,
-            self._objective.epsilon < NARROW,
             self._float64_from,
         )
         result.history = self.history

@@ -143,16 +143,13 @@ class Result:
         return self.message
 
 
-def sentence(
-    outcome, iterations, evaluations, is_wide=False, float64_from=None
-):
+def sentence(outcome, iterations, evaluations, float64_from=None):
     """The status of a run in words: figures, the test that fired, advice.
 
     Args:
         outcome: the `Outcome`.
         iterations: how many there were.
         evaluations: likewise.
-        is_wide: whether the loss was evaluated in float64.
         float64_from: after how many iterations that began, or `None`.
     """
     text = (
@@ -169,10 +166,6 @@ def sentence(
         text += f" ({outcome.detail})"
     advice = ADVICE.get(outcome.status, "")
     sentences = [f"{text}.", outcome.findings.strip(), advice]
-    if outcome.status == NOISE_FLOOR and not is_wide:
-        sentences.append(
-            "`precision='float64'` evaluates it with less rounding."
-        )
     if float64_from is not None:
         sentences.append(f"In float64 from iteration {float64_from}.")
     if outcome.kept_loss is not None:

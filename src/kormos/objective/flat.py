@@ -1,5 +1,6 @@
 """Objectives: losses as functions of one flat vector."""
 
+import copy
 import functools
 
 import numpy as np
@@ -106,6 +107,20 @@ class FlatObjective:
         """Evaluates in float64 from now on."""
         self.can_widen = False
         self._widen()
+
+    def widened(self):
+        """A twin that evaluates in float64.
+
+        Raises:
+            Float64Error: where something cannot.
+        """
+        twin = copy.copy(self)
+        twin._prepare_wide()
+        twin.widen()
+        return twin
+
+    def _prepare_wide(self):
+        """Finds what cannot be evaluated in float64."""
 
     def _widen(self):
         raise NotImplementedError

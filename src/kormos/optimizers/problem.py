@@ -163,6 +163,15 @@ class Problem:
         )
 
     @property
+    def goes_on_wider(self):
+        """Whether a run in float64 is to follow this one."""
+        return self._objective.can_widen
+
+    def widened(self):
+        """Loss and gradient in float64, for those who count themselves."""
+        return self._objective.widened().value_and_grad
+
+    @property
     def is_verified(self):
         """Whether the compiled loss was compared with the loss as it is."""
         program = getattr(self._objective, "program", None)
