@@ -7,7 +7,6 @@ import numpy as np
 
 from kormos.numerics import stopping
 from kormos.numerics.convergence import FINEST
-from kormos.numerics.convergence import ROUNDINGS
 from kormos.numerics.convergence import measured_noise
 from kormos.numerics.fresh_run import try_to_gain
 
@@ -17,7 +16,7 @@ _MOST_TRIALS = 40
 _FALLING = 1e-6
 # They may take so many seconds, or this part of the run's own.
 _SECONDS, _PART = 2.0, 0.25
-# What lowers the loss by so many roundings is seen.
+# A gain of fewer roundings is hidden by them.
 _SEEN = 100.0
 # Another copy of a problem with more parameters than this may not fit.
 _MOST_PARAMETERS = 10**6
@@ -70,7 +69,7 @@ def tried_wider(outcome, problem, seconds):
     )
     without = problem.peek(problem.project(np.zeros_like(theta)))
     is_lost = gained > _FALLING and without - loss < _SEEN * noise
-    if before - gain.loss <= ROUNDINGS * noise and not is_lost:
+    if before - gain.loss <= _SEEN * noise and not is_lost:
         return _found(outcome, f"{text}, which float32 cannot see.")
     text = f"{text}: `precision='float64'` goes on."
     if is_lost:
