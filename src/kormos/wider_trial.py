@@ -9,6 +9,7 @@ from kormos.numerics import stopping
 from kormos.numerics.convergence import FINEST
 from kormos.numerics.convergence import measured_noise
 from kormos.numerics.fresh_run import try_to_gain
+from kormos.objective.arithmetic import Float64Error
 
 # Steps that are tried.
 _MOST_TRIALS = 40
@@ -46,8 +47,12 @@ def tried_wider(outcome, problem, seconds):
         before, grad = evaluate(theta)
     except Exception as error:
         # A fit that has ended well does not fail for this.
-        text = f"Float64 could not be tried: {type(error).__name__}, {error}"
-        return _found(outcome, f"{text.rstrip('.')}.")
+        reason = f"{type(error).__name__}, {error}"
+        if isinstance(error, Float64Error):
+            # The advice before is for those who have asked for float64.
+            reason = str(error).split("Received: ")[-1]
+        reason = reason.rstrip(".")
+        return _found(outcome, f"Float64 could not be tried: {reason}.")
     if not (np.isfinite(before) and np.isfinite(grad).all()):
         return _found(outcome, "In float64 the loss is not finite here.")
     deadline = time.perf_counter() + max(_SECONDS, _PART * seconds)
