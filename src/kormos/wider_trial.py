@@ -7,6 +7,7 @@ import numpy as np
 
 from kormos.numerics import stopping
 from kormos.numerics.convergence import FINEST
+from kormos.numerics.convergence import ROUNDINGS
 from kormos.numerics.convergence import measured_noise
 from kormos.numerics.fresh_run import try_to_gain
 from kormos.objective.arithmetic import Float64Error
@@ -67,13 +68,18 @@ def tried_wider(outcome, problem, seconds):
         most=_MOST_TRIALS,
     )
     noise = measured_noise(problem.peek, theta, loss, problem.rounding)
+    if outcome.threshold is not None:
+        # Of a loss that has vanished, differences do not show it.
+        noise = max(noise, outcome.threshold * abs(loss) / ROUNDINGS)
     gained = (before - gain.loss) / (abs(before) or 1.0)
     text = (
         f"In float64 {gain.evaluations - gain.non_finite} evaluations from "
         f"here lower the loss by {gained:.1e} of itself"
     )
     without = problem.peek(problem.project(np.zeros_like(theta)))
-    is_lost = gained > _FALLING and without - loss < _SEEN * noise
+    # Where zero fits exactly, there is nothing to tell.
+    is_hidden = without != 0 and without - loss < _SEEN * noise
+    is_lost = gained > _FALLING and is_hidden
     if before - gain.loss <= _SEEN * noise and not is_lost:
         return _found(outcome, f"{text}, which float32 cannot see.")
     text = f"{text}: `precision='float64'` goes on."
