@@ -26,7 +26,7 @@ class Scripted(keras.losses.Loss):
         if self.calls_left is not None:
             self.calls_left -= 1
             if self.calls_left < 0:
-                # Its traceback would grow with every call.
+                # Otherwise its traceback grows with every call.
                 raise self.error.with_traceback(None)
         return ops.mean((y_true - y_pred) ** 2, axis=-1)
 

@@ -262,7 +262,7 @@ NAMES = [
 
 
 def together():
-    """A dozen layers in a model: a solver compiles longer than they."""
+    """Groups of a dozen layers, because each group compiles one solver."""
     others = [name for name in NAMES if name not in APART]
     dozens = [others[i : i + 12] for i in range(0, len(others), 12)]
     groups = [*dozens, *([name] for name in NAMES if name in APART)]

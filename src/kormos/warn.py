@@ -1,4 +1,4 @@
-"""The user's own line: where warnings point, and errors say they are from."""
+"""Finds the user's own line, for warnings and for messages of errors."""
 
 import sys
 import traceback
@@ -32,10 +32,13 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
 
 
 def place_of(trace: TracebackType | None) -> tuple[str, int] | None:
-    """The file and the number of the last line that is the user's own.
+    """Finds the last line of a traceback that is in the user's own code.
 
     Args:
         trace: the traceback of an exception.
+
+    Returns:
+        The file and the number of the line, or `None` if there is none.
     """
     for frame, number in reversed([*traceback.walk_tb(trace)]):
         if not _is_of_library(frame):

@@ -33,7 +33,8 @@ _MOST_NAMES = 8
 
 Evaluate = Callable[[np.ndarray], tuple[float, np.ndarray]]
 Hessian = Callable[[np.ndarray], np.ndarray]
-# Lower and upper bounds: of each parameter, or of all.
+# Lower and upper bounds: an array with an entry for each parameter, or one
+# number for all of them.
 Box = tuple[np.ndarray | float, np.ndarray | float]
 EVERYWHERE: Box = (-np.inf, np.inf)
 
