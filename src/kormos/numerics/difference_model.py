@@ -42,6 +42,9 @@ class DifferenceModel:
         sizes: the size of each parameter.
         free: which parameters the model is of, a mask.
         lower, upper: the box.
+
+    Attributes:
+        is_flat: whether the differences show no curvature at all.
     """
 
     def __init__(
@@ -136,6 +139,7 @@ class DifferenceModel:
         self._steps[i] = min(self._steps[i], below)
         return -self._steps[i]
 
+    @np.errstate(over="ignore", invalid="ignore")
     def _difference(self, i: np.intp, step: float) -> np.ndarray | None:
         theta = self._theta.copy()
         theta[i] += step
@@ -144,15 +148,18 @@ class DifferenceModel:
             return None
         return (grad - self._grad) / (theta[i] - self._theta[i])
 
+    @np.errstate(over="ignore", divide="ignore", invalid="ignore")
     def _set(self, columns: np.ndarray) -> None:
         """Makes the matrix of the model, which is positive definite."""
         square = columns[:, self._free]
         hessian = (square + square.T) / 2
         diagonal = np.abs(np.diagonal(hessian)).copy()
-        # Where no curvature is seen, as much as takes a parameter its size.
+        # Where no curvature is seen, as much as takes a parameter its size, or
+        # as far as none was seen.
         flat = diagonal == 0
-        grad, sizes = np.abs(self._grad), self._sizes
-        diagonal[flat] = (grad / sizes)[self._free][flat]
+        self.is_flat = bool(flat.all())
+        grad, reach = np.abs(self._grad), np.maximum(self._sizes, self._steps)
+        diagonal[flat] = (grad / reach)[self._free][flat]
         diagonal[diagonal == 0] = 1.0
         hessian[flat, flat] = diagonal[flat]
         self._scale = np.sqrt(diagonal)

@@ -28,6 +28,10 @@ _SHORTER = 0.25
 _MOST_SHORTENED = 4
 # Where a step keeps less than this part of its promise, no more follow.
 _LEAST_KEPT = 1e-3
+# A step that keeps more than this part of its promise met no curvature, and one
+# that changes less than this part of the loss may be lost in its rounding. Both
+# are followed by one that is so many times as long.
+_STRAIGHT, _HIDDEN, _LONGER = 1.5, 1e-6, 10.0
 # A step of BFGS is not made shorter than this part of itself.
 _SHORTEST = 1e-6
 
@@ -183,8 +187,31 @@ def _newton(
             if run.best.loss < before.loss:
                 break
             step = _SHORTER * step
+        if model.is_flat:
+            tried += _lengthened(run, before, step, promise, most - tried)
         if before.loss - run.best.loss <= _LEAST_KEPT * promise:
             return model.step(run.best.theta, run.best.grad)[1]
+
+
+def _lengthened(
+    run: _Run, before: _Point, step: np.ndarray, promise: float, most: int
+) -> int:
+    """Goes on along a step where a model has no curvature.
+
+    Returns:
+        How many steps were tried.
+    """
+    start, tried = before, 0
+    while tried < most:
+        decrease = before.loss - run.best.loss
+        is_hidden = start.loss - run.best.loss <= _HIDDEN * abs(start.loss)
+        if not (is_hidden or decrease > _STRAIGHT * promise):
+            break
+        before, step = run.best, _LONGER * step
+        promise = -float(start.grad @ step) / 2
+        run.go(run.into_box(before.theta + step))
+        tried += 1
+    return tried
 
 
 def _bfgs(run: _Run, units: np.ndarray, most: int) -> tuple[float, np.ndarray]:

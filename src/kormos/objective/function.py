@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from kormos import backend
+from kormos.numerics.vectors import rounding
 from kormos.numerics.vectors import to_array
 from kormos.objective.arithmetic import Arithmetic
 from kormos.objective.arithmetic import check_precision
@@ -135,6 +136,7 @@ class StatelessFunction(VariableReader):
         )
         self.fn, self._name = fn, name
         self.shape = tuple(value.shape)
+        self.dtype = keras.backend.standardize_dtype(value.dtype)
 
     def __call__(self, parts, frozen):
         with naming_conversions(self._name), self.scope(parts, frozen):
@@ -186,6 +188,15 @@ class FunctionObjective(FlatObjective):
         self.can_widen = decide(precision, self._prepare_wide)
         if self.can_widen and starts_wide(precision, packing.dtypes):
             self.widen()
+
+    @property
+    def epsilon(self):
+        """The spacing of numbers near one in the arithmetic of the loss."""
+        packing = self.program.packing
+        if packing.dtype is not None:
+            return rounding(packing.dtype)
+        # Keras' operations may return less than float64 of float64.
+        return max(super().epsilon, rounding(self._function.dtype))
 
     def _prepare_wide(self):
         # What will not do in float64 is found now.
