@@ -84,6 +84,7 @@ lint: $(VENV)/test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	KERAS_BACKEND=jax $(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(VENV)/test
 	$(BIN)/ruff check --fix .

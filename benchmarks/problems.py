@@ -28,7 +28,7 @@ import numpy as np
 import scipy.ndimage
 
 import kormos
-from kormos.objective.function import FunctionObjective
+from kormos.objective.functions.scalar import FunctionObjective
 
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path += [str(ROOT / "tests"), str(ROOT / "examples")]

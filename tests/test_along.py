@@ -6,7 +6,7 @@ from keras import ops
 
 from conftest import BACKEND
 from kormos import backend
-from kormos.objective.along import AlongLine
+from kormos.objective.gauss_newton.directional import AlongLine
 
 POINT, DIRECTION = np.array([0.3, -0.7]), np.array([1.0, 2.0])
 # Of the hyperbolic tangent, of orders one and two.

@@ -10,8 +10,8 @@ import kormos
 from conftest import lindata
 from conftest import linear
 from kormos.objective import FunctionObjective
-from kormos.objective.limits import resolve_bounds
-from kormos.objective.packing import Packing
+from kormos.objective.bounds import resolve_bounds
+from kormos.objective.layout import Packing
 from kormos.optimizers import ScipyBatchOptimizer
 
 BOUNDED = [

@@ -9,10 +9,10 @@ from keras import ops
 import kormos
 from conftest import lindata
 from conftest import linear
-from kormos.objective.limits import resolve_constraints
-from kormos.objective.packing import Packing
+from kormos.objective.bounds import resolve_constraints
+from kormos.objective.layout import Packing
 from kormos.optimizers import ScipyBatchOptimizer
-from kormos.optimizers.problem import Constraint
+from kormos.solvers.problem import Constraint
 
 CONSTRAINED = ["cobyla", "cobyqa", "slsqp", "trust-constr"]
 UNCONSTRAINED = [
@@ -144,7 +144,7 @@ def test_constraints_are_evaluated_within_the_bounds(method, float64):
         return constraint.fun(x)
 
     objective = kormos.objective.FunctionObjective(lambda: ops.sum(v**2), [v])
-    problem = kormos.optimizers.problem.Problem(
+    problem = kormos.solvers.problem.Problem(
         objective,
         np.array([0.7, -9.0]),
         np.array([9.0, 9.0]),

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from kormos.numerics import spectrum
-from kormos.numerics.eigenvectors import eigenvectors
+from kormos.solvers.least_squares import spectrum
+from kormos.solvers.least_squares.eigenvectors import eigenvectors
 
 
 def made_of(values):

@@ -165,12 +165,12 @@ def test_steps_of_a_generator_are_read_once():
 
 
 def test_data_that_never_repeat(monkeypatch):
-    monkeypatch.setattr("kormos.objective.datasets.MOST_BATCHES", 600)
+    monkeypatch.setattr("kormos.data.datasets.MOST_BATCHES", 600)
     with pytest.raises(ValueError, match="not ended after 601 batches"):
         compiled().fit(Yields(shuffled), verbose=0)
 
 
 def test_more_bytes_than_are_kept(monkeypatch):
-    monkeypatch.setattr("kormos.objective.datasets.MOST_BYTES", 1000)
+    monkeypatch.setattr("kormos.data.datasets.MOST_BYTES", 1000)
     with pytest.raises(ValueError, match="not ended after 11 batches"):
         compiled().fit(Yields(endless), verbose=0)

@@ -10,7 +10,7 @@ from conftest import TIGHT
 from conftest import lindata
 from conftest import linear
 from conftest import readme50
-from kormos.optimizers.scipy_methods import METHODS
+from kormos.solvers.scipy.methods import METHODS
 
 # loss, gradient norm, evaluations, validation loss
 LBFGSB = [

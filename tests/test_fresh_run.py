@@ -5,7 +5,7 @@ import pytest
 from scipy.optimize import rosen
 from scipy.optimize import rosen_der
 
-from kormos.numerics.fresh_run import try_to_gain
+from kormos.solvers.fresh_run import try_to_gain
 
 EPSILON = 2.0**-52
 # Fewer parameters than Newton's steps are taken for, and more.

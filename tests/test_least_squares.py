@@ -9,7 +9,7 @@ from keras import ops
 import kormos
 from conftest import BACKEND
 from kormos.callbacks import Resample
-from kormos.objective.residuals import ResidualObjective
+from kormos.objective.functions.residuals import ResidualObjective
 from kormos.optimizers import LevenbergMarquardt
 
 RNG = np.random.default_rng(0)

@@ -16,7 +16,7 @@ from conftest import TIGHT
 from conftest import lindata
 from conftest import linear
 from kormos.optimizers import LevenbergMarquardt
-from kormos.optimizers import least_squares_run
+from kormos.solvers.least_squares import loop
 from native import eager_only
 
 pytestmark = pytest.mark.usefixtures("unconverged")
@@ -853,7 +853,7 @@ def test_stochastic_needs_a_batch_size():
 
 
 def test_damping_goes_on_from_batch_to_batch(monkeypatch):
-    begin, seen = least_squares_run.LeastSquaresRun.begin, []
+    begin, seen = loop.LeastSquaresRun.begin, []
 
     def noted(self, theta, earlier):
         is_finite = begin(self, theta, earlier)
@@ -861,7 +861,7 @@ def test_damping_goes_on_from_batch_to_batch(monkeypatch):
         seen.append((before, self.logs()))
         return is_finite
 
-    monkeypatch.setattr(least_squares_run.LeastSquaresRun, "begin", noted)
+    monkeypatch.setattr(loop.LeastSquaresRun, "begin", noted)
     x, y = sinc(200)
     model = net()
     history = model.fit(

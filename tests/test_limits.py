@@ -10,9 +10,9 @@ from keras import ops
 import kormos
 from conftest import lindata
 from conftest import linear
-from kormos.optimizers import problem
-from kormos.optimizers import quasi_newton_driver
-from kormos.optimizers import quasi_newton_run
+from kormos.optimizers import quasi_newton
+from kormos.solvers import budget
+from kormos.solvers.quasi_newton import loop
 from native import methods
 
 METHODS = [*methods("lbfgs"), "l-bfgs-b", "trust-ncg", "slsqp", "cobyla"]
@@ -89,14 +89,14 @@ class Clock:
 
 @pytest.mark.parametrize("steps", [1, 50])
 def test_max_seconds_of_a_compiled_loop(steps, monkeypatch, unconverged):
-    clock, made = Clock(), quasi_newton_driver.SolverState
+    clock, made = Clock(), quasi_newton.SolverState
 
     def state_made(key, state):
         clock.seconds = float(state.evaluations)
         return made(key, state)
 
-    monkeypatch.setattr(quasi_newton_driver, "SolverState", state_made)
-    for module in (quasi_newton_run, problem):
+    monkeypatch.setattr(quasi_newton, "SolverState", state_made)
+    for module in (loop, budget):
         monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(time, "perf_counter", clock.perf_counter)
     model = keras.Sequential(
@@ -122,8 +122,8 @@ def test_max_seconds_of_a_compiled_loop(steps, monkeypatch, unconverged):
 @pytest.mark.parametrize("method", ["l-bfgs-b", "trust-ncg", "nelder-mead"])
 def test_max_seconds_of_scipy(method, monkeypatch, float64):
     clock = Clock()
-    monkeypatch.setattr(problem, "time", clock)
-    monkeypatch.setattr("kormos.solve.time", clock)
+    monkeypatch.setattr(budget, "time", clock)
+    monkeypatch.setattr("kormos.session.function_session.time", clock)
 
     def tick(loss):
         clock.seconds += 1

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from scipy.optimize._dcsrch import DCSRCH
 
-from kormos.numerics import line_search
-from kormos.numerics.line_search import ACCEPTED
-from kormos.numerics.line_search import FAILED
-from kormos.numerics.line_search import SEARCHING
+from kormos.solvers.quasi_newton import wolfe_search
+from kormos.solvers.quasi_newton.wolfe_search import ACCEPTED
+from kormos.solvers.quasi_newton.wolfe_search import FAILED
+from kormos.solvers.quasi_newton.wolfe_search import SEARCHING
 
 EPSILON = 2.0**-52
 
@@ -58,15 +58,15 @@ def search(phi, step, noise=EPSILON):
     """The trials of a search, and its verdict."""
     with np.errstate(all="ignore"):
         loss, slope = map(number, phi(number(0)))
-        state = line_search.begin(loss, slope, number(step))
+        state = wolfe_search.begin(loss, slope, number(step))
         trials = []
         while True:
             trials.append(float(state.step))
             loss, slope = map(number, phi(state.step))
-            verdict = line_search.verdict(state, loss, slope, number(noise))
+            verdict = wolfe_search.verdict(state, loss, slope, number(noise))
             if verdict != SEARCHING:
                 return trials, verdict
-            state = line_search.advance(state, loss, slope, number(noise))
+            state = wolfe_search.advance(state, loss, slope, number(noise))
 
 
 def scipys_trials(phi, step):
@@ -77,10 +77,10 @@ def scipys_trials(phi, step):
         return phi(a)[0]
 
     dcsrch = DCSRCH(
-        loss, lambda a: phi(a)[1], 1e-4, 0.9, 1e-14, 0.0, line_search.LONGEST
+        loss, lambda a: phi(a)[1], 1e-4, 0.9, 1e-14, 0.0, wolfe_search.LONGEST
     )
     loss0, slope0 = phi(0.0)
-    dcsrch(step, phi0=loss0, derphi0=slope0, maxiter=line_search.MOST_TRIALS)
+    dcsrch(step, phi0=loss0, derphi0=slope0, maxiter=wolfe_search.MOST_TRIALS)
     return trials
 
 
@@ -133,7 +133,7 @@ def test_slopes_decide_within_the_noise_of_a_small_loss():
 def test_a_wrong_slope_fails():
     trials, verdict = search(lambda a: (a, -1.0), 1.0)
     assert verdict == FAILED
-    assert len(trials) <= line_search.MOST_TRIALS
+    assert len(trials) <= wolfe_search.MOST_TRIALS
 
 
 def test_a_descent_of_too_many_trials_ends_at_the_best():
@@ -143,5 +143,5 @@ def test_a_descent_of_too_many_trials_ends_at_the_best():
 
     trials, verdict = search(phi, 1.0)
     assert verdict == ACCEPTED
-    assert len(trials) <= line_search.MOST_TRIALS
+    assert len(trials) <= wolfe_search.MOST_TRIALS
     assert trials[-1] == max(t for t in trials if t < 1 / 3) > 0.3

@@ -8,7 +8,7 @@ from keras import ops
 
 import kormos
 from conftest import lindata
-from kormos.optimizers.scipy_methods import METHODS
+from kormos.solvers.scipy.methods import METHODS
 
 
 def value(variable):

@@ -17,10 +17,10 @@ from conftest import lindata
 from conftest import linear
 from kormos.objective import FunctionObjective
 from kormos.optimizers import ScipyBatchOptimizer
-from kormos.optimizers.problem import Problem
-from kormos.optimizers.scipy_methods import METHODS
-from kormos.optimizers.scipy_methods import failure
-from kormos.optimizers.scipy_run import MOST_DENSE_PARAMETERS
+from kormos.solvers.problem import Problem
+from kormos.solvers.scipy.methods import METHODS
+from kormos.solvers.scipy.methods import failure
+from kormos.solvers.scipy.solver import MOST_DENSE_PARAMETERS
 
 # The reference of `scipy.optimize.minimize`.
 WITHOUT_GRADIENT = ["cobyla", "cobyqa", "nelder-mead", "powell"]

@@ -11,9 +11,9 @@ from scipy.optimize import OptimizeResult
 
 import kormos
 from kormos.optimizers import ScipyBatchOptimizer
-from kormos.optimizers.problem import Constraint
-from kormos.optimizers.problem import Problem
-from kormos.optimizers.scipy_result import unscale
+from kormos.solvers.problem import Constraint
+from kormos.solvers.problem import Problem
+from kormos.solvers.scipy.result import unscale
 
 GRADIENT = [
     "bfgs",

@@ -7,7 +7,7 @@ import scipy.optimize
 from keras import ops
 
 import kormos
-from kormos.optimizers.scipy_methods import METHODS
+from kormos.solvers.scipy.methods import METHODS
 
 # A quadratic that is so small that kormos scales it up for SciPy.
 UNIT = 1e-6

@@ -8,7 +8,7 @@ from keras import ops
 
 import kormos
 from conftest import lindata
-from kormos.objective.function import FunctionObjective
+from kormos.objective.functions.scalar import FunctionObjective
 
 
 def out_of_memory(objective, *args):

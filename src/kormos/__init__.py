@@ -1,21 +1,41 @@
 """Deterministic, full-batch optimizers for Keras 3 models."""
 
-from kormos import callbacks as callbacks
-from kormos import dispatch
-from kormos import models as models
-from kormos import optimizers as optimizers
-from kormos import rematerialization
-from kormos.fit import fit as fit
-from kormos.functional import least_squares as least_squares
-from kormos.functional import minimize as minimize
-from kormos.inspection.check import check as check
-from kormos.inspection.plots import plot_history as plot_history
-from kormos.objective import Objective as Objective
-from kormos.precision import enable_float64 as enable_float64
-from kormos.precision import precision as precision
-from kormos.run import ConvergenceWarning as ConvergenceWarning
+from kormos import callbacks
+from kormos import keras_patch
+from kormos import models
+from kormos import optimizers
+from kormos._fit import fit
+from kormos._least_squares import least_squares
+from kormos._minimize import minimize
+from kormos.backend import rematerialization
+from kormos.float64.settings import enable_float64
+from kormos.float64.settings import precision
+from kormos.inspection.check import check
+from kormos.inspection.plots import plot_history
+from kormos.objective import Objective
+from kormos.session.run import ConvergenceWarning
 
-dispatch.install()
-rematerialization.install()
+__all__ = [
+    "ConvergenceWarning",
+    "Objective",
+    "callbacks",
+    "check",
+    "enable_float64",
+    "fit",
+    "least_squares",
+    "minimize",
+    "models",
+    "optimizers",
+    "plot_history",
+    "precision",
+]
 
 __version__ = "1.0.0.dev0"
+
+keras_patch.install()
+rematerialization.install()
+
+
+def __dir__():
+    """The public names: parts of the house are imported by their paths."""
+    return [*__all__, "__version__"]

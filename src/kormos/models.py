@@ -4,7 +4,7 @@ import abc
 
 import keras
 
-from kormos.fit import fit
+from kormos._fit import fit
 
 
 class _FitBatch:

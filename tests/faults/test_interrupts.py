@@ -18,8 +18,8 @@ from faults.models import assert_usable
 from faults.models import data
 from faults.models import loss
 from faults.models import shared
-from kormos.loop import FitLoop
-from kormos.optimizers.problem import Problem
+from kormos.session.keras_session import FitLoop
+from kormos.solvers.problem import Problem
 
 KIND = "interrupts"
 

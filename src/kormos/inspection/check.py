@@ -2,6 +2,7 @@
 
 import keras
 
+from kormos.data import reading
 from kormos.inspection import costs
 from kormos.inspection import derivatives
 from kormos.inspection import faults
@@ -9,7 +10,6 @@ from kormos.inspection.kinks import kinks
 from kormos.inspection.report import Report
 from kormos.inspection.watch import Watch
 from kormos.objective import Objective
-from kormos.objective import reading
 
 
 def check(

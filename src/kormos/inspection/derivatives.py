@@ -3,10 +3,10 @@
 import numpy as np
 
 from kormos.inspection.report import Finding
-from kormos.numerics.identification import undetermined_at
-from kormos.objective.checks import hessian_product_error
-from kormos.objective.checks import layers_with_moments
-from kormos.objective.checks import unused_variables
+from kormos.objective.start_checks import hessian_product_error
+from kormos.objective.start_checks import layers_with_moments
+from kormos.objective.start_checks import unused_variables
+from kormos.solvers.identification import undetermined_at
 
 # Parameters up to which it is looked for what the data leave open.
 _MOST_IDENTIFIED = 50

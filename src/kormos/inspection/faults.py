@@ -3,11 +3,11 @@
 import numpy as np
 from keras import ops
 
+from kormos.arithmetic.vectors import NARROW
+from kormos.data.memory import leaves
+from kormos.float64.settings import is_true_float64
 from kormos.inspection.report import Finding
-from kormos.numerics.vectors import NARROW
-from kormos.objective.data import leaves
-from kormos.objective.program import leading_size
-from kormos.precision import is_true_float64
+from kormos.objective.compiled import leading_size
 
 _WIDE = ("float64", "bool", "int32", "int64", "uint8", "uint32")
 _UNEQUAL = 1e4

@@ -8,8 +8,8 @@ from keras import ops
 from keras import tree
 
 from kormos import backend
-from kormos.objective.calls import recorded_calls
-from kormos.objective.program import leading_size
+from kormos.float64.layer_calls import recorded_calls
+from kormos.objective.compiled import leading_size
 
 # Rows at which layers are looked at one by one, where a model takes so few.
 ROWS = 64

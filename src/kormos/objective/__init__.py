@@ -1,4 +1,6 @@
 """Losses as functions of one flat vector."""
 
-from kormos.objective.function import FunctionObjective as FunctionObjective
-from kormos.objective.model import Objective as Objective
+from kormos.objective.functions.scalar import FunctionObjective
+from kormos.objective.keras_model.objective import Objective
+
+__all__ = ["FunctionObjective", "Objective"]

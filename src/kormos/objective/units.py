@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kormos.objective.data import leaves
+from kormos.data.memory import leaves
 
 # Slopes between two to the power of minus this, and of this, are left alone.
 _MODERATE = 20

@@ -1,15 +1,15 @@
 """Optimizers, by class and by name."""
 
 from kormos.optimizers.base import BatchOptimizer as BatchOptimizer
-from kormos.optimizers.bfgs import BFGS as BFGS
-from kormos.optimizers.bfgs import SSBFGS as SSBFGS
-from kormos.optimizers.bfgs import SSBroyden as SSBroyden
+from kormos.optimizers.dense import BFGS as BFGS
+from kormos.optimizers.dense import SSBFGS as SSBFGS
+from kormos.optimizers.dense import SSBroyden as SSBroyden
 from kormos.optimizers.lbfgs import LBFGS as LBFGS
 from kormos.optimizers.levenberg_marquardt import (
     LevenbergMarquardt as LevenbergMarquardt,
 )
 from kormos.optimizers.scipy import ScipyBatchOptimizer as ScipyBatchOptimizer
-from kormos.optimizers.scipy_methods import METHODS
+from kormos.solvers.scipy.methods import METHODS
 
 # Every name that `compile(optimizer=...)` takes, and what it makes.
 NAMES = {

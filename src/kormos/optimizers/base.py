@@ -11,8 +11,8 @@ import keras
 import numpy as np
 import scipy.optimize
 
-from kormos import predecessor
-from kormos.optimizers import solver_state
+from kormos.optimizers import predecessor
+from kormos.solvers import solver_state
 from kormos.warn import warn
 
 DEFAULT_EPOCHS = 20

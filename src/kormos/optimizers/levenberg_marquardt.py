@@ -25,9 +25,9 @@ Differs from them in:
 import keras
 import numpy as np
 
-from kormos.optimizers import stochastic_run
-from kormos.optimizers.least_squares_run import LeastSquaresRun
 from kormos.optimizers.native import NativeOptimizer
+from kormos.solvers.least_squares import batches
+from kormos.solvers.least_squares.loop import LeastSquaresRun
 
 _PRESETS = (None, "matlab")
 # The matrix takes 3 GB, and its eigenvectors as much.
@@ -163,4 +163,4 @@ class LevenbergMarquardt(NativeOptimizer):
     def _run_on_batches(self, problem, theta, report):
         earlier = self.solver_state if problem.resume else None
         with np.errstate(all="ignore"):
-            return stochastic_run.run(problem, self, theta, report, earlier)
+            return batches.run(problem, self, theta, report, earlier)

@@ -2,15 +2,11 @@
 
 import numbers
 
-from kormos import predecessor
+from kormos.optimizers import predecessor
 from kormos.optimizers.base import DEFAULT_EPOCHS
 from kormos.optimizers.base import BatchOptimizer
 from kormos.optimizers.base import check_epochs
-from kormos.optimizers.problem import Stage
-
-# A loss that is as low as the rounding of float64 shows has converged; in
-# coarser arithmetic another evaluation would go further.
-FINE = 2.0**-52
+from kormos.optimizers.stage import Stage
 
 
 class NativeOptimizer(BatchOptimizer):

@@ -5,13 +5,13 @@ import types
 
 import keras
 
-from kormos import predecessor
+from kormos.optimizers import predecessor
 from kormos.optimizers.base import DEFAULT_EPOCHS
 from kormos.optimizers.base import BatchOptimizer
 from kormos.optimizers.base import check_epochs
-from kormos.optimizers.problem import Stage
-from kormos.optimizers.scipy_methods import METHODS
-from kormos.optimizers.scipy_run import ScipyRun
+from kormos.optimizers.stage import Stage
+from kormos.solvers.scipy.methods import METHODS
+from kormos.solvers.scipy.solver import ScipyRun
 
 DEFAULT_METHOD = "l-bfgs-b"
 

@@ -1,0 +1,215 @@
+"""Fits residuals over variables."""
+
+import numpy as np
+
+from kormos import optimizers
+from kormos.checks import check_count
+from kormos.float64.evaluation import check_precision
+from kormos.objective.bounds import moved_into_bounds
+from kormos.objective.functions import robust
+from kormos.objective.functions.broadcasts import warn_of_broadcasts
+from kormos.objective.functions.residuals import ResidualObjective
+from kormos.session.function_session import Solve
+from kormos.session.function_session import the_stage
+from kormos.session.run import checked_budget
+from kormos.solvers.rejections import or_else
+
+_MOST_ROUNDS = 10
+
+
+def least_squares(
+    residual_fn,
+    variables,
+    method="lm",
+    *,
+    data=None,
+    validation_data=None,
+    batch_size=None,
+    loss="linear",
+    f_scale=1.0,
+    loss_weights=None,
+    reduction="mean",
+    max_iterations=None,
+    bounds=None,
+    callbacks=None,
+    max_evals=None,
+    max_seconds=None,
+    target_loss=None,
+    resume=False,
+    precision=None,
+    nan_policy="raise",
+):
+    """Fits residuals over Keras variables, of models or free ones.
+
+    The loss is the mean of the squared residuals or, of several blocks of
+    them, the weighted sum of their means. The variables keep the solution.
+
+    Args:
+        residual_fn: function of `data`, or of no arguments, that computes
+            residuals from variables with `keras.ops`: a tensor of any shape,
+            or a dict, list or tuple of tensors, the blocks. Derivatives in it
+            are fine, by `keras.ops.jvp` say. Make tensors of NumPy arrays
+            first, by `keras.ops.convert_to_tensor`.
+        variables: list of the `keras.Variable`s to fit.
+        method: a name, in any letter case, or a `BatchOptimizer`.
+        data: the points at which residuals are evaluated: arrays in any
+            structure, of which a DataFrame is a dict by its columns. Arrays
+            of equal length belong together: a row of a block
+            depends on the same row of each. `residual_fn` is called with
+            chunks of them, and with a row alone. Without it, points that
+            `residual_fn` holds itself cost a Jacobian of all residuals at
+            once, which takes far longer for many.
+        validation_data: other points, at which the loss is evaluated after
+            each iteration: `val_` columns of the history.
+        batch_size: the most rows in memory at once. It changes memory and
+            speed, never the result.
+        loss: of a residual: `"linear"` for its square, or a robust one,
+            `"soft_l1"`, `"huber"`, `"cauchy"`, `"arctan"` or `"tukey"`.
+        f_scale: the residual at which a robust loss leaves the square, a number
+            or a dict by block; or `"auto"` for 1.4826 times the median absolute
+            deviation of the residuals of fits by `"soft_l1"`, which are run
+            first and not part of the result, and 4.685 times that for
+            `"tukey"`.
+        loss_weights: dict from a block's name to its weight in the loss.
+        reduction: `"mean"`, or `"sum"` for sums in place of means.
+        max_iterations: the most accepted iterations. Defaults to 1000.
+        bounds: as `kormos.minimize` takes them.
+        callbacks: list of functions, each called as `callback(iteration, logs)`
+            after each accepted iteration, counted from 1, with the variables
+            at that iterate. If one returns true, the fit ends. A
+            `kormos.callbacks.Resample` among them replaces the data.
+        max_evals: the most evaluations of the residuals (and their
+            derivatives).
+        max_seconds: the most seconds, kept to within one evaluation.
+        target_loss: the loss at which to end.
+        resume: whether to go on with what `method`, an optimizer of kormos'
+            own, knows of its latest run.
+        precision: `"float64"` to evaluate in float64 whatever the dtype of the
+            variables is, which keep the solution rounded; `"auto"` to go on so
+            where float32 ends, at its noise floor or where it is not finite.
+            Defaults to the variables' own.
+        nan_policy: what to do about NaN in the data: `"raise"` where residuals
+            are not finite for it, which a `residual_fn` may prevent, or
+            `"omit"` to leave points with NaN out.
+
+    Returns:
+        A result as of `kormos.minimize`. Its `history` has, for several blocks,
+        a column `<name>_loss` for each: its mean (or sum), without weight.
+
+    Raises:
+        ValueError: if an argument cannot be used.
+
+    Example:
+
+    ```python
+    x = np.linspace(0.0, 1.0, 20)
+    y = 2 * np.exp(-3 * x)
+    b = keras.Variable([1.0, 1.0])
+    result = kormos.least_squares(
+        lambda data: b[0] * keras.ops.exp(-b[1] * data["x"]) - data["y"],
+        [b],
+        data={"x": x, "y": y},
+    )
+    ```
+    """
+    if not isinstance(loss, str) or loss not in robust.LOSSES:
+        raise ValueError(
+            f"Argument `loss` must be one of {sorted(robust.LOSSES)}. "
+            f"Received: loss={loss!r}"
+        )
+    if reduction not in ("mean", "sum"):
+        raise ValueError(
+            "Argument `reduction` must be 'mean' or 'sum'. "
+            f"Received: reduction={reduction!r}"
+        )
+    if nan_policy not in ("raise", "omit"):
+        raise ValueError(
+            "Argument `nan_policy` must be 'raise' or 'omit'. "
+            f"Received: nan_policy={nan_policy!r}"
+        )
+    if batch_size is not None:
+        check_count("batch_size", batch_size, 1)
+    optimizer = optimizers.get(method)
+    stage = the_stage("least_squares", optimizer, max_iterations)
+    budget = checked_budget(max_evals, max_seconds, target_loss, stage.epochs)
+
+    def objective_for(data, loss, f_scale, data_name="data"):
+        return ResidualObjective(
+            residual_fn,
+            variables,
+            data,
+            loss,
+            f_scale,
+            loss_weights,
+            reduction,
+            batch_size,
+            with_jacobian=stage.uses_jacobian,
+            precision=precision,
+            nan_policy=nan_policy,
+            data_name=data_name,
+        )
+
+    check_precision(precision)
+    is_automatic = isinstance(f_scale, str) and f_scale == "auto"
+    f_scale = 1.0 if is_automatic else f_scale
+    bounds = optimizer.bounds if bounds is None else bounds
+    with moved_into_bounds(variables, bounds):
+        objective = objective_for(data, loss, f_scale)
+        warn_of_broadcasts(objective)
+        if is_automatic and loss != "linear":
+            spreads = _estimated_spreads(
+                objective_for(data, "soft_l1", f_scale), stage.epochs, bounds
+            )
+            factor = robust.TUKEY_DEVIATIONS if loss == "tukey" else 1.0
+            f_scale = {n: factor * spread for n, spread in spreads.items()}
+            objective.rescale(f_scale)
+        held_out = None
+        if validation_data is not None:
+            objective.check_structure(validation_data)
+            held_out = objective_for(
+                validation_data, loss, f_scale, "validation_data"
+            )
+        solve = Solve(
+            objective,
+            optimizer,
+            stage,
+            budget,
+            bounds=bounds,
+            callbacks=callbacks or [],
+            validation=held_out,
+            resume=resume,
+            own_limit=max_iterations is not None
+            or optimizer.epochs is not None,
+        )
+    return solve()
+
+
+def _estimated_spreads(objective, most, bounds):
+    """The spread of each block's residuals after a fit by `"soft_l1"`.
+
+    The fit needs a scale itself: it is repeated until the two agree.
+    """
+
+    def spreads():
+        start = objective.initial_position()
+        nothing = dict.fromkeys(objective.names, np.array([np.nan]))
+        residuals = or_else(nothing, objective.residuals, start)
+        # Where most residuals vanish, any scale above zero will do.
+        return {k: robust.spread(r) or 1e-8 for k, r in residuals.items()}
+
+    found = spreads()
+    if not np.isfinite(list(found.values())).all():
+        # The fit will end at its start, and say so.
+        return dict.fromkeys(found, 1.0)
+    for _ in range(_MOST_ROUNDS):
+        objective.rescale(found)
+        optimizer = optimizers.get("lm")
+        (stage,) = optimizer.stages(most)
+        budget = checked_budget(None, None, None, most)
+        Solve(
+            objective, optimizer, stage, budget, bounds=bounds, is_quiet=True
+        )()
+        before, found = found, spreads()
+        if all(abs(found[k] - before[k]) <= 0.01 * before[k] for k in found):
+            break
+    return found

@@ -1,0 +1,106 @@
+"""Minimizes a loss over variables."""
+
+from kormos import optimizers
+from kormos.float64.evaluation import check_precision
+from kormos.objective.bounds import moved_into_bounds
+from kormos.objective.functions.scalar import FunctionObjective
+from kormos.session.function_session import Solve
+from kormos.session.function_session import the_stage
+from kormos.session.run import checked_budget
+
+
+def minimize(
+    loss_fn,
+    variables,
+    method="l-bfgs-b",
+    *,
+    max_iterations=None,
+    bounds=None,
+    constraints=None,
+    options=None,
+    tol=None,
+    callback=None,
+    loss_callback=None,
+    max_evals=None,
+    max_seconds=None,
+    target_loss=None,
+    resume=False,
+    precision=None,
+):
+    """Minimizes a loss over Keras variables, of models or free ones.
+
+    The variables keep the solution. While a loss is evaluated nothing is
+    assigned, so `loss_fn` may read any other variables, of a frozen network
+    for instance.
+
+    Args:
+        loss_fn: function of no arguments that computes a scalar tensor from
+            variables with `keras.ops` or the backend's functions. Make tensors
+            of NumPy arrays first, by `keras.ops.convert_to_tensor`.
+        variables: list of the `keras.Variable`s to optimize.
+        method: a name, in any letter case, or a `BatchOptimizer`.
+        max_iterations: the most accepted iterations. Defaults to 1000.
+        bounds: dict from a variable's path, or a regular expression on paths,
+            to `(low, high)`; or a list of pairs `(variable, (low, high))`.
+            Each broadcasts to the variable's shape, and `None` is no bound.
+            SciPy's bounds of the flat vector of all variables do as well.
+        constraints: a dict `{"type": "eq" or "ineq", "fun": fn}` or a list of
+            these, with `fn` a function of no arguments that reads variables;
+            its values are held at zero, or at zero and above.
+        options: dict of the method's options.
+        tol: SciPy's `tol`, which sets the method's tolerances.
+        callback: called as `callback(iteration, logs)` after each accepted
+            iteration, counted from 1, with the variables at that iterate and
+            `logs` a dict of `loss`, `grad`, `fg_evals` and `hessp_evals`. If
+            it returns true, the minimization ends.
+        loss_callback: called as `loss_callback(loss)` after each evaluation.
+        max_evals: the most evaluations of the loss (and its gradient).
+        max_seconds: the most seconds, kept to within one evaluation.
+        target_loss: the loss at which to end.
+        resume: whether to go on with the curvature that `method`, an
+            optimizer of kormos' own, has of its latest run.
+        precision: `"float64"` to evaluate in float64 whatever the dtype of the
+            variables is, which keep the solution rounded; `"auto"` to go on so
+            where float32 ends, at its noise floor or where it is not finite.
+            Defaults to the variables' own.
+
+    Returns:
+        A result with `status`, `message`, `success`, `loss`, `iterations`,
+        `evaluations`, `time` and `history`. `success` is true at an optimum,
+        from which a new run gained nothing: of `"converged"` and of
+        `"noise floor"`, where rounding hides what is left.
+
+    Raises:
+        ValueError: if an argument cannot be used.
+
+    Example:
+
+    ```python
+    v = keras.Variable([7.0, 7.0])
+    result = kormos.minimize(
+        lambda: keras.ops.sum(v**2), [v], bounds=[(v, ([1, 2], None))]
+    )
+    ```
+    """
+    optimizer = optimizers.get(method)
+    stage = the_stage(
+        "minimize", optimizer, max_iterations, options=options, tol=tol
+    )
+    budget = checked_budget(max_evals, max_seconds, target_loss, stage.epochs)
+    check_precision(precision)
+    bounds = optimizer.bounds if bounds is None else bounds
+    with moved_into_bounds(variables, bounds):
+        solve = Solve(
+            FunctionObjective(loss_fn, variables, precision),
+            optimizer,
+            stage,
+            budget,
+            bounds=bounds,
+            constraints=constraints,
+            callbacks=[callback] if callback else [],
+            loss_callback=loss_callback,
+            resume=resume,
+            own_limit=max_iterations is not None
+            or optimizer.epochs is not None,
+        )
+    return solve()

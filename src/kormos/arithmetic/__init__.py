@@ -1,0 +1,1 @@
+"""Scalars and vectors, eager or traced."""

@@ -1,0 +1,12 @@
+"""Checks of arguments that every part uses."""
+
+import numpy as np
+
+
+def check_count(name, value, least):
+    """Refuses an argument that is not an integer of `least` or more."""
+    if not isinstance(value, (int, np.integer)) or value < least:
+        raise ValueError(
+            f"Argument `{name}` must be an integer, {least} or more. "
+            f"Received: {name}={value!r}"
+        )

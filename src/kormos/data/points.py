@@ -1,0 +1,216 @@
+"""The data of residuals: arrays in groups that have a row for each point."""
+
+import copy
+
+import numpy as np
+from keras import ops
+from keras import tree
+
+from kormos.data.arrays import refuse_ragged
+
+
+class Points:
+    """What `kormos.least_squares` is given as `data`.
+
+    Arrays with the same number of rows make a group.
+
+    Args:
+        data: arrays in any structure, or `None`.
+        name: the argument that it is.
+        dtype: of floating-point numbers.
+        omits_missing: whether points with NaN are left out.
+
+    Attributes:
+        leaf_groups: the number of the group of each array.
+        count: the number of groups.
+    """
+
+    def __init__(self, data, name, dtype, omits_missing):
+        self._has_frames = any(map(is_frame, tree.flatten(data)))
+        self._structure = data = with_columns(data)
+        self._name = name
+        self._dtype = dtype
+        self._omits_missing = omits_missing
+        self.is_empty = data is None
+        counts = [len(array) for array in self._all_rows(data)]
+        distinct = list(dict.fromkeys(counts))
+        self.leaf_groups = [distinct.index(count) for count in counts]
+        self.count = len(distinct)
+
+    def widened(self):
+        """The same, for data in float64."""
+        other = copy.copy(self)
+        other._dtype = "float64"
+        return other
+
+    def arrays(self, data):
+        """The arrays of such data, in NumPy and in order."""
+        arrays = self._all_rows(data)
+        if not self._omits_missing:
+            return arrays
+        for group in range(self.count):
+            places = [i for i, g in enumerate(self.leaf_groups) if g == group]
+            if len({len(arrays[i]) for i in places}) > 1:
+                continue  # `grouped` says so.
+            missing = np.any([_has(np.isnan, arrays[i]) for i in places], 0)
+            if missing.all():
+                raise ValueError(
+                    f"Argument `{self._name}` must hold points without NaN "
+                    "that `nan_policy='omit'` leaves. "
+                    f"Received: NaN in each of {len(missing)} rows"
+                )
+            if missing.any():
+                for i in places:
+                    arrays[i] = arrays[i][~missing]
+        return arrays
+
+    def grouped(self, data):
+        """The arrays of such data by the number of their group."""
+        rows = {}
+        arrays = self.arrays(data)
+        for array, group in zip(arrays, self.leaf_groups, strict=True):
+            rows.setdefault(group, []).append(array)
+        for members in rows.values():
+            if len({len(a) for a in members}) > 1:
+                raise ValueError(
+                    "New data must have rows as the old have: arrays of equal "
+                    "length stay so. Received: lengths "
+                    f"{[len(a) for a in members]}"
+                )
+        return rows
+
+    def group_of(self, key):
+        """The group of an entry of the data, or of all of it."""
+        numbers = range(len(self.leaf_groups))
+        entries = tree.pack_sequence_as(self._structure, list(numbers))
+        entry = entries if key is None else entries[key]
+        return self.leaf_groups[tree.flatten(entry)[0]]
+
+    def given_to(self, fn, leaves):
+        """A function of arrays in the structure of the data."""
+        given = tree.pack_sequence_as(self._structure, leaves)
+        try:
+            return fn(given)
+        except (AttributeError, KeyError, TypeError) as error:
+            if not self._has_frames:
+                raise
+            raise ValueError(
+                "Function `residual_fn` is given a DataFrame as the dict of "
+                "its columns, `data['name']`; give `to_numpy()` for a matrix. "
+                f"Received: `residual_fn`, which raises {error!r}"
+            ) from error
+
+    def check_structure(self, data):
+        """Refuses data of another structure than its own."""
+        try:
+            tree.assert_same_structure(self._structure, with_columns(data))
+        except (TypeError, ValueError):
+            raise ValueError(
+                "Other data (`validation_data`, or what a `Resample` draws) "
+                "must have the structure of `data`. "
+                f"Received: shapes {_shapes(data)} for "
+                f"{_shapes(self._structure)}"
+            ) from None
+
+    def refuse_missing(self, data, group, is_usable):
+        """Refuses what is not finite and makes residuals of no use.
+
+        A function that masks what is missing may use it.
+
+        Args:
+            data: the data.
+            group: the number of a group.
+            is_usable: function of arrays of the group that returns for each
+                row whether residuals there can be used.
+        """
+        arrays = self.grouped(data)[group]
+        rows = np.flatnonzero(np.any([_has(_not_finite, a) for a in arrays], 0))
+        if not len(rows):
+            return
+        rows = rows[~is_usable([array[rows] for array in arrays])]
+        if not len(rows):
+            return
+        names = [
+            _path(self._name, path)
+            for (path, _), g in zip(
+                tree.flatten_with_path(self._structure),
+                self.leaf_groups,
+                strict=True,
+            )
+            if g == group
+        ]
+        row = rows[0]
+        for name, array in zip(names, arrays, strict=True):
+            if _has(_not_finite, array)[row]:
+                raise ValueError(
+                    f"Argument `{name}` must be finite in {array.dtype}, or "
+                    "`residual_fn` mask what is not: remove or impute NaN and "
+                    "infinite values, or leave the rows with NaN out by "
+                    "`nan_policy='omit'`. "
+                    f"Received: {int(_not_finite(array).sum())} such values, "
+                    f"of which row {row} has residuals, or derivatives of "
+                    "them, that are not finite"
+                )
+
+    def _all_rows(self, data):
+        if self.is_empty:
+            return []
+        self.check_structure(data)
+        return [
+            self._array(leaf, _path(self._name, path))
+            for path, leaf in tree.flatten_with_path(with_columns(data))
+        ]
+
+    def _array(self, leaf, name):
+        refuse_ragged(leaf, name)
+        array = ops.convert_to_numpy(leaf) if ops.is_tensor(leaf) else leaf
+        array = np.asarray(array)
+        if array.ndim == 0 or array.dtype.kind not in "fiub" or not len(array):
+            found = (
+                f"{array.dtype} of shape {array.shape}"
+                if array.ndim
+                else repr(leaf)
+            )
+            raise ValueError(
+                f"Argument `{name}` must hold arrays of numbers, real ones, "
+                "with a row for each point (make them of lists, by "
+                "`numpy.array`). "
+                f"Received: {type(leaf).__name__}, {found}"
+            )
+        return array.astype(self._dtype) if array.dtype.kind == "f" else array
+
+
+def with_columns(data):
+    """Data with a dict of columns for each DataFrame."""
+    return tree.map_structure(
+        lambda leaf: (
+            {name: leaf[name] for name in leaf.columns}
+            if is_frame(leaf)
+            else leaf
+        ),
+        data,
+    )
+
+
+def is_frame(leaf):
+    """Whether it is a DataFrame, of whatever library."""
+    return hasattr(leaf, "columns") and hasattr(leaf, "to_numpy")
+
+
+def _path(name, path):
+    return name + "".join(f"[{key!r}]" for key in path)
+
+
+def _has(test, array):
+    """Which rows of an array hold a number for which a test is true."""
+    if array.dtype.kind != "f":
+        return np.zeros(len(array), bool)
+    return test(array).reshape(len(array), -1).any(axis=1)
+
+
+def _not_finite(array):
+    return ~np.isfinite(array)
+
+
+def _shapes(data):
+    return tree.map_structure(lambda a: str(np.shape(a)), data)

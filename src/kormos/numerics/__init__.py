@@ -1,1 +1,0 @@
-"""Pure functions and plain records that optimizers share."""

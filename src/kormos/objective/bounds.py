@@ -1,0 +1,235 @@
+"""Bounds and constraints, from the user's variables to the flat vector."""
+
+import contextlib
+import re
+
+import keras
+import numpy as np
+import scipy.optimize
+
+from kormos.objective.flat_bounds import flat_bounds
+from kormos.objective.flat_bounds import linear_rows
+from kormos.objective.functions.scalar import VectorFunction
+from kormos.objective.layout import Packing
+
+
+@contextlib.contextmanager
+def moved_into_bounds(variables, bounds, frozen=()):
+    """A scope in which no variable lies outside its bounds.
+
+    They stay where they were moved to, unless the scope is left by an error:
+    what is evaluated to make an objective is then evaluated within bounds.
+
+    Args:
+        variables: list of the variables.
+        bounds: as `resolve_bounds` takes them.
+        frozen: likewise.
+    """
+    packing = Packing(variables)
+    lower, upper = resolve_bounds(bounds, packing, frozen)
+    before = packing.read()
+    inside = before if lower is None else np.clip(before, lower, upper)
+    if np.array_equal(inside, before):
+        yield
+        return
+    packing.write(inside)
+    try:
+        yield
+    except BaseException:
+        packing.write(before)
+        raise
+
+
+def resolve_bounds(bounds, packing, frozen=()):
+    """Bounds of the flat vector.
+
+    Args:
+        bounds: dict from a variable's path, or a regular expression that
+            matches all of a path, to `(low, high)`; or a list of pairs
+            `(key, (low, high))`, where a key may be a variable too (Keras'
+            variables cannot be keys of a dict); or those of the flat vector,
+            as SciPy has them; or `None`. `None` inside a pair is no bound. A
+            later entry overrides an earlier one.
+        packing: the `Packing` of the variables.
+        frozen: other variables that keys may name, for a later stage of the
+            optimization: they keep their values.
+
+    Returns:
+        `(lower, upper)`, float64 arrays of shape `(size,)`, or `(None, None)`
+        if nothing is bounded. `NonNeg` constraints of variables count.
+
+    Raises:
+        ValueError: if an entry matches no variable, does not broadcast, or
+            leaves no room; or a variable has another constraint than `NonNeg`.
+    """
+    constrained = [_constraint_bounds(v) for v in packing.variables]
+    pairs = list(constrained)
+    flat = flat_bounds(bounds, packing.size)
+    if flat is not None:
+        sides = map(packing.split_array, flat)
+        pairs_of = zip(*sides, strict=True)
+        bounds = list(zip(packing.variables, pairs_of, strict=True))
+    for key, pair in _items(bounds):
+        found = _matches(key, packing.variables)
+        known = found or _matches(key, frozen)
+        if not known:
+            found = _matches_end(key, packing.variables)
+            known = found or _matches_end(key, frozen)
+        if not known:
+            raise ValueError(
+                "A key of `bounds` matches no variable that is optimized. "
+                f"Expected one of {[v.path for v in packing.variables]}, or a "
+                "regular expression that matches all of a path. "
+                f"Received: {getattr(key, 'path', key)!r}"
+            )
+        low, high = _pair(key, pair)
+        for i in found:
+            shape = packing.shapes[i]
+            low_i = _broadcast(key, low, -np.inf, shape)
+            high_i = _broadcast(key, high, np.inf, shape)
+            # A `NonNeg` constraint goes on holding.
+            pairs[i] = np.maximum(low_i, constrained[i][0]), high_i
+            _check_room(packing.variables[i], *pairs[i])
+    lower = packing.join_arrays([low for low, _ in pairs])
+    upper = packing.join_arrays([high for _, high in pairs])
+    if (lower == -np.inf).all() and (upper == np.inf).all():
+        return None, None
+    return lower, upper
+
+
+def resolve_constraints(constraints, packing, make):
+    """Constraints on the flat vector.
+
+    Args:
+        constraints: a dict `{"type": "eq" or "ineq", "fun": fn}`, a
+            `scipy.optimize.LinearConstraint` of the flat vector, a list of
+            these, or `None`.
+        packing: the `Packing` of the variables.
+        make: called with `(type, fun, jac, refresh)`.
+
+    Raises:
+        ValueError: if an entry has another form.
+    """
+    if constraints is None:
+        return []
+    if not isinstance(constraints, (list, tuple)):
+        constraints = [constraints]
+    resolved = []
+    for constraint in constraints:
+        if isinstance(constraint, scipy.optimize.LinearConstraint):
+            resolved += [
+                make(*r) for r in linear_rows(constraint, packing.size)
+            ]
+            continue
+        if (
+            not isinstance(constraint, dict)
+            or set(constraint) != {"type", "fun"}
+            or constraint["type"] not in ("eq", "ineq")
+        ):
+            raise ValueError(
+                "A constraint must be a dict with the keys 'type', 'eq' or "
+                "'ineq', and 'fun', a function of no arguments that reads "
+                "variables, not a vector: `lambda: 1 - v[0]`. Derivatives are "
+                "taken automatically. A `scipy.optimize.LinearConstraint` is "
+                f"taken too. Received: {constraint!r}"
+            )
+        fn = VectorFunction(constraint["fun"], packing, "constraint")
+        resolved.append(
+            make(constraint["type"], fn.value, fn.jacobian, fn.refresh)
+        )
+    return resolved
+
+
+def _items(bounds):
+    if bounds is None:
+        return []
+    items = bounds.items() if isinstance(bounds, dict) else bounds
+    try:
+        return [(key, pair) for key, pair in items]
+    except (TypeError, ValueError):
+        raise ValueError(
+            "Argument `bounds` must be a dict from a variable's path, or a "
+            "regular expression on paths, to `(low, high)`, or a list of pairs "
+            f"`(variable, (low, high))`. Received: bounds={bounds!r}"
+        ) from None
+
+
+def _matches(key, variables):
+    if isinstance(key, keras.Variable):
+        return [i for i, v in enumerate(variables) if v is key]
+    if isinstance(key, str):
+        return [
+            i
+            for i, v in enumerate(variables)
+            if v.path == key or _fits(key, v.path)
+        ]
+    return []
+
+
+def _matches_end(key, variables):
+    # A saved path may begin with the name of a model, and those of a loaded
+    # model do not.
+    found = [
+        i
+        for i, v in enumerate(variables)
+        if isinstance(key, str) and key.endswith("/" + v.path)
+    ]
+    return found if len(found) == 1 else []
+
+
+def _fits(pattern, path):
+    try:
+        return re.fullmatch(pattern, path)
+    except re.error:
+        return False
+
+
+def _pair(key, pair):
+    try:
+        low, high = pair
+    except (TypeError, ValueError):
+        raise ValueError(
+            "A bound must be a pair `(low, high)`. "
+            f"Received: {pair!r} for {getattr(key, 'path', key)!r}"
+        ) from None
+    return low, high
+
+
+def _broadcast(key, bound, none, shape):
+    bound = np.asarray(none if bound is None else bound, dtype="float64")
+    if np.isnan(bound).any():
+        raise ValueError(
+            "Bounds must not be NaN. "
+            f"Received: {bound} for {getattr(key, 'path', key)!r}"
+        )
+    try:
+        return np.broadcast_to(bound, shape)
+    except ValueError:
+        raise ValueError(
+            f"A bound must broadcast to its variable's shape, {shape}. "
+            f"Received: shape {bound.shape} for {getattr(key, 'path', key)!r}"
+        ) from None
+
+
+def _check_room(variable, low, high):
+    empty = (low > high) | (low == np.inf) | (high == -np.inf)
+    if empty.any():
+        raise ValueError(
+            "Every lower bound, and a `NonNeg` constraint's zero, must be at "
+            "most its upper bound and leave room for a number. "
+            f"Received: ({low[empty][0]}, {high[empty][0]}) for an entry of "
+            f"{variable.path}"
+        )
+
+
+def _constraint_bounds(variable):
+    constraint = variable.constraint
+    if constraint is None:
+        return -np.inf, np.inf
+    if isinstance(constraint, keras.constraints.NonNeg):
+        return 0.0, np.inf
+    raise ValueError(
+        "Of Keras' constraints `NonNeg` alone can be kept during a full-batch "
+        "optimization; use `bounds` or `constraints` for others. "
+        f"Received: {type(constraint).__name__} on {variable.path}"
+    )

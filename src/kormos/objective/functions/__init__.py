@@ -1,0 +1,1 @@
+"""Losses and residuals that functions of variables compute."""

@@ -1,0 +1,102 @@
+"""What layers keep of the data that they see in training.
+
+A stock step moves the averages of batch normalization a little towards those
+of its batch. A full batch has the averages themselves: with them the model
+computes in inference what was minimized in training.
+"""
+
+import keras
+import numpy as np
+from keras import ops
+
+from kormos import backend
+from kormos.data.variables import is_seed
+from kormos.data.variables import snapshot
+from kormos.objective.compiled import leading_size
+
+
+class LayerStates:
+    """The variables that layers assign when they are called in training.
+
+    Args:
+        model: the model.
+        model_loss: its `ModelLoss`, in training.
+        packing: the `Packing` of the variables to train.
+        compile: function that compiles a function.
+    """
+
+    def __init__(self, model, model_loss, packing, compile):
+        self._model_loss = model_loss
+        self._packing = packing
+        self._after = compile(self._after_chunk)
+        others = {id(v) for v in model_loss.metric_variables}
+        self._variables = [
+            v
+            for v in model.non_trainable_variables
+            if not is_seed(v) and id(v) not in others
+        ]
+        # By variable what a batch's average is multiplied by.
+        self._shares = {
+            id(average): 1 - layer.momentum
+            for layer in model_loss.layers
+            if isinstance(layer, keras.layers.BatchNormalization)
+            and layer.trainable
+            and layer.momentum < 1
+            for average in (layer.moving_mean, layer.moving_variance)
+        }
+
+    def update(self, theta, frozen, chunks):
+        """Assigns what a pass over the data in training leaves.
+
+        Args:
+            theta: the values of the variables to train.
+            frozen: those of the loss's frozen variables.
+            chunks: iterable of the chunks of the data.
+
+        Returns:
+            Those of the frozen values that are other ones now, by the id of
+            the variable.
+        """
+        if not self._variables:
+            return {}
+        values = [v.value for v in self._variables]
+        averages, rows = {}, 0
+        with backend.wide():
+            for chunk in chunks:
+                begun = [
+                    ops.zeros_like(value) if id(v) in self._shares else value
+                    for v, value in zip(self._variables, values, strict=True)
+                ]
+                values = self._after(theta, frozen, begun, chunk)
+                count = leading_size(chunk)
+                rows += count
+                for v, value in zip(self._variables, values, strict=True):
+                    if id(v) in self._shares:
+                        own = np.array(ops.convert_to_numpy(value), "float64")
+                        share = self._shares[id(v)]
+                        averages[id(v)] = (
+                            averages.get(id(v), 0.0) + own * count / share
+                        )
+        for v, value in zip(self._variables, values, strict=True):
+            v.assign(averages[id(v)] / rows if id(v) in averages else value)
+        copies = snapshot(self._variables)
+        return {
+            id(v): value
+            for v, value in zip(self._variables, copies, strict=True)
+        }
+
+    def _after_chunk(self, theta, frozen, values, chunk):
+        parts = self._packing.unpack(theta)
+        own = {
+            id(v): (v, value)
+            for v, value in zip(self._variables, values, strict=True)
+        }
+        frozen = [
+            own.pop(id(v), (v, value))[1]
+            for v, value in zip(
+                self._model_loss.frozen_variables, frozen, strict=True
+            )
+        ]
+        with self._model_loss.scope(parts, frozen, own.values()) as scope:
+            self._model_loss.predict(chunk[0])
+        return [scope.get_current_value(v) for v in self._variables]

@@ -1,0 +1,144 @@
+"""Between Keras variables and one flat vector."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from kormos.arithmetic.vectors import rounding
+
+
+class Packing:
+    """The layout of a list of variables in one flat vector.
+
+    Variables stand in the given order, each flattened in C order.
+
+    Args:
+        variables: a list of built `keras.Variable`s, each of them once.
+        dtype: the dtype in which values are evaluated. Defaults to that of
+            each variable.
+
+    Raises:
+        ValueError: if there is no variable or no entry, one is not floating
+            point or not trainable, or one is listed twice.
+    """
+
+    def __init__(self, variables, dtype=None):
+        _check(variables)
+        self.dtype = dtype
+        self.variables = list(variables)
+        self.shapes = [tuple(v.shape) for v in self.variables]
+        # As they are stored, and as they are evaluated.
+        self._stored = [
+            keras.backend.standardize_dtype(v.dtype) for v in self.variables
+        ]
+        self.dtypes = [dtype or stored for stored in self._stored]
+        sizes = [int(np.prod(shape)) for shape in self.shapes]
+        self.size = sum(sizes)
+        self._ends = [int(end) for end in np.cumsum(sizes)]
+
+    def unpack(self, theta):
+        """Splits a flat tensor into tensors like the variables."""
+        parts, start = [], 0
+        for end, dtype, shape in zip(
+            self._ends, self.dtypes, self.shapes, strict=True
+        ):
+            part = ops.cast(theta[start:end], dtype)
+            # On an eager backend a call takes as long as a small layer.
+            parts.append(part if len(shape) == 1 else ops.reshape(part, shape))
+            start = end
+        return parts
+
+    def pack(self, parts, dtype):
+        """Joins tensors like the variables into one flat tensor."""
+        flat = [ops.cast(ops.reshape(part, (-1,)), dtype) for part in parts]
+        return ops.concatenate(flat) if flat[1:] else flat[0]
+
+    def split_array(self, theta):
+        """Splits a flat NumPy array into arrays shaped like the variables."""
+        parts = np.split(theta, self._ends[:-1])
+        return [
+            part.reshape(shape)
+            for part, shape in zip(parts, self.shapes, strict=True)
+        ]
+
+    def join_arrays(self, arrays):
+        """Joins arrays that broadcast to the variables' shapes, in float64."""
+        return np.concatenate(
+            [
+                np.broadcast_to(np.asarray(a, "float64"), shape).reshape(-1)
+                for a, shape in zip(arrays, self.shapes, strict=True)
+            ]
+        )
+
+    @property
+    def rounding(self):
+        """The spacing of numbers near one in the coarsest variable."""
+        return max(map(rounding, self._stored))
+
+    def read(self):
+        """The variables' values as one flat float64 array."""
+        return self.join_arrays([_to_float64(v) for v in self.variables])
+
+    def write(self, theta):
+        """Assigns a flat array to the variables, rounded to their dtypes."""
+        parts = self.split_array(np.asarray(theta, "float64"))
+        for variable, dtype, part in zip(
+            self.variables, self._stored, parts, strict=True
+        ):
+            if dtype == "bfloat16":
+                part = ops.cast(part, dtype)
+            else:
+                # In NumPy: for JAX a cast of its own is a compilation.
+                part = part.astype(dtype)
+            if dtype != "float64":
+                # JAX takes half the time to assign a tensor.
+                part = ops.convert_to_tensor(part)
+            variable.assign(part)
+
+
+def _to_float64(variable):
+    if keras.backend.standardize_dtype(variable.dtype) == "bfloat16":
+        return ops.convert_to_numpy(ops.cast(variable.value, "float32"))
+    return ops.convert_to_numpy(variable.value)
+
+
+def _check(variables):
+    # Iterating over a variable of JAX never ends.
+    if not isinstance(variables, (list, tuple)):
+        raise ValueError(
+            "Argument `variables` must be a list of `keras.Variable`s. "
+            f"Received: {variables!r} (of type {type(variables).__name__})"
+        )
+    if not variables:
+        raise ValueError(
+            "There is nothing to optimize: expected at least one trainable "
+            "variable. Set `trainable = True` on a layer. "
+            "Received: 0 trainable variables"
+        )
+    for variable in variables:
+        if not isinstance(variable, keras.Variable):
+            raise ValueError(
+                "Argument `variables` must hold `keras.Variable`s. "
+                f"Received: {variable!r} (of type {type(variable).__name__})"
+            )
+        if not keras.backend.is_float_dtype(variable.dtype):
+            raise ValueError(
+                "Only floating-point variables can be optimized. "
+                f"Received: {variable.path} with dtype {variable.dtype}"
+            )
+        if not variable.trainable:
+            raise ValueError(
+                "Variables to optimize must be trainable: set `trainable = "
+                "True` on one, or leave it out, and the loss takes it as it "
+                f"is. Received: {variable.path} with trainable=False"
+            )
+    if not sum(int(np.prod(v.shape)) for v in variables):
+        raise ValueError(
+            "There is nothing to optimize: expected variables with at least "
+            f"one entry. Received: {[tuple(v.shape) for v in variables]}"
+        )
+    if len({id(v) for v in variables}) < len(variables):
+        raise ValueError(
+            "Argument `variables` must hold each variable once. "
+            f"Received: {[v.path for v in variables]}"
+        )

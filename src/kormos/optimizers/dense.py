@@ -1,0 +1,85 @@
+"""Dense quasi-Newton methods: BFGS and its self-scaled relatives."""
+
+from typing import Any
+
+import keras
+
+from kormos.optimizers.quasi_newton import QuasiNewton
+from kormos.solvers.quasi_newton.dense_curvature import Dense
+from kormos.solvers.quasi_newton.dense_curvature import bfgs
+from kormos.solvers.quasi_newton.dense_curvature import self_scaled_bfgs
+from kormos.solvers.quasi_newton.dense_curvature import self_scaled_broyden
+
+# Two matrices of this size, in float64, take 1.6 GB.
+MOST_PARAMETERS = 10_000
+
+
+class _DenseQuasiNewton(QuasiNewton):
+    _factors: Any = None
+
+    def method(self, size):
+        return Dense(type(self)._factors)
+
+    def check_size(self, size):
+        if size > MOST_PARAMETERS:
+            raise ValueError(
+                f"Optimizer '{self.name}' keeps a dense inverse Hessian, for "
+                f"{MOST_PARAMETERS:,} parameters at most. Use 'lbfgs'. "
+                f"Received: {size:,} parameters, a matrix of "
+                f"{8e-9 * size**2:,.1f} GB"
+            )
+
+
+@keras.saving.register_keras_serializable(package="kormos")
+class BFGS(_DenseQuasiNewton):
+    """BFGS with a dense inverse Hessian, compiled on the device.
+
+    Args:
+        name: name of the optimizer.
+        **kwargs: `epochs`, `batch_size`, `pretrain_fn`, `gtol`, `ftol` and
+            `xtol`, as for `QuasiNewton`.
+
+    Example:
+
+    ```python
+    model.compile(optimizer=kormos.optimizers.BFGS(), loss="mse")
+    ```
+    """
+
+    _factors = staticmethod(bfgs)
+
+    def __init__(self, name="dense-bfgs", **kwargs):
+        super().__init__(name=name, **kwargs)
+
+
+@keras.saving.register_keras_serializable(package="kormos")
+class SSBFGS(_DenseQuasiNewton):
+    """Self-scaled BFGS (Al-Baali 1998), compiled on the device.
+
+    Args:
+        name: name of the optimizer.
+        **kwargs: as for `BFGS`.
+    """
+
+    _factors = staticmethod(self_scaled_bfgs)
+
+    def __init__(self, name="ssbfgs", **kwargs):
+        super().__init__(name=name, **kwargs)
+
+
+@keras.saving.register_keras_serializable(package="kormos")
+class SSBroyden(_DenseQuasiNewton):
+    """Self-scaled Broyden (Urban, Stefanou and Pons 2025), compiled.
+
+    The method of choice for a smooth loss of a few thousand parameters that
+    is to be driven far down, as in physics-informed networks.
+
+    Args:
+        name: name of the optimizer.
+        **kwargs: as for `BFGS`.
+    """
+
+    _factors = staticmethod(self_scaled_broyden)
+
+    def __init__(self, name="ssbroyden", **kwargs):
+        super().__init__(name=name, **kwargs)

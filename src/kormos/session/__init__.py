@@ -1,0 +1,1 @@
+"""One call of the user, from its arguments to its result."""

@@ -1,0 +1,73 @@
+"""A backup of a fit that is whole at any moment."""
+
+import os
+import pathlib
+import re
+import shutil
+
+import keras
+
+
+class BackupAndRestore(keras.callbacks.Callback):
+    """Keeps a backup of a fit, and goes on from it after an interruption.
+
+    As `keras.callbacks.BackupAndRestore` after every epoch, but whole at any
+    moment: Keras' own writes over its only file, and a process that is killed
+    meanwhile leaves a file that no fit goes on from. Here a backup gets its
+    name when it is complete, so that a killed fit loses an epoch at most.
+
+    The weights, the optimizer's state (the curvature included) and the number
+    of the epoch are restored when training begins.
+
+    Args:
+        backup_dir: folder of the backup, which nothing else may use.
+        delete_checkpoint: whether to delete the backup when the fit ends.
+            Defaults to `True`.
+
+    Example:
+
+    ```python
+    backup = kormos.callbacks.BackupAndRestore("backup")
+    model.fit(x, y, epochs=1000, callbacks=[backup])
+    ```
+    """
+
+    def __init__(self, backup_dir, delete_checkpoint=True):
+        super().__init__()
+        self.backup_dir = pathlib.Path(backup_dir)
+        self.delete_checkpoint = delete_checkpoint
+
+    def on_train_begin(self, logs=None):
+        backups = self._backups()
+        if backups:
+            optimizer = self.model.optimizer
+            if optimizer is not None and not optimizer.built:
+                # Or its state would not be read.
+                optimizer.build(self.model.trainable_variables)
+            epoch, path = max(backups)
+            self.model.load_weights(path)
+            # As Keras' own callback tells `fit`.
+            self.model._initial_epoch = epoch
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.backup_dir.mkdir(parents=True, exist_ok=True)
+        earlier = self._backups()
+        part = self.backup_dir / "part.weights.h5"
+        self.model.save_weights(part, overwrite=True)
+        os.replace(part, self.backup_dir / f"epoch-{epoch + 1}.weights.h5")
+        for number, path in earlier:
+            if number != epoch + 1:
+                path.unlink()
+
+    def on_train_end(self, logs=None):
+        if self.delete_checkpoint:
+            shutil.rmtree(self.backup_dir, ignore_errors=True)
+
+    def _backups(self):
+        """The complete backups: pairs of the epoch and the file."""
+        found = []
+        for path in self.backup_dir.glob("epoch-*.weights.h5"):
+            number = re.fullmatch(r"epoch-(\d+)\.weights\.h5", path.name)
+            if number:
+                found.append((int(number[1]), path))
+        return found

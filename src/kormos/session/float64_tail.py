@@ -1,0 +1,100 @@
+"""From float32 to float64 in the middle of a fit, and back at its end."""
+
+import dataclasses
+
+import numpy as np
+
+from kormos.float64.evaluation import decide
+from kormos.objective.bounds import resolve_constraints
+from kormos.objective.layout import Packing
+from kormos.session.run import ConvergenceWarning
+from kormos.solvers import statuses
+from kormos.solvers.problem import Constraint
+from kormos.warn import warn
+
+
+def goes_on_wider(outcome, objective, spent):
+    """Whether float32 has done what it can, and float64 may follow.
+
+    Args:
+        outcome: the `Outcome` of a run.
+        objective: the `FlatObjective` of that run.
+        spent: the limit that is reached, or `None`.
+    """
+    is_ended = outcome.status in statuses.WIDENING
+    return objective.can_widen and is_ended and spent is None
+
+
+def widen(objectives, optimizer):
+    """Evaluates in float64 from now on, with what the optimizer knows.
+
+    Returns:
+        A function that goes back to float32.
+    """
+    kept = [(o, dict(vars(o))) for o in objectives if o is not None]
+
+    def undo():
+        for objective, attributes in kept:
+            vars(objective).clear()
+            vars(objective).update(attributes)
+
+    try:
+        for objective, _ in kept:
+            objective.widen()
+    except BaseException:
+        undo()
+        raise
+    state = optimizer.solver_state
+    if state is not None and not state.is_sound:
+        # Of a start that float32 could not evaluate.
+        optimizer.solver_state = None
+    elif state is not None:
+        state.forget_loss()
+    return undo
+
+
+def resolved(objective, constraints):
+    """The `Constraint`s, for an objective that they may keep from float64."""
+
+    def made(packing):
+        return resolve_constraints(constraints, packing, Constraint)
+
+    if constraints and objective.can_widen:
+        wide = Packing(objective.variables, "float64")
+        objective.can_widen = decide("auto", lambda: made(wide))
+    return made(objective.program.packing)
+
+
+def warn_of_staying(error):
+    """Says why a fit ends where float32 did: for want of memory, say."""
+    warn(
+        "Float64 (precision='auto') failed, and the fit ends where float32 "
+        f"did. Received: {type(error).__name__}, {error}",
+        ConvergenceWarning,
+    )
+
+
+def settled(outcome, objective, problem, start=None):
+    """The outcome with the loss of what the variables keep of it.
+
+    Variables round what is computed in a wider dtype, and must not keep what
+    is worse than what they began with.
+
+    Args:
+        outcome: the `Outcome` of a run, whose point is assigned.
+        objective: the `FlatObjective` of the run.
+        problem: the `Problem` of the run.
+        start: the variables' values before the run, to go back to where they
+            are better, or `None`.
+    """
+    is_wider = objective.rounding > objective.epsilon
+    if not (is_wider and np.isfinite(outcome.loss)):
+        return outcome
+    # Rounding may lead to where the numerics fail.
+    loss = problem.peek(objective.initial_position())
+    if start is not None:
+        before = problem.peek(start)
+        if np.isfinite(before) and not loss <= before:
+            objective.assign(start)
+            loss = before
+    return dataclasses.replace(outcome, kept_loss=loss)

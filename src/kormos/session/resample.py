@@ -1,0 +1,168 @@
+"""New points for the data of a run, between its iterations."""
+
+import numpy as np
+import scipy.spatial
+from keras import tree
+
+from kormos.checks import check_count
+
+
+class Resample:
+    """Draws new points between iterations of `kormos.least_squares`.
+
+    A fit on fixed points can make the residuals small there and the solution
+    wrong between them. What the optimizer knows, damping and scale or
+    curvature, is carried over to the new points.
+
+    With `candidates`, points are drawn from so many, with probabilities in
+    proportion to `r**power / mean(r**power) + offset`, where r is the norm of
+    the residuals at a point (Wu et al. 2023, arXiv:2207.10289). They are drawn
+    by systematic sampling (Madow 1949, Ann. Math. Statist. 20) along an order
+    in which neighbours follow one another, so that no region gets many more or
+    fewer points than its share by chance.
+
+    Args:
+        sampler: function `(count, rng)` that returns `count` new points, in
+            the structure of what they replace. `rng` is a
+            `numpy.random.Generator`.
+        every: the number of iterations between two draws.
+        candidates: the number of points to draw from, or `None` to take the
+            sampler's as they come.
+        power: exponent of the residuals. Defaults to 1.
+        offset: what is added to every point's weight. Defaults to 1.
+        key: the entry of `data`, a dict, that the points replace, or `None` for
+            all of it.
+        seed: of the generator.
+
+    Raises:
+        ValueError: if an argument cannot be used.
+
+    Example:
+
+    ```python
+    kormos.least_squares(
+        residual_fn,
+        model.trainable_variables,
+        data=points,
+        callbacks=[
+            kormos.callbacks.Resample(
+                lambda count, rng: rng.uniform(-1, 1, (count, 2)),
+                every=10,
+                candidates=50_000,
+            )
+        ],
+    )
+    ```
+    """
+
+    def __init__(
+        self,
+        sampler,
+        every,
+        candidates=None,
+        power=1.0,
+        offset=1.0,
+        key=None,
+        seed=0,
+    ):
+        if not callable(sampler):
+            raise ValueError(
+                "Argument `sampler` must be a function `(count, rng)` that "
+                f"returns points. Received: {sampler!r}"
+            )
+        check_count("every", every, 1)
+        if candidates is not None:
+            check_count("candidates", candidates, 1)
+        self._sampler = sampler
+        self._every = every
+        self._candidates = candidates
+        self._power = power
+        self._offset = offset
+        self._key = key
+        self._rng = np.random.default_rng(seed)
+
+    def check(self, objective):
+        """Refuses an objective whose data it cannot replace.
+
+        Raises:
+            ValueError: if there are none, none of that key, or more than the
+                candidates.
+        """
+        data, key = getattr(objective, "data", None), self._key
+        if data is None:
+            raise ValueError(
+                "A `Resample` replaces the data of `kormos.least_squares`: "
+                "give `data`. Received: data=None"
+            )
+        if key is not None and not (isinstance(data, dict) and key in data):
+            raise ValueError(
+                "Argument `key` of a `Resample` must be a key of `data`, a "
+                f"dict. Received: key={key!r}"
+            )
+        rows = self._rows(data)
+        if self._candidates is not None and self._candidates < rows:
+            raise ValueError(
+                "Argument `candidates` of a `Resample` must be at least the "
+                f"{rows} points that are drawn from them. "
+                f"Received: candidates={self._candidates}"
+            )
+
+    def is_due(self, iteration):
+        """Whether new points follow an iteration."""
+        return iteration > 0 and iteration % self._every == 0
+
+    def next_after(self, iteration):
+        """The next iteration that new points follow."""
+        return (iteration // self._every + 1) * self._every
+
+    def replace(self, objective):
+        """Replaces the data of a `ResidualObjective`."""
+        data, key = objective.data, self._key
+        count = self._rows(data)
+        points = self._sampler(self._candidates or count, self._rng)
+        if self._candidates is not None:
+            points = _rows_of(points, _along_neighbours(points))
+            norms = objective.row_norms(_with(data, key, points), key)
+            chosen = self._chosen(norms, count)
+            points = _rows_of(points, chosen)
+        objective.replace(_with(data, key, points))
+
+    def _rows(self, data):
+        old = data if self._key is None else data[self._key]
+        return len(tree.flatten(old)[0])
+
+    def _chosen(self, norms, count):
+        weights = norms**self._power
+        weights = weights / max(np.mean(weights), 1e-300) + self._offset
+        ends = np.cumsum(_inclusions(weights, count))
+        marks = np.arange(count) + self._rng.uniform()
+        # The sum is the count but for rounding.
+        return np.searchsorted(ends, np.minimum(marks, ends[-1]))
+
+
+def _along_neighbours(points):
+    """An order of points, that of the leaves of a tree of boxes."""
+    arrays = [np.asarray(a, "float64") for a in tree.flatten(points)]
+    flat = [a.reshape(len(a), -1) for a in arrays]
+    return scipy.spatial.KDTree(np.hstack(flat), leafsize=4).indices
+
+
+def _inclusions(weights, count):
+    """Probabilities of being drawn: proportional, at most 1, of that sum."""
+    # Enough points can be drawn even where few have a weight.
+    weights = weights + 1e-9 * weights.max(initial=1e-300)
+    certain = np.zeros(len(weights), bool)
+    while True:
+        share = (count - certain.sum()) / weights[~certain].sum()
+        found = np.where(certain, 1.0, weights * share)
+        if not (found > 1).any():
+            return found
+        certain |= found > 1
+
+
+def _rows_of(points, rows):
+    return tree.map_structure(lambda a: np.asarray(a)[rows], points)
+
+
+def _with(data, key, points):
+    return points if key is None else {**data, key: points}

@@ -1,0 +1,93 @@
+"""What the user is told of how a fit ended."""
+
+import dataclasses
+
+from kormos.solvers.statuses import ADVICE
+
+
+@dataclasses.dataclass
+class Result:
+    """How a fit or a minimization ended.
+
+    Attributes:
+        status: `"converged"`, `"noise floor"`, `"iteration limit"`,
+            `"evaluation limit"`, `"time limit"`, `"target reached"`,
+            `"stopped by callback"`, `"interrupted"`, `"line search failed"`,
+            `"stalled"`, `"unbounded"`, `"infeasible"` or `"non-finite"`.
+        message: a sentence that says so, with figures and advice.
+        success: whether the end is an optimum: `"converged"`, by a tolerance,
+            or `"noise floor"`, by the rounding of the loss.
+        loss: the loss at the final iterate, whose weights remain, unless a
+            callback sets others.
+        kept_loss: the loss of the weights that remain: with
+            `precision="float64"` a float32 model rounds them.
+        initial_loss: the loss at the start.
+        iterations: accepted iterations.
+        evaluations: evaluations of the loss (and its gradient).
+        hessian_products: products of the Hessian (or of the Gauss-Newton
+            matrix) with a vector, and second derivatives along a step.
+        time: seconds of wall time.
+        test: name of the test that fired, or `None`.
+        value: the tested quantity, or `None`.
+        threshold: what it was compared with, or `None`.
+        float64_from: with `precision="auto"`, after how many iterations
+            float32 was left, or `None`.
+        history: for `kormos.minimize`, a dict of lists with an entry for each
+            iteration: `loss`, `grad`, `fg_evals`, `hessp_evals`, `seconds`.
+    """
+
+    status: str
+    message: str
+    success: bool
+    loss: float
+    kept_loss: float
+    initial_loss: float
+    iterations: int
+    evaluations: int
+    hessian_products: int
+    time: float
+    test: str | None = None
+    value: float | None = None
+    threshold: float | None = None
+    float64_from: int | None = None
+    history: dict | None = None
+
+    def __str__(self):
+        return self.message
+
+
+def sentence(outcome, iterations, evaluations, float64_from=None):
+    """The status of a run in words: figures, the test that fired, advice.
+
+    Args:
+        outcome: the `Outcome`.
+        iterations: how many there were.
+        evaluations: likewise.
+        float64_from: after how many iterations that began, or `None`.
+    """
+    text = (
+        f"{outcome.status} after {_counted(iterations, 'iteration')} and "
+        f"{_counted(evaluations, 'evaluation')} at loss {outcome.loss:.6g}"
+    )
+    if outcome.test is not None and outcome.value is not None:
+        text += (
+            f": {outcome.test}, {outcome.value:.3g} <= {outcome.threshold:.3g}"
+        )
+    elif outcome.test is not None:
+        text += f": {outcome.test} of {outcome.threshold:.3g} was met"
+    if outcome.detail:
+        text += f" ({outcome.detail})"
+    advice = ADVICE.get(outcome.status, "")
+    sentences = [f"{text}.", outcome.findings.strip(), advice]
+    if float64_from is not None:
+        sentences.append(f"In float64 from iteration {float64_from}.")
+    if outcome.kept_loss is not None:
+        sentences.append(
+            f"The weights, rounded to their own dtype, have loss "
+            f"{outcome.kept_loss:.6g}."
+        )
+    return " ".join(filter(None, sentences))
+
+
+def _counted(number, noun):
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,309 @@
+"""Runs a stage of an optimizer and keeps what must not be lost.
+
+Fits and minimizations meet here: the best point, interrupts, and the reason
+for the end are the same in both.
+"""
+
+import dataclasses
+import numbers
+import time
+
+import numpy as np
+
+from kormos.checks import check_count
+from kormos.session.float64_trial import tried_wider
+from kormos.session.result import Result
+from kormos.session.result import sentence
+from kormos.solvers import statuses
+from kormos.solvers.budget import Budget
+from kormos.solvers.identification import EVERYWHERE
+from kormos.solvers.identification import undetermined
+from kormos.solvers.outcome import Outcome
+
+# Ends at which a loss may have been falling still, and the part of it that a
+# model must promise where rounding hides the rest.
+_OPEN = (
+    statuses.STALLED,
+    statuses.LINE_SEARCH_FAILED,
+    statuses.NON_FINITE,
+)
+_STILL_FALLING = 1e-6
+_LIMITS = statuses.TIME_LIMIT, statuses.EVALUATION_LIMIT
+# So many times its own size a parameter must have changed to have run away.
+_FAR = 10.0
+
+
+class ConvergenceWarning(UserWarning):
+    """A run ended neither at an optimum nor where the user asked it to."""
+
+
+class Run:
+    """One run of a stage.
+
+    Args:
+        stage: the `Stage`.
+        problem: the `Problem`.
+        on_start: called with `(theta, loss, grad)` of the starting point;
+            returns whether to stop there. `grad` may be `None`.
+        on_iterate: called with the same, and with the method's `logs` as
+            keywords, of every accepted iterate; returns whether to stop.
+
+    Attributes:
+        initial_loss: the loss at the start, or `None` before that is known.
+        iterations: the number of accepted iterates so far.
+    """
+
+    def __init__(self, stage, problem, on_start, on_iterate):
+        self._stage = stage
+        self._problem = problem
+        self._on_start = on_start
+        self._on_iterate = on_iterate
+        self.initial_loss = None
+        self.iterations = 0
+        self.best = None
+        self._starts_finite = True
+
+    def __call__(self, theta):
+        """Runs from `theta`.
+
+        Returns:
+            An `Outcome`, with status `None` if a callback asked for the end.
+            After an exception other than `KeyboardInterrupt`, which is
+            raised, `best` is the point to keep.
+        """
+        self.best = theta, np.nan
+        self._start, self._began = np.array(theta), time.perf_counter()
+        try:
+            outcome = self._stage.run(self._problem, theta, self._report)
+            outcome = self._judged(outcome)
+        except KeyboardInterrupt:
+            theta, loss = self.best
+            outcome = Outcome(statuses.INTERRUPTED, theta, loss)
+        findings = outcome.findings, self._problem.raised.sentence()
+        outcome.findings = " ".join(filter(None, findings))
+        return outcome
+
+    def _judged(self, outcome):
+        """The outcome, with the best point and what the run knows of it."""
+        if not self._starts_finite:
+            outcome.status = statuses.NON_FINITE
+        elif self._meets_target(self.best[1]):
+            outcome = self._target_reached(outcome)
+        is_kept = outcome.is_polished or self._is_better(
+            outcome.theta, outcome.loss
+        )
+        if not is_kept:
+            outcome.theta, outcome.loss = self.best
+        self._name_what_ran_away(outcome)
+        if not self._problem.goes_on_wider:
+            seconds = time.perf_counter() - self._began
+            outcome = tried_wider(outcome, self._problem, seconds)
+        self._name_what_is_undetermined(outcome)
+        return outcome
+
+    def _name_what_ran_away(self, outcome):
+        """Says so where a loss below zero was still falling at the end."""
+        is_open = outcome.status in _OPEN or (
+            outcome.status == statuses.NOISE_FLOOR
+            and outcome.value is not None
+            and outcome.value > _STILL_FALLING
+        )
+        if not is_open or not outcome.loss < min(self.initial_loss, 0):
+            return
+        start, end = self._start, outcome.theta
+        size = np.maximum(np.abs(start), min(1.0, np.abs(start).max() or 1.0))
+        index = int(np.argmax(np.abs(end - start) / size))
+        if abs(end[index] - start[index]) < _FAR * size[index]:
+            return
+        outcome.status = statuses.UNBOUNDED
+        outcome.findings += (
+            " The loss was still falling below zero, and may have no minimum: "
+            f"{self._problem.name_of(index)} ran from {start[index]:.4g} to "
+            f"{end[index]:.4g}."
+        )
+
+    def _name_what_is_undetermined(self, outcome):
+        """Says so where data leave parameters of an optimum open."""
+        problem, theta = self._problem, np.array(outcome.theta)
+        is_optimum = outcome.status in statuses.SUCCESSES
+        if not is_optimum or outcome.evaluate is None or problem.constraints:
+            return
+        box = EVERYWHERE
+        if problem.is_bounded:
+            box = problem.lower, problem.upper
+        found = undetermined(
+            outcome.evaluate,
+            outcome.hessian,
+            (self._start, self.initial_loss),
+            theta,
+            box,
+            problem.epsilon,
+            time.perf_counter() - self._began,
+        )
+        if found is not None:
+            outcome.findings += found.sentences(problem.name_of)
+
+    def _report(self, theta, loss, grad, **logs):
+        if self.initial_loss is None:
+            self.initial_loss = loss
+            self._starts_finite = _is_finite(loss, grad)
+            # A point that is lost keeps what the variables have.
+            self.best = theta if self._starts_finite else self.best[0], loss
+            stop = self._on_start(theta, loss, grad)
+            stop = stop or self._meets_target(loss)
+            return stop or not self._starts_finite
+        self.iterations += 1
+        if theta is not None and self._is_better(theta, loss):
+            self.best = theta, loss
+        stop = self._on_iterate(theta, loss, grad, **logs)
+        return stop or self._meets_target(loss)
+
+    def _meets_target(self, loss):
+        target = self._problem.budget.target
+        return target is not None and loss <= target
+
+    def _target_reached(self, outcome):
+        theta, loss = self.best
+        return Outcome(
+            statuses.TARGET_REACHED,
+            theta,
+            loss,
+            test="target_loss",
+            value=loss,
+            threshold=self._problem.budget.target,
+            raw=outcome.raw,
+        )
+
+    def _is_better(self, theta, loss):
+        """Whether a point is to be kept; feasibility comes before the loss."""
+        if not self._problem.constraints:
+            return loss <= self.best[1]
+        if not np.isfinite(loss):
+            return False
+        if self._problem.is_feasible(self.best[0]):
+            is_lower = loss <= self.best[1]
+            return is_lower and self._problem.is_feasible(theta)
+        return True
+
+
+def is_known(loss):
+    """Whether the loss at the start of a fit was told, and is a number.
+
+    In float64 it may be one where in float32 it is not.
+    """
+    return loss is not None and np.isfinite(loss)
+
+
+def _is_finite(loss, grad):
+    return np.isfinite(loss) and (grad is None or np.isfinite(grad).all())
+
+
+def followed(objective, constraints, before, theta):
+    """Takes over what callbacks have assigned.
+
+    Args:
+        objective: the `FlatObjective`.
+        constraints: list of `Constraint`s.
+        before: the variables' values then, by `initial_position`.
+        theta: the point that these were rounded from.
+
+    Returns:
+        The point to go on from, or `None` if nothing has changed.
+    """
+    point = objective.followed(before, theta)
+    are_others = [constraint.refresh() for constraint in constraints]
+    return theta if point is None and any(are_others) else point
+
+
+def taken_over(outcome, theta, loss):
+    """The outcome where callbacks have set other variables since.
+
+    Args:
+        outcome: the `Outcome` of a run of what the loss was before.
+        theta: the point to go on from.
+        loss: the loss there as it is now, NaN where a run follows.
+    """
+    is_limit = outcome.status in (*_LIMITS, statuses.INTERRUPTED)
+    return dataclasses.replace(
+        outcome,
+        status=outcome.status if is_limit else None,
+        theta=theta,
+        loss=loss,
+        test=None,
+        detail="",
+    )
+
+
+def checked_budget(max_evals, max_seconds, target_loss, iterations=None):
+    """The `Budget` of a run, its deadline in seconds from the start."""
+    if max_evals is not None:
+        check_count("max_evals", max_evals, 1)
+    for name, value in (
+        ("max_seconds", max_seconds),
+        ("target_loss", target_loss),
+    ):
+        if value is not None and not isinstance(value, numbers.Real):
+            raise ValueError(
+                f"Argument `{name}` must be a number. "
+                f"Received: {name}={value!r}"
+            )
+    if max_seconds is not None and not max_seconds > 0:
+        raise ValueError(
+            "Argument `max_seconds` must be positive. "
+            f"Received: max_seconds={max_seconds}"
+        )
+    return Budget(iterations, max_evals, max_seconds, target_loss)
+
+
+def describe(
+    outcome,
+    initial_loss,
+    iterations,
+    evaluations,
+    products,
+    seconds,
+    float64_from=None,
+):
+    """The `Result` for the user, of one or several runs."""
+    kept = outcome.loss if outcome.kept_loss is None else outcome.kept_loss
+    return Result(
+        status=outcome.status,
+        message=sentence(outcome, iterations, evaluations, float64_from),
+        success=outcome.status in statuses.SUCCESSES,
+        loss=float(outcome.loss),
+        kept_loss=float(kept),
+        initial_loss=float(np.nan if initial_loss is None else initial_loss),
+        float64_from=float64_from,
+        iterations=iterations,
+        evaluations=evaluations,
+        hessian_products=products,
+        time=seconds,
+        test=outcome.test,
+        value=outcome.value,
+        threshold=outcome.threshold,
+    )
+
+
+def row(loss, grad, evaluations, products, logs):
+    """The numbers that every History keeps of an iterate, and the method's."""
+    return {
+        "loss": float(loss),
+        # Of a vector, or of a norm; a method may have none.
+        "grad": np.nan if grad is None else float(np.linalg.norm(grad)),
+        "fg_evals": evaluations,
+        "hessp_evals": products,
+        **logs,
+    }
+
+
+def is_worth_a_warning(result, own_limit):
+    """Whether a user is to be warned of how a run ended.
+
+    Args:
+        result: the `Result`.
+        own_limit: whether the number of iterations is the user's own, not a
+            default.
+    """
+    if result.status == statuses.ITERATION_LIMIT:
+        return not own_limit
+    return result.status not in statuses.QUIET

@@ -1,0 +1,1 @@
+"""Algorithms on one flat vector; they know no model and no data."""

@@ -1,0 +1,45 @@
+"""What ends a run besides the tests of its method."""
+
+import time
+from typing import NamedTuple
+
+from kormos.solvers import statuses
+
+
+class Budget(NamedTuple):
+    """What ends a run besides the tests of its method; `None` for no limit.
+
+    Attributes:
+        iterations: the most accepted iterations.
+        evaluations: the most evaluations.
+        deadline: when to end, as `time.perf_counter` counts seconds.
+        target: the loss that is low enough.
+    """
+
+    iterations: int | None = None
+    evaluations: int | None = None
+    deadline: float | None = None
+    target: float | None = None
+
+    def started(self, now):
+        """The same, its deadline counted from `now` rather than from zero."""
+        if self.deadline is None:
+            return self
+        return self._replace(deadline=now + self.deadline)
+
+    def without(self, evaluations):
+        """What is left after so many evaluations."""
+        if self.evaluations is None:
+            return self
+        return self._replace(evaluations=self.evaluations - evaluations)
+
+    def spent(self, evaluations):
+        """The limit that is reached, as a status, or `None`."""
+        if self.evaluations is not None and evaluations >= self.evaluations:
+            return statuses.EVALUATION_LIMIT
+        if self.deadline is not None and time.perf_counter() >= self.deadline:
+            return statuses.TIME_LIMIT
+        return None
+
+
+UNLIMITED = Budget()

@@ -1,0 +1,1 @@
+"""Levenberg and Marquardt's method."""

@@ -1,0 +1,185 @@
+"""The Gauss-Newton model of the loss at a point, by one of three ways."""
+
+from typing import Any
+from typing import NamedTuple
+
+import numpy as np
+
+from kormos.solvers.least_squares import spectrum
+from kormos.solvers.least_squares import steihaug
+
+# A dense matrix of more parameters is not formed: with its eigenvectors and
+# their workspace it would take more than this many bytes.
+_MOST_BYTES = 2**30
+
+# Weights of the loss where it is straight are not quite zero.
+_NOTHING = 1e-200
+
+# The part of the longest column of J that a restrained one counts for.
+_LEAST_EFFECT = 1e-3
+
+# A scale that is so many times the present one is from somewhere else.
+_STALE = 16.0
+
+
+class Linearized(NamedTuple):
+    """What is known at a point.
+
+    Attributes:
+        row_loss: the loss, evaluated row by row.
+        grad: the gradient, `(size,)`.
+        model: a `Spectrum`, or `Products`.
+    """
+
+    row_loss: float
+    grad: np.ndarray
+    model: Any
+
+
+class LocalModels:
+    """Makes models of the loss.
+
+    Args:
+        problem: the `Problem`.
+        solver: `"rows"`, `"dense"`, `"cg"`, or `"auto"` to choose by memory.
+        is_scaled: whether parameters are scaled by the columns of J.
+        scale: the scale so far, `(size,)`.
+        bends: whether `bend` will be asked for.
+
+    Attributes:
+        solver: the way that is taken.
+        outputs: the number of outputs of all rows of data.
+        scale: the longest that each column of J has been (Moré 1978), since
+            it was last taken anew.
+        norms: how long the columns are at the latest point.
+        is_restrained: whether parameters that do next to nothing to the
+            residuals, beside others, are held back.
+    """
+
+    def __init__(self, problem, solver, is_scaled, scale, bends):
+        self._problem = problem
+        self._curvature = problem.gauss_newton()
+        self._is_scaled = is_scaled
+        self._keeps = bends
+        self.outputs = self._curvature.outputs
+        self.scale = self.norms = scale
+        self.is_restrained = False
+        self.solver = self._chosen() if solver == "auto" else solver
+
+    @property
+    def is_stale(self):
+        """Whether the scale is that of other points."""
+        present = np.where(self.norms > 0, self.norms, np.inf)
+        return self._is_scaled and bool((self.scale > _STALE * present).any())
+
+    @property
+    def is_uneven(self):
+        """Whether some parameters do next to nothing beside others."""
+        least = _LEAST_EFFECT * self.norms.max(initial=0.0)
+        return self._is_scaled and bool((self.norms < least).any())
+
+    def forget(self):
+        """Lets the scale be taken anew at the next point."""
+        self.scale = np.zeros_like(self.scale)
+
+    def at(self, theta, loss):
+        """The `Linearized` at a point, or `None` if it is not finite."""
+        if self.solver == "cg":
+            return self._by_products(theta)
+        if self.solver == "rows":
+            own, grad, matrix = self._curvature.rows(theta, self._keeps)
+            squares, make = (
+                np.einsum("mp,mp->p", matrix, matrix),
+                spectrum.of_rows,
+            )
+        else:
+            own, grad, matrix = self._curvature.normal_equations(
+                theta, self._keeps
+            )
+            squares, make = np.diagonal(matrix), spectrum.of_matrix
+        if not (np.isfinite(grad).all() and np.isfinite(matrix).all()):
+            return None
+        # What moves only outputs where the loss is straight goes downhill.
+        squares = np.where(squares > _NOTHING, squares, 0.0)
+        straight = (squares == 0) & (grad != 0)
+        if straight.any():
+            if self.solver == "rows":
+                matrix, make = matrix.T @ matrix, spectrum.of_matrix
+            squares = np.where(
+                straight, grad @ grad / (abs(loss) or 1.0), squares
+            )
+            matrix[straight, straight] = squares[straight]
+        scale = self._rescaled(np.sqrt(squares), theta, grad)
+        epsilon = self._problem.epsilon
+        return Linearized(own, grad, make(matrix, scale, grad, epsilon))
+
+    def evaluate(self, theta):
+        """Loss and gradient at a point, evaluated row by row as J is."""
+        if self.solver == "cg":
+            return self._problem.value_and_grad(theta)
+        if self.solver == "rows":
+            return self._curvature.rows(theta)[:2]
+        return self._curvature.normal_equations(theta)[:2]
+
+    def matrix(self, theta):
+        """The Gauss-Newton matrix at a point, `(size, size)`."""
+        if self.solver == "rows":
+            rows = self._curvature.rows(theta)[2]
+            return rows.T @ rows
+        matrix = self._curvature.normal_equations(theta)[2]
+        return np.triu(matrix) + np.triu(matrix, 1).T
+
+    def row_loss(self, theta):
+        """The loss at a point, evaluated row by row as J is."""
+        return self.evaluate(theta)[0]
+
+    def bend(self, theta, step):
+        """J'H times the second derivative of the outputs along a step.
+
+        Faster at the point of the latest `at`.
+        """
+        self._problem.hessp_evals += 1
+        return self._curvature.bend(theta, step)
+
+    def _by_products(self, theta):
+        problem = self._problem
+        own, grad = problem.value_and_grad(theta)
+        # At a point that is counted already.
+        problem.fg_evals -= 1
+
+        def product(vector):
+            problem.hessp_evals += 1
+            return self._curvature.product(theta, vector)
+
+        diagonal = steihaug.diagonal(product, problem.size)
+        if not (np.isfinite(grad).all() and np.isfinite(diagonal).all()):
+            return None
+        scale = self._rescaled(np.sqrt(diagonal), theta, grad)
+        model = steihaug.Products(product, scale, grad)
+        return Linearized(own, grad, model)
+
+    def _chosen(self):
+        rows, size = self.outputs, self._problem.size
+        if spectrum.is_small(rows, size):
+            return "rows"
+        if not self._curvature.has_penalty and rows < size:
+            if 8 * rows * size <= _MOST_BYTES:
+                return "rows"
+        # The matrix, its eigenvectors, and LAPACK's workspace of two more.
+        return "dense" if 32 * size**2 <= _MOST_BYTES else "cg"
+
+    def _rescaled(self, norms, theta, grad):
+        """The scale, infinite where a parameter is held at its bound."""
+        self.norms = norms
+        if self._is_scaled:
+            self.scale = scale = np.maximum(self.scale, norms)
+            if self.is_restrained:
+                scale = np.maximum(scale, _LEAST_EFFECT * norms.max())
+        else:
+            self.scale = scale = np.ones_like(norms)
+        scale = np.where(scale > 0, scale, 1.0)
+        if self._problem.is_bounded:
+            held = (theta <= self._problem.lower) & (grad > 0)
+            held |= (theta >= self._problem.upper) & (grad < 0)
+            scale = np.where(held, np.inf, scale)
+        return scale

@@ -1,0 +1,44 @@
+"""What a solver returns."""
+
+import dataclasses
+from typing import Any
+
+
+@dataclasses.dataclass
+class Outcome:
+    """How one run of one method ended.
+
+    Attributes:
+        status: one of the constants of this module; `None` when the run was
+            stopped from outside.
+        theta: the final point, float64 array of shape `(size,)`.
+        loss: the loss there.
+        test: name of the test that fired, or `None`.
+        value: the tested quantity, or `None`.
+        threshold: what it was compared with, or `None`.
+        detail: the method's own words.
+        raw: the wrapped library's own result, or `None`.
+        is_polished: whether the point is the best although the loss there may
+            be above the lowest, by less than its rounding.
+        kept_loss: the loss at the point as the variables round it; `None` if
+            that is the same.
+        findings: sentences of what was checked at the end, with figures.
+        evaluate: function of a point to the loss and the gradient there, or
+            `None` for a method without gradients.
+        hessian: function of a point to the Hessian of the method's model there,
+            or `None`.
+    """
+
+    status: str | None
+    theta: Any
+    loss: float
+    test: str | None = None
+    value: float | None = None
+    threshold: float | None = None
+    detail: str = ""
+    raw: Any = None
+    is_polished: bool = False
+    kept_loss: float | None = None
+    findings: str = ""
+    evaluate: Any = None
+    hessian: Any = None

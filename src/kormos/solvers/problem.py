@@ -1,0 +1,290 @@
+"""What an optimizer sees: functions of one flat vector, and limits."""
+
+import copy
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from kormos.solvers.budget import UNLIMITED
+from kormos.solvers.rejections import Raised
+from kormos.solvers.rejections import SafeGaussNewton
+from kormos.solvers.rejections import is_rejection
+from kormos.solvers.verification import verify
+
+
+class Problem:
+    """A loss over a box, with constraints, that counts its evaluations.
+
+    Where an evaluation raises, loss and derivatives are NaN, once the same has
+    worked; `raised` remembers what it was.
+
+    Args:
+        objective: has `value`, `value_and_grad`, `hvp` and `hessian`,
+            functions of float64 arrays of shape `(size,)`.
+        lower: lower bounds of shape `(size,)`, or `None` for no bounds.
+        upper: upper bounds, likewise.
+        constraints: list of `Constraint`s.
+        epsilon: spacing of numbers near one in the dtype of the evaluation.
+        rounding: the same of the variables that keep the point. Defaults to
+            `epsilon`.
+        budget: a `Budget`.
+        stride: iterations between two looks at a run, of a method that can
+            run several in one compiled call.
+        resume: whether to go on with what the optimizer knows of an earlier
+            run.
+        on_evaluation: function of the loss, called after each evaluation.
+        raised: the `Raised` of the fit, where the run is one of several.
+    """
+
+    def __init__(
+        self,
+        objective,
+        lower=None,
+        upper=None,
+        constraints=(),
+        epsilon=2.0**-52,
+        rounding=None,
+        budget=UNLIMITED,
+        stride=1,
+        resume=False,
+        on_evaluation=None,
+        raised=None,
+    ):
+        self.size = objective.size
+        self.lower = lower
+        self.upper = upper
+        self.constraints = [self._safe(c) for c in constraints]
+        self.epsilon = epsilon
+        self.rounding = epsilon if rounding is None else rounding
+        self.budget = budget
+        self.stride = stride
+        self.resume = resume
+        self.on_evaluation = on_evaluation
+        self.fg_evals = 0
+        self.hessp_evals = 0
+        self.raised = Raised() if raised is None else raised
+        self._objective = objective
+        # The functions that have returned before.
+        self._worked = set()
+
+    @property
+    def is_bounded(self):
+        return self.lower is not None
+
+    @property
+    def has_inequalities(self):
+        return any(c.type == "ineq" for c in self.constraints)
+
+    def name_of(self, index):
+        """What to call an entry of the flat vector."""
+        return self._objective.name_of(index)
+
+    def project(self, theta):
+        """The nearest point of the box."""
+        if not self.is_bounded:
+            return theta
+        return np.clip(theta, self.lower, self.upper)
+
+    @property
+    def feasibility(self):
+        """The violation of a constraint that rounding explains."""
+        # SciPy's own tolerance, but for losses that are not in float64.
+        return max(2.0**-26, 64 * self.epsilon)
+
+    def is_feasible(self, theta):
+        """Whether the constraints hold at a point, but for rounding."""
+        violation = 0.0
+        for constraint in self.constraints:
+            values = constraint.fun(theta)
+            if constraint.type == "eq":
+                values = -np.abs(values)
+            violation = np.maximum(violation, (-values).max(initial=0.0))
+        return bool(violation <= self.feasibility)
+
+    def value(self, theta):
+        return self._counted(self.peek(theta))
+
+    def value_and_grad(self, theta):
+        loss, grad = self.evaluate(theta)
+        return self._counted(loss), grad
+
+    def peek(self, theta):
+        """As `value`, for those who count themselves."""
+        return self.tried("value", self._objective.value, _nan, theta)
+
+    def evaluate(self, theta):
+        """As `value_and_grad`, for those who count themselves."""
+        return self.tried(
+            "value_and_grad",
+            self._objective.value_and_grad,
+            lambda: (np.nan, self._nans()),
+            theta,
+        )
+
+    @property
+    def goes_on_wider(self):
+        """Whether a run in float64 is to follow this one."""
+        return self._objective.can_widen
+
+    def widened(self):
+        """Loss and gradient in float64, for those who count themselves."""
+        return self._objective.widened().value_and_grad
+
+    @property
+    def is_verified(self):
+        """Whether the compiled loss was compared with the loss as it is."""
+        program = getattr(self._objective, "program", None)
+        return program is None or program.is_verified
+
+    def verify(self, evaluate, theta):
+        """Refuses a compiled loss that is another function than the loss.
+
+        Args:
+            evaluate: the loss of a point as the method evaluates it, alone or
+                with its gradient.
+            theta: the start.
+        """
+        if not self.is_verified:
+            self._objective.program.is_verified = True
+            verify(self._objective, evaluate, theta, self.project)
+
+    def hvp(self, theta, vector):
+        self.hessp_evals += 1
+        hvp = self._objective.hvp
+        return self.tried("hvp", hvp, self._nans, theta, vector)
+
+    def hessian(self, theta):
+        self.hessp_evals += self.size
+        return self.tried(
+            "hvp",
+            self._objective.hessian,
+            lambda: np.full((self.size, self.size), np.nan),
+            theta,
+        )
+
+    def gauss_newton(self):
+        """The Gauss-Newton matrix of the loss: a `SafeGaussNewton`."""
+        matrix = self._objective.gauss_newton()
+        return SafeGaussNewton(matrix, self.tried, self.size)
+
+    def batches(self, rng):
+        """Problems of batches of the data, in an order that `rng` draws.
+
+        Each goes on counting where the one before has ended.
+        """
+        for batch in self._objective.batches(rng):
+            part = copy.copy(self)
+            part._objective = batch
+            yield part
+            self.fg_evals, self.hessp_evals = part.fg_evals, part.hessp_evals
+
+    def tried(self, name, fn, instead, *args):
+        """`fn(*args)`, or `instead()` where that raises.
+
+        Args:
+            name: what to know the function by: before it has worked for once,
+                only a failure of the numerics does not end the run.
+            fn: the function.
+            instead: function of no arguments.
+            *args: what `fn` takes.
+        """
+        try:
+            result = fn(*args)
+        except Exception as error:
+            if not is_rejection(error, name in self._worked):
+                raise
+            self.raised.note(error, self.fg_evals + 1)
+            return instead()
+        # All of them evaluate the loss.
+        self._worked |= {name, "value", "value_and_grad"}
+        return result
+
+    def tried_tensors(self, value_and_grad, theta, *args):
+        """Loss and gradient at a tensor, which are NaN where that raises."""
+
+        def instead():
+            nan = theta * np.nan
+            return nan[0], nan
+
+        return self.tried(
+            "value_and_grad", value_and_grad, instead, theta, *args
+        )
+
+    def spent(self):
+        """The limit that is reached, as a status, or `None`."""
+        return self.budget.spent(self.fg_evals)
+
+    @property
+    def is_streamed(self):
+        """Whether the loss can be evaluated here, in Python, alone."""
+        return self._objective.is_streamed
+
+    def traceable(self):
+        """Loss and gradient for use inside a compiled function.
+
+        Returns:
+            A function of a flat tensor and of the arguments that are returned
+            beside it.
+        """
+        return self._objective.traceable()
+
+    def compiled_loop(self, key, fn):
+        """`fn(state, *args) -> state`, compiled once for the objective.
+
+        Args:
+            key: what, besides the objective, makes the function another one.
+            fn: the function.
+        """
+        return self._objective.compiled_loop(key, fn)
+
+    def _counted(self, loss):
+        self.fg_evals += 1
+        if self.on_evaluation is not None:
+            self.on_evaluation(loss)
+        return loss
+
+    def _nans(self):
+        return np.full(self.size, np.nan)
+
+    def _safe(self, constraint):
+        """A constraint that is NaN where it raises."""
+        return constraint._replace(
+            fun=self._safe_array(constraint.fun),
+            jac=self._safe_array(constraint.jac),
+        )
+
+    def _safe_array(self, fn):
+        shape = None
+
+        def call(theta):
+            nonlocal shape
+            if shape is None:
+                result = fn(theta)
+                shape = result.shape
+                self._worked.add(fn)
+                return result
+            return self.tried(fn, fn, lambda: np.full(shape, np.nan), theta)
+
+        return call
+
+
+def _nan():
+    return np.nan
+
+
+class Constraint(NamedTuple):
+    """A constraint on the flat vector.
+
+    Attributes:
+        type: `"eq"` for `fun(theta) = 0`, `"ineq"` for `fun(theta) >= 0`.
+        fun: function from a vector to an array of shape `(m,)`.
+        jac: function from a vector to an array of shape `(m, size)`.
+        refresh: function that reads other variables anew, and returns whether
+            they have changed.
+    """
+
+    type: str
+    fun: Callable
+    jac: Callable
+    refresh: Callable = bool

@@ -1,0 +1,381 @@
+"""Claims of a quasi-Newton run, which are tried before they are believed.
+
+The compiled loop stops where a test of convergence holds or a line search
+fails. From there the run goes on for a few evaluations as if it had just
+begun: with its memory cleared, and with the parameters in new units. Only where
+that gains nothing has the run ended.
+"""
+
+from collections.abc import Callable
+from typing import Any
+from typing import NamedTuple
+
+import numpy as np
+
+from kormos.arithmetic.vectors import to_array
+from kormos.backend.common import as_tensor
+from kormos.solvers import convergence
+from kormos.solvers import fresh_run
+from kormos.solvers import statuses
+from kormos.solvers.outcome import Outcome
+from kormos.solvers.quasi_newton import state as states
+from kormos.solvers.quasi_newton.driver import CompiledLoop
+
+# Ends that are tried.
+_CLAIMS = (
+    states.GRADIENT,
+    states.NOISE,
+    states.DECREASE,
+    states.LINE_SEARCH,
+)
+
+# Rounding that differs by this factor from what was assumed matters.
+_OTHER_NOISE = 4.0
+_MOST_NOISE = 2.0**-4
+# A promise of a larger part of the loss is that of a loss that goes to zero.
+_LITTLE = 1e-3
+# A trial is longer, by so many evaluations for each parameter, where a loss in
+# float64 rounds by more than this part of itself.
+_ROUGH, _LONGER = 1e-10, 2
+# A run ends after so many claims in a row that did not hold, if together they
+# lowered the loss by no more than this part of it.
+_MOST_IN_VAIN, _LEAST_IN_ALL = 50, 1e-3
+
+
+class _Claim(NamedTuple):
+    """An end that is being tried.
+
+    Attributes:
+        status: the state's status there.
+        value: the value of the test that held there.
+        theta: the point, `(size,)`.
+        loss: the loss there.
+        kept: a copy of the state there, or `None`.
+    """
+
+    status: int
+    value: float
+    theta: np.ndarray
+    loss: float
+    kept: Any
+
+
+class Claims:
+    """Decides, after each call of the loop, whether a run has ended.
+
+    Args:
+        loop: the `CompiledLoop`, its start evaluated.
+        problem: the `Problem`.
+        optimizer: the `QuasiNewton`, for its tolerances.
+        call: function that evaluates the start of a trial.
+
+    Attributes:
+        noise: the rounding of the loss over its size, as far as it is known.
+    """
+
+    def __init__(
+        self,
+        loop: CompiledLoop,
+        problem: Any,
+        optimizer: Any,
+        call: Callable[[], None],
+    ):
+        self.noise = problem.epsilon
+        self._loop = loop
+        self._problem = problem
+        self._call = call
+        self._gtol, self._ftol = optimizer.gtol, optimizer.ftol
+        self._xtol = optimizer.xtol
+        self._tolerance = self._gtol**2
+        self._least_gain = max(self._ftol, self._tolerance)
+        self._most_evaluations = convergence.trial_evaluations(
+            problem.size, problem.epsilon
+        )
+        self._measured: float | None = None
+        self._is_long = False
+        # A run that has just begun is its own trial, without a limit.
+        self._claim = self._claim_here()
+        self._is_tried = self._is_start = True
+        self._units: list[np.ndarray] = []
+        self._promises: list[float] = []
+        self._claimed_losses: list[float] = []
+        self._began: int | None = None
+
+    @property
+    def last_evaluation(self) -> int | None:
+        """The count of evaluations at which a trial ends, or `None`."""
+        if not self._is_tried or self._began is None:
+            return None
+        return self._began + self._most_evaluations
+
+    def look(self) -> Outcome | None:
+        """Looks at what a call has reached; the end, if it is one."""
+        if int(self._state.status) == states.STEP:
+            return self._stepped()
+        if self._is_tried:
+            if self._gains():
+                self._is_tried = self._is_start = False
+            elif self._is_claimed() or self._is_over():
+                self._promises.append(self._promise())
+                return self._next()
+        if not self._is_tried and self._is_claimed():
+            if self._is_in_vain():
+                return self._stalled()
+            self._begin()
+        return None
+
+    def _is_in_vain(self) -> bool:
+        """Whether many claims that did not hold have led nowhere."""
+        loss = float(self._state.loss)
+        self._claimed_losses.append(loss)
+        if len(self._claimed_losses) <= _MOST_IN_VAIN:
+            return False
+        gained = self._claimed_losses[-1 - _MOST_IN_VAIN] - loss
+        return gained <= _LEAST_IN_ALL * abs(loss)
+
+    def _stalled(self) -> Outcome:
+        text = (
+            "A run that begins anew still lowers the loss, but "
+            f"{_MOST_IN_VAIN} of them lowered it by less than "
+            f"{_LEAST_IN_ALL:g} of itself."
+        )
+        state = self._state
+        theta, loss = to_array(state.theta), float(state.loss)
+        return Outcome(statuses.STALLED, theta, loss, findings=text)
+
+    def _stepped(self) -> Outcome:
+        """The end by `xtol`, which is off unless the user gives it."""
+        state = self._state
+        return Outcome(
+            statuses.CONVERGED,
+            to_array(state.theta),
+            float(state.loss),
+            "xtol",
+            float(state.value),
+            self._xtol,
+        )
+
+    @property
+    def _state(self):
+        return self._loop.state
+
+    def _is_claimed(self) -> bool:
+        return int(self._state.status) in _CLAIMS
+
+    def _is_over(self) -> bool:
+        last = self.last_evaluation
+        return last is not None and int(self._state.evaluations) >= last
+
+    def _gains(self) -> bool:
+        return convergence.is_gain(
+            self._claim.loss,
+            float(self._state.loss),
+            self._problem.epsilon,
+            self._least_gain,
+            self._measured or 0.0,
+        )
+
+    def _promise(self) -> float:
+        """By how much the model of the state promises to lower the loss."""
+        state = self._state
+        theta, grad = to_array(state.theta), to_array(state.grad)
+        return convergence.sober(float(state.search.promise), theta, grad)
+
+    def _claim_here(self, kept=None) -> _Claim:
+        state = self._state
+        theta = to_array(state.theta)
+        return _Claim(
+            int(state.status),
+            float(state.value),
+            theta,
+            float(state.loss),
+            kept,
+        )
+
+    def _begin(self) -> None:
+        """Begins to try what the state claims."""
+        kept = self._loop.copy()
+        claim = self._claim_here(kept)
+        if self._is_promising(float(self._state.search.promise)):
+            before = self.noise
+            self._measure(claim)
+            if self.noise > _OTHER_NOISE * before and kept is not None:
+                # Enough that the line search knows of it from now on.
+                self._loop.search_again(kept)
+                return
+        self._claim, self._is_tried, self._promises = claim, True, []
+        self._units = [*self._other_units(), np.ones(self._problem.size)]
+        self._try(self._units.pop(0))
+
+    def _next(self) -> Outcome | None:
+        """The next trial of the claim, or the end that holds."""
+        is_start = self._began is None
+        if is_start:
+            state = self._state
+            self._claim = self._claim._replace(
+                status=int(state.status), value=float(state.value)
+            )
+        if self._measured is None and self._is_promising(max(self._promises)):
+            before = self.noise
+            self._measure(self._claim)
+            if is_start and before > _OTHER_NOISE * self.noise:
+                # The search gave up at a rounding that is not there.
+                self._units = [np.ones(self._problem.size)]
+        if self._units and self._problem.spent() is None:
+            self._try(self._units.pop(0))
+            return None
+        if self._is_rough() and self._problem.spent() is None:
+            self._is_long = True
+            self._most_evaluations += _LONGER * self._problem.size
+            self._try(np.ones(self._problem.size))
+            return None
+        if not self._is_start and self._goes_lower():
+            return None
+        return self._settled()
+
+    def _is_rough(self) -> bool:
+        """Whether a float64 loss rounds so much that a short trial says little.
+
+        A few steps gain less than that, and many of them more.
+        """
+        if self._is_long or self._problem.epsilon > convergence.FINEST:
+            return False
+        noise, loss = self._measured or 0.0, abs(self._claim.loss)
+        return _ROUGH * loss < noise < loss
+
+    def _goes_lower(self) -> bool:
+        """Tries Newton steps, where differences give the Hessian cheaply.
+
+        A point that they lead to is where the run begins anew.
+        """
+        state = self._state
+        theta, grad = to_array(state.theta), to_array(state.grad)
+        loss = float(state.loss)
+        is_small = self._problem.size <= fresh_run.MOST_NEWTON
+        # Of a loss that goes to zero something is left at every point.
+        if not is_small or max(self._promises) > _LITTLE * abs(loss):
+            return False
+        gain = fresh_run.try_to_gain(
+            self._loop.evaluate, theta, loss, grad, self._problem.epsilon
+        )
+        self._problem.fg_evals = int(self._state.evaluations)
+        self._promises.append(
+            convergence.sober(gain.promise, gain.theta, gain.grad)
+        )
+        is_lower = convergence.is_gain(
+            loss,
+            gain.loss,
+            self._problem.epsilon,
+            self._least_gain,
+            self._measured or 0.0,
+        )
+        if is_lower:
+            self._is_tried = False
+            units = to_array(self._state.units)
+            self._loop.begin_anew(gain.theta, units)
+            self._call()
+        else:
+            self._loop.replace(
+                theta=theta, loss=np.float64(loss), grad=as_tensor(grad)
+            )
+        return is_lower
+
+    def _try(self, units: np.ndarray) -> None:
+        self._began = int(self._state.evaluations)
+        self._loop.begin_anew(self._claim.theta, units)
+        self._call()
+
+    def _other_units(self) -> list[np.ndarray]:
+        """New units of the parameters, if they are worth a trial."""
+        units = convergence.units_of(to_array(self._state.spread))
+        present = to_array(self._state.units)
+        if np.array_equal(units, present):
+            return []
+        return [units]
+
+    def _is_promising(self, promise: float) -> bool:
+        loss = float(self._state.loss)
+        return convergence.is_promising(promise, loss, self._tolerance)
+
+    def _measure(self, claim: _Claim) -> None:
+        """Measures the rounding of the loss at a claimed point."""
+        self._measured = convergence.measured_noise(
+            self._loop.value, claim.theta, claim.loss, self._problem.epsilon
+        )
+        self._problem.fg_evals = int(self._state.evaluations)
+        if claim.loss != 0:
+            self.noise = min(self._measured / abs(claim.loss), _MOST_NOISE)
+
+    def _settled(self) -> Outcome:
+        """The end at a point from which no trial gained anything."""
+        state, claim = self._state, self._claim
+        theta, grad = to_array(state.theta), to_array(state.grad)
+        loss, promise = float(state.loss), max(self._promises)
+        failure = (
+            statuses.LINE_SEARCH_FAILED
+            if claim.status == states.LINE_SEARCH
+            else statuses.STALLED
+        )
+        if self._measured is not None:
+            self._measured = convergence.vanished_noise(
+                self._measured,
+                promise,
+                self._loop.value,
+                theta,
+                loss,
+                self._problem.epsilon,
+            )
+        by_decrease = claim.status == states.DECREASE
+        tolerance = self._least_gain if by_decrease else self._tolerance
+        verdict = convergence.judge(
+            promise, loss, tolerance, self._measured, failure
+        )
+        # A looser tolerance is the user's own.
+        if self._least_gain <= convergence.LEAST_GAIN:
+            verdict = convergence.confirmed(
+                verdict,
+                self._loop.value,
+                theta,
+                grad,
+                loss,
+                self._measured,
+                self._problem.epsilon,
+            )
+        outcome = Outcome(
+            verdict.status,
+            theta,
+            loss,
+            verdict.test,
+            verdict.value,
+            verdict.threshold,
+            findings=verdict.findings,
+        )
+        if verdict.status == statuses.CONVERGED:
+            self._name_tolerance(outcome, claim, promise)
+        self._restore(claim.kept, theta)
+        return outcome
+
+    def _name_tolerance(self, outcome, claim: _Claim, promise: float) -> None:
+        """Names the user's own tolerance, where that is what is met."""
+        if promise <= self._tolerance * abs(outcome.loss):
+            share = promise / (abs(outcome.loss) or 1.0)
+            outcome.test, outcome.value = "gtol", share**0.5
+            outcome.threshold = self._gtol
+        elif claim.status == states.DECREASE:
+            outcome.test, outcome.value = "ftol", claim.value
+            outcome.threshold = self._ftol
+
+    def _restore(self, kept, theta: np.ndarray) -> None:
+        """Gives the state the memory that it had before the trials."""
+        self._problem.fg_evals = int(self._state.evaluations)
+        if kept is None:
+            return
+        self._loop.replace(
+            **kept._replace(
+                theta=theta,
+                # So that a later run finds its direction anew.
+                grad=np.zeros_like(theta),
+                iterations=self._state.iterations,
+                evaluations=self._state.evaluations,
+            )._asdict()
+        )

@@ -1,0 +1,198 @@
+"""Calls of the compiled loop of the quasi-Newton methods, and its state."""
+
+import functools
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from kormos.arithmetic.scalars import is_eager
+from kormos.arithmetic.vectors import to_array
+from kormos.backend.common import as_tensor
+from kormos.solvers.quasi_newton import state as states
+from kormos.solvers.quasi_newton import step
+from kormos.solvers.quasi_newton import wolfe_search
+from kormos.solvers.quasi_newton.flat_state import on_host
+from kormos.solvers.quasi_newton.flat_state import pack
+from kormos.solvers.quasi_newton.flat_state import skeleton
+from kormos.solvers.quasi_newton.flat_state import unpack
+from kormos.solvers.rejections import is_rejection
+
+# A memory of more bytes than this is not copied before it is cleared.
+_MOST_COPIED = 2**28
+
+
+# So many searches of a run that knows nothing yet probe first: the curvature is
+# not known along what a stiff direction hid.
+_PROBES = 4
+
+
+class CompiledLoop:
+    """The state of a run, and the compiled function that advances it.
+
+    Args:
+        method: the method of curvature.
+        problem: the `Problem`.
+        state: the `State` to begin from, of NumPy arrays.
+
+    Attributes:
+        state: the present `State`, its scalars NumPy's.
+        is_stepped: whether a call stops where an evaluation is due, and the
+            next one is given it.
+    """
+
+    def __init__(self, method, problem, state):
+        self._method = method
+        self._problem = problem
+        self._frame = skeleton(state)
+        self._packed = pack(state)
+        self.state = state
+        self._has_run = False
+        self._compile(problem.is_streamed)
+
+    def advance(self, tolerances, evaluations: int, iterations: int) -> None:
+        """Goes on until the run may have ended, or a count is reached.
+
+        Args:
+            tolerances: the first five of `state.Limits`.
+            evaluations: the count of evaluations that ends the call.
+            iterations: likewise of iterations.
+        """
+        counts = np.array([evaluations, iterations], "int32")
+        try:
+            packed = self._called(tolerances, counts)
+        except Exception as error:
+            is_rejected = is_rejection(error, self._has_run)
+            if self.is_stepped or not is_rejected:
+                raise
+            # A graph fails as a whole: evaluations are made outside of it.
+            self._compile(is_stepped=True)
+            counts[0] = self.state.evaluations + 1
+            packed = self._called(tolerances, counts)
+        self._has_run = True
+        self._set(unpack(on_host(packed), self._frame), packed)
+
+    def _called(self, tolerances, counts):
+        arguments = self._arguments_at(self.state)
+        return self._advance(
+            self._packed, np.array(tolerances), counts, *arguments
+        )
+
+    def replace(self, **fields: Any) -> None:
+        """Replaces fields of the state."""
+        self._set(self.state._replace(**fields))
+
+    def restore(self, kept) -> None:
+        """Makes an earlier state, by `copy`, the present one."""
+        self._set(kept)
+
+    def begin_anew(self, theta: np.ndarray, units: np.ndarray) -> None:
+        """Makes a point the start of a run that knows nothing yet.
+
+        Args:
+            theta: the point, `(size,)`.
+            units: the units of the parameters, `(size,)`.
+        """
+        self.replace(
+            theta=theta,
+            # One that is not finite would spoil the start.
+            direction=np.zeros_like(theta),
+            status=np.int32(states.STARTING),
+            is_anew=np.int32(1),
+            probes=np.int32(_PROBES),
+            units=units,
+            resets=np.int32(self.state.resets + 1),
+            pairs=np.int32(0),
+            stalled=np.int32(0),
+        )
+
+    def search_again(self, kept) -> None:
+        """Searches anew along the direction of an earlier state.
+
+        Args:
+            kept: the `State`, by `copy`.
+        """
+        slope = kept.search.start.slope
+        again = wolfe_search.begin(kept.loss, slope, np.float64(1.0))
+        self._set(
+            kept._replace(
+                search=again,
+                status=np.int32(states.RUNNING),
+                stalled=np.int32(0),
+                evaluations=self.state.evaluations,
+            )
+        )
+
+    def evaluate(self, theta: np.ndarray) -> tuple[float, np.ndarray]:
+        """Loss and gradient at another point, which becomes the state's."""
+        self.replace(
+            theta=theta,
+            # One that is not finite would spoil the start.
+            direction=np.zeros_like(theta),
+            status=np.int32(states.STARTING),
+            is_anew=np.int32(1),
+        )
+        tolerances = (0.0, 0.0, 0.0, 2.0**-52, -np.inf)
+        state = self.state
+        self.advance(
+            tolerances, int(state.evaluations) + 1, int(state.iterations)
+        )
+        return float(self.state.loss), to_array(self.state.grad)
+
+    def value(self, theta: np.ndarray) -> float:
+        """The loss at another point, which becomes the state's."""
+        return self.evaluate(theta)[0]
+
+    def copy(self):
+        """A copy of the state, or `None` if it is large."""
+        arrays = self._packed.arrays
+        if sum(8 * np.prod(a.shape) for a in arrays) > _MOST_COPIED:
+            return None
+        copies = [ops.copy(as_tensor(a)) for a in arrays]
+        return unpack(self._packed._replace(arrays=copies), self._frame)
+
+    def _set(self, state, packed=None):
+        self.state = state
+        self._packed = pack(state) if packed is None else packed
+
+    def _compile(self, is_stepped):
+        """Compiles the loop, once for an objective and a method."""
+        self.is_stepped = is_stepped
+        problem, method, frame = self._problem, self._method, self._frame
+        if is_stepped:
+            value_and_grad = _as_given
+            self._arguments_at = functools.partial(_evaluated, problem)
+        else:
+            value_and_grad, arguments = problem.traceable()
+            self._arguments_at = lambda state: arguments
+
+        def advance(packed, tolerances, counts, *args):
+            state = unpack(packed, frame)
+            evaluate = value_and_grad
+            if is_eager(state.loss):
+                evaluate = functools.partial(problem.tried_tensors, evaluate)
+            state = step.advance(
+                method,
+                lambda theta: evaluate(theta, *args),
+                states.Limits(
+                    *(tolerances[i] for i in range(5)), counts[0], counts[1]
+                ),
+                state,
+            )
+            return pack(state)
+
+        key = method.key, is_stepped
+        self._advance = problem.compiled_loop(key, advance)
+
+
+def _as_given(theta, loss, grad):
+    """An evaluation of `theta` that was made before."""
+    del theta
+    return loss, grad
+
+
+def _evaluated(problem, state):
+    """The loss and gradient that a state waits for, as tensors."""
+    trial = step.trial_of(state, state.status == states.STARTING)
+    loss, grad = problem.evaluate(to_array(trial))
+    return as_tensor(np.array(loss)), as_tensor(grad)

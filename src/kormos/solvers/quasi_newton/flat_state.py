@@ -1,0 +1,66 @@
+"""A solver's state as few arrays: every argument of a compiled call costs."""
+
+from typing import Any
+from typing import NamedTuple
+
+import numpy as np
+from keras import ops
+from keras import tree
+
+from kormos.arithmetic.scalars import is_eager
+
+
+class Packed(NamedTuple):
+    """A state with its scalars in vectors.
+
+    Attributes:
+        arrays: list of the leaves that are no scalars.
+        floats: the float64 scalars, a vector.
+        integers: the others, int32.
+    """
+
+    arrays: Any
+    floats: Any
+    integers: Any
+
+
+def pack(state):
+    """Packs a named tuple of arrays, scalars and such tuples."""
+    arrays, floats, integers = [], [], []
+    for leaf in tree.flatten(state):
+        if len(leaf.shape):
+            arrays.append(leaf)
+        elif "float" in str(leaf.dtype):
+            floats.append(leaf)
+        else:
+            integers.append(leaf)
+    if is_eager(floats[0]):
+        return Packed(arrays, np.array(floats), np.array(integers, "int32"))
+    integers = [ops.cast(i, "int32") for i in integers]
+    return Packed(arrays, ops.stack(floats), ops.stack(integers))
+
+
+def skeleton(state):
+    """The structure of a NumPy state, for `unpack`, without its arrays."""
+    return tree.map_structure(
+        lambda leaf: np.empty((0,) * leaf.ndim, leaf.dtype)[()], state
+    )
+
+
+def unpack(packed, skeleton):
+    """The state in `packed`."""
+    counts = [0, 0, 0]
+
+    def leaf_like(leaf):
+        kind = 0 if leaf.ndim else 1 if leaf.dtype.kind == "f" else 2
+        value = packed[kind][counts[kind]]
+        counts[kind] += 1
+        return value > 0 if leaf.dtype.kind == "b" else value
+
+    return tree.map_structure(leaf_like, skeleton)
+
+
+def on_host(packed):
+    """The same with its scalars in NumPy."""
+    floats, integers = map(ops.convert_to_numpy, packed[1:])
+    return Packed(packed.arrays, floats, integers)

@@ -1,0 +1,221 @@
+"""One run of a quasi-Newton method: calls of the loop, and reports."""
+
+import math
+import time
+
+import numpy as np
+from keras import ops
+
+from kormos import backend
+from kormos.arithmetic.vectors import to_array
+from kormos.solvers import statuses
+from kormos.solvers.outcome import Outcome
+from kormos.solvers.quasi_newton import state as states
+from kormos.solvers.quasi_newton.claims import Claims
+from kormos.solvers.quasi_newton.driver import CompiledLoop
+
+_NO_LIMIT = 2**31 - 1
+
+
+class QuasiNewtonRun:
+    """One run.
+
+    Args:
+        problem: the `Problem`.
+        optimizer: the `QuasiNewton`, for its tolerances.
+        report: as `Stage` has it.
+        keep: function of a state, or `None`, that makes it what a later run
+            goes on from.
+    """
+
+    def __init__(self, problem, optimizer, report, keep):
+        self._problem = problem
+        self._optimizer = optimizer
+        self._report = report
+        self._keep = keep
+        self._pace = _Pace(problem.budget.deadline)
+        self._claims = None
+
+    def __call__(self, method, state, earlier):
+        """Runs.
+
+        Args:
+            method: the method of curvature.
+            state: the `State` to begin from.
+            earlier: the state of an earlier run that it is, or `None`.
+
+        Returns:
+            An `Outcome`.
+        """
+        self._loop = CompiledLoop(method, self._problem, state)
+        first = self._goal = int(state.iterations)
+        with backend.wide():
+            stop = self._start(earlier)
+            outcome = None
+            self._claims = Claims(
+                self._loop, self._problem, self._optimizer, self._call
+            )
+            while not stop and outcome is None:
+                outcome = self._ended() or self._claims.look()
+                # A trial may end where it begins.
+                if (
+                    outcome is None
+                    and int(self._state.status) == states.RUNNING
+                ):
+                    if int(self._state.iterations) == self._goal:
+                        self._goal = _next_goal(
+                            self._problem, self._goal, first
+                        )
+                    stop = self._advance()
+            self._keep(self._state)
+        outcome = outcome or self._outcome(None)
+        outcome.evaluate = self._problem.evaluate
+        return outcome
+
+    @property
+    def _state(self):
+        return self._loop.state
+
+    def _start(self, earlier):
+        """Evaluates the start and reports it; returns whether to stop."""
+        self._call()
+        if earlier is not None:
+            fields = _as_it_was(self._state, earlier, self._problem.epsilon)
+            self._loop.replace(**fields)
+            self._keep(self._state)
+        state = self._state
+        self._problem.fg_evals = int(state.evaluations)
+        theta, grad = to_array(state.theta), to_array(state.grad)
+        kept = None if self._problem.is_verified else self._loop.copy()
+        if kept is not None:
+            self._problem.verify(self._loop.value, theta)
+            self._loop.restore(kept)
+            self._keep(kept)
+        return self._report(theta, float(state.loss), grad)
+
+    def _advance(self):
+        """Goes on to the next look; returns whether to stop."""
+        done = int(self._state.iterations)
+        self._call()
+        return self._report_since(done)
+
+    def _call(self):
+        spent = int(self._state.evaluations)
+        tolerances, evaluations = self._limits(spent)
+        # An interrupt leaves a state that may be half changed.
+        self._keep(None)
+        self._loop.advance(tolerances, evaluations, self._goal)
+        state = self._state
+        self._keep(state)
+        self._pace.note(int(state.evaluations) - spent)
+        if self._problem.on_evaluation is not None:
+            self._problem.on_evaluation(float(state.latest))
+
+    def _limits(self, spent):
+        """The tolerances of a call, and the count that ends it."""
+        problem, optimizer = self._problem, self._optimizer
+        budget = problem.budget
+        evaluations = [_NO_LIMIT, spent + self._pace.affordable()]
+        if budget.evaluations is not None:
+            evaluations.append(budget.evaluations)
+        if problem.on_evaluation is not None or self._loop.is_stepped:
+            evaluations.append(spent + 1)
+        claims, noise = self._claims, problem.epsilon
+        if claims is not None:
+            noise = claims.noise
+            if claims.last_evaluation is not None:
+                evaluations.append(max(claims.last_evaluation, spent + 1))
+        target = -np.inf if budget.target is None else budget.target
+        tolerances = (
+            optimizer.gtol,
+            optimizer.ftol,
+            optimizer.xtol,
+            noise,
+            target,
+        )
+        return tolerances, min(evaluations)
+
+    def _report_since(self, done):
+        """Reports the iterations of a call; the last one has its point."""
+        state, problem = self._state, self._problem
+        count = int(state.iterations) - done
+        rows = ops.convert_to_numpy(state.rows)[:count].tolist()
+        stop = False
+        for i, (loss, grad, step, evaluations, resets) in enumerate(rows):
+            problem.fg_evals = int(evaluations)
+            theta = to_array(state.theta) if i == count - 1 else None
+            stop = stop or self._report(
+                theta, loss, grad, step=step, resets=resets
+            )
+        problem.fg_evals = int(state.evaluations)
+        return stop
+
+    def _ended(self):
+        """The end that is no claim, or `None`."""
+        status = int(self._state.status)
+        if status == states.NON_FINITE:
+            return self._outcome(statuses.NON_FINITE)
+        if status == states.TARGET:
+            return self._outcome(None)
+        spent = self._problem.spent()
+        return None if spent is None else self._outcome(spent)
+
+    def _outcome(self, status):
+        state = self._state
+        return Outcome(status, to_array(state.theta), float(state.loss))
+
+
+def _as_it_was(state, earlier, noise):
+    """What makes the state that of an earlier run, if its loss is the same.
+
+    Another loss, of other data say, goes on with the curvature alone.
+    """
+    grad, change = to_array(state.grad), abs(state.loss - earlier.loss)
+    moved = np.linalg.norm(grad - earlier.grad)
+    is_same = (
+        earlier.iterations > 0
+        and change <= 100 * noise * abs(state.loss)
+        and moved <= 1e-3 * np.linalg.norm(grad)
+    )
+    if not is_same:
+        return {}
+    names = "loss", "grad", "direction", "search"
+    return {name: getattr(earlier, name) for name in names}
+
+
+class _Pace:
+    """How many evaluations fit into the time that is left.
+
+    A compiled call cannot look at the clock; calls become shorter towards the
+    deadline, and the last is of one evaluation.
+    """
+
+    def __init__(self, deadline):
+        self._deadline = deadline
+        self._began = 0.0
+        self._seconds = math.inf
+        self._calls = 0
+
+    def affordable(self):
+        if self._deadline is None:
+            return _NO_LIMIT
+        self._began = time.perf_counter()
+        # The first call compiles: its time says nothing.
+        if self._calls < 2:
+            return 1
+        left = self._deadline - self._began
+        return max(1, int(min(left / (2 * self._seconds), _NO_LIMIT)))
+
+    def note(self, evaluations):
+        if self._deadline is not None:
+            seconds = time.perf_counter() - self._began
+            self._seconds = min(self._seconds, seconds / evaluations)
+            self._calls += 1
+
+
+def _next_goal(problem, goal, first):
+    """The count of iterations after which to look again."""
+    most = problem.budget.iterations
+    if most is None:
+        return goal + problem.stride
+    return min(goal + problem.stride, first + most)

@@ -1,0 +1,1 @@
+"""The methods of `scipy.optimize.minimize`."""

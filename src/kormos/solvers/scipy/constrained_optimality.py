@@ -1,0 +1,274 @@
+"""The conditions of optimality under constraints, as a promise.
+
+A quadratic model of the Lagrangian with linear constraints and bounds promises
+a decrease. By duality any multipliers of the right signs bound it: by the part
+of the gradient that they leave, and by the slack of the constraints that they
+belong to. Non-negative least squares finds multipliers that make it small.
+
+J. Nocedal and S. J. Wright, "Numerical Optimization", 2nd edition, section
+18.1 for the step, equation 16.82 onwards for the dual.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import scipy.optimize
+
+from kormos.solvers.difference_model import DifferenceModel
+from kormos.solvers.difference_model import Grad
+from kormos.solvers.difference_model import sizes_of
+from kormos.solvers.fresh_run import MOST_NEWTON
+from kormos.solvers.fresh_run import Evaluate
+from kormos.solvers.fresh_run import Gain
+from kormos.solvers.problem import Problem
+
+# Constraints whose slack is below so much of what their gradient makes of the
+# parameters' sizes may be active: each is tried.
+_NEAR = (0.0, 1e-10, 1e-8, 1e-6, 1e-4, 1e-2)
+
+# Steps that are tried, and parts of each.
+_MOST_STEPS = 3
+_PARTS = (1.0, 0.25)
+# How often a point is brought back to the constraints.
+_MOST_CORRECTIONS = 3
+
+
+class _Conditions(NamedTuple):
+    """The constraints and bounds at a point, all as `value >= 0` or `= 0`.
+
+    Attributes:
+        values: their values.
+        slack: the same, but zero for what rounding explains.
+        rows: their gradients.
+        equal: which are equalities.
+    """
+
+    values: np.ndarray
+    slack: np.ndarray
+    rows: np.ndarray
+    equal: np.ndarray
+
+
+class ConstrainedOptimality:
+    """Tries to lower a loss under constraints, and says what is left.
+
+    Args:
+        problem: the `Problem`.
+        evaluate: loss and gradient as a function of a point.
+    """
+
+    def __init__(self, problem: Problem, evaluate: Evaluate):
+        self._problem = problem
+        self._evaluate = evaluate
+        self._evaluations = 0
+        none = np.full(problem.size, np.inf)
+        self._lower = problem.lower if problem.is_bounded else -none
+        self._upper = problem.upper if problem.is_bounded else none
+        self._free = self._lower < self._upper
+
+    def __call__(
+        self, theta: np.ndarray, loss: float, grad: np.ndarray
+    ) -> Gain:
+        """A `Gain` from a feasible point."""
+        conditions = self._conditions(theta)
+        hessian = self._curvature(theta, loss, grad, conditions)
+        promise = np.inf
+        for _ in range(_MOST_STEPS):
+            root = np.linalg.cholesky(hessian)
+            promise, active = _promise(root, grad[self._free], conditions)
+            step = self._step(hessian, grad, conditions, active)
+            found = None
+            if step is not None and promise > 0:
+                found = self._lower_point(theta, loss, step)
+            if found is None:
+                break
+            theta, loss, grad = found
+            conditions = self._conditions(theta)
+        return Gain(theta, loss, grad, promise, self._evaluations, 0)
+
+    def _conditions(self, theta: np.ndarray) -> _Conditions:
+        free = self._free
+        values, rows, equal = [], [], []
+        for constraint in self._problem.constraints:
+            found = np.atleast_1d(constraint.fun(theta))
+            values.append(found)
+            rows.append(constraint.jac(theta)[:, free])
+            equal.append(np.full(found.size, constraint.type == "eq"))
+        slack = [np.maximum(v - self._problem.feasibility, 0.0) for v in values]
+        identity = np.eye(int(free.sum()))
+        for distance, sign in (
+            (theta - self._lower, 1.0),
+            (self._upper - theta, -1.0),
+        ):
+            near = np.isfinite(distance[free])
+            values.append(distance[free][near])
+            slack.append(distance[free][near])
+            rows.append(sign * identity[near])
+            equal.append(np.zeros(int(near.sum()), dtype=bool))
+        every = _Conditions(*map(np.concatenate, (values, slack, rows, equal)))
+        known = np.isfinite(every.values) & np.isfinite(every.rows).all(axis=1)
+        every = every._replace(slack=np.where(every.equal, 0.0, every.slack))
+        return _Conditions(*(part[known] for part in every))
+
+    def _curvature(
+        self,
+        theta: np.ndarray,
+        loss: float,
+        grad: np.ndarray,
+        conditions: _Conditions,
+    ) -> np.ndarray:
+        """A positive definite Hessian of the Lagrangian."""
+        free, epsilon = self._free, self._problem.epsilon
+        sizes = sizes_of(theta, None)
+        root = np.diag(1 / sizes[free])
+        weights = _multipliers(root, grad[free], conditions)
+        count = sum(np.size(c.fun(theta)) for c in self._problem.constraints)
+
+        def gradient(point: np.ndarray) -> np.ndarray | None:
+            self._evaluations += 1
+            loss, slope = self._evaluate(point)
+            turned = self._conditions(point)
+            if turned.values.size != conditions.values.size:
+                return None
+            # Bounds are straight.
+            bent = turned.rows[:count].T @ weights[:count]
+            slope = slope.copy()
+            slope[free] -= bent
+            finite = np.isfinite(loss) and np.isfinite(slope).all()
+            return slope if finite else None
+
+        start = grad.copy()
+        start[free] -= conditions.rows[:count].T @ weights[:count]
+        if free.sum() <= MOST_NEWTON:
+            model = DifferenceModel(
+                gradient,
+                theta,
+                loss,
+                start,
+                epsilon,
+                sizes,
+                free,
+                self._lower,
+                self._upper,
+            )
+            return model.hessian
+        return self._along(gradient, theta, start) * np.eye(int(free.sum()))
+
+    def _along(
+        self, gradient: Grad, theta: np.ndarray, grad: np.ndarray
+    ) -> float:
+        """The curvature of the Lagrangian along its own gradient."""
+        size = float(np.linalg.norm(grad[self._free]))
+        length = float(np.linalg.norm(theta)) or 1.0
+        fallback = size / length or 1.0
+        if size == 0:
+            return fallback
+        step = np.where(self._free, grad, 0.0) / size
+        step *= self._problem.epsilon ** (1 / 3) * length
+        step = self._problem.project(theta - step) - theta
+        ahead = gradient(theta + step)
+        if ahead is None or not step.any():
+            return fallback
+        found = (ahead - grad) @ step / (step @ step)
+        return float(found) if found > 0 else fallback
+
+    def _step(
+        self,
+        hessian: np.ndarray,
+        grad: np.ndarray,
+        conditions: _Conditions,
+        active: np.ndarray,
+    ) -> np.ndarray | None:
+        """The step of the quadratic model on the active constraints."""
+        active = active | conditions.equal
+        rows, values = conditions.rows[active], conditions.values[active]
+        size, count = hessian.shape[0], rows.shape[0]
+        zero = np.zeros((count, count))
+        matrix = np.block([[hessian, rows.T], [rows, zero]])
+        right = -np.concatenate([grad[self._free], values])
+        found = np.linalg.lstsq(matrix, right, rcond=None)[0][:size]
+        step = np.zeros(grad.shape)
+        step[self._free] = found
+        return step if np.isfinite(step).all() else None
+
+    def _lower_point(
+        self, theta: np.ndarray, loss: float, step: np.ndarray
+    ) -> tuple[np.ndarray, float, np.ndarray] | None:
+        """A feasible point along a step with a lower loss, or `None`."""
+        for part in _PARTS:
+            trial = self._restored(self._problem.project(theta + part * step))
+            if trial is None or np.array_equal(trial, theta):
+                continue
+            self._evaluations += 1
+            found, grad = self._evaluate(trial)
+            if found < loss and np.isfinite(grad).all():
+                return trial, found, grad
+        return None
+
+    def _restored(self, theta: np.ndarray) -> np.ndarray | None:
+        """The point, brought back to constraints that bend; `None` if not."""
+        for _ in range(_MOST_CORRECTIONS):
+            if self._problem.is_feasible(theta):
+                return theta
+            conditions = self._conditions(theta)
+            broken = conditions.equal | (conditions.values < 0)
+            rows, values = conditions.rows[broken], conditions.values[broken]
+            step = np.zeros_like(theta)
+            step[self._free] = np.linalg.lstsq(rows, -values, rcond=None)[0]
+            theta = self._problem.project(theta + step)
+        return theta if self._problem.is_feasible(theta) else None
+
+
+def _promise(
+    root: np.ndarray, grad: np.ndarray, conditions: _Conditions
+) -> tuple[float, np.ndarray]:
+    """A bound on the promise, and which constraints it takes for active."""
+    least, active = np.inf, np.zeros(conditions.values.size, dtype=bool)
+    for near in _NEAR:
+        weights = _multipliers(root, grad, conditions, near)
+        rest = grad - conditions.rows.T @ weights
+        rest = np.linalg.solve(root, rest)
+        promise = rest @ rest / 2 + conditions.slack @ np.abs(weights)
+        if promise < least:
+            least, active = float(promise), weights != 0
+    return least, active
+
+
+def _multipliers(
+    root: np.ndarray,
+    grad: np.ndarray,
+    conditions: _Conditions,
+    near: float = _NEAR[1],
+) -> np.ndarray:
+    """Multipliers that leave little of the gradient, in a metric.
+
+    Args:
+        root: the lower triangular root of the metric's inverse.
+        grad: the gradient of the loss.
+        conditions: the `_Conditions`.
+        near: the slack of constraints that may be active, over what their
+            gradient makes of a change of all parameters.
+    """
+    rows, equal = conditions.rows, conditions.equal
+    scale = np.abs(np.linalg.solve(root, rows.T)).max(axis=0, initial=0.0)
+    reach = np.linalg.norm(rows, axis=1)
+    chosen = equal | (conditions.slack <= near * reach)
+    chosen &= scale > 0
+    weights = np.zeros(equal.size)
+    if not chosen.any():
+        return weights
+    columns = np.linalg.solve(root, rows[chosen].T) / scale[chosen]
+    both = np.hstack([columns, -columns[:, equal[chosen]]])
+    target = np.linalg.solve(root, grad)
+    size = np.linalg.norm(target)
+    if size == 0:
+        return weights
+    try:
+        found, _ = scipy.optimize.nnls(both, target / size)
+    except RuntimeError:
+        return weights
+    count = int(chosen.sum())
+    signed = found[:count].copy()
+    signed[equal[chosen]] -= found[count:]
+    weights[chosen] = signed * size / scale[chosen]
+    return weights

@@ -1,0 +1,142 @@
+"""What a result of `scipy.optimize.minimize` says."""
+
+from typing import Any
+
+import numpy as np
+import scipy.optimize
+
+from kormos.solvers import statuses
+from kormos.solvers.outcome import Outcome
+from kormos.solvers.problem import Problem
+from kormos.solvers.scipy.evaluator import Evaluator
+from kormos.solvers.scipy.methods import ScipyMethod
+from kormos.solvers.scipy.methods import failure
+
+# The methods whose `gtol` bounds the 2-norm of the gradient, not the largest
+# entry.
+_TWO_NORM = ("dogleg", "trust-ncg", "trust-exact", "trust-krylov")
+
+# What trust-constr says of an end at a point that it finds infeasible.
+_VIOLATED = "Constraint violation exceeds 'gtol'"
+
+# Fields that are proportional to the loss.
+_IN_UNITS_OF_LOSS = (
+    "fun",
+    "grad",
+    "hess",
+    "optimality",
+    "lagrangian_grad",
+    "multipliers",
+    "v",
+    "constr_penalty",
+    "barrier_parameter",
+    "barrier_tolerance",
+)
+
+
+def unscale(result: Any, scale: float) -> None:
+    """Brings a result of SciPy back to the loss that was asked for."""
+    if scale == 1:
+        return
+    names = list(_IN_UNITS_OF_LOSS)
+    if "constr" not in result:
+        # Of trust-constr these are the Jacobians of the constraints.
+        names.append("jac")
+    for name in names:
+        if result.get(name) is not None:
+            result[name] = _divided(result[name], scale)
+    if "hess_inv" in result:
+        inverse = result["hess_inv"]
+        if isinstance(inverse, scipy.optimize.LbfgsInvHessProduct):
+            # A product of an operator could no longer be shown as a matrix.
+            sk, yk = inverse.sk, inverse.yk / scale
+            result["hess_inv"] = scipy.optimize.LbfgsInvHessProduct(sk, yk)
+        else:
+            result["hess_inv"] = inverse * scale
+    if "final_simplex" in result:
+        simplex, values = result["final_simplex"]
+        result["final_simplex"] = simplex, values / scale
+
+
+def _divided(value: Any, scale: float) -> Any:
+    if isinstance(value, (list, tuple)):
+        return type(value)(_divided(part, scale) for part in value)
+    return value / scale
+
+
+def claimed(
+    spec: ScipyMethod,
+    problem: Problem,
+    evaluator: Evaluator,
+    result: Any,
+    options: dict[str, Any],
+) -> Outcome:
+    """The `Outcome` that SciPy claims.
+
+    Args:
+        spec: the `ScipyMethod`.
+        problem: the `Problem`.
+        evaluator: the `Evaluator`, at the last iterate.
+        result: SciPy's result, unscaled.
+        options: the options of the call.
+    """
+    status = _status(result, problem, evaluator)
+    outcome = Outcome(status, evaluator.accepted.theta, evaluator.accepted.loss)
+    outcome.detail = f"SciPy: {result.message}".rstrip(".")
+    if status == statuses.CONVERGED:
+        name, value = _test(spec, evaluator, result, options)
+        # The gradient was compared in SciPy's scale.
+        scale = evaluator.scale if name == "gtol" else 1.0
+        outcome.test = name
+        outcome.threshold = options[name] / scale
+        if value is not None and value <= outcome.threshold:
+            outcome.value = value
+    return outcome
+
+
+def _test(
+    spec: ScipyMethod,
+    evaluator: Evaluator,
+    result: Any,
+    options: dict[str, Any],
+) -> tuple[str, float | None]:
+    """The tolerance that ended the run, and the value it was given.
+
+    The value is `None` where SciPy keeps it to itself.
+    """
+    if result.fun <= options.get("f_target", -np.inf):
+        return "f_target", float(result.fun)
+    if spec.name == "tnc":
+        return ("gtol", "ftol", "xtol")[result.status], None
+    if spec.name == "trust-constr":
+        if result.status == 1:
+            return "gtol", float(result.optimality)
+        return "xtol", float(result.tr_radius)
+    name, *others = spec.tolerances
+    if name != "gtol":
+        return name, None
+    order = 2 if spec.name in _TWO_NORM else options.get("norm", np.inf)
+    size = evaluator.stationarity(order)
+    if size <= options[name] / evaluator.scale or not others:
+        return name, size
+    if others == ["ftol"]:
+        return "ftol", evaluator.relative_decrease()
+    return others[0], None
+
+
+def _status(result: Any, problem: Problem, evaluator: Evaluator) -> str:
+    if not np.isfinite(result.x).all() or not np.isfinite(result.fun):
+        return statuses.NON_FINITE
+    if result.success:
+        return statuses.CONVERGED
+    status = failure(str(result.message))
+    feasible = problem.is_feasible(evaluator.point(np.array(result.x)))
+    if status == statuses.INFEASIBLE and feasible:
+        # trust-constr compares violations with its `gtol`, which may be zero;
+        # SLSQP blames the constraints where its quadratic model fails.
+        if result.message == _VIOLATED:
+            return statuses.CONVERGED
+        return statuses.LINE_SEARCH_FAILED
+    if status == statuses.LINE_SEARCH_FAILED and not feasible:
+        return statuses.INFEASIBLE
+    return status

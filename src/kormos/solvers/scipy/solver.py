@@ -1,0 +1,116 @@
+"""The methods of `scipy.optimize.minimize`.
+
+SciPy runs its own loop; its callback is where it meets the fit. Differs from
+calling `scipy.optimize.minimize` with the same functions in:
+
+1. every method is given the derivatives that it can use and nothing else;
+2. iterations are counted alike, and a run ends after the last epoch: SciPy's
+   `maxiter` counts evaluations in some methods;
+3. a trial point with a NaN or infinite loss counts as a step too long;
+4. no evaluation lies outside the bounds;
+5. unknown options raise;
+6. trust-constr with bounds or inequalities ends by `xtol`: its test of `gtol`
+   is met while the barrier still keeps it away from them;
+7. parameters that the bounds fix are kept from SciPy, which mishandles them;
+8. TNC, which takes differences of gradients, is told of their rounding;
+9. a loss whose value and gradient start below one is multiplied by a power of
+   two, unless a tolerance is given: most tolerances of SciPy are absolute, and
+   a small loss would pass for converged where it starts;
+10. COBYQA counts every evaluation after those of its first model as an
+    iteration, for it reports no other;
+11. what a method claims is tried before it is believed: see `claims.py`.
+"""
+
+from kormos.solvers import statuses
+from kormos.solvers.outcome import Outcome
+from kormos.solvers.scipy.claims import Claims
+from kormos.solvers.scipy.claims import Settings
+from kormos.solvers.scipy.evaluator import Evaluator
+from kormos.solvers.scipy.methods import METHODS
+
+# A dense Hessian takes as many products as there are parameters.
+MOST_DENSE_PARAMETERS = 2000
+# A matrix takes 3 GB, and methods keep several.
+MOST_SQUARE_PARAMETERS = 20_000
+
+
+class ScipyRun:
+    """Runs a method of `scipy.optimize.minimize`."""
+
+    def __init__(self, spec, options, tol):
+        self._spec = spec
+        # `tol` leaves a tolerance of zero, which is off, as it is.
+        given = {
+            name: tol
+            for name, default in spec.tolerances.items()
+            if tol is not None and default != 0
+        }
+        given.update(options)
+        first = {**spec.limits, **spec.tolerances, **given}
+        again = {**first, **spec.strict, **given}
+        self._settings = Settings(first, again, given)
+        own = (*spec.tolerances, "f_target")
+        self._is_absolute = any(name in given for name in own)
+
+    def check(self, size, bounded, constraint_types):
+        """Refuses what the method cannot honour."""
+        spec = self._spec
+        if bounded and not spec.bounds:
+            raise ValueError(
+                f"Method '{spec.name}' takes no bounds (nor a `NonNeg` "
+                f"constraint, which is one). Use one of {_able('bounds')}. "
+                f"Received: method='{spec.name}' with bounds"
+            )
+        refused = sorted(set(constraint_types) - set(spec.constraints))
+        if refused:
+            raise ValueError(
+                f"Method '{spec.name}' takes no constraints. Use one of "
+                f"{_able('constraints')}. "
+                f"Received: method='{spec.name}' with constraints {refused}"
+            )
+        if spec.square and size > MOST_SQUARE_PARAMETERS:
+            raise ValueError(
+                f"Method '{spec.name}' keeps a dense matrix, for "
+                f"{MOST_SQUARE_PARAMETERS:,} parameters at most. Use 'lbfgs' "
+                f"or 'l-bfgs-b'. Received: {size:,} parameters, a matrix of "
+                f"{8e-6 * size**2:,.0f} MB or more"
+            )
+        if spec.hessian and size > MOST_DENSE_PARAMETERS:
+            raise ValueError(
+                f"Method '{spec.name}' needs a dense Hessian, which is formed "
+                f"for {MOST_DENSE_PARAMETERS:,} parameters at most. Use "
+                "'trust-ncg', 'trust-krylov' or 'newton-cg'. "
+                f"Received: {size:,} parameters, a Hessian of "
+                f"{8e-6 * size**2:,.0f} MB from {size:,} products"
+            )
+
+    def __call__(self, problem, theta, report):
+        evaluator = Evaluator(problem, theta, self._spec)
+        start = evaluator.accepted
+        is_steep = self._spec.gradient
+        problem.verify(problem.evaluate if is_steep else problem.peek, theta)
+        if report(*start):
+            return Outcome(None, start.theta, start.loss)
+        if evaluator.start().size == 0:
+            return Outcome(
+                statuses.CONVERGED,
+                start.theta,
+                start.loss,
+                detail="the bounds fix every parameter",
+            )
+        if not self._is_absolute:
+            evaluator.rescale()
+        outcome = Claims(
+            self._spec,
+            self._settings,
+            problem,
+            evaluator,
+            report,
+            self._is_absolute,
+        )()
+        outcome.evaluate = problem.evaluate if is_steep else None
+        return outcome
+
+
+def _able(what):
+    return [name for name, spec in METHODS.items() if getattr(spec, what)]

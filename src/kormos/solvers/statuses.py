@@ -1,0 +1,49 @@
+"""Why a run of an optimizer ended."""
+
+CONVERGED = "converged"
+NOISE_FLOOR = "noise floor"
+ITERATION_LIMIT = "iteration limit"
+EVALUATION_LIMIT = "evaluation limit"
+TIME_LIMIT = "time limit"
+TARGET_REACHED = "target reached"
+STOPPED_BY_CALLBACK = "stopped by callback"
+INTERRUPTED = "interrupted"
+LINE_SEARCH_FAILED = "line search failed"
+STALLED = "stalled"
+UNBOUNDED = "unbounded"
+INFEASIBLE = "infeasible"
+NON_FINITE = "non-finite"
+
+# What the user can do, where that follows from the status alone.
+ADVICE = {
+    ITERATION_LIMIT: (
+        "Give more `epochs` (`max_iterations` in `kormos.minimize`) to go on."
+    ),
+    EVALUATION_LIMIT: "Raise the limit on evaluations to go on.",
+    TIME_LIMIT: "Give more `max_seconds` to go on.",
+    NON_FINITE: "The loss or its gradient is NaN or infinite.",
+}
+
+# Ends at an optimum: by a tolerance, or by the rounding of the loss.
+SUCCESSES = (CONVERGED, NOISE_FLOOR)
+
+# No warning is due: they are right, or the user asked for them.
+QUIET = (*SUCCESSES, TARGET_REACHED, STOPPED_BY_CALLBACK, INTERRUPTED)
+
+# At these a wider dtype may go further.
+WIDENING = (
+    CONVERGED,
+    NOISE_FLOOR,
+    LINE_SEARCH_FAILED,
+    STALLED,
+    NON_FINITE,
+)
+
+# After these no later run of the same fit follows.
+FINAL = (
+    INTERRUPTED,
+    NON_FINITE,
+    TARGET_REACHED,
+    TIME_LIMIT,
+    EVALUATION_LIMIT,
+)
