@@ -1,0 +1,1 @@
+"""What the parts of the house expect of one another, written down."""
