@@ -10,7 +10,6 @@ from keras import ops
 import kormos
 from conftest import lindata
 from conftest import linear
-from kormos.optimizers import quasi_newton
 from kormos.solvers import budget
 from kormos.solvers.quasi_newton import loop
 from native import methods
@@ -89,13 +88,13 @@ class Clock:
 
 @pytest.mark.parametrize("steps", [1, 50])
 def test_max_seconds_of_a_compiled_loop(steps, monkeypatch, unconverged):
-    clock, made = Clock(), quasi_newton.SolverState
+    clock, made = Clock(), loop.SolverState
 
     def state_made(key, state):
         clock.seconds = float(state.evaluations)
         return made(key, state)
 
-    monkeypatch.setattr(quasi_newton, "SolverState", state_made)
+    monkeypatch.setattr(loop, "SolverState", state_made)
     for module in (loop, budget):
         monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(time, "perf_counter", clock.perf_counter)
@@ -123,7 +122,7 @@ def test_max_seconds_of_a_compiled_loop(steps, monkeypatch, unconverged):
 def test_max_seconds_of_scipy(method, monkeypatch, float64):
     clock = Clock()
     monkeypatch.setattr(budget, "time", clock)
-    monkeypatch.setattr("kormos.session.function_session.time", clock)
+    monkeypatch.setattr("kormos.session.session.time", clock)
 
     def tick(loss):
         clock.seconds += 1

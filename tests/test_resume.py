@@ -90,6 +90,7 @@ def test_resume_without_a_state_starts_afresh(straight):
 def test_resume_of_a_loaded_model(method, straight, tmp_path):
     expected, losses = straight(method)
     model = net(method)
+    model.optimizer.keep_state = True
     model.fit(*data(), epochs=10, verbose=0)
     model.save(tmp_path / "model.keras")
     model = keras.models.load_model(tmp_path / "model.keras")
@@ -127,6 +128,7 @@ def run(code, *args, backend=BACKEND, check=True):
 def test_resume_in_a_new_process(straight, tmp_path):
     expected, _ = straight("lbfgs")
     model = net()
+    model.optimizer.keep_state = True
     model.fit(*data(), epochs=10, verbose=0)
     model.save(tmp_path / "model.keras")
     run(RESUMED, tmp_path / "model.keras", tmp_path / "weights.npy")
@@ -136,6 +138,7 @@ def test_resume_in_a_new_process(straight, tmp_path):
 @pytest.mark.skipif(BACKEND == "torch", reason="JAX compares the same two.")
 def test_resume_on_another_backend(tmp_path, float64):
     model = net()
+    model.optimizer.keep_state = True
     model.fit(*data(), epochs=10, verbose=0)
     model.save(tmp_path / "model.keras")
     model.fit(*data(), epochs=10, resume=True, verbose=0)

@@ -1,5 +1,7 @@
 """Fits Keras models on all of their data at once: arguments to a loop."""
 
+import contextlib
+
 import keras
 
 from kormos import optimizers
@@ -10,9 +12,13 @@ from kormos.data.datasets import needs_steps
 from kormos.float64.evaluation import check_precision
 from kormos.inspection.check import check as check_objective
 from kormos.objective import Objective
+from kormos.objective.bounds import moved_into_bounds
+from kormos.objective.keras_model.program_cache import is_built
 from kormos.optimizers.base import BatchOptimizer
-from kormos.session.keras_session import FitLoop
+from kormos.session.keras_observer import KerasObserver
+from kormos.session.resample import Resample
 from kormos.session.run import checked_budget
+from kormos.session.session import Session
 from kormos.warn import warn
 
 _RATE_CALLBACKS = (
@@ -247,23 +253,45 @@ def fit(
             precision=precision,
         )
 
-    loop = FitLoop(
+    # Stages may freeze and thaw layers.
+    is_staged = any(stage.pretrain_fn is not None for stage in stages)
+    frozen = model.non_trainable_variables if is_staged else ()
+    bounds = optimizer.bounds if bounds is None else bounds
+
+    def within_bounds():
+        if not is_built(model):
+            return contextlib.nullcontext()
+        return moved_into_bounds(model.trainable_variables, bounds, frozen)
+
+    observer = KerasObserver(
         model,
+        stages,
+        [c for c in callbacks if not isinstance(c, Resample)],
+        verbose,
+        initial_epoch,
+        steps_per_epoch or 1,
+        validation_freq,
+        own_limit=epochs is not None or optimizer.epochs is not None,
+    )
+    session = Session(
         optimizer,
+        stages,
         make_objectives,
-        bounds=optimizer.bounds if bounds is None else bounds,
+        observer,
+        model=model,
+        bounds=bounds,
         constraints=(
             optimizer.constraints if constraints is None else constraints
         ),
-        steps_per_epoch=steps_per_epoch or 1,
-        validation_freq=validation_freq,
+        frozen=frozen,
+        within_bounds=within_bounds,
         budget=budget,
         resume=resume,
-        own_limit=epochs is not None or optimizer.epochs is not None,
+        resamplers=[c for c in callbacks if isinstance(c, Resample)],
     )
-    history = loop.run(stages, initial_epoch, callbacks, verbose)
-    history.check = report
-    return history
+    session()
+    model.history.check = report
+    return model.history
 
 
 def _optimizer_for(model, optimizer):

@@ -9,9 +9,10 @@ from kormos.objective.bounds import moved_into_bounds
 from kormos.objective.functions import robust
 from kormos.objective.functions.broadcasts import warn_of_broadcasts
 from kormos.objective.functions.residuals import ResidualObjective
-from kormos.session.function_session import Solve
-from kormos.session.function_session import the_stage
 from kormos.session.run import checked_budget
+from kormos.session.session import Session
+from kormos.session.trace_observer import TraceObserver
+from kormos.session.trace_observer import the_stage
 from kormos.solvers.rejections import or_else
 
 _MOST_ROUNDS = 10
@@ -32,6 +33,7 @@ def least_squares(
     max_iterations=None,
     bounds=None,
     callbacks=None,
+    verbose="auto",
     max_evals=None,
     max_seconds=None,
     target_loss=None,
@@ -77,7 +79,12 @@ def least_squares(
         callbacks: list of functions, each called as `callback(iteration, logs)`
             after each accepted iteration, counted from 1, with the variables
             at that iterate. If one returns true, the fit ends. A
-            `kormos.callbacks.Resample` among them replaces the data.
+            `kormos.callbacks.Resample` among them replaces the data. Keras
+            callbacks do as well if they need no model, such as
+            `EarlyStopping`, `CSVLogger`, `TensorBoard` and `LambdaCallback`;
+            an iteration is an epoch to them.
+        verbose: 0 for silence, 1 for a live line, 2 for a line an iteration.
+            `"auto"` is 1 in a terminal or a notebook, and 0 elsewhere.
         max_evals: the most evaluations of the residuals (and their
             derivatives).
         max_seconds: the most seconds, kept to within one evaluation.
@@ -131,7 +138,13 @@ def least_squares(
         check_count("batch_size", batch_size, 1)
     optimizer = optimizers.get(method)
     stage = the_stage("least_squares", optimizer, max_iterations)
-    budget = checked_budget(max_evals, max_seconds, target_loss, stage.epochs)
+    budget = checked_budget(max_evals, max_seconds, target_loss)
+    observer = TraceObserver(
+        stage,
+        callbacks or [],
+        verbose,
+        own_limit=max_iterations is not None or optimizer.epochs is not None,
+    )
 
     def objective_for(data, loss, f_scale, data_name="data"):
         return ResidualObjective(
@@ -169,19 +182,20 @@ def least_squares(
             held_out = objective_for(
                 validation_data, loss, f_scale, "validation_data"
             )
-        solve = Solve(
-            objective,
+        for resampler in observer.resamplers:
+            resampler.check(objective)
+        session = Session(
             optimizer,
-            stage,
-            budget,
+            [stage],
+            lambda: (objective, held_out),
+            observer,
             bounds=bounds,
-            callbacks=callbacks or [],
-            validation=held_out,
+            constraints=optimizer.constraints,
+            budget=budget,
             resume=resume,
-            own_limit=max_iterations is not None
-            or optimizer.epochs is not None,
+            resamplers=observer.resamplers,
         )
-    return solve()
+    return session()
 
 
 def _estimated_spreads(objective, most, bounds):
@@ -205,9 +219,12 @@ def _estimated_spreads(objective, most, bounds):
         objective.rescale(found)
         optimizer = optimizers.get("lm")
         (stage,) = optimizer.stages(most)
-        budget = checked_budget(None, None, None, most)
-        Solve(
-            objective, optimizer, stage, budget, bounds=bounds, is_quiet=True
+        Session(
+            optimizer,
+            [stage],
+            lambda: (objective, None),
+            TraceObserver(stage, is_quiet=True),
+            bounds=bounds,
         )()
         before, found = found, spreads()
         if all(abs(found[k] - before[k]) <= 0.01 * before[k] for k in found):

@@ -4,9 +4,10 @@ from kormos import optimizers
 from kormos.float64.evaluation import check_precision
 from kormos.objective.bounds import moved_into_bounds
 from kormos.objective.functions.scalar import FunctionObjective
-from kormos.session.function_session import Solve
-from kormos.session.function_session import the_stage
 from kormos.session.run import checked_budget
+from kormos.session.session import Session
+from kormos.session.trace_observer import TraceObserver
+from kormos.session.trace_observer import the_stage
 
 
 def minimize(
@@ -21,6 +22,8 @@ def minimize(
     tol=None,
     callback=None,
     loss_callback=None,
+    callbacks=None,
+    verbose="auto",
     max_evals=None,
     max_seconds=None,
     target_loss=None,
@@ -54,6 +57,11 @@ def minimize(
             `logs` a dict of `loss`, `grad`, `fg_evals` and `hessp_evals`. If
             it returns true, the minimization ends.
         loss_callback: called as `loss_callback(loss)` after each evaluation.
+        callbacks: list of functions as `callback`, and of Keras callbacks that
+            need no model, such as `EarlyStopping`, `CSVLogger`, `TensorBoard`
+            and `LambdaCallback`; an iteration is an epoch to them.
+        verbose: 0 for silence, 1 for a live line, 2 for a line an iteration.
+            `"auto"` is 1 in a terminal or a notebook, and 0 elsewhere.
         max_evals: the most evaluations of the loss (and its gradient).
         max_seconds: the most seconds, kept to within one evaluation.
         target_loss: the loss at which to end.
@@ -86,21 +94,34 @@ def minimize(
     stage = the_stage(
         "minimize", optimizer, max_iterations, options=options, tol=tol
     )
-    budget = checked_budget(max_evals, max_seconds, target_loss, stage.epochs)
+    budget = checked_budget(max_evals, max_seconds, target_loss)
     check_precision(precision)
     bounds = optimizer.bounds if bounds is None else bounds
-    with moved_into_bounds(variables, bounds):
-        solve = Solve(
-            FunctionObjective(loss_fn, variables, precision),
-            optimizer,
-            stage,
-            budget,
-            bounds=bounds,
-            constraints=constraints,
-            callbacks=[callback] if callback else [],
-            loss_callback=loss_callback,
-            resume=resume,
-            own_limit=max_iterations is not None
-            or optimizer.epochs is not None,
+    observer = TraceObserver(
+        stage,
+        [callback, *(callbacks or [])] if callback else callbacks or [],
+        verbose,
+        own_limit=max_iterations is not None or optimizer.epochs is not None,
+        is_evaluated_too=loss_callback is not None,
+    )
+    if observer.resamplers:
+        raise ValueError(
+            "A `Resample` replaces data, and `kormos.minimize` knows of none: "
+            "use `kormos.least_squares`. Received: callbacks with a `Resample`"
         )
-    return solve()
+    with moved_into_bounds(variables, bounds):
+        objective = FunctionObjective(loss_fn, variables, precision)
+        session = Session(
+            optimizer,
+            [stage],
+            lambda: (objective, None),
+            observer,
+            bounds=bounds,
+            constraints=(
+                optimizer.constraints if constraints is None else constraints
+            ),
+            budget=budget,
+            resume=resume,
+            loss_callback=loss_callback,
+        )
+    return session()

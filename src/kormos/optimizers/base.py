@@ -5,6 +5,8 @@ data or a callback. It tells every accepted iterate to `report`, which answers
 whether to stop.
 """
 
+import contextlib
+import threading
 import types
 
 import keras
@@ -16,6 +18,20 @@ from kormos.solvers import solver_state
 from kormos.warn import warn
 
 DEFAULT_EPOCHS = 20
+
+# Whether a thread is saving all that a fit needs to go on.
+_saving = threading.local()
+
+
+@contextlib.contextmanager
+def whole_states():
+    """A scope in which optimizers write their solver's state into files."""
+    before = getattr(_saving, "is_whole", False)
+    _saving.is_whole = True
+    try:
+        yield
+    finally:
+        _saving.is_whole = before
 
 
 class BatchOptimizer(keras.optimizers.Optimizer):
@@ -37,6 +53,11 @@ class BatchOptimizer(keras.optimizers.Optimizer):
         constraints: a dict `{"type": "eq" or "ineq", "fun": fn}` or a list of
             these, with `fn` a function of no arguments that reads variables;
             its values are held at zero, or at zero and above.
+        keep_state: what becomes of the solver's state, curvature for
+            instance, from which `resume=True` goes on. `None` keeps it in
+            memory and in backups of `BackupAndRestore`, `True` in saved
+            models too, where it can be far larger than the weights, and
+            `False` nowhere. Defaults to `None`.
         **others: refused, with what to write in place of arguments that
             kormos 0.1 had.
     """
@@ -52,6 +73,7 @@ class BatchOptimizer(keras.optimizers.Optimizer):
         pretrain_fn=None,
         bounds=None,
         constraints=None,
+        keep_state=None,
         **others,
     ):
         if others:
@@ -67,10 +89,17 @@ class BatchOptimizer(keras.optimizers.Optimizer):
         self.pretrain_fn = pretrain_fn
         self.bounds = bounds
         self.constraints = constraints
+        if keep_state not in (None, True, False):
+            raise ValueError(
+                "Argument `keep_state` must be None, True or False. "
+                f"Received: keep_state={keep_state!r}"
+            )
+        self.keep_state = keep_state
         # Of the latest fit.
         self.results = []
         self.fg_evals = 0
         self.hessp_evals = 0
+        self.jacobians = 0
         # What a later fit can go on from: a `SolverState`, or `None`.
         self.solver_state = None
         # How often it was read from a file.
@@ -120,6 +149,7 @@ class BatchOptimizer(keras.optimizers.Optimizer):
                 "pretrain_fn": _saveable(self.pretrain_fn, "pretrain_fn"),
                 "bounds": _by_path(self.bounds),
                 "constraints": _saveable(self.constraints, "constraints"),
+                "keep_state": self.keep_state,
             }
         )
 
@@ -132,9 +162,14 @@ class BatchOptimizer(keras.optimizers.Optimizer):
             }
         )
 
+    def keep(self, state):
+        """Keeps a `SolverState`, or none, for a later fit to go on from."""
+        self.solver_state = None if self.keep_state is False else state
+
     def save_own_variables(self, store):
         super().save_own_variables(store)
-        if self.solver_state is not None:
+        is_wanted = self.keep_state or getattr(_saving, "is_whole", False)
+        if self.solver_state is not None and is_wanted:
             self.solver_state.save(store)
 
     def load_own_variables(self, store):

@@ -36,8 +36,8 @@ class BFGS(_DenseQuasiNewton):
 
     Args:
         name: name of the optimizer.
-        **kwargs: `epochs`, `batch_size`, `pretrain_fn`, `gtol`, `ftol` and
-            `xtol`, as for `QuasiNewton`.
+        **kwargs: `epochs`, `batch_size`, `pretrain_fn`, `gtol`, `ftol`,
+            `xtol` and `keep_state`, as for `QuasiNewton`.
 
     Example:
 

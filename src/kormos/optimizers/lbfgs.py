@@ -27,8 +27,8 @@ class LBFGS(QuasiNewton):
             `"geometric"` for |s| / |y|, `"adaptive"` for a length between
             the two that follows the line search. Defaults to `"adaptive"`
             with a memory of 20 or more.
-        **kwargs: `epochs`, `batch_size`, `pretrain_fn`, `gtol`, `ftol` and
-            `xtol`, as for `QuasiNewton`.
+        **kwargs: `epochs`, `batch_size`, `pretrain_fn`, `gtol`, `ftol`,
+            `xtol` and `keep_state`, as for `QuasiNewton`.
 
     Raises:
         ValueError: if `memory` or `scaling` is another value.

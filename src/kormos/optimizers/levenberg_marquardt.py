@@ -75,6 +75,10 @@ class LevenbergMarquardt(NativeOptimizer):
             an epoch being a pass over the data in a new order. The damping is
             carried from batch to batch. The loss of all of the data may rise,
             and no test of convergence ends a fit.
+        keep_state: where scale, damping and radius, 16 bytes a parameter, are
+            kept for `resume=True`: `None` in memory and in the backups of
+            `BackupAndRestore`, `True` in saved models too, `False` nowhere.
+            Defaults to `None`.
 
     Raises:
         ValueError: if an argument cannot be used.
@@ -103,9 +107,18 @@ class LevenbergMarquardt(NativeOptimizer):
         preset=None,
         linear_solver="auto",
         stochastic=False,
+        keep_state=None,
     ):
         super().__init__(
-            name, epochs, batch_size, pretrain_fn, gtol, ftol, xtol, bounds
+            name,
+            epochs,
+            batch_size,
+            pretrain_fn,
+            gtol,
+            ftol,
+            xtol,
+            bounds,
+            keep_state,
         )
         for key, value, allowed in (
             ("preset", preset, _PRESETS),
@@ -149,18 +162,10 @@ class LevenbergMarquardt(NativeOptimizer):
             return [stage]
         return [stage._replace(run=self._run_on_batches, uses_batches=True)]
 
-    def _run(self, problem, theta, report):
-        run = LeastSquaresRun(problem, self)
-        earlier = self.solver_state if problem.resume else None
-
-        def noted(theta, loss, grad, **logs):
-            self.solver_state = run.state()
-            return report(theta, loss, grad, **logs)
-
+    def _run(self, problem, theta, state, observer):
         with np.errstate(all="ignore"):
-            return run(theta, noted, earlier)
+            return LeastSquaresRun(problem, self)(theta, state, observer)
 
-    def _run_on_batches(self, problem, theta, report):
-        earlier = self.solver_state if problem.resume else None
+    def _run_on_batches(self, problem, theta, state, observer):
         with np.errstate(all="ignore"):
-            return batches.run(problem, self, theta, report, earlier)
+            return batches.run(problem, self, theta, state, observer)

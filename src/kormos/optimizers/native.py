@@ -12,7 +12,7 @@ from kormos.optimizers.stage import Stage
 class NativeOptimizer(BatchOptimizer):
     """Base class of kormos' own methods: one stage, relative tolerances.
 
-    Subclasses implement `_run(problem, theta, report)`, as `Stage` has it.
+    Subclasses implement `_run(problem, theta, state, observer)`, a `Solver`.
 
     Args:
         name: name of the optimizer.
@@ -23,6 +23,7 @@ class NativeOptimizer(BatchOptimizer):
         ftol: likewise.
         xtol: likewise.
         bounds: as `BatchOptimizer` takes them.
+        keep_state: as `BatchOptimizer` takes it.
     """
 
     keeps_state = True
@@ -38,6 +39,7 @@ class NativeOptimizer(BatchOptimizer):
         ftol,
         xtol,
         bounds=None,
+        keep_state=None,
     ):
         super().__init__(
             name=name,
@@ -45,6 +47,7 @@ class NativeOptimizer(BatchOptimizer):
             batch_size=batch_size,
             pretrain_fn=pretrain_fn,
             bounds=bounds,
+            keep_state=keep_state,
         )
         for key, value in (("gtol", gtol), ("ftol", ftol), ("xtol", xtol)):
             if not (isinstance(value, numbers.Real) and 0 <= value < 1):
@@ -93,5 +96,5 @@ class NativeOptimizer(BatchOptimizer):
                 f"constraints {sorted(set(constraint_types))}"
             )
 
-    def _run(self, problem, theta, report):
+    def _run(self, problem, theta, state, observer):
         raise NotImplementedError

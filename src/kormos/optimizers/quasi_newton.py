@@ -3,7 +3,6 @@
 from kormos.optimizers.native import NativeOptimizer
 from kormos.solvers.quasi_newton import state as states
 from kormos.solvers.quasi_newton.loop import QuasiNewtonRun
-from kormos.solvers.solver_state import SolverState
 
 
 class QuasiNewton(NativeOptimizer):
@@ -25,6 +24,11 @@ class QuasiNewton(NativeOptimizer):
             loss by more than this part of it. Defaults to 1e-14.
         xtol: converged when a step is this part of the parameters' length.
             Defaults to 0, which is never.
+        keep_state: where the curvature is kept for `resume=True`: `None` in
+            memory and in the backups of `BackupAndRestore`, `True` in saved
+            models too, `False` nowhere. Of n parameters a dense method keeps
+            8 n^2 bytes, L-BFGS 16 n for each of its pairs. Defaults to
+            `None`.
     """
 
     def __init__(
@@ -36,9 +40,17 @@ class QuasiNewton(NativeOptimizer):
         gtol=1e-9,
         ftol=1e-14,
         xtol=0.0,
+        keep_state=None,
     ):
         super().__init__(
-            name, epochs, batch_size, pretrain_fn, gtol, ftol, xtol
+            name,
+            epochs,
+            batch_size,
+            pretrain_fn,
+            gtol,
+            ftol,
+            xtol,
+            keep_state=keep_state,
         )
 
     def method(self, size):
@@ -67,19 +79,11 @@ class QuasiNewton(NativeOptimizer):
         super()._check(size, bounded, constraint_types)
         self.check_size(size)
 
-    def _run(self, problem, theta, report):
+    def _run(self, problem, theta, state, observer):
         method = self.method(problem.size)
-        state, earlier = states.init(method, theta, problem.stride), None
-        if problem.resume and self.solver_state is not None:
-            earlier = self.solver_state.restored(
-                method.key, state, theta, problem.rounding
-            )
-            state = state if earlier is None else earlier
-
-        def keep(state):
-            self.solver_state = (
-                None if state is None else SolverState(method.key, state)
-            )
-
-        run = QuasiNewtonRun(problem, self, report, keep)
-        return run(method, state, earlier)
+        first, earlier = states.init(method, theta, problem.stride), None
+        if state is not None:
+            earlier = state.restored(method.key, first, theta, problem.rounding)
+            first = first if earlier is None else earlier
+        run = QuasiNewtonRun(problem, self, observer)
+        return run(method, first, earlier)

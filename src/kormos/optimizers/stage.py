@@ -1,7 +1,10 @@
 """One run of one method, as an optimizer describes it."""
 
 from collections.abc import Callable
+from typing import Any
 from typing import NamedTuple
+
+from kormos.solvers.protocols import Solver
 
 
 class Stage(NamedTuple):
@@ -12,21 +15,16 @@ class Stage(NamedTuple):
         pretrain_fn: function of the model, called before the stage, or `None`.
         check: function of `(size, bounded, constraint_types)` that raises a
             `ValueError` if the method cannot honour what was asked.
-        run: function of `(problem, theta, report)` that returns an `Outcome`.
-            `report(theta, loss, grad, **logs)` is told the start and every
-            accepted iterate, and returns whether to stop. `grad` is the
-            gradient, or its 2-norm after the start, or `None`; `theta` is
-            `None` for iterates that a compiled call has left behind; `logs`
-            are more numbers for the History.
+        run: the `Solver`.
         uses_hessian: whether the method asks for Hessian products.
         uses_jacobian: whether it asks for derivatives of outputs.
         uses_batches: whether it takes its steps on batches of the data.
     """
 
     epochs: int | None
-    pretrain_fn: Callable | None
-    check: Callable
-    run: Callable
+    pretrain_fn: Callable[[Any], object] | None
+    check: Callable[[int, bool, list[str]], None]
+    run: Solver
     uses_hessian: bool = False
     uses_jacobian: bool = False
     uses_batches: bool = False

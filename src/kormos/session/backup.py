@@ -4,8 +4,11 @@ import os
 import pathlib
 import re
 import shutil
+from typing import Any
 
 import keras
+
+from kormos.optimizers.base import whole_states
 
 
 class BackupAndRestore(keras.callbacks.Callback):
@@ -53,7 +56,8 @@ class BackupAndRestore(keras.callbacks.Callback):
         self.backup_dir.mkdir(parents=True, exist_ok=True)
         earlier = self._backups()
         part = self.backup_dir / "part.weights.h5"
-        self.model.save_weights(part, overwrite=True)
+        with whole_states():
+            self.model.save_weights(part, overwrite=True)
         os.replace(part, self.backup_dir / f"epoch-{epoch + 1}.weights.h5")
         for number, path in earlier:
             if number != epoch + 1:
@@ -71,3 +75,44 @@ class BackupAndRestore(keras.callbacks.Callback):
             if number:
                 found.append((int(number[1]), path))
         return found
+
+
+class _WithStates(keras.callbacks.Callback):
+    """Keras' own backup of a fit, which then holds the solver's state too."""
+
+    def __init__(self, callback: keras.callbacks.Callback):
+        super().__init__()
+        self._callback = callback
+
+    def set_params(self, params: dict[str, Any]) -> None:
+        super().set_params(params)
+        self._callback.set_params(params)
+
+    def set_model(self, model: Any) -> None:
+        super().set_model(model)
+        self._callback.set_model(model)
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self._callback.on_train_begin(logs)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        with whole_states():
+            self._callback.on_train_batch_end(batch, logs)
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._callback.on_epoch_begin(epoch, logs)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        with whole_states():
+            self._callback.on_epoch_end(epoch, logs)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        self._callback.on_train_end(logs)
+
+
+def with_states(
+    callback: keras.callbacks.Callback,
+) -> keras.callbacks.Callback:
+    """The callback, which saves the solver's state if it is a backup."""
+    is_backup = isinstance(callback, keras.callbacks.BackupAndRestore)
+    return _WithStates(callback) if is_backup else callback

@@ -25,8 +25,8 @@ def goes_on_wider(outcome, objective, spent):
     return objective.can_widen and is_ended and spent is None
 
 
-def widen(objectives, optimizer):
-    """Evaluates in float64 from now on, with what the optimizer knows.
+def widen(objectives):
+    """Evaluates in float64 from now on.
 
     Returns:
         A function that goes back to float32.
@@ -44,12 +44,6 @@ def widen(objectives, optimizer):
     except BaseException:
         undo()
         raise
-    state = optimizer.solver_state
-    if state is not None and not state.is_sound:
-        # Of a start that float32 could not evaluate.
-        optimizer.solver_state = None
-    elif state is not None:
-        state.forget_loss()
     return undo
 
 

@@ -26,6 +26,7 @@ class Result:
         evaluations: evaluations of the loss (and its gradient).
         hessian_products: products of the Hessian (or of the Gauss-Newton
             matrix) with a vector, and second derivatives along a step.
+        jacobians: Jacobians of outputs or residuals, by methods that use them.
         time: seconds of wall time.
         test: name of the test that fired, or `None`.
         value: the tested quantity, or `None`.
@@ -46,6 +47,7 @@ class Result:
     evaluations: int
     hessian_products: int
     time: float
+    jacobians: int = 0
     test: str | None = None
     value: float | None = None
     threshold: float | None = None

@@ -7,6 +7,7 @@ for the end are the same in both.
 import dataclasses
 import numbers
 import time
+from typing import NamedTuple
 
 import numpy as np
 
@@ -43,28 +44,30 @@ class Run:
     Args:
         stage: the `Stage`.
         problem: the `Problem`.
-        on_start: called with `(theta, loss, grad)` of the starting point;
-            returns whether to stop there. `grad` may be `None`.
-        on_iterate: called with the same, and with the method's `logs` as
-            keywords, of every accepted iterate; returns whether to stop.
+        observer: the `Observer` of the session.
 
     Attributes:
         initial_loss: the loss at the start, or `None` before that is known.
         iterations: the number of accepted iterates so far.
+        best: the best point and the loss there.
+        state: the `SolverState` of the latest iterate, or `None`.
     """
 
-    def __init__(self, stage, problem, on_start, on_iterate):
+    def __init__(self, stage, problem, observer):
         self._stage = stage
         self._problem = problem
-        self._on_start = on_start
-        self._on_iterate = on_iterate
+        self._observer = observer
         self.initial_loss = None
         self.iterations = 0
-        self.best = None
+        self.best = self.state = None
         self._starts_finite = True
 
-    def __call__(self, theta):
-        """Runs from `theta`.
+    def __call__(self, theta, state=None):
+        """Runs from a point.
+
+        Args:
+            theta: the point.
+            state: the `SolverState` to go on from, or `None`.
 
         Returns:
             An `Outcome`, with status `None` if a callback asked for the end.
@@ -72,13 +75,17 @@ class Run:
             raised, `best` is the point to keep.
         """
         self.best = theta, np.nan
+        self.state = state
         self._start, self._began = np.array(theta), time.perf_counter()
         try:
-            outcome = self._stage.run(self._problem, theta, self._report)
+            outcome = self._stage.run(self._problem, theta, state, self)
+            self.state = outcome.state
             outcome = self._judged(outcome)
         except KeyboardInterrupt:
             theta, loss = self.best
             outcome = Outcome(statuses.INTERRUPTED, theta, loss)
+        if self.state is not None and self.state.is_lost:
+            self.state = None
         findings = outcome.findings, self._problem.raised.sentence()
         outcome.findings = " ".join(filter(None, findings))
         return outcome
@@ -143,20 +150,24 @@ class Run:
         if found is not None:
             outcome.findings += found.sentences(problem.name_of)
 
-    def _report(self, theta, loss, grad, **logs):
-        if self.initial_loss is None:
-            self.initial_loss = loss
-            self._starts_finite = _is_finite(loss, grad)
-            # A point that is lost keeps what the variables have.
-            self.best = theta if self._starts_finite else self.best[0], loss
-            stop = self._on_start(theta, loss, grad)
-            stop = stop or self._meets_target(loss)
-            return stop or not self._starts_finite
+    def started(self, point):
+        """Told of the start by the solver; returns whether to stop there."""
+        theta, loss, grad = point
+        self.initial_loss = loss
+        self._starts_finite = _is_finite(loss, grad)
+        # A point that is lost keeps what the variables have.
+        self.best = theta if self._starts_finite else self.best[0], loss
+        stop = self._observer.started(point)
+        return stop or self._meets_target(loss) or not self._starts_finite
+
+    def accepted(self, iterate):
+        """Told of an iterate by the solver; returns whether to stop."""
+        theta, loss = iterate.theta, iterate.loss
         self.iterations += 1
+        self.state = iterate.state
         if theta is not None and self._is_better(theta, loss):
             self.best = theta, loss
-        stop = self._on_iterate(theta, loss, grad, **logs)
-        return stop or self._meets_target(loss)
+        return self._observer.accepted(iterate) or self._meets_target(loss)
 
     def _meets_target(self, loss):
         target = self._problem.budget.target
@@ -234,7 +245,7 @@ def taken_over(outcome, theta, loss):
     )
 
 
-def checked_budget(max_evals, max_seconds, target_loss, iterations=None):
+def checked_budget(max_evals, max_seconds, target_loss):
     """The `Budget` of a run, its deadline in seconds from the start."""
     if max_evals is not None:
         check_count("max_evals", max_evals, 1)
@@ -252,31 +263,24 @@ def checked_budget(max_evals, max_seconds, target_loss, iterations=None):
             "Argument `max_seconds` must be positive. "
             f"Received: max_seconds={max_seconds}"
         )
-    return Budget(iterations, max_evals, max_seconds, target_loss)
+    return Budget(None, max_evals, max_seconds, target_loss)
 
 
-def describe(
-    outcome,
-    initial_loss,
-    iterations,
-    evaluations,
-    products,
-    seconds,
-    float64_from=None,
-):
+def describe(outcome, initial_loss, iterations, counts, seconds, wide_from):
     """The `Result` for the user, of one or several runs."""
     kept = outcome.loss if outcome.kept_loss is None else outcome.kept_loss
     return Result(
         status=outcome.status,
-        message=sentence(outcome, iterations, evaluations, float64_from),
+        message=sentence(outcome, iterations, counts.evaluations, wide_from),
         success=outcome.status in statuses.SUCCESSES,
         loss=float(outcome.loss),
         kept_loss=float(kept),
         initial_loss=float(np.nan if initial_loss is None else initial_loss),
-        float64_from=float64_from,
+        float64_from=wide_from,
         iterations=iterations,
-        evaluations=evaluations,
-        hessian_products=products,
+        evaluations=counts.evaluations,
+        hessian_products=counts.hessian_products,
+        jacobians=counts.jacobians,
         time=seconds,
         test=outcome.test,
         value=outcome.value,
@@ -284,15 +288,42 @@ def describe(
     )
 
 
-def row(loss, grad, evaluations, products, logs):
+class Counts(NamedTuple):
+    """What has been evaluated, behind every door alike.
+
+    Attributes:
+        evaluations: of the loss, alone or with its gradient.
+        hessian_products: of the Hessian or the Gauss-Newton matrix with a
+            vector, and second derivatives along a step.
+        jacobians: of the outputs or the residuals, or of what is made from
+            them.
+    """
+
+    evaluations: int = 0
+    hessian_products: int = 0
+    jacobians: int = 0
+
+    def with_those_of(self, problem):
+        """These, and those of a `Problem`, or of none."""
+        if problem is None:
+            return self
+        return Counts(
+            self.evaluations + problem.fg_evals,
+            self.hessian_products + problem.hessp_evals,
+            self.jacobians + problem.jacobians,
+        )
+
+
+def row(iterate, counts):
     """The numbers that every History keeps of an iterate, and the method's."""
+    grad = iterate.grad
     return {
-        "loss": float(loss),
+        "loss": float(iterate.loss),
         # Of a vector, or of a norm; a method may have none.
         "grad": np.nan if grad is None else float(np.linalg.norm(grad)),
-        "fg_evals": evaluations,
-        "hessp_evals": products,
-        **logs,
+        "fg_evals": counts.evaluations,
+        "hessp_evals": counts.hessian_products,
+        **iterate.logs,
     }
 
 

@@ -25,6 +25,7 @@ class Outcome:
         findings: sentences of what was checked at the end, with figures.
         evaluate: function of a point to the loss and the gradient there, or
             `None` for a method without gradients.
+        state: the `SolverState` that a later run can go on from, or `None`.
         hessian: function of a point to the Hessian of the method's model there,
             or `None`.
     """
@@ -41,4 +42,5 @@ class Outcome:
     kept_loss: float | None = None
     findings: str = ""
     evaluate: Any = None
+    state: Any = None
     hessian: Any = None

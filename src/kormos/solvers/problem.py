@@ -12,6 +12,9 @@ from kormos.solvers.rejections import SafeGaussNewton
 from kormos.solvers.rejections import is_rejection
 from kormos.solvers.verification import verify
 
+# What a `HostGaussNewton` computes from the Jacobian of the outputs.
+_JACOBIANS = ("rows", "normal_equations")
+
 
 class Problem:
     """A loss over a box, with constraints, that counts its evaluations.
@@ -31,8 +34,6 @@ class Problem:
         budget: a `Budget`.
         stride: iterations between two looks at a run, of a method that can
             run several in one compiled call.
-        resume: whether to go on with what the optimizer knows of an earlier
-            run.
         on_evaluation: function of the loss, called after each evaluation.
         raised: the `Raised` of the fit, where the run is one of several.
     """
@@ -47,7 +48,6 @@ class Problem:
         rounding=None,
         budget=UNLIMITED,
         stride=1,
-        resume=False,
         on_evaluation=None,
         raised=None,
     ):
@@ -59,10 +59,10 @@ class Problem:
         self.rounding = epsilon if rounding is None else rounding
         self.budget = budget
         self.stride = stride
-        self.resume = resume
         self.on_evaluation = on_evaluation
         self.fg_evals = 0
         self.hessp_evals = 0
+        self.jacobians = 0
         self.raised = Raised() if raised is None else raised
         self._objective = objective
         # The functions that have returned before.
@@ -166,7 +166,12 @@ class Problem:
     def gauss_newton(self):
         """The Gauss-Newton matrix of the loss: a `SafeGaussNewton`."""
         matrix = self._objective.gauss_newton()
-        return SafeGaussNewton(matrix, self.tried, self.size)
+
+        def tried(name, *args):
+            self.jacobians += name in _JACOBIANS
+            return self.tried(name, *args)
+
+        return SafeGaussNewton(matrix, tried, self.size)
 
     def batches(self, rng):
         """Problems of batches of the data, in an order that `rng` draws.
@@ -178,6 +183,7 @@ class Problem:
             part._objective = batch
             yield part
             self.fg_evals, self.hessp_evals = part.fg_evals, part.hessp_evals
+            self.jacobians = part.jacobians
 
     def tried(self, name, fn, instead, *args):
         """`fn(*args)`, or `instead()` where that raises.

@@ -29,7 +29,11 @@ class SolverState:
         self.key = key
         self.position = position
         self._state = state
-        self._is_stale = False
+        self._is_stale = self.is_lost = False
+
+    def lose(self):
+        """Notes that the arrays are about to be overwritten."""
+        self.is_lost = True
 
     def forget_loss(self):
         """Notes that the loss has become another one."""

@@ -9,30 +9,30 @@ import numpy as np
 from kormos.solvers import statuses
 from kormos.solvers.least_squares.loop import LeastSquaresRun
 from kormos.solvers.outcome import Outcome
+from kormos.solvers.protocols import Iterate
+from kormos.solvers.protocols import Point
 
 # How the number of passes is called in the state that is kept.
 _PASSES = "passes"
 
 
-def run(problem, settings, theta, report, earlier):
-    """Passes over the data until a limit, or until `report` says stop.
+def run(problem, settings, theta, earlier, observer):
+    """Passes over the data until a limit, or until the observer says stop.
 
     Args:
         problem: the `Problem`, whose objective has batches.
-        settings: the `LevenbergMarquardt`, which is given the state after
-            each pass: callbacks may save it.
+        settings: the `LevenbergMarquardt`.
         theta: the start.
-        report: as `Stage` has it, told once a pass.
         earlier: the `SolverState` to go on from, or `None`.
+        observer: the `Observer`, told once a pass.
 
     Returns:
         An `Outcome`.
     """
-    settings.solver_state = earlier
     if earlier is not None:
         theta = earlier.point(theta, problem.rounding)
     loss = problem.value(theta)
-    stop = report(theta, loss, None)
+    stop = observer.started(Point(theta, loss, None))
     status = problem.spent() if np.isfinite(loss) else statuses.NON_FINITE
     one_pass = _Pass(problem, settings, theta, earlier)
     while not stop and status is None:
@@ -42,10 +42,13 @@ def run(problem, settings, theta, report, earlier):
         if not np.isfinite(loss):
             loss, one_pass.theta, one_pass.state = before
         length = float(np.linalg.norm(one_pass.theta - theta))
-        theta, settings.solver_state = one_pass.theta, one_pass.keep()
-        stop = report(theta, loss, None, step=length, **logs)
+        theta, logs = one_pass.theta, {"step": length, **logs}
+        stop = observer.accepted(
+            Iterate(theta, loss, None, one_pass.keep(), logs)
+        )
         status = status or problem.spent()
-    return Outcome(None if stop else status, theta, loss)
+    ended = None if stop else status
+    return Outcome(ended, theta, loss, state=one_pass.keep())
 
 
 class _Pass:

@@ -14,6 +14,8 @@ from kormos.solvers.least_squares.start_check import check_derivatives
 from kormos.solvers.least_squares.trust_radius import Multiplicative
 from kormos.solvers.least_squares.trust_radius import TrustRadius
 from kormos.solvers.outcome import Outcome
+from kormos.solvers.protocols import Iterate
+from kormos.solvers.protocols import Point
 from kormos.solvers.solver_state import SolverState
 
 KEY = "levenberg marquardt"
@@ -87,13 +89,13 @@ class LeastSquaresRun:
         self._problem = problem
         self._settings = settings
 
-    def __call__(self, theta, report, earlier):
+    def __call__(self, theta, earlier, observer):
         """Runs from `theta`.
 
         Args:
             theta: the start.
-            report: as `Stage` has it.
             earlier: the `SolverState` to go on from, or `None`.
+            observer: the `Observer`.
 
         Returns:
             An `Outcome`.
@@ -102,7 +104,7 @@ class LeastSquaresRun:
         grad = self._here.grad if is_finite else None
         if is_finite:
             self._problem.verify(self._problem.peek, self._theta)
-        stop = report(self._theta, self._loss, grad)
+        stop = observer.started(Point(self._theta, self._loss, grad))
         if not is_finite:
             return self._outcome(statuses.NON_FINITE)
         problem = self._problem
@@ -119,14 +121,15 @@ class LeastSquaresRun:
         while not stop and outcome is None:
             outcome = self._ended()
             if outcome is None:
-                stop, outcome = self._iterate(report)
+                stop, outcome = self._iterate(observer)
             if outcome is not None and outcome.status in _CLAIMS:
                 outcome = self._tried(outcome)
         outcome = outcome or self._outcome(None)
         if outcome.status in statuses.SUCCESSES and not stop:
-            self._polish(report, outcome)
+            self._polish(observer, outcome)
         outcome.theta, outcome.loss = self._theta, self._loss
         outcome.detail = self._here.model.name
+        outcome.state = self.state()
         outcome.evaluate = self._models.evaluate
         if self._models.solver != "cg":
             outcome.hessian = self._models.matrix
@@ -295,7 +298,7 @@ class LeastSquaresRun:
             )
         return judged
 
-    def _iterate(self, report):
+    def _iterate(self, observer):
         """One accepted step; whether to stop, and the end if there is one."""
         found, settings = self._search(), self._settings
         if isinstance(found, Outcome):
@@ -304,7 +307,7 @@ class LeastSquaresRun:
         self._decrease = (self._loss - found.loss) / abs(self._loss)
         small = self._decrease <= settings.ftol
         self._streak = self._streak + 1 if small else 0
-        stop = self._move(found, report)
+        stop = self._move(found, observer)
         if not stop and found.length <= settings.xtol * length:
             share = found.length / length
             return False, self._outcome(
@@ -371,15 +374,18 @@ class LeastSquaresRun:
             return None
         return self._here.model.bend(slope, step.damping)
 
-    def _move(self, found, report):
+    def _move(self, found, observer):
         """Goes to a point and reports it; whether to stop."""
         self._theta, self._loss = found.theta, found.loss
         self._here = found.here
         logs = {"step": found.length, "trials": found.trials}
         logs.update(self.logs())
-        return report(self._theta, self._loss, self._here.grad, **logs)
+        grad, state = self._here.grad, self.state()
+        return observer.accepted(
+            Iterate(self._theta, self._loss, grad, state, logs)
+        )
 
-    def _polish(self, report, outcome):
+    def _polish(self, observer, outcome):
         """Gauss-Newton steps while they contract, below the loss's rounding.
 
         Near a minimum the loss is flat to rounding in a region in which the
@@ -409,7 +415,7 @@ class LeastSquaresRun:
                 return
             taken = float(np.linalg.norm(trial - self._theta))
             outcome.is_polished = True
-            if self._move(_Found(trial, loss, here, taken, 1), report):
+            if self._move(_Found(trial, loss, here, taken, 1), observer):
                 return
 
     def _outcome(self, status, test=None, value=None, threshold=None):

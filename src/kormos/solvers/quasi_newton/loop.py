@@ -10,9 +10,12 @@ from kormos import backend
 from kormos.arithmetic.vectors import to_array
 from kormos.solvers import statuses
 from kormos.solvers.outcome import Outcome
+from kormos.solvers.protocols import Iterate
+from kormos.solvers.protocols import Point
 from kormos.solvers.quasi_newton import state as states
 from kormos.solvers.quasi_newton.claims import Claims
 from kormos.solvers.quasi_newton.driver import CompiledLoop
+from kormos.solvers.solver_state import SolverState
 
 _NO_LIMIT = 2**31 - 1
 
@@ -23,16 +26,14 @@ class QuasiNewtonRun:
     Args:
         problem: the `Problem`.
         optimizer: the `QuasiNewton`, for its tolerances.
-        report: as `Stage` has it.
-        keep: function of a state, or `None`, that makes it what a later run
-            goes on from.
+        observer: the `Observer`.
     """
 
-    def __init__(self, problem, optimizer, report, keep):
+    def __init__(self, problem, optimizer, observer):
         self._problem = problem
         self._optimizer = optimizer
-        self._report = report
-        self._keep = keep
+        self._observer = observer
+        self._kept = None
         self._pace = _Pace(problem.budget.deadline)
         self._claims = None
 
@@ -47,6 +48,7 @@ class QuasiNewtonRun:
         Returns:
             An `Outcome`.
         """
+        self._key = method.key
         self._loop = CompiledLoop(method, self._problem, state)
         first = self._goal = int(state.iterations)
         with backend.wide():
@@ -70,6 +72,7 @@ class QuasiNewtonRun:
             self._keep(self._state)
         outcome = outcome or self._outcome(None)
         outcome.evaluate = self._problem.evaluate
+        outcome.state = self._kept
         return outcome
 
     @property
@@ -91,7 +94,7 @@ class QuasiNewtonRun:
             self._problem.verify(self._loop.value, theta)
             self._loop.restore(kept)
             self._keep(kept)
-        return self._report(theta, float(state.loss), grad)
+        return self._observer.started(Point(theta, float(state.loss), grad))
 
     def _advance(self):
         """Goes on to the next look; returns whether to stop."""
@@ -102,14 +105,19 @@ class QuasiNewtonRun:
     def _call(self):
         spent = int(self._state.evaluations)
         tolerances, evaluations = self._limits(spent)
-        # An interrupt leaves a state that may be half changed.
-        self._keep(None)
+        if self._kept is not None:
+            # An interrupt leaves a state that may be half changed.
+            self._kept.lose()
         self._loop.advance(tolerances, evaluations, self._goal)
         state = self._state
         self._keep(state)
         self._pace.note(int(state.evaluations) - spent)
         if self._problem.on_evaluation is not None:
             self._problem.on_evaluation(float(state.latest))
+
+    def _keep(self, state):
+        """Makes a state what a later run goes on from."""
+        self._kept = SolverState(self._key, state)
 
     def _limits(self, spent):
         """The tolerances of a call, and the count that ends it."""
@@ -144,9 +152,9 @@ class QuasiNewtonRun:
         for i, (loss, grad, step, evaluations, resets) in enumerate(rows):
             problem.fg_evals = int(evaluations)
             theta = to_array(state.theta) if i == count - 1 else None
-            stop = stop or self._report(
-                theta, loss, grad, step=step, resets=resets
-            )
+            logs = {"step": step, "resets": resets}
+            iterate = Iterate(theta, loss, grad, self._kept, logs)
+            stop = stop or self._observer.accepted(iterate)
         problem.fg_evals = int(state.evaluations)
         return stop
 

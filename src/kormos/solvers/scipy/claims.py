@@ -11,7 +11,6 @@ A tolerance that the user gives is his own: a run that meets it has converged
 by it, unless what is left to be had is large beside it.
 """
 
-from collections.abc import Callable
 from typing import Any
 from typing import NamedTuple
 
@@ -23,6 +22,8 @@ from kormos.solvers import statuses
 from kormos.solvers.fresh_run import Gain
 from kormos.solvers.outcome import Outcome
 from kormos.solvers.problem import Problem
+from kormos.solvers.protocols import Iterate
+from kormos.solvers.protocols import Observer
 from kormos.solvers.scipy.call import ScipyCall
 from kormos.solvers.scipy.evaluator import Evaluation
 from kormos.solvers.scipy.evaluator import Evaluator
@@ -68,7 +69,7 @@ class Claims:
         settings: the `Settings`.
         problem: the `Problem`.
         evaluator: the `Evaluator`, at the start.
-        report: as `Stage` has it.
+        observer: the `Observer`.
         is_absolute: whether the loss keeps its scale.
     """
 
@@ -78,14 +79,14 @@ class Claims:
         settings: Settings,
         problem: Problem,
         evaluator: Evaluator,
-        report: Callable,
+        observer: Observer,
         is_absolute: bool,
     ):
         self._spec = spec
         self._settings = settings
         self._problem = problem
         self._evaluator = evaluator
-        self._report = report
+        self._observer = observer
         self._is_absolute = is_absolute
         self._call = ScipyCall(spec, problem, evaluator, settings.given)
         self._trials = Trials(spec, problem, evaluator, settings.given)
@@ -165,7 +166,7 @@ class Claims:
             if self._trials.seems_to_gain(mark, self._kept.loss):
                 is_trial, mark = False, self._kept
                 evaluator.limit(limit)
-            return not is_trial and self._report(*evaluator.accepted)
+            return not is_trial and self._accepted()
 
         result, halt = self._call(options, on_iterate, is_again)
         evaluator.limit(None)
@@ -223,8 +224,11 @@ class Claims:
         grad = gain.grad if self._spec.gradient else None
         self._evaluator.stand_at(Evaluation(gain.theta, gain.loss, grad))
         self._keep()
-        if self._report(*self._evaluator.accepted):
+        if self._accepted():
             raise Halt
+
+    def _accepted(self) -> bool:
+        return self._observer.accepted(Iterate(*self._evaluator.accepted))
 
     def _stalled(self, before: Evaluation, gain: Gain) -> Outcome:
         text = (

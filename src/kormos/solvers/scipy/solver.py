@@ -23,6 +23,7 @@ calling `scipy.optimize.minimize` with the same functions in:
 
 from kormos.solvers import statuses
 from kormos.solvers.outcome import Outcome
+from kormos.solvers.protocols import Point
 from kormos.solvers.scipy.claims import Claims
 from kormos.solvers.scipy.claims import Settings
 from kormos.solvers.scipy.evaluator import Evaluator
@@ -84,12 +85,13 @@ class ScipyRun:
                 f"{8e-6 * size**2:,.0f} MB from {size:,} products"
             )
 
-    def __call__(self, problem, theta, report):
+    def __call__(self, problem, theta, state, observer):
+        del state  # SciPy's methods keep none.
         evaluator = Evaluator(problem, theta, self._spec)
         start = evaluator.accepted
         is_steep = self._spec.gradient
         problem.verify(problem.evaluate if is_steep else problem.peek, theta)
-        if report(*start):
+        if observer.started(Point(*start)):
             return Outcome(None, start.theta, start.loss)
         if evaluator.start().size == 0:
             return Outcome(
@@ -105,7 +107,7 @@ class ScipyRun:
             self._settings,
             problem,
             evaluator,
-            report,
+            observer,
             self._is_absolute,
         )()
         outcome.evaluate = problem.evaluate if is_steep else None

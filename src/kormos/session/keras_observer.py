@@ -1,0 +1,254 @@
+"""Epochs of Keras: callbacks, History, metrics and validation of a fit."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+from typing import Any
+from typing import cast
+
+import keras
+import numpy as np
+
+from kormos.objective import Objective
+from kormos.optimizers.stage import Stage
+from kormos.session.backup import with_states
+from kormos.session.progress import Progress
+from kormos.session.result import Result
+from kormos.session.run import ConvergenceWarning
+from kormos.session.run import is_worth_a_warning
+from kormos.session.run import row
+from kormos.solvers.outcome import Outcome
+from kormos.solvers.protocols import Iterate
+from kormos.solvers.rejections import or_else
+from kormos.types import Vector
+from kormos.warn import warn
+
+if TYPE_CHECKING:
+    from kormos.session.session import Session
+
+_BATCH_HOOKS = (
+    "on_batch_begin",
+    "on_batch_end",
+    "on_train_batch_begin",
+    "on_train_batch_end",
+)
+
+
+class KerasObserver:
+    """Makes epochs of a session, as `SessionObserver` has it.
+
+    Args:
+        model: the model.
+        stages: the stages of the fit.
+        callbacks: the user's Keras callbacks.
+        verbose: 0, 1, 2 or `"auto"`.
+        initial_epoch: the number at which to start counting epochs.
+        steps_per_epoch: accepted iterations to an epoch.
+        validation_freq: validate every so many epochs, or in a list of
+            epochs, counted from 1.
+        own_limit: whether the user chose the number of epochs.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        stages: Sequence[Stage],
+        callbacks: Sequence[keras.callbacks.Callback],
+        verbose: int | str,
+        initial_epoch: int,
+        steps_per_epoch: int,
+        validation_freq: int | Collection[int],
+        own_limit: bool,
+    ):
+        self._model = model
+        self._stages = list(stages)
+        self._given_callbacks = [with_states(c) for c in callbacks]
+        self._verbose = 1 if verbose == "auto" else int(verbose)
+        self._initial_epoch = initial_epoch
+        self._validation_freq = validation_freq
+        self._own_limit = own_limit
+        self.steps = self.stride = steps_per_epoch
+        # Nobody looks: the variables are written only at the end.
+        self.is_watching = bool(callbacks)
+        self._batch_hooks = any(_has_batch_hooks(c) for c in callbacks)
+        self._last_epoch = sum(stage.epochs or 0 for stage in self._stages)
+        self._planned = self._taken = self.done = self.end = 0
+        self._epoch_is_open = self._batch_is_open = False
+        self._logs: dict[str, Any] = {}
+
+    @property
+    def is_stopped(self) -> bool:
+        return bool(self._model.stop_training)
+
+    def begin(self, session: Session) -> None:
+        model, self._session = self._model, session
+        model.stop_training = False
+        verbose, last = self._verbose, self._last_epoch
+        shown = [Progress(last, verbose)] if verbose else []
+        self._callbacks = keras.callbacks.CallbackList(
+            [*shown, *self._given_callbacks],
+            add_history=True,
+            model=model,
+            verbose=verbose,
+            epochs=last,
+            steps=self.steps,
+        )
+        history = model.history
+        history.iteration, history.seconds, history.val_epoch = [], [], []
+        history.trace = history.iterations = session.trace
+        # `BackupAndRestore` restores weights, state and epoch here: they are
+        # read after it, and the epoch would else return in the next fit.
+        self._callbacks.on_train_begin()
+        restored = getattr(model, "_initial_epoch", None)
+        model._initial_epoch = None
+        self.done = restored or self._initial_epoch
+        self._has_epochs = self.done < last
+        if self._has_epochs:
+            self._begin_epoch()
+
+    def begins(self, stage: Stage) -> bool:
+        epochs = stage.epochs or 0
+        self._planned += epochs
+        if self.done >= self._planned and stage is not self._stages[-1]:
+            return False  # A resumed fit has this stage behind it.
+        # An earlier stage may have converged before its last epoch.
+        self.end = min(self._planned, self.done + epochs)
+        return True
+
+    def run_begins(self, theta: Vector) -> None:
+        self._taken = 0
+        self._latest: Iterate = Iterate(theta, np.nan, None)
+        self._row: dict[str, Any] | None = None
+        self._standing = theta
+
+    def opens(self, iterate: Iterate) -> None:
+        self._latest = iterate
+        if not self._epoch_is_open:
+            # The optimizer owns its loop: whether there is another iterate is
+            # known only when it comes.
+            self._tell(self._standing, self._begin_epoch)
+
+    def discards(self) -> None:
+        # The epoch is to begin with what was set now.
+        self._taken = 0
+
+    def accepts(self, iterate: Iterate, logs: dict[str, Any]) -> None:
+        self._row = logs
+        self._session.record(logs)
+        self._taken += 1
+        if self._taken == self.steps:
+            self._end_epoch()
+
+    def run_ended(self, outcome: Outcome) -> None:
+        if self._latest.theta is None:
+            # An interrupt among the iterates of a compiled call.
+            self._latest = Iterate(outcome.theta, outcome.loss, None)
+            self._row = {
+                **(self._row or {}),
+                "loss": float(outcome.loss),
+                "grad": np.nan,
+            }
+        if self._taken:
+            self._end_epoch()
+
+    def latest(self) -> tuple[Vector, float] | None:
+        # A callback that stops a fit may set weights itself.
+        if not (self.is_watching and self.is_stopped):
+            return None
+        return self._latest_theta(), self._latest.loss
+
+    def _latest_theta(self) -> Vector:
+        theta = self._latest.theta
+        assert theta is not None  # Looked at between compiled calls.
+        return theta
+
+    def close(self) -> None:
+        if self._epoch_is_open:
+            # A fit without an iteration has a row for where it stands.
+            self._end_epoch()
+
+    def finish(self, result: Result) -> None:
+        self._model.history.result = result
+        self._callbacks.on_train_end(self._logs)
+        if self._has_epochs and is_worth_a_warning(result, self._own_limit):
+            warn(f"{self._model.name}: {result}", ConvergenceWarning)
+
+    def _tell(self, theta: Vector, fn: Any, *args: Any) -> None:
+        """Calls what calls callbacks, and follows what they assign."""
+        if self.is_watching:
+            self._session.call_out(theta, fn, *args)
+        else:
+            fn(*args)
+
+    def _begin_epoch(self) -> None:
+        # Before the hooks: after an interrupt in one, none is called twice.
+        self._epoch_is_open = True
+        self._callbacks.on_epoch_begin(self.done)
+        if self._batch_hooks:
+            self._callbacks.on_train_batch_begin(0)
+            self._batch_is_open = True
+
+    def _end_epoch(self) -> None:
+        """Writes weights, validates, and tells the callbacks."""
+        theta = self._latest_theta()
+        if self.is_watching:
+            self._session.write(theta)
+        self._standing = theta
+        self._tell(theta, self._tell_epoch_end, theta)
+
+    def _tell_epoch_end(self, theta: Vector) -> None:
+        logs = self._logs = self._logs_at(theta)
+        if self._batch_is_open:
+            self._batch_is_open = False
+            self._callbacks.on_train_batch_end(0, {"loss": logs["loss"]})
+        self._taken = 0
+        self._epoch_is_open = False
+        history, epoch = self._model.history, self.done
+        self.done += 1
+        history.iteration.append(self._session.iterations)
+        history.seconds.append(self._session.seconds)
+        if any(name.startswith("val_") for name in logs):
+            history.val_epoch.append(epoch)
+        try:
+            self._callbacks.on_epoch_end(epoch, logs)
+        except BaseException:
+            # The History, which the user has, comes after the callbacks.
+            if epoch not in history.epoch:
+                history.on_epoch_end(epoch, logs)
+            raise
+
+    def _logs_at(self, theta: Vector) -> dict[str, Any]:
+        session = self._session
+        objective = cast(Objective, session.objective)
+        logs = dict(self._row or row(self._latest, session.counts))
+        if objective.has_metrics:
+            metrics = _evaluated(objective, theta)
+            logs.update({k: v for k, v in metrics.items() if k != "loss"})
+        if session.validation is not None and self._validates():
+            values = _evaluated(cast(Objective, session.validation), theta)
+            logs.update({f"val_{k}": v for k, v in values.items()})
+        return logs
+
+    def _validates(self) -> bool:
+        every = self._validation_freq
+        if isinstance(every, (int, np.integer)):
+            return (self.done + 1) % every == 0
+        return self.done + 1 in every
+
+
+def _evaluated(objective: Objective, theta: Vector) -> dict[str, Any]:
+    """The loss and the metrics, NaN where the numerics fail."""
+    names = ["loss", *objective.metric_names]
+    instead = dict.fromkeys(names, np.nan)
+    return or_else(instead, objective.evaluate, theta)
+
+
+def _has_batch_hooks(callback: keras.callbacks.Callback) -> bool:
+    # An instance may have its own, as a `LambdaCallback` has.
+    return any(
+        getattr(getattr(callback, hook), "__func__", None)
+        is not getattr(keras.callbacks.Callback, hook)
+        for hook in _BATCH_HOOKS
+    )

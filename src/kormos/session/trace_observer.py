@@ -1,0 +1,260 @@
+"""Iterations of a function's minimization: callbacks and what is recorded."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+from typing import Any
+from typing import cast
+
+import keras
+import numpy as np
+
+from kormos.objective.base import FlatObjective
+from kormos.objective.functions.residuals import ResidualObjective
+from kormos.optimizers.stage import Stage
+from kormos.session.progress import Progress
+from kormos.session.progress import is_interactive
+from kormos.session.resample import Resample
+from kormos.session.result import Result
+from kormos.session.run import ConvergenceWarning
+from kormos.session.run import is_worth_a_warning
+from kormos.solvers.outcome import Outcome
+from kormos.solvers.protocols import Iterate
+from kormos.solvers.rejections import or_else
+from kormos.types import Vector
+from kormos.warn import warn
+
+if TYPE_CHECKING:
+    from kormos.session.session import Session
+
+# Iterations in one compiled call, where nobody looks at each of them.
+_STRIDE = 50
+
+# The most iterations where neither the user nor the optimizer says.
+DEFAULT_ITERATIONS = 1000
+
+# Keras' callbacks that work with weights or a learning rate of a model.
+_NEED_A_MODEL = (
+    "BackupAndRestore",
+    "LearningRateScheduler",
+    "ModelCheckpoint",
+    "OrbaxCheckpoint",
+    "ReduceLROnPlateau",
+    "SwapEMAWeights",
+)
+
+
+def the_stage(name, optimizer, max_iterations, **settings):
+    """The one stage of an optimizer."""
+    if max_iterations is None:
+        max_iterations = optimizer.epochs
+    if max_iterations is None:
+        max_iterations = DEFAULT_ITERATIONS
+    stages = optimizer.stages(max_iterations, **settings)
+    if len(stages) != 1 or stages[0].pretrain_fn is not None:
+        raise ValueError(
+            f"`kormos.{name}` runs one stage without `pretrain_fn`; call it "
+            f"once a stage. Received: {len(stages)} stages"
+        )
+    if stages[0].uses_batches:
+        raise ValueError(
+            f"`kormos.{name}` takes its steps on all of the data. "
+            "Received: an optimizer with stochastic=True"
+        )
+    return stages[0]
+
+
+class TraceObserver:
+    """Records iterations, as `SessionObserver` has it.
+
+    Args:
+        stage: the one stage.
+        callbacks: functions `(iteration, logs)`, Keras callbacks that need no
+            model, and `Resample`s.
+        verbose: 0, 1, 2 or `"auto"`.
+        own_limit: whether the user chose the number of iterations.
+        has_blocks: whether the loss has several blocks, each with a column.
+        is_evaluated_too: whether something else looks at every evaluation.
+        is_quiet: whether not to warn of how the session ends.
+    """
+
+    steps = 1
+
+    def __init__(
+        self,
+        stage: Stage,
+        callbacks: Sequence[Any] = (),
+        verbose: int | str = 0,
+        own_limit: bool = True,
+        is_evaluated_too: bool = False,
+        is_quiet: bool = False,
+    ):
+        callbacks = _checked(callbacks)
+        self.resamplers = [c for c in callbacks if isinstance(c, Resample)]
+        self._functions = [
+            c
+            for c in callbacks
+            if not isinstance(c, (Resample, keras.callbacks.Callback))
+        ]
+        mine = [c for c in callbacks if isinstance(c, keras.callbacks.Callback)]
+        level = is_interactive() if verbose == "auto" else verbose
+        self.end = stage.epochs or 0
+        shown = [Progress(self.end, int(level), "iteration")] if level else []
+        self._model = _StandIn()
+        self._keras = keras.callbacks.CallbackList([*shown, *mine])
+        for callback in self._keras.callbacks:
+            callback.set_model(self._model)
+            callback.set_params(
+                {"verbose": int(level), "epochs": self.end, "steps": 1}
+            )
+        self.is_watching = bool(self._functions or self._keras.callbacks)
+        self._is_evaluated_too = is_evaluated_too
+        self._own_limit = own_limit
+        self._is_quiet = is_quiet
+        self.done = 0
+        self.stride = 1
+        self._is_stopped = False
+        self._logs: dict[str, Any] = {}
+
+    @property
+    def is_stopped(self) -> bool:
+        return self._is_stopped or self._model.stop_training
+
+    def begin(self, session: Session) -> None:
+        self._session = session
+        self._blocks = list(getattr(session.objective, "names", ()))
+        looks = self.is_watching or self._blocks[1:] or session.validation
+        self.stride = 1 if looks else _STRIDE
+        for name in ("loss", "grad", "fg_evals", "hessp_evals", "seconds"):
+            session.trace[name] = []
+        self._keras.on_train_begin()
+
+    def begins(self, stage: Stage) -> bool:
+        return True
+
+    def run_begins(self, theta: Vector) -> None:
+        pass
+
+    def opens(self, iterate: Iterate) -> None:
+        pass
+
+    def discards(self) -> None:
+        pass
+
+    def accepts(self, iterate: Iterate, logs: dict[str, Any]) -> None:
+        session, theta = self._session, iterate.theta
+        self._logs = logs = {**logs, **self._looked(theta)}
+        session.record(logs)
+        self.done += 1
+        if self.is_watching or self._is_evaluated_too:
+            # Where somebody looks, a compiled call has one iterate.
+            assert theta is not None
+            if self.is_watching:
+                session.write(theta)
+            session.call_out(theta, self._tell, logs)
+
+    def run_ended(self, outcome: Outcome) -> None:
+        pass
+
+    def latest(self) -> None:
+        return None
+
+    def close(self) -> None:
+        pass
+
+    def finish(self, result: Result) -> None:
+        result.history = self._session.trace
+        self._model.history = types.SimpleNamespace(result=result)
+        self._keras.on_train_end(self._logs)
+        is_due = is_worth_a_warning(result, self._own_limit)
+        if is_due and not self._is_quiet:
+            warn(str(result), ConvergenceWarning)
+
+    def _tell(self, logs: dict[str, Any]) -> None:
+        answers = [fn(self.done, logs) for fn in self._functions]
+        self._is_stopped = any(answers)
+        if self._keras.callbacks:
+            epoch = self.done - 1
+            self._keras.on_epoch_begin(epoch)
+            self._keras.on_train_batch_begin(0)
+            self._keras.on_train_batch_end(0, {"loss": logs["loss"]})
+            self._keras.on_epoch_end(epoch, dict(logs))
+
+    def _looked(self, theta: Vector | None) -> dict[str, Any]:
+        """The losses of blocks and of held-out data at an iterate."""
+        session = self._session
+        objective, validation = session.objective, session.validation
+        found: dict[str, Any] = {}
+        if self._blocks[1:]:
+            losses = self._block_losses(objective, theta)
+            found.update({f"{k}_loss": v for k, v in losses.items()})
+        if validation is not None:
+            found["val_loss"] = or_else(np.nan, validation.value, theta)
+            if self._blocks[1:]:
+                losses = self._block_losses(validation, theta)
+                found.update({f"val_{k}_loss": v for k, v in losses.items()})
+        return found
+
+    def _block_losses(
+        self, objective: FlatObjective, theta: Vector | None
+    ) -> dict[str, float]:
+        instead = dict.fromkeys(self._blocks, np.nan)
+        block_losses = cast(ResidualObjective, objective).block_losses
+        return or_else(instead, block_losses, theta)
+
+
+class _StandIn:
+    """What Keras' callbacks are given where there is no model."""
+
+    def __init__(self) -> None:
+        self.stop_training = False
+        self.name = "kormos"
+        self.history: Any = None
+        # Keras' callbacks look at these, and do without.
+        self.metrics: list[Any] = []
+        self.optimizer = self.train_function = None
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            "A callback asks for a model, and here is none: use a function "
+            "`(iteration, logs)`, or a Keras callback that needs no model. "
+            f"Received: a callback that reads `model.{name}`"
+        )
+
+
+def _checked(callbacks: Any) -> Sequence[Any]:
+    if not isinstance(callbacks, (list, tuple)):
+        raise ValueError(
+            "Argument `callbacks` must be a list. "
+            f"Received: callbacks={callbacks!r}"
+        )
+    for callback in callbacks:
+        if isinstance(callback, keras.callbacks.Callback):
+            _refuse_needs(callback)
+        elif not (callable(callback) or isinstance(callback, Resample)):
+            raise ValueError(
+                "Argument `callbacks` must be a list of functions "
+                "`(iteration, logs)`, Keras callbacks that need no model and "
+                f"`kormos.callbacks.Resample`s. Received: {callback!r}"
+            )
+    return callbacks
+
+
+def _refuse_needs(callback: keras.callbacks.Callback) -> None:
+    """Refuses a callback that needs a model."""
+    names = {kind.__name__ for kind in type(callback).__mro__}
+    needs = sorted(names & set(_NEED_A_MODEL))
+    if getattr(callback, "restore_best_weights", False):
+        needs.append("restore_best_weights=True")
+    if getattr(callback, "histogram_freq", 0) or getattr(
+        callback, "embeddings_freq", 0
+    ):
+        needs.append("histogram_freq or embeddings_freq")
+    if needs:
+        raise ValueError(
+            "Here is no model, only variables: leave callbacks out that read "
+            "or write one. The result keeps the best variables anyway. "
+            f"Received: {type(callback).__name__}, with {', '.join(needs)}"
+        )
