@@ -7,6 +7,7 @@ from kormos import optimizers
 from kormos._fit import fit
 from kormos._least_squares import least_squares
 from kormos._minimize import minimize
+from kormos._solve import solve
 from kormos.backend import rematerialization
 from kormos.float64.settings import enable_float64
 from kormos.float64.settings import precision
@@ -28,6 +29,7 @@ __all__ = [
     "optimizers",
     "plot_history",
     "precision",
+    "solve",
 ]
 
 __version__ = "1.0.0.dev0"

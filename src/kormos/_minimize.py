@@ -104,11 +104,7 @@ def minimize(
         own_limit=max_iterations is not None or optimizer.epochs is not None,
         is_evaluated_too=loss_callback is not None,
     )
-    if observer.resamplers:
-        raise ValueError(
-            "A `Resample` replaces data, and `kormos.minimize` knows of none: "
-            "use `kormos.least_squares`. Received: callbacks with a `Resample`"
-        )
+    observer.refuse_resamplers("minimize")
     with moved_into_bounds(variables, bounds):
         objective = FunctionObjective(loss_fn, variables, precision)
         session = Session(

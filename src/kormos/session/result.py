@@ -3,6 +3,7 @@
 import dataclasses
 
 from kormos.solvers.statuses import ADVICE
+from kormos.types import Vector
 
 
 @dataclasses.dataclass
@@ -33,6 +34,7 @@ class Result:
         threshold: what it was compared with, or `None`.
         float64_from: with `precision="auto"`, after how many iterations
             float32 was left, or `None`.
+        theta: for `kormos.solve`, the final point, float64 array `(size,)`.
         history: for `kormos.minimize`, a dict of lists with an entry for each
             iteration: `loss`, `grad`, `fg_evals`, `hessp_evals`, `seconds`.
     """
@@ -53,6 +55,7 @@ class Result:
     threshold: float | None = None
     float64_from: int | None = None
     history: dict | None = None
+    theta: Vector | None = None
 
     def __str__(self):
         return self.message

@@ -22,6 +22,7 @@ import numpy as np
 
 from kormos.objective.base import FlatObjective
 from kormos.objective.bounds import resolve_bounds
+from kormos.objective.given import GivenObjective
 from kormos.objective.start_checks import check_hessian_products
 from kormos.objective.start_checks import warn_of_unused_variables
 from kormos.session.float64_tail import goes_on_wider
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
     from kormos.session.resample import Resample
     from kormos.solvers.solver_state import SolverState
 
-Objectives = tuple[FlatObjective, FlatObjective | None]
+Objectives = tuple[FlatObjective | GivenObjective, FlatObjective | None]
 
 
 class SessionObserver(Protocol):
@@ -62,7 +63,6 @@ class SessionObserver(Protocol):
 
     Attributes:
         is_watching: whether anyone looks at the variables in between.
-        is_stopped: whether somebody has asked for the end.
         done: epochs, or iterations of a door without epochs, up to now.
         end: the number of them at which the present stage ends.
         steps: accepted iterations in each of them.
@@ -70,11 +70,14 @@ class SessionObserver(Protocol):
     """
 
     is_watching: bool
-    is_stopped: bool
     done: int
     end: int
     steps: int
     stride: int
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether somebody has asked for the end."""
 
     def begin(self, session: Session) -> None:
         """Called before anything is evaluated; it may assign variables."""

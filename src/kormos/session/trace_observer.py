@@ -118,6 +118,15 @@ class TraceObserver:
         self._is_stopped = False
         self._logs: dict[str, Any] = {}
 
+    def refuse_resamplers(self, door: str) -> None:
+        """Refuses a `Resample` where a door has no data to replace."""
+        if self.resamplers:
+            raise ValueError(
+                f"A `Resample` replaces data, and `kormos.{door}` has none: "
+                "use `kormos.least_squares`. Received: callbacks with a "
+                "`Resample`"
+            )
+
     @property
     def is_stopped(self) -> bool:
         return self._is_stopped or self._model.stop_training

@@ -1,0 +1,145 @@
+"""`kormos.solve`: a loss that is neither a model's nor a function's."""
+
+import multiprocessing
+
+import keras
+import numpy as np
+import pytest
+import scipy.optimize
+
+import kormos
+
+
+class Rosenbrock:
+    """Rosenbrock's function of ten parameters, by NumPy."""
+
+    size = 10
+
+    def value_and_grad(self, theta):
+        return scipy.optimize.rosen(theta), scipy.optimize.rosen_der(theta)
+
+    def hvp(self, theta, vector):
+        return scipy.optimize.rosen_hess_prod(theta, vector)
+
+
+START = np.tile([-1.2, 1.0], 5)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "lbfgs",
+        "dense-bfgs",
+        "ssbroyden",
+        "l-bfgs-b",
+        "newton-cg",
+        "trust-exact",
+    ],
+)
+def test_a_loss_by_numpy(method):
+    start = START.copy()
+    result = kormos.solve(Rosenbrock(), start, method)
+    assert result.success
+    np.testing.assert_allclose(result.theta, 1, rtol=1e-5)
+    assert result.loss == scipy.optimize.rosen(result.theta)
+    np.testing.assert_array_equal(start, START)
+    assert result.history["loss"][-1] <= result.history["loss"][0]
+
+
+def test_bounds_and_linear_constraints():
+    bounds = scipy.optimize.Bounds(-2.0, 0.5)
+    result = kormos.solve(Rosenbrock(), START, "l-bfgs-b", bounds=bounds)
+    peer = scipy.optimize.minimize(
+        scipy.optimize.rosen,
+        np.minimum(START, 0.5),
+        jac=scipy.optimize.rosen_der,
+        bounds=bounds,
+        options={"ftol": 0, "gtol": 1e-9, "maxiter": 1000},
+    )
+    np.testing.assert_allclose(result.theta, peer.x, rtol=1e-5, atol=1e-7)
+    held = scipy.optimize.LinearConstraint(np.ones((1, 10)), 5.0, 5.0)
+    result = kormos.solve(Rosenbrock(), START, "slsqp", constraints=held)
+    assert result.theta.sum() == pytest.approx(5, rel=1e-8)
+
+
+def part_of_the_loss(args):
+    """Sum of squares and its gradient, of some rows."""
+    rows, theta = args
+    residuals = rows[:, :-1] @ theta - rows[:, -1]
+    return residuals @ residuals, 2 * rows[:, :-1].T @ residuals
+
+
+class Spread:
+    """A sum of squares whose rows lie in other processes."""
+
+    size = 5
+
+    def __init__(self, pool, rows, parts):
+        self._pool = pool
+        self._parts = np.array_split(rows, parts)
+
+    def value_and_grad(self, theta):
+        found = self._pool.map(
+            part_of_the_loss, [(part, theta) for part in self._parts]
+        )
+        losses, gradients = zip(*found, strict=True)
+        return sum(losses), sum(gradients)
+
+
+def test_a_loss_spread_over_processes():
+    rows = np.random.default_rng(0).normal(size=(200, 6))
+    expected = np.linalg.lstsq(rows[:, :-1], rows[:, -1], rcond=None)[0]
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        result = kormos.solve(Spread(pool, rows, 4), np.zeros(5), "lbfgs")
+    assert result.success
+    np.testing.assert_allclose(result.theta, expected, rtol=1e-6)
+
+
+def test_limits_callbacks_and_resume():
+    seen = []
+    result = kormos.solve(
+        Rosenbrock(),
+        START,
+        callbacks=[
+            lambda iteration, logs: seen.append(logs["loss"]),
+            keras.callbacks.EarlyStopping("loss", min_delta=1e9, patience=4),
+        ],
+    )
+    assert result.status == "stopped by callback"
+    assert seen == result.history["loss"] and len(seen) == 5
+    optimizer = kormos.optimizers.LBFGS()
+    whole = kormos.solve(Rosenbrock(), START, max_iterations=30)
+    first = kormos.solve(Rosenbrock(), START, optimizer, max_iterations=10)
+    second = kormos.solve(
+        Rosenbrock(), first.theta, optimizer, max_iterations=20, resume=True
+    )
+    np.testing.assert_array_equal(second.theta, whole.theta)
+
+
+class Nothing:
+    pass
+
+
+class Short(Rosenbrock):
+    def value_and_grad(self, theta):
+        return 0.0, np.zeros(3)
+
+
+class First:
+    size = 10
+    value_and_grad = Rosenbrock.value_and_grad
+
+
+@pytest.mark.parametrize(
+    "objective, theta, method, message",
+    [
+        (Nothing(), START, "lbfgs", "attribute `size`"),
+        (Rosenbrock(), START[:3], "lbfgs", r"vector of the 10 .*\(3,\)"),
+        (Short(), START, "lbfgs", r"shape \(10,\).*\(3,\)"),
+        (First(), START, "newton-cg", r"`hvp\(theta, vector\)`"),
+        (Rosenbrock(), START, "lm", "least_squares"),
+    ],
+)
+def test_what_cannot_be_solved(objective, theta, method, message):
+    with pytest.raises(ValueError, match=message):
+        kormos.solve(objective, theta, method)
