@@ -40,27 +40,28 @@ class FlatObjective:
     # Whether it can be evaluated in float64 from now on, by `widen`.
     can_widen = False
     _chunks: tuple | None = ((None, ()),)
-    _scales = np.ones(1)
+    _term_factors = np.ones(1)
 
     @functools.cached_property
-    def _scale_tensors(self):
-        """The scales of a loss, and of one that is differentiated."""
+    def _factor_tensors(self):
+        """The term factors of a loss, and of one that is differentiated."""
         return tuple(
-            _tensor(scales) for scales in (self._scales, self._steep_scales)
+            _tensor(term_factors)
+            for term_factors in (self._term_factors, self._steep_factors)
         )
 
     @property
-    def _steep_scales(self):
-        return self._scales * self._unit
+    def _steep_factors(self):
+        return self._term_factors * self._loss_unit
 
     @functools.cached_property
-    def _unit(self):
+    def _loss_unit(self):
         """The power of two by which a loss is differentiated: `units.py`."""
         return 1.0
 
-    def _set_scales(self, scales):
-        self._scales = scales
-        self.__dict__.pop("_scale_tensors", None)
+    def _set_term_factors(self, term_factors):
+        self._term_factors = term_factors
+        self.__dict__.pop("_factor_tensors", None)
 
     @property
     def is_streamed(self):
@@ -188,11 +189,13 @@ class FlatObjective:
 
     def _as_it_is(self):
         losses = []
-        for _, scales, pairs in self.pieces():
+        for _, term_factors, pairs in self.pieces():
             for fn, pair in zip(self.program.chunk_losses, pairs, strict=True):
                 call = self._once(functools.partial(fn, None, None))
                 chunks = each_chunk(pair) if any(pair) else [()]
-                losses += [number(call(scales, chunk)) for chunk in chunks]
+                losses += [
+                    number(call(term_factors, chunk)) for chunk in chunks
+                ]
         return float(np.sum(losses))
 
     def _once(self, fn):
@@ -255,7 +258,7 @@ class FlatObjective:
             loss, grad = self.program.trace_value_and_grad(theta, *arguments)
             return loss / unit, grad / unit
 
-        unit = _tensor(np.array(self._unit))
+        unit = _tensor(np.array(self._loss_unit))
         return value_and_grad, (unit, *next(self.pieces(is_steep=True)))
 
     def compiled_loop(self, key, fn):
@@ -270,18 +273,18 @@ class FlatObjective:
         Args:
             is_steep: whether the loss is multiplied by the unit.
         """
-        yield self._frozen, self._scale_tensors[is_steep], self._chunks
+        yield self._frozen, self._factor_tensors[is_steep], self._chunks
 
     def _steep(self, fn, *vectors):
         """As `total`, of what is differentiated in the dtype of the layers."""
         total = self.total(fn, *vectors, is_steep=True)
-        if self._unit == 1:
+        if self._loss_unit == 1:
             return total
         return tree.map_structure(
             lambda value: (
-                backend.view(value) / self._unit
+                backend.view(value) / self._loss_unit
                 if is_host(vectors[0])
-                else value / self._unit
+                else value / self._loss_unit
             ),
             total,
         )
@@ -303,8 +306,8 @@ class FlatObjective:
                 "which no compiled function can: give vectors as NumPy "
                 f"arrays. Received: a {type(vectors[0]).__name__}"
             )
-        scales = self._steep_scales if is_steep else self._scales
-        return fn(*vectors, self._frozen, scales, self._chunks)
+        term_factors = self._steep_factors if is_steep else self._term_factors
+        return fn(*vectors, self._frozen, term_factors, self._chunks)
 
     def _checked(self, vector, name):
         vector = np.asarray(vector, dtype="float64")

@@ -19,7 +19,7 @@ class Program:
 
     - `theta`: flat vector, in the dtype of the solver's arithmetic;
     - `frozen`: values of `frozen_variables`;
-    - `scales`: vector of the factors by which terms enter the loss;
+    - `term_factors`: vector of the factors by which terms enter the loss;
     - `chunks`: a tuple of pairs `(stacked, last)`, one for each of the
       functions that make up the loss. `stacked` holds chunks of equal size
       along a new leading axis, or is `None`; `last` is one more chunk, of
@@ -28,7 +28,7 @@ class Program:
     Args:
         packing: the `Packing` of the variables.
         frozen_variables: the other variables that the loss reads.
-        chunk_losses: list of functions `(parts, frozen, scales, chunk) ->
+        chunk_losses: list of functions `(parts, frozen, term_factors, chunk) ->
             scalar`. The loss is the sum of each over all of its chunks.
         compile: function that compiles a function.
         compile_loop: function that compiles a function of a solver's state.
@@ -82,23 +82,23 @@ class Program:
             self._loops[key] = self._compile_loop(fn)
         return self._loops[key]
 
-    def _value(self, theta, frozen, scales, chunks):
+    def _value(self, theta, frozen, term_factors, chunks):
         self.traces["value"] += 1
         parts = self.packing.unpack(theta)
 
         def term(fn, chunk):
-            loss = fn(parts, frozen, scales, chunk)
+            loss = fn(parts, frozen, term_factors, chunk)
             return (ops.cast(loss, theta.dtype),)
 
         zeros = (scalar_zero(theta),)
         return sum_over_chunks(term, self.chunk_losses, chunks, zeros)[0]
 
-    def trace_value_and_grad(self, theta, frozen, scales, chunks):
+    def trace_value_and_grad(self, theta, frozen, term_factors, chunks):
         self.traces["value_and_grad"] += 1
         parts = self.packing.unpack(theta)
 
         def term(fn, chunk):
-            loss, gradients = fn(parts, frozen, scales, chunk)
+            loss, gradients = fn(parts, frozen, term_factors, chunk)
             return (
                 ops.cast(loss, theta.dtype),
                 self.packing.pack(gradients, theta.dtype),
@@ -107,13 +107,13 @@ class Program:
         zeros = (scalar_zero(theta), ops.zeros_like(theta))
         return sum_over_chunks(term, self._gradients, chunks, zeros)
 
-    def _hvp(self, theta, vector, frozen, scales, chunks):
+    def _hvp(self, theta, vector, frozen, term_factors, chunks):
         self.traces["hvp"] += 1
         parts = self.packing.unpack(theta)
         tangents = self.packing.unpack(vector)
 
         def term(fn, chunk):
-            products = fn(parts, tangents, frozen, scales, chunk)
+            products = fn(parts, tangents, frozen, term_factors, chunk)
             return (self.packing.pack(products, theta.dtype),)
 
         zeros = (ops.zeros_like(theta),)

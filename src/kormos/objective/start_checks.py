@@ -90,8 +90,8 @@ def hessian_product_error(objective, theta, project):
             return 0.0  # Bounds fix every parameter.
         _, ahead = objective.value_and_grad(above)
         _, behind = objective.value_and_grad(below)
-        along = (above - below) / (2 * length)
-        product = objective.hvp((above + below) / 2, along)
+        directional = (above - below) / (2 * length)
+        product = objective.hvp((above + below) / 2, directional)
         difference = (ahead - behind) / (2 * length)
         error = np.linalg.norm(difference - product)
         size = np.linalg.norm(product)

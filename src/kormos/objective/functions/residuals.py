@@ -79,37 +79,37 @@ class ResidualTerm:
         names = [self._function.names[i] for i in self.blocks]
         return dict(zip(names, parts, strict=True))
 
-    def sums(self, values, scales):
+    def sums(self, values, term_factors):
         """The loss of each block of the function, summed over its residuals."""
         count = len(self._function.names)
         # Squares of float32 would vanish, or overflow, in small or large units.
-        values = ops.cast(values, scales.dtype)
+        values = ops.cast(values, term_factors.dtype)
         ends = np.cumsum(self._widths)[:-1].tolist()
         parts = ops.split(values, ends, axis=1) if ends else [values]
-        sums = [ops.zeros((), dtype=scales.dtype)] * count
+        sums = [ops.zeros((), dtype=term_factors.dtype)] * count
         for i, part in zip(self.blocks, parts, strict=True):
-            f = scales[count + i]
+            f = term_factors[count + i]
             sums[i] = ops.sum(self._rho(ops.square(part / f))) * f**2
         return ops.stack(sums)
 
-    def loss(self, values, frozen, scales, chunk):
+    def loss(self, values, frozen, term_factors, chunk):
         """What a chunk adds to the loss by its residuals."""
         del frozen, chunk
-        sums = self.sums(values, scales)
-        return ops.sum(sums * scales[: len(self._function.names)])
+        sums = self.sums(values, term_factors)
+        return ops.sum(sums * term_factors[: len(self._function.names)])
 
-    def chunk_sums(self, parts, frozen, scales, chunk):
-        return self.sums(self.outputs(parts, frozen, chunk), scales)
+    def chunk_sums(self, parts, frozen, term_factors, chunk):
+        return self.sums(self.outputs(parts, frozen, chunk), term_factors)
 
-    def chunk_loss(self, parts, frozen, scales, chunk):
+    def chunk_loss(self, parts, frozen, term_factors, chunk):
         values = self.outputs(parts, frozen, chunk)
-        return self.loss(values, frozen, scales, chunk)
+        return self.loss(values, frozen, term_factors, chunk)
 
 
 class ResidualProgram(Program):
     """The compiled functions of residuals.
 
-    `scales` holds the factors of the blocks' sums in the loss, then the
+    `term_factors` holds the factors of the blocks' sums in the loss, then the
     blocks' `f_scale`.
     """
 
@@ -130,13 +130,15 @@ class ResidualProgram(Program):
     def gauss_newton(self):
         return GaussNewton(self.packing, self.terms, backend.compile)
 
-    def _sums(self, theta, frozen, scales, chunks):
+    def _sums(self, theta, frozen, term_factors, chunks):
         parts = self.packing.unpack(theta)
 
         def add(fn, chunk):
-            return (ops.cast(fn(parts, frozen, scales, chunk), theta.dtype),)
+            return (
+                ops.cast(fn(parts, frozen, term_factors, chunk), theta.dtype),
+            )
 
-        count = scales.shape[0] // 2
+        count = term_factors.shape[0] // 2
         return sum_over_chunks(
             add,
             [term.chunk_sums for term in self.terms],
@@ -232,7 +234,7 @@ class ResidualObjective(FlatObjective):
             with backend.wide():
                 chunks[index] = None, tuple(map(as_tensor, arrays))
                 _, grad = self.program.value_and_grad(
-                    theta, self._frozen, self._scales, tuple(chunks)
+                    theta, self._frozen, self._term_factors, tuple(chunks)
                 )
             return np.full(len(found), np.isfinite(to_array(grad)).all())
         except Exception as error:
@@ -250,7 +252,7 @@ class ResidualObjective(FlatObjective):
         self._function = self._wide
         packing = Packing(self.variables, "float64")
         self.program = ResidualProgram(packing, self._function, self._rho)
-        self.__dict__.pop("_unit", None)
+        self.__dict__.pop("_loss_unit", None)
         self.refresh()
         self.replace(self.data)
 
@@ -288,7 +290,7 @@ class ResidualObjective(FlatObjective):
     def value(self, theta):
         """The loss at `theta`."""
         theta = np.asarray(theta, dtype="float64")
-        return float(self._scales[: len(self.names)] @ self._sums(theta))
+        return float(self._term_factors[: len(self.names)] @ self._sums(theta))
 
     def block_losses(self, theta):
         """The losses of the blocks at `theta`, without weights, by name.
@@ -339,19 +341,19 @@ class ResidualObjective(FlatObjective):
             return to_array(compiled(theta, self._frozen, rows))
 
     @property
-    def _steep_scales(self):
-        factors, f_scales = np.split(self._scales, 2)
-        return np.concatenate([factors * self._unit, f_scales])
+    def _steep_factors(self):
+        factors, f_scales = np.split(self._term_factors, 2)
+        return np.concatenate([factors * self._loss_unit, f_scales])
 
     @functools.cached_property
-    def _unit(self):
+    def _loss_unit(self):
         if self.epsilon < NARROW:
             return 1.0
         try:
             sums = self._sums(self.initial_position())
         except Exception:
             return 1.0  # The evaluation itself will say so.
-        slopes = self._scales[: len(sums)] * np.sqrt(sums / self._counts)
+        slopes = self._term_factors[: len(sums)] * np.sqrt(sums / self._counts)
         # They become smaller.
         return unit_for(largest(slopes[np.isfinite(slopes)]), room=20)
 
@@ -368,7 +370,7 @@ class ResidualObjective(FlatObjective):
         factors = self._weights.copy()
         if self._reduction == "mean":
             factors = factors / self._counts
-        self._set_scales(np.concatenate([factors, self._f_scales]))
+        self._set_term_factors(np.concatenate([factors, self._f_scales]))
         self._latest = None, None
 
 

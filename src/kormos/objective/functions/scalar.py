@@ -214,8 +214,8 @@ class FunctionObjective(FlatObjective):
     def _compile(self, packing):
         function = self._function
 
-        def chunk_loss(parts, frozen, scales, chunk):
-            del scales, chunk
+        def chunk_loss(parts, frozen, term_factors, chunk):
+            del term_factors, chunk
             return function(parts, frozen)
 
         self.program = Program(

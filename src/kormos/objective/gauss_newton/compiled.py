@@ -22,7 +22,7 @@ from kormos.objective.compiled import leading_size
 from kormos.objective.compiled import scalar_zero
 from kormos.objective.compiled import sum_over_chunks
 from kormos.objective.compiled import take
-from kormos.objective.gauss_newton.directional import AlongLine
+from kormos.objective.gauss_newton.directional import DirectionalDerivative
 
 # What stands for a weight of zero: nothing beside others, and it has a root by
 # which to divide.
@@ -50,20 +50,20 @@ class Factor(NamedTuple):
     roots: np.ndarray
     matrix: np.ndarray
 
-    def pulled_back(self, along):
+    def pulled_back(self, directional):
         """J'H times a derivative of the outputs, `(n, k)`."""
         if self.roots.ndim == 2:
-            weighted = self.roots * along
+            weighted = self.roots * directional
         else:
-            weighted = np.einsum("nkl,nl->nk", self.roots, along)
+            weighted = np.einsum("nkl,nl->nk", self.roots, directional)
         return weighted.reshape(-1) @ self.matrix[:, :-1]
 
 
 class GaussNewton:
     """Derivatives of the outputs of a program, compiled.
 
-    All functions take `(theta, ..., frozen, scales, chunks)`, the arguments of
-    `Program`.
+    All functions take `(theta, ..., frozen, term_factors, chunks)`, the
+    arguments of `Program`.
 
     Args:
         packing: the `Packing` of the variables.
@@ -75,7 +75,7 @@ class GaussNewton:
     def __init__(self, packing, terms, compile):
         self.terms = terms
         self._packing = packing
-        self._derivative = AlongLine()
+        self._derivative = DirectionalDerivative()
         self.normal_equations = compile(self._normal_equations)
         # The matrix times a vector.
         self.product = compile(functools.partial(self._pulled_back, 1))
@@ -83,16 +83,16 @@ class GaussNewton:
         self.bend = compile(functools.partial(self._pulled_back, 2))
         self._factored, self._second = (
             [_by_chunk(compile, functools.partial(fn, term)) for term in terms]
-            for fn in (self._with_roots, self._second_along)
+            for fn in (self._with_roots, self._second_directional)
         )
 
-    def _normal_equations(self, theta, frozen, scales, chunks):
+    def _normal_equations(self, theta, frozen, term_factors, chunks):
         """Loss, gradient and matrix, whose upper triangle alone is right."""
         size = theta.shape[0]
 
         def add(term, chunk):
             loss, grad, diagonal, slope, weights, blocks = self._linearize(
-                term, theta, frozen, scales, chunk
+                term, theta, frozen, term_factors, chunk
             )
             grad = grad + _gradient(slope, blocks)
             weights = _convex(term, weights)
@@ -112,28 +112,28 @@ class GaussNewton:
         )
         return loss, grad, matrix + ops.diag(ops.relu(diagonal))
 
-    def factors(self, theta, frozen, scales, chunks):
+    def factors(self, theta, frozen, term_factors, chunks):
         """Yields the `Factor` of each chunk."""
-        known = theta, frozen, scales
+        known = theta, frozen, term_factors
         for values in _each(self._factored, chunks, *known):
             yield _on_host(values)
 
-    def second(self, theta, vector, frozen, scales, chunks):
+    def second(self, theta, vector, frozen, term_factors, chunks):
         """Yields each chunk's second derivative of the outputs along a vector.
 
         Each is a NumPy array `(n, k)`; their order is that of `factors`.
         """
-        known = theta, vector, frozen, scales
+        known = theta, vector, frozen, term_factors
         for values in _each(self._second, chunks, *known):
             yield backend.view(values)
 
-    def _with_roots(self, term, chunk, theta, frozen, scales):
+    def _with_roots(self, term, chunk, theta, frozen, term_factors):
         """A `Factor`; of curvatures that are matrices, what has yet no root.
 
         A column of R is as fast to multiply as a gradient is slow to sum.
         """
         loss, grad, diagonal, slope, weights, blocks = self._linearize(
-            term, theta, frozen, scales, chunk
+            term, theta, frozen, term_factors, chunk
         )
         if len(weights.shape) == 2:
             weights = ops.where(
@@ -150,7 +150,9 @@ class GaussNewton:
         matrix = ops.concatenate([*blocks, ops.expand_dims(column, 2)], axis=2)
         return Factor(loss, grad, diagonal, weights, matrix)
 
-    def _second_along(self, term, chunk, theta, vector, frozen, scales):
+    def _second_directional(
+        self, term, chunk, theta, vector, frozen, term_factors
+    ):
         def outputs(parts):
             return term.outputs(parts, frozen, term.rows(chunk))
 
@@ -158,7 +160,7 @@ class GaussNewton:
         _, second = self._derivative(2, outputs, parts, tangents)
         return ops.cast(second, theta.dtype)
 
-    def _pulled_back(self, order, theta, vector, frozen, scales, chunks):
+    def _pulled_back(self, order, theta, vector, frozen, term_factors, chunks):
         """J'H times a derivative of the outputs along a vector."""
         parts = self._packing.unpack(theta)
         tangents = self._packing.unpack(vector)
@@ -167,10 +169,12 @@ class GaussNewton:
             def outputs(parts):
                 return term.outputs(parts, frozen, term.rows(chunk))
 
-            own, along = self._derivative(order, outputs, parts, tangents)
-            values, along = (ops.cast(a, theta.dtype) for a in (own, along))
-            fn = _loss(term, frozen, scales, chunk)
-            weighted = self._weighted(term, fn, values, along)
+            own, directional = self._derivative(order, outputs, parts, tangents)
+            values, directional = (
+                ops.cast(a, theta.dtype) for a in (own, directional)
+            )
+            fn = _loss(term, frozen, term_factors, chunk)
+            weighted = self._weighted(term, fn, values, directional)
             # Products of small numbers would vanish in float32.
             size = ops.max(ops.abs(weighted))
             size = ops.where(size > 0, size, ops.ones_like(size))
@@ -181,7 +185,7 @@ class GaussNewton:
             diagonal = ops.zeros_like(theta)
             if order == 1 and term.has_penalty:
                 _, _, diagonal = self._penalty(
-                    term, parts, frozen, scales, chunk, theta.dtype
+                    term, parts, frozen, term_factors, chunk, theta.dtype
                 )
             return products, diagonal
 
@@ -189,7 +193,7 @@ class GaussNewton:
         products, diagonal = sum_over_chunks(add, self.terms, chunks, zeros)
         return products + ops.relu(diagonal) * vector
 
-    def _linearize(self, term, theta, frozen, scales, chunk):
+    def _linearize(self, term, theta, frozen, term_factors, chunk):
         """Loss, and what makes the gradient and the matrix.
 
         Returns:
@@ -225,11 +229,11 @@ class GaussNewton:
         ]
         # The loss itself is not to be rounded to the outputs' dtype.
         values = ops.cast(values, dtype)
-        fn = _loss(term, frozen, scales, chunk)
+        fn = _loss(term, frozen, term_factors, chunk)
         loss, (slope,) = backend.value_and_grad(fn)([values])
         weights = self._weights(term, fn, values, slope)
         own, grad, diagonal = self._penalty(
-            term, parts, frozen, scales, chunk, dtype
+            term, parts, frozen, term_factors, chunk, dtype
         )
         return (
             ops.cast(loss, dtype) + own,
@@ -240,15 +244,15 @@ class GaussNewton:
             blocks,
         )
 
-    def _weighted(self, term, fn, values, along):
+    def _weighted(self, term, fn, values, directional):
         """The curvature in the outputs times a derivative of them."""
         if term.is_convex and not term.is_diagonal:
-            return backend.hvp(fn)([values], [along])[0]
+            return backend.hvp(fn)([values], [directional])[0]
         _, (slope,) = backend.value_and_grad(fn)([values])
         weights = self._weights(term, fn, values, slope)
         if term.is_diagonal:
-            return weights * along
-        return ops.einsum("nkl,nl->nk", _convex(term, weights), along)
+            return weights * directional
+        return ops.einsum("nkl,nl->nk", _convex(term, weights), directional)
 
     def _weights(self, term, fn, values, slope):
         """The Hessian in the outputs: `(n, k)`, or `(n, k, k)`."""
@@ -269,14 +273,14 @@ class GaussNewton:
         )
         return ops.transpose(blocks, (1, 0, 2))
 
-    def _penalty(self, term, parts, frozen, scales, chunk, dtype):
+    def _penalty(self, term, parts, frozen, term_factors, chunk, dtype):
         """What has no outputs: its loss, gradient and Hessian's diagonal."""
         if not term.has_penalty:
             zero = ops.zeros((), dtype=dtype)
             return zero, zero, zero
 
         def fn(parts):
-            return term.penalty(parts, frozen, scales, chunk)
+            return term.penalty(parts, frozen, term_factors, chunk)
 
         loss, gradients = backend.value_and_grad(fn)(parts)
         # The product with signs, times the signs: the diagonal itself of a
@@ -298,8 +302,8 @@ class GaussNewton:
         )
 
 
-def _loss(term, frozen, scales, chunk):
-    return lambda values: term.loss(values[0], frozen, scales, chunk)
+def _loss(term, frozen, term_factors, chunk):
+    return lambda values: term.loss(values[0], frozen, term_factors, chunk)
 
 
 def _gradient(slope, blocks):

@@ -9,7 +9,7 @@ from kormos.arithmetic.vectors import rounding
 _LONGEST = 0.1
 
 
-class AlongLine:
+class DirectionalDerivative:
     """The outputs of a function, and a derivative of them along a line.
 
     It is exact, or a central difference where a layer has no forward mode on

@@ -111,8 +111,8 @@ class HostGaussNewton:
         total, kept = np.zeros(len(theta)), iter(self._kept[1])
         with backend.wide():
             for piece in self._objective.pieces():
-                for along in self._compiled.second(theta, vector, *piece):
-                    total += next(kept).pulled_back(along)
+                for second in self._compiled.second(theta, vector, *piece):
+                    total += next(kept).pulled_back(second)
         return total
 
     def _total(self, compiled, *vectors):

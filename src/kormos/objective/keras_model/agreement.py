@@ -87,8 +87,10 @@ class Agreement:
         loss = self._model_loss
         with loss.scope(parts, frozen):
             y_pred = loss.predict(x)
-            scales = ops.ones((len(loss.factors) + 1,), dtype="float64")
-            total = loss.loss_of(x, y, y_pred, w, scales)
+            term_factors = ops.ones(
+                (len(loss.term_weights) + 1,), dtype="float64"
+            )
+            total = loss.loss_of(x, y, y_pred, w, term_factors)
             return [*tree.flatten(y_pred), total]
 
     def _evaluated(self, outputs, parts, head):

@@ -94,8 +94,10 @@ class ModelLoss:
 
         def loss(parts, frozen, x, y, w):
             with self.scope(parts, frozen):
-                scales = ops.ones((len(self.factors) + 1,), dtype="float64")
-                return self.loss_of(x, y, self.predict(x), w, scales)
+                term_factors = ops.ones(
+                    (len(self.term_weights) + 1,), dtype="float64"
+                )
+                return self.loss_of(x, y, self.predict(x), w, term_factors)
 
         run = self._dry_run
         self._arithmetic.check(run, call, loss, parts, frozen, *head)
@@ -142,9 +144,9 @@ class ModelLoss:
         self.has_complex_outputs = any("complex" in dtype for dtype in dtypes)
         # Losses and metrics create variables when first called, which no
         # stateless scope allows.
-        self.factors, self.loss_names, self.output_losses = [], [], []
+        self.term_weights, self.loss_names, self.output_losses = [], [], []
         if self._losses is not None:
-            self.factors = self._losses.factors(y, y_pred, w)
+            self.term_weights = self._losses.term_weights(y, y_pred, w)
             self.loss_names = self._losses.names(y, y_pred, w)
             self.output_losses = self._losses.by_output(y, y_pred, w)
         if self._has_own_loss or self._has_loss_metrics():
@@ -153,22 +155,22 @@ class ModelLoss:
         self._model.compute_metrics(x, y, y_pred, w)
         self._model.reset_metrics()
         self.metric_variables = list(self._model.metrics_variables)
-        scales = ops.ones((len(self.factors) + 1,))
+        term_factors = ops.ones((len(self.term_weights) + 1,))
         masks = _Masks(name="masks")
 
-        def evaluate(x, y, w, scales):
+        def evaluate(x, y, w, term_factors):
             y_pred = self.predict(x)
             tree.map_structure(masks, y_pred)
-            loss = self.loss_of(x, y, y_pred, w, scales)
+            loss = self.loss_of(x, y, y_pred, w, term_factors)
             self._model.compute_metrics(x, y, y_pred, w)
             self._model.get_metrics_result()
             self.adds_losses = bool(self._model.losses)
             return loss
 
         with ReadRecorder() as scope:
-            self._first_call(evaluate, x, y, w, scales)
+            self._first_call(evaluate, x, y, w, term_factors)
         self.has_masks = masks.found
-        if not (self.factors or self._has_own_loss or self.adds_losses):
+        if not (self.term_weights or self._has_own_loss or self.adds_losses):
             raise ValueError(
                 "There is nothing to minimize: give `compile` a `loss`, or "
                 "call `add_loss` in a layer. "
@@ -183,7 +185,7 @@ class ModelLoss:
         refuse_hidden_reads(
             self.unused_variables,
             lambda: self._arithmetic.call(
-                backend.attempt, evaluate, x, y, w, scales
+                backend.attempt, evaluate, x, y, w, term_factors
             ),
         )
         self._refuse_assigned(x)
@@ -197,18 +199,18 @@ class ModelLoss:
                 return  # It may have no such call, or none on so few rows.
             refuse_assigned(self.variables, parts, scope)
 
-    def chunk_loss(self, parts, frozen, scales, chunk):
+    def chunk_loss(self, parts, frozen, term_factors, chunk):
         x, y, w = chunk
         with self.scope(parts, frozen):
-            return self.loss_of(x, y, self.predict(x), w, scales)
+            return self.loss_of(x, y, self.predict(x), w, term_factors)
 
-    def chunk_metrics(self, parts, frozen, scales, metric_values, chunk):
+    def chunk_metrics(self, parts, frozen, term_factors, metric_values, chunk):
         """The chunk's loss, and the metrics' values after the chunk."""
         x, y, w = chunk
         metrics = zip(self.metric_variables, metric_values, strict=True)
         with self.scope(parts, frozen, metrics) as scope:
             y_pred = self.predict(x)
-            loss = self.loss_of(x, y, y_pred, w, scales)
+            loss = self.loss_of(x, y, y_pred, w, term_factors)
             if self._has_loss_metrics():
                 self._own_loss(x, y, y_pred, w)
             self._model.compute_metrics(x, y, y_pred, w)
@@ -222,7 +224,7 @@ class ModelLoss:
             results = flattened(results)
         return {k: v for k, v in results.items() if k != "loss"}
 
-    def scales(self, chunks, rows):
+    def term_factors(self, chunks, rows):
         """The factors of the terms, from counts over all of the data.
 
         Args:
@@ -233,9 +235,9 @@ class ModelLoss:
             A float64 array: each term's `loss_weights` entry over its
             divisor, then one over the number of rows.
         """
-        scales = np.empty(len(self.factors) + 1)
+        term_factors = np.empty(len(self.term_weights) + 1)
         if self._losses is not None:
-            counts = np.zeros(len(self.factors))
+            counts = np.zeros(len(self.term_weights))
             for count in self._tried(backend.attempt, self._counts, chunks):
                 sums, means = np.array(
                     [[ops.convert_to_numpy(v) for v in c] for c in count]
@@ -245,16 +247,18 @@ class ModelLoss:
                 )
             # A sum is divided by nothing; a mean over nothing is zero.
             divisors = np.where(np.isnan(counts), 1.0, counts)
-            scales[:-1] = np.where(
-                divisors == 0, 0, self.factors / np.where(divisors, divisors, 1)
+            term_factors[:-1] = np.where(
+                divisors == 0,
+                0,
+                self.term_weights / np.where(divisors, divisors, 1),
             )
         else:
             # A shorter last chunk may be none that it takes.
             sizes = {leading_size(chunk): chunk for chunk in chunks}
             sizes.pop(self._rows, None)
             list(self._tried(self._dry_run, self._term, sizes.values()))
-        scales[-1] = 1 / rows()
-        return scales
+        term_factors[-1] = 1 / rows()
+        return term_factors
 
     def _tried(self, call, fn, chunks):
         """Yields what a function of the variables returns of each chunk."""
@@ -269,8 +273,8 @@ class ModelLoss:
             yield found
 
     def _term(self, parts, frozen, chunk):
-        scales = ops.ones((len(self.factors) + 1,))
-        return self.chunk_loss(parts, frozen, scales, chunk)
+        term_factors = ops.ones((len(self.term_weights) + 1,))
+        return self.chunk_loss(parts, frozen, term_factors, chunk)
 
     def _count(self, parts, frozen, chunk):
         x, y, w = chunk
@@ -304,27 +308,31 @@ class ModelLoss:
         with backend.repeatable(), self._arithmetic.scope(scope, pairs):
             yield scope
 
-    def output_loss(self, x, y, y_pred, w, scales):
+    def output_loss(self, x, y, y_pred, w, term_factors):
         """What rows add to the loss by their predictions."""
         if self._has_own_loss:
             own = self._own_loss(x, y, y_pred, w)
-            return leading_size(x) * scales[-1] * ops.cast(own, scales.dtype)
+            return (
+                leading_size(x)
+                * term_factors[-1]
+                * ops.cast(own, term_factors.dtype)
+            )
         if self._losses is None:
-            return ops.zeros((), dtype=scales.dtype)
-        return self._losses.total(y, y_pred, w, scales)
+            return ops.zeros((), dtype=term_factors.dtype)
+        return self._losses.total(y, y_pred, w, term_factors)
 
-    def layer_losses(self, x, scales):
+    def layer_losses(self, x, term_factors):
         """What layers add to the loss of rows that the model was called on."""
-        total = ops.zeros((), dtype=scales.dtype)
+        total = ops.zeros((), dtype=term_factors.dtype)
         for loss in self._model.losses:
-            total = total + ops.sum(ops.cast(loss, scales.dtype))
-        return leading_size(x) * scales[-1] * total
+            total = total + ops.sum(ops.cast(loss, term_factors.dtype))
+        return leading_size(x) * term_factors[-1] * total
 
-    def loss_of(self, x, y, y_pred, w, scales):
-        total = self.output_loss(x, y, y_pred, w, scales)
+    def loss_of(self, x, y, y_pred, w, term_factors):
+        total = self.output_loss(x, y, y_pred, w, term_factors)
         if self._has_own_loss:
             return total  # It adds what layers add, if it is to be added.
-        return total + self.layer_losses(x, scales)
+        return total + self.layer_losses(x, term_factors)
 
     def _own_loss(self, x, y, y_pred, w):
         training = {"training": self._training} if self._takes_training else {}
@@ -363,7 +371,7 @@ class ModelLoss:
     def _has_loss_metrics(self):
         # Keras keeps a metric for the loss of each of several outputs, and
         # only its own `compute_loss` updates them.
-        return not self._has_own_loss and len(self.factors) > 1
+        return not self._has_own_loss and len(self.term_weights) > 1
 
 
 class _Masks(keras.layers.Layer):

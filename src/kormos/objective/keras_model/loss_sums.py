@@ -86,7 +86,7 @@ class CompiledLosses:
             for term, *data in terms
         ]
 
-    def factors(self, y, y_pred, sample_weight):
+    def term_weights(self, y, y_pred, sample_weight):
         """By what Keras multiplies each term in the total: floats.
 
         The total of one term being one and all others zero, so that Keras
@@ -117,12 +117,14 @@ class CompiledLosses:
             for output in tree.flatten(y_pred)
         ]
 
-    def total(self, y, y_pred, sample_weight, scales):
+    def total(self, y, y_pred, sample_weight, term_factors):
         """The sum of all terms on these rows, each times its scale."""
-        total = ops.zeros((), dtype=scales.dtype)
+        total = ops.zeros((), dtype=term_factors.dtype)
         terms = self._terms(y, y_pred, sample_weight)
         for i, (term, *data) in enumerate(terms):
-            total = total + scales[i] * term.sum(*data, dtype=scales.dtype)
+            total = total + term_factors[i] * term.sum(
+                *data, dtype=term_factors.dtype
+            )
         return total
 
 

@@ -167,10 +167,10 @@ class Objective(FlatObjective):
         else:
             self._chunks = (data.chunks(*cut),)
         self.refresh()
-        self.__dict__.pop("_unit", None)
+        self.__dict__.pop("_loss_unit", None)
         model_loss = self.program.model_loss
-        self._set_scales(
-            model_loss.scales(self._each_chunk(), lambda: data.rows)
+        self._set_term_factors(
+            model_loss.term_factors(self._each_chunk(), lambda: data.rows)
         )
         if model_loss.carried:
             refuse_carried(model_loss.carried, data.rows, self.chunk_rows)
@@ -197,14 +197,14 @@ class Objective(FlatObjective):
 
     def pieces(self, is_steep=False):
         for pair in self._pairs():
-            yield self._frozen, self._scale_tensors[is_steep], (pair,)
+            yield self._frozen, self._factor_tensors[is_steep], (pair,)
 
     @functools.cached_property
-    def _unit(self):
+    def _loss_unit(self):
         # Slopes are of the size of targets, once a fit is well under way.
         first = self._data.first
         sizes = largest(first.y), largest(first.sample_weight, 1.0)
-        return unit_for(np.prod(sizes) * largest(self._scales[:-1]))
+        return unit_for(np.prod(sizes) * largest(self._term_factors[:-1]))
 
     def _each_chunk(self):
         for pair in self._pairs():
@@ -255,7 +255,7 @@ class Objective(FlatObjective):
     @property
     def scales(self):
         """The factors by which the terms' sums enter the loss."""
-        return self._scales
+        return self._term_factors
 
     @property
     def chunk_rows(self):

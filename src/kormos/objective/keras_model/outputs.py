@@ -76,23 +76,23 @@ class ModelOutputs:
         ]
         return ops.concatenate(flat, axis=1) if flat[1:] else flat[0]
 
-    def loss(self, values, frozen, scales, chunk):
+    def loss(self, values, frozen, term_factors, chunk):
         """What a chunk adds to the loss by its outputs."""
         x, y, w = chunk
         present = [v.value for v in self._model_loss.variables]
         with self._model_loss.scope(present, frozen):
             y_pred = self._structured(values, x)
-            loss = self._model_loss.output_loss(x, y, y_pred, w, scales)
+            loss = self._model_loss.output_loss(x, y, y_pred, w, term_factors)
             if self.has_penalty and self._model_loss.own_name is not None:
                 # It has these among its terms, weight regularizers say.
-                loss = loss - self._model_loss.layer_losses(x, scales)
+                loss = loss - self._model_loss.layer_losses(x, term_factors)
             return loss
 
-    def penalty(self, parts, frozen, scales, chunk):
+    def penalty(self, parts, frozen, term_factors, chunk):
         """What layers add to the loss of a chunk."""
         with self._model_loss.scope(parts, frozen):
             self._model_loss.predict(chunk[0])
-            return self._model_loss.layer_losses(chunk[0], scales)
+            return self._model_loss.layer_losses(chunk[0], term_factors)
 
     def _structured(self, values, x):
         """The model's predictions, with their masks, from the outputs."""
@@ -120,9 +120,9 @@ class ModelOutputs:
         frozen = [v.value for v in self._model_loss.frozen_variables]
         self._check_rows(frozen, next(iter(chunks())))
 
-        def product(values, vector, scales, chunk):
+        def product(values, vector, term_factors, chunk):
             def fn(values):
-                return self.loss(values[0], frozen, scales, chunk)
+                return self.loss(values[0], frozen, term_factors, chunk)
 
             return backend.hvp(fn)([values], [vector])[0]
 
@@ -132,10 +132,10 @@ class ModelOutputs:
         for i, name in enumerate(names):
             if name is None:
                 continue
-            scales = np.zeros(len(names))
-            scales[i] = 1.0
+            term_factors = np.zeros(len(names))
+            term_factors[i] = 1.0
             for chunk in chunks():
-                look = self._look(product, scales, chunk)
+                look = self._look(product, term_factors, chunk)
                 if look.is_curved:
                     break
             if look.mixes_rows:
@@ -184,11 +184,11 @@ class ModelOutputs:
                 f"Received: {self._name}, which fails on one row"
             ) from error
 
-    def _look(self, product, scales, chunk):
+    def _look(self, product, term_factors, chunk):
         """What Hessian products show at outputs of a chunk: a `_Look`."""
         looks = []
         for values in self._places(chunk):
-            looks.append(_look(product, values, scales, chunk))
+            looks.append(_look(product, values, term_factors, chunk))
             if len(looks) >= _USUAL_PLACES and any(k.is_curved for k in looks):
                 break
         curved, mixed, diagonal = zip(*looks, strict=True)
@@ -221,20 +221,22 @@ class _Look(NamedTuple):
     is_diagonal: bool
 
 
-def _look(product, values, scales, chunk):
-    def along(vector):
-        result = ops.convert_to_numpy(product(values, vector, scales, chunk))
+def _look(product, values, term_factors, chunk):
+    def product_with(vector):
+        result = ops.convert_to_numpy(
+            product(values, vector, term_factors, chunk)
+        )
         # Of what is not finite there nothing is known.
         return np.nan_to_num(result, posinf=0.0, neginf=0.0)
 
     signs = np.random.default_rng(1).choice([-1.0, 1.0], size=values.shape)
     signs = signs.astype(values.dtype)
-    sums, signed = along(np.ones_like(values)), along(signs)
+    sums, signed = product_with(np.ones_like(values)), product_with(signs)
     sizes = np.max(np.abs(sums) + np.abs(signed), axis=1)
     row = np.argmax(sizes)
     alone = np.zeros_like(values)
     alone[row] = 1
-    others = np.delete(along(alone), row, axis=0)
+    others = np.delete(product_with(alone), row, axis=0)
     size = sizes[row]
     off = np.max(np.abs(signed - sums * signs))
     return _Look(bool(size > 0), bool(others.any()), bool(off <= 1e-4 * size))

@@ -32,19 +32,19 @@ def adds_layer_losses(model_loss: Any, chunk: Any) -> bool:
         part + ops.cast(0.1 * rng.standard_normal(part.shape), part.dtype)
         for part in snapshot(model_loss.variables)
     ]
-    scales = ops.ones((1,), dtype=model_loss.output_dtype)
+    term_factors = ops.ones((1,), dtype=model_loss.output_dtype)
 
     def past_outputs(parts: Any) -> Any:
         with model_loss.scope(parts, frozen):
             y_pred = tree.map_structure(
                 ops.stop_gradient, model_loss.predict(x)
             )
-            return model_loss.output_loss(x, y, y_pred, w, scales)
+            return model_loss.output_loss(x, y, y_pred, w, term_factors)
 
     def by_layers(parts: Any) -> Any:
         with model_loss.scope(parts, frozen):
             model_loss.predict(x)
-            return model_loss.layer_losses(x, scales)
+            return model_loss.layer_losses(x, term_factors)
 
     with backend.wide():
         found, wanted = (

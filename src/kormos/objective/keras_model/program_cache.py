@@ -80,14 +80,14 @@ class ModelProgram(Program):
         parts = self.packing.unpack(theta)
         return self.model_loss.metric_results(parts, frozen, metric_values)
 
-    def _evaluate(self, theta, metric_values, frozen, scales, chunks):
+    def _evaluate(self, theta, metric_values, frozen, term_factors, chunks):
         self.traces["evaluate"] += 1
         parts = self.packing.unpack(theta)
 
         def step(state, chunk):
             loss, values = state
             term, values = self.model_loss.chunk_metrics(
-                parts, frozen, scales, values, chunk
+                parts, frozen, term_factors, values, chunk
             )
             return loss + ops.cast(term, loss.dtype), tuple(values)
 

@@ -66,12 +66,12 @@ def carried(model_loss, assigned, head):
         return []
     parts = snapshot(model_loss.variables)
     frozen = snapshot(model_loss.frozen_variables)
-    scales = np.ones(len(model_loss.factors) + 1)
+    term_factors = np.ones(len(model_loss.term_weights) + 1)
 
     def batch(frozen, x, y, w):
         with model_loss.scope(parts, frozen) as scope:
             y_pred = model_loss.predict(x)
-            loss = model_loss.loss_of(x, y, y_pred, w, scales)
+            loss = model_loss.loss_of(x, y, y_pred, w, term_factors)
             frozen = [
                 scope.get_current_value(v) for v in model_loss.frozen_variables
             ]
