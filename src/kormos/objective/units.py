@@ -43,7 +43,7 @@ def unit_for(slope: float, room: int = 0) -> float:
 
 
 def size_of(vector: Array) -> float:
-    """The power of two just below the largest entry of an array.
+    """The largest power of two that the largest absolute entry reaches.
 
     It is one for an array of zeros, or with entries that are not finite.
     """

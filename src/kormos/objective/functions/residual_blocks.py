@@ -102,7 +102,7 @@ class ResidualFunction(VariableReader):
         Args:
             parts: values of the variables, or `None` for their present ones.
             frozen: values of `frozen_variables`, or `None` with `parts`.
-            group: the group.
+            group: the number of the group, or `None`.
             rows: rows of the arrays of the group. They are not used if the
                 group is `None`.
 
