@@ -6,7 +6,7 @@ from keras import ops
 
 from conftest import BACKEND
 from kormos import backend
-from kormos.objective.gauss_newton.directional import AlongLine
+from kormos.objective.gauss_newton.directional import DirectionalDerivative
 
 POINT, DIRECTION = np.array([0.3, -0.7]), np.array([1.0, 2.0])
 # Of the hyperbolic tangent, of orders one and two.
@@ -76,7 +76,7 @@ def along(derivative, order, fn):
 
 @pytest.mark.parametrize("order", [1, 2])
 def test_an_operation_without_a_forward_mode_is_differenced(order, float64):
-    found = along(AlongLine(), order, backward_only())
+    found = along(DirectionalDerivative(), order, backward_only())
     np.testing.assert_allclose(found, EXACT[order], rtol=1e-5)
 
 
@@ -85,7 +85,7 @@ def test_an_operation_without_a_forward_mode_is_differenced(order, float64):
 def test_an_error_of_a_function_is_raised_and_changes_nothing(
     order, calls, float64
 ):
-    derivative, fn = AlongLine(), Failing(calls)
+    derivative, fn = DirectionalDerivative(), Failing(calls)
     with pytest.raises(RuntimeError, match="of its own"):
         along(derivative, order, fn)
     fn.calls = ()
@@ -95,7 +95,7 @@ def test_an_error_of_a_function_is_raised_and_changes_nothing(
 
 
 def test_an_error_later_is_raised_and_changes_nothing(float64):
-    derivative, fn = AlongLine(), Failing(())
+    derivative, fn = DirectionalDerivative(), Failing(())
     along(derivative, 2, fn)
     fn.calls = {fn.count + 1}
     with pytest.raises(RuntimeError, match="of its own"):

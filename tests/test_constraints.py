@@ -273,7 +273,7 @@ def zero():
         ({"type": "le", "fun": zero}, "dict with the keys"),
         (
             {"type": "eq", "fun": zero, "jac": zero},
-            "Derivatives are taken automatically",
+            "Derivatives are computed automatically",
         ),
         ({"type": "eq", "fun": 0}, "function of no arguments"),
         ({"type": "eq", "fun": lambda x: x[0]}, "function of no arguments"),

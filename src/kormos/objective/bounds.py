@@ -2,6 +2,11 @@
 
 import contextlib
 import re
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Sequence
+from typing import Any
+from typing import TypeVar
 
 import keras
 import numpy as np
@@ -11,19 +16,29 @@ from kormos.objective.flat_bounds import flat_bounds
 from kormos.objective.flat_bounds import linear_rows
 from kormos.objective.functions.scalar import VectorFunction
 from kormos.objective.layout import Packing
+from kormos.types import Array
+from kormos.types import Vector
+
+# A constraint in the form that a solver takes.
+_Made = TypeVar("_Made")
 
 
 @contextlib.contextmanager
-def moved_into_bounds(variables, bounds, frozen=()):
+def moved_into_bounds(
+    variables: Sequence[keras.Variable],
+    bounds: Any,
+    frozen: Sequence[keras.Variable] = (),
+) -> Iterator[None]:
     """A scope in which no variable lies outside its bounds.
 
-    They stay where they were moved to, unless the scope is left by an error:
-    what is evaluated to make an objective is then evaluated within bounds.
+    Objectives are made in it, so that they are evaluated only within bounds.
+    The variables keep the values that they were moved to, unless an error
+    leaves the scope.
 
     Args:
         variables: list of the variables.
         bounds: as `resolve_bounds` takes them.
-        frozen: likewise.
+        frozen: as `resolve_bounds` takes them.
     """
     packing = Packing(variables)
     lower, upper = resolve_bounds(bounds, packing, frozen)
@@ -40,27 +55,31 @@ def moved_into_bounds(variables, bounds, frozen=()):
         raise
 
 
-def resolve_bounds(bounds, packing, frozen=()):
+def resolve_bounds(
+    bounds: Any, packing: Packing, frozen: Sequence[keras.Variable] = ()
+) -> tuple[Vector, Vector] | tuple[None, None]:
     """Bounds of the flat vector.
 
     Args:
         bounds: dict from a variable's path, or a regular expression that
             matches all of a path, to `(low, high)`; or a list of pairs
-            `(key, (low, high))`, where a key may be a variable too (Keras'
-            variables cannot be keys of a dict); or those of the flat vector,
-            as SciPy has them; or `None`. `None` inside a pair is no bound. A
+            `(key, (low, high))`, where a key may also be a variable (Keras'
+            variables cannot be keys of a dict); or bounds of the flat vector,
+            in SciPy's forms; or `None`. `None` inside a pair is no bound. A
             later entry overrides an earlier one.
         packing: the `Packing` of the variables.
-        frozen: other variables that keys may name, for a later stage of the
-            optimization: they keep their values.
+        frozen: other variables that keys may name, because a later stage of
+            the optimization trains them. Their bounds are not used here.
 
     Returns:
         `(lower, upper)`, float64 arrays of shape `(size,)`, or `(None, None)`
-        if nothing is bounded. `NonNeg` constraints of variables count.
+        if nothing is bounded. `NonNeg` constraints of variables are bounds
+        too.
 
     Raises:
         ValueError: if an entry matches no variable, does not broadcast, or
-            leaves no room; or a variable has another constraint than `NonNeg`.
+            allows no value; or if a variable has another constraint than
+            `NonNeg`.
     """
     constrained = [_constraint_bounds(v) for v in packing.variables]
     pairs = list(constrained)
@@ -87,7 +106,7 @@ def resolve_bounds(bounds, packing, frozen=()):
             shape = packing.shapes[i]
             low_i = _broadcast(key, low, -np.inf, shape)
             high_i = _broadcast(key, high, np.inf, shape)
-            # A `NonNeg` constraint goes on holding.
+            # A `NonNeg` constraint holds besides the bounds.
             pairs[i] = np.maximum(low_i, constrained[i][0]), high_i
             _check_room(packing.variables[i], *pairs[i])
     lower = packing.join_arrays([low for low, _ in pairs])
@@ -97,7 +116,9 @@ def resolve_bounds(bounds, packing, frozen=()):
     return lower, upper
 
 
-def resolve_constraints(constraints, packing, make):
+def resolve_constraints(
+    constraints: Any, packing: Packing, make: Callable[..., _Made]
+) -> list[_Made]:
     """Constraints on the flat vector.
 
     Args:
@@ -105,7 +126,13 @@ def resolve_constraints(constraints, packing, make):
             `scipy.optimize.LinearConstraint` of the flat vector, a list of
             these, or `None`.
         packing: the `Packing` of the variables.
-        make: called with `(type, fun, jac, refresh)`.
+        make: makes a constraint of its type (`"eq"` or `"ineq"`), a function
+            from a vector to its values, one to their derivatives, and, unless
+            it is linear, a function that reads the variables that it keeps
+            fixed and returns whether they have changed.
+
+    Returns:
+        What `make` returns for each constraint.
 
     Raises:
         ValueError: if an entry has another form.
@@ -130,8 +157,8 @@ def resolve_constraints(constraints, packing, make):
                 "A constraint must be a dict with the keys 'type', 'eq' or "
                 "'ineq', and 'fun', a function of no arguments that reads "
                 "variables, not a vector: `lambda: 1 - v[0]`. Derivatives are "
-                "taken automatically. A `scipy.optimize.LinearConstraint` is "
-                f"taken too. Received: {constraint!r}"
+                "computed automatically. It can also be a "
+                f"`scipy.optimize.LinearConstraint`. Received: {constraint!r}"
             )
         fn = VectorFunction(constraint["fun"], packing, "constraint")
         resolved.append(
@@ -140,7 +167,7 @@ def resolve_constraints(constraints, packing, make):
     return resolved
 
 
-def _items(bounds):
+def _items(bounds: Any) -> list[tuple[Any, Any]]:
     if bounds is None:
         return []
     items = bounds.items() if isinstance(bounds, dict) else bounds
@@ -154,7 +181,8 @@ def _items(bounds):
         ) from None
 
 
-def _matches(key, variables):
+def _matches(key: Any, variables: Sequence[keras.Variable]) -> list[int]:
+    """The places of the variables that a key names."""
     if isinstance(key, keras.Variable):
         return [i for i, v in enumerate(variables) if v is key]
     if isinstance(key, str):
@@ -166,9 +194,12 @@ def _matches(key, variables):
     return []
 
 
-def _matches_end(key, variables):
-    # A saved path may begin with the name of a model, and those of a loaded
-    # model do not.
+def _matches_end(key: Any, variables: Sequence[keras.Variable]) -> list[int]:
+    """The place of the one variable whose path a key ends with, if any.
+
+    A path that was saved may begin with the name of the model, but the paths
+    of a loaded model do not.
+    """
     found = [
         i
         for i, v in enumerate(variables)
@@ -177,14 +208,14 @@ def _matches_end(key, variables):
     return found if len(found) == 1 else []
 
 
-def _fits(pattern, path):
+def _fits(pattern: str, path: str) -> bool:
     try:
-        return re.fullmatch(pattern, path)
+        return re.fullmatch(pattern, path) is not None
     except re.error:
         return False
 
 
-def _pair(key, pair):
+def _pair(key: Any, pair: Any) -> tuple[Any, Any]:
     try:
         low, high = pair
     except (TypeError, ValueError):
@@ -195,7 +226,9 @@ def _pair(key, pair):
     return low, high
 
 
-def _broadcast(key, bound, none, shape):
+def _broadcast(
+    key: Any, bound: Any, none: float, shape: tuple[int, ...]
+) -> Array:
     bound = np.asarray(none if bound is None else bound, dtype="float64")
     if np.isnan(bound).any():
         raise ValueError(
@@ -211,25 +244,25 @@ def _broadcast(key, bound, none, shape):
         ) from None
 
 
-def _check_room(variable, low, high):
+def _check_room(variable: keras.Variable, low: Array, high: Array) -> None:
     empty = (low > high) | (low == np.inf) | (high == -np.inf)
     if empty.any():
         raise ValueError(
-            "Every lower bound, and a `NonNeg` constraint's zero, must be at "
-            "most its upper bound and leave room for a number. "
+            "Every lower bound, and the zero of a `NonNeg` constraint, must "
+            "be at most the upper bound, with a finite number between them. "
             f"Received: ({low[empty][0]}, {high[empty][0]}) for an entry of "
             f"{variable.path}"
         )
 
 
-def _constraint_bounds(variable):
+def _constraint_bounds(variable: keras.Variable) -> tuple[Any, Any]:
     constraint = variable.constraint
     if constraint is None:
         return -np.inf, np.inf
     if isinstance(constraint, keras.constraints.NonNeg):
         return 0.0, np.inf
     raise ValueError(
-        "Of Keras' constraints `NonNeg` alone can be kept during a full-batch "
-        "optimization; use `bounds` or `constraints` for others. "
+        "`NonNeg` is the only one of Keras' constraints that a full-batch "
+        "optimization can hold; use `bounds` or `constraints` for others. "
         f"Received: {type(constraint).__name__} on {variable.path}"
     )

@@ -1,6 +1,13 @@
 """A loss over variables as compiled functions of one flat vector."""
 
 import collections
+from collections.abc import Callable
+from collections.abc import Hashable
+from collections.abc import Iterator
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+from typing import TypeAlias
+from typing import TypeVar
 
 import keras
 from keras import ops
@@ -9,6 +16,33 @@ from keras import tree
 from kormos import backend
 from kormos.data.variables import reads_seeds
 from kormos.data.variables import snapshot
+from kormos.objective.layout import Packing
+from kormos.types import Scalar
+from kormos.types import Structure
+from kormos.types import Tensor
+
+if TYPE_CHECKING:
+    from kormos.objective.gauss_newton.compiled import GaussNewton
+
+# Rows of data as tensors, in the structure that a function of them takes.
+Chunk: TypeAlias = Structure
+# A pair `(stacked, last)`: chunks of equal size along a new leading axis, or
+# `None`, and one more chunk of any size, or `None`.
+ChunkPair: TypeAlias = tuple[Chunk | None, Chunk | None]
+# A pair for each of the functions that make up a loss.
+Chunks: TypeAlias = tuple[ChunkPair, ...]
+# A function `(parts, frozen, term_factors, chunk) -> scalar`. Without `parts`
+# and `frozen`, both `None`, it computes with the variables as they are.
+ChunkLoss: TypeAlias = Callable[
+    [list[Tensor] | None, list[Tensor] | None, Tensor, Chunk], Scalar
+]
+# A function that compiles a function.
+Compiler: TypeAlias = Callable[
+    [Callable[..., Structure]], Callable[..., Structure]
+]
+
+_Fn = TypeVar("_Fn")
+_State = TypeVar("_State")
 
 
 class Program:
@@ -19,36 +53,38 @@ class Program:
 
     - `theta`: flat vector, in the dtype of the solver's arithmetic;
     - `frozen`: values of `frozen_variables`;
-    - `scales`: vector of the factors by which terms enter the loss;
-    - `chunks`: a tuple of pairs `(stacked, last)`, one for each of the
-      functions that make up the loss. `stacked` holds chunks of equal size
-      along a new leading axis, or is `None`; `last` is one more chunk, of
-      any size, or is `None`.
+    - `term_factors`: vector of the factors by which terms enter the loss;
+    - `chunks`: the data, a `ChunkPair` for each of the functions that make
+      up the loss.
 
     Args:
         packing: the `Packing` of the variables.
         frozen_variables: the other variables that the loss reads.
-        chunk_losses: list of functions `(parts, frozen, scales, chunk) ->
-            scalar`. The loss is the sum of each over all of its chunks.
+        chunk_losses: the functions that make up the loss, which is the sum of
+            each of them over all of its chunks.
         compile: function that compiles a function.
         compile_loop: function that compiles a function of a solver's state.
             Defaults to that of the backend.
+
+    Attributes:
+        is_verified: whether the compiled loss was compared with the loss as
+            it is without compilation.
+        traces: how often each function was traced, which tests of the caches
+            read.
     """
 
     def __init__(
         self,
-        packing,
-        frozen_variables,
-        chunk_losses,
-        compile,
-        compile_loop=None,
-    ):
+        packing: Packing,
+        frozen_variables: list[keras.Variable],
+        chunk_losses: list[ChunkLoss],
+        compile: Compiler,
+        compile_loop: Compiler | None = None,
+    ) -> None:
         self.packing = packing
         self.frozen_variables = frozen_variables
-        # Whether it was compared with the loss as it is.
         self.is_verified = False
-        # How often each function was traced, for tests of the caches.
-        self.traces = collections.Counter()
+        self.traces: collections.Counter[str] = collections.Counter()
         self.chunk_losses = chunk_losses
         self._gradients = [backend.value_and_grad(fn) for fn in chunk_losses]
         self._hessians = [backend.hvp(fn) for fn in chunk_losses]
@@ -59,46 +95,75 @@ class Program:
         if compile_loop is None:
             compile_loop = backend.compile_loop
             if keras.backend.backend() == "tensorflow":
-                # XLA draws other random numbers; a fit must see the same.
+                # Code that XLA compiled draws other random numbers, and all
+                # functions of a fit must draw the same.
                 draws = reads_seeds(frozen_variables)
                 compile_loop = compile if draws else compile_loop
         self._compile_loop = compile_loop
-        self._loops = {}
+        self._loops: dict[Hashable, Callable[..., Structure]] = {}
 
     @property
-    def gauss_newton(self):
+    def gauss_newton(self) -> "GaussNewton":
+        """Derivatives of the outputs, where the loss is one of outputs.
+
+        Raises:
+            ValueError: if it is not.
+        """
         raise ValueError(
-            "Gauss-Newton methods need residuals, not a loss alone: use "
+            "Gauss-Newton methods need residuals, not only a loss: use "
             "`kormos.least_squares`, or a method such as 'lbfgs'. "
             "Received: a function that returns a scalar"
         )
 
-    def frozen_values(self):
+    def frozen_values(self) -> list[Tensor]:
+        """Copies of the present values of `frozen_variables`."""
         return snapshot(self.frozen_variables)
 
-    def compiled_loop(self, key, fn):
-        """`fn(state, *args) -> state`, compiled once for a key."""
+    def compiled_loop(
+        self, key: Hashable, fn: Callable[..., Structure]
+    ) -> Callable[..., Structure]:
+        """The function `fn(state, *args) -> state`, compiled once for a key.
+
+        Args:
+            key: what tells this function from others that are compiled here.
+            fn: the function.
+        """
         if key not in self._loops:
             self._loops[key] = self._compile_loop(fn)
         return self._loops[key]
 
-    def _value(self, theta, frozen, scales, chunks):
+    def _value(
+        self,
+        theta: Tensor,
+        frozen: list[Tensor],
+        term_factors: Tensor,
+        chunks: Chunks,
+    ) -> Scalar:
         self.traces["value"] += 1
         parts = self.packing.unpack(theta)
 
-        def term(fn, chunk):
-            loss = fn(parts, frozen, scales, chunk)
+        def term(fn: ChunkLoss, chunk: Chunk) -> tuple[Tensor, ...]:
+            loss = fn(parts, frozen, term_factors, chunk)
             return (ops.cast(loss, theta.dtype),)
 
         zeros = (scalar_zero(theta),)
         return sum_over_chunks(term, self.chunk_losses, chunks, zeros)[0]
 
-    def trace_value_and_grad(self, theta, frozen, scales, chunks):
+    def trace_value_and_grad(
+        self,
+        theta: Tensor,
+        frozen: list[Tensor],
+        term_factors: Tensor,
+        chunks: Chunks,
+    ) -> tuple[Scalar, Tensor]:
+        """Loss and gradient, for use inside a compiled function."""
         self.traces["value_and_grad"] += 1
         parts = self.packing.unpack(theta)
 
-        def term(fn, chunk):
-            loss, gradients = fn(parts, frozen, scales, chunk)
+        def term(
+            fn: Callable[..., Structure], chunk: Chunk
+        ) -> tuple[Tensor, ...]:
+            loss, gradients = fn(parts, frozen, term_factors, chunk)
             return (
                 ops.cast(loss, theta.dtype),
                 self.packing.pack(gradients, theta.dtype),
@@ -107,28 +172,52 @@ class Program:
         zeros = (scalar_zero(theta), ops.zeros_like(theta))
         return sum_over_chunks(term, self._gradients, chunks, zeros)
 
-    def _hvp(self, theta, vector, frozen, scales, chunks):
+    def _hvp(
+        self,
+        theta: Tensor,
+        vector: Tensor,
+        frozen: list[Tensor],
+        term_factors: Tensor,
+        chunks: Chunks,
+    ) -> Tensor:
         self.traces["hvp"] += 1
         parts = self.packing.unpack(theta)
         tangents = self.packing.unpack(vector)
 
-        def term(fn, chunk):
-            products = fn(parts, tangents, frozen, scales, chunk)
+        def term(
+            fn: Callable[..., Structure], chunk: Chunk
+        ) -> tuple[Tensor, ...]:
+            products = fn(parts, tangents, frozen, term_factors, chunk)
             return (self.packing.pack(products, theta.dtype),)
 
         zeros = (ops.zeros_like(theta),)
         return sum_over_chunks(term, self._hessians, chunks, zeros)[0]
 
 
-def scalar_zero(theta):
+def scalar_zero(theta: Tensor) -> Scalar:
+    """A zero in the dtype of a tensor."""
     return ops.zeros((), dtype=theta.dtype)
 
 
-def sum_over_chunks(term, fns, chunks, total):
-    """Adds `term(fn, chunk)`, a tuple, of every function and its chunks."""
+def sum_over_chunks(
+    term: Callable[[_Fn, Chunk], tuple[Tensor, ...]],
+    fns: Sequence[_Fn],
+    chunks: Chunks,
+    total: tuple[Tensor, ...],
+) -> tuple[Tensor, ...]:
+    """Sums of tensors over the chunks of every function.
+
+    Args:
+        term: function `(fn, chunk) -> tensors`, of what is added up.
+        fns: the functions.
+        chunks: a pair for each of them.
+        total: where the sums start.
+    """
     for fn, pair in zip(fns, chunks, strict=True):
 
-        def add(total, chunk, fn=fn):
+        def add(
+            total: tuple[Tensor, ...], chunk: Chunk, fn: _Fn = fn
+        ) -> tuple[Tensor, ...]:
             pairs = zip(total, term(fn, chunk), strict=True)
             return tuple(a + b for a, b in pairs)
 
@@ -136,7 +225,9 @@ def sum_over_chunks(term, fns, chunks, total):
     return total
 
 
-def fold_chunks(step, pair, state):
+def fold_chunks(
+    step: Callable[[_State, Chunk], _State], pair: ChunkPair, state: _State
+) -> _State:
     """Applies `state = step(state, chunk)` over a pair's chunks, in order."""
     stacked, last = pair
     if stacked is not None:
@@ -151,7 +242,7 @@ def fold_chunks(step, pair, state):
     return state
 
 
-def each_chunk(pair):
+def each_chunk(pair: ChunkPair) -> Iterator[Chunk]:
     """Yields a pair's chunks, one after the other."""
     stacked, last = pair
     if stacked is not None:
@@ -161,7 +252,7 @@ def each_chunk(pair):
         yield last
 
 
-def count_rows(pair):
+def count_rows(pair: ChunkPair) -> int:
     """The rows in all of a pair's chunks."""
     stacked, last = pair
     rows = 0 if last is None else leading_size(last)
@@ -171,16 +262,17 @@ def count_rows(pair):
     return rows
 
 
-def leading_size(structure):
+def leading_size(structure: Structure) -> int:
     """The size of the first dimension of the arrays in a structure."""
     return _shape(structure)[0]
 
 
-def _shape(structure):
+def _shape(structure: Structure) -> tuple[int, ...]:
+    """The shape of the first array in a structure."""
     return next(a for a in tree.flatten(structure) if a is not None).shape
 
 
-def take(stacked, index):
+def take(stacked: Structure, index: Scalar) -> Chunk:
     """One of the stacked chunks."""
     return tree.map_structure(
         lambda a: None if a is None else a[index], stacked

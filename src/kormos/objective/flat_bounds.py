@@ -1,4 +1,4 @@
-"""Bounds and constraints of the flat vector, as SciPy has them.
+"""Bounds and constraints of the flat vector, in SciPy's forms.
 
 The vector holds the trainable variables in the model's order, each flattened.
 """
@@ -10,28 +10,34 @@ from typing import NamedTuple
 import numpy as np
 import scipy.optimize
 
+from kormos.types import Matrix
+from kormos.types import Vector
+
 
 class Rows(NamedTuple):
-    """Linear functions of the flat vector, all at zero, or zero and above.
+    """Linear functions of the flat vector that a constraint restricts.
 
     Attributes:
-        type: `"eq"` or `"ineq"`.
+        type: `"eq"` if they must be zero, `"ineq"` if zero or more.
         fun: function from a vector to their values.
         jac: function from a vector to their derivatives.
     """
 
     type: str
-    fun: Callable[[np.ndarray], np.ndarray]
-    jac: Callable[[np.ndarray], np.ndarray]
+    fun: Callable[[Vector], Vector]
+    jac: Callable[[Vector], Matrix]
 
 
-def flat_bounds(bounds: Any, size: int) -> tuple | None:
+def flat_bounds(bounds: Any, size: int) -> tuple[Vector, ...] | None:
     """Lower and upper bounds of every parameter, or `None` for other forms.
 
     Args:
         bounds: a `scipy.optimize.Bounds`, or a pair `(low, high)` for each
             parameter.
         size: the number of parameters.
+
+    Returns:
+        `(lower, upper)`, of shape `(size,)` each, or `None`.
 
     Raises:
         ValueError: if there are not as many pairs as parameters.
@@ -52,16 +58,16 @@ def flat_bounds(bounds: Any, size: int) -> tuple | None:
         len(bounds if _are_pairs(bounds) else [0] * size) != size
     ):
         raise ValueError(
-            "Bounds without names are those of the flat vector, a pair for "
-            f"each of its {size} parameters. Give bounds by variable, "
-            "`{'dense/kernel': (low, high)}`, or as many pairs. Received: "
+            "Bounds without names are those of the flat vector: give a pair "
+            f"for each of its {size} parameters, or bounds by variable, "
+            "`{'dense/kernel': (low, high)}`. Received: "
             f"{max(map(np.size, pair))} pairs"
         )
     return tuple(np.broadcast_to(side, (size,)) for side in pair)
 
 
 def _are_pairs(bounds: Any) -> bool:
-    """Whether these are pairs of numbers (or `None`) alone."""
+    """Whether all entries are pairs of numbers or `None`."""
     if isinstance(bounds, np.ndarray):
         return bounds.ndim == 2 and bounds.shape[1] == 2
     return (
@@ -78,7 +84,7 @@ def _are_pairs(bounds: Any) -> bool:
 
 
 def linear_rows(constraint: Any, size: int) -> list[Rows]:
-    """What a `scipy.optimize.LinearConstraint` holds at zero, or above.
+    """The equations and inequalities of a `scipy.optimize.LinearConstraint`.
 
     Args:
         constraint: the constraint.
@@ -92,9 +98,9 @@ def linear_rows(constraint: Any, size: int) -> list[Rows]:
     matrix = np.atleast_2d(np.asarray(matrix, dtype="float64"))
     if matrix.shape[1] != size:
         raise ValueError(
-            "A `LinearConstraint` is one of the flat vector, with a column for "
-            f"each of its {size} parameters. Received: a matrix of shape "
-            f"{matrix.shape}"
+            "A `LinearConstraint` is a constraint on the flat vector: its "
+            f"matrix needs a column for each of the {size} parameters. "
+            f"Received: a matrix of shape {matrix.shape}"
         )
     count = len(matrix)
     low, high = (
@@ -113,5 +119,5 @@ def linear_rows(constraint: Any, size: int) -> list[Rows]:
     return found
 
 
-def _rows(kind: str, matrix: np.ndarray, least: np.ndarray) -> Rows:
+def _rows(kind: str, matrix: Matrix, least: Vector) -> Rows:
     return Rows(kind, lambda theta: matrix @ theta - least, lambda _: matrix)

@@ -1,59 +1,75 @@
-"""Between Keras variables and one flat vector."""
+"""The layout of Keras variables in one flat vector."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
+import numpy.typing as npt
 from keras import ops
 
 from kormos.arithmetic.vectors import rounding
+from kormos.types import Array
+from kormos.types import Tensor
+from kormos.types import Vector
 
 
 class Packing:
     """The layout of a list of variables in one flat vector.
 
-    Variables stand in the given order, each flattened in C order.
+    The vector holds the variables in the given order, each flattened in C
+    order.
 
     Args:
-        variables: a list of built `keras.Variable`s, each of them once.
+        variables: a list of built `keras.Variable`s, without repetition.
         dtype: the dtype in which values are evaluated. Defaults to that of
             each variable.
 
     Raises:
-        ValueError: if there is no variable or no entry, one is not floating
-            point or not trainable, or one is listed twice.
+        ValueError: if there are no variables or they have no entries, if one
+            is not floating point or not trainable, or if one is listed twice.
+
+    Attributes:
+        variables: the variables.
+        shapes: their shapes.
+        dtype: the `dtype` argument.
+        dtypes: the dtype in which each variable is evaluated.
+        size: the size of the flat vector.
     """
 
-    def __init__(self, variables, dtype=None):
+    def __init__(
+        self, variables: Sequence[keras.Variable], dtype: str | None = None
+    ) -> None:
         _check(variables)
         self.dtype = dtype
         self.variables = list(variables)
         self.shapes = [tuple(v.shape) for v in self.variables]
-        # As they are stored, and as they are evaluated.
         self._stored = [
             keras.backend.standardize_dtype(v.dtype) for v in self.variables
         ]
-        self.dtypes = [dtype or stored for stored in self._stored]
+        self.dtypes: list[str] = [dtype or stored for stored in self._stored]
         sizes = [int(np.prod(shape)) for shape in self.shapes]
         self.size = sum(sizes)
         self._ends = [int(end) for end in np.cumsum(sizes)]
 
-    def unpack(self, theta):
+    def unpack(self, theta: Tensor) -> list[Tensor]:
         """Splits a flat tensor into tensors like the variables."""
         parts, start = [], 0
         for end, dtype, shape in zip(
             self._ends, self.dtypes, self.shapes, strict=True
         ):
             part = ops.cast(theta[start:end], dtype)
-            # On an eager backend a call takes as long as a small layer.
+            # On an eager backend a reshape takes as long as a small layer.
             parts.append(part if len(shape) == 1 else ops.reshape(part, shape))
             start = end
         return parts
 
-    def pack(self, parts, dtype):
+    def pack(self, parts: Sequence[Tensor], dtype: Any) -> Tensor:
         """Joins tensors like the variables into one flat tensor."""
         flat = [ops.cast(ops.reshape(part, (-1,)), dtype) for part in parts]
         return ops.concatenate(flat) if flat[1:] else flat[0]
 
-    def split_array(self, theta):
+    def split_array(self, theta: Vector) -> list[Array]:
         """Splits a flat NumPy array into arrays shaped like the variables."""
         parts = np.split(theta, self._ends[:-1])
         return [
@@ -61,7 +77,7 @@ class Packing:
             for part, shape in zip(parts, self.shapes, strict=True)
         ]
 
-    def join_arrays(self, arrays):
+    def join_arrays(self, arrays: Sequence[npt.ArrayLike]) -> Vector:
         """Joins arrays that broadcast to the variables' shapes, in float64."""
         return np.concatenate(
             [
@@ -71,15 +87,15 @@ class Packing:
         )
 
     @property
-    def rounding(self):
+    def rounding(self) -> float:
         """The spacing of numbers near one in the coarsest variable."""
         return max(map(rounding, self._stored))
 
-    def read(self):
+    def read(self) -> Vector:
         """The variables' values as one flat float64 array."""
         return self.join_arrays([_to_float64(v) for v in self.variables])
 
-    def write(self, theta):
+    def write(self, theta: npt.ArrayLike) -> None:
         """Assigns a flat array to the variables, rounded to their dtypes."""
         parts = self.split_array(np.asarray(theta, "float64"))
         for variable, dtype, part in zip(
@@ -88,7 +104,7 @@ class Packing:
             if dtype == "bfloat16":
                 part = ops.cast(part, dtype)
             else:
-                # In NumPy: for JAX a cast of its own is a compilation.
+                # JAX would compile a cast of a tensor.
                 part = part.astype(dtype)
             if dtype != "float64":
                 # JAX takes half the time to assign a tensor.
@@ -96,13 +112,13 @@ class Packing:
             variable.assign(part)
 
 
-def _to_float64(variable):
+def _to_float64(variable: keras.Variable) -> Array:
     if keras.backend.standardize_dtype(variable.dtype) == "bfloat16":
         return ops.convert_to_numpy(ops.cast(variable.value, "float32"))
     return ops.convert_to_numpy(variable.value)
 
 
-def _check(variables):
+def _check(variables: Any) -> None:
     # Iterating over a variable of JAX never ends.
     if not isinstance(variables, (list, tuple)):
         raise ValueError(
@@ -129,8 +145,8 @@ def _check(variables):
         if not variable.trainable:
             raise ValueError(
                 "Variables to optimize must be trainable: set `trainable = "
-                "True` on one, or leave it out, and the loss takes it as it "
-                f"is. Received: {variable.path} with trainable=False"
+                "True`, or leave the variable out, so that it keeps its "
+                f"value. Received: {variable.path} with trainable=False"
             )
     if not sum(int(np.prod(v.shape)) for v in variables):
         raise ValueError(

@@ -1,26 +1,43 @@
 """Checks of an objective before it is minimized."""
 
+from collections.abc import Callable
+
 import keras
 import numpy as np
 
 from kormos import backend
+from kormos.objective.base import FlatObjective
 from kormos.solvers.verification import refuse_silent
+from kormos.types import Vector
 from kormos.warn import warn
 
-# Layers whose second derivatives TensorFlow gets wrong: `tf.nn.moments` stops
-# the gradient of its mean (tensorflow#19609), which changes no first
-# derivative but every second one.
-_MOMENTS = (
+# Layers with wrong second derivatives on TensorFlow. `tf.nn.moments` stops the
+# gradient of its mean (tensorflow#19609). The first derivatives are still
+# right.
+_LAYERS_WITH_MOMENTS = (
     keras.layers.LayerNormalization,
     keras.layers.GroupNormalization,
     keras.layers.BatchNormalization,
 )
 
-# The most steps of differences. Each is a quarter of the one before.
-_STEPS = 12
+# The most steps of differences, each a quarter of the one before. This is a
+# choice of ours: twelve shorten the step four million times. Fewer may not
+# settle for a loss that bends within a short distance.
+_MOST_STEPS = 12
+# A product is right if it differs from differences of gradients by no more
+# than this part, or by this many roundings of the gradients. Differences have
+# settled if a quarter of the step changes them by no more than this part of
+# the error. All three are choices of ours. With a smaller tolerance, rounding
+# and third derivatives would be taken for errors of the product.
+_TOLERANCE, _ROUNDINGS, _SETTLED = 0.01, 100, 0.1
 
 
-def unused_variables(objective, theta, grad, project):
+def unused_variables(
+    objective: FlatObjective,
+    theta: Vector,
+    grad: Vector | None,
+    project: Callable[[Vector], Vector],
+) -> list[str]:
     """The paths of the variables that do not change the loss.
 
     Args:
@@ -37,15 +54,16 @@ def unused_variables(objective, theta, grad, project):
     if grad is not None:
         suspects = _zero_parts(objective, grad)
         if suspects - unused:
-            # A gradient may be zero by chance of the start: look elsewhere.
+            # The gradient may be zero at the start by chance. Here the loss
+            # is evaluated about a tenth of the parameters' sizes away.
             rng = np.random.default_rng(0)
-            scale = 0.1 * (1 + np.abs(theta))
-            elsewhere = theta + scale * rng.standard_normal(theta.shape)
+            distance = 0.1 * (1 + np.abs(theta))
+            elsewhere = theta + distance * rng.standard_normal(theta.shape)
             elsewhere = project(elsewhere)
             try:
                 _, grad = objective.value_and_grad(elsewhere)
             except Exception:
-                grad = np.ones_like(theta)  # Nothing can be known there.
+                grad = np.ones_like(theta)  # This point tells nothing.
             unused |= suspects & _zero_parts(objective, grad)
             silent = [v for v in read if id(v) in unused]
             if silent:
@@ -53,8 +71,20 @@ def unused_variables(objective, theta, grad, project):
     return [v.path for v in objective.variables if id(v) in unused]
 
 
-def warn_of_unused_variables(objective, theta, grad, project):
-    """Warns once, by name, of variables that do not change the loss."""
+def warn_of_unused_variables(
+    objective: FlatObjective,
+    theta: Vector,
+    grad: Vector | None,
+    project: Callable[[Vector], Vector],
+) -> None:
+    """Warns once, by name, of variables that do not change the loss.
+
+    Args:
+        objective: as `unused_variables` takes it.
+        theta: as `unused_variables` takes it.
+        grad: as `unused_variables` takes it.
+        project: as `unused_variables` takes it.
+    """
     names = unused_variables(objective, theta, grad, project)
     if names:
         warn(
@@ -63,10 +93,13 @@ def warn_of_unused_variables(objective, theta, grad, project):
         )
 
 
-def hessian_product_error(objective, theta, project):
+def hessian_product_error(
+    objective: FlatObjective, theta: Vector, project: Callable[[Vector], Vector]
+) -> float:
     """By how much a Hessian product contradicts differences of gradients.
 
-    Differences count only when they no longer change as their steps shrink.
+    Differences are used only once they have settled: when they no longer
+    change as the step becomes shorter.
 
     Args:
         objective: a `FlatObjective`.
@@ -74,15 +107,15 @@ def hessian_product_error(objective, theta, project):
         project: function that moves a point into the bounds.
 
     Returns:
-        The error over the norm of the product, or zero where rounding
-        explains it.
+        The norm of the error over that of the product, or zero where rounding
+        explains the error.
     """
     rng = np.random.default_rng(0)
     direction = rng.standard_normal(theta.shape)
     direction /= np.linalg.norm(direction)
     step = objective.epsilon ** (1 / 3) * (1 + np.linalg.norm(theta))
     before = None
-    for _ in range(_STEPS):
+    for _ in range(_MOST_STEPS):
         above = project(theta + step * direction)
         below = project(theta - step * direction)
         length = np.linalg.norm(above - below) / 2
@@ -90,28 +123,31 @@ def hessian_product_error(objective, theta, project):
             return 0.0  # Bounds fix every parameter.
         _, ahead = objective.value_and_grad(above)
         _, behind = objective.value_and_grad(below)
-        along = (above - below) / (2 * length)
-        product = objective.hvp((above + below) / 2, along)
+        directional = (above - below) / (2 * length)
+        product = objective.hvp((above + below) / 2, directional)
         difference = (ahead - behind) / (2 * length)
-        error = np.linalg.norm(difference - product)
-        size = np.linalg.norm(product)
-        scale = max(np.linalg.norm(ahead), np.linalg.norm(behind))
-        noise = 100 * objective.epsilon * scale / length
-        if not np.isfinite(error) or error <= 0.01 * size + noise:
+        error = float(np.linalg.norm(difference - product))
+        size = float(np.linalg.norm(product))
+        slopes = [float(np.linalg.norm(g)) for g in (ahead, behind)]
+        noise = _ROUNDINGS * objective.epsilon * max(slopes) / length
+        if not np.isfinite(error) or error <= _TOLERANCE * size + noise:
             return 0.0
         if before is not None:
             changed = np.linalg.norm(difference - before)
-            if changed <= 0.1 * min(error, np.linalg.norm(difference)):
+            slope = float(np.linalg.norm(difference))
+            if changed <= _SETTLED * min(error, slope):
                 return error / max(size, 1e-300)
         before, step = difference, step / 4
     return 0.0
 
 
-def check_hessian_products(objective, theta, project):
+def check_hessian_products(
+    objective: FlatObjective, theta: Vector, project: Callable[[Vector], Vector]
+) -> None:
     """Refuses Hessian products that contradict differences of gradients.
 
-    On TensorFlow alone: JAX and PyTorch have no operations with wrong second
-    derivatives that are known.
+    It checks only on TensorFlow: no operation of JAX or PyTorch is known to
+    have wrong second derivatives.
 
     Args:
         objective: a `FlatObjective`.
@@ -128,7 +164,7 @@ def check_hessian_products(objective, theta, project):
     except Exception as failure:
         if not backend.is_numerical(failure):
             raise
-        return  # Where the numerics fail, nothing can be compared.
+        return  # There are no numbers to compare.
     if not error:
         return
     model = getattr(objective, "model", None)
@@ -142,7 +178,8 @@ def check_hessian_products(objective, theta, project):
     )
 
 
-def _zero_parts(objective, grad):
+def _zero_parts(objective: FlatObjective, grad: Vector) -> set[int]:
+    """The ids of the variables with a gradient of zero."""
     parts = objective.program.packing.split_array(grad)
     return {
         id(v)
@@ -151,11 +188,11 @@ def _zero_parts(objective, grad):
     }
 
 
-def layers_with_moments(model):
-    """The names of the layers of which that is known."""
+def layers_with_moments(model: keras.Model) -> list[str]:
+    """The names of the layers with wrong second derivatives on TensorFlow."""
     names = []
     for layer in model.layers:
-        if isinstance(layer, _MOMENTS):
+        if isinstance(layer, _LAYERS_WITH_MOMENTS):
             names.append(layer.name)
         elif isinstance(layer, keras.Model):
             names.extend(layers_with_moments(layer))

@@ -1,14 +1,22 @@
-"""Residuals that are a square by mistake."""
+"""Residuals that became a square matrix by a broadcast that was a mistake."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kormos import backend
 from kormos.warn import warn
 
-# Fewer rows and columns than this show no structure, and more no other.
-_LEAST, _ENOUGH = 3, 64
+if TYPE_CHECKING:
+    from kormos.objective.functions.residuals import ResidualObjective
+
+# A square with fewer rows cannot show the structure, and this many rows show it
+# as well as all of them. The latter is a choice of ours: more would cost time.
+_FEWEST_ROWS, _ENOUGH_ROWS = 3, 64
+# A square counts as one of rank two if its third singular value is at most this
+# many roundings of the first. A choice of ours: products of a column and a row
+# round to less.
+_ROUNDINGS = 100
 
 HINT = (
     "a column of shape (n, 1) less a vector of shape (n,) is a square of every "
@@ -16,14 +24,15 @@ HINT = (
 )
 
 
-def warn_of_broadcasts(objective: Any) -> None:
+def warn_of_broadcasts(objective: "ResidualObjective") -> None:
     """Warns of square blocks of residuals that a column and a row make.
 
-    What is a function of its row plus one of its column, times such ones, has
-    a rank of two at most: no data of a square's own have.
+    The difference of a column and a row is a matrix of rank two or less, also
+    where a column or a row multiplies it. Residuals of data in a square matrix
+    have a higher rank.
 
     Args:
-        objective: a `ResidualObjective`.
+        objective: the objective.
     """
     squares = objective.squares()
     if not squares:
@@ -32,16 +41,17 @@ def warn_of_broadcasts(objective: Any) -> None:
         found = objective.residuals(objective.initial_position())
     except Exception as error:
         if backend.is_numerical(error):
-            return  # The fit will say so.
+            return  # The fit will report it.
         raise
     for name, size in squares.items():
-        square = found[name].reshape(size, size)[:_ENOUGH, :_ENOUGH]
-        if size < _LEAST or not np.isfinite(square).all():
+        square = found[name].reshape(size, size)[:_ENOUGH_ROWS, :_ENOUGH_ROWS]
+        if size < _FEWEST_ROWS or not np.isfinite(square).all():
             continue
         values = np.linalg.svd(square, compute_uv=False)
-        if 0 < values[0] and values[2] <= 100 * objective.epsilon * values[0]:
+        least = _ROUNDINGS * objective.epsilon * values[0]
+        if 0 < values[0] and values[2] <= least:
             warn(
                 f"Block '{name}' of the residuals has shape {(size, size)}, "
                 f"and seems to be a broadcast by mistake; {HINT}. Flatten the "
-                "block if every pair is meant."
+                "block if every pair is intended."
             )

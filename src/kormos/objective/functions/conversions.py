@@ -1,4 +1,4 @@
-"""Says where a function makes a NumPy array of a tensor that it was given."""
+"""Names the line in which a function converts a tensor to a NumPy array."""
 
 import contextlib
 import linecache
@@ -7,7 +7,7 @@ from types import TracebackType
 
 from kormos.warn import place_of
 
-# By backend the class and a part of the message of its own error.
+# The class of the error that each backend raises, and a part of its message.
 _ERRORS = (
     ("TracerArrayConversionError", ""),
     ("NotImplementedError", "to a numpy array"),
@@ -20,10 +20,10 @@ def naming_conversions(name: str) -> Iterator[None]:
     """A scope that names the line in which a tensor becomes an array.
 
     Args:
-        name: what to call the function whose code runs in it.
+        name: what to call the function whose code runs in the scope.
 
     Raises:
-        ValueError: with the line, where that happens.
+        ValueError: naming the line, if that happens.
     """
     try:
         yield
@@ -35,14 +35,15 @@ def naming_conversions(name: str) -> Iterator[None]:
             raise
         raise ValueError(
             f"Function `{name}` must compute with tensors: a NumPy array has "
-            "no gradient, and an array times a variable is one. Convert the "
-            "array, `keras.ops.convert_to_tensor(x)`, and use `keras.ops` in "
-            "place of NumPy's functions. "
+            "no gradient, and an array times a variable is an array. Convert "
+            "the array, `keras.ops.convert_to_tensor(x)`, and use `keras.ops` "
+            "in place of NumPy's functions. "
             f"Received: {_line(error.__traceback__)}"
         ) from error
 
 
 def _line(trace: TracebackType | None) -> str:
+    """The user's line in which a traceback ends, in words."""
     place = place_of(trace)
     if place is None:
         return "a conversion to NumPy"

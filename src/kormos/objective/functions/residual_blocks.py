@@ -1,4 +1,11 @@
-"""A function of residuals, and which data each of its blocks is made of."""
+"""A function of residuals, and the data that each of its blocks depends on."""
+
+import functools
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Sequence
+from typing import NoReturn
+from typing import Self
 
 import keras
 import numpy as np
@@ -7,6 +14,7 @@ from keras import tree
 
 from kormos import backend
 from kormos.backend.common import as_tensor
+from kormos.data.points import Points
 from kormos.data.variables import ReadRecorder
 from kormos.float64.evaluation import Arithmetic
 from kormos.float64.modules import refuse_hidden_reads
@@ -16,14 +24,23 @@ from kormos.objective.functions.scalar import VariableReader
 from kormos.objective.functions.scalar import read
 from kormos.objective.functions.scalar import takes
 from kormos.solvers.verification import RANDOM
+from kormos.types import Array
+from kormos.types import Structure
+from kormos.types import Tensor
+
+# The part by which a row may differ between two batches. This is a choice of
+# ours: a batch of another size rounds differently, in float32 and in bfloat16,
+# and a row that depends on other rows differs by far more.
+_SAME = 1e-3
 
 
 class ResidualFunction(VariableReader):
     """A function that reads Keras variables, as a function of their values.
 
     Arrays of data with the same number of rows make a group. A block of
-    residuals with as many rows belongs to the group, and its rows must depend
-    on the same rows of the data alone; every other block belongs to no data.
+    residuals that has a row for each row of a group belongs to that group, and
+    each of its rows must depend only on the same row of the data. All other
+    blocks depend on no data, and their group is `None`.
 
     Args:
         fn: function of the data, or of nothing, that returns a tensor or a
@@ -33,14 +50,21 @@ class ResidualFunction(VariableReader):
         points: the `Points` of the data.
 
     Attributes:
-        points: likewise.
-        names: of the blocks.
-        widths: residuals of a row of each block, or of the whole block.
-        block_groups: the group of each block, or `None`.
-        groups: the groups that have blocks; `None` is one of them.
+        points: the `Points` of the data.
+        names: the names of the blocks.
+        widths: the number of residuals in a row of each block, or in the whole
+            block if its group is `None`.
+        block_groups: the group of each block.
+        groups: the groups that have blocks.
     """
 
-    def __init__(self, fn, variables, data, points):
+    def __init__(
+        self,
+        fn: Callable[..., Structure],
+        variables: Sequence[keras.Variable],
+        data: Structure,
+        points: Points,
+    ) -> None:
         self._fn = fn
         self.points = points
         self._has_data = not points.is_empty
@@ -48,9 +72,11 @@ class ResidualFunction(VariableReader):
             raise ValueError(
                 "Argument `residual_fn` must be a function "
                 + ("of the data" if self._has_data else "of no arguments")
-                + " that reads variables and returns residuals; points that "
-                f"it is evaluated at are given as `data`. Received: {fn!r}"
+                + " that reads variables and returns residuals. The points "
+                "at which it is evaluated are given as `data`. "
+                f"Received: {fn!r}"
             )
+        # The first rows of each array, with which the function is tried.
         self._heads = [a[:3] for a in points.arrays(data)]
         arithmetic = Arithmetic()
         with arithmetic.learning(), ReadRecorder() as scope:
@@ -64,28 +90,39 @@ class ResidualFunction(VariableReader):
         )
         self._find_groups(blocks, points.count)
 
-    def __call__(self, parts, frozen, group, rows):
-        """The blocks of a group's rows: list of tensors, in order.
+    def __call__(
+        self,
+        parts: list[Tensor] | None,
+        frozen: list[Tensor] | None,
+        group: int | None,
+        rows: Sequence[Tensor],
+    ) -> list[Tensor]:
+        """All blocks, of which those of a group can be used.
 
         Args:
-            parts: values of the variables.
-            frozen: values of `frozen_variables`.
+            parts: values of the variables, or `None` for their present ones.
+            frozen: values of `frozen_variables`, or `None` with `parts`.
             group: the number of the group, or `None`.
-            rows: list of arrays, the group's; whatever without a group.
+            rows: rows of the arrays of the group. They are not used if the
+                group is `None`.
+
+        Returns:
+            The blocks in the order of `names`, with a row for each of `rows`
+            in those of the group.
         """
         leaves, given = [], iter(rows)
         for head, leaf_group in zip(
             self._heads, self.points.leaf_groups, strict=True
         ):
-            # Of other groups a row will do: their blocks are not used.
+            # One row of other groups is enough, as their blocks are not used.
             is_mine = group is not None and leaf_group == group
             leaves.append(next(given) if is_mine else as_tensor(head[:1]))
         with self.scope(parts, frozen):
             blocks = self._call(leaves)
             return [blocks[name] for name in self.names]
 
-    def widened(self):
-        """The same, evaluated in float64 on data in float64."""
+    def widened(self) -> Self:
+        """A copy that is evaluated in float64, on data in float64."""
         other = super().widened()
         other.points = self.points.widened()
         other._heads = [
@@ -94,16 +131,16 @@ class ResidualFunction(VariableReader):
         ]
         return other
 
-    def check_width(self):
-        """Refuses blocks that do not compute in the function's precision."""
+    def check_width(self) -> None:
+        """Refuses blocks that are not computed in the function's precision."""
         for group in self.groups:
             heads = zip(self._heads, self.points.leaf_groups, strict=True)
             with backend.wide():
                 rows = [as_tensor(h) for h, g in heads if g == group]
-            super().check_width(group, rows)
+            self._check_width(functools.partial(self, group=group, rows=rows))
 
-    def check_rows(self):
-        """Refuses residuals that depend on other rows than their own."""
+    def check_rows(self) -> None:
+        """Refuses residuals that depend on other rows of the data."""
         if not self._has_data:
             return
 
@@ -112,22 +149,29 @@ class ResidualFunction(VariableReader):
             found = self._at([heads, [h[:1] for h in heads]])
         except Exception as error:
             if backend.is_numerical(error):
-                return  # A fit from here ends at its start, and says so.
+                return  # The fit fails at its start, and reports it.
             raise
         for name, group, long, short in zip(
             self.names, self.block_groups, *found, strict=True
         ):
             long = long if group is None else long[:1]
-            if not np.allclose(long, short, rtol=1e-3, equal_nan=True):
+            if not np.allclose(long, short, rtol=_SAME, equal_nan=True):
                 self._refuse_rows(name, heads)
 
-    def _at(self, batches):
-        """The blocks at batches of data: for each a list of NumPy arrays."""
+    def _at(self, batches: list[list[Tensor]]) -> list[list[Array]]:
+        """The blocks at the present values of the variables, compiled.
 
-        def blocks_at(*batches):
+        Args:
+            batches: for each batch the arrays of the data.
+
+        Returns:
+            For each batch the blocks, as NumPy arrays in the order of `names`.
+        """
+
+        def blocks_at(*batches: list[Tensor]) -> list[list[Tensor]]:
             found = []
             for leaves in batches:
-                # Of its own, so that random numbers are the same.
+                # Random numbers are the same in each scope.
                 with self.scope(None, None):
                     blocks = self._call(leaves)
                 found.append([blocks[name] for name in self.names])
@@ -137,32 +181,38 @@ class ResidualFunction(VariableReader):
             found = backend.compile(blocks_at)(*batches)
         return tree.map_structure(ops.convert_to_numpy, found)
 
-    def _refuse_rows(self, name, heads):
+    def _refuse_rows(self, name: str, heads: list[Tensor]) -> NoReturn:
+        """Refuses a block whose first row differs between two batches.
+
+        Args:
+            name: the name of the block.
+            heads: the first rows of the data.
+        """
         once, again = self._at([heads, heads])
         if self.draws or not all(map(np.array_equal, once, again)):
             raise ValueError(
-                f"{RANDOM} Received: block '{name}', a row of which is "
-                "another one when it is computed anew"
+                f"{RANDOM} Received: block '{name}', which has a row that "
+                "changes when it is computed again"
             )
         raise ValueError(
-            "A row of residuals must depend on the same row of the "
-            "data alone, and a block that is made of no data on none. "
+            "A row of residuals must depend only on the same row of the "
+            "data, and a block without a row for each of these on no data. "
             "Give points that belong together as one row. Received: "
             f"block '{name}', which changes with other rows"
         )
 
-    def grouped(self, data):
-        """The arrays of data, by group, in NumPy."""
+    def grouped(self, data: Structure) -> list[list[Array]]:
+        """The arrays of each group, in the order of `groups`."""
         rows = self.points.grouped(data)
-        # Of what belongs to no data, one row.
+        # Blocks that depend on no data are computed once, for one row.
         nothing = [np.zeros((1, 1), dtype="float32")]
         return [nothing if g is None else rows[g] for g in self.groups]
 
-    def shapes(self):
-        """Name, group and shape of each block; of two rows, in a group."""
+    def shapes(self) -> Iterator[tuple[str, int | None, tuple[int, ...]]]:
+        """The name, group and shape of each block, for two rows of data."""
         return zip(self.names, self.block_groups, self._shapes, strict=True)
 
-    def _call(self, leaves):
+    def _call(self, leaves: Sequence[Tensor]) -> dict[str, Tensor]:
         """The blocks by name."""
         with naming_conversions("residual_fn"):
             if self._has_data:
@@ -175,20 +225,31 @@ class ResidualFunction(VariableReader):
             blocks = {f"block_{i}": block for i, block in enumerate(blocks)}
         else:
             blocks = {"residuals": blocks}
-        # A trace may return them in another order.
+        # The order in which the function returns the blocks. The backend may
+        # sort the dict that this method returns when it traces it.
         self.names = list(blocks)
         return {name: read(block) for name, block in blocks.items()}
 
-    def _head(self, longer):
-        """The first rows: two of each array, three of some groups."""
+    def _head(self, longer: Sequence[int]) -> list[Tensor]:
+        """The first two rows of each array, and three in some groups.
+
+        Args:
+            longer: the groups with three rows.
+        """
         return [
             as_tensor(np.resize(h, (3 if g in longer else 2, *h.shape[1:])))
             for h, g in zip(self._heads, self.points.leaf_groups, strict=True)
         ]
 
-    def _find_groups(self, blocks, count):
+    def _find_groups(self, blocks: dict[str, Tensor], count: int) -> None:
+        """Finds the group of each block by giving that group one more row.
+
+        Args:
+            blocks: the blocks for two rows in each group.
+            count: the number of groups.
+        """
         shapes = {name: tuple(block.shape) for name, block in blocks.items()}
-        found = dict.fromkeys(self.names)
+        found: dict[str, int | None] = dict.fromkeys(self.names)
         for group in range(count):
             with ReadRecorder():
                 longer = backend.dry_run(self._call, self._head([group]))
@@ -203,7 +264,7 @@ class ResidualFunction(VariableReader):
                 ):
                     raise ValueError(
                         "A block of residuals must have one row for each row "
-                        "of the data that it is made of, or be made of no "
+                        "of the data that it depends on, or depend on no "
                         f"data. Received: block '{name}' of shape "
                         f"{shapes[name]} for 2 rows and {shape} for 3"
                         + (f"; {HINT}" if shape == (3, 3) else "")
@@ -218,7 +279,8 @@ class ResidualFunction(VariableReader):
         ]
 
 
-def _check_blocks(blocks):
+def _check_blocks(blocks: dict[str, Tensor]) -> None:
+    """Refuses what is not a tensor of floating-point numbers."""
     for name, block in blocks.items():
         if not ops.is_tensor(block) or not keras.backend.is_float_dtype(
             keras.backend.standardize_dtype(block.dtype)

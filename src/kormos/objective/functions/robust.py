@@ -1,39 +1,41 @@
-"""Losses of a residual r that large residuals hardly move.
+"""Losses of a residual r on which large residuals have little influence.
 
-Each is f^2 rho(z), z = (r / f)^2, with f the residual at which it leaves the
-square, as in `scipy.optimize.least_squares`; Tukey's biweight is constant
-beyond f (Beaton and Tukey 1974).
+Each is f^2 rho(z), z = (r / f)^2, as in `scipy.optimize.least_squares`. For
+residuals much smaller than f it is about the square, r^2. Tukey's biweight is
+constant beyond f (Beaton and Tukey 1974).
 """
 
 import numpy as np
 from keras import ops
 
 from kormos import backend
+from kormos.types import Array
+from kormos.types import Tensor
 
 
-def linear(z):
+def linear(z: Tensor) -> Tensor:
     return z
 
 
-def soft_l1(z):
+def soft_l1(z: Tensor) -> Tensor:
     return 2 * (ops.sqrt(1 + z) - 1)
 
 
-def huber(z):
-    # The root of what lies below one is not used, but it is differentiated.
+def huber(z: Tensor) -> Tensor:
+    # Where z is below one, the root is not used, but it is differentiated.
     root = ops.sqrt(ops.where(z > 1, z, ops.ones_like(z)))
     return ops.where(z > 1, 2 * root - 1, z)
 
 
-def cauchy(z):
+def cauchy(z: Tensor) -> Tensor:
     return ops.log1p(z)
 
 
-def arctan(z):
+def arctan(z: Tensor) -> Tensor:
     return backend.arctan(z)
 
 
-def tukey(z):
+def tukey(z: Tensor) -> Tensor:
     rest = ops.where(z < 1, 1 - z, ops.zeros_like(z))
     return (1 - rest**3) / 3
 
@@ -42,15 +44,17 @@ LOSSES = {
     fn.__name__: fn for fn in (linear, soft_l1, huber, cauchy, arctan, tukey)
 }
 
-# A normal distribution's deviation over its median absolute deviation.
-_NORMAL = 1.4826
+# The standard deviation of a normal distribution over its median absolute
+# deviation, 1 / 0.6745.
+_DEVIATION_OVER_MEDIAN = 1.4826
 
-# Deviations beyond which Tukey's loss is constant, for 95 % of the efficiency
-# of least squares where there are no outliers.
+# The number of standard deviations beyond which Tukey's loss is constant. With
+# the usual 4.685 it is 95 % as efficient as least squares for normal residuals
+# without outliers. A smaller value resists outliers more and is less efficient.
 TUKEY_DEVIATIONS = 4.685
 
 
-def spread(residuals):
-    """A robust estimate of residuals' standard deviation."""
+def spread(residuals: Array) -> float:
+    """A robust estimate of the standard deviation of residuals."""
     deviations = np.abs(residuals - np.median(residuals))
-    return _NORMAL * float(np.median(deviations))
+    return _DEVIATION_OVER_MEDIAN * float(np.median(deviations))

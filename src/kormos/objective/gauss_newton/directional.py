@@ -1,32 +1,50 @@
-"""Derivatives of a model's outputs along a line through its parameters."""
+"""Directional derivatives of a model's outputs in its parameters."""
+
+from collections.abc import Callable
+from typing import TypeAlias
 
 from keras import ops
 
 from kormos import backend
 from kormos.arithmetic.vectors import rounding
+from kormos.types import Scalar
+from kormos.types import Tensor
 
-# The longest part of a step at which second derivatives are differences.
-_LONGEST = 0.1
+# A function of a list of tensors, `parts -> outputs`.
+_Outputs: TypeAlias = Callable[[list[Tensor]], Tensor]
+
+# The longest step of second differences, as a part of the direction. This is a
+# choice of ours: directions are the steps of a solver, and the outputs within
+# a tenth of one are what the second derivative is to describe. A larger value
+# would mix in higher derivatives, and a smaller one more rounding.
+_LONGEST_STEP = 0.1
 
 
-class AlongLine:
-    """The outputs of a function, and a derivative of them along a line.
+class DirectionalDerivative:
+    """The outputs of a function, and a directional derivative of them.
 
-    It is exact, or a central difference where a layer has no forward mode on
-    this backend, as the first call of an order finds out.
+    The derivative is exact, or a central difference where an operation has no
+    forward-mode differentiation on this backend. The first call for each order
+    finds out which.
     """
 
-    def __init__(self):
-        self._is_exact = {}
+    def __init__(self) -> None:
+        self._is_exact: dict[int, bool] = {}
 
-    def __call__(self, order, outputs, parts, tangents):
-        """The outputs at `parts`, and their derivative of order 1 or 2.
+    def __call__(
+        self,
+        order: int,
+        outputs: _Outputs,
+        parts: list[Tensor],
+        tangents: list[Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """The outputs at a point, and their derivative of order 1 or 2.
 
         Args:
             order: 1 or 2.
-            outputs: function of a list of tensors.
-            parts: the point, a list of tensors.
-            tangents: the direction, of the same shapes.
+            outputs: the function.
+            parts: the point.
+            tangents: the direction, in tensors of the same shapes.
         """
         if order not in self._is_exact:
             found = _tried(order, outputs, parts, tangents)
@@ -37,10 +55,15 @@ class AlongLine:
         return rule(order, outputs, parts, tangents)
 
 
-def _tried(order, outputs, parts, tangents):
-    """As `_exact`; `None` without a forward mode. Other errors are raised."""
+def _tried(
+    order: int, outputs: _Outputs, parts: list[Tensor], tangents: list[Tensor]
+) -> tuple[Tensor, Tensor] | None:
+    """As `_exact`, or `None` where an operation has no forward mode.
 
-    def attempt():
+    An error of the function itself is raised.
+    """
+
+    def attempt() -> tuple[Tensor, Tensor]:
         found = _exact(order, outputs, parts, tangents)
         backend.check_forward_mode(outputs, parts, tangents)
         return found
@@ -48,29 +71,33 @@ def _tried(order, outputs, parts, tangents):
     try:
         return attempt()
     except Exception:
-        outputs(parts)  # Raises as well if it is the function that fails.
+        outputs(parts)  # If the function itself fails, this raises too.
         try:
             attempt()
         except Exception:
             return None
-        raise  # It failed once, for a reason of its own.
+        raise  # The error does not come again, so it is not the forward mode.
 
 
-def _exact(order, outputs, parts, tangents):
+def _exact(
+    order: int, outputs: _Outputs, parts: list[Tensor], tangents: list[Tensor]
+) -> tuple[Tensor, Tensor]:
     if order == 1:
         return backend.jvp(outputs)(parts, tangents)
 
-    def slope(parts):
+    def slope(parts: list[Tensor]) -> tuple[Tensor, Tensor]:
         return backend.jvp(outputs)(parts, tangents)
 
     (values, _), (_, second) = backend.jvp(slope)(parts, tangents)
     return values, second
 
 
-def _by_differences(order, outputs, parts, tangents):
+def _by_differences(
+    order: int, outputs: _Outputs, parts: list[Tensor], tangents: list[Tensor]
+) -> tuple[Tensor, Tensor]:
     h = _distance(order, parts, tangents)
 
-    def at(distance):
+    def at(distance: Scalar) -> Tensor:
         return outputs(
             [p + distance * t for p, t in zip(parts, tangents, strict=True)]
         )
@@ -81,8 +108,14 @@ def _by_differences(order, outputs, parts, tangents):
     return values, (ahead - 2 * values + behind) / h**2
 
 
-def _distance(order, parts, tangents):
-    """The part of a step that balances rounding with what it leaves out."""
+def _distance(
+    order: int, parts: list[Tensor], tangents: list[Tensor]
+) -> Scalar:
+    """The step of central differences, as a part of the direction.
+
+    With these usual powers of `epsilon`, the error of rounding is about as
+    large as that of the derivatives that the differences neglect.
+    """
     epsilon = max(rounding(p.dtype) for p in parts)
     length, reach = (
         sum(ops.sum(ops.square(a)) for a in arrays) ** 0.5
@@ -93,4 +126,4 @@ def _distance(order, parts, tangents):
     if order == 1:
         return epsilon ** (1 / 3) * reach / length
     h = epsilon ** (1 / 4) * reach / length
-    return ops.where(h < _LONGEST, h, ops.full_like(h, _LONGEST))
+    return ops.where(h < _LONGEST_STEP, h, ops.full_like(h, _LONGEST_STEP))

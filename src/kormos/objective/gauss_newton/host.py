@@ -1,47 +1,71 @@
-"""The Gauss-Newton matrix for solvers, whose arithmetic is NumPy's."""
+"""The Gauss-Newton matrix for solvers that compute with NumPy."""
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kormos import backend
 from kormos.arithmetic.vectors import number
 from kormos.arithmetic.vectors import to_array
+from kormos.objective.gauss_newton.compiled import Factor
+from kormos.objective.gauss_newton.compiled import GaussNewton
 from kormos.objective.units import size_of
+from kormos.types import Matrix
+from kormos.types import Tensor
+from kormos.types import Vector
 
-# Factors of more bytes than this are not kept.
-_MOST_KEPT = 2**28
+if TYPE_CHECKING:
+    from kormos.objective.base import FlatObjective
+
+# Jacobians of more bytes than this are not kept: a quarter of a gibibyte. This
+# is a choice of ours. More would save the recomputation of J for larger data,
+# and take the memory that the user may need.
+_MOST_BYTES_KEPT = 2**28
 
 
 class HostGaussNewton:
-    """A `GaussNewton` at given data, for float64 arrays of shape `(size,)`.
+    """The Gauss-Newton matrix of an objective's loss, at all of its data.
+
+    Its methods take and return float64 arrays.
 
     Args:
-        compiled: the `GaussNewton`.
-        objective: the `FlatObjective` whose data it is.
+        compiled: the compiled derivatives of the outputs.
+        objective: the objective, which has the data.
     """
 
-    def __init__(self, compiled, objective):
+    def __init__(
+        self, compiled: GaussNewton, objective: "FlatObjective"
+    ) -> None:
         self._compiled = compiled
         self._objective = objective
-        # The latest point and its factors, or `None`.
-        self._kept = None
+        # The latest point and its factors, if they are kept.
+        self._kept: tuple[Vector, list[Factor]] | None = None
 
     @property
-    def outputs(self):
+    def outputs(self) -> int:
         """The number of outputs of all rows of data."""
         terms, counts = self._compiled.terms, self._objective.row_counts
         return sum(t.width * n for t, n in zip(terms, counts, strict=True))
 
     @property
-    def has_penalty(self):
+    def has_penalty(self) -> bool:
         """Whether a part of the loss depends on more than the outputs."""
         return any(term.has_penalty for term in self._compiled.terms)
 
-    def normal_equations(self, theta, keep=False):
-        """Loss, gradient `(size,)`, matrix `(size, size)`: upper triangle.
+    def normal_equations(
+        self, theta: Vector, keep: bool = False
+    ) -> tuple[float, Vector, Matrix]:
+        """The loss and what the normal equations of a step consist of.
 
         Args:
             theta: the point.
             keep: whether to keep J for `bend`, where it is small.
+
+        Returns:
+            The loss, the gradient of shape `(size,)`, and the matrix of shape
+            `(size, size)`, of which only the upper triangle is right.
         """
         if backend.on_cpu():
             return self._summed(theta, keep)
@@ -50,7 +74,9 @@ class HostGaussNewton:
             loss, grad, matrix = self._objective.total(compiled, theta)
             return number(loss), to_array(grad), to_array(matrix)
 
-    def _summed(self, theta, keep):
+    def _summed(
+        self, theta: Vector, keep: bool
+    ) -> tuple[float, Vector, Matrix]:
         """The normal equations by BLAS, which takes half as long as XLA."""
         size = len(theta)
         loss, total = 0.0, np.zeros((size + 1, size + 1))
@@ -58,33 +84,40 @@ class HostGaussNewton:
         matrix, grad = total[:-1, :-1], total[:-1, -1]
         for factor in self._factors(theta, keep):
             loss += factor.loss
-            # Of a matrix and its own transpose NumPy computes one triangle.
+            # NumPy computes only one triangle of such a product, M'M.
             total += factor.matrix.T @ factor.matrix
             grad += factor.grad
             diagonal += factor.diagonal
         matrix[np.diag_indices(size)] += _positive(diagonal)
         return loss, grad, matrix
 
-    def rows(self, theta, keep=False):
-        """Loss, gradient, and R, whose R'R is the matrix; as above."""
+    def rows(
+        self, theta: Vector, keep: bool = False
+    ) -> tuple[float, Vector, Matrix]:
+        """Loss, gradient and a matrix R; R'R is the Gauss-Newton matrix.
+
+        Args:
+            theta: the point.
+            keep: whether to keep J for `bend`, where it is small.
+        """
         loss, grad, rows = 0.0, np.zeros(len(theta)), []
         diagonal = np.zeros(len(theta))
         for factor in self._factors(theta, keep):
             own, slope = factor.matrix[:, :-1], factor.matrix[:, -1]
             loss += factor.loss
             grad += factor.grad + own.T @ slope
-            # It may be the device's own memory.
+            # A copy: the array may be a view of the device's memory.
             rows.append(np.array(own))
             diagonal += factor.diagonal
         if diagonal.any():
             rows.append(np.diag(np.sqrt(_positive(diagonal))))
         return loss, grad, np.concatenate(rows)
 
-    def _factors(self, theta, keep):
+    def _factors(self, theta: Vector, keep: bool) -> Iterator[Factor]:
         """Yields the `Factor` of each chunk."""
         self._kept, factors = None, []
-        is_small = 8 * self.outputs * (len(theta) + 1) <= _MOST_KEPT
-        # Of a stream, no more than a batch is to be in memory.
+        is_small = 8 * self.outputs * (len(theta) + 1) <= _MOST_BYTES_KEPT
+        # Only one batch of a stream is to be in memory.
         keep = keep and is_small and not self._objective.is_streamed
         with backend.wide():
             for piece in self._objective.pieces():
@@ -95,31 +128,37 @@ class HostGaussNewton:
         if keep:
             self._kept = np.array(theta), factors
 
-    def product(self, theta, vector):
+    def product(self, theta: Vector, vector: Vector) -> Vector:
         """The matrix times a vector."""
         size = size_of(vector)
         return self._total(self._compiled.product, theta, vector / size) * size
 
-    def bend(self, theta, vector):
+    def bend(self, theta: Vector, vector: Vector) -> Vector:
         """J'H times the second derivative of the outputs along a vector.
 
-        Where J is kept, of the latest point, the rest goes forward alone:
-        that compiles in half of the time.
+        If J was kept for this point, only the second derivative is computed
+        anew. That needs forward-mode differentiation only, which compiles in
+        half of the time.
         """
         if self._kept is None or not np.array_equal(theta, self._kept[0]):
             return self._total(self._compiled.bend, theta, vector)
         total, kept = np.zeros(len(theta)), iter(self._kept[1])
         with backend.wide():
             for piece in self._objective.pieces():
-                for along in self._compiled.second(theta, vector, *piece):
-                    total += next(kept).pulled_back(along)
+                for second in self._compiled.second(theta, vector, *piece):
+                    total += next(kept).pulled_back(second)
         return total
 
-    def _total(self, compiled, *vectors):
+    def _total(
+        self, compiled: Callable[..., Tensor], *vectors: Vector
+    ) -> Vector:
         with backend.wide():
             return to_array(self._objective.total(compiled, *vectors))
 
 
-def _positive(diagonal):
-    """What a convex loss would have; of all rows, not of some."""
+def _positive(diagonal: Vector) -> Vector:
+    """The positive part of the Hessian's diagonal, summed over all rows.
+
+    A chunk's own diagonal may be negative, so it is not cut off chunk by chunk.
+    """
     return np.maximum(diagonal, 0.0)

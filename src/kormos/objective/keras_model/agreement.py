@@ -1,45 +1,67 @@
-"""Whether float64 evaluates the function that the model's own dtype does."""
+"""Whether a model is the same function in float64 as in its own dtype."""
+
+from collections.abc import Callable
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from keras import ops
 from keras import tree
 
 from kormos import backend
+from kormos.data.memory import Data
 from kormos.data.variables import snapshot
 from kormos.data.variables import wide_values
 from kormos.float64.evaluation import Float64Error
+from kormos.objective.compiled import Compiler
+from kormos.types import Array
+from kormos.types import Structure
+from kormos.types import Tensor
 
-# Rounding in every operation may change the results some ten times as much as
-# a rounding of the weights and inputs does, or more.
+if TYPE_CHECKING:
+    from kormos.objective.keras_model.loss import ModelLoss
+
+# How much more the results may differ than they change when weights and inputs
+# are rounded. Rounding happens in every operation, and may change the results
+# ten times as much. This is a choice of ours: a smaller number would refuse
+# deep models, a larger one might miss code that depends on the dtype.
 _AMPLIFIED = 30
+# At how many points, a rounding away, that change is measured.
 _PLACES = 3
 
-# Clipping the logarithm of a saturated output may change the loss by this part.
+# The part of itself by which the loss may differ anyway, because Keras clips
+# outputs that saturate before it takes their logarithm. A choice of ours.
 _CLIPPED = 0.05
+
+# Each output may differ anyway by this power of the rounding, as a part of the
+# largest output: 2e-3 in float32. A choice of ours, for rounding inside of the
+# layers that a change of weights and inputs does not show.
+_SHARE_EXPONENT = 0.4
 
 
 class Agreement:
-    """A model's outputs and its loss in its own arithmetic, to compare with.
+    """A model's outputs and loss in its own dtype, to compare with float64.
 
     Args:
-        model_loss: the `ModelLoss`, still in its own arithmetic.
-        head: the first rows, a `Data` of tensors in its dtype.
+        model_loss: the model's loss, still in the model's own dtype.
+        head: the first rows, as tensors of that dtype.
         compile: function that compiles a function.
     """
 
-    def __init__(self, model_loss, head, compile):
+    def __init__(
+        self, model_loss: "ModelLoss", head: Data, compile: Compiler
+    ) -> None:
         self._model_loss = model_loss
         self._compile = compile
         self._frozen = snapshot(model_loss.frozen_variables)
         parts = snapshot(model_loss.variables)
         outputs = compile(self._outputs)
         self._own = self._evaluated(outputs, parts, head)
-        # Rounding inside a layer does not show when weights and inputs move.
-        self._share = model_loss.epsilon**0.4
+        self._share = model_loss.epsilon**_SHARE_EXPONENT
         self._moved = []
         rng = np.random.default_rng(0)
 
-        def move(tensor):
+        def move(tensor: Tensor) -> Tensor:
             array = ops.convert_to_numpy(tensor)
             if array.dtype.kind != "f":
                 return tensor
@@ -53,7 +75,7 @@ class Agreement:
             moved = self._evaluated(outputs, place, head._replace(x=x))
             self._moved.append(moved)
 
-    def check(self, head):
+    def check(self, head: Data) -> None:
         """Refuses a model that is another function in float64.
 
         Args:
@@ -62,37 +84,52 @@ class Agreement:
         Raises:
             Float64Error: if an output differs by more than rounding explains.
         """
-        # Compiled anew: the arithmetic is no argument.
+        # A new function, because the dtype is no argument of the compiled one.
         outputs = self._compile(lambda *args: self._outputs(*args))
         parts = wide_values(self._model_loss.variables)
         wide = self._evaluated(outputs, parts, head)
-        results = [self._own, wide, *self._moved]
-        if not all(results):
-            return  # Where the numerics fail, nothing can be compared.
+        own = self._own
+        moved = [results for results in self._moved if results is not None]
+        if own is None or wide is None or len(moved) < _PLACES:
+            return  # There are no numbers to compare.
         shares = [*[self._share] * (len(wide) - 1), _CLIPPED]
-        difference = disagreement(self._own, wide, self._moved, shares)
+        difference = disagreement(own, wide, moved, shares)
         if difference is None:
             return
-        place, own, other = difference
+        place, before, after = difference
         name = "the loss" if place == len(wide) - 1 else "an output"
         raise Float64Error(
-            "In float64 (`precision`), a model must be the function that it is "
-            "in its own dtype, to rounding: leave `precision` out, or take "
-            "code that depends on the dtype out of the model. Received: "
-            f"{name} that is {own:.6g} there and {other:.6g} in float64"
+            "In float64 (`precision`), a model must be the same function as "
+            "in its own dtype, up to rounding: leave `precision` out, or "
+            "remove code that depends on the dtype from the model. Received: "
+            f"{name} that is {before:.6g} there and {after:.6g} in float64"
         )
 
-    def _outputs(self, parts, frozen, x, y, w):
-        """The outputs and the loss, in the arithmetic of the moment."""
+    def _outputs(
+        self,
+        parts: list[Tensor],
+        frozen: list[Tensor],
+        x: Structure,
+        y: Structure,
+        w: Structure,
+    ) -> list[Tensor]:
+        """The outputs and the loss, in the present dtype of `model_loss`."""
         loss = self._model_loss
         with loss.scope(parts, frozen):
             y_pred = loss.predict(x)
-            scales = ops.ones((len(loss.factors) + 1,), dtype="float64")
-            total = loss.loss_of(x, y, y_pred, w, scales)
+            term_factors = ops.ones(
+                (len(loss.term_weights) + 1,), dtype="float64"
+            )
+            total = loss.loss_of(x, y, y_pred, w, term_factors)
             return [*tree.flatten(y_pred), total]
 
-    def _evaluated(self, outputs, parts, head):
-        """What `outputs` returns, or `None` where the numerics fail."""
+    def _evaluated(
+        self,
+        outputs: Callable[..., list[Tensor]],
+        parts: list[Tensor],
+        head: Data,
+    ) -> list[Array] | None:
+        """What `outputs` returns, or `None` if a computation fails."""
         try:
             with backend.wide():
                 values = outputs(parts, self._frozen, *head)
@@ -103,18 +140,26 @@ class Agreement:
         return [np.asarray(ops.convert_to_numpy(v), "float64") for v in values]
 
 
-def disagreement(own, wide, moved, shares):
-    """What rounding does not explain between two evaluations.
+def disagreement(
+    own: list[Array],
+    wide: list[Array],
+    moved: list[list[Array]],
+    shares: Sequence[float],
+) -> tuple[int, float, float] | None:
+    """A difference between two evaluations that rounding does not explain.
+
+    Arrays that are not finite in the model's own dtype are not compared.
 
     Args:
-        own: list of arrays, in the model's own arithmetic.
-        wide: the same in float64.
-        moved: lists of arrays, as `own`, at places a rounding away.
-        shares: by which part of the largest number each may differ anyway.
+        own: list of arrays, in the model's own dtype.
+        wide: the same arrays in float64.
+        moved: lists as `own`, with weights and inputs changed by a rounding.
+        shares: for each array, the part of its largest number by which it may
+            differ anyway.
 
     Returns:
-        The place in the list and two numbers that differ, or `None`. What is
-        not finite in the own arithmetic is not compared.
+        The place of an array in the list, and two numbers of it that differ,
+        or `None`.
     """
     for place, (a, b) in enumerate(zip(own, wide, strict=True)):
         others = np.array([m[place] for m in moved])

@@ -8,9 +8,10 @@ def copied(owner: Any, **attributes: Any) -> Any:
 
     Args:
         owner: the `keras.Layer` or `keras.losses.Loss`.
-        **attributes: what is another one in the copy.
+        **attributes: the attributes that are different in the copy.
     """
-    # `copy.copy` would save and load it: Keras' objects are pickled so.
+    # `copy.copy` would serialize and deserialize it, as pickling Keras' objects
+    # does.
     copy = object.__new__(type(owner))
     copy.__dict__.update(owner.__dict__, **attributes)
     return copy

@@ -1,9 +1,11 @@
-"""What layers keep of the data that they see in training.
+"""Variables that layers update in training, such as moving averages.
 
-A stock step moves the averages of batch normalization a little towards those
-of its batch. A full batch has the averages themselves: with them the model
-computes in inference what was minimized in training.
+In Keras' own training, each step moves the averages of batch normalization a
+little towards those of its batch. Here they become the averages of all data.
+With these the model computes in inference what was minimized in training.
 """
+
+from collections.abc import Iterable
 
 import keras
 import numpy as np
@@ -12,7 +14,14 @@ from keras import ops
 from kormos import backend
 from kormos.data.variables import is_seed
 from kormos.data.variables import snapshot
+from kormos.objective.compiled import Chunk
+from kormos.objective.compiled import Compiler
 from kormos.objective.compiled import leading_size
+from kormos.objective.keras_model.loss import ModelLoss
+from kormos.objective.layout import Packing
+from kormos.types import Array
+from kormos.types import Tensor
+from kormos.types import Vector
 
 
 class LayerStates:
@@ -20,12 +29,18 @@ class LayerStates:
 
     Args:
         model: the model.
-        model_loss: its `ModelLoss`, in training.
+        model_loss: its loss, with layers that behave as in training.
         packing: the `Packing` of the variables to train.
         compile: function that compiles a function.
     """
 
-    def __init__(self, model, model_loss, packing, compile):
+    def __init__(
+        self,
+        model: keras.Model,
+        model_loss: ModelLoss,
+        packing: Packing,
+        compile: Compiler,
+    ) -> None:
         self._model_loss = model_loss
         self._packing = packing
         self._after = compile(self._after_chunk)
@@ -35,7 +50,7 @@ class LayerStates:
             for v in model.non_trainable_variables
             if not is_seed(v) and id(v) not in others
         ]
-        # By variable what a batch's average is multiplied by.
+        # By variable, what a step multiplies the average of its batch by.
         self._shares = {
             id(average): 1 - layer.momentum
             for layer in model_loss.layers
@@ -45,22 +60,24 @@ class LayerStates:
             for average in (layer.moving_mean, layer.moving_variance)
         }
 
-    def update(self, theta, frozen, chunks):
-        """Assigns what a pass over the data in training leaves.
+    def update(
+        self, theta: Vector, frozen: list[Tensor], chunks: Iterable[Chunk]
+    ) -> dict[int, Tensor]:
+        """Assigns the values that a pass over the data in training leads to.
 
         Args:
             theta: the values of the variables to train.
-            frozen: those of the loss's frozen variables.
-            chunks: iterable of the chunks of the data.
+            frozen: those of the frozen variables of the loss.
+            chunks: the chunks of the data.
 
         Returns:
-            Those of the frozen values that are other ones now, by the id of
-            the variable.
+            A dict from the ids of the variables to their new values.
         """
         if not self._variables:
             return {}
         values = [v.value for v in self._variables]
-        averages, rows = {}, 0
+        averages: dict[int, Array] = {}
+        rows = 0
         with backend.wide():
             for chunk in chunks:
                 begun = [
@@ -85,7 +102,21 @@ class LayerStates:
             for v, value in zip(self._variables, copies, strict=True)
         }
 
-    def _after_chunk(self, theta, frozen, values, chunk):
+    def _after_chunk(
+        self,
+        theta: Tensor,
+        frozen: list[Tensor],
+        values: list[Tensor],
+        chunk: Chunk,
+    ) -> list[Tensor]:
+        """The variables' values after the layers were called on a chunk.
+
+        Args:
+            theta: the values of the variables to train.
+            frozen: those of the frozen variables of the loss.
+            values: the variables' values before.
+            chunk: the chunk.
+        """
         parts = self._packing.unpack(theta)
         own = {
             id(v): (v, value)

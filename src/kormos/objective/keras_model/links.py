@@ -1,5 +1,8 @@
-"""Last activations that make a convex loss of what enters them."""
+"""Last activations whose loss is convex in the values before them."""
 
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 from typing import NamedTuple
 
@@ -7,8 +10,11 @@ import keras
 from keras import tree
 
 from kormos.objective.keras_model.copies import copied
+from kormos.types import Structure
+from kormos.types import Tensor
 
-# By the activation's name the losses that match it: their functions.
+# By the activation's name, the functions of the losses that match it: the loss
+# is convex in what enters the activation.
 _MATCHING = {
     "softmax": (
         keras.losses.categorical_crossentropy,
@@ -43,12 +49,13 @@ class Link(NamedTuple):
     """The last layer of an output, and the activation that it ends with."""
 
     layer: keras.Layer
-    activation: Any
+    activation: Callable[[Tensor], Tensor]
 
-    def linear(self, inputs):
-        """What enters the activation.
+    def linear(self, inputs: Tensor) -> Tensor:
+        """What enters the activation, from the inputs of the layer.
 
-        A copy computes it: another thread may use the layer meanwhile.
+        A copy of the layer computes it, because another thread may use the
+        layer at the same time.
         """
         linear = copied(self.layer, activation=keras.activations.linear)
         return linear(inputs)
@@ -59,15 +66,18 @@ class LinkedModel:
 
     Args:
         model: the built model.
-        losses: for each output the list of its `keras.losses.Loss`es.
+        losses: for each output the list of its losses.
 
     Attributes:
-        trunk: a model of what enters the links' layers, and of the other
-            outputs; the model itself where there are no links.
+        trunk: a model whose outputs are what enters the links' layers, and the
+            model's outputs without a link. It is the model itself where there
+            are no links.
         is_convex: whether the losses are known to be convex in the outputs.
     """
 
-    def __init__(self, model, losses):
+    def __init__(
+        self, model: keras.Model, losses: list[list[keras.losses.Loss]]
+    ) -> None:
         outputs = _symbolic_outputs(model) if losses else []
         self._links = [
             _link(output, own)
@@ -90,41 +100,50 @@ class LinkedModel:
             for link, own in zip(links, losses, strict=True)
         )
 
-    def __call__(self, x, training):
-        """What enters the last activations: a list, one for each output."""
+    def __call__(self, x: Structure, training: bool) -> list[Tensor]:
+        """What enters the last activations: a tensor for each output.
+
+        An output without a link is the output itself.
+        """
         values = tree.flatten(self.trunk(x, training=training))
         return [
             leaf if link is None else link.linear(leaf)
             for link, leaf in self._with_links(values)
         ]
 
-    def activated(self, values):
-        """The model's outputs, of what enters the last activations."""
+    def activated(self, values: list[Tensor]) -> list[Tensor]:
+        """The model's outputs, from what enters the last activations."""
         return [
             leaf if link is None else link.activation(leaf)
             for link, leaf in self._with_links(values)
         ]
 
-    def _with_links(self, values):
+    def _with_links(
+        self, values: list[Tensor]
+    ) -> Iterator[tuple[Link | None, Tensor]]:
         links = self._links or [None] * len(values)
         return zip(links, values, strict=True)
 
 
-def _symbolic_outputs(model):
-    """The outputs of a model that is a graph of layers; none of another."""
+def _symbolic_outputs(model: keras.Model) -> list[keras.KerasTensor]:
+    """The outputs of a model that is a graph of layers, or none."""
     is_graph = type(model).call.__module__.startswith("keras.")
     return list(getattr(model, "outputs", None) or ()) if is_graph else []
 
 
-def _node(output):
+def _node(output: keras.KerasTensor) -> Any:
+    """The node of the graph that computes an output."""
     history = output._keras_history
     return history.operation._inbound_nodes[history.node_index]
 
 
-def _link(output, losses):
+def _link(
+    output: keras.KerasTensor, losses: list[keras.losses.Loss]
+) -> Link | None:
+    """The link of an output, if its activation matches all its losses."""
     layer, inputs = _node(output).operation, _node(output).input_tensors
-    activation = getattr(layer, "activation", None)
-    matching = _MATCHING.get(getattr(activation, "__name__", None), ())
+    activation: Any = getattr(layer, "activation", None)
+    matching = _MATCHING.get(getattr(activation, "__name__", ""), ())
     ends_with_it = getattr(type(layer), "call", None) in _LAST_CALLS
     if ends_with_it and len(inputs) == 1 and losses:
         if all(_matches(loss, matching) for loss in losses):
@@ -132,10 +151,13 @@ def _link(output, losses):
     return None
 
 
-def _matches(loss, functions):
+def _matches(
+    loss: keras.losses.Loss, functions: Sequence[Callable[..., Tensor]]
+) -> bool:
     is_own = type(loss) in _CLASSES and not _is_of_logits(loss)
     return is_own and any(loss.fn is function for function in functions)
 
 
-def _is_of_logits(loss):
+def _is_of_logits(loss: keras.losses.Loss) -> bool:
+    """Whether it is a loss that applies the activation itself."""
     return type(loss) in _CLASSES and bool(loss.get_config().get("from_logits"))

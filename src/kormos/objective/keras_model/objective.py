@@ -3,9 +3,17 @@
 import contextlib
 import copy
 import functools
+import math
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+from typing import Self
 
 import keras
 import numpy as np
+import numpy.typing as npt
 from keras import ops
 
 from kormos import backend
@@ -15,16 +23,21 @@ from kormos.checks import check_count
 from kormos.data import reading
 from kormos.data.arrays import check_inputs
 from kormos.data.arrays import in_dtype
+from kormos.data.memory import Data
 from kormos.data.stream import Stream
 from kormos.float64.evaluation import check_precision
 from kormos.float64.evaluation import decide
 from kormos.float64.evaluation import starts_wide
 from kormos.float64.evaluation import warn_of_rounding
 from kormos.objective.base import FlatObjective
+from kormos.objective.compiled import Chunk
+from kormos.objective.compiled import ChunkPair
+from kormos.objective.compiled import Chunks
 from kormos.objective.compiled import each_chunk
 from kormos.objective.compiled import leading_size
 from kormos.objective.gauss_newton.host import HostGaussNewton
 from kormos.objective.keras_model.loss import overrides
+from kormos.objective.keras_model.program_cache import ModelProgram
 from kormos.objective.keras_model.program_cache import is_built
 from kormos.objective.keras_model.program_cache import is_new
 from kormos.objective.keras_model.program_cache import program_for
@@ -32,15 +45,17 @@ from kormos.objective.keras_model.rows import naming_rows
 from kormos.objective.keras_model.rows import refuse_carried
 from kormos.objective.units import largest
 from kormos.objective.units import unit_for
+from kormos.types import Tensor
+from kormos.types import Vector
 from kormos.warn import warn
 
 
 class Objective(FlatObjective):
     """The value that `model.evaluate` reports, as a function of one vector.
 
-    The loss, its gradient and its Hessian products over all of the data, for
-    a compiled model of any kind, to be minimized by kormos or by any other
-    solver. Evaluating assigns nothing to the model: `assign` does.
+    It computes the loss, its gradient and its Hessian products over all of the
+    data, for a compiled model of any kind, so that kormos or any other solver
+    can minimize it. Evaluating assigns nothing to the model: `assign` does.
 
     Dropout and noise are off and batch normalization uses its moving averages
     unless `training=True`, which freezes every seed instead and normalizes by
@@ -57,8 +72,8 @@ class Objective(FlatObjective):
             changes memory and speed, never the value. Defaults to a size
             chosen from the width of the inputs.
         training: whether layers behave as in training.
-        with_jacobian: whether chunks are for derivatives of outputs, which
-            are as wide as the parameters.
+        with_jacobian: whether to cut chunks so small that the derivatives of
+            all their outputs in all parameters fit into memory.
         precision: `"float64"` to evaluate in float64 whatever the model's
             dtype is, `"auto"` to do so from `widen()` on. Defaults to the
             model's own.
@@ -71,6 +86,12 @@ class Objective(FlatObjective):
         ValueError: if the model is not compiled, has no trainable variable or
             no loss, or the data cannot be used.
 
+    Attributes:
+        model: the model.
+        can_widen: whether `widen` can be called.
+        unused_variables: the trainable variables that the loss never reads.
+        has_metrics: whether the model is compiled with metrics.
+
     Example:
 
     ```python
@@ -82,21 +103,23 @@ class Objective(FlatObjective):
     ```
     """
 
+    program: ModelProgram
+
     def __init__(
         self,
-        model,
-        x,
-        y=None,
+        model: keras.Model,
+        x: Any,
+        y: Any = None,
         *,
-        sample_weight=None,
-        class_weight=None,
-        batch_size=None,
-        training=False,
-        with_jacobian=False,
-        precision=None,
-        stream=False,
-        allow_nan=False,
-    ):
+        sample_weight: Any = None,
+        class_weight: Mapping[int, float] | None = None,
+        batch_size: int | None = None,
+        training: bool = False,
+        with_jacobian: bool = False,
+        precision: str | None = None,
+        stream: bool = False,
+        allow_nan: bool = False,
+    ) -> None:
         _check_model(model)
         check_precision(precision)
         if batch_size is not None:
@@ -117,7 +140,7 @@ class Objective(FlatObjective):
         self._with_jacobian = with_jacobian
         self.model = model
         if not is_built(model):
-            # Not in training, which updates moving averages.
+            # A call in training would update moving averages.
             head = self._probe(None)
             with naming_rows(model, leading_size(head.x)):
                 model(head.x, training=False)
@@ -129,35 +152,46 @@ class Objective(FlatObjective):
         if not is_wide:
             warn_of_rounding(model.name, model.compute_dtype)
         self._prepare("float64" if is_wide else None)
-        # Whether the model is compiled with metrics.
         self.has_metrics = any(m.name != "loss" for m in model.metrics)
 
         if self.can_widen:
-            # What will not do then is found now.
+            # A model that fails in float64 is found now, not during the fit.
             self.can_widen = decide(precision, lambda: self._program("float64"))
 
-    def _widen(self):
+    def _widen(self) -> None:
         self._prepare("float64")
 
-    def _program(self, dtype):
-        def head():
+    def _program(self, dtype: str | None) -> ModelProgram:
+        """The model's compiled functions.
+
+        Args:
+            dtype: `"float64"`, or `None` for the model's own dtype.
+        """
+
+        def head() -> Data:
             return self._probe(dtype)
 
         with backend.wide() if dtype else contextlib.nullcontext():
             return program_for(self.model, head, self._training, dtype)
 
-    def _probe(self, dtype):
-        """Rows to try the model on: as many as a chunk has."""
+    def _probe(self, dtype: str | None) -> Data:
+        """Rows to try the model on, as many as a chunk has."""
         data = self._rows(dtype)
         return data.head(data.chunk_rows(self._batch_size))
 
-    def _prepare(self, dtype):
-        """Compiles, and puts the data on the device."""
+    def _prepare(self, dtype: str | None) -> None:
+        """Compiles the functions, and puts the data on the device.
+
+        Args:
+            dtype: `"float64"`, or `None` for the model's own dtype.
+        """
         data = self._rows(dtype)
         self.program = self._program(dtype)
+        model_loss = self.program.model_loss
+        self.unused_variables = list(model_loss.unused_variables)
         width = None
         if self._with_jacobian:
-            outputs = sum(self.program.model_loss.output_widths)
+            outputs = sum(model_loss.output_widths)
             width = outputs * self.program.packing.size
         widest = max(s[-1] if s else 0 for s in self.program.packing.shapes)
         cut = self._batch_size, width, widest
@@ -167,19 +201,18 @@ class Objective(FlatObjective):
         else:
             self._chunks = (data.chunks(*cut),)
         self.refresh()
-        self.__dict__.pop("_unit", None)
-        model_loss = self.program.model_loss
-        self._set_scales(
-            model_loss.scales(self._each_chunk(), lambda: data.rows)
+        self.__dict__.pop("_loss_unit", None)
+        self._set_term_factors(
+            model_loss.term_factors(self._each_chunk(), lambda: data.rows)
         )
         if model_loss.carried:
             refuse_carried(model_loss.carried, data.rows, self.chunk_rows)
 
-    def assign(self, theta):
+    def assign(self, theta: Vector | Tensor) -> None:
         """Writes a flat vector, array or tensor, into the variables.
 
         With `training=True`, the averages of batch normalization become those
-        of the data, so that `model.evaluate` is what was minimized.
+        of the data, so that `model.evaluate` computes what was minimized.
         """
         super().assign(theta)
         if self._training:
@@ -191,32 +224,35 @@ class Objective(FlatObjective):
             )
             self._frozen = [changed.get(id(v), own) for v, own in frozen]
 
-    def _pairs(self):
-        """All chunks, in pairs as `Program` takes them."""
-        return self._read() if self.is_streamed else self._chunks
+    def _pairs(self) -> Iterable[ChunkPair]:
+        """All chunks of the data, read again if they are streamed."""
+        return self._read() if self._chunks is None else self._chunks
 
-    def pieces(self, is_steep=False):
+    def pieces(
+        self, is_steep: bool = False
+    ) -> Iterator[tuple[list[Tensor], Tensor, Chunks]]:
         for pair in self._pairs():
-            yield self._frozen, self._scale_tensors[is_steep], (pair,)
+            yield self._frozen, self._factor_tensors[is_steep], (pair,)
 
     @functools.cached_property
-    def _unit(self):
-        # Slopes are of the size of targets, once a fit is well under way.
+    def _loss_unit(self) -> float:
+        # Once a fit is well under way, slopes are about as large as targets.
         first = self._data.first
         sizes = largest(first.y), largest(first.sample_weight, 1.0)
-        return unit_for(np.prod(sizes) * largest(self._scales[:-1]))
+        return unit_for(math.prod(sizes) * largest(self._term_factors[:-1]))
 
-    def _each_chunk(self):
+    def _each_chunk(self) -> Iterator[Chunk]:
+        """Yields all chunks of the data."""
         for pair in self._pairs():
             yield from each_chunk(pair)
 
-    def _rows(self, dtype):
-        """The data for an evaluation."""
+    def _rows(self, dtype: str | None) -> Data | Stream:
+        """The data in the dtype of an evaluation."""
         dtype = dtype or reading.dtype_for(self.model)
         return self._data.map(lambda a: in_dtype(a, dtype))
 
     @property
-    def epsilon(self):
+    def epsilon(self) -> float:
         """The spacing of numbers near one in the arithmetic of the loss."""
         dtype = self.program.packing.dtype
         if dtype is not None:
@@ -225,59 +261,53 @@ class Objective(FlatObjective):
         return max(own, rounding(self.model.compute_dtype))
 
     @property
-    def draws(self):
+    def draws(self) -> bool:
         return self.program.model_loss.draws
 
-    def gauss_newton(self):
+    def gauss_newton(self) -> HostGaussNewton:
         """The Gauss-Newton matrix of the loss: a `HostGaussNewton`.
 
         Raises:
             ValueError: if the loss is not one of outputs with curvature.
         """
         with backend.wide():
-            compiled = self.program.gauss_newton_for(self._looked_at)
+            compiled = self.program.gauss_newton_for(self._probed)
         return HostGaussNewton(compiled, self)
 
-    def _looked_at(self):
-        """Yields chunks, the first one without reading a stream."""
+    def _probed(self) -> Iterator[Chunk]:
+        """Yields chunks, the first of them without reading a stream."""
         yield tuple(self._probe(self.program.packing.dtype))
         yield from self._each_chunk()
 
-    @property
-    def unused_variables(self):
-        """The trainable variables that the loss never reads."""
-        return list(self.program.model_loss.unused_variables)
-
-    def head(self, rows):
-        """The first rows, tensors as the loss takes them: `(x, y, weights)`."""
+    def head(self, rows: int) -> Data:
+        """The first rows, as tensors in the dtype of the loss."""
         return self._rows(self.program.packing.dtype).head(rows)
 
     @property
-    def scales(self):
-        """The factors by which the terms' sums enter the loss."""
-        return self._scales
+    def scales(self) -> Vector:
+        """The factors by which the sums of the loss's terms are multiplied."""
+        return self._term_factors
 
     @property
-    def chunk_rows(self):
-        """The rows of a chunk, the largest."""
+    def chunk_rows(self) -> int:
+        """The number of rows of the largest chunk."""
         return leading_size(next(self._each_chunk()))
 
     @property
-    def rows(self):
+    def rows(self) -> int:
         """The number of rows of data."""
         return self._data.rows
 
     @property
-    def row_counts(self):
-        # Counted when the stream was read first; not once more for that.
+    def row_counts(self) -> list[int]:
+        # They were counted when the stream was read first.
         return [self.rows] if self.is_streamed else super().row_counts
 
-    def batches(self, rng):
-        """Objectives of batches of `batch_size` rows, in a random order.
+    def batches(self, rng: np.random.Generator) -> Iterator[Self]:
+        """Yields objectives of batches of `batch_size` rows.
 
-        Those of a stream are in its own order.
-
-        Each is a part of the loss: they add up to the whole.
+        They add up to this objective. The rows are in a random order, or in
+        the order of the stream.
 
         Args:
             rng: a `numpy.random.Generator`.
@@ -287,7 +317,8 @@ class Objective(FlatObjective):
             data = self._rows(self.program.packing.dtype)
             order = rng.permutation(data.rows)
             shuffled = data.map(lambda array: array[order])
-            # A step on a last batch of a row or two would be a bad one.
+            # Batches of about equal size: a last batch with only a few rows
+            # would lead to a bad step.
             pair = shuffled.chunks(self._batch_size, is_even=True)
             chunks = each_chunk(pair)
         for chunk in chunks:
@@ -296,23 +327,26 @@ class Objective(FlatObjective):
             yield batch
 
     @functools.cached_property
-    def metric_names(self):
-        """What `evaluate` returns besides the loss."""
+    def metric_names(self) -> list[str]:
+        """The names of the results of `evaluate`, besides the loss."""
         with backend.wide():
             values = self.program.metric_values
             return list(self._results(self.initial_position(), values))
 
-    def _results(self, theta, metric_values):
+    def _results(
+        self, theta: Vector, metric_values: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
+        """The metrics' results, from the values of their variables."""
         return self.program.metric_results(theta, self._frozen, metric_values)
 
-    def evaluate(self, theta):
+    def evaluate(self, theta: npt.ArrayLike) -> dict[str, Any]:
         """The loss and the compiled metrics at `theta`, as floats.
 
         Args:
             theta: array of shape `(size,)`.
 
         Returns:
-            A dict with the names that `model.evaluate` gives them.
+            A dict with the names that `model.evaluate` uses.
         """
         with backend.wide():
             theta = self._checked(theta, "theta")
@@ -327,7 +361,7 @@ class Objective(FlatObjective):
         return logs
 
 
-def _check_model(model):
+def _check_model(model: Any) -> None:
     if not isinstance(model, keras.Model):
         raise ValueError(
             "Argument `model` must be a `keras.Model`. "
@@ -347,12 +381,12 @@ def _check_model(model):
         )
 
 
-def _warn_of_custom_steps(model):
+def _warn_of_custom_steps(model: keras.Model) -> None:
     names = [n for n in ("train_step", "test_step") if overrides(model, n)]
     if names:
         warn(
             f"{model.name} defines {' and '.join(f'`{n}`' for n in names)}, "
             "which kormos does not call: it minimizes what `compute_loss` "
-            "returns. Override `compute_loss`, or use `kormos.minimize`, if "
-            "that is another loss.",
+            "returns. If the loss is another one, override `compute_loss`, or "
+            "use `kormos.minimize`.",
         )

@@ -1,6 +1,10 @@
 """A model's loss as a function of the model's outputs."""
 
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import NamedTuple
+from typing import TypeAlias
 
 import keras
 import numpy as np
@@ -9,43 +13,58 @@ from keras import tree
 
 from kormos import backend
 from kormos.data.memory import leaves
+from kormos.objective.compiled import Chunk
+from kormos.objective.compiled import Compiler
 from kormos.objective.compiled import leading_size
 from kormos.objective.keras_model.links import LinkedModel
+from kormos.objective.keras_model.loss import ModelLoss
 from kormos.objective.keras_model.own_loss import adds_layer_losses
 from kormos.objective.units import largest
+from kormos.types import Array
+from kormos.types import Scalar
+from kormos.types import Structure
+from kormos.types import Tensor
+from kormos.types import Vector
 
-# How near to the targets, in their size, a loss is looked at; and at how many
-# places in any case.
-_NEAR = (1e-1, 1e-3, 1e-5)
-_USUAL_PLACES = 2
+# The distances from the targets, as parts of their size, at which the curvature
+# of a loss is probed. The first two points are always probed, and the others
+# only as long as no curvature is found. Both are choices of ours: a robust loss
+# has curvature only for residuals smaller than some threshold of its own.
+_DISTANCES = (1e-1, 1e-3, 1e-5)
+_FEWEST_POINTS = 2
+# The part of the largest entry by which a Hessian may differ from a diagonal
+# one. A choice of ours: about a thousand roundings of float32.
+_DIAGONAL = 1e-4
+
+# Function that returns chunks of rows.
+_Chunks: TypeAlias = Callable[[], Iterable[Chunk]]
 
 
 class ModelOutputs:
-    """The outputs of a model's rows, and the loss as a function of them.
+    """The loss as a function of the outputs of a model: an `OutputTerm`.
 
-    What enters a last softmax or sigmoid counts as the output where the loss
-    is the matching cross-entropy (the exponential, for Poisson): the loss is
-    then convex in the outputs, and its Gauss-Newton matrix is Fisher's.
+    Where the loss is the cross-entropy that matches a last softmax or sigmoid,
+    or Poisson's for an exponential, the inputs of that activation count as the
+    outputs. The loss is convex in these, and its Gauss-Newton matrix is the
+    Fisher information.
 
     Args:
         model: the compiled and built model.
-        model_loss: the `ModelLoss`.
-        chunks: function that returns an iterable of chunks of rows. The loss
-            is looked at where it has curvature: rows may have no weight, or
-            be masked.
+        model_loss: the model's loss.
+        chunks: function that returns chunks of rows. They are probed until one
+            shows curvature, because rows may have no weight, or be masked.
         compile: function that compiles a function.
-
-    Attributes:
-        width: the number of outputs of a row.
-        is_diagonal: whether the loss is a sum over the outputs, so that its
-            Hessian in them is diagonal.
-        is_convex: whether the loss is known to be convex in the outputs.
-        has_penalty: whether layers add to the loss.
     """
 
     is_residual = False
 
-    def __init__(self, model, model_loss, chunks, compile):
+    def __init__(
+        self,
+        model: keras.Model,
+        model_loss: ModelLoss,
+        chunks: _Chunks,
+        compile: Compiler,
+    ) -> None:
         self._name = model.name
         self._model_loss = model_loss
         self._linked = LinkedModel(model, model_loss.output_losses)
@@ -58,17 +77,19 @@ class ModelOutputs:
             self.has_penalty = adds_layer_losses(model_loss, first)
         self.is_diagonal = self._check(chunks, compile)
 
-    def rows(self, chunk):
-        """What `outputs` wants of a chunk."""
+    def rows(self, chunk: Chunk) -> Structure:
+        """The inputs of a chunk."""
         return chunk[0]
 
-    def outputs(self, parts, frozen, rows):
-        """The outputs of rows of inputs, `(rows, width)`."""
+    def outputs(
+        self, parts: list[Tensor], frozen: list[Tensor], rows: Structure
+    ) -> Tensor:
+        """The outputs for rows of inputs, of shape `(rows, width)`."""
         with self._model_loss.scope(parts, frozen):
             leaves = self._model_loss.predict(rows, self._linked)
         count = leading_size(rows)
         flat = [
-            # Layers of strings lose the number of rows.
+            # Layers that take strings may have lost the number of rows.
             ops.reshape(leaf, (count, width))
             for leaf, width in zip(
                 leaves, self._model_loss.output_widths, strict=True
@@ -76,26 +97,43 @@ class ModelOutputs:
         ]
         return ops.concatenate(flat, axis=1) if flat[1:] else flat[0]
 
-    def loss(self, values, frozen, scales, chunk):
+    def loss(
+        self,
+        values: Tensor,
+        frozen: list[Tensor],
+        term_factors: Tensor,
+        chunk: Chunk,
+    ) -> Scalar:
         """What a chunk adds to the loss by its outputs."""
         x, y, w = chunk
         present = [v.value for v in self._model_loss.variables]
         with self._model_loss.scope(present, frozen):
             y_pred = self._structured(values, x)
-            loss = self._model_loss.output_loss(x, y, y_pred, w, scales)
+            loss = self._model_loss.output_loss(x, y, y_pred, w, term_factors)
             if self.has_penalty and self._model_loss.own_name is not None:
-                # It has these among its terms, weight regularizers say.
-                loss = loss - self._model_loss.layer_losses(x, scales)
+                # `compute_loss` has added them, and they belong to `penalty`.
+                loss = loss - self._model_loss.layer_losses(x, term_factors)
             return loss
 
-    def penalty(self, parts, frozen, scales, chunk):
+    def penalty(
+        self,
+        parts: list[Tensor],
+        frozen: list[Tensor],
+        term_factors: Tensor,
+        chunk: Chunk,
+    ) -> Scalar:
         """What layers add to the loss of a chunk."""
         with self._model_loss.scope(parts, frozen):
             self._model_loss.predict(chunk[0])
-            return self._model_loss.layer_losses(chunk[0], scales)
+            return self._model_loss.layer_losses(chunk[0], term_factors)
 
-    def _structured(self, values, x):
-        """The model's predictions, with their masks, from the outputs."""
+    def _structured(self, values: Tensor, x: Structure) -> Structure:
+        """The model's predictions, with their masks, from the outputs.
+
+        Args:
+            values: the outputs, of shape `(rows, width)`.
+            x: the inputs.
+        """
         if not self._model_loss.takes_wide:
             values = ops.cast(values, self._model_loss.output_dtype)
         shapes = self._model_loss.output_shapes
@@ -107,7 +145,7 @@ class ModelOutputs:
         ]
         leaves = self._linked.activated(leaves)
         if self._model_loss.has_masks:
-            # Masks follow from the inputs, whatever the weights are.
+            # Masks depend on the inputs, not on the weights.
             masked = tree.flatten(self._model_loss.predict(x))
             leaves = [
                 _Replaced(leaf)(old)
@@ -115,14 +153,24 @@ class ModelOutputs:
             ]
         return tree.pack_sequence_as(self._model_loss.structure, leaves)
 
-    def _check(self, chunks, compile):
-        """Refuses losses without curvature; whether Hessians are diagonal."""
+    def _check(self, chunks: _Chunks, compile: Compiler) -> bool:
+        """Refuses losses without curvature in the outputs.
+
+        Args:
+            chunks: function that returns chunks of rows.
+            compile: function that compiles a function.
+
+        Returns:
+            Whether the Hessian in the outputs of a row is diagonal.
+        """
         frozen = [v.value for v in self._model_loss.frozen_variables]
         self._check_rows(frozen, next(iter(chunks())))
 
-        def product(values, vector, scales, chunk):
-            def fn(values):
-                return self.loss(values[0], frozen, scales, chunk)
+        def product(
+            values: Tensor, vector: Tensor, term_factors: Tensor, chunk: Chunk
+        ) -> Tensor:
+            def fn(values: list[Tensor]) -> Scalar:
+                return self.loss(values[0], frozen, term_factors, chunk)
 
             return backend.hvp(fn)([values], [vector])[0]
 
@@ -132,29 +180,29 @@ class ModelOutputs:
         for i, name in enumerate(names):
             if name is None:
                 continue
-            scales = np.zeros(len(names))
-            scales[i] = 1.0
+            term_factors = np.zeros(len(names))
+            term_factors[i] = 1.0
             for chunk in chunks():
-                look = self._look(product, scales, chunk)
-                if look.is_curved:
+                found = self._probe(product, term_factors, chunk)
+                if found.is_curved:
                     break
-            if look.mixes_rows:
+            if found.mixes_rows:
                 raise ValueError(
                     "Gauss-Newton methods need a loss that is a sum over the "
                     "rows of data. Use 'lbfgs' or another method. "
                     f"Received: {name}, which mixes rows"
                 )
-            if not look.is_curved:
+            if not found.is_curved:
                 raise ValueError(
                     "Gauss-Newton methods need a loss with second derivatives "
                     "in the model's outputs. Use 'lbfgs', or a loss such as "
                     "'mse', 'huber' or 'log_cosh'. "
                     f"Received: {name}, whose second derivatives are zero"
                 )
-            is_diagonal = is_diagonal and look.is_diagonal
+            is_diagonal = is_diagonal and found.is_diagonal
         return is_diagonal or self.width == 1
 
-    def _check_rows(self, frozen, chunk):
+    def _check_rows(self, frozen: list[Tensor], chunk: Chunk) -> None:
         """Refuses outputs that cannot be differentiated row by row."""
         if self._model_loss.other_shapes:
             raise ValueError(
@@ -178,26 +226,37 @@ class ModelOutputs:
             backend.dry_run(self.outputs, parts, frozen, row)
         except Exception as error:
             raise ValueError(
-                "Gauss-Newton methods differentiate the outputs of each row "
-                "by itself, so that a model must take a single row. Use "
-                "'lbfgs' or another method. "
+                "Gauss-Newton methods differentiate the outputs of one row at "
+                "a time, so that a model must take a single row. Use 'lbfgs' "
+                "or another method. "
                 f"Received: {self._name}, which fails on one row"
             ) from error
 
-    def _look(self, product, scales, chunk):
-        """What Hessian products show at outputs of a chunk: a `_Look`."""
-        looks = []
-        for values in self._places(chunk):
-            looks.append(_look(product, values, scales, chunk))
-            if len(looks) >= _USUAL_PLACES and any(k.is_curved for k in looks):
+    def _probe(
+        self, product: Callable[..., Tensor], term_factors: Vector, chunk: Chunk
+    ) -> "_Curvature":
+        """The curvature of the loss at several outputs of a chunk.
+
+        Args:
+            product: compiled function that multiplies the Hessian of the loss
+                in the outputs, `(values, vector, term_factors, chunk)`.
+            term_factors: the factors of the terms.
+            chunk: the chunk.
+        """
+        found: list[_Curvature] = []
+        for values in self._points(chunk):
+            found.append(_probe(product, values, term_factors, chunk))
+            if len(found) >= _FEWEST_POINTS and any(
+                curvature.is_curved for curvature in found
+            ):
                 break
-        curved, mixed, diagonal = zip(*looks, strict=True)
-        return _Look(any(curved), any(mixed), all(diagonal))
+        curved, mixed, diagonal = zip(*found, strict=True)
+        return _Curvature(any(curved), any(mixed), all(diagonal))
 
-    def _places(self, chunk):
-        """Outputs to look at: some at random, some ever nearer the targets.
+    def _points(self, chunk: Chunk) -> Iterator[Array]:
+        """Outputs to probe: random ones, then some nearer and nearer targets.
 
-        A robust loss has curvature near targets alone.
+        A robust loss has curvature only near the targets.
         """
         rng, rows = np.random.default_rng(0), leading_size(chunk)
         shape = (rows, self.width)
@@ -208,46 +267,72 @@ class ModelOutputs:
         if sum(a.size for a in targets) == noise.size:
             flat = [a.reshape(rows, -1) for a in targets]
             size = largest(flat) or 1.0
-            for near in _NEAR:
-                place = np.concatenate(flat, axis=1) + near * size * noise
-                yield place.astype(dtype)
+            for distance in _DISTANCES:
+                point = np.concatenate(flat, axis=1) + distance * size * noise
+                yield point.astype(dtype)
 
 
-class _Look(NamedTuple):
-    """What Hessian products at some outputs show of a loss."""
+class _Curvature(NamedTuple):
+    """Properties of the Hessian of a loss in the outputs, at some outputs.
+
+    Attributes:
+        is_curved: whether it is not zero.
+        mixes_rows: whether it has entries between rows.
+        is_diagonal: whether it has no entries between the outputs of a row.
+    """
 
     is_curved: bool
     mixes_rows: bool
     is_diagonal: bool
 
 
-def _look(product, values, scales, chunk):
-    def along(vector):
-        result = ops.convert_to_numpy(product(values, vector, scales, chunk))
-        # Of what is not finite there nothing is known.
+def _probe(
+    product: Callable[..., Tensor],
+    values: Array,
+    term_factors: Vector,
+    chunk: Chunk,
+) -> _Curvature:
+    """The curvature of the loss at some outputs, by three Hessian products.
+
+    Args:
+        product: as `ModelOutputs._probe` takes it.
+        values: the outputs.
+        term_factors: the factors of the terms.
+        chunk: the chunk.
+    """
+
+    def product_with(vector: Array) -> Array:
+        result = ops.convert_to_numpy(
+            product(values, vector, term_factors, chunk)
+        )
+        # Products that are not finite tell nothing.
         return np.nan_to_num(result, posinf=0.0, neginf=0.0)
 
     signs = np.random.default_rng(1).choice([-1.0, 1.0], size=values.shape)
     signs = signs.astype(values.dtype)
-    sums, signed = along(np.ones_like(values)), along(signs)
+    sums, signed = product_with(np.ones_like(values)), product_with(signs)
     sizes = np.max(np.abs(sums) + np.abs(signed), axis=1)
     row = np.argmax(sizes)
-    alone = np.zeros_like(values)
-    alone[row] = 1
-    others = np.delete(along(alone), row, axis=0)
+    ones_in_row = np.zeros_like(values)
+    ones_in_row[row] = 1
+    other_rows = np.delete(product_with(ones_in_row), row, axis=0)
     size = sizes[row]
     off = np.max(np.abs(signed - sums * signs))
-    return _Look(bool(size > 0), bool(others.any()), bool(off <= 1e-4 * size))
+    return _Curvature(
+        is_curved=bool(size > 0),
+        mixes_rows=bool(other_rows.any()),
+        is_diagonal=bool(off <= _DIAGONAL * size),
+    )
 
 
 class _Replaced(keras.layers.Layer):
-    """Other values with the mask of the input."""
+    """Returns given values, with the mask of its input."""
 
     supports_masking = True
 
-    def __init__(self, values):
+    def __init__(self, values: Tensor) -> None:
         super().__init__(name="replaced", dtype=values.dtype, autocast=False)
         self._values = values
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         return self._values

@@ -1,50 +1,54 @@
 """Whether a model's own `compute_loss` adds the losses of its layers."""
 
-from typing import Any
-
 import numpy as np
 from keras import ops
 from keras import tree
 
 from kormos import backend
 from kormos.data.variables import snapshot
+from kormos.objective.compiled import Chunk
+from kormos.objective.keras_model.loss import ModelLoss
+from kormos.types import Scalar
+from kormos.types import Tensor
 
-# The part by which two gradients of the same may differ.
-_ROUNDING = 1e-4
+# Two gradients are the same if they differ by no more than this part of the
+# largest entry. A choice of ours: a thousand roundings of float32. A term that
+# `compute_loss` adds besides would have to be smaller to be missed.
+_SAME = 1e-4
 
 
-def adds_layer_losses(model_loss: Any, chunk: Any) -> bool:
-    """Whether a `compute_loss` of its own adds what layers add, or nothing.
+def adds_layer_losses(model_loss: ModelLoss, chunk: Chunk) -> bool:
+    """Whether a `compute_loss` of its own adds the losses of layers, or not.
 
     Args:
-        model_loss: a `ModelLoss` whose model has a `compute_loss` of its own.
+        model_loss: the loss of a model with a `compute_loss` of its own.
         chunk: tensors `(x, y, weights)`.
 
     Raises:
-        ValueError: naming the variables that it reads, if the loss depends on
-            them in any other way than through the outputs.
+        ValueError: if the loss depends on variables in any other way than
+            through the outputs. It names these variables.
     """
     x, y, w = chunk
     rng = np.random.default_rng(0)
     frozen = snapshot(model_loss.frozen_variables)
-    # A penalty has no slope at weights of zero.
+    # Weights are moved, because a penalty has no gradient at weights of zero.
     parts = [
         part + ops.cast(0.1 * rng.standard_normal(part.shape), part.dtype)
         for part in snapshot(model_loss.variables)
     ]
-    scales = ops.ones((1,), dtype=model_loss.output_dtype)
+    term_factors = ops.ones((1,), dtype=model_loss.output_dtype)
 
-    def past_outputs(parts: Any) -> Any:
+    def past_outputs(parts: list[Tensor]) -> Scalar:
         with model_loss.scope(parts, frozen):
             y_pred = tree.map_structure(
                 ops.stop_gradient, model_loss.predict(x)
             )
-            return model_loss.output_loss(x, y, y_pred, w, scales)
+            return model_loss.output_loss(x, y, y_pred, w, term_factors)
 
-    def by_layers(parts: Any) -> Any:
+    def by_layers(parts: list[Tensor]) -> Scalar:
         with model_loss.scope(parts, frozen):
             model_loss.predict(x)
-            return model_loss.layer_losses(x, scales)
+            return model_loss.layer_losses(x, term_factors)
 
     with backend.wide():
         found, wanted = (
@@ -61,14 +65,15 @@ def adds_layer_losses(model_loss: Any, chunk: Any) -> bool:
     others = [
         variable.path
         for variable, (a, b) in zip(model_loss.variables, pairs, strict=True)
-        if np.abs(a - b).max(initial=0.0) > _ROUNDING * size
+        if np.abs(a - b).max(initial=0.0) > _SAME * size
     ]
     if not others:
         return True
     raise ValueError(
         "Gauss-Newton methods need a loss that depends on the variables "
-        "through the model's outputs alone, besides regularizers and "
-        "`add_loss`. Use these for what depends on weights, or 'lbfgs' or "
-        f"another method. Received: {model_loss.own_name}, which reads "
+        "only through the model's outputs, besides regularizers and "
+        "`add_loss`. Use these for terms that depend on weights, or use "
+        "'lbfgs' or another method. "
+        f"Received: {model_loss.own_name}, which reads "
         f"{', '.join(others)}"
     )

@@ -1,6 +1,10 @@
 """The compiled functions of a model's loss, kept from one fit to the next."""
 
 import functools
+from collections.abc import Callable
+from collections.abc import Hashable
+from collections.abc import Iterable
+from collections.abc import Sequence
 
 import keras
 from keras import ops
@@ -8,8 +12,12 @@ from keras import tree
 
 from kormos import backend
 from kormos.backend.common import as_tensor
+from kormos.data.memory import Data
 from kormos.data.memory import leaves
 from kormos.float64.settings import is_true_float64
+from kormos.objective.compiled import Chunk
+from kormos.objective.compiled import Chunks
+from kormos.objective.compiled import Compiler
 from kormos.objective.compiled import Program
 from kormos.objective.compiled import fold_chunks
 from kormos.objective.compiled import scalar_zero
@@ -18,16 +26,44 @@ from kormos.objective.keras_model.layer_states import LayerStates
 from kormos.objective.keras_model.loss import ModelLoss
 from kormos.objective.keras_model.outputs import ModelOutputs
 from kormos.objective.layout import Packing
+from kormos.types import Scalar
+from kormos.types import Structure
+from kormos.types import Tensor
 
 # An attribute of a model that Keras neither tracks nor saves.
 _PROGRAMS = "_kormos_programs"
+# The most programs of a model that are kept. This is a choice of ours: a model
+# that is frozen in stages, or fitted in both precisions, needs several, and
+# each of them keeps compiled functions in memory.
 _MOST_PROGRAMS = 8
 
 
 class ModelProgram(Program):
-    """The compiled functions of a model's objective, for any data."""
+    """The compiled functions of a model's objective, for any data.
 
-    def __init__(self, model, model_loss, compile, compile_loop, dtype):
+    Args:
+        model: the compiled and built model.
+        model_loss: the model's loss.
+        compile: function that compiles a function.
+        compile_loop: function that compiles a function of a solver's state.
+        dtype: `"float64"`, or `None` for the model's own dtype.
+
+    Attributes:
+        model_loss: the model's loss.
+        evaluate: the loss, and the metrics' variables after all chunks.
+        metric_results: the metrics' results from the values of their variables.
+        metric_values: those values after a reset, where every evaluation
+            starts.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        model_loss: ModelLoss,
+        compile: Compiler,
+        compile_loop: Compiler,
+        dtype: str | None,
+    ) -> None:
         super().__init__(
             Packing(model_loss.variables, dtype),
             model_loss.frozen_variables,
@@ -46,18 +82,19 @@ class ModelProgram(Program):
             [ModelOutputs(model, model_loss, chunks, compile)],
             compile,
         )
-        self._gauss_newton = None
-        # The metrics' values after a reset: every evaluation starts there.
+        self._gauss_newton: GaussNewton | None = None
         self.metric_values = tuple(
             ops.convert_to_numpy(v.value) for v in model_loss.metric_variables
         )
 
-    def gauss_newton_for(self, chunks):
+    def gauss_newton_for(
+        self, chunks: Callable[[], Iterable[Chunk]]
+    ) -> GaussNewton:
         """Derivatives of the model's outputs.
 
         Args:
-            chunks: function that returns an iterable of the chunks, at which
-                the loss is looked at first.
+            chunks: function that returns the chunks, at which the first call
+                probes the curvature of the loss.
 
         Raises:
             ValueError: if the loss is not one of outputs with curvature.
@@ -67,27 +104,42 @@ class ModelProgram(Program):
         return self._gauss_newton
 
     @property
-    def gauss_newton(self):
-        """That of `gauss_newton_for`, once it was made."""
+    def gauss_newton(self) -> GaussNewton:
+        """What `gauss_newton_for` has returned before."""
+        assert self._gauss_newton is not None  # It needs chunks to be made.
         return self._gauss_newton
 
     @functools.cached_property
-    def layer_states(self):
+    def layer_states(self) -> LayerStates:
         """The variables that layers assign when they are called in training."""
         return self._make_layer_states()
 
-    def _metric_results(self, theta, frozen, metric_values):
+    def _metric_results(
+        self,
+        theta: Tensor,
+        frozen: list[Tensor],
+        metric_values: Sequence[Tensor],
+    ) -> dict[str, Tensor]:
         parts = self.packing.unpack(theta)
         return self.model_loss.metric_results(parts, frozen, metric_values)
 
-    def _evaluate(self, theta, metric_values, frozen, scales, chunks):
+    def _evaluate(
+        self,
+        theta: Tensor,
+        metric_values: Sequence[Tensor],
+        frozen: list[Tensor],
+        term_factors: Tensor,
+        chunks: Chunks,
+    ) -> tuple[Scalar, tuple[Tensor, ...]]:
         self.traces["evaluate"] += 1
         parts = self.packing.unpack(theta)
 
-        def step(state, chunk):
-            loss, values = state
+        def step(
+            state: tuple[Scalar, tuple[Tensor, ...]], chunk: Chunk
+        ) -> tuple[Scalar, tuple[Tensor, ...]]:
+            loss, before = state
             term, values = self.model_loss.chunk_metrics(
-                parts, frozen, scales, values, chunk
+                parts, frozen, term_factors, before, chunk
             )
             return loss + ops.cast(term, loss.dtype), tuple(values)
 
@@ -98,28 +150,33 @@ class ModelProgram(Program):
         return fold_chunks(step, chunks[0], state)
 
 
-def is_built(model):
-    """Whether all of the model's layers have their variables.
+def is_built(model: keras.Layer) -> bool:
+    """Whether all of a model's layers are built.
 
-    Keras calls a `Sequential` built as soon as one of its layers is.
+    Keras says that a `Sequential` is built as soon as one of its layers is.
     """
     parts = model.layers if isinstance(model, keras.Model) else ()
     return model.built and all(map(is_built, parts))
 
 
-def is_new(model):
-    """Whether nothing was compiled for the model yet."""
+def is_new(model: keras.Model) -> bool:
+    """Whether no functions were compiled for the model yet."""
     return _PROGRAMS not in model.__dict__
 
 
-def program_for(model, head, training, dtype=None):
+def program_for(
+    model: keras.Model,
+    head: Callable[[], Data],
+    training: bool,
+    dtype: str | None = None,
+) -> ModelProgram:
     """The model's compiled functions, from an earlier fit where possible.
 
     Args:
         model: the compiled and built model.
-        head: function that returns the rows of a chunk, a `Data` of tensors.
+        head: function that returns the rows of a chunk, as tensors.
         training: whether layers behave as in training.
-        dtype: `"float64"`, or `None` for the model's own arithmetic.
+        dtype: `"float64"`, or `None` for the model's own dtype.
     """
     if is_new(model):
         object.__setattr__(model, _PROGRAMS, {})
@@ -129,21 +186,23 @@ def program_for(model, head, training, dtype=None):
         while len(programs) >= _MOST_PROGRAMS:
             programs.pop(next(iter(programs)))
         compile = _compiler(model)
-        head = head()
-        loss = ModelLoss(model, head, training, compile, dtype)
-        loop_compiler = _loop_compiler(model, loss.draws, head)
+        rows = head()
+        loss = ModelLoss(model, rows, training, compile, dtype)
+        loop_compiler = _loop_compiler(model, loss.draws, rows)
         programs[key] = ModelProgram(model, loss, compile, loop_compiler, dtype)
     return programs[key]
 
 
-def forget_programs(model):
-    """Drops what was compiled: the model may be another one now."""
+def forget_programs(model: keras.Model) -> None:
+    """Drops the model's compiled functions, because the model has changed."""
     model.__dict__.pop(_PROGRAMS, None)
 
 
-def _program_key(model, training):
-    # What else the functions depend on changes by `compile` alone, as for
-    # Keras' own; that forgets all of them.
+def _program_key(model: keras.Model, training: bool) -> tuple[Hashable, ...]:
+    """What the compiled functions depend on, besides what `compile` is given.
+
+    The model's `compile` drops all of them, as it drops Keras' own.
+    """
     return (
         training,
         keras.config.floatx(),
@@ -154,7 +213,8 @@ def _program_key(model, training):
     )
 
 
-def _compiler(model):
+def _compiler(model: keras.Model) -> Compiler:
+    """The function that compiles as the model is compiled for Keras."""
     if model.run_eagerly and keras.backend.backend() != "torch":
         return _uncompiled
     xla = bool(model.jit_compile)
@@ -163,7 +223,14 @@ def _compiler(model):
     return lambda fn: backend.compile(fn, xla=xla)
 
 
-def _loop_compiler(model, draws, head):
+def _loop_compiler(model: keras.Model, draws: bool, head: Data) -> Compiler:
+    """The function that compiles a function of a solver's state.
+
+    Args:
+        model: the model.
+        draws: whether its loss may draw random numbers.
+        head: rows of its data, as tensors.
+    """
     is_eager = model.run_eagerly or (
         keras.backend.backend() == "jax" and not model.jit_compile
     )
@@ -174,15 +241,15 @@ def _loop_compiler(model, draws, head):
         for a in leaves(head.x)
     )
     if (draws or has_strings) and keras.backend.backend() == "tensorflow":
-        # XLA draws other random numbers, and a fit must see the same. And it
-        # has no strings.
+        # Code that XLA compiled draws other random numbers, and all functions
+        # of a fit must draw the same. And XLA does not support strings.
         return _compiler(model)
     return backend.compile_loop
 
 
-def _uncompiled(fn):
-    def call(*args):
-        # Also inside a solver's state, whose logic then runs on tensors.
+def _uncompiled(fn: Callable[..., Structure]) -> Callable[..., Structure]:
+    def call(*args: Structure) -> Structure:
+        # The solver's state, too, consists of tensors.
         return fn(*tree.map_structure(as_tensor, args))
 
     return call
