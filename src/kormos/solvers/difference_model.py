@@ -21,14 +21,6 @@ _VISIBLE = 1e3
 Grad = Callable[[np.ndarray], np.ndarray | None]
 
 
-def sizes_of(theta: np.ndarray, units: np.ndarray | None) -> np.ndarray:
-    """The size of each parameter; of a zero, what the others suggest."""
-    sizes, known = np.abs(theta), theta != 0
-    units = np.ones_like(theta) if units is None else units
-    typical = np.median(sizes[known] / units[known]) if known.any() else 1.0
-    return np.where(known, sizes, typical * units)
-
-
 class DifferenceModel:
     """A model of the loss around a point, in a box.
 

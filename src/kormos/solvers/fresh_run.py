@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kormos.solvers.convergence import units_of
 from kormos.solvers.difference_model import DifferenceModel
-from kormos.solvers.difference_model import sizes_of
+from kormos.solvers.parameter_units import sizes_of
+from kormos.solvers.parameter_units import units_of
 
 # Up to so many parameters the Hessian is taken, a column an evaluation.
 MOST_NEWTON = 10

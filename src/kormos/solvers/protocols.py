@@ -1,1 +1,321 @@
 """What the parts of the house expect of one another, written down."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from typing import Any
+from typing import Protocol
+
+from kormos.types import Array
+from kormos.types import Matrix
+from kormos.types import Scalar
+from kormos.types import Structure
+from kormos.types import Tensor
+from kormos.types import Vector
+
+if TYPE_CHECKING:
+    from kormos.solvers.least_squares.spectrum import Step
+    from kormos.solvers.quasi_newton.state import Pair
+
+
+class Tolerances(Protocol):
+    """The tolerances of one of kormos' own methods, all relative.
+
+    Attributes:
+        gtol: on what a model of the loss predicts.
+        ftol: on the decrease of the loss.
+        xtol: on the length of a step.
+    """
+
+    gtol: float
+    ftol: float
+    xtol: float
+
+
+class Curvature(Protocol):
+    """What a quasi-Newton method knows of the inverse Hessian H.
+
+    The object has the formulas; it holds no numbers of a run. What it knows is
+    passed in and returned, so that a compiled function can carry it. It is in
+    two parts: a *store* of large arrays, and the rest, *known*. A branch of a
+    compiled loop copies every array that it returns. So only `record` and
+    `settle`, which are called outside of branches, may return the store.
+
+    An iteration calls `record`, then `update`, then perhaps `clear`, then
+    `settle`. Arrays are float64: NumPy's in `empty`, tensors of the backend
+    elsewhere. Vectors are `(size,)`. A scalar is a NumPy scalar on an eager
+    backend and a tensor of shape `()` in a trace. The structure, shapes and
+    dtypes of both parts must not change during a run. Steps and gradients are
+    in the units of `State.units`.
+
+    Attributes:
+        key: a name of the formulas and their options. Two curvatures of the
+            same key share a compiled function and can resume each other's
+            state.
+        overshoots: whether directions are often too long. If so, the line
+            search first tries the part of the direction that would gain as
+            much as the step before it.
+    """
+
+    key: str
+    overshoots: bool
+
+    def empty(self, size: int) -> tuple[Structure, Structure]:
+        """The store and what is known before the first pair.
+
+        Args:
+            size: the number of parameters.
+
+        Returns:
+            Two structures of NumPy arrays and NumPy scalars. What is known is
+            a named tuple, whose names are those of saved states.
+        """
+
+    def clear(self, known: Any, scale: Scalar) -> Any:
+        """What is known when H is `scale` times the identity.
+
+        Args:
+            known: what was known; its values are forgotten.
+            scale: scalar, positive.
+
+        Returns:
+            What is known. The store may keep its values, if they no longer
+            count.
+        """
+
+    def record(
+        self,
+        store: Any,
+        known: Any,
+        good: Scalar,
+        step: Tensor,
+        change: Tensor,
+    ) -> Any:
+        """The store with a pair, if that is good.
+
+        It is called after every evaluation.
+
+        Args:
+            store: the store.
+            known: what is known before the pair.
+            good: bool scalar, whether the pair is to be used. If it is not,
+                its entries may be infinite or NaN.
+            step: s, the change of the parameters, `(size,)`.
+            change: y, the change of the gradient, `(size,)`.
+
+        Returns:
+            The store.
+        """
+
+    def update(
+        self, store: Any, known: Any, pair: Pair, grad: Tensor
+    ) -> tuple[Any, Tensor]:
+        """What is known after a pair, and the direction at a new point.
+
+        Args:
+            store: the store, in which the pair was recorded if it is good.
+            known: what is known before the pair.
+            pair: the latest step and its change; to be ignored if it is not
+                good.
+            grad: the gradient at the new point, `(size,)`.
+
+        Returns:
+            What is known, and the direction -H grad, `(size,)`. A direction of
+            zeros, or one that is not finite, makes the caller `clear`.
+        """
+
+    def settle(self, store: Any, known: Any) -> tuple[Any, Any]:
+        """Brings into the store what waits for that in `known`.
+
+        Returns:
+            The store, and what is known.
+        """
+
+
+class LocalModel(Protocol):
+    """A quadratic model of the loss at a point: F + g'p + p'Ap / 2.
+
+    Steps are measured in the norm of the scale D, in which a *damping* l makes
+    the step -(A + l D^2)^-1 g.
+
+    Attributes:
+        scale: D, float64 array of shape `(size,)`, positive; infinite for
+            parameters that are held fixed.
+        name: the linear algebra behind it, for the result's `detail`.
+    """
+
+    scale: Vector
+    name: str
+
+    @property
+    def has_full_rank(self) -> bool:
+        """Whether A is known to be regular in the parameters that are free."""
+
+    @property
+    def promise(self) -> float | None:
+        """The decrease that the undamped step predicts; `None` if unknown."""
+
+    def damped(self, damping: float) -> Step:
+        """The step that a damping makes."""
+
+    def within(self, radius: float, guess: float) -> Step:
+        """A step whose scaled length is at most about `radius`.
+
+        Args:
+            radius: the longest scaled length.
+            guess: a damping to search from, that of the step before; or zero.
+        """
+
+    def scaled(self, step: Vector) -> float:
+        """The 2-norm of D times a step `(size,)`, without fixed parameters."""
+
+    def bend(self, slope: Vector, damping: float) -> Vector:
+        """-(A + l D^2)^-1 times a vector `(size,)`, for the acceleration.
+
+        Raises:
+            NotImplementedError: by a model that has no matrix.
+        """
+
+
+class Damping(Protocol):
+    """How far damped Gauss-Newton steps go, from one step to the next.
+
+    Attributes:
+        damping: the damping of the latest step, as it is saved.
+        radius: the longest scaled step, as it is saved; zero if the rule has
+            no radius.
+    """
+
+    damping: float
+    radius: float
+
+    def begin(self, model: LocalModel, theta: Vector, loss: float) -> None:
+        """Called once, at the start.
+
+        Args:
+            model: the model there.
+            theta: the start, float64 array of shape `(size,)`.
+            loss: the loss there.
+        """
+
+    def step(self, model: LocalModel) -> Step:
+        """The step to try next."""
+
+    def shorten(self, step: Step) -> None:
+        """Called when the outputs bend too much along a step.
+
+        The step was not tried.
+        """
+
+    def reject(self, step: Step, is_wild: bool) -> None:
+        """Called when a step did not lower the loss.
+
+        Args:
+            step: the step.
+            is_wild: whether the next one is to be much shorter.
+        """
+
+    def accept(self, step: Step, ratio: float) -> None:
+        """Called when a step was taken.
+
+        Args:
+            step: the step.
+            ratio: the decrease of the loss over the predicted one.
+        """
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether steps have become too short to go on."""
+
+    def logs(self) -> dict[str, float]:
+        """Numbers for the History."""
+
+
+class GaussNewtonMatrix(Protocol):
+    """The Gauss-Newton matrix A = J'HJ of a loss of outputs.
+
+    J has the derivatives of the outputs, H those of the loss by the outputs.
+    Arrays are NumPy's, in float64.
+    """
+
+    @property
+    def outputs(self) -> int:
+        """The number of outputs of all rows of data."""
+
+    @property
+    def has_penalty(self) -> bool:
+        """Whether a part of the loss depends on more than the outputs."""
+
+    def normal_equations(
+        self, theta: Vector, keep: bool = False
+    ) -> tuple[float, Vector, Matrix]:
+        """Loss, gradient `(size,)` and A, of which the upper triangle counts.
+
+        Args:
+            theta: the point, `(size,)`.
+            keep: whether to keep J for `bend`, where it is small.
+        """
+
+    def rows(
+        self, theta: Vector, keep: bool = False
+    ) -> tuple[float, Vector, Matrix]:
+        """Loss, gradient, and R of shape `(rows, size)`, with R'R = A."""
+
+    def product(self, theta: Vector, vector: Vector) -> Vector:
+        """A times a vector, both `(size,)`."""
+
+    def bend(self, theta: Vector, vector: Vector) -> Vector:
+        """J'H times the second derivative of the outputs along a vector."""
+
+
+class Layout(Protocol):
+    """Where each variable lies in the flat vector.
+
+    Attributes:
+        variables: the variables, in order.
+        dtype: the dtype in which they are evaluated, or `None` for their own.
+    """
+
+    variables: Any
+    dtype: Any
+
+    def split_array(self, theta: Vector) -> list[Array]:
+        """The array of each variable in a flat array."""
+
+    def join_arrays(self, parts: list[Array]) -> Vector:
+        """The flat array of arrays, one for each variable."""
+
+
+class CompiledProgram(Protocol):
+    """A loss that was compiled."""
+
+    @property
+    def packing(self) -> Layout:
+        """The layout of the flat vector."""
+
+
+class ComparableObjective(Protocol):
+    """A compiled loss that can also be evaluated as the user wrote it."""
+
+    @property
+    def program(self) -> CompiledProgram:
+        """What was compiled."""
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether data are read again at every evaluation."""
+
+    @property
+    def draws(self) -> bool:
+        """Whether an evaluation draws random numbers."""
+
+    @property
+    def epsilon(self) -> float:
+        """The spacing of numbers near one in the evaluation's dtype."""
+
+    @property
+    def rounding(self) -> float:
+        """The same of the variables that keep the point."""
+
+    def reference(self, theta: Vector) -> tuple[Vector, float]:
+        """The point as the variables round it, and the loss as written."""

@@ -18,6 +18,7 @@ from kormos.solvers import convergence
 from kormos.solvers import fresh_run
 from kormos.solvers import statuses
 from kormos.solvers.outcome import Outcome
+from kormos.solvers.parameter_units import units_of
 from kormos.solvers.quasi_newton import state as states
 from kormos.solvers.quasi_newton.driver import CompiledLoop
 
@@ -287,7 +288,7 @@ class Claims:
 
     def _other_units(self) -> list[np.ndarray]:
         """New units of the parameters, if they are worth a trial."""
-        units = convergence.units_of(to_array(self._state.spread))
+        units = units_of(to_array(self._state.spread))
         present = to_array(self._state.units)
         if np.array_equal(units, present):
             return []

@@ -16,10 +16,10 @@ import scipy.optimize
 
 from kormos.solvers.difference_model import DifferenceModel
 from kormos.solvers.difference_model import Grad
-from kormos.solvers.difference_model import sizes_of
 from kormos.solvers.fresh_run import MOST_NEWTON
 from kormos.solvers.fresh_run import Evaluate
 from kormos.solvers.fresh_run import Gain
+from kormos.solvers.parameter_units import sizes_of
 from kormos.solvers.problem import Problem
 
 # Constraints whose slack is below so much of what their gradient makes of the
