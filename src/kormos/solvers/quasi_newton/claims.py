@@ -35,8 +35,7 @@ _CLAIMS = (
 )
 
 # The measured rounding is used if it differs from the assumed one by more than
-# this factor. Our choice: the measurement itself is right to about a factor of
-# two.
+# this factor. Our choice: the measurement itself is not much more precise.
 _OTHER_NOISE = 4.0
 # The rounding is never taken for more than this part of the loss: above it the
 # line search could not tell losses apart at all.
@@ -127,8 +126,8 @@ class Claims:
 
     def _stalled(self) -> Outcome:
         text = (
-            "A run that begins anew still lowers the loss, but "
-            f"{_MOST_IN_VAIN} of them lowered it by less than "
+            "Runs that begin anew from an end still lower the loss, but the "
+            f"last {_MOST_IN_VAIN} of them together lowered it by less than "
             f"{_LEAST_IN_ALL:g} of itself."
         )
         state = self._state
@@ -155,10 +154,12 @@ class Claims:
         return int(self._state.status) in _CLAIMS
 
     def _is_over(self) -> bool:
+        """Whether the trial has taken all of its evaluations."""
         last = self.last_evaluation
         return last is not None and int(self._state.evaluations) >= last
 
     def _gains(self) -> bool:
+        """Whether the trial lowered the loss by more than a claim allows."""
         return convergence.is_gain(
             self._claim.loss,
             float(self._state.loss),
@@ -272,6 +273,7 @@ class Claims:
         return is_lower
 
     def _try(self, units: Vector) -> None:
+        """Begins a trial: a run from the claimed point, in given units."""
         self._began = int(self._state.evaluations)
         self._loop.begin_anew(self._claim.theta, units)
         self._call()
@@ -285,6 +287,7 @@ class Claims:
         return [units]
 
     def _is_promising(self, promise: float) -> bool:
+        """Whether a predicted decrease is more than the tolerance."""
         loss = float(self._state.loss)
         return convergence.is_promising(promise, loss, self._end.tolerance)
 

@@ -27,8 +27,9 @@ from kormos.types import Vector
 # smaller may be the rounding of zero.
 MOST_SCALE = 2.0**33
 
-# This many of the latest points are remembered, beside the best one. Our
-# choice: methods ask again for points that they have just seen.
+# This many of the latest points are remembered, beside the best and the
+# accepted one. Our choice: methods ask again for points that they have just
+# seen.
 _REMEMBERED = 4
 # The run ends after this many trials in a row that rounding hides. Our choice:
 # one may be by chance, and each one more is lost at the end of every run.
