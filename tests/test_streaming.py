@@ -236,6 +236,22 @@ def test_rows_that_change_are_refused():
         kormos.fit(network(), Shrinking(X, Y), stream=True, verbose=0)
 
 
+class Unreadable(Batches):
+    """Batches that cannot be read any more after some passes."""
+
+    def __getitem__(self, index):
+        if self.read >= 40:
+            raise OSError("the disk is gone")
+        return super().__getitem__(index)
+
+
+def test_an_error_of_the_data_ends_a_fit():
+    data = Unreadable(X, Y)
+    with pytest.raises(OSError, match="the disk is gone"):
+        kormos.fit(network(), data, stream=True, epochs=100, verbose=0)
+    assert data.read == 40
+
+
 def test_not_finite_rows_are_refused():
     x = X.copy()
     x[50, 2] = np.nan

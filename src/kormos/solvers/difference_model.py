@@ -1,47 +1,49 @@
 """A quadratic model of a loss from differences of its gradient.
 
-For few parameters: a column of the Hessian takes one evaluation of the
-gradient, or two where one cannot tell the small eigenvalues.
+It is for few parameters: each column of the Hessian takes one evaluation of the
+gradient, or two where one does not show the small eigenvalues.
 """
 
 from collections.abc import Callable
 
 import numpy as np
 
-# Eigenvalues of the scaled Hessian that one-sided differences do not show, in
-# units of the cube root of the spacing, and those that no difference shows, in
-# units of its square.
-_ONE_SIDED = 10.0
-_HIDDEN = 10.0
-# How often a step is changed that is too short or too long.
-_MOST_CHANGES, _FARTHER = 2, 1e3
-# A change of a gradient by fewer roundings does not show.
+from kormos.types import Array
+from kormos.types import Matrix
+from kormos.types import Vector
+
+# Steps are the cube root of the spacing, in sizes of the parameters: the length
+# at which a central difference loses as much to rounding as to higher
+# derivatives. Over them, a one-sided difference is wrong by about the same
+# power of the spacing, and a central one by its square.
+_STEP, _ONE_SIDED_ERROR, _CENTRAL_ERROR = 1 / 3, 1 / 3, 2 / 3
+# An eigenvalue of the scaled Hessian is hidden by at most this many times these
+# errors. Our choice: a smaller number trusts eigenvalues that are rounding, a
+# larger one takes more evaluations and makes shorter steps.
+_ROOM = 10.0
+# A step that is too short or too long is changed by this factor, at most this
+# often. Our choice: two changes cover twelve powers of ten.
+_FARTHER, _MOST_CHANGES = 1e3, 2
+# A change of the gradient by at most this many roundings is not visible. Our
+# choice: the column then keeps three digits.
 _VISIBLE = 1e3
 
-Grad = Callable[[np.ndarray], np.ndarray | None]
-
-
-def sizes_of(theta: np.ndarray, units: np.ndarray | None) -> np.ndarray:
-    """The size of each parameter; of a zero, what the others suggest."""
-    sizes, known = np.abs(theta), theta != 0
-    units = np.ones_like(theta) if units is None else units
-    typical = np.median(sizes[known] / units[known]) if known.any() else 1.0
-    return np.where(known, sizes, typical * units)
+Grad = Callable[[Vector], Vector | None]
 
 
 class DifferenceModel:
     """A model of the loss around a point, in a box.
 
     Args:
-        gradient: function of a point to the gradient there, or to `None` where
+        gradient: function from a point to the gradient there, or to `None` if
             that is not finite.
         theta: the point.
         loss: the loss there.
         grad: the gradient there.
         epsilon: the spacing of numbers near one in the evaluation's dtype.
         sizes: the size of each parameter.
-        free: which parameters the model is of, a mask.
-        lower, upper: the box.
+        free: a mask of the parameters that the model may move.
+        lower, upper: the bounds.
 
     Attributes:
         is_flat: whether the differences show no curvature at all.
@@ -50,14 +52,14 @@ class DifferenceModel:
     def __init__(
         self,
         gradient: Grad,
-        theta: np.ndarray,
+        theta: Vector,
         loss: float,
-        grad: np.ndarray,
+        grad: Vector,
         epsilon: float,
-        sizes: np.ndarray,
-        free: np.ndarray,
-        lower: np.ndarray,
-        upper: np.ndarray,
+        sizes: Vector,
+        free: Array,
+        lower: Vector,
+        upper: Vector,
     ):
         self._gradient = gradient
         self._theta, self._loss, self._grad = theta, loss, grad
@@ -65,10 +67,10 @@ class DifferenceModel:
         self._lower, self._upper = lower, upper
         self._free = np.flatnonzero(free)
         self._sizes = sizes
-        self._steps = epsilon ** (1 / 3) * sizes
+        self._steps = epsilon**_STEP * sizes
         columns = [self._column(i) for i in self._free]
         self._set(np.array(columns))
-        coarse = _ONE_SIDED * epsilon ** (1 / 3)
+        coarse = _ROOM * epsilon**_ONE_SIDED_ERROR
         if len(columns) > 1 and self._least < coarse:
             others = [self._behind(i) for i in self._free]
             pairs = zip(columns, others, strict=True)
@@ -76,14 +78,12 @@ class DifferenceModel:
             self._set(np.array(means))
 
     @property
-    def hessian(self) -> np.ndarray:
+    def hessian(self) -> Matrix:
         """The model's positive definite Hessian of the free parameters."""
         return self._matrix * self._scale * self._scale[:, None]
 
-    def step(
-        self, theta: np.ndarray, grad: np.ndarray
-    ) -> tuple[np.ndarray, float]:
-        """The step to the model's minimum in the box, and what it promises.
+    def step(self, theta: Vector, grad: Vector) -> tuple[Vector, float]:
+        """The step to the model's minimum in the box, and its decrease.
 
         Args:
             theta: a point.
@@ -99,8 +99,8 @@ class DifferenceModel:
         step[free] = scaled / scale
         return step, max(0.0, float(promise))
 
-    def _column(self, i: np.intp) -> np.ndarray:
-        """A column of the Hessian, by a step of a length that shows it."""
+    def _column(self, i: np.intp) -> Vector:
+        """A column of the Hessian, by a step that is long enough to show it."""
         for _ in range(_MOST_CHANGES):
             column = self._difference(i, self._inward(i))
             if column is None:
@@ -111,18 +111,19 @@ class DifferenceModel:
             if not (change > _VISIBLE * self._epsilon * abs(self._grad)).any():
                 self._steps[i] = _FARTHER * step
                 continue
-            most = self._epsilon ** (1 / 3) * abs(self._loss)
+            most = self._epsilon**_STEP * abs(self._loss)
             if self._theta[i] == 0 and change[i] * step > most > 0:
-                # It was not known how far a step from zero is.
-                part = self._epsilon ** (2 / 3) * abs(self._loss)
+                # The size of a parameter that is zero was a guess: its step
+                # is to change the loss by this part.
+                part = self._epsilon ** (2 * _STEP) * abs(self._loss)
                 self._steps[i] = np.sqrt(part * step / change[i])
                 continue
             return column
         column = self._difference(i, self._inward(i))
         return np.zeros_like(self._grad) if column is None else column
 
-    def _behind(self, i: np.intp) -> np.ndarray | None:
-        """The column by a step the other way, if there is room for it."""
+    def _behind(self, i: np.intp) -> Vector | None:
+        """The column by the opposite step; `None` if a bound is in the way."""
         step = -self._inward(i)
         ahead = self._theta[i] + step
         if not self._lower[i] <= ahead <= self._upper[i]:
@@ -140,7 +141,7 @@ class DifferenceModel:
         return -self._steps[i]
 
     @np.errstate(over="ignore", invalid="ignore")
-    def _difference(self, i: np.intp, step: float) -> np.ndarray | None:
+    def _difference(self, i: np.intp, step: float) -> Vector | None:
         theta = self._theta.copy()
         theta[i] += step
         grad = self._gradient(theta)
@@ -149,13 +150,13 @@ class DifferenceModel:
         return (grad - self._grad) / (theta[i] - self._theta[i])
 
     @np.errstate(over="ignore", divide="ignore", invalid="ignore")
-    def _set(self, columns: np.ndarray) -> None:
+    def _set(self, columns: Matrix) -> None:
         """Makes the matrix of the model, which is positive definite."""
         square = columns[:, self._free]
         hessian = (square + square.T) / 2
         diagonal = np.abs(np.diagonal(hessian)).copy()
-        # Where no curvature is seen, as much as takes a parameter its size, or
-        # as far as none was seen.
+        # A parameter without visible curvature gets an artificial one: enough
+        # to move it by its own size, or by the longest step that showed none.
         flat = diagonal == 0
         self.is_flat = bool(flat.all())
         grad, reach = np.abs(self._grad), np.maximum(self._sizes, self._steps)
@@ -166,15 +167,19 @@ class DifferenceModel:
         scaled = hessian / self._scale / self._scale[:, None]
         values, vectors = np.linalg.eigh(scaled)
         self._least = np.abs(values).min(initial=1.0)
-        least = _HIDDEN * self._epsilon ** (2 / 3)
-        # Along a direction of negative curvature too the loss falls.
+        least = _ROOM * self._epsilon**_CENTRAL_ERROR
+        # Absolute values, so that the step is downhill along directions of
+        # negative curvature too.
         self._matrix = (vectors * np.maximum(np.abs(values), least)) @ vectors.T
 
 
 def _least_in_box(
-    matrix: np.ndarray, slope: np.ndarray, low: np.ndarray, high: np.ndarray
-) -> np.ndarray:
-    """The minimizer of a convex quadratic, its violated bounds made active."""
+    matrix: Matrix, slope: Vector, low: Vector, high: Vector
+) -> Vector:
+    """The minimizer of a convex quadratic, with violated bounds made active.
+
+    It is exact unless a bound that was made active should be left again.
+    """
     step = np.zeros_like(slope)
     inside = np.ones(slope.size, dtype=bool)
     while inside.any():

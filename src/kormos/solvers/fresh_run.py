@@ -1,7 +1,7 @@
 """A short run from a point that is claimed to be an optimum.
 
-It knows nothing but the point. For few parameters it takes Newton steps, with
-a Hessian from differences of the gradient; for more a few steps of BFGS.
+It knows nothing but the point. For few parameters it takes Newton steps, with a
+Hessian from differences of the gradient. For more it takes a few steps of BFGS.
 Parameters that the gradient presses against a bound are held there, and trials
 are moved into the box.
 
@@ -15,27 +15,45 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kormos.solvers.convergence import units_of
 from kormos.solvers.difference_model import DifferenceModel
-from kormos.solvers.difference_model import sizes_of
+from kormos.solvers.parameter_units import sizes_of
+from kormos.solvers.parameter_units import units_of
+from kormos.types import Array
+from kormos.types import Vector
 
-# Up to so many parameters the Hessian is taken, a column an evaluation.
+# For up to this many parameters Newton steps are taken. Our choice: each column
+# of the Hessian takes an evaluation, so they are as long as `MOST_TRIALS` is.
 MOST_NEWTON = 10
-# Trials of steps, besides what the Hessian takes.
+# At most this many steps are tried, besides what the Hessian takes. Our choice:
+# as many as `convergence.trial_evaluations` begins with.
 MOST_TRIALS = 10
 
-_SHORTER = 0.25
-_MOST_SHORTENED = 4
-# Where a step keeps less than this part of its promise, no more follow.
+# This many Newton steps are tried in one direction, each of this part of the
+# one before. Our choice: a 64th of the step gains something if the model is not
+# far off.
+_SHORTER, _MOST_SHORTENED = 0.25, 4
+# If a step gains less than this part of what was predicted, none follows. Our
+# choice: rounding, or another function than the model, is what is left then.
 _LEAST_KEPT = 1e-3
-# A step that keeps more than this part of its promise met no curvature, and one
-# that changes less than this part of the loss may be lost in its rounding. Both
-# are followed by one that is so many times as long.
+# A step that gains more than this many times what was predicted met no
+# curvature, and one that changes less than this part of the loss may be lost in
+# its rounding. Both are followed by a step that is this many times as long. Our
+# choice: without curvature a step gains twice the prediction, with it once.
 _STRAIGHT, _HIDDEN, _LONGER = 1.5, 1e-6, 10.0
-# A step of BFGS is not made shorter than this part of itself.
-_SHORTEST = 1e-6
 
-Evaluate = Callable[[np.ndarray], tuple[float, np.ndarray]]
+# The first step of BFGS along the gradient is this part of the parameters'
+# length.
+_FIRST_STEP = 0.1
+# Before it there is a very short one, of this power of the spacing, to measure
+# the curvature: the same as in `DifferenceModel`.
+_PROBE_POWER = 1 / 3
+# A step of BFGS that gained nothing is shortened to the minimum of a parabola,
+# but within these limits: J. E. Dennis and R. B. Schnabel, "Numerical Methods
+# for Unconstrained Optimization and Nonlinear Equations", algorithm A6.3.1. It
+# is not shortened below the third part of itself, a choice of ours.
+_LEAST_SHORTENED, _MOST_OF_STEP, _SHORTEST = 0.1, 0.5, 1e-6
+
+Evaluate = Callable[[Vector], tuple[float, Vector]]
 
 
 class Gain(NamedTuple):
@@ -45,34 +63,36 @@ class Gain(NamedTuple):
         theta: the best point, `(size,)`.
         loss: the loss there.
         grad: the gradient there.
-        promise: the decrease that the run's model of the loss promises there.
-        evaluations: how many it took.
-        non_finite: how many of them were not finite.
+        promise: the decrease that the run's model of the loss predicts there.
+        evaluations: the number of evaluations that it took.
+        non_finite: the number of them that were not finite.
     """
 
-    theta: np.ndarray
+    theta: Vector
     loss: float
-    grad: np.ndarray
+    grad: Vector
     promise: float
     evaluations: int
     non_finite: int
 
 
 class _Point(NamedTuple):
-    theta: np.ndarray
+    """A point, its loss and its gradient."""
+
+    theta: Vector
     loss: float
-    grad: np.ndarray
+    grad: Vector
 
 
 def try_to_gain(
     evaluate: Evaluate,
-    theta: np.ndarray,
+    theta: Vector,
     loss: float,
-    grad: np.ndarray,
+    grad: Vector,
     epsilon: float,
-    lower: np.ndarray | None = None,
-    upper: np.ndarray | None = None,
-    units: np.ndarray | None = None,
+    lower: Vector | None = None,
+    upper: Vector | None = None,
+    units: Vector | None = None,
     most: int = MOST_TRIALS,
 ) -> Gain:
     """Tries to lower a loss from a point, in a handful of evaluations.
@@ -86,11 +106,11 @@ def try_to_gain(
         lower, upper: arrays of bounds, or `None`.
         units: units of the parameters, `(size,)`, or `None` to find them.
         most: how many steps may be tried. The Hessian of up to ten parameters
-            takes as many evaluations more as there are parameters, or twice
-            as many where it is nearly singular.
+            takes one evaluation more for each parameter, or two if it is
+            nearly singular.
 
     Returns:
-        A `Gain`; where nothing was gained it has the point itself.
+        What was gained. If that is nothing, it has the point itself.
     """
     run = _Run(evaluate, _Point(theta, loss, grad), epsilon, lower, upper)
     free = run.free()
@@ -118,8 +138,8 @@ class _Run:
         evaluate: Evaluate,
         start: _Point,
         epsilon: float,
-        lower: np.ndarray | None,
-        upper: np.ndarray | None,
+        lower: Vector | None,
+        upper: Vector | None,
     ):
         infinite = np.full(start.theta.shape, np.inf)
         self.lower = -infinite if lower is None else lower
@@ -129,18 +149,19 @@ class _Run:
         self._evaluate = evaluate
         self._evaluations = self._non_finite = 0
 
-    def free(self) -> np.ndarray:
-        """Which parameters the gradient does not press against a bound."""
+    def free(self) -> Array:
+        """A mask of the parameters that are not pressed against a bound."""
         theta, grad = self.best.theta, self.best.grad
         at_lower = (theta <= self.lower) & (grad >= 0)
         at_upper = (theta >= self.upper) & (grad <= 0)
         return ~(at_lower | at_upper)
 
-    def into_box(self, theta: np.ndarray) -> np.ndarray:
+    def into_box(self, theta: Vector) -> Vector:
+        """The nearest point of the box."""
         return np.clip(theta, self.lower, self.upper)
 
-    def look(self, theta: np.ndarray) -> _Point | None:
-        """Evaluates at a point; `None` where that is not finite."""
+    def look(self, theta: Vector) -> _Point | None:
+        """Evaluates at a point; `None` if that is not finite."""
         self._evaluations += 1
         loss, grad = self._evaluate(theta)
         if math.isfinite(loss) and np.isfinite(grad).all():
@@ -148,7 +169,7 @@ class _Run:
         self._non_finite += 1
         return None
 
-    def go(self, theta: np.ndarray) -> _Point | None:
+    def go(self, theta: Vector) -> _Point | None:
         """As `look`; a lower point becomes the best."""
         point = self.look(theta)
         if point is not None and point.loss < self.best.loss:
@@ -156,16 +177,19 @@ class _Run:
         return point
 
     def gained(self, promise: float) -> Gain:
+        """What the run has gained, with what is predicted at its end."""
         counts = self._evaluations, self._non_finite
         return Gain(*self.best, promise, *counts)
 
 
-def _newton(
-    run: _Run, free: np.ndarray, units: np.ndarray | None, most: int
-) -> float:
-    """Newton steps with one Hessian; what is promised at the end."""
+def _newton(run: _Run, free: Array, units: Vector | None, most: int) -> float:
+    """Takes Newton steps with one Hessian.
 
-    def gradient(theta: np.ndarray) -> np.ndarray | None:
+    Returns:
+        The decrease that is predicted at the end.
+    """
+
+    def gradient(theta: Vector) -> Vector | None:
         point = run.look(theta)
         return None if point is None else point.grad
 
@@ -178,9 +202,9 @@ def _newton(
         step, promise = model.step(before.theta, before.grad)
         if promise == 0 or tried >= most:
             return promise
-        # Of what is all rounding a shorter step shows no more.
-        shows = promise > run.epsilon * abs(before.loss)
-        shortened = _MOST_SHORTENED if shows else 1
+        # A shorter step shows no more of a decrease that rounding hides.
+        is_visible = promise > run.epsilon * abs(before.loss)
+        shortened = _MOST_SHORTENED if is_visible else 1
         for _ in range(min(shortened, most - tried)):
             run.go(run.into_box(before.theta + step))
             tried += 1
@@ -194,9 +218,9 @@ def _newton(
 
 
 def _lengthened(
-    run: _Run, before: _Point, step: np.ndarray, promise: float, most: int
+    run: _Run, before: _Point, step: Vector, promise: float, most: int
 ) -> int:
-    """Goes on along a step where a model has no curvature.
+    """Goes farther along a step whose model has no curvature.
 
     Returns:
         How many steps were tried.
@@ -214,15 +238,15 @@ def _lengthened(
     return tried
 
 
-def _bfgs(run: _Run, units: np.ndarray, most: int) -> tuple[float, np.ndarray]:
-    """Steps of BFGS in given units.
+def _bfgs(run: _Run, units: Vector, most: int) -> tuple[float, Vector]:
+    """Takes steps of BFGS in given units.
 
     Returns:
-        What is promised at the end, and the sums of squares of the changes of
-        each entry of the gradient.
+        The decrease that is predicted at the end, and the sums of squares of
+        the changes of each entry of the gradient.
     """
     start = run.best
-    pairs: list[tuple[np.ndarray, np.ndarray]] = []
+    pairs: list[tuple[Vector, Vector]] = []
     spread = np.zeros_like(start.theta)
 
     def keep(before: _Point, after: _Point | None) -> None:
@@ -241,12 +265,13 @@ def _bfgs(run: _Run, units: np.ndarray, most: int) -> tuple[float, np.ndarray]:
         return 0.0, spread
     most_step = (float(np.linalg.norm(start.theta / units)) or 1.0) / slope
     # A very short step shows how far away a minimizer is.
-    probe = start.theta - run.epsilon ** (1 / 3) * most_step * scaled * units
+    length = run.epsilon**_PROBE_POWER * most_step
+    probe = start.theta - length * scaled * units
     keep(start, run.look(run.into_box(probe)))
     tried, factor = 1, 1.0
     while True:
         before = run.best
-        step = _step(run, pairs, units, 0.1 * most_step)
+        step = _step(run, pairs, units, _FIRST_STEP * most_step)
         promise = -float(before.grad @ step) / 2
         if tried >= most or not promise > 0 or factor < _SHORTEST:
             return max(promise, 0.0), spread
@@ -259,21 +284,22 @@ def _bfgs(run: _Run, units: np.ndarray, most: int) -> tuple[float, np.ndarray]:
             factor = 1.0
 
 
-def _shortened(before: _Point, after: _Point | None, step: np.ndarray) -> float:
-    """By how much a step is shortened, from a parabola."""
+def _shortened(before: _Point, after: _Point | None, step: Vector) -> float:
+    """The factor by which a step is shortened, from a parabola."""
     if after is None:
-        return 0.1
+        return _LEAST_SHORTENED
     slope = float(before.grad @ step)
     bend = after.loss - before.loss - slope
-    return float(np.clip(-slope / (2 * bend or 1.0), 0.1, 0.5))
+    part = -slope / (2 * bend or 1.0)
+    return float(np.clip(part, _LEAST_SHORTENED, _MOST_OF_STEP))
 
 
 def _step(
     run: _Run,
-    pairs: list[tuple[np.ndarray, np.ndarray]],
-    units: np.ndarray,
+    pairs: list[tuple[Vector, Vector]],
+    units: Vector,
     length: float,
-) -> np.ndarray:
+) -> Vector:
     """The quasi-Newton step from the best point, moved into the box."""
     free = run.free()
     vector = np.where(free, run.best.grad, 0.0) * units

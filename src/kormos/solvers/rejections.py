@@ -1,24 +1,36 @@
-"""Points at which an evaluation raises: rejected, and remembered.
+"""Points at which an evaluation raises: they are rejected, and remembered.
 
-A user's numerics may fail away from where they began: a matrix is no longer
-positive definite, a root is taken of a negative number. On some backends that
-is NaN, on others an exception; to a method both are a step too long.
+A user's numerics may fail away from the start: a matrix is no longer positive
+definite, a root is taken of a negative number. On some backends that makes NaN,
+on others it raises an exception. A method treats both as a step that was too
+long.
 """
 
 import collections
 import os
 import re
 import traceback
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
 from kormos import backend
 from kormos.backend.common import causes
+from kormos.data import stream
+from kormos.solvers.protocols import GaussNewtonMatrix
+from kormos.types import Matrix
+from kormos.types import Vector
 from kormos.warn import place_of
 
 # What TensorFlow puts around an error: names of nodes and of operations.
 _NODES = re.compile(r"\{\{.*?\}\}|\[\[.*?\]\]|\[Op:.*", re.DOTALL)
+# The most characters of an exception that a message quotes.
 _LONGEST = 160
+
+Result = TypeVar("Result")
 
 
 class Raised:
@@ -26,34 +38,35 @@ class Raised:
 
     Attributes:
         earlier: the evaluations of the fit before the present run.
-        counts: how often exceptions of each type, by name.
+        counts: the number of exceptions of each type, by its name.
         first: the first exception in words, or `None`.
-        evaluation: the number of the evaluation that raised it.
+        evaluation: the number of the evaluation that raised the first one.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.earlier = 0
-        self.counts = collections.Counter()
-        self.first = self.evaluation = None
+        self.counts: collections.Counter[str] = collections.Counter()
+        self.first: str | None = None
+        self.evaluation: int | None = None
 
-    def note(self, error, evaluation):
+    def note(self, error: Exception, evaluation: int) -> None:
         """Remembers an exception.
 
         Args:
             error: the exception.
             evaluation: the number of the evaluation in the present run.
         """
-        # What was raised first says more than what Keras made of it.
+        # The original exception says more than the one that Keras made of it.
         numerical = [e for e in causes(error) if backend.is_numerical(e)]
         cause = numerical[-1] if numerical else error
         self.counts[type(cause).__name__.lstrip("_")] += 1
         if self.first is None:
             self.evaluation = self.earlier + evaluation
-            place = _place(error)
+            place = _place(error.__traceback__)
             self.first = _in_words(cause) + (f" ({place})" if place else "")
 
-    def sentence(self):
-        """What was raised, how often, when first and where."""
+    def sentence(self) -> str:
+        """What was raised, how often, and where and when first."""
         if self.first is None:
             return ""
         kinds = " and ".join(
@@ -71,11 +84,13 @@ class Raised:
         )
 
 
-def is_rejection(error, has_worked):
-    """Whether an exception says that a point cannot be evaluated.
+def is_rejection(error: BaseException, has_worked: bool) -> bool:
+    """Whether an exception means that a point cannot be evaluated.
 
-    Before an evaluation has worked for once, a failure of the numerics does,
-    and everything else is an error to be raised: of shapes or types, say.
+    If it does not, it is an error of the user's code, and is to be raised. Once
+    a function has returned, nearly every exception comes from the point. Before
+    that, only a failure of the numerics does; everything else may be a mistake
+    in shapes or types, for example.
 
     Args:
         error: the exception.
@@ -85,15 +100,15 @@ def is_rejection(error, has_worked):
         return False
     frames = traceback.walk_tb(error.__traceback__)
     modules = [frame.f_globals.get("__name__", "") for frame, _ in frames]
-    if "kormos.objective.streaming" in modules:
-        return False  # Data cannot be read.
-    # What kormos itself refuses.
-    is_own = modules and modules[-1].startswith("kormos.")
+    if stream.__name__ in modules:
+        return False  # The data cannot be read.
+    # A `ValueError` that kormos itself raises is about arguments.
+    is_own = bool(modules) and modules[-1].startswith("kormos.")
     return not (is_own and isinstance(error, ValueError))
 
 
-def or_else(instead, fn, *args):
-    """`fn(*args)`, or `instead` where the numerics fail."""
+def or_else(instead: Result, fn: Callable[..., Result], *args: Any) -> Result:
+    """`fn(*args)`, or `instead` if the numerics fail."""
     try:
         return fn(*args)
     except Exception as error:
@@ -102,11 +117,11 @@ def or_else(instead, fn, *args):
         return instead
 
 
-def _in_words(error):
+def _in_words(error: BaseException) -> str:
     """The text of an exception, in one line."""
     lines = [line.strip() for line in _NODES.sub("", str(error)).splitlines()]
     lines = [line for line in lines if line] or [type(error).__name__]
-    # TensorFlow says last what happened, after where in the graph it was.
+    # TensorFlow first says where in the graph it was, and what happened last.
     is_graph = lines[0].startswith("Graph execution error")
     text = lines[-1 if is_graph else 0].rstrip(". :")
     if len(text) > _LONGEST:
@@ -114,9 +129,9 @@ def _in_words(error):
     return text
 
 
-def _place(error):
+def _place(trace: TracebackType | None) -> str | None:
     """File and line in the user's code, or `None` if they are not known."""
-    place = place_of(error.__traceback__)
+    place = place_of(trace)
     if place is None:
         return None
     file, line = place
@@ -124,47 +139,53 @@ def _place(error):
 
 
 class SafeGaussNewton:
-    """A `HostGaussNewton` with NaN where an evaluation raises.
+    """A `GaussNewtonMatrix` that is NaN where an evaluation raises.
 
     Args:
-        matrix: the `HostGaussNewton`.
+        matrix: the matrix, which may raise.
         tried: function `(name, fn, instead, *args)`, as `Problem.tried`.
         size: the number of parameters.
     """
 
-    def __init__(self, matrix, tried, size):
+    def __init__(
+        self, matrix: GaussNewtonMatrix, tried: Callable[..., Any], size: int
+    ):
         self._matrix = matrix
         self._tried = tried
         self._size = size
 
     @property
-    def outputs(self):
+    def outputs(self) -> int:
         return self._matrix.outputs
 
     @property
-    def has_penalty(self):
+    def has_penalty(self) -> bool:
         return self._matrix.has_penalty
 
-    def normal_equations(self, theta, keep=False):
+    def normal_equations(
+        self, theta: Vector, keep: bool = False
+    ) -> tuple[float, Vector, Matrix]:
         return self._try("normal_equations", self._system, theta, keep)
 
-    def rows(self, theta, keep=False):
+    def rows(
+        self, theta: Vector, keep: bool = False
+    ) -> tuple[float, Vector, Matrix]:
         return self._try("rows", self._row, theta, keep)
 
-    def product(self, theta, vector):
+    def product(self, theta: Vector, vector: Vector) -> Vector:
         return self._try("product", self._vector, theta, vector)
 
-    def bend(self, theta, vector):
+    def bend(self, theta: Vector, vector: Vector) -> Vector:
         return self._try("bend", self._vector, theta, vector)
 
-    def _try(self, name, instead, *args):
+    def _try(self, name: str, instead: Callable[[], Any], *args: Any) -> Any:
         return self._tried(name, getattr(self._matrix, name), instead, *args)
 
-    def _vector(self):
+    def _vector(self) -> Vector:
         return np.full(self._size, np.nan)
 
-    def _row(self):
+    def _row(self) -> tuple[float, Vector, Matrix]:
         return np.nan, self._vector(), self._vector()[None]
 
-    def _system(self):
+    def _system(self) -> tuple[float, Vector, Matrix]:
         return np.nan, self._vector(), np.full((self._size,) * 2, np.nan)

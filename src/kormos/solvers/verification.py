@@ -1,49 +1,72 @@
-"""Whether what was compiled is the loss, and its gradient sees it.
+"""Whether what was compiled is the user's loss, and its gradient complete.
 
-A backend may keep what it traced of a user's function before, and code may
-read a variable where nothing can be put in its place. The loss is then another
-one wherever the variables are not what they were, without a word.
+A backend may reuse an earlier trace of a user's function, and code may read a
+variable in a way that kormos cannot intercept. The compiled loss then uses old
+values of the variables, and nothing says so.
 """
 
+from collections.abc import Callable
+from typing import Any
+
+import keras
 import numpy as np
 
 from kormos import backend
 from kormos.arithmetic.vectors import NARROW
 from kormos.arithmetic.vectors import rounding as spacing
 from kormos.float64.settings import is_true_float64
+from kormos.solvers.protocols import ComparableObjective
+from kormos.types import Scalar
+from kormos.types import Vector
 
-# By which part of itself the loss must change, and by how many times what a
-# rounding of the variables does, for that to be no rounding.
-_EXPONENT, _AMPLIFIED = 0.55, 30
-# Steps that show whether a loss changes without a gradient, and by how much
-# they may bend.
-_STEP, _STRAIGHT = 1e-2, 0.1
-# What accelerators may round the factors of a float32 product to.
+# These are choices of ours. They lean towards not refusing, because a wrong
+# refusal stops a user who made no mistake.
+
+# Two losses differ if they do so by more than this power of the rounding, over
+# their size: about half of the digits.
+_EXPONENT = 0.55
+# They do not, if they differ by at most this many times as much as they do when
+# the variables are rounded otherwise.
+_AMPLIFIED = 30
+# Variables change by this part of their size, and by a half and a quarter of
+# it, to show whether the loss changes in proportion; it may miss that by the
+# second part.
+_STEP, _BEND = 1e-2, 0.1
+# To this the factors of a float32 product may be rounded on tensor cores
+# (TensorFloat-32 has ten bits behind the point).
 _TENSOR_CORES = 2.0**-11
-# So far from the start are the points to compare at, in sizes of parameters.
+# Losses are compared this far from the start, in sizes of the parameters; at
+# the second distance if the loss is not finite at the first.
 _REACHES = 0.1, 1e-3
 
 RANDOM = (
     "A loss must be the same whenever it is computed, and so must a row of "
-    "residuals: random numbers that are drawn within are others each time. "
-    "Draw them before, and give them as data, which "
-    "`kormos.callbacks.Resample` draws anew."
+    "residuals: random numbers that are drawn in it differ each time. Draw "
+    "them before, and pass them as data, which `kormos.callbacks.Resample` "
+    "draws anew."
 )
 
 
-def verify(objective, evaluate, theta, project):
-    """Refuses a compiled loss that is another function than the loss.
+def verify(
+    objective: ComparableObjective,
+    evaluate: Callable[[Vector], Any],
+    theta: Vector,
+    project: Callable[[Vector], Vector],
+) -> None:
+    """Refuses a compiled loss that is another function than the user's.
 
-    At the start it may be right by what was kept of it: another point tells.
+    It is compared at another point than the start, because old values of the
+    variables may be those of the start.
 
     Args:
-        objective: a `FlatObjective`.
-        evaluate: the compiled loss of a point, alone or with its gradient.
+        objective: the objective.
+        evaluate: the compiled function of a point, which returns the loss, or
+            the loss and its gradient.
         theta: the start.
         project: function that moves a point into the bounds.
 
     Raises:
-        ValueError: if they differ by more than rounding explains.
+        ValueError: if the two differ by more than rounding explains.
     """
     if objective.is_streamed or objective.draws:
         return
@@ -77,33 +100,37 @@ def verify(objective, evaluate, theta, project):
     raise ValueError(
         "The loss, compiled, must be the loss of the variables as they are: "
         "a function that was compiled or traced before (`jax.jit`, "
-        "`tf.function`) keeps what it read, and so does a tensor that was "
-        "computed from a variable outside of the loss. Read variables, of "
-        "those that are trained, in functions that are not compiled. "
+        "`tf.function`) keeps the values that it read, and so does a tensor "
+        "that was computed from a variable outside of the loss. Read the "
+        "variables that are trained in functions that are not compiled. "
         f"Received: near the start, a loss of {own:.6g} that is {found:.6g} "
         "when it is compiled"
     )
 
 
-def refuse_silent(objective, theta, silent):
-    """Refuses variables that change a loss whose gradient does not say so.
+def refuse_silent(
+    objective: ComparableObjective,
+    theta: Vector,
+    silent: list[keras.Variable],
+) -> None:
+    """Refuses variables that change the loss although their gradient is zero.
 
-    It changes in proportion to a short step, as no step function does: that
-    of units in saturation, say.
+    Only a loss that changes in proportion to a short step shows that. A step
+    function, such as a unit in saturation after rounding, has no gradient.
 
     Args:
-        objective: a `FlatObjective`.
+        objective: the objective.
         theta: a point.
-        silent: list of variables in which the gradient there is zero.
+        silent: the variables whose gradient there is zero.
 
     Raises:
-        ValueError: naming them.
+        ValueError: naming the variables.
     """
     if objective.is_streamed or objective.draws:
         return
     _, here = objective.reference(theta)
 
-    def change(variables, reach):
+    def change(variables: list[keras.Variable], reach: float) -> float:
         packing, chosen = objective.program.packing, {id(v) for v in variables}
         ends = map(packing.split_array, (theta, moved(objective, theta, reach)))
         parts = [
@@ -112,10 +139,10 @@ def refuse_silent(objective, theta, silent):
         ]
         return objective.reference(packing.join_arrays(parts))[1] - here
 
-    def changing(variables):
+    def changing(variables: list[keras.Variable]) -> bool:
         far, half, near = (change(variables, _STEP / n) for n in (1, 2, 4))
         return _differ(objective, here + near, here) and all(
-            abs(a - 2 * b) <= _STRAIGHT * abs(a)
+            abs(a - 2 * b) <= _BEND * abs(a)
             for a, b in ((far, half), (half, near))
         )
 
@@ -130,8 +157,17 @@ def refuse_silent(objective, theta, silent):
     )
 
 
-def moved(objective, theta, reach):
-    """A point beside another, every parameter of it moved."""
+def moved(
+    objective: ComparableObjective, theta: Vector, reach: float
+) -> Vector:
+    """A point near another, with every parameter moved.
+
+    Args:
+        objective: the objective.
+        theta: the other point.
+        reach: by which part of their size parameters move; those that are zero
+            have the usual size of their variable.
+    """
     rng = np.random.default_rng(0)
     parts = []
     for part in objective.program.packing.split_array(theta):
@@ -143,15 +179,16 @@ def moved(objective, theta, reach):
     return objective.program.packing.join_arrays(parts)
 
 
-def _differ(objective, a, b):
-    """Whether two losses differ by more than rounding mostly does."""
+def _differ(objective: ComparableObjective, a: Scalar, b: Scalar) -> bool:
+    """Whether two losses differ by more than rounding usually explains."""
     if not np.isfinite([a, b]).all():
         return False
     share = _rounding(objective) ** _EXPONENT
     return abs(a - b) > share * max(abs(a), abs(b))
 
 
-def _rounding(objective):
+def _rounding(objective: ComparableObjective) -> float:
+    """The spacing of numbers near one in the coarsest arithmetic."""
     rounding = max(objective.epsilon, objective.rounding)
     if not is_true_float64() and objective.program.packing.dtype is None:
         # Keras may compute what is float64 in float32.

@@ -6,14 +6,17 @@ are not multiplied out, which would take as long as all the rest: a product with
 a vector is one with V and one with each of the reflections.
 """
 
-from typing import Any
 from typing import NamedTuple
 
 import numpy as np
 import scipy.linalg
 from scipy.linalg import lapack
 
-# Smaller matrices take no time either way.
+from kormos.types import Matrix
+from kormos.types import Vector
+
+# Matrices of at most this many rows are diagonalized directly: they take next
+# to no time either way.
 _SMALL = 64
 
 
@@ -27,22 +30,23 @@ class Eigenvectors(NamedTuple):
         factors: their factors.
     """
 
-    vectors: np.ndarray
-    reflectors: Any = None
-    factors: Any = None
+    vectors: Matrix
+    reflectors: Matrix | None = None
+    factors: Vector | None = None
 
-    def along(self, vector):
+    def along(self, vector: Vector) -> Vector:
         """`(QV)' vector`."""
         return self.vectors.T @ self._reflected(vector, "T")
 
-    def back(self, slopes):
+    def back(self, slopes: Vector) -> Vector:
         """`QV slopes`."""
         return self._reflected(self.vectors @ slopes, "N")
 
-    def _reflected(self, vector, transposed):
+    def _reflected(self, vector: Vector, transposed: str) -> Vector:
         if self.reflectors is None:
             return vector
-        # The least workspace: by blocks, one vector takes four times as long.
+        # The smallest workspace: with a larger one LAPACK works by blocks,
+        # which takes four times as long for one vector.
         rest, _, _ = lapack.dormqr(
             "L", transposed, self.reflectors, self.factors, vector[1:, None], 1
         )
@@ -50,7 +54,7 @@ class Eigenvectors(NamedTuple):
 
 
 class RowEigenvectors(NamedTuple):
-    """Those of R'R, from those of RR': R'QV / roots, for wide matrices R.
+    """Eigenvectors of R'R from those of RR': R'QV / roots, for wide R.
 
     Attributes:
         rows: R, of shape `(rows, size)`.
@@ -59,28 +63,28 @@ class RowEigenvectors(NamedTuple):
             are zero, whose columns are zero.
     """
 
-    rows: np.ndarray
+    rows: Matrix
     of_rows: Eigenvectors
-    roots: np.ndarray
+    roots: Vector
 
-    def along(self, vector):
+    def along(self, vector: Vector) -> Vector:
         """Their products with a vector."""
         return self.of_rows.along(self.rows @ vector) / self.roots
 
-    def back(self, slopes):
-        """Their sum by these weights."""
+    def back(self, slopes: Vector) -> Vector:
+        """Their sum with these weights."""
         return self.of_rows.back(slopes / self.roots) @ self.rows
 
 
-def eigenvectors(matrix):
-    """Eigenvalues, ascending, and `Eigenvectors`.
+def eigenvectors(matrix: Matrix) -> tuple[Vector, Eigenvectors]:
+    """Eigenvalues, ascending, and their `Eigenvectors`.
 
     Args:
-        matrix: `(size, size)`, in C order, whose upper triangle counts. It is
-            overwritten.
+        matrix: `(size, size)`, in C order, of which only the upper triangle
+            is read. It is overwritten.
 
     Raises:
-        numpy.linalg.LinAlgError: if LAPACK finds none.
+        numpy.linalg.LinAlgError: if LAPACK does not find them.
     """
     size = len(matrix)
     if size <= _SMALL:

@@ -1,39 +1,40 @@
-"""What the end of a least-squares run is: see `solvers/convergence.py`."""
-
-from typing import Any
+"""The verdict on the end of a least-squares run: see `solvers/convergence`."""
 
 import numpy as np
 
 from kormos.solvers import convergence
+from kormos.solvers.least_squares.local_models import Linearized
 from kormos.solvers.outcome import Outcome
+from kormos.solvers.problem import Problem
+from kormos.types import Vector
 
 
 class LeastSquaresEnd:
     """Judges a point from which no step of a model gained anything.
 
     Args:
-        problem: the `Problem`.
-        gtol: the part of the loss that is small enough a promise.
+        problem: the problem.
+        gtol: a predicted decrease of this part of the loss is small.
     """
 
-    def __init__(self, problem: Any, gtol: float):
+    def __init__(self, problem: Problem, gtol: float):
         self._problem = problem
         self._gtol = gtol
 
     def judge(
-        self, here: Any, norms: np.ndarray, theta: np.ndarray, loss: float
+        self, here: Linearized, norms: Vector, theta: Vector, loss: float
     ) -> Outcome:
-        """The end that a point is.
+        """The outcome of a run that ends at a point.
 
         Args:
-            here: the `Linearized` there.
+            here: what is known there.
             norms: the 2-norms of the columns of J, `(size,)`.
             theta: the point.
             loss: the loss there.
         """
         problem = self._problem
 
-        def value(point: np.ndarray) -> float:
+        def value(point: Vector) -> float:
             return problem.value(problem.project(point))
 
         promise, noise = _promise(here, norms), None
@@ -41,7 +42,7 @@ class LeastSquaresEnd:
             noise = convergence.measured_noise(
                 value, theta, loss, self._problem.epsilon
             )
-            # What the rounding of the parameters does to residuals of zero.
+            # Rounding of the parameters changes residuals that are zero.
             moved = self._problem.epsilon * here.model.scaled(theta)
             noise = convergence.vanished_noise(
                 max(noise, moved**2 / 2),
@@ -71,15 +72,15 @@ class LeastSquaresEnd:
         )
 
 
-def _promise(here: Any, norms: np.ndarray) -> float:
-    """The decrease that is promised where no step of the model gains.
+def _promise(here: Linearized, norms: Vector) -> float:
+    """The predicted decrease where no step of the model gains anything.
 
-    By the undamped step, or by the best step along a single parameter: the
-    square of MINPACK's cosine of residuals and a column of J. Where J is
-    singular the first is that of a step of any length, which no model is right
-    for.
+    It is the smaller one of two: that of the undamped step, and that of the
+    best step along a single parameter, which is half the square of MINPACK's
+    cosine of the residuals and a column of J. Where J is singular, the undamped
+    step may have any length, and no model is right for it.
     """
     known = np.isfinite(here.model.scale) & (norms > 0)
     cosines = here.grad[known] / norms[known]
-    alone = np.max(cosines**2, initial=0.0) / 2
-    return float(min(here.model.damped(0.0).promised, alone))
+    single = np.max(cosines**2, initial=0.0) / 2
+    return float(min(here.model.damped(0.0).promised, single))

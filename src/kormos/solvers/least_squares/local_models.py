@@ -1,24 +1,34 @@
-"""The Gauss-Newton model of the loss at a point, by one of three ways."""
+"""The Gauss-Newton model of the loss at a point, made in one of three ways."""
 
-from typing import Any
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from kormos.solvers.least_squares import spectrum
 from kormos.solvers.least_squares import steihaug
+from kormos.solvers.problem import Problem
+from kormos.solvers.protocols import LocalModel
+from kormos.types import Matrix
+from kormos.types import Vector
 
-# A dense matrix of more parameters is not formed: with its eigenvectors and
-# their workspace it would take more than this many bytes.
+# A dense matrix is not formed if it would take more than this many bytes, with
+# its eigenvectors and their workspace. Our choice: it fits into the memory of
+# small machines beside a model.
 _MOST_BYTES = 2**30
 
-# Weights of the loss where it is straight are not quite zero.
-_NOTHING = 1e-200
+# A squared column norm of J of at most this is zero. Outputs at which the loss
+# has no curvature get tiny weights, rather than zero, and leave such norms.
+_ZERO_SQUARE = 1e-200
 
-# The part of the longest column of J that a restrained one counts for.
+# The shortest column of J counts as at least this part of the longest while
+# parameters are restrained. Our choice: a smaller part lets parameters with
+# next to no effect run away, a larger one slows down those with a small effect.
 _LEAST_EFFECT = 1e-3
 
-# A scale that is so many times the present one is from somewhere else.
+# A scale of more than this many times the present column norms describes other
+# points than this one. Our choice: with a smaller number more ends are tried
+# again with a new scale.
 _STALE = 16.0
 
 
@@ -28,35 +38,42 @@ class Linearized(NamedTuple):
     Attributes:
         row_loss: the loss, evaluated row by row.
         grad: the gradient, `(size,)`.
-        model: a `Spectrum`, or `Products`.
+        model: the model of the loss.
     """
 
     row_loss: float
-    grad: np.ndarray
-    model: Any
+    grad: Vector
+    model: LocalModel
 
 
 class LocalModels:
     """Makes models of the loss.
 
     Args:
-        problem: the `Problem`.
+        problem: the problem.
         solver: `"rows"`, `"dense"`, `"cg"`, or `"auto"` to choose by memory.
         is_scaled: whether parameters are scaled by the columns of J.
         scale: the scale so far, `(size,)`.
-        bends: whether `bend` will be asked for.
+        bends: whether `bend` will be called.
 
     Attributes:
-        solver: the way that is taken.
+        solver: the way that was chosen.
         outputs: the number of outputs of all rows of data.
-        scale: the longest that each column of J has been (Moré 1978), since
-            it was last taken anew.
-        norms: how long the columns are at the latest point.
-        is_restrained: whether parameters that do next to nothing to the
-            residuals, beside others, are held back.
+        scale: the largest norm that each column of J has had (Moré 1978) since
+            the latest `forget`.
+        norms: the norms of the columns at the latest point.
+        is_restrained: whether parameters that have next to no effect, beside
+            others, are held back.
     """
 
-    def __init__(self, problem, solver, is_scaled, scale, bends):
+    def __init__(
+        self,
+        problem: Problem,
+        solver: str,
+        is_scaled: bool,
+        scale: Vector,
+        bends: bool,
+    ):
         self._problem = problem
         self._curvature = problem.gauss_newton()
         self._is_scaled = is_scaled
@@ -67,25 +84,26 @@ class LocalModels:
         self.solver = self._chosen() if solver == "auto" else solver
 
     @property
-    def is_stale(self):
-        """Whether the scale is that of other points."""
+    def is_stale(self) -> bool:
+        """Whether the scale describes other points than the latest one."""
         present = np.where(self.norms > 0, self.norms, np.inf)
         return self._is_scaled and bool((self.scale > _STALE * present).any())
 
     @property
-    def is_uneven(self):
-        """Whether some parameters do next to nothing beside others."""
+    def is_uneven(self) -> bool:
+        """Whether some parameters have next to no effect beside others."""
         least = _LEAST_EFFECT * self.norms.max(initial=0.0)
         return self._is_scaled and bool((self.norms < least).any())
 
-    def forget(self):
-        """Lets the scale be taken anew at the next point."""
+    def forget(self) -> None:
+        """Takes the scale from the next point only."""
         self.scale = np.zeros_like(self.scale)
 
-    def at(self, theta, loss):
-        """The `Linearized` at a point, or `None` if it is not finite."""
+    def at(self, theta: Vector, loss: float) -> Linearized | None:
+        """What is known at a point, or `None` if it is not finite."""
         if self.solver == "cg":
             return self._by_products(theta)
+        make: Callable[[Matrix, Vector, Vector, float], LocalModel]
         if self.solver == "rows":
             own, grad, matrix = self._curvature.rows(theta, self._keeps)
             squares, make = (
@@ -99,8 +117,9 @@ class LocalModels:
             squares, make = np.diagonal(matrix), spectrum.of_matrix
         if not (np.isfinite(grad).all() and np.isfinite(matrix).all()):
             return None
-        # What moves only outputs where the loss is straight goes downhill.
-        squares = np.where(squares > _NOTHING, squares, 0.0)
+        # Parameters with a gradient but no curvature get a small artificial
+        # curvature, so that they follow the gradient.
+        squares = np.where(squares > _ZERO_SQUARE, squares, 0.0)
         straight = (squares == 0) & (grad != 0)
         if straight.any():
             if self.solver == "rows":
@@ -113,7 +132,7 @@ class LocalModels:
         epsilon = self._problem.epsilon
         return Linearized(own, grad, make(matrix, scale, grad, epsilon))
 
-    def evaluate(self, theta):
+    def evaluate(self, theta: Vector) -> tuple[float, Vector]:
         """Loss and gradient at a point, evaluated row by row as J is."""
         if self.solver == "cg":
             return self._problem.value_and_grad(theta)
@@ -121,7 +140,7 @@ class LocalModels:
             return self._curvature.rows(theta)[:2]
         return self._curvature.normal_equations(theta)[:2]
 
-    def matrix(self, theta):
+    def matrix(self, theta: Vector) -> Matrix:
         """The Gauss-Newton matrix at a point, `(size, size)`."""
         if self.solver == "rows":
             rows = self._curvature.rows(theta)[2]
@@ -129,11 +148,11 @@ class LocalModels:
         matrix = self._curvature.normal_equations(theta)[2]
         return np.triu(matrix) + np.triu(matrix, 1).T
 
-    def row_loss(self, theta):
+    def row_loss(self, theta: Vector) -> float:
         """The loss at a point, evaluated row by row as J is."""
         return self.evaluate(theta)[0]
 
-    def bend(self, theta, step):
+    def bend(self, theta: Vector, step: Vector) -> Vector:
         """J'H times the second derivative of the outputs along a step.
 
         Faster at the point of the latest `at`.
@@ -141,13 +160,13 @@ class LocalModels:
         self._problem.hessp_evals += 1
         return self._curvature.bend(theta, step)
 
-    def _by_products(self, theta):
+    def _by_products(self, theta: Vector) -> Linearized | None:
         problem = self._problem
         own, grad = problem.value_and_grad(theta)
-        # At a point that is counted already.
+        # The evaluation at this point was counted before.
         problem.fg_evals -= 1
 
-        def product(vector):
+        def product(vector: Vector) -> Vector:
             problem.hessp_evals += 1
             return self._curvature.product(theta, vector)
 
@@ -158,7 +177,7 @@ class LocalModels:
         model = steihaug.Products(product, scale, grad)
         return Linearized(own, grad, model)
 
-    def _chosen(self):
+    def _chosen(self) -> str:
         rows, size = self.outputs, self._problem.size
         if spectrum.is_small(rows, size):
             return "rows"
@@ -168,7 +187,7 @@ class LocalModels:
         # The matrix, its eigenvectors, and LAPACK's workspace of two more.
         return "dense" if 32 * size**2 <= _MOST_BYTES else "cg"
 
-    def _rescaled(self, norms, theta, grad):
+    def _rescaled(self, norms: Vector, theta: Vector, grad: Vector) -> Vector:
         """The scale, infinite where a parameter is held at its bound."""
         self.norms = norms
         if self._is_scaled:

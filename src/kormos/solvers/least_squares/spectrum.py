@@ -13,13 +13,29 @@ import numpy as np
 from kormos.solvers.least_squares.eigenvectors import Eigenvectors
 from kormos.solvers.least_squares.eigenvectors import RowEigenvectors
 from kormos.solvers.least_squares.eigenvectors import eigenvectors
+from kormos.types import Matrix
+from kormos.types import Vector
 
-# Factors of so many entries go through their singular values, which keep twice
-# the digits that the matrix does.
+# A factor of at most this many entries is decomposed by its singular values,
+# which keep twice as many digits as the eigenvalues of its square. Our choice:
+# larger factors take noticeably longer that way.
 _SMALL = 2**16
 
-# Singular values of so many roundings of J tell nothing of it.
-_HIDDEN = 4.0
+# Singular values of at most this many roundings of J, beside the largest, are
+# zero. Our choice: a smaller number lets rounding of J make long steps, a
+# larger one forgets directions that J does show.
+_ROUNDINGS = 4.0
+
+# A step may differ from the trust radius by this part: `lmder`'s choice (Moré
+# 1978).
+_RADIUS_TOLERANCE = 0.1
+# Newton's method on the secular equation takes a handful of iterations. This
+# limit only stops it where rounding keeps it from the tolerance.
+_MOST_ITERATIONS = 60
+# The first damping is this part of the upper bracket: Moré 1978, algorithm 5.5.
+# Where Newton's method leaves the brackets and the lower one is zero, it goes
+# on at the second part, a choice of ours.
+_FIRST_DAMPING, _BACK_INSIDE = 1e-3, 0.1
 
 
 class Step(NamedTuple):
@@ -28,11 +44,11 @@ class Step(NamedTuple):
     Attributes:
         vector: the step, `(size,)`.
         length: its scaled length.
-        promised: the decrease of the loss that the model promises.
+        promised: the decrease of the loss that the model predicts.
         damping: the damping that makes it.
     """
 
-    vector: np.ndarray
+    vector: Vector
     length: float
     promised: float
     damping: float
@@ -47,11 +63,20 @@ class Spectrum:
             `Eigenvectors` or `RowEigenvectors`.
         scale: D, `(size,)`, positive; infinite for what is held fixed.
         grad: the gradient g, `(size,)`.
-        rounding: part of the largest eigenvalue below which one is rounding.
+        rounding: an eigenvalue of at most this part of the largest one is
+            zero.
         name: how the matrix was factorized.
     """
 
-    def __init__(self, values, vectors, scale, grad, rounding, name):
+    def __init__(
+        self,
+        values: Vector,
+        vectors: Eigenvectors | RowEigenvectors,
+        scale: Vector,
+        grad: Vector,
+        rounding: float,
+        name: str,
+    ):
         self.values = np.maximum(values, 0)
         self.scale = scale
         self.name = name
@@ -61,11 +86,12 @@ class Spectrum:
         self._floor = rounding * self.values.max(initial=0.0)
 
     @property
-    def has_full_rank(self):
+    def has_full_rank(self) -> bool:
+        """Whether no eigenvalue of what is free is zero."""
         free = np.count_nonzero(self._lengths)
         return np.count_nonzero(self.values > self._floor) == free
 
-    def damped(self, damping):
+    def damped(self, damping: float) -> Step:
         """The step that a damping makes."""
         quotient = self._divided(self._slopes, damping)
         return Step(
@@ -75,43 +101,43 @@ class Spectrum:
             damping=damping,
         )
 
-    def within(self, radius, guess):
-        """The step of this length, or the shorter one without damping."""
+    def within(self, radius: float, guess: float) -> Step:
+        """The step of this length, or the undamped one if that is shorter."""
         return self.damped(self._damping_for(radius, guess))
 
     @property
-    def promise(self):
-        """The decrease that the model promises of the undamped step."""
+    def promise(self) -> float:
+        """The decrease that the model predicts for the undamped step."""
         return self._promised(self._divided(self._slopes, 0.0), 0.0)
 
-    def bend(self, slope, damping):
+    def bend(self, slope: Vector, damping: float) -> Vector:
         """`-(A + l D^2)^-1 slope`."""
         return -self._back(self._divided(self._along(slope), damping))
 
-    def _length(self, damping):
-        return np.linalg.norm(self._divided(self._slopes, damping))
+    def _length(self, damping: float) -> float:
+        return float(np.linalg.norm(self._divided(self._slopes, damping)))
 
-    def scaled(self, step):
+    def scaled(self, step: Vector) -> float:
         """The 2-norm of D times a step."""
         return float(np.linalg.norm(self._lengths * step))
 
-    def _promised(self, quotient, damping):
-        """The decrease of the loss that the model promises of a step."""
+    def _promised(self, quotient: Vector, damping: float) -> float:
+        """The decrease of the loss that the model predicts for a step."""
         return float(np.sum(quotient**2 * (self.values + 2 * damping)) / 2)
 
-    def _damping_for(self, radius, guess):
-        """The damping whose step has this length, within a tenth; or zero.
+    def _damping_for(self, radius: float, guess: float) -> float:
+        """The damping whose step has about this length, or zero.
 
         Newton's method on the secular equation, within brackets (Moré 1978).
         """
-        longest = 1.1 * radius
+        longest = (1 + _RADIUS_TOLERANCE) * radius
         if self._length(0.0) <= longest:
             return 0.0
-        low, high = 0.0, np.linalg.norm(self._slopes) / radius
-        damping = guess if 0 < guess < high else 1e-3 * high
-        for _ in range(60):
+        low, high = 0.0, float(np.linalg.norm(self._slopes)) / radius
+        damping = guess if 0 < guess < high else _FIRST_DAMPING * high
+        for _ in range(_MOST_ITERATIONS):
             length = self._length(damping)
-            if abs(length - radius) <= 0.1 * radius:
+            if abs(length - radius) <= _RADIUS_TOLERANCE * radius:
                 break
             if length > radius:
                 low = damping
@@ -121,49 +147,55 @@ class Spectrum:
             slope = np.sum(quotient**2 / (self.values + damping)) / length
             damping += (length / radius) * (length - radius) / slope
             if not low < damping < high:
-                damping = np.sqrt(low * high) if low > 0 else 0.1 * high
+                inside = _BACK_INSIDE * high
+                damping = np.sqrt(low * high) if low > 0 else inside
         return float(damping)
 
-    def _along(self, vector):
+    def _along(self, vector: Vector) -> Vector:
         return self._vectors.along(vector / self.scale)
 
-    def _back(self, slopes):
+    def _back(self, slopes: Vector) -> Vector:
         return self._vectors.back(slopes) / self.scale
 
-    def _divided(self, slopes, damping):
+    def _divided(self, slopes: Vector, damping: float) -> Vector:
         if damping > 0:
             return slopes / (self.values + damping)
         safe = np.where(self.values > self._floor, self.values, np.inf)
         return slopes / safe
 
 
-def of_matrix(matrix, scale, grad, epsilon=2.0**-52):
-    """The spectrum of a matrix, of which the upper triangle counts.
+def of_matrix(
+    matrix: Matrix, scale: Vector, grad: Vector, epsilon: float = 2.0**-52
+) -> Spectrum:
+    """The spectrum of a matrix, of which only the upper triangle is read.
 
     Args:
         matrix: A, `(size, size)`.
         scale: D, `(size,)`.
         grad: g, `(size,)`.
-        epsilon: the spacing of numbers near one in what A is made of.
+        epsilon: the spacing of numbers near one in the dtype in which J was
+            evaluated.
     """
     scaled = matrix / scale / scale[:, None]
     values, vectors = eigenvectors(scaled)
-    rounding = max(len(scale) * 2.0**-52, (_HIDDEN * epsilon) ** 2)
+    rounding = max(len(scale) * 2.0**-52, (_ROUNDINGS * epsilon) ** 2)
     name = f"eigenvalues of J'J, {len(scale)} x {len(scale)}"
     return Spectrum(values, vectors, scale, grad, rounding, name)
 
 
-def of_rows(rows, scale, grad, epsilon=2.0**-52):
+def of_rows(
+    rows: Matrix, scale: Vector, grad: Vector, epsilon: float = 2.0**-52
+) -> Spectrum:
     """The spectrum of R'R, from R of shape `(rows, size)`; as `of_matrix`."""
     scaled = rows / scale
     count, size = scaled.shape
-    hidden = (_HIDDEN * epsilon) ** 2
+    hidden = (_ROUNDINGS * epsilon) ** 2
     if scaled.size <= _SMALL:
         _, roots, transposed = np.linalg.svd(scaled, full_matrices=False)
         name = f"singular values of J, {count} x {size}"
         rounding = max((max(count, size) * 2.0**-52) ** 2, hidden)
-        vectors = Eigenvectors(transposed.T)
-        return Spectrum(roots**2, vectors, scale, grad, rounding, name)
+        right = Eigenvectors(transposed.T)
+        return Spectrum(roots**2, right, scale, grad, rounding, name)
     values, of_rows = eigenvectors(scaled @ scaled.T)
     rounding = max(count * 2.0**-52, hidden)
     kept = values > rounding * values.max(initial=0.0)
@@ -175,6 +207,6 @@ def of_rows(rows, scale, grad, epsilon=2.0**-52):
     return Spectrum(values, vectors, scale, grad, rounding, name)
 
 
-def is_small(rows, size):
-    """Whether a factor of this shape goes through its singular values."""
+def is_small(rows: int, size: int) -> bool:
+    """Whether a factor of this shape is decomposed by its singular values."""
     return rows * size <= _SMALL

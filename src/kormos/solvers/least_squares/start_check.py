@@ -1,24 +1,55 @@
 """A check, at the start, that Gauss-Newton methods suit a loss."""
 
+from typing import NoReturn
+
 import numpy as np
+
+from kormos.solvers.least_squares.local_models import Linearized
+from kormos.solvers.least_squares.local_models import LocalModels
+from kormos.solvers.problem import Problem
+from kormos.types import Vector
+
+# All of these are choices of ours. They lean towards not refusing: a wrong
+# refusal stops a user who made no mistake.
 
 # A step of fewer spacings of the parameters' numbers is lost in rounding.
 _SHORTEST = 32.0
+# Steps become shorter by this factor.
+_SHORTER = 4
+# A gradient is in doubt if differences miss it by this part.
+_DISAGREEMENT = 0.3
+# Losses are rounded by up to this many spacings of their numbers: sums of many
+# rows may be.
+_ROUNDINGS = 1e3
+# A mistake remains the same, within this part, as steps shrink.
+_SAME = 0.1
+# The loss of all rows may differ from the sum row by row by this many times the
+# square root of the spacing.
+_ROW_ROUNDINGS = 100
+# How far away the other point is at which rows are compared: this part of the
+# parameters' sizes, with this size for those that are zero.
+_ELSEWHERE, _LEAST_SIZE = 0.1, 0.1
 
 
-def check_derivatives(problem, models, here, theta, loss):
+def check_derivatives(
+    problem: Problem,
+    models: LocalModels,
+    here: Linearized,
+    theta: Vector,
+    loss: float,
+) -> None:
     """Refuses outputs that mix rows, and a loss that is not of outputs.
 
     Args:
-        problem: the `Problem`.
-        models: the `LocalModels`.
-        here: the `Linearized` at the start.
+        problem: the problem.
+        models: makes models of the loss.
+        here: what is known at the start.
         theta: the start.
         loss: the loss there.
 
     Raises:
-        ValueError: if the loss, row by row, is another one, or if its
-            differences contradict the gradient.
+        ValueError: if the loss is another one when it is evaluated row by row,
+            or if its differences contradict the gradient.
     """
     _check_rows(problem, models, here, theta, loss)
     # Along the scaled gradient, so that no parameter moves far.
@@ -29,7 +60,7 @@ def check_derivatives(problem, models, here, theta, loss):
     if length == 0:
         return
     reach = model.scaled(theta) or 1.0
-    # The scaled step moves a parameter far that has next to no effect.
+    # A scaled step moves a parameter far if that has next to no effect.
     size = float(np.linalg.norm(theta)) or 1.0
     reach = min(reach, size * length / float(np.linalg.norm(slope)))
     part, before = problem.epsilon ** (1 / 3), None
@@ -37,42 +68,53 @@ def check_derivatives(problem, models, here, theta, loss):
         step = slope * (part * reach / length)
         ahead, behind, moved = _along(problem, theta, step)
         expected, found = float(grad @ moved), ahead - behind
-        # What a difference leaves out is less than its curvature, and the
-        # rounding of the losses and of the points.
+        # A difference is wrong by less than the curvature that it shows, and
+        # by the rounding of the losses and of the points.
         unknown = abs(ahead + behind - 2 * loss)
-        unknown += 1e3 * problem.epsilon * max(abs(ahead), abs(behind))
+        unknown += _ROUNDINGS * problem.epsilon * max(abs(ahead), abs(behind))
         unknown += problem.epsilon * float(np.abs(theta) @ np.abs(grad))
         error = abs(found - expected)
-        # Where nothing is finite, nothing can be compared.
-        if not error > 0.3 * abs(expected) + unknown:
+        # Nothing can be compared if a loss is not finite.
+        if not error > _DISAGREEMENT * abs(expected) + unknown:
             return
-        # A long step says nothing. A mistake stays the same as steps shrink.
-        if before is not None and abs(4 * found - before) <= 0.1 * abs(before):
-            _refuse(
-                f"a loss that changes by {found:.6g} where its derivatives "
-                f"say {expected:.6g}"
-            )
-        before, part = found, part / 4
+        # One long step proves nothing: a mistake remains as steps shrink.
+        if before is not None:
+            change = abs(_SHORTER * found - before)
+            if change <= _SAME * abs(before):
+                _refuse(
+                    f"a loss that changes by {found:.6g} where its derivatives "
+                    f"say {expected:.6g}"
+                )
+        before, part = found, part / _SHORTER
 
 
-def _along(problem, theta, step):
-    """Losses ahead and behind, and what lies between the two points."""
+def _along(
+    problem: Problem, theta: Vector, step: Vector
+) -> tuple[float, float, Vector]:
+    """Losses ahead and behind, and the difference of the two points."""
     points = [problem.project(theta + s) for s in (step, -step)]
     ahead, behind = map(problem.value, points)
     return ahead, behind, points[0] - points[1]
 
 
-def _check_rows(problem, models, here, theta, loss):
+def _check_rows(
+    problem: Problem,
+    models: LocalModels,
+    here: Linearized,
+    theta: Vector,
+    loss: float,
+) -> None:
     """Refuses a loss that differs when it is evaluated row by row.
 
-    Where terms cancel each other, rounding alone makes the two differ. At
-    another point, where the loss is larger, it does not.
+    Where terms cancel each other, rounding can make the two differ. Then they
+    agree at another point, where the loss is larger.
     """
-    allowed = 100 * problem.epsilon**0.5
+    allowed = _ROW_ROUNDINGS * problem.epsilon**0.5
     if abs(here.row_loss - loss) <= allowed * abs(loss):
         return
     rng = np.random.default_rng(0)
-    shift = 0.1 * (0.1 + np.abs(theta)) * rng.standard_normal(theta.size)
+    shift = _LEAST_SIZE + np.abs(theta)
+    shift = _ELSEWHERE * shift * rng.standard_normal(theta.size)
     there = problem.project(theta + shift)
     elsewhere, apart = problem.value(there), models.row_loss(there)
     if not abs(apart - elsewhere) > allowed * abs(elsewhere):
@@ -80,11 +122,11 @@ def _check_rows(problem, models, here, theta, loss):
     _refuse(f"a loss of {loss:.6g}, but of {here.row_loss:.6g} row by row")
 
 
-def _refuse(received):
+def _refuse(received: str) -> NoReturn:
     raise ValueError(
-        "Gauss-Newton methods need a loss that depends on the variables "
-        "through the outputs of each row of data alone: batch normalization "
-        "in training mode mixes rows, random numbers (dropout, noise) are not "
+        "Gauss-Newton methods need a loss that depends on the variables only "
+        "through the outputs of each row of data: batch normalization in "
+        "training mode mixes rows, random numbers (dropout, noise) are not "
         "those of a row, and a `compute_loss` that reads variables goes past "
         "the outputs. Use 'lbfgs' or another method. "
         f"Received: {received}"

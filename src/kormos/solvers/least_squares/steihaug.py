@@ -1,24 +1,37 @@
-"""Steps of a model of the loss from products with its matrix alone.
+"""Steps of a model of the loss that only needs products with its matrix.
 
 Steihaug's conjugate gradients within a trust radius: Nocedal and Wright,
 Numerical Optimization, 2006, algorithm 7.2, preconditioned by the diagonal,
 in whose norm the radius is measured.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
 from kormos.solvers.least_squares.spectrum import Step
+from kormos.types import Vector
 
+# A step takes at most this many products. Our choice: it bounds the time of an
+# iteration; a lower limit leaves more of the gradient in hard systems.
 _MOST_PRODUCTS = 200
-_PROBES = 8
 
-# The part of the gradient that a step leaves. Networks want it small: steps
-# that leave more are cheaper, and so many more are needed.
+# The diagonal is estimated from this many products. Our choice: the error falls
+# as one over the square root of it, and the diagonal is only a preconditioner
+# and a scale. Every new point pays for these products.
+_PROBES = 8
+# An entry of it counts as at least this part of the mean. Our choice, above the
+# noise of so few probes: an entry near zero would let its parameter move
+# anywhere.
+_LEAST_ENTRY = 0.1
+
+# The part of the gradient that a step leaves. Our choice, for networks: steps
+# that leave more are cheaper, but so many more of them are needed.
 _ACCURACY = 0.01
 
 
 class Products:
-    """The model F + g'p + p'Ap / 2, of products with A.
+    """The model F + g'p + p'Ap / 2, by products with A.
 
     Args:
         product: function of a vector `(size,)` that returns A times it.
@@ -29,7 +42,9 @@ class Products:
     has_full_rank = False
     name = "conjugate gradients"
 
-    def __init__(self, product, scale, grad):
+    def __init__(
+        self, product: Callable[[Vector], Vector], scale: Vector, grad: Vector
+    ):
         self.scale = scale
         self._product = product
         self._inverse = 1 / scale
@@ -37,26 +52,30 @@ class Products:
         self._slope = grad * self._inverse
 
     @property
-    def promise(self):
-        """The decrease that no step exceeds, where it is known: at zero."""
+    def promise(self) -> float | None:
+        """What the undamped step predicts: known only without a gradient."""
         return None if self._slope.any() else 0.0
 
-    def scaled(self, step):
+    def scaled(self, step: Vector) -> float:
         """The 2-norm of D times a step."""
         return float(np.linalg.norm(self._lengths * step))
 
-    def within(self, radius, guess):
-        """A step no longer than this."""
+    def within(self, radius: float, guess: float) -> Step:
+        """A step no longer than the radius."""
         del guess
         return self._step(radius, 0.0)
 
-    def damped(self, damping):
+    def damped(self, damping: float) -> Step:
         """The step that a damping makes."""
         return self._step(np.inf, damping)
 
-    def _step(self, radius, damping):
+    def bend(self, slope: Vector, damping: float) -> Vector:
+        """Steps by products are not accelerated."""
+        raise NotImplementedError
+
+    def _step(self, radius: float, damping: float) -> Step:
         # In the scaled variables Dp.
-        def apply(vector):
+        def apply(vector: Vector) -> Vector:
             product = self._inverse * self._product(self._inverse * vector)
             return product + damping * vector
 
@@ -69,8 +88,8 @@ class Products:
         for _ in range(_MOST_PRODUCTS):
             image = apply(direction)
             curvature = direction @ image
+            # The model falls without end where the curvature is not positive.
             length = square / curvature if curvature > 0 else np.inf
-            # Without end where the curvature is not positive.
             if not np.linalg.norm(step + length * direction) < radius:
                 step, product = _to_radius(
                     step, product, direction, image, radius
@@ -92,10 +111,12 @@ class Products:
         )
 
 
-def diagonal(product, size):
+def diagonal(product: Callable[[Vector], Vector], size: int) -> Vector:
     """An estimate of the diagonal of a matrix, `(size,)`, from products.
 
-    Hutchinson's: the mean of v times Av over vectors v of signs.
+    It is the mean of v times Av over vectors v of random signs: C. Bekas, E.
+    Kokiopoulou and Y. Saad, "An estimator for the diagonal of a matrix", Appl.
+    Numer. Math. 57, 2007, after Hutchinson.
     """
     rng = np.random.default_rng(0)
     total = np.zeros(size)
@@ -103,16 +124,22 @@ def diagonal(product, size):
         signs = rng.choice([-1.0, 1.0], size=size)
         total += signs * product(signs)
     estimate = total / _PROBES
-    # It may come out near zero, or below, where the rows are not.
-    least = 0.1 * np.mean(np.abs(estimate))
+    # It may be near zero, or negative, although the matrix is positive.
+    least = _LEAST_ENTRY * np.mean(np.abs(estimate))
     return np.maximum(estimate, least)
 
 
-def _to_radius(step, product, direction, image, radius):
-    """Along a direction to the radius, or not at all if there is none."""
+def _to_radius(
+    step: Vector,
+    product: Vector,
+    direction: Vector,
+    image: Vector,
+    radius: float,
+) -> tuple[Vector, Vector]:
+    """Along a direction to the radius, or not at all if that is infinite."""
     if not np.isfinite(radius):
         return step, product
     a, b = direction @ direction, step @ direction
     c = step @ step - radius**2
-    length = (-b + np.sqrt(max(b**2 - a * c, 0.0))) / a
+    length = (-b + np.sqrt(max(float(b**2 - a * c), 0.0))) / a
     return step + length * direction, product + length * image

@@ -2,13 +2,11 @@
 
 The compiled loop stops where a test of convergence holds or a line search
 fails. From there the run goes on for a few evaluations as if it had just
-begun: with its memory cleared, and with the parameters in new units. Only where
-that gains nothing has the run ended.
+begun: with its memory cleared, and with the parameters in new units. The run
+only ends if that gains nothing.
 """
 
 from collections.abc import Callable
-from typing import Any
-from typing import NamedTuple
 
 import numpy as np
 
@@ -18,8 +16,15 @@ from kormos.solvers import convergence
 from kormos.solvers import fresh_run
 from kormos.solvers import statuses
 from kormos.solvers.outcome import Outcome
+from kormos.solvers.parameter_units import units_of
+from kormos.solvers.problem import Problem
+from kormos.solvers.protocols import Tolerances
 from kormos.solvers.quasi_newton import state as states
 from kormos.solvers.quasi_newton.driver import CompiledLoop
+from kormos.solvers.quasi_newton.end import Claim
+from kormos.solvers.quasi_newton.end import QuasiNewtonEnd
+from kormos.solvers.quasi_newton.state import State
+from kormos.types import Vector
 
 # Ends that are tried.
 _CLAIMS = (
@@ -29,44 +34,32 @@ _CLAIMS = (
     states.LINE_SEARCH,
 )
 
-# Rounding that differs by this factor from what was assumed matters.
+# The measured rounding is used if it differs from the assumed one by more than
+# this factor. Our choice: the measurement itself is not much more precise.
 _OTHER_NOISE = 4.0
+# The rounding is never taken for more than this part of the loss: above it the
+# line search could not tell losses apart at all.
 _MOST_NOISE = 2.0**-4
-# A promise of a larger part of the loss is that of a loss that goes to zero.
-_LITTLE = 1e-3
-# A trial is longer, by so many evaluations for each parameter, where a loss in
-# float64 rounds by more than this part of itself.
+# If more than this part of the loss is predicted, the loss is on its way to
+# zero, and something is left at every point. Newton steps are not tried then.
+_MOST_LEFT = 1e-3
+# If a loss in float64 rounds by more than the first part of itself, there is
+# one longer trial, of the second number of evaluations more for each parameter.
+# Our choice: a few steps then gain less than the rounding, but many gain more.
 _ROUGH, _LONGER = 1e-10, 2
-# A run ends after so many claims in a row that did not hold, if together they
-# lowered the loss by no more than this part of it.
+# A run ends after this many claims in a row that did not hold, if together they
+# lowered the loss by no more than the second part of it. Our choice: it bounds
+# the time of a run that gains next to nothing, forever.
 _MOST_IN_VAIN, _LEAST_IN_ALL = 50, 1e-3
-
-
-class _Claim(NamedTuple):
-    """An end that is being tried.
-
-    Attributes:
-        status: the state's status there.
-        value: the value of the test that held there.
-        theta: the point, `(size,)`.
-        loss: the loss there.
-        kept: a copy of the state there, or `None`.
-    """
-
-    status: int
-    value: float
-    theta: np.ndarray
-    loss: float
-    kept: Any
 
 
 class Claims:
     """Decides, after each call of the loop, whether a run has ended.
 
     Args:
-        loop: the `CompiledLoop`, its start evaluated.
-        problem: the `Problem`.
-        optimizer: the `QuasiNewton`, for its tolerances.
+        loop: the compiled loop, its start evaluated.
+        problem: the problem.
+        tolerances: those of the optimizer.
         call: function that evaluates the start of a trial.
 
     Attributes:
@@ -76,18 +69,16 @@ class Claims:
     def __init__(
         self,
         loop: CompiledLoop,
-        problem: Any,
-        optimizer: Any,
+        problem: Problem,
+        tolerances: Tolerances,
         call: Callable[[], None],
     ):
-        self.noise = problem.epsilon
+        self.noise: float = problem.epsilon
         self._loop = loop
         self._problem = problem
         self._call = call
-        self._gtol, self._ftol = optimizer.gtol, optimizer.ftol
-        self._xtol = optimizer.xtol
-        self._tolerance = self._gtol**2
-        self._least_gain = max(self._ftol, self._tolerance)
+        self._xtol = tolerances.xtol
+        self._end = QuasiNewtonEnd(loop, problem, tolerances)
         self._most_evaluations = convergence.trial_evaluations(
             problem.size, problem.epsilon
         )
@@ -96,7 +87,7 @@ class Claims:
         # A run that has just begun is its own trial, without a limit.
         self._claim = self._claim_here()
         self._is_tried = self._is_start = True
-        self._units: list[np.ndarray] = []
+        self._units: list[Vector] = []
         self._promises: list[float] = []
         self._claimed_losses: list[float] = []
         self._began: int | None = None
@@ -109,7 +100,7 @@ class Claims:
         return self._began + self._most_evaluations
 
     def look(self) -> Outcome | None:
-        """Looks at what a call has reached; the end, if it is one."""
+        """Looks at what a call has reached; the outcome if the run ends."""
         if int(self._state.status) == states.STEP:
             return self._stepped()
         if self._is_tried:
@@ -135,8 +126,8 @@ class Claims:
 
     def _stalled(self) -> Outcome:
         text = (
-            "A run that begins anew still lowers the loss, but "
-            f"{_MOST_IN_VAIN} of them lowered it by less than "
+            "Runs that begin anew from an end still lower the loss, but the "
+            f"last {_MOST_IN_VAIN} of them together lowered it by less than "
             f"{_LEAST_IN_ALL:g} of itself."
         )
         state = self._state
@@ -144,7 +135,7 @@ class Claims:
         return Outcome(statuses.STALLED, theta, loss, findings=text)
 
     def _stepped(self) -> Outcome:
-        """The end by `xtol`, which is off unless the user gives it."""
+        """The end by `xtol`, which is off by default, and so is not tried."""
         state = self._state
         return Outcome(
             statuses.CONVERGED,
@@ -156,35 +147,37 @@ class Claims:
         )
 
     @property
-    def _state(self):
+    def _state(self) -> State:
         return self._loop.state
 
     def _is_claimed(self) -> bool:
         return int(self._state.status) in _CLAIMS
 
     def _is_over(self) -> bool:
+        """Whether the trial has taken all of its evaluations."""
         last = self.last_evaluation
         return last is not None and int(self._state.evaluations) >= last
 
     def _gains(self) -> bool:
+        """Whether the trial lowered the loss by more than a claim allows."""
         return convergence.is_gain(
             self._claim.loss,
             float(self._state.loss),
             self._problem.epsilon,
-            self._least_gain,
+            self._end.least_gain,
             self._measured or 0.0,
         )
 
     def _promise(self) -> float:
-        """By how much the model of the state promises to lower the loss."""
+        """The decrease of the loss that is predicted at the state."""
         state = self._state
         theta, grad = to_array(state.theta), to_array(state.grad)
         return convergence.sober(float(state.search.promise), theta, grad)
 
-    def _claim_here(self, kept=None) -> _Claim:
+    def _claim_here(self, kept: State | None = None) -> Claim:
         state = self._state
         theta = to_array(state.theta)
-        return _Claim(
+        return Claim(
             int(state.status),
             float(state.value),
             theta,
@@ -200,7 +193,7 @@ class Claims:
             before = self.noise
             self._measure(claim)
             if self.noise > _OTHER_NOISE * before and kept is not None:
-                # Enough that the line search knows of it from now on.
+                # The line search only has to know of it from now on.
                 self._loop.search_again(kept)
                 return
         self._claim, self._is_tried, self._promises = claim, True, []
@@ -219,7 +212,7 @@ class Claims:
             before = self.noise
             self._measure(self._claim)
             if is_start and before > _OTHER_NOISE * self.noise:
-                # The search gave up at a rounding that is not there.
+                # The search gave up because of a rounding that is not there.
                 self._units = [np.ones(self._problem.size)]
         if self._units and self._problem.spent() is None:
             self._try(self._units.pop(0))
@@ -236,7 +229,7 @@ class Claims:
     def _is_rough(self) -> bool:
         """Whether a float64 loss rounds so much that a short trial says little.
 
-        A few steps gain less than that, and many of them more.
+        A few steps gain less than the rounding, but many gain more.
         """
         if self._is_long or self._problem.epsilon > convergence.FINEST:
             return False
@@ -244,16 +237,15 @@ class Claims:
         return _ROUGH * loss < noise < loss
 
     def _goes_lower(self) -> bool:
-        """Tries Newton steps, where differences give the Hessian cheaply.
+        """Tries Newton steps, if the Hessian takes few evaluations.
 
-        A point that they lead to is where the run begins anew.
+        If they lead to a lower point, the run begins anew there.
         """
         state = self._state
         theta, grad = to_array(state.theta), to_array(state.grad)
         loss = float(state.loss)
         is_small = self._problem.size <= fresh_run.MOST_NEWTON
-        # Of a loss that goes to zero something is left at every point.
-        if not is_small or max(self._promises) > _LITTLE * abs(loss):
+        if not is_small or max(self._promises) > _MOST_LEFT * abs(loss):
             return False
         gain = fresh_run.try_to_gain(
             self._loop.evaluate, theta, loss, grad, self._problem.epsilon
@@ -266,7 +258,7 @@ class Claims:
             loss,
             gain.loss,
             self._problem.epsilon,
-            self._least_gain,
+            self._end.least_gain,
             self._measured or 0.0,
         )
         if is_lower:
@@ -280,24 +272,26 @@ class Claims:
             )
         return is_lower
 
-    def _try(self, units: np.ndarray) -> None:
+    def _try(self, units: Vector) -> None:
+        """Begins a trial: a run from the claimed point, in given units."""
         self._began = int(self._state.evaluations)
         self._loop.begin_anew(self._claim.theta, units)
         self._call()
 
-    def _other_units(self) -> list[np.ndarray]:
+    def _other_units(self) -> list[Vector]:
         """New units of the parameters, if they are worth a trial."""
-        units = convergence.units_of(to_array(self._state.spread))
+        units = units_of(to_array(self._state.spread))
         present = to_array(self._state.units)
         if np.array_equal(units, present):
             return []
         return [units]
 
     def _is_promising(self, promise: float) -> bool:
+        """Whether a predicted decrease is more than the tolerance."""
         loss = float(self._state.loss)
-        return convergence.is_promising(promise, loss, self._tolerance)
+        return convergence.is_promising(promise, loss, self._end.tolerance)
 
-    def _measure(self, claim: _Claim) -> None:
+    def _measure(self, claim: Claim) -> None:
         """Measures the rounding of the loss at a claimed point."""
         self._measured = convergence.measured_noise(
             self._loop.value, claim.theta, claim.loss, self._problem.epsilon
@@ -307,65 +301,13 @@ class Claims:
             self.noise = min(self._measured / abs(claim.loss), _MOST_NOISE)
 
     def _settled(self) -> Outcome:
-        """The end at a point from which no trial gained anything."""
-        state, claim = self._state, self._claim
-        theta, grad = to_array(state.theta), to_array(state.grad)
-        loss, promise = float(state.loss), max(self._promises)
-        failure = (
-            statuses.LINE_SEARCH_FAILED
-            if claim.status == states.LINE_SEARCH
-            else statuses.STALLED
-        )
-        if self._measured is not None:
-            self._measured = convergence.vanished_noise(
-                self._measured,
-                promise,
-                self._loop.value,
-                theta,
-                loss,
-                self._problem.epsilon,
-            )
-        by_decrease = claim.status == states.DECREASE
-        tolerance = self._least_gain if by_decrease else self._tolerance
-        verdict = convergence.judge(
-            promise, loss, tolerance, self._measured, failure
-        )
-        # A looser tolerance is the user's own.
-        if self._least_gain <= convergence.LEAST_GAIN:
-            verdict = convergence.confirmed(
-                verdict,
-                self._loop.value,
-                theta,
-                grad,
-                loss,
-                self._measured,
-                self._problem.epsilon,
-            )
-        outcome = Outcome(
-            verdict.status,
-            theta,
-            loss,
-            verdict.test,
-            verdict.value,
-            verdict.threshold,
-            findings=verdict.findings,
-        )
-        if verdict.status == statuses.CONVERGED:
-            self._name_tolerance(outcome, claim, promise)
-        self._restore(claim.kept, theta)
+        """The outcome at a point from which no trial gained anything."""
+        claim = self._claim
+        outcome = self._end.judge(claim, max(self._promises), self._measured)
+        self._restore(claim.kept, outcome.theta)
         return outcome
 
-    def _name_tolerance(self, outcome, claim: _Claim, promise: float) -> None:
-        """Names the user's own tolerance, where that is what is met."""
-        if promise <= self._tolerance * abs(outcome.loss):
-            share = promise / (abs(outcome.loss) or 1.0)
-            outcome.test, outcome.value = "gtol", share**0.5
-            outcome.threshold = self._gtol
-        elif claim.status == states.DECREASE:
-            outcome.test, outcome.value = "ftol", claim.value
-            outcome.threshold = self._ftol
-
-    def _restore(self, kept, theta: np.ndarray) -> None:
+    def _restore(self, kept: State | None, theta: Vector) -> None:
         """Gives the state the memory that it had before the trials."""
         self._problem.fg_evals = int(self._state.evaluations)
         if kept is None:
@@ -373,7 +315,7 @@ class Claims:
         self._loop.replace(
             **kept._replace(
                 theta=theta,
-                # So that a later run finds its direction anew.
+                # A later run then computes its direction anew.
                 grad=np.zeros_like(theta),
                 iterations=self._state.iterations,
                 evaluations=self._state.evaluations,

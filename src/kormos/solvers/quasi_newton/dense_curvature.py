@@ -13,12 +13,12 @@ Differs from them in:
 
 1. the first H is the identity times the length of the first step over |g|, so
    that the loss times a constant takes the same steps;
-2. Hy is a difference of Hg, so that H is read twice an iteration;
-3. a memory that lost y'Hy > 0 starts again;
+2. Hy is a difference of two products Hg, so that an iteration reads H twice;
+3. H starts again if y'Hy is not positive;
 4. self-scaled methods first try the step that gains as much as the one before.
 """
 
-from typing import Any
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -34,28 +34,41 @@ from kormos.arithmetic.vectors import dot
 from kormos.arithmetic.vectors import matvec
 from kormos.arithmetic.vectors import norm
 from kormos.arithmetic.vectors import outer
+from kormos.solvers.quasi_newton.state import Pair
+from kormos.types import Matrix
+from kormos.types import Scalar
+from kormos.types import Tensor
+
+# SSBroyden's formulas divide by a = b h - 1. It is zero if Hy and s are
+# parallel, and then the whole family makes the same update. Below this value a
+# counts as zero. Our choice, some thousand roundings of b h.
+_ZERO = 1e-12
+
+# tau and phi from b, h and the number of parameters.
+Factors = Callable[[Scalar, Scalar, int], tuple[Scalar, Scalar]]
 
 
-class Curvature(NamedTuple):
-    """A change of H that waits to be made.
+class PendingUpdate(NamedTuple):
+    """A change of H that is yet to be made.
 
     Attributes:
-        is_due: whether there is one.
-        kept: by what H is multiplied, scalar.
-        factors: of the three corrections, each a scalar.
-        vectors: three vectors `(size,)`, whose outer products they multiply.
-        identity: by what the identity is multiplied, scalar.
+        is_due: whether there is one, bool scalar.
+        kept: the factor of H, scalar.
+        factors: the factors of three corrections, scalars.
+        vectors: three vectors `(size,)`; each factor multiplies the outer
+            product of one of them with itself.
+        identity: the factor of the identity, scalar.
     """
 
-    is_due: Any
-    kept: Any
-    factors: tuple
-    vectors: tuple
-    identity: Any
+    is_due: Scalar
+    kept: Scalar
+    factors: tuple[Scalar, ...]
+    vectors: tuple[Tensor, ...]
+    identity: Scalar
 
 
 class Dense:
-    """The curvature of BFGS and its family; see `state.init`.
+    """The curvature of BFGS and its family, as `protocols.Curvature`.
 
     The store is the inverse Hessian H, `(size, size)`.
 
@@ -64,46 +77,55 @@ class Dense:
             and h = y'Hy / s'y.
     """
 
-    def __init__(self, factors):
+    def __init__(self, factors: Factors):
         self.key = factors.__name__.replace("_", " ")
         self._factors = factors
-        # Scaling makes H larger.
+        # Self-scaling makes H larger.
         self.overshoots = factors is not bfgs
 
-    def empty(self, size):
+    def empty(self, size: int) -> tuple[Matrix, PendingUpdate]:
         one, zero = np.float64(1), np.float64(0)
         vectors = tuple(np.zeros(size) for _ in range(3))
-        curvature = Curvature(np.bool_(False), one, (zero,) * 3, vectors, zero)
-        return np.zeros((size, size)), curvature
+        known = PendingUpdate(np.bool_(False), one, (zero,) * 3, vectors, zero)
+        return np.zeros((size, size)), known
 
-    def clear(self, curvature, scale):
+    def clear(self, known: PendingUpdate, scale: Scalar) -> PendingUpdate:
         zero = constant(0, like=scale)
-        return curvature._replace(
-            is_due=constant(True, like=curvature.is_due),
+        return known._replace(
+            is_due=constant(True, like=known.is_due),
             kept=zero,
             factors=(zero,) * 3,
-            vectors=tuple(ops.zeros_like(v) for v in curvature.vectors),
+            vectors=tuple(ops.zeros_like(v) for v in known.vectors),
             identity=scale,
         )
 
-    def record(self, store, curvature, good, step, change):
-        del curvature, good, step, change
+    def record(
+        self,
+        store: Tensor,
+        known: PendingUpdate,
+        good: Scalar,
+        step: Tensor,
+        change: Tensor,
+    ) -> Tensor:
+        del known, good, step, change
         return store
 
-    def settle(self, store, curvature):
-        is_due, kept, factors, vectors, identity = curvature
+    def settle(
+        self, store: Tensor, known: PendingUpdate
+    ) -> tuple[Tensor, PendingUpdate]:
+        is_due, kept, factors, vectors, identity = known
         if is_eager(is_due) and not is_due:
-            return store, curvature
+            return store, known
         zero = constant(0, like=identity)
         eye = ops.eye(store.shape[0], dtype=store.dtype)
-        # Zero times what is not finite would stay so.
+        # Infinity or NaN would survive a multiplication by zero.
         store = ops.where(kept > 0, store, ops.zeros_like(store)) * kept
         store = store + eye * identity
         for factor, vector in zip(factors, vectors, strict=True):
-            # In this order the sum stays symmetric to the bit; what is not
-            # grows with every scaling.
+            # In this order the sum stays symmetric to the bit. An asymmetry
+            # would grow with every scaling.
             store = store + outer(vector, vector) * factor
-        return store, Curvature(
+        return store, PendingUpdate(
             is_due=constant(False, like=is_due),
             kept=constant(1, like=kept),
             factors=(zero,) * 3,
@@ -111,19 +133,27 @@ class Dense:
             identity=zero,
         )
 
-    def update(self, store, curvature, pair, grad):
+    def update(
+        self, store: Tensor, known: PendingUpdate, pair: Pair, grad: Tensor
+    ) -> tuple[PendingUpdate, Tensor]:
         product = matvec(store, grad)
         return cond(
             pair.good,
-            lambda: self._changed(curvature, product, pair, grad),
-            lambda: (curvature, -product),
+            lambda: self._changed(known, product, pair, grad),
+            lambda: (known, -product),
         )
 
-    def _changed(self, curvature, product, pair, grad):
+    def _changed(
+        self,
+        known: PendingUpdate,
+        product: Tensor,
+        pair: Pair,
+        grad: Tensor,
+    ) -> tuple[PendingUpdate, Tensor]:
         """The change that a pair makes, and the direction after it."""
         step, change = pair.step, pair.change
         sy = dot(step, change)
-        # The first H has no scale yet: it takes that of the first pair.
+        # The first H has no scale yet: it takes that of the first step.
         ratio = norm(step) / norm(pair.direction)
         ratio = where(pair.is_first, ratio, ratio * 0 + 1)
         product = product * ratio
@@ -137,35 +167,37 @@ class Dense:
         product = product / tau
         for factor, vector in zip(factors, vectors, strict=True):
             product = product + vector * (factor * dot(vector, grad))
-        curvature = curvature._replace(
-            is_due=constant(True, like=curvature.is_due),
+        known = known._replace(
+            is_due=constant(True, like=known.is_due),
             kept=ratio / tau,
             factors=factors,
             vectors=vectors,
         )
-        # No direction at all makes H start again.
-        return curvature, where(spread > 0, -product, product * 0)
+        # A direction of zeros makes H start again.
+        return known, where(spread > 0, -product, product * 0)
 
 
-def bfgs(b, h, size):
+def bfgs(b: Scalar, h: Scalar, size: int) -> tuple[Scalar, Scalar]:
     """No scaling: tau = phi = 1."""
     del h, size
     one = constant(1, like=b)
     return one, one
 
 
-def self_scaled_bfgs(b, h, size):
+def self_scaled_bfgs(b: Scalar, h: Scalar, size: int) -> tuple[Scalar, Scalar]:
     """Al-Baali's switch: tau = min(1, 1 / b), equation 11."""
     del h, size
     one = constant(1, like=b)
     return smaller(one, 1 / b), one
 
 
-def self_scaled_broyden(b, h, size):
+def self_scaled_broyden(
+    b: Scalar, h: Scalar, size: int
+) -> tuple[Scalar, Scalar]:
     """Equations 13 to 23, with the paper's choice of theta, equation 22."""
     one = constant(1, like=b)
     a = h * b - 1
-    is_bfgs = a < 1e-12
+    is_bfgs = a < _ZERO
     a = where(is_bfgs, one, a)
     c = (a / (1 + a)) ** 0.5
     rho = smaller(one, h * (1 - c))

@@ -1,6 +1,7 @@
-"""Calls of the compiled loop of the quasi-Newton methods, and its state."""
+"""The compiled loop of the quasi-Newton methods: its calls and its state."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,21 +10,30 @@ from keras import ops
 from kormos.arithmetic.scalars import is_eager
 from kormos.arithmetic.vectors import to_array
 from kormos.backend.common import as_tensor
+from kormos.solvers.problem import Problem
+from kormos.solvers.protocols import Curvature
 from kormos.solvers.quasi_newton import state as states
 from kormos.solvers.quasi_newton import step
 from kormos.solvers.quasi_newton import wolfe_search
+from kormos.solvers.quasi_newton.flat_state import Packed
 from kormos.solvers.quasi_newton.flat_state import on_host
 from kormos.solvers.quasi_newton.flat_state import pack
 from kormos.solvers.quasi_newton.flat_state import skeleton
 from kormos.solvers.quasi_newton.flat_state import unpack
+from kormos.solvers.quasi_newton.state import State
 from kormos.solvers.rejections import is_rejection
+from kormos.types import Array
+from kormos.types import Tensor
+from kormos.types import Vector
 
-# A memory of more bytes than this is not copied before it is cleared.
+# A state of more bytes than this is not copied before its memory is cleared.
+# Our choice: a copy takes as much memory once more, and only saves a later run
+# from learning the curvature again.
 _MOST_COPIED = 2**28
 
-
-# So many searches of a run that knows nothing yet probe first: the curvature is
-# not known along what a stiff direction hid.
+# After the memory is cleared this many searches probe first. Our choice: a
+# stiff direction hides the curvature along others, so one probe is not enough,
+# and each one takes an evaluation.
 _PROBES = 4
 
 
@@ -31,32 +41,39 @@ class CompiledLoop:
     """The state of a run, and the compiled function that advances it.
 
     Args:
-        method: the method of curvature.
-        problem: the `Problem`.
-        state: the `State` to begin from, of NumPy arrays.
+        curvature: the formulas of the curvature.
+        problem: the problem.
+        state: the state to begin from, of NumPy arrays.
 
     Attributes:
-        state: the present `State`, its scalars NumPy's.
-        is_stepped: whether a call stops where an evaluation is due, and the
-            next one is given it.
+        state: the present state, its scalars NumPy's.
+        is_stepped: whether evaluations are made outside of the compiled
+            function. A call then ends where one is due, and the next call is
+            given its result.
     """
 
-    def __init__(self, method, problem, state):
-        self._method = method
+    is_stepped: bool
+    _advance: Callable[..., Packed]
+    _arguments_at: Callable[[State], Any]
+
+    def __init__(self, curvature: Curvature, problem: Problem, state: State):
+        self._curvature = curvature
         self._problem = problem
         self._frame = skeleton(state)
         self._packed = pack(state)
-        self.state = state
+        self.state: State = state
         self._has_run = False
         self._compile(problem.is_streamed)
 
-    def advance(self, tolerances, evaluations: int, iterations: int) -> None:
+    def advance(
+        self, tolerances: tuple[float, ...], evaluations: int, iterations: int
+    ) -> None:
         """Goes on until the run may have ended, or a count is reached.
 
         Args:
             tolerances: the first five of `state.Limits`.
             evaluations: the count of evaluations that ends the call.
-            iterations: likewise of iterations.
+            iterations: the count of iterations that ends the call.
         """
         counts = np.array([evaluations, iterations], "int32")
         try:
@@ -65,14 +82,15 @@ class CompiledLoop:
             is_rejected = is_rejection(error, self._has_run)
             if self.is_stepped or not is_rejected:
                 raise
-            # A graph fails as a whole: evaluations are made outside of it.
+            # A compiled function fails as a whole. From now on evaluations are
+            # made outside of it.
             self._compile(is_stepped=True)
             counts[0] = self.state.evaluations + 1
             packed = self._called(tolerances, counts)
         self._has_run = True
         self._set(unpack(on_host(packed), self._frame), packed)
 
-    def _called(self, tolerances, counts):
+    def _called(self, tolerances: tuple[float, ...], counts: Array) -> Packed:
         arguments = self._arguments_at(self.state)
         return self._advance(
             self._packed, np.array(tolerances), counts, *arguments
@@ -82,12 +100,12 @@ class CompiledLoop:
         """Replaces fields of the state."""
         self._set(self.state._replace(**fields))
 
-    def restore(self, kept) -> None:
+    def restore(self, kept: State) -> None:
         """Makes an earlier state, by `copy`, the present one."""
         self._set(kept)
 
-    def begin_anew(self, theta: np.ndarray, units: np.ndarray) -> None:
-        """Makes a point the start of a run that knows nothing yet.
+    def begin_anew(self, theta: Vector, units: Vector) -> None:
+        """Makes a point the start of a run with a cleared memory.
 
         Args:
             theta: the point, `(size,)`.
@@ -95,7 +113,7 @@ class CompiledLoop:
         """
         self.replace(
             theta=theta,
-            # One that is not finite would spoil the start.
+            # Zero, because the start is `theta` plus zero times this.
             direction=np.zeros_like(theta),
             status=np.int32(states.STARTING),
             is_anew=np.int32(1),
@@ -106,11 +124,11 @@ class CompiledLoop:
             stalled=np.int32(0),
         )
 
-    def search_again(self, kept) -> None:
+    def search_again(self, kept: State) -> None:
         """Searches anew along the direction of an earlier state.
 
         Args:
-            kept: the `State`, by `copy`.
+            kept: the state, by `copy`.
         """
         slope = kept.search.start.slope
         again = wolfe_search.begin(kept.loss, slope, np.float64(1.0))
@@ -123,11 +141,11 @@ class CompiledLoop:
             )
         )
 
-    def evaluate(self, theta: np.ndarray) -> tuple[float, np.ndarray]:
+    def evaluate(self, theta: Vector) -> tuple[float, Vector]:
         """Loss and gradient at another point, which becomes the state's."""
         self.replace(
             theta=theta,
-            # One that is not finite would spoil the start.
+            # Zero, because the start is `theta` plus zero times this.
             direction=np.zeros_like(theta),
             status=np.int32(states.STARTING),
             is_anew=np.int32(1),
@@ -139,11 +157,11 @@ class CompiledLoop:
         )
         return float(self.state.loss), to_array(self.state.grad)
 
-    def value(self, theta: np.ndarray) -> float:
+    def value(self, theta: Vector) -> float:
         """The loss at another point, which becomes the state's."""
         return self.evaluate(theta)[0]
 
-    def copy(self):
+    def copy(self) -> State | None:
         """A copy of the state, or `None` if it is large."""
         arrays = self._packed.arrays
         if sum(8 * np.prod(a.shape) for a in arrays) > _MOST_COPIED:
@@ -151,14 +169,15 @@ class CompiledLoop:
         copies = [ops.copy(as_tensor(a)) for a in arrays]
         return unpack(self._packed._replace(arrays=copies), self._frame)
 
-    def _set(self, state, packed=None):
+    def _set(self, state: State, packed: Packed | None = None) -> None:
         self.state = state
         self._packed = pack(state) if packed is None else packed
 
-    def _compile(self, is_stepped):
-        """Compiles the loop, once for an objective and a method."""
+    def _compile(self, is_stepped: bool) -> None:
+        """Compiles the loop, once for an objective and a curvature."""
         self.is_stepped = is_stepped
-        problem, method, frame = self._problem, self._method, self._frame
+        problem, frame = self._problem, self._frame
+        curvature = self._curvature
         if is_stepped:
             value_and_grad = _as_given
             self._arguments_at = functools.partial(_evaluated, problem)
@@ -166,32 +185,36 @@ class CompiledLoop:
             value_and_grad, arguments = problem.traceable()
             self._arguments_at = lambda state: arguments
 
-        def advance(packed, tolerances, counts, *args):
+        def advance(
+            packed: Packed, tolerances: Tensor, counts: Tensor, *args: Any
+        ) -> Packed:
             state = unpack(packed, frame)
             evaluate = value_and_grad
             if is_eager(state.loss):
                 evaluate = functools.partial(problem.tried_tensors, evaluate)
             state = step.advance(
-                method,
+                curvature,
                 lambda theta: evaluate(theta, *args),
-                states.Limits(
-                    *(tolerances[i] for i in range(5)), counts[0], counts[1]
+                states.Limits._make(
+                    [*(tolerances[i] for i in range(5)), counts[0], counts[1]]
                 ),
                 state,
             )
             return pack(state)
 
-        key = method.key, is_stepped
+        key = curvature.key, is_stepped
         self._advance = problem.compiled_loop(key, advance)
 
 
-def _as_given(theta, loss, grad):
-    """An evaluation of `theta` that was made before."""
+def _as_given(
+    theta: Tensor, loss: Tensor, grad: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Loss and gradient that were evaluated outside."""
     del theta
     return loss, grad
 
 
-def _evaluated(problem, state):
+def _evaluated(problem: Problem, state: State) -> tuple[Tensor, Tensor]:
     """The loss and gradient that a state waits for, as tensors."""
     trial = step.trial_of(state, state.status == states.STARTING)
     loss, grad = problem.evaluate(to_array(trial))

@@ -1,4 +1,4 @@
-"""A solver's state as few arrays: every argument of a compiled call costs."""
+"""A solver's state in few arrays: each argument of a call takes time."""
 
 from typing import Any
 from typing import NamedTuple
@@ -8,23 +8,25 @@ from keras import ops
 from keras import tree
 
 from kormos.arithmetic.scalars import is_eager
+from kormos.types import Structure
+from kormos.types import Tensor
 
 
 class Packed(NamedTuple):
     """A state with its scalars in vectors.
 
     Attributes:
-        arrays: list of the leaves that are no scalars.
+        arrays: the leaves that are not scalars.
         floats: the float64 scalars, a vector.
-        integers: the others, int32.
+        integers: the other scalars, an int32 vector.
     """
 
-    arrays: Any
-    floats: Any
-    integers: Any
+    arrays: list[Tensor]
+    floats: Tensor
+    integers: Tensor
 
 
-def pack(state):
+def pack(state: Structure) -> Packed:
     """Packs a named tuple of arrays, scalars and such tuples."""
     arrays, floats, integers = [], [], []
     for leaf in tree.flatten(state):
@@ -40,18 +42,18 @@ def pack(state):
     return Packed(arrays, ops.stack(floats), ops.stack(integers))
 
 
-def skeleton(state):
-    """The structure of a NumPy state, for `unpack`, without its arrays."""
+def skeleton(state: Structure) -> Structure:
+    """The structure of a NumPy state without its arrays, for `unpack`."""
     return tree.map_structure(
         lambda leaf: np.empty((0,) * leaf.ndim, leaf.dtype)[()], state
     )
 
 
-def unpack(packed, skeleton):
-    """The state in `packed`."""
+def unpack(packed: Packed, skeleton: Structure) -> Any:
+    """The state in `packed`, with the structure of `skeleton`."""
     counts = [0, 0, 0]
 
-    def leaf_like(leaf):
+    def leaf_like(leaf: Any) -> Tensor:
         kind = 0 if leaf.ndim else 1 if leaf.dtype.kind == "f" else 2
         value = packed[kind][counts[kind]]
         counts[kind] += 1
@@ -60,7 +62,7 @@ def unpack(packed, skeleton):
     return tree.map_structure(leaf_like, skeleton)
 
 
-def on_host(packed):
-    """The same with its scalars in NumPy."""
+def on_host(packed: Packed) -> Packed:
+    """The same, with its scalars in NumPy arrays."""
     floats, integers = map(ops.convert_to_numpy, packed[1:])
     return Packed(packed.arrays, floats, integers)

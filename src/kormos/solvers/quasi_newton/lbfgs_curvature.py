@@ -8,20 +8,19 @@ and R. B. Schnabel, Mathematical Programming 63, 1994, theorem 2.2),
 
 Differs from it in:
 
-1. pairs lie in a ring with a free slot, which takes every trial in; the
+1. pairs lie in a ring with one free slot, into which every trial writes; the
    inverse of the triangle R is kept and updated by a column, so that no
-   triangular system is solved and no order is restored;
-2. S'y and Y'y are differences of S'g and Y'g, so that the pairs are read
-   twice an iteration;
-3. the pairs lie in blocks, and those that are empty yet are not read: a short
-   run pays for its own pairs alone;
-4. gamma lies between s'y / y'y and the geometric mean |s| / |y| of the two
-   lengths of Barzilai and Borwein, which takes far fewer evaluations on
-   networks but many trials where it is too long: it follows the steps that the
-   line search accepts.
+   triangular system is solved and pairs are never sorted;
+2. S'y and Y'y are differences of S'g and Y'g at two points, so that an
+   iteration reads the pairs twice;
+3. the pairs lie in blocks, and blocks that are still empty are not read: a
+   short run only pays for the pairs that it has;
+4. gamma lies between s'y / y'y and |s| / |y|, the geometric mean of the two
+   lengths of Barzilai and Borwein. The mean takes far fewer evaluations on
+   networks, but many trials where it is too long. So gamma follows the steps
+   that the line search accepts.
 """
 
-from typing import Any
 from typing import NamedTuple
 
 import numpy as np
@@ -38,18 +37,26 @@ from kormos.arithmetic.vectors import dot
 from kormos.arithmetic.vectors import matvec
 from kormos.arithmetic.vectors import norm
 from kormos.arithmetic.vectors import vecmat
+from kormos.solvers.quasi_newton.state import Pair
+from kormos.types import Scalar
+from kormos.types import Tensor
 
-# Slots of a block, at most: a branch costs as much as reading a few of them.
+Store = tuple[Tensor, ...]
+
+# A block has at most this many slots. Our choice: smaller blocks add branches,
+# each of which takes as long as reading a few slots; larger ones make short
+# runs read empty slots.
 _BLOCK = 26
 
-
-# By this the adaptive gamma grows when the line search takes a whole step; by
-# the square of the step it shrinks. Larger ones take fewer iterations and more
-# evaluations each.
+# The adaptive gamma is multiplied by this after a step of the whole direction,
+# and by the square of the step's length after a shorter one. Our choice: a
+# larger factor takes fewer iterations, and more evaluations in each.
 _GROWTH = 4 / 3
+# A step of less than one by no more than this is a whole one, but for rounding.
+_ROUNDING = 1e-6
 
 
-class Curvature(NamedTuple):
+class MiddleMatrix(NamedTuple):
     """The middle matrix W, in parts.
 
     Attributes:
@@ -59,21 +66,21 @@ class Curvature(NamedTuple):
         curvatures: `s_i'y_i`, `(slots,)`.
         scale: gamma, scalar.
         place: the free slot, where the next pair goes, int32.
-        used: the slots that have held a pair, int32.
+        used: the number of slots that have held a pair, int32.
         products: of all `s` and `y` with the gradient, `(slots, 2)`.
     """
 
-    inverse: Any
-    squares: Any
-    curvatures: Any
-    scale: Any
-    place: Any
-    used: Any
-    products: Any
+    inverse: Tensor
+    squares: Tensor
+    curvatures: Tensor
+    scale: Scalar
+    place: Scalar
+    used: Scalar
+    products: Tensor
 
 
 class LimitedMemory:
-    """The curvature of L-BFGS, as `state.init` describes it.
+    """The curvature of L-BFGS, as `protocols.Curvature`.
 
     The store has a slot for each pair `s, y` and a free one, in blocks, each
     of shape `(slots, 2, size)`.
@@ -86,7 +93,7 @@ class LimitedMemory:
 
     overshoots = False
 
-    def __init__(self, memory, scaling):
+    def __init__(self, memory: int, scaling: str):
         self.key = f"l-bfgs, memory={memory}, scaling={scaling}"
         self._slots = memory + 1
         count = -(-self._slots // _BLOCK)
@@ -95,9 +102,9 @@ class LimitedMemory:
         self._blocks = list(zip(ends, ends[1:], strict=False))
         self._scaling = scaling
 
-    def empty(self, size):
+    def empty(self, size: int) -> tuple[Store, MiddleMatrix]:
         square = np.zeros((self._slots, self._slots))
-        curvature = Curvature(
+        known = MiddleMatrix(
             inverse=square,
             squares=square.copy(),
             curvatures=np.zeros(self._slots),
@@ -109,47 +116,58 @@ class LimitedMemory:
         store = tuple(
             np.zeros((end - first, 2, size)) for first, end in self._blocks
         )
-        return store, curvature
+        return store, known
 
-    def clear(self, curvature, scale):
-        # Without its row of the inverse a pair counts for nothing.
-        inverse = ops.zeros_like(curvature.inverse)
-        return curvature._replace(inverse=inverse, scale=scale)
+    def clear(self, known: MiddleMatrix, scale: Scalar) -> MiddleMatrix:
+        # A pair without its row of the inverse has no effect.
+        inverse = ops.zeros_like(known.inverse)
+        return known._replace(inverse=inverse, scale=scale)
 
-    def record(self, store, curvature, good, step, change):
+    def record(
+        self,
+        store: Store,
+        known: MiddleMatrix,
+        good: Scalar,
+        step: Tensor,
+        change: Tensor,
+    ) -> Store:
         pair = ops.stack([step, change])
-        # What is not good may not even be finite.
+        # A pair that is not good may not even be finite.
         pair = where(good, pair, ops.zeros_like(pair))
         return tuple(
-            self._recorded(block, curvature.place - first, pair)
+            self._recorded(block, known.place - first, pair)
             for block, (first, _) in zip(store, self._blocks, strict=True)
         )
 
-    def _recorded(self, block, slot, pair):
-        """The block with the pair, if it has the slot."""
+    def _recorded(self, block: Tensor, slot: Scalar, pair: Tensor) -> Tensor:
+        """The block with the pair in a slot, if it has that slot."""
         has_it = both(slot >= 0, slot < block.shape[0])
         slot = where(has_it, slot, slot * 0)
-        # One write: of two, XLA copies the block.
+        # A single write: with two of them XLA would copy the block.
         return backend.set_row(block, slot, where(has_it, pair, block[slot]))
 
-    def settle(self, store, curvature):
-        return store, curvature
+    def settle(
+        self, store: Store, known: MiddleMatrix
+    ) -> tuple[Store, MiddleMatrix]:
+        return store, known
 
-    def update(self, store, curvature, pair, grad):
-        used = larger(curvature.used, curvature.place + 1)
-        curvature = curvature._replace(used=used)
+    def update(
+        self, store: Store, known: MiddleMatrix, pair: Pair, grad: Tensor
+    ) -> tuple[MiddleMatrix, Tensor]:
+        used = larger(known.used, known.place + 1)
+        known = known._replace(used=used)
         products = self._products(store, used, grad)
-        differences = products - curvature.products
-        curvature = cond(
+        differences = products - known.products
+        known = cond(
             pair.good,
-            lambda: self._extended(curvature, pair, differences),
-            lambda: curvature,
+            lambda: self._extended(known, pair, differences),
+            lambda: known,
         )
-        curvature = curvature._replace(products=products)
-        return curvature, self._direction(store, curvature, grad)
+        known = known._replace(products=products)
+        return known, self._direction(store, known, grad)
 
-    def _products(self, store, used, vector):
-        """Of all pairs with a vector, `(slots, 2)`."""
+    def _products(self, store: Store, used: Scalar, vector: Tensor) -> Tensor:
+        """The products of all pairs with a vector, `(slots, 2)`."""
         found = []
         for block, (first, _) in zip(store, self._blocks, strict=True):
             none = ops.zeros(block.shape[:2], dtype=vector.dtype)
@@ -164,61 +182,74 @@ class LimitedMemory:
             )
         return ops.concatenate(found)
 
-    def _combined(self, store, used, weights, total):
-        """`total` and the sum of all pairs by their weights, `(slots, 2)`."""
+    def _combined(
+        self, store: Store, used: Scalar, weights: Tensor, total: Tensor
+    ) -> Tensor:
+        """`total` plus the pairs times their weights `(slots, 2)`."""
         for block, (first, end) in zip(store, self._blocks, strict=True):
 
-            def added(block=block, own=weights[first:end], total=total):
+            def added(
+                block: Tensor = block,
+                own: Tensor = weights[first:end],
+                total: Tensor = total,
+            ) -> Tensor:
                 return total + vecmat(ops.reshape(own, (-1,)), _rows(block))
 
             total = cond(used > first, added, lambda total=total: total)
         return total
 
-    def _extended(self, curvature, pair, differences):
-        """The curvature with the pair that is in its place in the store.
+    def _extended(
+        self, known: MiddleMatrix, pair: Pair, differences: Tensor
+    ) -> MiddleMatrix:
+        """The middle matrix with a pair that was recorded in the store.
 
         Args:
-            curvature: the `Curvature` before it.
-            pair: the `Pair`.
+            known: the middle matrix without it.
+            pair: the pair.
             differences: products of the store with the pair's change.
         """
         sy, yy = dot(pair.step, pair.change), dot(pair.change, pair.change)
         with_s, with_y = differences[:, 0], differences[:, 1]
         zero = with_s * 0
-        place, free = curvature.place, curvature.place + 1
+        place, free = known.place, known.place + 1
         free = where(free < self._slots, free, constant(0, like=free))
         slots = ops.arange(self._slots, dtype="int32")
         is_new, is_free = slots == place, slots == free
         column, row = ops.expand_dims(is_new, 0), ops.expand_dims(is_new, 1)
         left = ops.expand_dims(is_free, 0) | ops.expand_dims(is_free, 1)
-        kept = curvature.inverse
+        kept = known.inverse
         kept = ops.where(left | row | column, kept * 0, kept)
         filled = matvec(kept, ops.where(is_new, zero, with_s)) / -sy
         filled = ops.where(is_new, zero + 1 / sy, filled)
         with_y = ops.where(is_new, zero + yy, with_y)
-        squares = ops.where(row, ops.expand_dims(with_y, 0), curvature.squares)
-        return curvature._replace(
+        squares = ops.where(row, ops.expand_dims(with_y, 0), known.squares)
+        return known._replace(
             inverse=ops.where(column, ops.expand_dims(filled, 1), kept),
             squares=ops.where(column, ops.expand_dims(with_y, 1), squares),
-            curvatures=ops.where(is_new, zero + sy, curvature.curvatures),
-            scale=self._scale(curvature.scale, pair, sy, yy),
+            curvatures=ops.where(is_new, zero + sy, known.curvatures),
+            scale=self._scale(known.scale, pair, sy, yy),
             place=free,
         )
 
-    def _scale(self, old, pair, sy, yy):
+    def _scale(self, old: Scalar, pair: Pair, sy: Scalar, yy: Scalar) -> Scalar:
+        """gamma after a pair."""
         usual, geometric = sy / yy, norm(pair.step) / yy**0.5
         if self._scaling == "usual":
             return usual
         if self._scaling == "geometric":
             return geometric
         accepted = norm(pair.step) / norm(pair.direction)
-        factor = where(accepted < 1 - 1e-6, accepted**2, accepted * 0 + _GROWTH)
-        # The first direction has no scale yet: the step that was taken has.
+        is_shorter = accepted < 1 - _ROUNDING
+        factor = where(is_shorter, accepted**2, accepted * 0 + _GROWTH)
+        # The first direction has no scale yet: it takes that of its step.
         followed = old * where(pair.is_first, accepted, factor)
         return smaller(geometric, larger(usual, followed))
 
-    def _direction(self, store, curvature, grad):
-        inverse, squares, curvatures, gamma, _, used, products = curvature
+    def _direction(
+        self, store: Store, known: MiddleMatrix, grad: Tensor
+    ) -> Tensor:
+        """-H times the gradient, of which `known` has the products."""
+        inverse, squares, curvatures, gamma, _, used, products = known
         p, q = products[:, 0], products[:, 1]
         u = matvec(inverse, p)
         inner = curvatures * u + (matvec(squares, u) - q) * gamma
@@ -226,5 +257,6 @@ class LimitedMemory:
         return -self._combined(store, used, weights, grad * gamma)
 
 
-def _rows(block):
+def _rows(block: Tensor) -> Tensor:
+    """The vectors of a block, `(2 slots, size)`."""
     return ops.reshape(block, (-1, block.shape[-1]))

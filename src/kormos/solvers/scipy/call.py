@@ -12,27 +12,35 @@ from kormos.solvers.problem import Problem
 from kormos.solvers.scipy.evaluator import Evaluator
 from kormos.solvers.scipy.evaluator import Halt
 from kormos.solvers.scipy.methods import ScipyMethod
+from kormos.types import Vector
 
-# Iterates in a row that are one and the same, besides ten for a parameter,
-# before a call is ended: COBYQA may go round at an optimum without end.
-_MOST_UNCHANGED = 100
+# A call ends if this many iterates in a row, and these more for each parameter,
+# are the same point: COBYQA may iterate at an optimum without end. Our choice:
+# models of many parameters do take many evaluations between two iterates.
+_MOST_UNCHANGED, _MOST_UNCHANGED_EACH = 100, 10
 
-# The part of a box that trust-constr keeps from its bounds at first, and where
-# it goes on.
+# trust-constr starts at least this part of the box inside of its bounds, and at
+# least the second part where it goes on from an end; there its barrier begins
+# at the second number, too. Our choice: a larger margin moves the start farther
+# away; with a smaller one, the barrier makes the first steps short.
 _MARGIN, _NARROW_MARGIN = 0.1, 1e-5
+
+# COBYLA's first simplex reaches up by at most this part of the narrowest box,
+# and by at most its own default of one.
+_SIMPLEX_PART = 0.5
 
 
 class ScipyCall:
     """Calls a method of SciPy.
 
     Args:
-        spec: the `ScipyMethod`.
-        problem: the `Problem`.
-        evaluator: the `Evaluator`, which stands at the start.
+        spec: what the method takes.
+        problem: the problem.
+        evaluator: what SciPy sees of it, at the start.
         given: the options that the user gave.
 
     Attributes:
-        iterations: how many there were, in all calls.
+        iterations: the iterations of all calls.
     """
 
     def __init__(
@@ -60,19 +68,20 @@ class ScipyCall:
             options: SciPy's options.
             on_iterate: called after each iteration, with the evaluator at its
                 iterate; returns whether to stop.
-            is_again: whether the method goes on from a point of its own.
+            is_again: whether the method starts where it ended before.
 
         Returns:
-            SciPy's result, or `None`, and the `Halt` that ended it, or `None`.
+            SciPy's result, and `None`; or `None`, and the `Halt` that ended
+            the call.
         """
         spec, evaluator = self._spec, self._evaluator
         options = self._suited(options, is_again)
         start = evaluator.start()
         calls, unchanged = 0, 0
         skipped = spec.preamble(start.size)
-        most = _MOST_UNCHANGED + 10 * start.size
+        most = _MOST_UNCHANGED + _MOST_UNCHANGED_EACH * start.size
 
-        def callback(x: np.ndarray, state: Any = None) -> None:
+        def callback(x: Vector, state: Any = None) -> None:
             nonlocal calls, unchanged
             calls += 1
             if calls <= skipped:
@@ -91,7 +100,7 @@ class ScipyCall:
             jac = evaluator.grad
             evaluator.on_gradient = callback
         elif spec.gradient:
-            # One call rather than two.
+            # SciPy then asks once rather than twice.
             fun, jac = evaluator.value_and_grad, True
         try:
             with warnings.catch_warnings():
@@ -125,17 +134,17 @@ class ScipyCall:
         name, bounded = self._spec.name, problem.is_bounded
         options = dict(options)
         if name == "tnc":
-            # For its differences of gradients.
+            # It takes differences of gradients.
             options.setdefault("accuracy", problem.epsilon**0.5)
         if name == "cobyla":
             options.setdefault("catol", problem.feasibility)
         if name == "cobyqa":
             options.setdefault("feasibility_tol", problem.feasibility)
         if name == "cobyla" and bounded:
-            # Its first simplex reaches up by `rhobeg`, and sees nothing beyond
-            # the bounds.
+            # Its first simplex reaches up by `rhobeg`, and evaluations beyond
+            # the bounds would show it the bounds only.
             width = problem.upper - problem.lower
-            radius = min(1.0, 0.5 * width[width > 0].min())
+            radius = min(1.0, _SIMPLEX_PART * width[width > 0].min())
             radius = options.setdefault("rhobeg", radius)
             below = np.minimum(evaluator.accepted.theta, problem.upper - radius)
             evaluator.move(problem.project(below))
@@ -146,21 +155,22 @@ class ScipyCall:
         if name == "trust-constr" and (bounded or problem.has_inequalities):
             options["gtol"] = self._given.get("gtol", 0.0)
             if is_again:
-                # A barrier as high as at first would drive it far away.
+                # The barrier of a first call would drive it far away.
                 options.setdefault("initial_barrier_parameter", _NARROW_MARGIN)
                 options.setdefault("initial_barrier_tolerance", _NARROW_MARGIN)
         return options
 
 
-def _interior(problem: Problem, theta: np.ndarray, margin: float) -> np.ndarray:
-    """The nearest point that keeps a part of the box away from its bounds."""
+def _interior(problem: Problem, theta: Vector, margin: float) -> Vector:
+    """The nearest point that is a part of the box away from its bounds."""
     width = problem.upper - problem.lower
-    margin = margin * np.where(np.isfinite(width), width, 1 + np.abs(theta))
-    return np.clip(theta, problem.lower + margin, problem.upper - margin)
+    size = np.where(np.isfinite(width), width, 1 + np.abs(theta))
+    inside = margin * size
+    return np.clip(theta, problem.lower + inside, problem.upper - inside)
 
 
 def _quiet_scipy() -> None:
-    # The fit says in its own words how SciPy ended.
+    # The result says in kormos' own words how SciPy ended.
     for category in (RuntimeWarning, UserWarning):
         warnings.filterwarnings("ignore", category=category, module="scipy")
     optimize_warning = scipy.optimize.OptimizeWarning

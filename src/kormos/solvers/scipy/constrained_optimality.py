@@ -1,9 +1,10 @@
-"""The conditions of optimality under constraints, as a promise.
+"""The conditions of optimality under constraints, as a predicted decrease.
 
-A quadratic model of the Lagrangian with linear constraints and bounds promises
-a decrease. By duality any multipliers of the right signs bound it: by the part
-of the gradient that they leave, and by the slack of the constraints that they
-belong to. Non-negative least squares finds multipliers that make it small.
+A quadratic model of the Lagrangian, with linear constraints and bounds,
+predicts a decrease of the loss. By duality, any multipliers of the right signs
+give an upper bound on it: from the part of the gradient that they do not
+explain, and from the slack of the constraints that they belong to. Non-negative
+least squares finds multipliers for which the bound is small.
 
 J. Nocedal and S. J. Wright, "Numerical Optimization", 2nd edition, section
 18.1 for the step, equation 16.82 onwards for the dual.
@@ -16,20 +17,27 @@ import scipy.optimize
 
 from kormos.solvers.difference_model import DifferenceModel
 from kormos.solvers.difference_model import Grad
-from kormos.solvers.difference_model import sizes_of
 from kormos.solvers.fresh_run import MOST_NEWTON
 from kormos.solvers.fresh_run import Evaluate
 from kormos.solvers.fresh_run import Gain
+from kormos.solvers.parameter_units import sizes_of
 from kormos.solvers.problem import Problem
+from kormos.types import Array
+from kormos.types import Matrix
+from kormos.types import Vector
 
-# Constraints whose slack is below so much of what their gradient makes of the
-# parameters' sizes may be active: each is tried.
+# A constraint may be active if its slack is at most this number times the norm
+# of its gradient. Each number is tried, and the smallest bound counts. Our
+# choice: they span the accuracies with which SciPy's methods end.
 _NEAR = (0.0, 1e-10, 1e-8, 1e-6, 1e-4, 1e-2)
 
-# Steps that are tried, and parts of each.
+# At most this many steps are tried, and these parts of each. Our choice: one
+# good step shows that a claim does not hold, and each one takes evaluations at
+# the end of every run.
 _MOST_STEPS = 3
 _PARTS = (1.0, 0.25)
-# How often a point is brought back to the constraints.
+# A point is moved back to the constraints at most this often. Our choice:
+# Newton steps get there in two or three, or not at all.
 _MOST_CORRECTIONS = 3
 
 
@@ -38,22 +46,22 @@ class _Conditions(NamedTuple):
 
     Attributes:
         values: their values.
-        slack: the same, but zero for what rounding explains.
+        slack: the same, but zero where rounding explains the value.
         rows: their gradients.
         equal: which are equalities.
     """
 
-    values: np.ndarray
-    slack: np.ndarray
-    rows: np.ndarray
-    equal: np.ndarray
+    values: Vector
+    slack: Vector
+    rows: Matrix
+    equal: Array
 
 
 class ConstrainedOptimality:
-    """Tries to lower a loss under constraints, and says what is left.
+    """Tries to lower a loss under constraints, and predicts what is left.
 
     Args:
-        problem: the `Problem`.
+        problem: the problem.
         evaluate: loss and gradient as a function of a point.
     """
 
@@ -66,10 +74,8 @@ class ConstrainedOptimality:
         self._upper = problem.upper if problem.is_bounded else none
         self._free = self._lower < self._upper
 
-    def __call__(
-        self, theta: np.ndarray, loss: float, grad: np.ndarray
-    ) -> Gain:
-        """A `Gain` from a feasible point."""
+    def __call__(self, theta: Vector, loss: float, grad: Vector) -> Gain:
+        """What a few steps gain from a feasible point."""
         conditions = self._conditions(theta)
         hessian = self._curvature(theta, loss, grad, conditions)
         promise = np.inf
@@ -86,7 +92,8 @@ class ConstrainedOptimality:
             conditions = self._conditions(theta)
         return Gain(theta, loss, grad, promise, self._evaluations, 0)
 
-    def _conditions(self, theta: np.ndarray) -> _Conditions:
+    def _conditions(self, theta: Vector) -> _Conditions:
+        """The constraints and bounds at a point, without infinite ones."""
         free = self._free
         values, rows, equal = [], [], []
         for constraint in self._problem.constraints:
@@ -112,11 +119,11 @@ class ConstrainedOptimality:
 
     def _curvature(
         self,
-        theta: np.ndarray,
+        theta: Vector,
         loss: float,
-        grad: np.ndarray,
+        grad: Vector,
         conditions: _Conditions,
-    ) -> np.ndarray:
+    ) -> Matrix:
         """A positive definite Hessian of the Lagrangian."""
         free, epsilon = self._free, self._problem.epsilon
         sizes = sizes_of(theta, None)
@@ -124,13 +131,13 @@ class ConstrainedOptimality:
         weights = _multipliers(root, grad[free], conditions)
         count = sum(np.size(c.fun(theta)) for c in self._problem.constraints)
 
-        def gradient(point: np.ndarray) -> np.ndarray | None:
+        def gradient(point: Vector) -> Vector | None:
             self._evaluations += 1
             loss, slope = self._evaluate(point)
             turned = self._conditions(point)
             if turned.values.size != conditions.values.size:
                 return None
-            # Bounds are straight.
+            # Bounds are linear, so they add nothing to the curvature.
             bent = turned.rows[:count].T @ weights[:count]
             slope = slope.copy()
             slope[free] -= bent
@@ -154,10 +161,8 @@ class ConstrainedOptimality:
             return model.hessian
         return self._along(gradient, theta, start) * np.eye(int(free.sum()))
 
-    def _along(
-        self, gradient: Grad, theta: np.ndarray, grad: np.ndarray
-    ) -> float:
-        """The curvature of the Lagrangian along its own gradient."""
+    def _along(self, gradient: Grad, theta: Vector, grad: Vector) -> float:
+        """The curvature of the Lagrangian along its gradient, a number."""
         size = float(np.linalg.norm(grad[self._free]))
         length = float(np.linalg.norm(theta)) or 1.0
         fallback = size / length or 1.0
@@ -174,11 +179,11 @@ class ConstrainedOptimality:
 
     def _step(
         self,
-        hessian: np.ndarray,
-        grad: np.ndarray,
+        hessian: Matrix,
+        grad: Vector,
         conditions: _Conditions,
-        active: np.ndarray,
-    ) -> np.ndarray | None:
+        active: Array,
+    ) -> Vector | None:
         """The step of the quadratic model on the active constraints."""
         active = active | conditions.equal
         rows, values = conditions.rows[active], conditions.values[active]
@@ -192,8 +197,8 @@ class ConstrainedOptimality:
         return step if np.isfinite(step).all() else None
 
     def _lower_point(
-        self, theta: np.ndarray, loss: float, step: np.ndarray
-    ) -> tuple[np.ndarray, float, np.ndarray] | None:
+        self, theta: Vector, loss: float, step: Vector
+    ) -> tuple[Vector, float, Vector] | None:
         """A feasible point along a step with a lower loss, or `None`."""
         for part in _PARTS:
             trial = self._restored(self._problem.project(theta + part * step))
@@ -205,8 +210,8 @@ class ConstrainedOptimality:
                 return trial, found, grad
         return None
 
-    def _restored(self, theta: np.ndarray) -> np.ndarray | None:
-        """The point, brought back to constraints that bend; `None` if not."""
+    def _restored(self, theta: Vector) -> Vector | None:
+        """The nearest feasible point, by linear steps; `None` if not found."""
         for _ in range(_MOST_CORRECTIONS):
             if self._problem.is_feasible(theta):
                 return theta
@@ -220,14 +225,19 @@ class ConstrainedOptimality:
 
 
 def _promise(
-    root: np.ndarray, grad: np.ndarray, conditions: _Conditions
-) -> tuple[float, np.ndarray]:
-    """A bound on the promise, and which constraints it takes for active."""
+    root: Array, grad: Vector, conditions: _Conditions
+) -> tuple[float, Array]:
+    """A bound on the predicted decrease, and which constraints are active.
+
+    Args:
+        root: the lower triangular root of the Hessian.
+        grad: the gradient of the loss.
+        conditions: the constraints and bounds.
+    """
     least, active = np.inf, np.zeros(conditions.values.size, dtype=bool)
     for near in _NEAR:
         weights = _multipliers(root, grad, conditions, near)
-        rest = grad - conditions.rows.T @ weights
-        rest = np.linalg.solve(root, rest)
+        rest = np.linalg.solve(root, grad - conditions.rows.T @ weights)
         promise = rest @ rest / 2 + conditions.slack @ np.abs(weights)
         if promise < least:
             least, active = float(promise), weights != 0
@@ -235,19 +245,19 @@ def _promise(
 
 
 def _multipliers(
-    root: np.ndarray,
-    grad: np.ndarray,
+    root: Array,
+    grad: Vector,
     conditions: _Conditions,
     near: float = _NEAR[1],
-) -> np.ndarray:
-    """Multipliers that leave little of the gradient, in a metric.
+) -> Vector:
+    """Multipliers that explain most of the gradient, in a metric.
 
     Args:
         root: the lower triangular root of the metric's inverse.
         grad: the gradient of the loss.
-        conditions: the `_Conditions`.
-        near: the slack of constraints that may be active, over what their
-            gradient makes of a change of all parameters.
+        conditions: the constraints and bounds.
+        near: the slack over the norm of the gradient up to which a constraint
+            may be active.
     """
     rows, equal = conditions.rows, conditions.equal
     scale = np.abs(np.linalg.solve(root, rows.T)).max(axis=0, initial=0.0)

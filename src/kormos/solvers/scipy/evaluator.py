@@ -1,80 +1,96 @@
 """What SciPy sees of a problem: functions of the free parameters.
 
-SciPy evaluates where it likes and asks for loss and gradient apart. Here every
-point is moved into the bounds and evaluated once, and what is NaN or infinite
-reads as a step too long.
+SciPy may evaluate outside of the bounds, and asks for loss and gradient apart.
+Here every point is moved into the bounds and evaluated once. Where the loss is
+NaN or infinite, SciPy is shown a steep rise instead, so that it shortens its
+step.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import scipy.optimize
 
 from kormos.solvers import statuses
+from kormos.solvers.problem import Problem
+from kormos.solvers.scipy.adapted_constraints import AdaptedConstraints
+from kormos.solvers.scipy.evaluation import Evaluation
+from kormos.solvers.scipy.evaluation import Halt
+from kormos.solvers.scipy.evaluation import checked
+from kormos.solvers.scipy.methods import ScipyMethod
+from kormos.types import Array
+from kormos.types import Matrix
+from kormos.types import Vector
 
-
-class Evaluation(NamedTuple):
-    """A point, its loss and its gradient (or `None`)."""
-
-    theta: np.ndarray
-    loss: float
-    grad: np.ndarray | None
-
-
-class Halt(Exception):
-    """Leaves SciPy's loop; not `StopIteration`, which TNC lets escape."""
-
-    def __init__(self, status=None, detail=""):
-        super().__init__(status, detail)
-        self.status = status
-        self.detail = detail
-
-
-# By no more than this is a small loss multiplied for SciPy.
+# A small loss is multiplied by at most this for SciPy. Our choice: what starts
+# smaller may be the rounding of zero.
 MOST_SCALE = 2.0**33
+
+# This many of the latest points are remembered, beside the best and the
+# accepted one. Our choice: methods ask again for points that they have just
+# seen.
+_REMEMBERED = 4
+# The run ends after this many trials in a row that rounding hides. Our choice:
+# one may be by chance, and each one more is lost at the end of every run.
+_MOST_NOISY_TRIALS = 2
+# A trial of a claim may ask for this many points for each evaluation, most of
+# which are remembered.
+_QUESTIONS = 4
 
 
 class Evaluator:
-    """Answers SciPy, remembering points and hiding non-finite ones.
+    """Answers SciPy, remembers points and hides non-finite ones.
 
-    SciPy holds the parameters that the bounds leave free alone: several of
-    its methods mishandle fixed ones. Here `x` are those, and `theta` all.
+    SciPy only has the parameters that the bounds leave free, because several
+    of its methods mishandle fixed ones. Here `x` are the free ones, and
+    `theta` are all of them.
+
+    Args:
+        problem: the problem.
+        theta: the start, `(size,)`.
+        spec: what the method takes.
+
+    Attributes:
+        accepted: the accepted point.
+        on_gradient: called with `x` before a gradient is answered without its
+            loss; or `None`.
+        scale: what the loss is multiplied by for SciPy.
     """
 
-    _REMEMBERED = 4
-    _MOST_NOISY_TRIALS = 2
-
-    def __init__(self, problem, theta, spec):
+    def __init__(self, problem: Problem, theta: Vector, spec: ScipyMethod):
         self._problem = problem
         self._spec = spec
-        self._memory = []
-        self._best = self.accepted = None
-        # Called with `x` before the gradient alone is answered.
-        self.on_gradient = None
+        self._memory: list[Evaluation] = []
+        self._best: Evaluation | None = None
+        # The accepted point before the present one.
+        self._previous: Evaluation | None = None
+        self._noisy_trials = 0
+        self.on_gradient: Callable[[Vector], None] | None = None
         theta = problem.project(np.array(theta, dtype="float64"))
-        self._free = slice(None)
+        self._free: slice | Array = slice(None)
         if problem.is_bounded and (problem.lower == problem.upper).any():
             self._free = problem.lower < problem.upper
-        # TNC probes nearby points, for its differences.
+        # TNC evaluates at very close points for its differences.
         self._watches_noise = (
             spec.gradient and spec.name != "tnc" and not problem.constraints
         )
-        # A violation that no merit function takes for an improvement; a linear
-        # or quadratic model of the constraint would be spoilt by as much.
-        self._violation = 1e10 if spec.gradient else 2.0
-        self._largest = 1.0
-        # By this the loss is multiplied for SciPy.
+        self._constraints = AdaptedConstraints(
+            problem.constraints, spec, self.point, self._free
+        )
         self.scale = 1.0
-        # What a trial may take, or `None` outside of one.
-        self._last = self._questions = None
-        self.move(theta)
+        # The count of evaluations, and how many questions more, that end the
+        # trial of a claim; `None` outside of one.
+        self._last: int | None = None
+        self._questions: int | None = None
+        self.accepted = self._evaluated(theta)
+        self._remember(self.accepted)
 
-    def rescale(self):
-        """Lets SciPy see a loss that starts at the order of one.
+    def rescale(self) -> None:
+        """Shows SciPy a loss or a gradient that is about one at the start.
 
-        Most of its tolerances are absolute: it takes a start of small numbers
-        for an optimum. A power of two changes nothing else. What is smaller
-        yet may be the rounding of zero.
+        Most of its tolerances are absolute, so it takes a start of small
+        numbers for an optimum. A power of two changes no digits.
         """
         _, loss, grad = self.accepted
         size = abs(loss)
@@ -83,21 +99,24 @@ class Evaluator:
         if 0 < size < 1:
             self.scale = min(2.0 ** -np.floor(np.log2(size)), MOST_SCALE)
 
-    def limit(self, evaluations):
-        """Ends the run as stalled after so many evaluations; `None` for never.
+    def limit(self, evaluations: int | None) -> None:
+        """Ends the run as stalled after this many evaluations.
 
-        A method that asks about the same points again and again ends too.
+        It also ends a method that asks for the same points again and again.
+
+        Args:
+            evaluations: how many more, or `None` for no limit.
         """
         self._last = self._questions = None
         if evaluations is not None:
             self._last = self._problem.fg_evals + evaluations
-            self._questions = 4 * evaluations
+            self._questions = _QUESTIONS * evaluations
 
-    def start(self):
+    def start(self) -> Vector:
         """The accepted point, as SciPy holds it."""
         return self.accepted.theta[self._free].copy()
 
-    def point(self, x):
+    def point(self, x: Vector) -> Vector:
         """The point of the box for SciPy's `x`."""
         if isinstance(self._free, slice):
             return self._problem.project(x)
@@ -105,102 +124,113 @@ class Evaluator:
         theta[self._free] = x
         return self._problem.project(theta)
 
-    def at(self, theta):
-        """The `Evaluation` at a point, made once."""
+    def at(self, theta: Vector) -> Evaluation:
+        """The evaluation at a point, made once."""
         for known in reversed(self._memory):
             if _is_same(known.theta, theta):
                 return known
-        if self.accepted is not None:
-            self.check_budget()
-        # SciPy goes on writing into the array that it shows.
-        theta = theta.copy()
-        if self._spec.gradient:
-            made = Evaluation(theta, *self._problem.value_and_grad(theta))
-        else:
-            made = Evaluation(theta, self._problem.value(theta), None)
+        self.check_budget()
+        made = self._evaluated(theta)
         self._remember(made)
         self._note_noise(made)
         return made
 
-    def check_budget(self):
+    def _evaluated(self, theta: Vector) -> Evaluation:
+        # A copy, because SciPy goes on to write into the array that it passes.
+        theta = theta.copy()
+        if self._spec.gradient:
+            return Evaluation(theta, *self._problem.value_and_grad(theta))
+        return Evaluation(theta, self._problem.value(theta), None)
+
+    def check_budget(self) -> None:
         """Ends the run where a limit is reached."""
         status = self._problem.spent()
         if status is not None:
             raise Halt(status)
 
-    def _remember(self, made):
+    def _remember(self, made: Evaluation) -> None:
         if self._best is None or made.loss < self._best.loss:
             self._best = made
         # Simplex and model-based methods come back to the best point late.
-        old = self._memory[: -self._REMEMBERED]
+        old = self._memory[:-_REMEMBERED]
         kept = [e for e in old if e is self._best or e is self.accepted]
-        recent = self._memory[-self._REMEMBERED :]
+        recent = self._memory[-_REMEMBERED:]
         self._memory = [*kept, *recent, made]
 
-    def _note_noise(self, made):
-        """Ends the run when a step can no longer be told from none.
+    def _note_noise(self, made: Evaluation) -> None:
+        """Ends the run when rounding hides the effect of its steps.
 
-        A line search in float32 may spend ten evaluations on that.
+        A line search in float32 may spend ten evaluations on such steps.
         """
         start = self.accepted
-        if start is None or not self._watches_noise:
+        if not self._watches_noise or start.grad is None:
             return
         noise = 2 * self._problem.epsilon * abs(start.loss)
-        # A point that is not finite is told apart.
-        told_apart = not abs(made.loss - start.loss) <= noise
-        if not told_apart:
+        # A loss that is not finite is visible too.
+        is_visible = not abs(made.loss - start.loss) <= noise
+        if not is_visible:
             predicted = start.grad @ (made.theta - start.theta)
-            told_apart = abs(predicted) > noise
-        self._noisy_trials = 0 if told_apart else self._noisy_trials + 1
-        if self._noisy_trials == self._MOST_NOISY_TRIALS:
+            is_visible = bool(abs(predicted) > noise)
+        self._noisy_trials = 0 if is_visible else self._noisy_trials + 1
+        if self._noisy_trials == _MOST_NOISY_TRIALS:
             raise Halt(statuses.NOISE_FLOOR)
 
-    def accept(self, x):
-        """Makes SciPy's iterate the accepted point, if it is another."""
+    def accept(self, x: Vector) -> bool:
+        """Makes SciPy's iterate the accepted point.
+
+        Returns:
+            Whether it is another one than before.
+        """
         return self.move(self.point(np.asarray(x)))
 
-    def move(self, theta):
+    def move(self, theta: Vector) -> bool:
         """Makes a point the accepted one; returns whether it is another."""
-        if self.accepted is not None and _is_same(theta, self.accepted.theta):
+        if _is_same(theta, self.accepted.theta):
             return False  # The method rejected its step.
         self._previous = self.accepted
         self.accepted = self.at(theta)
         self._noisy_trials = 0
         return True
 
-    def value(self, x):
+    def value(self, x: Vector) -> float:
+        """The loss that SciPy sees."""
         return self._finite(x)[0] * self.scale
 
-    def grad(self, x):
+    def grad(self, x: Vector) -> Vector:
+        """The gradient that SciPy sees, when it does not ask for the loss."""
         if self.on_gradient is not None:
             self.on_gradient(x)
         return self._finite(x)[1][self._free] * self.scale
 
-    def value_and_grad(self, x):
+    def value_and_grad(self, x: Vector) -> tuple[float, Vector]:
+        """The loss and the gradient that SciPy sees."""
         loss, grad = self._finite(x)
         return loss * self.scale, grad[self._free] * self.scale
 
-    def hvp(self, x, vector, *args):
+    def hvp(self, x: Vector, vector: Vector, *args: Any) -> Vector:
+        """The product of the Hessian and a vector that SciPy sees."""
         self.check_budget()
         direction = np.zeros(self._problem.size)
         direction[self._free] = vector
         product = self._problem.hvp(self.point(x), direction)
-        product = self._checked(product, "a Hessian product")
+        product = checked(product, "a Hessian product")
         return product[self._free] * self.scale
 
-    def hessian(self, x, *args):
+    def hessian(self, x: Vector, *args: Any) -> Matrix:
+        """The Hessian that SciPy sees."""
         self.check_budget()
         theta = self.point(x)
         hessian = self._problem.hessian(theta)
         is_trial = not _is_same(theta, self.accepted.theta)
         if is_trial and not np.isfinite(hessian).all():
-            # trust-exact asks at a trial, and only then for the loss there.
+            # trust-exact asks for the Hessian of a trial before its loss. That
+            # will reject the trial.
             self._memory.append(Evaluation(theta.copy(), np.nan, None))
             hessian = np.zeros_like(hessian)
-        hessian = self._checked(hessian, "the Hessian")
+        hessian = checked(hessian, "the Hessian")
         return hessian[self._free][:, self._free] * self.scale
 
-    def bounds(self):
+    def bounds(self) -> scipy.optimize.Bounds | None:
         """The bounds as SciPy takes them."""
         problem = self._problem
         if not problem.is_bounded:
@@ -208,54 +238,30 @@ class Evaluator:
         lower, upper = problem.lower[self._free], problem.upper[self._free]
         return scipy.optimize.Bounds(lower, upper, keep_feasible=True)
 
-    def constraints(self):
+    def constraints(self) -> list[dict[str, Any]]:
         """The constraints as SciPy takes them."""
-        adapted = []
-        for constraint in self._problem.constraints:
-            signs = [1.0]
-            if constraint.type == "eq" and self._spec.splits_equalities:
-                signs = [1.0, -1.0]
-            adapted.extend(
-                self._adapted(constraint, sign, len(signs)) for sign in signs
-            )
-        return adapted
+        return self._constraints.all()
 
-    def _adapted(self, constraint, sign, parts):
-        def fun(x):
-            values = sign * constraint.fun(self.point(x))
-            finite = np.isfinite(values)
-            size = np.abs(values[finite]).max(initial=0.0)
-            self._largest = max(self._largest, size)
-            return np.where(finite, values, -self._violation * self._largest)
-
-        def jac(x):
-            jacobian = sign * constraint.jac(self.point(x))
-            jacobian = self._checked(jacobian, "the Jacobian of a constraint")
-            return jacobian[:, self._free]
-
-        kind = constraint.type if parts == 1 else "ineq"
-        return {"type": kind, "fun": fun, "jac": jac}
-
-    def stand_at(self, evaluation):
+    def stand_at(self, evaluation: Evaluation) -> None:
         """Makes a point that was evaluated elsewhere the accepted one."""
         self._remember(evaluation)
         self._previous = self.accepted
         self.accepted = evaluation
         self._noisy_trials = 0
 
-    def _checked(self, array, name):
-        if not np.isfinite(array).all():
-            raise Halt(statuses.NON_FINITE, f"{name} is NaN or infinite")
-        return array
+    def stationarity(self, order: float) -> float:
+        """The norm of the gradient, or of a step along it in the box.
 
-    def stationarity(self, order):
-        """The size of the gradient, or of a step along it in the box."""
+        Args:
+            order: the order of the norm, 2 or infinity.
+        """
         theta, _, step = self.accepted
+        assert step is not None, "methods without gradients do not ask"
         if self._problem.is_bounded:
             step = self._problem.project(theta - step) - theta
         return float(np.linalg.norm(step, order))
 
-    def relative_decrease(self):
+    def relative_decrease(self) -> float | None:
         """The latest decrease of the loss, or `None` before the first."""
         if self._previous is None:
             return None
@@ -264,20 +270,22 @@ class Evaluator:
         scale = max(abs(before), abs(after), 1.0)
         return float((before - after) / scale)
 
-    def _check_trial(self):
-        if self._last is None:
+    def _check_trial(self) -> None:
+        """Counts a question, and ends the trial of a claim at its limit."""
+        if self._last is None or self._questions is None:
             return
         self._questions -= 1
         if self._problem.fg_evals >= self._last or self._questions < 0:
             raise Halt(statuses.STALLED)
 
-    def _finite(self, x):
+    def _finite(self, x: Vector) -> tuple[float, Any]:
+        """Loss and gradient, or `None` for it; a steep rise if not finite."""
         self._check_trial()
         theta, loss, grad = self.at(self.point(x))
         if np.isfinite(loss) and (grad is None or np.isfinite(grad).all()):
             return loss, grad
-        # A line search or trust region that is told of a steep rise from the
-        # accepted point shortens its step; told of NaN it gives up.
+        # After a steep rise from the accepted point, a line search or a trust
+        # region shortens its step. After NaN it gives up.
         start = self.accepted
         step = theta - start.theta
         length = max(float(step @ step), np.finfo("float64").tiny)
@@ -287,6 +295,7 @@ class Evaluator:
         return start.loss + rise, 2 * rise / length * step
 
 
-def _is_same(a, b):
-    # Most points differ in every entry.
+def _is_same(a: Vector, b: Vector) -> bool:
+    """Whether two points are the same."""
+    # Most points differ in every entry, so one entry tells most of the time.
     return a[-1] == b[-1] and np.array_equal(a, b)

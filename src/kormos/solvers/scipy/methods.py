@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from kormos.solvers import statuses
 
-# SciPy counts iterations in C integers; the fit counts its own.
+# SciPy counts iterations in C integers. kormos counts its own.
 UNLIMITED = 2**31 - 2
 
 _TRUST_REGION = (
@@ -28,10 +28,11 @@ class ScipyMethod:
         options: the names of its options. `maxiter`, which every method
             takes, limits the epochs and is not among them.
         tolerances: default values of the options that end it successfully.
-            What they claim is tried, so their choice is one of speed.
-        strict: values of these for a run from where it has ended before.
-        limits: options that are passed so that SciPy's own limits, which are
-            counted in other units, do not end the run.
+            They are our choice, or SciPy's own; an end by them is tried, so
+            they only decide how soon.
+        strict: their values when the method starts where it ended before.
+        limits: options that keep SciPy's own limits, which count other things,
+            from ending the run.
         gradient: whether it uses the gradient.
         hessp: whether it uses products with the Hessian.
         hessian: whether it uses the dense Hessian.
@@ -41,18 +42,18 @@ class ScipyMethod:
         constraints: the types of constraints that it takes.
         splits_equalities: whether an equality must be given to it as two
             inequalities.
-        preamble: function of the number of parameters to the number of calls
+        preamble: function from the number of parameters to the number of calls
             of the callback before the first iteration.
-        shows_trials: whether its callback shows the first trial of a step.
-            The accepted points are then where it asks for the gradient, and
-            the last one, where it may end without.
+        shows_trials: whether its callback shows the first trial of a step
+            rather than the accepted point. Accepted points then are those
+            where it asks for the gradient, and the last one.
     """
 
     name: str
-    options: tuple
-    tolerances: dict
-    strict: dict
-    limits: dict = dataclasses.field(
+    options: tuple[str, ...]
+    tolerances: dict[str, float]
+    strict: dict[str, float]
+    limits: dict[str, int] = dataclasses.field(
         default_factory=lambda: {"maxiter": UNLIMITED}
     )
     gradient: bool = True
@@ -60,9 +61,9 @@ class ScipyMethod:
     hessian: bool = False
     square: bool = False
     bounds: bool = False
-    constraints: tuple = ()
+    constraints: tuple[str, ...] = ()
     splits_equalities: bool = False
-    preamble: Callable = lambda parameters: 0
+    preamble: Callable[[int], int] = lambda parameters: 0
     shows_trials: bool = False
 
 
@@ -167,7 +168,7 @@ _METHODS = [
         gradient=False,
         bounds=True,
         constraints=("eq", "ineq"),
-        # It calls after every evaluation, those for its first model included.
+        # It calls after every evaluation, also those for its first model.
         preamble=lambda parameters: 2 * parameters + 1,
         square=True,
     ),
@@ -201,7 +202,7 @@ _METHODS = [
         hessp=True,
         bounds=True,
         constraints=("eq", "ineq"),
-        # It calls with the start.
+        # It calls at the start.
         preamble=lambda parameters: 1,
     ),
     ScipyMethod(
@@ -228,7 +229,7 @@ _METHODS = [
 
 METHODS = {method.name: method for method in _METHODS}
 
-# Parts of SciPy's messages, in lower case, for runs without success.
+# Parts of SciPy's messages, in lower case, about runs that failed.
 _FAILURES = (
     ("not positive definite", statuses.LINE_SEARCH_FAILED),
     ("nan", statuses.NON_FINITE),
@@ -242,8 +243,8 @@ _FAILURES = (
 )
 
 
-def failure(message):
-    """The status for a message of SciPy's that is no success."""
+def failure(message: str) -> str:
+    """The status for a message of SciPy's about a run that failed."""
     message = message.lower()
     for words, status in _FAILURES:
         if words in message:

@@ -1,4 +1,4 @@
-"""What a result of `scipy.optimize.minimize` says."""
+"""The outcome that a result of `scipy.optimize.minimize` claims."""
 
 from typing import Any
 
@@ -12,8 +12,8 @@ from kormos.solvers.scipy.evaluator import Evaluator
 from kormos.solvers.scipy.methods import ScipyMethod
 from kormos.solvers.scipy.methods import failure
 
-# The methods whose `gtol` bounds the 2-norm of the gradient, not the largest
-# entry.
+# The methods whose `gtol` bounds the 2-norm of the gradient rather than its
+# largest entry.
 _TWO_NORM = ("dogleg", "trust-ncg", "trust-exact", "trust-krylov")
 
 # What trust-constr says of an end at a point that it finds infeasible.
@@ -35,12 +35,17 @@ _IN_UNITS_OF_LOSS = (
 
 
 def unscale(result: Any, scale: float) -> None:
-    """Brings a result of SciPy back to the loss that was asked for."""
+    """Changes a result of SciPy to the units of the user's loss.
+
+    Args:
+        result: SciPy's result.
+        scale: what the loss was multiplied by.
+    """
     if scale == 1:
         return
     names = list(_IN_UNITS_OF_LOSS)
     if "constr" not in result:
-        # Of trust-constr these are the Jacobians of the constraints.
+        # trust-constr keeps the Jacobians of the constraints under this name.
         names.append("jac")
     for name in names:
         if result.get(name) is not None:
@@ -48,7 +53,8 @@ def unscale(result: Any, scale: float) -> None:
     if "hess_inv" in result:
         inverse = result["hess_inv"]
         if isinstance(inverse, scipy.optimize.LbfgsInvHessProduct):
-            # A product of an operator could no longer be shown as a matrix.
+            # A scaled linear operator has no `todense`, so the pairs are
+            # scaled.
             sk, yk = inverse.sk, inverse.yk / scale
             result["hess_inv"] = scipy.optimize.LbfgsInvHessProduct(sk, yk)
         else:
@@ -71,12 +77,12 @@ def claimed(
     result: Any,
     options: dict[str, Any],
 ) -> Outcome:
-    """The `Outcome` that SciPy claims.
+    """The outcome that SciPy claims.
 
     Args:
-        spec: the `ScipyMethod`.
-        problem: the `Problem`.
-        evaluator: the `Evaluator`, at the last iterate.
+        spec: what the method takes.
+        problem: the problem.
+        evaluator: what SciPy sees of it, at the last iterate.
         result: SciPy's result, unscaled.
         options: the options of the call.
     """
@@ -85,7 +91,7 @@ def claimed(
     outcome.detail = f"SciPy: {result.message}".rstrip(".")
     if status == statuses.CONVERGED:
         name, value = _test(spec, evaluator, result, options)
-        # The gradient was compared in SciPy's scale.
+        # SciPy compared the scaled gradient.
         scale = evaluator.scale if name == "gtol" else 1.0
         outcome.test = name
         outcome.threshold = options[name] / scale
@@ -100,9 +106,9 @@ def _test(
     result: Any,
     options: dict[str, Any],
 ) -> tuple[str, float | None]:
-    """The tolerance that ended the run, and the value it was given.
+    """The tolerance that ended the run, and the value that was compared.
 
-    The value is `None` where SciPy keeps it to itself.
+    The value is `None` if SciPy does not return it.
     """
     if result.fun <= options.get("f_target", -np.inf):
         return "f_target", float(result.fun)
@@ -132,8 +138,8 @@ def _status(result: Any, problem: Problem, evaluator: Evaluator) -> str:
     status = failure(str(result.message))
     feasible = problem.is_feasible(evaluator.point(np.array(result.x)))
     if status == statuses.INFEASIBLE and feasible:
-        # trust-constr compares violations with its `gtol`, which may be zero;
-        # SLSQP blames the constraints where its quadratic model fails.
+        # trust-constr compares violations with its `gtol`, which may be zero.
+        # SLSQP blames the constraints if its quadratic subproblem fails.
         if result.message == _VIOLATED:
             return statuses.CONVERGED
         return statuses.LINE_SEARCH_FAILED

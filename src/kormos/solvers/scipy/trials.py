@@ -1,4 +1,4 @@
-"""What is left to be had at a point where a method of SciPy has ended."""
+"""What can still be gained at a point where a method of SciPy has ended."""
 
 from typing import Any
 from typing import NamedTuple
@@ -16,12 +16,15 @@ from kormos.solvers.scipy.constrained_optimality import ConstrainedOptimality
 from kormos.solvers.scipy.evaluator import Evaluation
 from kormos.solvers.scipy.evaluator import Evaluator
 from kormos.solvers.scipy.methods import ScipyMethod
+from kormos.types import Vector
 
-# By so much more than a user's tolerance a model may promise where that is met.
-_BESIDE = 10.0
-# A loss of fewer roundings is all rounding.
+# A model may predict this many times a user's tolerance where that is met. Our
+# choice: SciPy's tests compare one step, and more is left than one step gains.
+_TIMES_TOLERANCE = 10.0
+# A loss of at most this many roundings is all rounding. Our choice: no more
+# than three digits of it are right.
 _ALL_ROUNDING = 1e3
-# A decrease by a larger part of the loss is one, whatever the rounding is.
+# A decrease of more than this part of the loss counts whatever the rounding is.
 _SURE = 0.5
 
 
@@ -36,9 +39,9 @@ class Trials:
     """Tries claims, and judges what the trials show.
 
     Args:
-        spec: the `ScipyMethod`.
-        problem: the `Problem`.
-        evaluator: the `Evaluator`, for the limits of the run.
+        spec: what the method takes.
+        problem: the problem.
+        evaluator: what SciPy sees of it, for the limits of the run.
         given: the options that the user gave.
     """
 
@@ -57,14 +60,18 @@ class Trials:
 
     @property
     def is_small(self) -> bool:
-        """Whether the short run takes Newton steps, or knows the conditions."""
+        """Whether the short run says enough, so that it comes first.
+
+        It does with Newton steps, with conditions of optimality, and for
+        methods without gradients.
+        """
         is_constrained = bool(self._problem.constraints)
         free = self._evaluator.start().size
         is_blind = not self._spec.gradient
         return is_constrained or is_blind or free <= MOST_NEWTON
 
     def fresh_run(self, point: Evaluation) -> Gain:
-        """A `Gain` from a point."""
+        """What a short run gains from a point."""
         problem, (theta, loss, grad) = self._problem, point
         if grad is None:
             loss, grad = self._evaluate(theta)
@@ -85,13 +92,13 @@ class Trials:
         )
 
     def _own_tolerance(self, outcome: Outcome | None) -> float:
-        """The user's own tolerance that was met, or zero."""
+        """The tolerance that was met, if the user gave it; else zero."""
         if outcome is None or outcome.test not in self._given:
             return 0.0
         return float(outcome.threshold or 0.0)
 
     def is_met(self, point: Evaluation, outcome: Outcome) -> bool:
-        """Whether a tolerance of the user's own is met at a point."""
+        """Whether a tolerance that the user gave is met at a point."""
         tolerance = self._own_tolerance(outcome)
         if outcome.test == "f_target":
             return True
@@ -101,22 +108,24 @@ class Trials:
             return True
         gain = self.fresh_run(point)
         left = point.loss - gain.loss + gain.promise
-        return left <= _BESIDE * tolerance * max(abs(gain.loss), 1.0)
+        return left <= _TIMES_TOLERANCE * tolerance * max(abs(gain.loss), 1.0)
 
     def _least_gain(self, loss: float, outcome: Outcome | None) -> float:
-        """The part of the loss that a claim leaves open."""
+        """The part of the loss that a claim allows to be gained."""
         tolerance = self._own_tolerance(outcome)
-        part = _BESIDE * tolerance * max(abs(loss), 1.0) / (abs(loss) or 1.0)
+        allowed = _TIMES_TOLERANCE * tolerance * max(abs(loss), 1.0)
+        part = allowed / (abs(loss) or 1.0)
         return max(part, convergence.LEAST_GAIN)
 
     def gains(
         self, before: Evaluation, loss: float, outcome: Outcome | None = None
     ) -> bool:
-        """Whether a loss is lower than before by more than is left open."""
+        """Whether a loss is lower than before by more than a claim allows."""
         if not self.seems_to_gain(before, loss, outcome):
             return False
         if before.loss - loss <= _SURE * abs(before.loss):
-            # What was measured far above says nothing of the rounding here.
+            # A rounding that was measured at a much higher loss does not
+            # count here.
             if not abs(before.loss) > self._noise.loss / 2:
                 self._measure(before.theta, before.loss)
         return self.seems_to_gain(before, loss, outcome)
@@ -124,7 +133,7 @@ class Trials:
     def seems_to_gain(
         self, before: Evaluation, loss: float, outcome: Outcome | None = None
     ) -> bool:
-        """As `gains`, but it measures nothing."""
+        """As `gains`, with the rounding that is already measured."""
         return convergence.is_gain(
             before.loss,
             loss,
@@ -133,7 +142,7 @@ class Trials:
             self._noise.size if loss > self._noise.loss / 2 else 0.0,
         )
 
-    def _measure(self, theta: np.ndarray, loss: float) -> float:
+    def _measure(self, theta: Vector, loss: float) -> float:
         """Measures the rounding of the loss at a point."""
         size = convergence.measured_noise(
             self._value, theta, loss, self._problem.epsilon
@@ -144,12 +153,12 @@ class Trials:
     def judged(
         self, point: Evaluation, gain: Gain, outcome: Outcome
     ) -> Outcome:
-        """The end at a point from which no run gained anything.
+        """The outcome at a point from which no run gained anything.
 
         Args:
             point: the point.
-            gain: what a short run says of it.
-            outcome: what SciPy says of it.
+            gain: what a short run found there.
+            outcome: what SciPy claims there.
         """
         problem, loss = self._problem, gain.loss
         promise = convergence.sober(gain.promise, gain.theta, gain.grad)
@@ -191,15 +200,15 @@ class Trials:
         )
         is_there = np.array_equal(outcome.theta, point.theta)
         if is_there and outcome.status == verdict.status:
-            # SciPy's own test, which holds.
+            # The claim holds, so SciPy's own test is the one to name.
             ended.test, ended.value = outcome.test, outcome.value
             ended.threshold = outcome.threshold
         return ended
 
-    def _evaluate(self, theta: np.ndarray) -> tuple[float, np.ndarray]:
+    def _evaluate(self, theta: Vector) -> tuple[float, Vector]:
         self._evaluator.check_budget()
         return self._problem.value_and_grad(theta)
 
-    def _value(self, theta: np.ndarray) -> float:
+    def _value(self, theta: Vector) -> float:
         self._evaluator.check_budget()
         return self._problem.value(self._problem.project(theta))

@@ -1,0 +1,132 @@
+"""The rounding with which a loss is evaluated near a point.
+
+It is measured from a table of differences of the loss at points that are a few
+roundings of the parameters apart: J. J. Moré and S. M. Wild, "Estimating
+computational noise", SIAM J. Sci. Comput. 33(3), 2011, section 2.
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from kormos.types import Vector
+
+# The spacing of float64 numbers near one. A relative difference below it means
+# nothing, whatever the dtype of the evaluation is.
+FINEST = 2.0**-52
+
+# A predicted decrease of at most this many roundings of the loss predicts
+# nothing. Our choice: a smaller value would call ends at the noise floor
+# stalled, a larger one would call runs finished that could still gain.
+ROUNDINGS = 10.0
+
+# The table has this many points. Our choice: each one more takes an evaluation,
+# and fewer leave the median of the estimates to chance.
+_POINTS = 5
+# Their distance, in spacings of the parameters. Our choice: closer points may
+# coincide when a model in a narrower dtype rounds them; farther apart, the
+# smooth part of the loss would be taken for rounding.
+_SPACING = 4.0
+# An estimate of more than this many times the loss is discarded: it comes from
+# a cliff or a pole between the points. Our choice; rounding that large would
+# leave the loss without a digit.
+_MOST_NOISE = 1e8
+# Parameters change by this part of themselves to show the size of the terms
+# that a loss is made of. Our choice: large beside rounding in every dtype, and
+# small enough that a sum of squares is nearly quadratic over the change.
+_CHANGE = 2.0**-4
+
+Value = Callable[[Vector], float]
+
+
+def measured_noise(
+    value: Value, theta: Vector, loss: float, spacing: float
+) -> float:
+    """The rounding with which a loss is evaluated near a point.
+
+    It takes four evaluations.
+
+    Args:
+        value: the loss as a function of a float64 array `(size,)`.
+        theta: the point.
+        loss: the loss there.
+        spacing: the spacing of numbers near one in the dtype of the
+            variables.
+
+    Returns:
+        One standard deviation of the loss's rounding; or, if that is more, by
+        how much the rounding of the parameters keeps the loss from its
+        minimum. It is never below what float64 explains for a number of the
+        loss's size.
+    """
+    steps = _SPACING * spacing * _signs(theta.size) * _sizes(theta)
+    losses = [loss, *(value(theta + i * steps) for i in range(1, _POINTS))]
+    least = FINEST / 4 * abs(loss)
+    if not np.isfinite(losses).all():
+        return least
+    # In units of the largest difference, so that no square overflows.
+    unit = float(np.abs(np.diff(losses)).max()) or 1.0
+    differences, estimates = np.diff(losses) / unit, []
+    for order in range(2, _POINTS):
+        differences = np.diff(differences)
+        square = float(np.mean(differences**2))
+        factor = math.factorial(order) ** 2 / math.factorial(2 * order)
+        estimates.append(math.sqrt(factor * square) * unit)
+        if order == 2:
+            # Storing the best parameter rounds it by up to half a spacing.
+            # That costs half of the square of the error, times the curvature.
+            stored = math.sqrt(square) * unit / (8 * _SPACING**2)
+    # The median, because low orders still contain the smooth part of the loss.
+    noise = max(float(np.median(estimates)), stored, least)
+    return noise if noise <= _MOST_NOISE * abs(loss) else least
+
+
+def vanished_noise(
+    noise: float,
+    promise: float,
+    value: Value,
+    theta: Vector,
+    loss: float,
+    epsilon: float,
+) -> float:
+    """The rounding of a loss that is tiny beside the terms it is made of.
+
+    Take a sum of squares that has fallen to zero but for rounding. Its
+    residuals then are about `epsilon` times the terms that cancel in them. A
+    relative change c of the parameters makes residuals of about c times those
+    terms. So the rounded loss is about `(epsilon / c)**2` times the loss after
+    that change.
+
+    It takes two evaluations if the measured rounding does not explain the
+    predicted decrease, and otherwise none.
+
+    Args:
+        noise: the rounding that was measured.
+        promise: the decrease that a model of the loss predicts.
+        value: the loss as a function of a float64 array `(size,)`.
+        theta: the point.
+        loss: the loss there.
+        epsilon: the spacing of numbers near one in the evaluation's dtype.
+
+    Returns:
+        The larger one of both roundings.
+    """
+    if not promise > ROUNDINGS * noise:
+        return noise
+    far, near = (value(theta * (1 + c * _CHANGE)) for c in (1.0, 0.5))
+    # Twice the change makes four times a quadratic loss.
+    is_square = 2 < far / near < 8 if near else False
+    if not (is_square and math.isfinite(far)):
+        return noise
+    return max(noise, (epsilon / _CHANGE) ** 2 * far)
+
+
+def _signs(size: int) -> Vector:
+    return np.random.default_rng(0).choice([-1.0, 1.0], size=size)
+
+
+def _sizes(theta: Vector) -> Vector:
+    """What a relative change of each parameter is relative to."""
+    sizes = np.abs(theta)
+    return sizes if sizes.any() else np.ones_like(theta)

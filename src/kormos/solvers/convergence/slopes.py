@@ -1,0 +1,200 @@
+"""Whether the gradient at a point is that of the loss, by differences of it."""
+
+import math
+
+import numpy as np
+
+from kormos.solvers import statuses
+from kormos.solvers.convergence.noise import FINEST
+from kormos.solvers.convergence.noise import ROUNDINGS
+from kormos.solvers.convergence.noise import Value
+from kormos.solvers.convergence.verdict import LEAST_GAIN
+from kormos.solvers.convergence.verdict import TINIEST
+from kormos.solvers.convergence.verdict import Verdict
+from kormos.types import Vector
+
+# The gradient is small if changing every parameter by its own size would
+# change the loss by no more than this part of it. Our choice: a larger value
+# skips the check where it could find something, a smaller one spends its
+# evaluations on ends where it never does.
+_SMALL_SLOPE = 1e-4
+
+# Compared slopes. The loss's second difference may be this many times the
+# change that the gradient predicts; beyond that, differences say nothing of
+# the slope.
+_MOST_BEND = 3.0
+# A step of this part of the parameters' length is short.
+_SHORT = 1e-5
+# The step predicts a change of at least this many roundings if it may be that
+# long, and nothing is compared where it predicts fewer than the second number.
+_VISIBLE, _LEAST_VISIBLE = 100.0, 20.0
+# The difference may miss the prediction by this part of it, and by this many
+# roundings more: two losses are rounded.
+_AGREEMENT, _ROUNDED = 0.5, 4.0
+
+# Kinks. A second difference of this many roundings is visible.
+_VISIBLE_KINK = 100.0
+# A kink is looked for within a change of the loss by this part of it.
+_NEAR = 1e-3
+# Over a step that is this many times as long, the second difference of a smooth
+# loss grows by the square of it, and that across a kink in proportion. The
+# border lies between the two.
+_FARTHER = 10.0
+_KINK_GROWTH = _FARTHER**1.5
+
+
+def confirmed(
+    verdict: Verdict,
+    value: Value,
+    theta: Vector,
+    grad: Vector,
+    loss: float,
+    noise: float | None,
+    epsilon: float,
+) -> Verdict:
+    """The verdict, after a check that the gradient is that of the loss.
+
+    A success at which the gradient is not small needs a gradient that agrees
+    with differences of the loss. At a kink, for example, a smooth model of the
+    loss predicts no decrease, and is wrong.
+
+    Args:
+        verdict: by `judge`.
+        value: the loss as a function of a float64 array `(size,)`.
+        theta: the point.
+        grad: the gradient there.
+        loss: the loss there.
+        noise: the measured rounding of the loss, or `None` if it was not
+            measured.
+        epsilon: the spacing of numbers near one in the evaluation's dtype.
+    """
+    is_success = verdict.status in statuses.SUCCESSES
+    size = float(np.linalg.norm(grad))
+    if is_success and loss == 0:
+        return verdict
+    is_coarse = epsilon > FINEST and noise is not None
+    if is_success and is_coarse and abs(loss) <= ROUNDINGS * (noise or 0.0):
+        text = _cancellation(value, theta, loss)
+        if text:
+            return Verdict(statuses.STALLED, None, None, None, text)
+    if is_success and size * np.abs(theta).max() <= _SMALL_SLOPE * abs(loss):
+        return verdict
+    # Losses are rounded, and so are the points at which they are taken.
+    rounded = epsilon / 2 * float(np.abs(theta) @ np.abs(grad))
+    noise = max(noise or 0.0, rounded, FINEST * abs(loss))
+    agrees, text = compare_slope(value, theta, grad, loss, noise)
+    if is_success and agrees is not False:
+        promise = (verdict.value or 0.0) * abs(loss)
+        text = _kink(value, theta, grad, loss, noise, promise)
+    if is_success and not text:
+        return verdict
+    findings = text if is_success else f"{verdict.findings} {text}"
+    status = statuses.STALLED if is_success else verdict.status
+    return Verdict(status, None, None, None, findings)
+
+
+def _cancellation(value: Value, theta: Vector, loss: float) -> str:
+    """A sentence, if a loss that is all rounding is lower without parameters.
+
+    Large parameters that cancel each other round more than small ones do.
+    """
+    without = value(np.zeros_like(theta))
+    if not without < loss:
+        return ""
+    return (
+        "The loss is all rounding here, and lower where every parameter is "
+        f"zero ({without:.3g}): large parameters cancel each other."
+    )
+
+
+def _kink(
+    value: Value,
+    theta: Vector,
+    grad: Vector,
+    loss: float,
+    noise: float,
+    promise: float,
+) -> str:
+    """A sentence, if the predicted decrease is small because of a kink.
+
+    The second difference of a smooth loss grows as the square of the step;
+    that across a kink grows as the step. It takes four evaluations.
+    """
+    size = float(np.linalg.norm(grad))
+    unit = grad / size
+    step = 10 * max(2 * promise, _VISIBLE_KINK * noise) / size
+
+    def bend(step: float) -> float:
+        ahead, behind = value(theta - step * unit), value(theta + step * unit)
+        return ahead + behind - 2 * loss
+
+    near, far = bend(step), bend(_FARTHER * step)
+    is_seen = _VISIBLE_KINK * noise < near <= _NEAR * abs(loss)
+    if not (is_seen and far < _KINK_GROWTH * near):
+        return ""
+    return (
+        "The gradient is not small, and the loss has a kink here: within "
+        f"{step:.2g} along the gradient it rises by {near:.2g}."
+    )
+
+
+def compare_slope(
+    value: Value,
+    theta: Vector,
+    grad: Vector,
+    loss: float,
+    noise: float,
+) -> tuple[bool | None, str]:
+    """Whether differences of the loss agree with its gradient.
+
+    They count as not agreeing where a short step along the gradient still
+    lowers the loss. It takes two evaluations.
+
+    Args:
+        value: the loss as a function of a float64 array `(size,)`.
+        theta: the point.
+        grad: the gradient there.
+        loss: the loss there.
+        noise: the measured rounding of the loss.
+
+    Returns:
+        Whether they agree, or `None` where rounding hides it; and a sentence
+        with both figures, which may be empty.
+    """
+    size = float(np.linalg.norm(grad))
+    reach = _reach(theta, grad, size)
+    if not size > 0:
+        return None, ""
+    # Long enough to be visible, and short otherwise.
+    step = min(reach, max(_VISIBLE * noise / size, _SHORT * reach))
+    ahead = value(theta - step / size * grad)
+    behind = value(theta + step / size * grad)
+    expected, found = -2 * step * size, ahead - behind
+    least = max(_LEAST_VISIBLE * noise, LEAST_GAIN * abs(loss), TINIEST)
+    is_blocked = math.isfinite(behind) and not math.isfinite(ahead)
+    if is_blocked and abs(expected) > least:
+        return False, "The loss is not finite a short step along the gradient."
+    bent = abs(ahead + behind - 2 * loss) > _MOST_BEND * abs(expected)
+    if not math.isfinite(found) or bent or abs(expected) <= least:
+        return None, ""
+    if loss - ahead > max(ROUNDINGS * noise, LEAST_GAIN * abs(loss)):
+        return False, (
+            "A short step along the gradient still lowers the loss by "
+            f"{loss - ahead:.3g}."
+        )
+    allowed = _AGREEMENT * abs(expected) + _ROUNDED * noise
+    if abs(found - expected) <= allowed:
+        return True, "The gradient agrees with differences of the loss."
+    return False, (
+        "The gradient and differences of the loss disagree: over a step along "
+        f"the gradient the loss changes by {found:.3g}, and the gradient says "
+        f"{expected:.3g}. The loss has a kink there, or its derivative is "
+        "another function's."
+    )
+
+
+def _reach(theta: Vector, grad: Vector, size: float) -> float:
+    """The typical size of the parameters that the gradient moves."""
+    if not size > 0:
+        return 0.0
+    return float((grad / size) ** 2 @ np.abs(theta)) or 1.0

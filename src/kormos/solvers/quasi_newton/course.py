@@ -1,0 +1,160 @@
+"""Where a quasi-Newton run goes from a point, and how far it tries to go."""
+
+from typing import NamedTuple
+
+from kormos.arithmetic.scalars import both
+from kormos.arithmetic.scalars import cond
+from kormos.arithmetic.scalars import constant
+from kormos.arithmetic.scalars import either
+from kormos.arithmetic.scalars import larger
+from kormos.arithmetic.scalars import smaller
+from kormos.arithmetic.scalars import where
+from kormos.arithmetic.vectors import dot
+from kormos.arithmetic.vectors import norm
+from kormos.solvers.protocols import Curvature
+from kormos.solvers.quasi_newton import wolfe_search
+from kormos.solvers.quasi_newton.state import Pair
+from kormos.solvers.quasi_newton.state import State
+from kormos.types import Scalar
+from kormos.types import Structure
+from kormos.types import Tensor
+
+# The memory is cleared if losses along a direction were infinite, and the
+# search took less than this part of it. Our choice: the next direction would be
+# about as much too long, but clearing costs what the curvature knows.
+_BLOCKED = 0.1
+
+# A search first tries at least this part of a direction. Our choice: a smaller
+# part gives up more of a good direction after a step that gained little.
+_SHORTEST = 0.05
+
+# A probe is this power of the loss's rounding, beside the nearer of two
+# lengths. Our choice: shorter probes are lost in rounding more often, longer
+# ones may leave the region of that curvature.
+_PROBE_POWER = 1 / 3
+
+# A slope below this part of what its two vectors could make is rounding.
+_ROUNDING = 2.0**-52
+
+
+class Arrival(NamedTuple):
+    """An evaluation at which a run arrives.
+
+    Attributes:
+        is_start: whether it is the start, rather than an accepted trial.
+        good: whether the step there shows the curvature, beyond rounding.
+        theta: the point, `(size,)`.
+        loss: the loss there, scalar.
+        grad: the gradient there, `(size,)`.
+    """
+
+    is_start: Scalar
+    good: Scalar
+    theta: Tensor
+    loss: Scalar
+    grad: Tensor
+
+
+class Course(NamedTuple):
+    """Where a run goes from a point; in the units of the parameters.
+
+    Attributes:
+        known: what is known of the curvature.
+        direction: the direction of the next search, `(size,)`.
+        slope: the directional derivative along it, scalar.
+        far: how far along the gradient the loss would fall to zero, scalar.
+        begins: whether the memory was cleared, bool scalar.
+        lost: whether that was because the direction was of no use, bool scalar.
+    """
+
+    known: Structure
+    direction: Tensor
+    slope: Scalar
+    far: Scalar
+    begins: Scalar
+    lost: Scalar
+
+
+def course_from(
+    curvature: Curvature, state: State, store: Structure, arrival: Arrival
+) -> Course:
+    """The direction from a point, of the curvature or along the gradient."""
+    is_start, good, theta, loss, grad = arrival
+    moved, units = theta - state.theta, state.units
+    step, change = moved / units, (grad - state.grad) * units
+    slopes = grad * units
+    size, one = norm(slopes), constant(1, like=loss)
+    is_anew = both(is_start, state.is_anew > 0)
+    # s'Bs without B, because the direction is -H times the gradient.
+    energy = -state.search.step * dot(moved, state.grad)
+    is_first = both(state.pairs == 0, ~is_start)
+    before = state.direction / units
+    pair = Pair(good, step, change, energy, before, is_first)
+    known, direction = curvature.update(store, state.curvature, pair, slopes)
+    slope = dot(slopes, direction)
+    # The direction is not downhill beyond rounding, or it is not finite.
+    lost = ~(slope < -_ROUNDING * size * norm(direction))
+    # After a short step, away from infinite losses, it would reach them again.
+    blocked = both(
+        state.search.longest < wolfe_search.LONGEST,
+        state.search.step < _BLOCKED,
+    )
+    lost = either(lost, both(blocked, ~is_start))
+    begins = either(is_anew, lost)
+    far = _far(theta / units, loss, slopes, size)
+    steepest = far / where(size > 0, size, one)
+    known = cond(
+        begins, lambda: curvature.clear(known, steepest), lambda: known
+    )
+    return Course(
+        known=known,
+        direction=where(begins, -slopes * steepest, direction),
+        slope=where(begins, -(size**2) * steepest, slope),
+        far=far,
+        begins=begins,
+        lost=lost,
+    )
+
+
+def first_trial_of(gain: Scalar, slope: Scalar, one: Scalar) -> Scalar:
+    """The step at which a parabola gains as much as the latest step did.
+
+    Nocedal and Wright, equation 3.60, with its factor of 1.01; no longer than
+    the whole direction.
+    """
+    length = gain * -2.02 / slope
+    length = where(length > 0, smaller(length, one), one)
+    return larger(length, one * _SHORTEST)
+
+
+def _far(theta: Tensor, loss: Scalar, grad: Tensor, size: Scalar) -> Scalar:
+    """How far along the gradient a straight loss falls to zero, a scalar.
+
+    If the loss is zero, the size of the parameters that the gradient moves.
+    """
+    one = constant(1, like=loss)
+    far = abs(loss) / where(size > 0, size, one)
+    reach = _reach(theta, grad, size)
+    return where(far > 0, far, where(reach > 0, reach, one))
+
+
+def _reach(theta: Tensor, vector: Tensor, size: Scalar) -> Scalar:
+    """The size of the parameters that a vector moves, a scalar."""
+    one = constant(1, like=size)
+    unit = vector / where(size > 0, size, one)
+    return dot(unit * unit, abs(theta))
+
+
+def probe_of(
+    theta: Tensor, direction: Tensor, far: Scalar, noise: Scalar
+) -> Scalar:
+    """The part of a direction over which its curvature is probed.
+
+    It is short beside two lengths: `far`, and the size of the parameters that
+    the direction moves.
+    """
+    one = constant(1, like=far)
+    length = norm(direction)
+    reach = _reach(theta, direction, length)
+    short = where(reach > 0, smaller(reach, far), far)
+    return noise**_PROBE_POWER * short / where(length > 0, length, one)

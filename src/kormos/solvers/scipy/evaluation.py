@@ -1,0 +1,44 @@
+"""An evaluation for SciPy, and how an evaluation ends its run."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from kormos.solvers import statuses
+from kormos.types import Array
+from kormos.types import Vector
+
+
+class Evaluation(NamedTuple):
+    """A point, its loss and its gradient (or `None`)."""
+
+    theta: Vector
+    loss: float
+    grad: Vector | None
+
+
+class Halt(Exception):
+    """Leaves SciPy's loop. `StopIteration` would not leave that of TNC.
+
+    Args:
+        status: why the run ends, one of the constants of `statuses`; `None` if
+            it was stopped from outside.
+        detail: the same in words.
+    """
+
+    def __init__(self, status: str | None = None, detail: str = ""):
+        super().__init__(status, detail)
+        self.status = status
+        self.detail = detail
+
+
+def checked(array: Array, name: str) -> Array:
+    """The array; ends the run if it is not finite.
+
+    Args:
+        array: the array.
+        name: what to call it.
+    """
+    if not np.isfinite(array).all():
+        raise Halt(statuses.NON_FINITE, f"{name} is NaN or infinite")
+    return array
