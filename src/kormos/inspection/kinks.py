@@ -1,20 +1,15 @@
 """Kinks of a loss in its parameters: the L1 regularizers of Keras."""
 
-from typing import Any
-
 import keras
 
 from kormos.inspection.report import Finding
+from kormos.objective import Objective
 
-_OF_L1 = (keras.regularizers.L1, keras.regularizers.L1L2)
+_WITH_L1 = (keras.regularizers.L1, keras.regularizers.L1L2)
 
 
-def kinks(objective: Any) -> Finding:
-    """Whether a regularizer gives the loss kinks, where methods stop.
-
-    Args:
-        objective: an `Objective`.
-    """
+def kinks(objective: Objective) -> Finding:
+    """Whether a regularizer gives the loss kinks, at which methods stop."""
     names = tuple(v.path for v in objective.variables if _has_l1(v))
     if not names:
         return Finding("kinks", True, "No variable has an L1 regularizer.")
@@ -29,8 +24,8 @@ def kinks(objective: Any) -> Finding:
     )
 
 
-def _has_l1(variable: Any) -> bool:
+def _has_l1(variable: keras.Variable) -> bool:
     regularizer = getattr(variable, "regularizer", None)
-    if not isinstance(regularizer, _OF_L1):
+    if not isinstance(regularizer, _WITH_L1):
         return False
     return float(keras.ops.convert_to_numpy(regularizer.l1)) > 0
