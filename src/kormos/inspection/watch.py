@@ -103,9 +103,10 @@ class Watch:
         names, outputs = [], []
         for call in filter(_is_layer_of_model, calls):
             values = [backend.values(tensor) for tensor in call.outputs]
-            if all(v is not None for v in values):
+            read = [array for array in values if array is not None]
+            if len(read) == len(values):
                 names.append(call.owner.name)
-                outputs.append(values)
+                outputs.append(read)
         return Watched(
             leading_size(data.x), names, outputs, self._terms, losses
         )
