@@ -14,7 +14,7 @@ from kormos.types import Array
 from kormos.types import Structure
 from kormos.types import Tensor
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
+_Result = TypeVar("_Result")
 
 # Keras' message for any failure of its `cholesky` begins so.
 _CHOLESKY = "Cholesky decomposition failed"
@@ -79,7 +79,7 @@ def standing_in(pairs: Iterable[tuple[Tensor, Tensor]]) -> Iterator[None]:
     yield
 
 
-def once(fn: _Function) -> _Function:
+def once(fn: Callable[..., _Result]) -> Callable[..., _Result]:
     return fn
 
 

@@ -19,7 +19,6 @@ from kormos.types import Scalar
 from kormos.types import Structure
 from kormos.types import Tensor
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
 _Result = TypeVar("_Result")
 
 # Primitives that call functions, of which JAX keeps the traces.
@@ -27,17 +26,19 @@ _CONTROL = ("scan", "while", "cond", "checkpoint")
 _traces = itertools.count()
 
 
-def compile(fn: _Function, xla: bool = True) -> _Function:
+def compile(
+    fn: Callable[..., _Result], xla: bool = True
+) -> Callable[..., _Result]:
     del xla  # JAX has no other compiler.
     return jax.jit(fn)
 
 
-def once(fn: _Function) -> _Function:
+def once(fn: Callable[..., _Result]) -> Callable[..., _Result]:
     # Without `jit`, each operation would be compiled separately.
     return jax.jit(fn)
 
 
-def compile_loop(fn: _Function) -> _Function:
+def compile_loop(fn: Callable[..., _Result]) -> Callable[..., _Result]:
     return jax.jit(fn, donate_argnums=0)
 
 

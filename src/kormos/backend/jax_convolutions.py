@@ -20,17 +20,17 @@ from jax.extend import core
 from kormos.types import Structure
 from kormos.types import Tensor
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
+_Result = TypeVar("_Result")
 
 _CONVOLUTION = "conv_general_dilated"
 
 
-def canonical(fn: _Function) -> _Function:
+def canonical(fn: Callable[..., _Result]) -> Callable[..., _Result]:
     """`fn`, with its convolutions in the layout of XLA's fast kernels."""
     if jax.default_backend() != "cpu":
         return fn
 
-    def call(*args: Structure) -> Structure:
+    def call(*args: Structure) -> _Result:
         leaves, structure = jax.tree.flatten(args)
         if not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
             # A user who looks for a fault in an eager run needs the values,
@@ -44,7 +44,7 @@ def canonical(fn: _Function) -> _Function:
         results = jax.core.eval_jaxpr(jaxpr, closed.consts, *leaves)
         return jax.tree.unflatten(jax.tree.structure(shapes), results)
 
-    return call  # type: ignore[return-value]
+    return call
 
 
 def _rewritten(
@@ -87,7 +87,7 @@ def inner_jaxprs(equation: core.JaxprEqn) -> Iterator[core.Jaxpr]:
 def _inner(value: Any) -> Any:
     """The value of a parameter of an equation, with its programs rewritten.
 
-    The bodies of loops and branches are such values.
+    Such values are the bodies of loops and branches.
     """
     if type(value) in (tuple, list):
         return type(value)(map(_inner, value))

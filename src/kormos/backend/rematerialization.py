@@ -38,5 +38,6 @@ def install() -> None:
 
         return call
 
-    remat._is_kormos = True  # type: ignore[attr-defined]
-    backend.core.remat = remat
+    wrapper: Any = remat
+    wrapper._is_kormos = True
+    backend.core.remat = wrapper

@@ -15,7 +15,6 @@ from kormos.types import Scalar
 from kormos.types import Structure
 from kormos.types import Tensor
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
 _Result = TypeVar("_Result")
 
 _NOT_COMPILED = (
@@ -34,7 +33,9 @@ ZERO = tf.UnconnectedGradients.ZERO
 _OWN_GRADIENTS = ("StopGradient", "PyFunc", "EagerPyFunc")
 
 
-def compile(fn: _Function, xla: bool = False) -> _Function:
+def compile(
+    fn: Callable[..., _Result], xla: bool = False
+) -> Callable[..., _Result]:
     return _quickly_called(_traced(fn, xla))
 
 
@@ -63,10 +64,9 @@ def _quickly_called(function: Any) -> Any:
             latest = function.get_concrete_function(*args)
             return latest(*args)
 
-    call.graph = (  # type: ignore[attr-defined]
-        lambda: None if latest is None else latest.graph
-    )
-    return call
+    compiled: Any = call
+    compiled.graph = lambda: None if latest is None else latest.graph
+    return compiled
 
 
 def has_own_gradients(compiled: Callable[..., Structure]) -> bool:
@@ -94,11 +94,11 @@ def _nodes(graph: tf.Graph) -> Iterator[Any]:
         yield from function.node_def
 
 
-def compile_loop(fn: _Function) -> _Function:
+def compile_loop(fn: Callable[..., _Result]) -> Callable[..., _Result]:
     fast = _traced(fn, xla=True)
     chosen: Any = None
 
-    def call(*args: Structure) -> Structure:
+    def call(*args: Structure) -> _Result:
         nonlocal chosen
         if chosen is None:
             is_slow = _is_slow_in_xla(fast, args)
@@ -110,7 +110,7 @@ def compile_loop(fn: _Function) -> _Function:
                 chosen = compile(fn)
         return chosen(*args)
 
-    return call  # type: ignore[return-value]
+    return call
 
 
 def _is_slow_in_xla(function: Any, args: tuple[Structure, ...]) -> bool:

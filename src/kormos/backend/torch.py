@@ -25,30 +25,31 @@ from kormos.types import Scalar
 from kormos.types import Structure
 from kormos.types import Tensor
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
 _Result = TypeVar("_Result")
 
 
-def compile(fn: _Function, xla: bool = False) -> _Function:
+def compile(
+    fn: Callable[..., _Result], xla: bool = False
+) -> Callable[..., _Result]:
     del xla  # `torch.compile` takes longer than most whole fits.
 
     @functools.wraps(fn)
-    def call(*args: Structure) -> Structure:
+    def call(*args: Structure) -> _Result:
         with torch.no_grad():
             return fn(*map(as_tensor, args))
 
-    return call  # type: ignore[return-value]
+    return call
 
 
-def compile_loop(fn: _Function) -> _Function:
-    def call(state: Sequence[Structure], *args: Structure) -> Structure:
+def compile_loop(fn: Callable[..., _Result]) -> Callable[..., _Result]:
+    def call(state: Sequence[Structure], *args: Structure) -> _Result:
         # The numbers stay NumPy's, because decisions on tensors would take
         # longer than the evaluation of a small model.
         arrays = [as_tensor(array) for array in state[0]]
         with torch.no_grad():
             return fn((arrays, *state[1:]), *args)
 
-    return call  # type: ignore[return-value]
+    return call
 
 
 def on_cpu() -> bool:

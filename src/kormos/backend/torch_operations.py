@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from kormos.types import Tensor
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
+_Result = TypeVar("_Result")
 
 _RECOMPUTED = (
     "When PyTorch computes something again to differentiate it, it would use "
@@ -36,7 +36,9 @@ _HIDDEN = -1e30
 _SMALL = -1e3
 
 
-def differentiable(fn: _Function, is_first: bool = False) -> _Function:
+def differentiable(
+    fn: Callable[..., _Result], is_first: bool = False
+) -> Callable[..., _Result]:
     """`fn`, computed by operations that can be differentiated.
 
     Args:
@@ -48,7 +50,7 @@ def differentiable(fn: _Function, is_first: bool = False) -> _Function:
     mode = _Differentiable(is_first)
     is_new = True
 
-    def call(*args: Any) -> Any:
+    def call(*args: Any) -> _Result:
         nonlocal is_new
         scope = mode if is_new or mode.is_needed else contextlib.nullcontext()
         try:
@@ -61,7 +63,7 @@ def differentiable(fn: _Function, is_first: bool = False) -> _Function:
         is_new = False
         return values
 
-    return call  # type: ignore[return-value]
+    return call
 
 
 class _Differentiable(TorchFunctionMode):

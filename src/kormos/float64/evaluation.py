@@ -98,7 +98,7 @@ class Arithmetic:
     Attributes:
         dtype: the argument.
         keeps_traces: whether the backend may keep traces that hold the values
-            of variables, so that every evaluation must be traced anew.
+            of variables. Then every evaluation must have a trace of its own.
     """
 
     def __init__(self, dtype: str | None = None) -> None:

@@ -168,6 +168,8 @@ def _changes(
     kept = [np.array(ops.convert_to_numpy(v.value)) for v in variables]
     try:
         for variable, value in zip(variables, kept, strict=True):
+            # By 10 to 50 percent, and by as much more near zero: any change
+            # that is far above rounding would do.
             noise = rng.uniform(0.1, 0.5, size=value.shape)
             variable.assign(value + noise * (1 + abs(value)))
         other = outputs()

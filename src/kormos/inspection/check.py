@@ -74,23 +74,13 @@ def check(
     print(report)
     ```
     """
-    if precision == "auto":
-        raise ValueError(
-            "Check one precision at a time: leave `precision` out for the "
-            "model's own, or give 'float64'. Received: precision='auto'"
-        )
+    _check_precision(precision)
     _check_model(model, loss)
     if loss is not None:
         model = _Compiled(model, loss)
     dtype = reading.dtype_for(model, precision)
     data = reading.gather(
-        x,
-        y,
-        sample_weight,
-        dtype,
-        stream,
-        batch_size,
-        allow_nan=allow_nan,
+        x, y, sample_weight, dtype, stream, batch_size, allow_nan=allow_nan
     )
     data = reading.weigh(data, class_weight, dtype)
 
@@ -107,17 +97,15 @@ def check(
     start = costs.time_evaluation(objective, objective.initial_position())
     watch = Watch(objective, start.theta)
     looked = watch.first()
-    findings = [
-        faults.finite(objective, looked, start),
-        faults.deterministic(objective, watch, looked, start),
-    ]
-    is_finite, is_same = (finding.passed for finding in findings)
-    if is_same:
+    finite = faults.finite(objective, looked, start)
+    same = faults.deterministic(objective, watch, looked, start)
+    findings = [finite, same]
+    if same.passed:
         findings.append(
             faults.batch_size(objective, watch, looked, start, objective_for)
         )
-    if is_finite:
-        findings += _of_derivatives(objective, start, is_same, hessian)
+    if finite.passed:
+        findings += _of_derivatives(objective, start, same.passed, hessian)
     findings += [
         faults.precision(objective, looked, start.theta),
         faults.scaling(objective, data.first, start.grad),
@@ -194,6 +182,14 @@ class _Compiled(keras.Model):
         self, inputs: Structure, training: bool | None = None
     ) -> Structure:
         return self.inner(inputs, training=training)
+
+
+def _check_precision(precision: str | None) -> None:
+    if precision == "auto":
+        raise ValueError(
+            "Check one precision at a time: leave `precision` out for that of "
+            "the model, or give 'float64'. Received: precision='auto'"
+        )
 
 
 def _check_model(model: object, loss: Any) -> None:

@@ -40,6 +40,10 @@ _WORTH_OF_LEAST_SQUARES = 50
 _WORTH_OF_DENSE = 3
 # The curvature pairs of SciPy's L-BFGS-B: `maxcor` is 10 by default.
 _SCIPY_PAIRS = 10
+# The most numbers in a chunk of a Jacobian, as `Data.chunk_rows` cuts it.
+_CHUNK_NUMBERS = 1.5 * 2**20
+# Bytes of a float64 number.
+_BYTES = 8.0
 
 
 class Evaluation(NamedTuple):
@@ -79,7 +83,7 @@ def evaluation_memory(objective: Objective, looked: Watched) -> float:
     """
     outputs = sum(o.nbytes for part in looked.outputs for o in part)
     share = objective.chunk_rows / looked.rows
-    return 2 * outputs * share + 4 * 8 * objective.size
+    return 2 * outputs * share + 4 * _BYTES * objective.size
 
 
 def estimate(
@@ -103,7 +107,7 @@ def estimate(
     split = MethodCost(
         "l-bfgs-b",
         _EVALUATIONS * seconds,
-        16.0 * size * min(size, _SCIPY_PAIRS),
+        2 * _BYTES * size * min(size, _SCIPY_PAIRS),
         "for weights in two non-negative parts",
     )
     return [*stopped, split]
@@ -116,10 +120,10 @@ def _estimate_smooth(objective: Objective, seconds: float) -> list[MethodCost]:
     twice, a dense matrix eight times, with the update.
     """
     size = objective.size
-    dense = 8.0 * size**2
+    dense = _BYTES * size**2
     pace = _Pace()
     # A pair is a difference of points and one of gradients, in float64.
-    pairs = 16.0 * size * LBFGS().pairs(size)
+    pairs = 2 * _BYTES * size * LBFGS().pairs(size)
     step = _EVALUATIONS * seconds
     return [
         MethodCost(
@@ -138,7 +142,7 @@ def _estimate_smooth(objective: Objective, seconds: float) -> list[MethodCost]:
         MethodCost(
             "newton-cg",
             step + 2 * _CG_PRODUCTS * seconds,
-            8 * 8 * size,
+            8 * _BYTES * size,
             "products of the Hessian",
             size <= _MOST_NEWTON_CG,
         ),
@@ -157,11 +161,11 @@ def _least_squares(
     outputs = sum(objective.program.model_loss.output_widths)
     rows = objective.rows * outputs
     algebra = (rows * size**2 + size**3) / pace.flops
-    chunk = min(rows * size, 1.5 * 2**20) * 8
+    chunk = _BYTES * min(rows * size, _CHUNK_NUMBERS)
     return MethodCost(
         "lm",
         outputs * seconds + seconds + algebra,
-        3 * 8.0 * size**2 + chunk,
+        3 * _BYTES * size**2 + chunk,
         "fewest iterations, for residuals",
         size <= _MOST_SQUARE,
     )
@@ -215,6 +219,7 @@ def _fastest(fn: Callable[[], Any]) -> float:
         begun = time.perf_counter()
         fn()
         times.append(time.perf_counter() - begun)
+    # The clock of some machines is coarse.
     return max(min(times), 1e-9)
 
 
