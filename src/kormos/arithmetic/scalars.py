@@ -49,8 +49,8 @@ def where(condition: Scalar, a: _Value, b: _Value) -> _Value:
 
 def cond(
     condition: Scalar,
-    true_fn: Callable[[], _Value],
-    false_fn: Callable[[], _Value],
+    true_fn: Callable[..., _Value],
+    false_fn: Callable[..., _Value],
 ) -> _Value:
     """`true_fn()` if the condition holds, else `false_fn()`."""
     if is_eager(condition):

@@ -1,6 +1,7 @@
 """Reads data of every kind that Keras takes, once, and checks them."""
 
 from collections.abc import Iterator
+from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
@@ -89,7 +90,7 @@ def gather_validation(
 
 def weigh(
     data: Samples,
-    class_weight: dict[int, float] | None,
+    class_weight: Mapping[int, float] | None,
     dtype: str | None = None,
 ) -> Samples:
     """The data with each row weighted by its class.
@@ -111,7 +112,7 @@ def weigh(
 
 
 def _weighted(
-    data: Data, class_weight: dict[int, float], dtype: str | None
+    data: Data, class_weight: Mapping[int, float], dtype: str | None
 ) -> Data:
     _check_class_weight(data, class_weight)
     y = data.y

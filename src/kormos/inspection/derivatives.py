@@ -2,6 +2,9 @@
 
 import numpy as np
 
+from kormos.inspection.kinks import LEAST_SIZE
+from kormos.inspection.kinks import away_from_kinks
+from kormos.inspection.kinks import sizes
 from kormos.inspection.report import Finding
 from kormos.objective import Objective
 from kormos.objective.start_checks import hessian_product_error
@@ -17,12 +20,10 @@ from kormos.types import Vector
 _MOST_IDENTIFIED = 50
 # The most variables whose gradient is tested, each by four evaluations.
 _MOST_VARIABLES = 8
-# The size of a parameter for steps is at least this, as zero has none.
-_LEAST_SIZE = 0.1
-# How far the gradient is tested from the start, and where parameters are
-# looked for that the data do not determine, over the sizes of the parameters.
-_AWAY_FROM_KINKS = 1e-2
-_AWAY_FROM_SYMMETRY = 0.1
+# How far from the start parameters are looked for that the data do not
+# determine, over the sizes of the parameters. At the start itself, values such
+# as zeros may hide the effect of a parameter.
+_AWAY_FROM_START = 0.1
 # How far a slope may lie outside of the differences on both sides: so many
 # roundings of the loss, a part of the span of the differences, and a part of
 # itself. Smaller values raise false alarms, larger ones miss small errors.
@@ -34,23 +35,18 @@ _OF_SLOPE = 0.02
 def gradient(objective: Objective, theta: Vector) -> Finding:
     """Whether finite differences of the loss agree with the gradient."""
     rng = np.random.default_rng(0)
-    packing = objective.program.packing
-    # A start may be exactly on a kink, such as that of `relu` at zero.
-    theta = theta + _AWAY_FROM_KINKS * (
-        _LEAST_SIZE + np.abs(theta)
-    ) * rng.standard_normal(theta.shape)
+    theta = away_from_kinks(theta, rng)
     value, grad = objective.value_and_grad(theta)
-    parts = packing.split_array(np.arange(objective.size))
+    counts = [int(np.prod(v.shape)) for v in objective.variables]
+    parts = np.split(np.arange(objective.size), np.cumsum(counts)[:-1])
     largest = sorted(range(len(parts)), key=lambda i: -parts[i].size)
     names, worst = [], 0.0
     for i in largest[:_MOST_VARIABLES]:
-        at = parts[i].reshape(-1)
+        at = parts[i]
         direction = np.zeros_like(theta)
         direction[at] = rng.standard_normal(at.size)
         direction /= np.linalg.norm(direction)
-        scale = max(
-            float(np.linalg.norm(theta[at])), _LEAST_SIZE * at.size**0.5
-        )
+        scale = max(float(np.linalg.norm(theta[at])), LEAST_SIZE * at.size**0.5)
         error = _slope_error(
             objective, theta, value, grad @ direction, direction, scale
         )
@@ -146,7 +142,7 @@ def identification(objective: Objective, theta: Vector) -> Finding:
     found = None
     if objective.size <= _MOST_IDENTIFIED:
         rng = np.random.default_rng(0)
-        scale = _AWAY_FROM_SYMMETRY * (_LEAST_SIZE + np.abs(theta))
+        scale = _AWAY_FROM_START * sizes(theta)
         point = theta + scale * rng.standard_normal(theta.shape)
         found = undetermined_at(
             objective.value_and_grad, point, objective.epsilon

@@ -11,6 +11,8 @@ from kormos.data.memory import Data
 from kormos.data.memory import leaves
 from kormos.float64.settings import is_true_float64
 from kormos.inspection.costs import Evaluation
+from kormos.inspection.kinks import away_from_kinks
+from kormos.inspection.kinks import sizes
 from kormos.inspection.report import Finding
 from kormos.inspection.watch import Watch
 from kormos.inspection.watch import Watched
@@ -239,11 +241,9 @@ def precision(objective: Objective, looked: Watched, theta: Vector) -> Finding:
 def _is_noisy(objective: Objective, theta: Vector) -> bool:
     """Whether the loss has rounding errors of float32 over small steps."""
     rng = np.random.default_rng(0)
-    size = 0.1 + np.abs(theta)
-    # A start may be exactly on a kink, such as that of `relu` at zero.
-    theta = theta + 1e-2 * size * rng.standard_normal(theta.shape)
-    step = _SMALL_STEP * size * rng.standard_normal(theta.shape)
-    points = [theta + k * step for k in (-2, -1, 0, 1, 2)]
+    near = away_from_kinks(theta, rng)
+    step = _SMALL_STEP * sizes(theta) * rng.standard_normal(theta.shape)
+    points = [near + k * step for k in (-2, -1, 0, 1, 2)]
     values = np.array([objective.value(point) for point in points])
     # Of a smooth function, the fourth difference is below its rounding error.
     fourth = values @ np.array([1, -4, 6, -4, 1])
