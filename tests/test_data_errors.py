@@ -112,7 +112,7 @@ BAD = {
     ),
     "weights of neither row nor output": (
         dict(y=[Y, Y], sample_weight=np.ones((12, 2))),
-        "`sample_weight` must be one weight a row",
+        "`sample_weight` must be one weight per row",
     ),
     "ragged tensor": (dict(x=RAGGED), "`x` .* ragged.*RaggedTensor of shape"),
     "ragged tensor of a dict": (
@@ -221,7 +221,7 @@ BAD = {
     ),
     "class weights of sequences": (
         dict(y=np.zeros((12, 4, 3)), class_weight={0: 1.0}),
-        "`class_weight` .* one class a row",
+        "`class_weight` .* one class per row",
     ),
     "list of class weights": (
         dict(class_weight=[1.0, 2.0]),

@@ -644,7 +644,7 @@ def mixed(b, data):
         (lambda b, data: b, None, {}, "function of no arguments"),
         (lambda b: b, (X, Y), {}, "function of the data"),
         (lambda b: None, None, {}, "must return a tensor"),
-        (decay, (X, "y"), {}, "hold arrays of numbers"),
+        (decay, (X, "y"), {}, "hold arrays of real numbers"),
         (decay, (X, Y), {"loss": "l1"}, "`loss` must be one of.*'l1'"),
         (decay, (X, Y), {"reduction": "max"}, "'mean' or 'sum'.*'max'"),
         (decay, (X, Y), {"f_scale": 0.0}, "`f_scale` must be a positive"),

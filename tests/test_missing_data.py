@@ -143,5 +143,5 @@ def test_other_uses_of_a_frame_are_refused(use):
     "values", [np.array(["a"] * 20), Y + 1j, Y.astype(object), list(Y), 3.0]
 )
 def test_what_are_no_real_numbers_is_named(values):
-    with pytest.raises(ValueError, match=r"`data\[1\].* numbers, real ones"):
+    with pytest.raises(ValueError, match=r"`data\[1\].* real numbers"):
         fitted((T, values))

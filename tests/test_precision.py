@@ -484,8 +484,8 @@ def test_an_interrupt_while_float64_is_compiled(monkeypatch):
     BACKEND == "tensorflow", reason="TensorFlow keeps float64 by itself"
 )
 def test_a_keras_that_has_changed_is_said_so(monkeypatch):
-    # As if the entry were no longer read. A function hides the module.
-    module = sys.modules["kormos.precision"]
+    # As if the entry were no longer read.
+    module = sys.modules["kormos.float64.settings"]
     monkeypatch.setattr(module, "BIT64_TO_BIT32_DTYPE", {})
     before = settings()
     with pytest.raises(RuntimeError, match="Install a Keras release"):

@@ -1,4 +1,4 @@
-"""Callbacks of fits, and of `kormos.least_squares`."""
+"""Callbacks for `fit` and for `kormos.least_squares`."""
 
 from kormos.session.backup import BackupAndRestore
 from kormos.session.resample import Resample

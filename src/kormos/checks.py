@@ -3,7 +3,7 @@
 import numpy as np
 
 
-def check_count(name, value, least):
+def check_count(name: str, value: object, least: int) -> None:
     """Refuses an argument that is not an integer of `least` or more."""
     if not isinstance(value, (int, np.integer)) or value < least:
         raise ValueError(

@@ -1,11 +1,12 @@
-"""Leads `keras.Model.compile` and `fit` to kormos, by a patch of Keras.
+"""Makes `keras.Model.compile` and `fit` use kormos, by a patch of Keras.
 
-For every optimizer that is not of kormos, the functions that Keras defines
-run, unchanged.
+With any optimizer that is not of kormos, Keras' own functions run unchanged.
 """
 
 import functools
 import inspect
+from collections.abc import Callable
+from typing import Any
 
 import keras
 
@@ -16,24 +17,25 @@ from kormos.objective.keras_model.program_cache import forget_programs
 from kormos.optimizers.base import BatchOptimizer
 
 
-def install():
+def install() -> None:
     """Wraps three methods of `keras.Model`, once."""
     if getattr(keras.Model.fit, "_is_kormos", False):
         return
     for name, wrap in _WRAPPERS.items():
-        # In the class that defines it: Keras takes a `compile` that differs
-        # from its base class's for a custom one, and does not load it.
+        # The method is replaced in the class that defines it. If a subclass
+        # had a `compile` of its own, Keras would take it for a custom one and
+        # would not restore it when it loads a model.
         owner = next(c for c in keras.Model.__mro__ if name in vars(c))
-        wrapper = wrap(vars(owner)[name])
+        wrapper: Any = wrap(vars(owner)[name])
         wrapper._is_kormos = True
         setattr(owner, name, wrapper)
 
 
-def _wrap_compile(stock):
+def _wrap_compile(stock: Callable[..., None]) -> Callable[..., None]:
     signature = inspect.signature(stock)
 
     @functools.wraps(stock)
-    def compile(self, *args, **kwargs):
+    def compile(self: keras.Model, *args: Any, **kwargs: Any) -> None:
         bound = signature.bind(self, *args, **kwargs)
         if optimizers.is_name(bound.arguments.get("optimizer")):
             name = bound.arguments["optimizer"]
@@ -43,18 +45,21 @@ def _wrap_compile(stock):
         remember_loss_weights(self, bound.arguments.get("loss_weights"))
         inner = getattr(self.optimizer, "inner_optimizer", None)
         if isinstance(inner, BatchOptimizer):
-            # Stock `fit` would run a scaled one; ours refuses float16.
+            # For float16, Keras wraps the optimizer in a `LossScaleOptimizer`,
+            # with which its own `fit` would run. The `fit` of kormos refuses
+            # float16.
             self.optimizer = inner
         if isinstance(self.optimizer, BatchOptimizer) and self.built:
-            # A file of the model restores only the state that is built.
+            # Keras restores the state of an optimizer from a file only if the
+            # optimizer is built.
             self.optimizer.build(self.trainable_variables)
 
     return compile
 
 
-def _wrap_fit(stock):
+def _wrap_fit(stock: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(stock)
-    def kormos_fit(self, *args, **kwargs):
+    def kormos_fit(self: keras.Model, *args: Any, **kwargs: Any) -> Any:
         if isinstance(getattr(self, "optimizer", None), BatchOptimizer):
             return fit(self, *args, **kwargs)
         return stock(self, *args, **kwargs)
@@ -62,19 +67,20 @@ def _wrap_fit(stock):
     return kormos_fit
 
 
-def _wrap_train_on_batch(stock):
+def _wrap_train_on_batch(stock: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(stock)
-    def train_on_batch(self, *args, **kwargs):
+    def train_on_batch(self: keras.Model, *args: Any, **kwargs: Any) -> Any:
         optimizer = getattr(self, "optimizer", None)
         if isinstance(optimizer, BatchOptimizer):
-            # On JAX, an error inside the stock step would cost the weights.
+            # It raises an error here, because one in Keras' step would lose
+            # the weights on JAX.
             optimizer.apply()
         return stock(self, *args, **kwargs)
 
     return train_on_batch
 
 
-_WRAPPERS = {
+_WRAPPERS: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
     "compile": _wrap_compile,
     "fit": _wrap_fit,
     "train_on_batch": _wrap_train_on_batch,

@@ -1,6 +1,8 @@
-"""The model classes of kormos 0.1: any `keras.Model` does as well now."""
+"""The model classes of kormos 0.1, now that any `keras.Model` can be used."""
 
 import abc
+from collections.abc import Collection
+from typing import Any
 
 import keras
 
@@ -8,14 +10,14 @@ from kormos._fit import fit
 
 
 class _FitBatch:
-    def fit_batch(self, *args, **kwargs):
-        """As `kormos.fit(model, ...)`."""
+    def fit_batch(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
+        """Calls `kormos.fit(model, ...)` with the same arguments."""
         return fit(self, *args, **kwargs)
 
 
 @keras.saving.register_keras_serializable(package="kormos")
 class FunctionalBatchOptimizedModel(_FitBatch, keras.Model):
-    """What `BatchOptimizedModel(inputs, outputs)` makes."""
+    """The class of the models that `BatchOptimizedModel(inputs, ...)` makes."""
 
 
 @keras.saving.register_keras_serializable(package="kormos")
@@ -31,34 +33,38 @@ class BatchOptimizedModel(_FitBatch, keras.Model, metaclass=abc.ABCMeta):
     ```
     """
 
-    def __new__(cls, *args, **kwargs):
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         if cls is BatchOptimizedModel and _is_functional(args, kwargs):
             return FunctionalBatchOptimizedModel(*args, **kwargs)
         return super().__new__(cls, *args, **kwargs)
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         if _is_functional(args, kwargs):
-            _spare(type(self))
+            _inherit_from_functional(type(self))
             FunctionalBatchOptimizedModel.__init__(self, *args, **kwargs)
         else:
             super().__init__(*args, **kwargs)
 
 
-def _is_functional(args, kwargs):
-    # As Keras tells functional models from others.
+def _is_functional(args: Collection[Any], kwargs: Collection[str]) -> bool:
+    # Keras tells functional models from others in the same way.
     return len(args) + len({"inputs", "outputs"} & set(kwargs)) >= 2
 
 
-def _spare(cls):
-    """Makes a subclass inherit from `BatchOptimizedModel`'s sibling instead.
+def _inherit_from_functional(cls: type) -> type:
+    """Replaces `BatchOptimizedModel` among the bases of a class.
 
-    Keras rewrites the bases of every class that is used functionally, after
-    which none of them can be subclassed otherwise: the sibling is used up.
+    Keras rewrites the bases of a class when a functional model of it is made.
+    After that, models of its base classes can only be functional ones. So
+    `FunctionalBatchOptimizedModel` takes the place of `BatchOptimizedModel`,
+    which can still be subclassed either way.
     """
     if cls is BatchOptimizedModel:
         return FunctionalBatchOptimizedModel
     if issubclass(cls, BatchOptimizedModel):
-        cls.__bases__ = tuple(_spare(base) for base in cls.__bases__)
+        cls.__bases__ = tuple(
+            _inherit_from_functional(base) for base in cls.__bases__
+        )
     return cls
 
 
@@ -67,6 +73,7 @@ class BatchOptimizedSequentialModel(_FitBatch, keras.Sequential):
     """A `keras.Sequential` with a `fit_batch` method."""
 
 
-# For `isinstance`: Keras would rewrite the bases of a common base class.
+# These make `isinstance` work. Keras would rewrite the bases of a common base
+# class.
 BatchOptimizedModel.register(FunctionalBatchOptimizedModel)
 BatchOptimizedModel.register(BatchOptimizedSequentialModel)

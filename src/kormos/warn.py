@@ -1,4 +1,4 @@
-"""Finds the user's own line, for warnings and for messages of errors."""
+"""Finds the line of the user's code that a warning or an error is about."""
 
 import sys
 import traceback
@@ -6,7 +6,7 @@ import warnings
 from types import FrameType
 from types import TracebackType
 
-# Lines in these modules tell a user nothing.
+# A line in one of these packages is not the user's.
 _LIBRARIES = (
     "kormos",
     "keras",
@@ -19,10 +19,10 @@ _LIBRARIES = (
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warns at the line outside of kormos and Keras that led here.
+    """Warns at the line outside of kormos and Keras that called them.
 
     Args:
-        message: what to say.
+        message: the text of the warning.
         category: the class of the warning.
     """
     frame, level = sys._getframe(1), 2
@@ -47,6 +47,6 @@ def place_of(trace: TracebackType | None) -> tuple[str, int] | None:
 
 
 def _is_of_library(frame: FrameType) -> bool:
-    """Whether a frame is one of kormos' or of what it stands on."""
+    """Whether a frame runs code of kormos or of a library that it uses."""
     package, _, _ = frame.f_globals.get("__name__", "").partition(".")
     return package in _LIBRARIES

@@ -1,1 +1,1 @@
-"""Scalars and vectors, eager or traced."""
+"""Scalars and vectors, as NumPy numbers or as tensors."""

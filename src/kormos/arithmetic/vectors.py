@@ -1,8 +1,8 @@
-"""Inner products and norms that keep the dtype they are given.
+"""Inner products and norms that keep the dtype of their arguments.
 
-Outside of true float64, `keras.ops` computes `dot`, `matmul`, `norm`, `mean`
-and `maximum` of float64 tensors in float32 on some backends. `sum`, `einsum`,
-`where` and the operators do not.
+Unless Keras computes in true float64, `keras.ops` rounds `dot`, `matmul`,
+`norm`, `mean` and `maximum` of float64 tensors to float32 on some backends.
+`sum`, `einsum`, `where` and the operators keep float64.
 """
 
 import keras
@@ -10,76 +10,81 @@ import numpy as np
 from keras import ops
 
 from kormos import backend
+from kormos.types import Array
+from kormos.types import Scalar
+from kormos.types import Tensor
 
 
-def dot(a, b):
+def dot(a: Tensor, b: Tensor) -> Scalar:
     """The inner product of two vectors, a scalar."""
     return backend.dot(a, b)
 
 
-def norm(a):
+def norm(a: Tensor) -> Scalar:
     """The 2-norm of a vector, a scalar."""
     return dot(a, a) ** 0.5
 
 
-def largest(a):
+def largest(a: Tensor) -> Scalar:
     """The largest absolute entry, a scalar."""
     return backend.scalar(ops.max(ops.abs(a)))
 
 
-def matvec(matrix, vector):
+def matvec(matrix: Tensor, vector: Tensor) -> Tensor:
     """`matrix @ vector`."""
     return ops.einsum("ij,j->i", matrix, vector)
 
 
-def vecmat(vector, matrix):
+def vecmat(vector: Tensor, matrix: Tensor) -> Tensor:
     """`vector @ matrix`."""
     return ops.einsum("i,ij->j", vector, matrix)
 
 
-def outer(a, b):
-    """The matrix of all products of entries."""
+def outer(a: Tensor, b: Tensor) -> Tensor:
+    """The matrix of the products of every two entries."""
     return ops.expand_dims(a, 1) * ops.expand_dims(b, 0)
 
 
-# Columns of a block: a whole product computes the lower triangle for nothing.
-_BLOCK = 128
+# Columns of a block of `gram`, a choice of ours. A larger block computes more
+# of the lower triangle, which nobody reads; smaller ones make more calls.
+_BLOCK_COLUMNS = 128
 
 
-def gram(a, b):
-    """`a' b` of matrices `(rows, size)`, of which the upper triangle is right.
+def gram(a: Tensor, b: Tensor) -> Tensor:
+    """The upper triangle of `a' b`, for matrices `(rows, size)`.
 
-    The rest is zero, or right.
+    Entries below the diagonal are either right or zero.
     """
     size = a.shape[1]
-    if size <= _BLOCK:
+    if size <= _BLOCK_COLUMNS:
         return ops.einsum("mp,mq->pq", a, b)
     blocks = []
-    for start in range(0, size, _BLOCK):
+    for start in range(0, size, _BLOCK_COLUMNS):
         product = ops.einsum(
-            "mp,mq->pq", a[:, start : start + _BLOCK], b[:, start:]
+            "mp,mq->pq", a[:, start : start + _BLOCK_COLUMNS], b[:, start:]
         )
         blocks.append(ops.pad(product, ((0, 0), (start, 0))))
     return ops.concatenate(blocks, axis=0)
 
 
-def to_array(tensor):
-    """A float64 NumPy array of a tensor."""
-    # A copy: SciPy writes into arrays that it is given.
+def to_array(tensor: Tensor) -> Array:
+    """A tensor as a float64 NumPy array."""
+    # A copy, because SciPy writes into the arrays that it is given.
     return np.array(backend.view(tensor), dtype="float64")
 
 
-def number(tensor):
-    """The Python float of a scalar tensor."""
+def number(tensor: Tensor) -> float:
+    """A scalar tensor as a Python float."""
     # JAX's own `float` takes ten times as long.
     return float(backend.view(tensor))
 
 
-# What rounds more than this is narrower than float64.
+# A dtype whose rounding is above this is narrower than float64. Any number
+# between float64's 2**-52 and float32's 2**-23 tells the two apart.
 NARROW = 2.0**-40
 
 
-def rounding(dtype):
+def rounding(dtype: str) -> float:
     """The spacing of numbers near one in a floating-point dtype."""
     dtype = keras.backend.standardize_dtype(dtype)
     return 2.0**-7 if dtype == "bfloat16" else float(np.finfo(dtype).eps)

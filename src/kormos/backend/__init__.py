@@ -1,54 +1,66 @@
 """Differentiation and compilation, by the backend that Keras runs on.
 
-Each module of this package holds the same few names and no algorithm. In all
-of them `fn(parts, *args)` is a function of a list of tensors, and derivatives
-are taken with respect to that list.
+Each module of this package has the same few names and no algorithms. In all of
+them `fn(parts, *args)` is a function of a list of tensors, and derivatives are
+those with respect to this list.
 
-- `compile(fn, xla)`: `fn`, compiled where the backend compiles.
-- `once(fn)`: `fn` for a call or two: what takes least until these are done.
-- `compile_loop(fn)`: `fn(state, *args) -> state`, compiled in whole where the
-  backend can. A state is a list of arrays, which may be used up, and vectors
-  of numbers, which stay NumPy's on an eager backend.
-- `on_cpu()`: whether tensors are in the memory of the CPU.
-- `chunk_numbers()`: how many numbers a layer should put out at once.
-- `attempt(fn, *args)`: `fn(*args)`, or tensors of the right shapes where the
+Compilation and calls:
+
+- `compile(fn, xla)`: `fn`, compiled on backends that compile.
+- `once(fn)`: `fn` in the form that takes the least time for a call or two,
+  with the time that it takes to compile.
+- `compile_loop(fn)`: `fn(state, *args) -> state`, compiled as one program if
+  the backend can. A state is a list of arrays, whose memory may be used again,
+  and vectors of numbers, which are NumPy's on an eager backend.
+- `attempt(fn, *args)`: `fn(*args)`, or tensors of the right shapes if the
   numerics fail.
-- `dry_run(fn, *args)`: `fn(*args)` for what it does to Python objects, or for
-  tensors of the right shapes whatever their values.
+- `dry_run(fn, *args)`: tensors of the shapes of `fn(*args)`, with any values.
+  `fn` is called for what it does to Python objects.
+- `is_numerical(error)`: whether an exception says that the numerics failed,
+  for example on a matrix that is not positive definite.
 - `keeps_traces(fn, *args)`: whether the backend may keep the trace of a
-  function that `fn` calls, with the values of variables that it has read.
-- `own_trace()`: a scope in which no such trace is found again.
-- `is_numerical(error)`: whether an exception says that the numerics failed, on
-  a matrix that is not positive definite, say.
-- `scalar(tensor)`: a scalar tensor as solvers' logic takes it: a NumPy number
-  on an eager backend.
-- `view(tensor)`: a NumPy array to read: the tensor's own memory where the CPU
-  has that.
-- `values(tensor)`: a NumPy array of a tensor of an eager run, or `None` of one
-  within a loop or a map that was traced, which has no values there.
-- `dot(a, b)`: the inner product of two vectors, such a scalar.
-- `arctan(tensor)`: of every entry, in the tensor's dtype.
-- `set_row(matrix, index, row)`: the matrix, or array of more dimensions, with
-  another row; it may be the same array, changed.
+  function that `fn` calls, and with it the values of variables that it read.
+- `own_trace()`: a scope in which the backend finds no earlier trace.
+
+Tensors:
+
+- `on_cpu()`: whether tensors are in the memory of the CPU.
+- `chunk_numbers()`: how many numbers a layer should return at once.
+- `scalar(tensor)`: a scalar tensor in the form in which solvers decide by it:
+  a NumPy number on an eager backend.
+- `view(tensor)`: a NumPy array to read, which shares the memory of a tensor on
+  the CPU.
+- `values(tensor)`: a NumPy array of a tensor, or `None` of a traced one, within
+  a loop or a map, which has no values.
+- `dot(a, b)`: the inner product of two vectors, as `scalar` returns it.
+- `arctan(tensor)`: the arc tangent of every entry, in the dtype of the tensor.
+- `set_row(matrix, index, row)`: the matrix, or an array with more dimensions,
+  with another row. It may be the same array, changed.
 - `wide()`: a scope in which float64 tensors keep their precision.
-- `repeatable()`: a scope in which random draws without a seed of their own
+- `repeatable()`: a scope in which random draws that have no seed of their own
   are the same every time.
+
+Parameters of PyTorch modules:
+
 - `parameters_met()`: a scope that yields a dict of the PyTorch parameters that
   operations within it are given, by `id`.
 - `standing_in(pairs)`: a scope in which operations that are given the first
   tensor of a pair compute with the second.
+
+Derivatives:
+
 - `value_and_grad(fn)`: `(parts, *args) -> (loss, gradients)`.
-- `has_own_gradients(compiled)`: whether what was compiled may hold gradients
-  that are wrong when they are differentiated once more.
+- `has_own_gradients(compiled)`: whether a compiled function may hold gradients
+  of its own, which are wrong when they are differentiated again.
 - `hvp(fn)`: `(parts, tangents, *args) -> Hessian times tangents`.
 - `jacobian(fn)`: `(parts, *args) -> derivatives` of a vector-valued `fn`.
-- `jvp(fn)`: `(parts, tangents, *args) -> (values, derivatives along them)`.
-- `check_forward_mode(fn, parts, tangents)`: raises what `jvp` of `fn` does not
-  raise itself where an operation has no forward mode.
+- `jvp(fn)`: `(parts, tangents, *args) -> (values, derivatives times tangents)`.
+- `check_forward_mode(fn, parts, tangents)`: raises the error of an operation
+  without forward-mode derivatives, if a call of `jvp` itself would not.
 - `vjp(fn)`: `(parts, cotangents, *args) -> cotangents times derivatives`.
-- `row_jacobian(fn, forward)`: `(parts, rows) -> (values, derivatives)` of
-  `fn(parts, row)`, vector-valued, for every row of a structure of arrays.
-- `map_rows(fn, rows)`: `fn(row)` of every row, stacked.
+- `row_jacobian(fn, forward)`: `(parts, rows) -> (values, derivatives)` of a
+  vector-valued `fn(parts, row)`, for every row of a structure of arrays.
+- `map_rows(fn, rows)`: `fn(row)` for every row, stacked.
 """
 
 import keras

@@ -1,42 +1,59 @@
-"""What backends share."""
+"""Functions that several backends share."""
 
 import contextlib
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
+from typing import Any
+from typing import TypeVar
 
 import keras
 import numpy as np
 
-# As Keras begins what it raises for any failure of its `cholesky`.
+from kormos.types import Array
+from kormos.types import Structure
+from kormos.types import Tensor
+
+_Result = TypeVar("_Result")
+
+# Keras' message for any failure of its `cholesky` begins so.
 _CHOLESKY = "Cholesky decomposition failed"
 
 
-def is_numerical(error, *kinds):
-    """Whether an exception, or what it was raised for, is of these kinds.
+def is_numerical(error: BaseException, *kinds: type[BaseException]) -> bool:
+    """Whether an exception, or one that caused it, is about numerics.
 
     Args:
         error: the exception.
-        *kinds: those of the backend, besides NumPy's and Python's own.
+        *kinds: the classes of the backend for such exceptions, besides those
+            of NumPy and Python.
     """
-    kinds = (ArithmeticError, np.linalg.LinAlgError, *kinds)
+    classes: tuple[type[BaseException], ...] = (
+        ArithmeticError,
+        np.linalg.LinAlgError,
+        *kinds,
+    )
     return any(
-        isinstance(cause, kinds) or str(cause).startswith(_CHOLESKY)
+        isinstance(cause, classes) or str(cause).startswith(_CHOLESKY)
         for cause in causes(error)
     )
 
 
-def causes(error):
-    """Yields an exception, and those that it was raised for."""
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yields an exception, then those that caused it."""
     while error is not None:
         yield error
-        # Also what Keras hides, with `raise ... from None`.
+        # The context is there even after `raise ... from None`, by which Keras
+        # hides the cause.
         error = error.__cause__ or error.__context__
 
 
 @contextlib.contextmanager
-def refusing(*kinds):
-    """A scope in which some errors say that there is no second derivative.
+def refusing(*kinds: tuple[type[BaseException], str]) -> Iterator[None]:
+    """A scope that turns some errors into one about second derivatives.
 
     Args:
-        *kinds: pairs of an exception's class and a part of its message.
+        *kinds: pairs of the class of an exception and a part of its message.
     """
     try:
         yield
@@ -53,45 +70,53 @@ def refusing(*kinds):
 
 
 @contextlib.contextmanager
-def parameters_met():
+def parameters_met() -> Iterator[dict[int, Tensor]]:
     yield {}
 
 
 @contextlib.contextmanager
-def standing_in(pairs):
+def standing_in(pairs: Iterable[tuple[Tensor, Tensor]]) -> Iterator[None]:
     yield
 
 
-def once(fn):
+def once(fn: Callable[..., _Result]) -> Callable[..., _Result]:
     return fn
 
 
-def check_forward_mode(fn, parts, tangents):
-    pass  # `jvp` itself raises.
+def check_forward_mode(
+    fn: Callable[..., Structure], parts: list[Tensor], tangents: list[Tensor]
+) -> None:
+    pass  # A call of `jvp` raises the error.
 
 
-def view(tensor):
+def view(tensor: Tensor) -> Array:
     return keras.ops.convert_to_numpy(tensor)
 
 
-def as_tensor(leaf):
-    """A NumPy array as a tensor of its dtype; anything else as it is."""
+def as_tensor(leaf: Any) -> Any:
+    """Converts a NumPy array to a tensor of its dtype, and nothing else."""
     if isinstance(leaf, np.ndarray):
         return keras.ops.convert_to_tensor(leaf, dtype=leaf.dtype.name)
     return leaf
 
 
-def values_and_jacobian(differentiate, fn):
-    """`(parts, row) -> (values, derivatives)` of `fn(parts, row)`.
+def values_and_jacobian(
+    differentiate: Callable[..., Callable[..., Any]],
+    fn: Callable[..., Tensor],
+) -> Callable[..., tuple[Tensor, list[Tensor]]]:
+    """Makes `(parts, row) -> (values, derivatives)` of `fn(parts, row)`.
 
     Args:
-        differentiate: takes a function of one argument that returns the values
-            and an auxiliary result, and `has_aux`, as JAX's and torch's do.
+        differentiate: `jacfwd` or `jacrev` of JAX or PyTorch, which take a
+            function that returns its values and an auxiliary result, and
+            `has_aux=True`.
         fn: the function.
     """
 
-    def both(parts, row):
-        def twice(p):
+    def both(
+        parts: list[Tensor], row: Structure
+    ) -> tuple[Tensor, list[Tensor]]:
+        def twice(p: list[Tensor]) -> tuple[Tensor, Tensor]:
             values = fn(p, row)
             return values, values
 

@@ -2,54 +2,67 @@
 
 import contextlib
 import itertools
+from collections.abc import Callable
+from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.extend.core
 import numpy as np
 from jax.experimental.xla_metadata import set_xla_metadata
 
-from kormos.backend.common import is_numerical as is_numerical
+from kormos.backend import common
 from kormos.backend.common import values_and_jacobian
 from kormos.backend.jax_convolutions import canonical
+from kormos.types import Array
+from kormos.types import Scalar
+from kormos.types import Structure
+from kormos.types import Tensor
 
-# Operations that take functions, whose traces JAX keeps.
+_Result = TypeVar("_Result")
+
+# Primitives that call functions, of which JAX keeps the traces.
 _CONTROL = ("scan", "while", "cond", "checkpoint")
 _traces = itertools.count()
 
 
-def compile(fn, xla=True):
+def compile(
+    fn: Callable[..., _Result], xla: bool = True
+) -> Callable[..., _Result]:
     del xla  # JAX has no other compiler.
     return jax.jit(fn)
 
 
-def once(fn):
-    # Each operation of an eager run is compiled for itself.
+def once(fn: Callable[..., _Result]) -> Callable[..., _Result]:
+    # Without `jit`, each operation would be compiled separately.
     return jax.jit(fn)
 
 
-def compile_loop(fn):
+def compile_loop(fn: Callable[..., _Result]) -> Callable[..., _Result]:
     return jax.jit(fn, donate_argnums=0)
 
 
-def on_cpu():
+def on_cpu() -> bool:
     return jax.default_backend() == "cpu"
 
 
-def chunk_numbers():
-    # Of a layer's outputs: in a CPU's cache they are read twice as fast.
+def chunk_numbers() -> int:
+    # These numbers in float32 fit into the cache of a CPU, from which they are
+    # read twice as fast as from memory.
     return 2**17 if on_cpu() else 2**24
 
 
+# A part of the message of the error of JAX that `attempt` works around.
 _MIXED = "RuntimeProgramInputMismatch"
 
 
-def attempt(fn, *args):
+def attempt(fn: Callable[..., _Result], *args: Structure) -> _Result:
     try:
         return fn(*args)
     except Exception as error:
         if _MIXED in str(error):
-            # What was traced in float64 with an array of NumPy's is called
-            # with the array rounded to float32: the mistake is JAX's own.
+            # A bug of JAX: it calls a function that it traced in float64, with
+            # a NumPy array, with this array rounded to float32.
             jax.clear_caches()
             return fn(*args)
         if not is_numerical(error):
@@ -57,25 +70,29 @@ def attempt(fn, *args):
     return dry_run(fn, *args)
 
 
-def dry_run(fn, *args):
-    # Each operation of an eager run is compiled for itself.
+def dry_run(fn: Callable[..., _Result], *args: Structure) -> _Result:
+    # An eager run would compile each operation separately.
     shapes = jax.eval_shape(fn, *args)
     return jax.tree.map(
         lambda s: jax.device_put(np.zeros(s.shape, s.dtype)), shapes
     )
 
 
-def keeps_traces(fn, *args):
+def is_numerical(error: BaseException) -> bool:
+    return common.is_numerical(error)
+
+
+def keeps_traces(fn: Callable[..., Structure], *args: Structure) -> bool:
     try:
-        # A NumPy array that is traced without it is in float32 from then on.
+        # Without `wide`, NumPy arrays in the trace would stay in float32.
         with wide(), own_trace():
             return _has_control(jax.make_jaxpr(fn)(*args))
     except Exception:
-        return False  # What compiles it will raise the same.
+        return False  # The compiled function will raise the same error.
 
 
-def _has_control(closed):
-    """Whether functions that may read variables are called within."""
+def _has_control(closed: jax.extend.core.ClosedJaxpr) -> bool:
+    """Whether a program calls functions that may have read variables."""
     for equation in closed.jaxpr.eqns:
         if equation.primitive.name in _CONTROL:
             return True
@@ -86,95 +103,114 @@ def _has_control(closed):
     return False
 
 
-def own_trace():
-    # JAX looks up traces by the function and by what these contexts hold.
+def own_trace() -> contextlib.AbstractContextManager[Any]:
+    # JAX finds traces by the function and by the context, of which the
+    # metadata are a part.
     return set_xla_metadata(kormos_trace=str(next(_traces)))
 
 
-def scalar(tensor):
+def scalar(tensor: Tensor) -> Scalar:
     return tensor
 
 
-def view(tensor):
-    return np.asarray(tensor)  # Keras' own copies.
+def view(tensor: Tensor) -> Array:
+    # `keras.ops.convert_to_numpy` would copy the tensor.
+    return np.asarray(tensor)
 
 
-def values(tensor):
+def values(tensor: Tensor) -> Array | None:
     is_traced = isinstance(tensor, jax.core.Tracer)
     return None if is_traced else np.asarray(tensor)
 
 
-def dot(a, b):
+def dot(a: Tensor, b: Tensor) -> Scalar:
     return jax.numpy.einsum("i,i->", a, b)
 
 
-def arctan(tensor):
-    # Keras' own rounds to float32.
+def arctan(tensor: Tensor) -> Tensor:
+    # `keras.ops.arctan` rounds to float32.
     return jax.numpy.arctan(tensor)
 
 
-def set_row(matrix, index, row):
+def set_row(matrix: Tensor, index: Scalar, row: Tensor) -> Tensor:
     return jax.lax.dynamic_update_index_in_dim(matrix, row, index, 0)
 
 
-def wide():
-    # Without it JAX rounds every float64 tensor to float32. Tensors that are
-    # float32 stay so, and the mode is part of the key of JAX's own caches.
+def wide() -> contextlib.AbstractContextManager[Any]:
+    # Outside of this mode JAX rounds every float64 tensor to float32. Float32
+    # tensors stay as they are. JAX's caches distinguish the two modes.
     return jax.enable_x64(True)
 
 
-def repeatable():
-    # Keras draws by the state of its seed generators alone.
+def repeatable() -> contextlib.AbstractContextManager[Any]:
+    # All draws of Keras depend on the state of a seed generator.
     return contextlib.nullcontext()
 
 
-def has_own_gradients(compiled):
+def has_own_gradients(compiled: Callable[..., Structure]) -> bool:
     return False  # No operation is known whose second derivatives are wrong.
 
 
-def value_and_grad(fn):
+def value_and_grad(
+    fn: Callable[..., Scalar],
+) -> Callable[..., tuple[Scalar, list[Tensor]]]:
     return canonical(jax.value_and_grad(fn))
 
 
-def hvp(fn):
-    def product(parts, tangents, *args):
+def hvp(fn: Callable[..., Scalar]) -> Callable[..., list[Tensor]]:
+    def product(
+        parts: list[Tensor], tangents: list[Tensor], *args: Structure
+    ) -> list[Tensor]:
         gradient = jax.grad(lambda p: fn(p, *args))
         return jax.jvp(gradient, (parts,), (tangents,))[1]
 
     return canonical(product)
 
 
-def jacobian(fn):
+def jacobian(fn: Callable[..., Tensor]) -> Callable[..., list[Tensor]]:
     return canonical(jax.jacrev(fn))
 
 
-def jvp(fn):
-    def product(parts, tangents, *args):
+def jvp(
+    fn: Callable[..., Structure],
+) -> Callable[..., tuple[Structure, Structure]]:
+    def product(
+        parts: list[Tensor], tangents: list[Tensor], *args: Structure
+    ) -> tuple[Structure, Structure]:
         return jax.jvp(lambda p: fn(p, *args), (parts,), (tangents,))
 
     return product
 
 
-def check_forward_mode(fn, parts, tangents):
-    # A derivative of it would raise this only where it is compiled.
-    def along(parts):
+def check_forward_mode(
+    fn: Callable[..., Structure], parts: list[Tensor], tangents: list[Tensor]
+) -> None:
+    # Otherwise, a derivative of `jvp` would raise the error only when it is
+    # compiled. Here it is only traced.
+    def directional(parts: list[Tensor]) -> tuple[Structure, Structure]:
         return jax.jvp(fn, (parts,), (tangents,))
 
-    jax.eval_shape(lambda p: jax.jvp(along, (p,), (tangents,)), parts)
+    jax.eval_shape(lambda p: jax.jvp(directional, (p,), (tangents,)), parts)
 
 
-def vjp(fn):
-    def product(parts, cotangents, *args):
+def vjp(fn: Callable[..., Structure]) -> Callable[..., list[Tensor]]:
+    def product(
+        parts: list[Tensor], cotangents: Structure, *args: Structure
+    ) -> list[Tensor]:
         return jax.vjp(lambda p: fn(p, *args), parts)[1](cotangents)[0]
 
     return canonical(product)
 
 
-def row_jacobian(fn, forward):
+def row_jacobian(
+    fn: Callable[..., Tensor], forward: bool
+) -> Callable[..., tuple[Tensor, list[Tensor]]]:
     differentiate = jax.jacfwd if forward else jax.jacrev
     both = values_and_jacobian(differentiate, fn)
     return canonical(jax.vmap(both, in_axes=(None, 0)))
 
 
-def map_rows(fn, rows):
+def map_rows(
+    fn: Callable[[Structure], Structure], rows: Structure
+) -> Structure:
     return jax.vmap(fn)(rows)

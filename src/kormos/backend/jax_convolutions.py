@@ -1,28 +1,40 @@
 """Convolutions in the one layout that XLA computes fast within a loop.
 
-On a CPU, XLA brings convolutions into the layout of its fast kernels at the
-top level of a program alone: within a loop, those that differentiation makes,
-of transposed operands, take some ten times as long. So they are brought into
-that layout before: rows, positions, channels.
+On a CPU, XLA has fast kernels for convolutions of one layout: rows, positions,
+channels. It brings other layouts into this one only at the top level of a
+program. Within a loop, the convolutions of a gradient, whose operands are
+transposed, take about ten times as long. So this module changes their layout
+before XLA compiles them.
 """
 
 import functools
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Sequence
+from typing import Any
+from typing import TypeVar
 
 import jax
 from jax.extend import core
 
+from kormos.types import Structure
+from kormos.types import Tensor
+
+_Result = TypeVar("_Result")
+
 _CONVOLUTION = "conv_general_dilated"
 
 
-def canonical(fn):
-    """`fn`, traced, its convolutions in the layout of XLA's fast kernels."""
+def canonical(fn: Callable[..., _Result]) -> Callable[..., _Result]:
+    """`fn`, with its convolutions in the layout of XLA's fast kernels."""
     if jax.default_backend() != "cpu":
         return fn
 
-    def call(*args):
+    def call(*args: Structure) -> _Result:
         leaves, structure = jax.tree.flatten(args)
         if not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
-            # An eager run shows its values to those who look for a fault.
+            # A user who looks for a fault in an eager run needs the values,
+            # which a traced run does not have.
             return fn(*args)
         closed, shapes = jax.make_jaxpr(
             lambda *leaves: fn(*jax.tree.unflatten(structure, leaves)),
@@ -35,7 +47,10 @@ def canonical(fn):
     return call
 
 
-def _rewritten(jaxpr):
+def _rewritten(
+    jaxpr: core.Jaxpr | core.ClosedJaxpr,
+) -> core.Jaxpr | core.ClosedJaxpr:
+    """The same program, with its convolutions in the fast layout."""
     if isinstance(jaxpr, core.ClosedJaxpr):
         return jaxpr.replace(jaxpr=_rewritten(jaxpr.jaxpr))
     if not _convolves(jaxpr):
@@ -50,7 +65,8 @@ def _rewritten(jaxpr):
     return jaxpr.replace(eqns=equations)
 
 
-def _convolves(jaxpr):
+def _convolves(jaxpr: core.Jaxpr) -> bool:
+    """Whether there is a convolution in a program."""
     return any(
         equation.primitive.name == _CONVOLUTION
         or any(map(_convolves, inner_jaxprs(equation)))
@@ -58,7 +74,7 @@ def _convolves(jaxpr):
     )
 
 
-def inner_jaxprs(equation):
+def inner_jaxprs(equation: core.JaxprEqn) -> Iterator[core.Jaxpr]:
     """The bodies of an equation that is a loop, a branch or a call."""
     for value in equation.params.values():
         for entry in value if type(value) in (tuple, list) else [value]:
@@ -68,16 +84,19 @@ def inner_jaxprs(equation):
                 yield entry
 
 
-def _inner(value):
-    """The value of an equation's parameter: loops and branches are such."""
+def _inner(value: Any) -> Any:
+    """The value of a parameter of an equation, with its programs rewritten.
+
+    Such values are the bodies of loops and branches.
+    """
     if type(value) in (tuple, list):
         return type(value)(map(_inner, value))
     is_jaxpr = isinstance(value, core.Jaxpr | core.ClosedJaxpr)
     return _rewritten(value) if is_jaxpr else value
 
 
-def _equations(convolution):
-    """A convolution's equation as those of transposes and of another one."""
+def _equations(convolution: core.JaxprEqn) -> list[core.JaxprEqn]:
+    """The equations of transposes and a convolution in the fast layout."""
     shapes = [
         jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype)
         for v in convolution.invars
@@ -87,7 +106,7 @@ def _equations(convolution):
     names = dict(zip(inner.invars, convolution.invars, strict=True))
     names |= dict(zip(inner.outvars, convolution.outvars, strict=True))
 
-    def renamed(variables):
+    def renamed(variables: Sequence[Any]) -> list[Any]:
         return [
             v if isinstance(v, core.Literal) else names.get(v, v)
             for v in variables
@@ -99,7 +118,9 @@ def _equations(convolution):
     ]
 
 
-def _convolve(inputs, kernel, *, dimension_numbers, **params):
+def _convolve(
+    inputs: Tensor, kernel: Tensor, *, dimension_numbers: Any, **params: Any
+) -> Tensor:
     rows, channels, *positions = dimension_numbers.lhs_spec
     outputs, features, *offsets = dimension_numbers.rhs_spec
     last = len(positions) + 1

@@ -1,18 +1,29 @@
 """Differentiation and compilation with TensorFlow."""
 
 import contextlib
+from collections.abc import Callable
+from collections.abc import Iterator
+from typing import Any
+from typing import TypeVar
 
 import keras
 import tensorflow as tf
 
 from kormos.backend import common
+from kormos.types import Array
+from kormos.types import Scalar
+from kormos.types import Structure
+from kormos.types import Tensor
+
+_Result = TypeVar("_Result")
 
 _NOT_COMPILED = (
     tf.errors.InvalidArgumentError,
     tf.errors.UnimplementedError,
 )
-# Of an operation without a derivative: where it is traced, and where it runs.
-_ONCE = (
+# Errors of operations that have no second derivative, when they are traced and
+# when they run: parts of the messages.
+_NO_SECOND = (
     (LookupError, "gradient"),
     (tf.errors.NotFoundError, "SymbolicGradient"),
 )
@@ -22,19 +33,25 @@ ZERO = tf.UnconnectedGradients.ZERO
 _OWN_GRADIENTS = ("StopGradient", "PyFunc", "EagerPyFunc")
 
 
-def compile(fn, xla=False):
+def compile(
+    fn: Callable[..., _Result], xla: bool = False
+) -> Callable[..., _Result]:
     return _quickly_called(_traced(fn, xla))
 
 
-def _traced(fn, xla):
+def _traced(fn: Callable[..., Any], xla: bool) -> Any:
     return tf.function(fn, jit_compile=xla, autograph=False)
 
 
-def _quickly_called(function):
-    """The same; with arguments like those before, it takes half to call."""
-    latest = None
+def _quickly_called(function: Any) -> Any:
+    """The same function, which takes half the time for a call.
 
-    def call(*args):
+    It keeps the concrete function of the latest call, and uses another one
+    only for arguments with other shapes.
+    """
+    latest: Any = None
+
+    def call(*args: Structure) -> Structure:
         nonlocal latest
         if not tf.executing_eagerly():
             return function(*args)
@@ -42,22 +59,25 @@ def _quickly_called(function):
             try:
                 return latest(*args)
             except TypeError:
-                pass  # Other shapes.
-        with common.refusing(*_ONCE):
+                pass  # The shapes are other ones.
+        with common.refusing(*_NO_SECOND):
             latest = function.get_concrete_function(*args)
             return latest(*args)
 
-    call.graph = lambda: None if latest is None else latest.graph
-    return call
+    compiled: Any = call
+    compiled.graph = lambda: None if latest is None else latest.graph
+    return compiled
 
 
-def has_own_gradients(compiled):
-    """Whether a gradient within is not the operation's own, or may not be.
+def has_own_gradients(compiled: Callable[..., Structure]) -> bool:
+    """Whether an operation may have another gradient than TensorFlow's own.
 
-    That is so where one is stopped, as by `tf.nn.moments`, or is a user's own.
+    This is so if a gradient is stopped, as in `tf.nn.moments`, or if a user
+    has defined it.
 
     Args:
-        compiled: what `compile` has returned, once called, or any function.
+        compiled: a function that `compile` has returned and that was called.
+            For any other function the answer is `True`.
     """
     graph = getattr(compiled, "graph", lambda: None)()
     return graph is None or any(
@@ -66,18 +86,19 @@ def has_own_gradients(compiled):
     )
 
 
-def _nodes(graph):
+def _nodes(graph: tf.Graph) -> Iterator[Any]:
     """The operations of a graph and of the functions that it calls."""
-    graph = graph.as_graph_def()
-    for nodes in [graph.node, *(f.node_def for f in graph.library.function)]:
-        yield from nodes
+    definition = graph.as_graph_def()
+    yield from definition.node
+    for function in definition.library.function:
+        yield from function.node_def
 
 
-def compile_loop(fn):
+def compile_loop(fn: Callable[..., _Result]) -> Callable[..., _Result]:
     fast = _traced(fn, xla=True)
-    chosen = None
+    chosen: Any = None
 
-    def call(*args):
+    def call(*args: Structure) -> _Result:
         nonlocal chosen
         if chosen is None:
             is_slow = _is_slow_in_xla(fast, args)
@@ -92,10 +113,10 @@ def compile_loop(fn):
     return call
 
 
-def _is_slow_in_xla(function, args):
+def _is_slow_in_xla(function: Any, args: tuple[Structure, ...]) -> bool:
     """Whether there are gradients of convolutions, on a CPU.
 
-    Within a loop they take XLA some ten times as long as they do elsewhere.
+    XLA takes about ten times as long for them within a loop as elsewhere.
     """
     if not on_cpu():
         return False
@@ -105,22 +126,23 @@ def _is_slow_in_xla(function, args):
     )
 
 
-def on_cpu():
+def on_cpu() -> bool:
     return not tf.config.list_logical_devices("GPU")
 
 
-def chunk_numbers():
-    # Of a layer's outputs: in a CPU's cache they are read twice as fast.
+def chunk_numbers() -> int:
+    # These numbers in float32 fit into the cache of a CPU, from which they are
+    # read twice as fast as from memory.
     return 2**17 if on_cpu() else 2**24
 
 
-def attempt(fn, *args):
+def attempt(fn: Callable[..., _Result], *args: Structure) -> _Result:
     try:
         return fn(*args)
     except Exception as error:
         if not is_numerical(error):
             raise
-        # Tracing computes nothing, and finds other errors.
+        # A trace computes nothing. It still raises errors of other kinds.
         traced = tf.function(lambda: fn(*args), autograph=False)
         shapes = traced.get_concrete_function().structured_outputs
     return tf.nest.map_structure(lambda s: tf.zeros(s.shape, s.dtype), shapes)
@@ -129,63 +151,71 @@ def attempt(fn, *args):
 dry_run = attempt
 
 
-def is_numerical(error):
-    # What XLA cannot compile is invalid too.
+def is_numerical(error: BaseException) -> bool:
+    # XLA also raises `InvalidArgumentError` for a program that it cannot
+    # compile.
     return "trying to compile" not in str(error) and common.is_numerical(
         error, tf.errors.InvalidArgumentError
     )
 
 
-def keeps_traces(fn, *args):
+def keeps_traces(fn: Callable[..., Structure], *args: Structure) -> bool:
     return False
 
 
-def own_trace():
+def own_trace() -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext()
 
 
-def scalar(tensor):
+def scalar(tensor: Tensor) -> Scalar:
     return tensor
 
 
-def values(tensor):
+def values(tensor: Tensor) -> Array | None:
     is_traced = tf.is_symbolic_tensor(tensor)
     return None if is_traced else keras.ops.convert_to_numpy(tensor)
 
 
-def dot(a, b):
+def dot(a: Tensor, b: Tensor) -> Scalar:
     return tf.tensordot(a, b, 1)
 
 
-arctan = tf.atan
+def arctan(tensor: Tensor) -> Tensor:
+    return tf.atan(tensor)
 
 
-def set_row(matrix, index, row):
+def set_row(matrix: Tensor, index: Scalar, row: Tensor) -> Tensor:
     start = (index, *[tf.zeros_like(index)] * (matrix.ndim - 1))
     return keras.ops.slice_update(matrix, start, row[tf.newaxis])
 
 
-def wide():
+def wide() -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext()
 
 
-def repeatable():
-    # Keras draws by the state of its seed generators alone.
+def repeatable() -> contextlib.AbstractContextManager[Any]:
+    # All draws of Keras depend on the state of a seed generator.
     return contextlib.nullcontext()
 
 
-def value_and_grad(fn):
-    def wrapped(parts, *args):
+def value_and_grad(
+    fn: Callable[..., Scalar],
+) -> Callable[..., tuple[Scalar, list[Tensor]]]:
+    def wrapped(
+        parts: list[Tensor], *args: Structure
+    ) -> tuple[Scalar, list[Tensor]]:
         return _differentiate(lambda p: fn(p, *args), parts)
 
     return wrapped
 
 
-def hvp(fn):
+def hvp(fn: Callable[..., Scalar]) -> Callable[..., list[Tensor]]:
     gradient = value_and_grad(fn)
 
-    def product(parts, tangents, *args):
-        def slope(parts):
+    def product(
+        parts: list[Tensor], tangents: list[Tensor], *args: Structure
+    ) -> list[Tensor]:
+        def slope(parts: list[Tensor]) -> Scalar:
             _, gradients = gradient(parts, *args)
             pairs = zip(gradients, tangents, strict=True)
             return tf.add_n(
@@ -197,7 +227,11 @@ def hvp(fn):
     return product
 
 
-def _differentiate(fn, parts, cotangents=None):
+def _differentiate(
+    fn: Callable[[list[Tensor]], Structure],
+    parts: list[Tensor],
+    cotangents: Structure = None,
+) -> tuple[Structure, list[Tensor]]:
     """`fn(parts)` and its gradients, or cotangents times its derivatives."""
     if tf.executing_eagerly():
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -207,22 +241,28 @@ def _differentiate(fn, parts, cotangents=None):
             values, parts, cotangents, unconnected_gradients=ZERO
         )
     else:
-        # A tape in a graph gets the gradient of a `jvp` of a `jvp` wrong.
+        # Within a graph, a tape computes a wrong gradient of a `jvp` of a
+        # `jvp`.
         parts = [tf.identity(part) for part in parts]
         values = fn(parts)
         gradients = tf.gradients(
             values, parts, cotangents, unconnected_gradients=ZERO
         )
-    # Gathers (embeddings) give `IndexedSlices`.
+    # The gradients of gathers (in embeddings) are `IndexedSlices`.
     return values, [tf.convert_to_tensor(g) for g in gradients]
 
 
-def jvp(fn):
-    def product(parts, tangents, *args):
+def jvp(
+    fn: Callable[..., Structure],
+) -> Callable[..., tuple[Structure, Structure]]:
+    def product(
+        parts: list[Tensor], tangents: list[Tensor], *args: Structure
+    ) -> tuple[Structure, Structure]:
         with tf.autodiff.ForwardAccumulator(parts, tangents) as forward:
             values = fn(parts, *args)
         derivatives = forward.jvp(values, unconnected_gradients=ZERO)
-        # After some tens of shapes TensorFlow forgets them here.
+        # Once it has traced operations with some tens of different shapes,
+        # TensorFlow leaves the shapes of these derivatives unknown.
         tf.nest.map_structure(
             lambda d, v: d.set_shape(v.shape), derivatives, values
         )
@@ -231,8 +271,10 @@ def jvp(fn):
     return product
 
 
-def vjp(fn):
-    def product(parts, cotangents, *args):
+def vjp(fn: Callable[..., Structure]) -> Callable[..., list[Tensor]]:
+    def product(
+        parts: list[Tensor], cotangents: Structure, *args: Structure
+    ) -> list[Tensor]:
         return _differentiate(lambda p: fn(p, *args), parts, cotangents)[1]
 
     return product

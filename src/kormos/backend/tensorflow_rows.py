@@ -1,20 +1,31 @@
 """Derivatives of many values at once with TensorFlow, vectorized."""
 
 import contextlib
+from collections.abc import Callable
+from collections.abc import Iterator
+from typing import Any
+from typing import TypeVar
 
 import tensorflow as tf
 
 from kormos.backend.tensorflow import ZERO
 from kormos.backend.tensorflow import jvp
 from kormos.backend.tensorflow import on_cpu
+from kormos.types import Scalar
+from kormos.types import Structure
+from kormos.types import Tensor
 
-# Outputs of a row that are differentiated one by one: more take long to trace,
-# and what vectorizes them does not know the loops of recurrent layers.
-_UNROLLED = 8
+_Result = TypeVar("_Result")
+
+# The most outputs of a row that are differentiated one by one. A larger value
+# takes longer to trace. A smaller one leaves more to TensorFlow's vectorized
+# `jacobian`, which cannot handle the loops of recurrent layers. The value is a
+# choice of ours.
+_MOST_UNROLLED = 8
 
 
-def jacobian(fn):
-    def wrapped(parts, *args):
+def jacobian(fn: Callable[..., Tensor]) -> Callable[..., list[Tensor]]:
+    def wrapped(parts: list[Tensor], *args: Structure) -> list[Tensor]:
         with tf.GradientTape(
             watch_accessed_variables=False, persistent=True
         ) as tape:
@@ -25,8 +36,12 @@ def jacobian(fn):
     return wrapped
 
 
-def _jacobian(tape, values, parts):
-    def derivatives(is_vectorized):
+def _jacobian(
+    tape: tf.GradientTape, values: Tensor, parts: list[Tensor]
+) -> list[Tensor]:
+    """Vectorized derivatives, or one by one if those would be wrong."""
+
+    def derivatives(is_vectorized: bool) -> list[Tensor]:
         return tape.jacobian(
             values,
             parts,
@@ -40,35 +55,17 @@ def _jacobian(tape, values, parts):
         return derivatives(False)
 
 
-def row_jacobian(fn, forward):
-    def one(parts, row, is_alone=False):
-        inner = [tf.identity(part) for part in parts]
-        with tf.GradientTape(
-            watch_accessed_variables=False, persistent=True
-        ) as tape:
-            tape.watch(inner)
-            values = fn(inner, row)
-            entries = tf.unstack(values)
-        if is_alone and len(entries) > _UNROLLED:
-            return values, _jacobian(tape, values, inner)
-        if len(entries) > _UNROLLED:
-            return values, tape.jacobian(
-                values, inner, unconnected_gradients=ZERO
-            )
-        differentiate = (
-            tape.gradient if tf.executing_eagerly() else tf.gradients
-        )
-        gradients = [
-            differentiate(entry, inner, unconnected_gradients=ZERO)
-            for entry in entries
-        ]
-        columns = zip(*gradients, strict=True)
-        return values, [
-            tf.stack([tf.convert_to_tensor(g) for g in column])
-            for column in columns
-        ]
+def row_jacobian(
+    fn: Callable[..., Tensor], forward: bool
+) -> Callable[..., tuple[Tensor, list[Tensor]]]:
+    def one(
+        parts: list[Tensor], row: Structure, is_alone: bool = False
+    ) -> tuple[Tensor, list[Tensor]]:
+        return _jacobian_of_row(fn, parts, row, is_alone)
 
-    def wrapped(parts, rows):
+    def wrapped(
+        parts: list[Tensor], rows: Structure
+    ) -> tuple[Tensor, list[Tensor]]:
         if forward:
             try:
                 return _sound(lambda: _forward_jacobian(fn, parts, rows))
@@ -79,14 +76,56 @@ def row_jacobian(fn, forward):
     return wrapped
 
 
-def _forward_jacobian(fn, parts, rows):
+def _jacobian_of_row(
+    fn: Callable[..., Tensor],
+    parts: list[Tensor],
+    row: Structure,
+    is_alone: bool,
+) -> tuple[Tensor, list[Tensor]]:
+    """The values of `fn(parts, row)`, and their derivatives in reverse mode.
+
+    Args:
+        fn: function that returns a vector.
+        parts: the tensors to differentiate by.
+        row: a row.
+        is_alone: whether the row is computed by itself, and not vectorized
+            with all others.
+    """
+    inner = [tf.identity(part) for part in parts]
+    with tf.GradientTape(
+        watch_accessed_variables=False, persistent=True
+    ) as tape:
+        tape.watch(inner)
+        values = fn(inner, row)
+        entries = tf.unstack(values)
+    if is_alone and len(entries) > _MOST_UNROLLED:
+        return values, _jacobian(tape, values, inner)
+    if len(entries) > _MOST_UNROLLED:
+        return values, tape.jacobian(values, inner, unconnected_gradients=ZERO)
+    differentiate = tape.gradient if tf.executing_eagerly() else tf.gradients
+    gradients = [
+        differentiate(entry, inner, unconnected_gradients=ZERO)
+        for entry in entries
+    ]
+    columns = zip(*gradients, strict=True)
+    return values, [
+        tf.stack([tf.convert_to_tensor(g) for g in column])
+        for column in columns
+    ]
+
+
+def _forward_jacobian(
+    fn: Callable[..., Tensor], parts: list[Tensor], rows: Structure
+) -> tuple[Tensor, list[Tensor]]:
     """A column for each number in `parts`, of all rows at once."""
     values = tf.vectorized_map(lambda row: fn(parts, row), rows)
     jacobian = []
     for i, part in enumerate(parts):
         size = tf.size(part)
 
-        def column(index, i=i, part=part, size=size):
+        def column(
+            index: Scalar, i: int = i, part: Tensor = part, size: Scalar = size
+        ) -> Tensor:
             unit = tf.reshape(
                 tf.one_hot(index, size, dtype=part.dtype), part.shape
             )
@@ -105,20 +144,32 @@ def _forward_jacobian(fn, parts, rows):
     return values, jacobian
 
 
-def map_rows(fn, rows):
+def map_rows(
+    fn: Callable[[Structure], Structure], rows: Structure
+) -> Structure:
     return _map_rows(lambda _, row, is_alone=False: fn(row), [], rows)
 
 
-def _map_rows(fn, parts, rows):
-    """`fn(parts, row)` of every row, stacked; one by one it `is_alone`."""
+def _map_rows(
+    fn: Callable[..., Any], parts: list[Tensor], rows: Structure
+) -> Any:
+    """`fn(parts, row)` for every row, stacked.
 
-    def together():
+    Args:
+        fn: function `(parts, row, is_alone=False)`, where `is_alone` says that
+            rows are computed one by one, because they cannot be vectorized.
+        parts: tensors.
+        rows: structure of tensors with a row for each call.
+    """
+
+    def together() -> Any:
         return tf.vectorized_map(
             lambda row: fn(parts, row), rows, fallback_to_while_loop=False
         )
 
-    def with_own_parts():
-        # What is multiplied has then rows on both sides.
+    def with_own_parts() -> Any:
+        # Each row has a copy of the parts, so that the vectorized products
+        # have rows on both sides and no operand is broadcast.
         count = tf.nest.flatten(rows)[0].shape[0]
         own = [tf.broadcast_to(p, (count, *p.shape)) for p in parts]
         return tf.vectorized_map(
@@ -130,7 +181,7 @@ def _map_rows(fn, parts, rows):
             with _quiet(), contextlib.suppress(_BrokenProduct):
                 return _sound(mapped)
     except (TypeError, ValueError, NotImplementedError):
-        pass  # Loops in a layer, recurrent ones say, have no such form.
+        pass  # TensorFlow cannot vectorize loops, as in recurrent layers.
     first = fn(parts, tf.nest.map_structure(lambda r: r[0], rows), True)
     return tf.map_fn(
         lambda row: fn(parts, row, True),
@@ -142,14 +193,14 @@ def _map_rows(fn, parts, rows):
 
 
 class _BrokenProduct(Exception):
-    """A product that TensorFlow computes wrongly, where it does not crash."""
+    """A product that makes TensorFlow crash or return wrong values."""
 
 
-def _sound(build):
-    """`build()`, of operations in a graph.
+def _sound(build: Callable[[], _Result]) -> _Result:
+    """Returns `build()`, which adds operations to a graph.
 
     Raises:
-        _BrokenProduct: if there is one.
+        _BrokenProduct: if one of them is a product that TensorFlow gets wrong.
     """
     if tf.executing_eagerly():
         traced = tf.function(lambda: _sound(build), autograph=False)
@@ -162,11 +213,11 @@ def _sound(build):
     return values
 
 
-def _is_broken(operation):
-    """Whether oneDNN, of TensorFlow 2.21, writes past its own memory.
+def _is_broken(operation: tf.Operation) -> bool:
+    """Whether oneDNN, in TensorFlow 2.21, would write past its own memory.
 
-    It does where it broadcasts one matrix to many in four dimensions, the
-    second of which is one. Vectorizing a row's product makes just these.
+    It does so when it broadcasts one matrix to many, in four dimensions of
+    which the second is one. The vectorized product of a row has this form.
     """
     if not operation.type.startswith("BatchMatMul"):
         return False
@@ -180,8 +231,8 @@ def _is_broken(operation):
 
 
 @contextlib.contextmanager
-def _quiet():
-    """Without the graphs that TensorFlow logs before it raises."""
+def _quiet() -> Iterator[None]:
+    """A scope without the graphs that TensorFlow logs before it raises."""
     logger = tf.get_logger()
     level = logger.level
     logger.setLevel("CRITICAL")

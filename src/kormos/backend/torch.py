@@ -3,6 +3,12 @@
 import contextlib
 import functools
 import warnings
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Sequence
+from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,23 +20,31 @@ from kormos.backend import common
 from kormos.backend.common import as_tensor
 from kormos.backend.common import values_and_jacobian
 from kormos.backend.torch_operations import differentiable
+from kormos.types import Array
+from kormos.types import Scalar
+from kormos.types import Structure
+from kormos.types import Tensor
+
+_Result = TypeVar("_Result")
 
 
-def compile(fn, xla=False):
+def compile(
+    fn: Callable[..., _Result], xla: bool = False
+) -> Callable[..., _Result]:
     del xla  # `torch.compile` takes longer than most whole fits.
 
     @functools.wraps(fn)
-    def call(*args):
+    def call(*args: Structure) -> _Result:
         with torch.no_grad():
             return fn(*map(as_tensor, args))
 
     return call
 
 
-def compile_loop(fn):
-    def call(state, *args):
-        # The numbers stay NumPy's: logic on tensors would take longer than a
-        # small model.
+def compile_loop(fn: Callable[..., _Result]) -> Callable[..., _Result]:
+    def call(state: Sequence[Structure], *args: Structure) -> _Result:
+        # The numbers stay NumPy's, because decisions on tensors would take
+        # longer than the evaluation of a small model.
         arrays = [as_tensor(array) for array in state[0]]
         with torch.no_grad():
             return fn((arrays, *state[1:]), *args)
@@ -38,16 +52,17 @@ def compile_loop(fn):
     return call
 
 
-def on_cpu():
+def on_cpu() -> bool:
     return not torch.cuda.is_available()
 
 
-def chunk_numbers():
-    # Of a layer's outputs: eager calls want more of them than a cache holds.
+def chunk_numbers() -> int:
+    # On a CPU, these numbers exceed its cache. Smaller chunks would make more
+    # eager calls, which would take longer than the cache saves.
     return 2**20 if on_cpu() else 2**24
 
 
-def attempt(fn, *args):
+def attempt(fn: Callable[..., _Result], *args: Structure) -> _Result:
     try:
         return fn(*args)
     except Exception as error:
@@ -61,29 +76,41 @@ dry_run = attempt
 
 
 class _Lenient(TorchDispatchMode):
-    """Runs what raises on its arguments on others of the same shapes."""
+    """Calls an operation that raises with ones in place of its arguments."""
 
-    def __torch_dispatch__(self, fn, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self,
+        fn: Any,
+        types: Iterable[type],
+        args: Sequence[Any] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         kwargs = kwargs or {}
         try:
             return fn(*args, **kwargs)
         except torch.linalg.LinAlgError:
             if not fn._schema.returns:
-                return None  # It only checks what another one has computed.
+                return None  # It only checks the result of another operation.
             ones = [torch.ones_like(a) if _is_float(a) else a for a in args]
             return fn(*ones, **kwargs)
 
 
-def _is_float(value):
+def _is_float(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
 @contextlib.contextmanager
-def parameters_met():
-    met = {}
+def parameters_met() -> Iterator[dict[int, Tensor]]:
+    met: dict[int, Tensor] = {}
 
     class Noting(TorchFunctionMode):
-        def __torch_function__(self, fn, types, args=(), kwargs=None):
+        def __torch_function__(
+            self,
+            fn: Callable[..., Any],
+            types: Iterable[type],
+            args: Sequence[Any] = (),
+            kwargs: dict[str, Any] | None = None,
+        ) -> Any:
             for leaf in pytree.tree_leaves((args, kwargs)):
                 if isinstance(leaf, torch.nn.Parameter):
                     met[id(leaf)] = leaf
@@ -94,13 +121,19 @@ def parameters_met():
 
 
 @contextlib.contextmanager
-def standing_in(pairs):
-    # Kept, so that no other tensor takes their ids.
+def standing_in(pairs: Iterable[tuple[Tensor, Tensor]]) -> Iterator[None]:
+    # The dict keeps the tensors, so that no new tensor gets the id of one.
     others = {id(tensor): (tensor, other) for tensor, other in pairs}
 
     class StandingIn(TorchFunctionMode):
-        # Modules stay as they are: other threads may call them.
-        def __torch_function__(self, fn, types, args=(), kwargs=None):
+        # The modules themselves do not change: other threads may call them.
+        def __torch_function__(
+            self,
+            fn: Callable[..., Any],
+            types: Iterable[type],
+            args: Sequence[Any] = (),
+            kwargs: dict[str, Any] | None = None,
+        ) -> Any:
             args, kwargs = pytree.tree_map(
                 lambda leaf: others.get(id(leaf), (leaf, leaf))[1],
                 (args, kwargs or {}),
@@ -111,50 +144,52 @@ def standing_in(pairs):
         yield
 
 
-def is_numerical(error):
+def is_numerical(error: BaseException) -> bool:
     return common.is_numerical(error, torch.linalg.LinAlgError)
 
 
-def keeps_traces(fn, *args):
+def keeps_traces(fn: Callable[..., Structure], *args: Structure) -> bool:
     return False
 
 
-def own_trace():
+def own_trace() -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext()
 
 
-def scalar(tensor):
+def scalar(tensor: Tensor) -> Scalar:
     return np.float64(tensor.item())
 
 
-def values(tensor):
+def values(tensor: Tensor) -> Array | None:
     try:
         return common.view(tensor)
     except RuntimeError:
-        return None  # Mapped over rows, where nothing can be read.
+        return None  # It is mapped over rows.
 
 
-def dot(a, b):
-    # Keras' own takes ten times as long for short vectors.
+def dot(a: Tensor, b: Tensor) -> Scalar:
+    # `keras.ops.dot` takes ten times as long for short vectors.
     return scalar(torch.dot(a, b))
 
 
-arctan = torch.arctan
+def arctan(tensor: Tensor) -> Tensor:
+    return torch.arctan(tensor)
 
 
-def set_row(matrix, index, row):
+def set_row(matrix: Tensor, index: Scalar, row: Tensor) -> Tensor:
     matrix[index] = torch.as_tensor(row)
     return matrix
 
 
-def wide():
+def wide() -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext()
 
 
 @contextlib.contextmanager
-def repeatable():
+def repeatable() -> Iterator[None]:
     # Keras' dropout without a seed draws from torch's global generators.
-    # `torch.random.fork_rng` and `torch.manual_seed` take 100 microseconds.
+    # `torch.random.fork_rng` and `torch.manual_seed` would do the same, but
+    # take 100 microseconds.
     generators = [torch.default_generator, *torch.cuda.default_generators]
     states = [generator.get_state() for generator in generators]
     try:
@@ -166,14 +201,18 @@ def repeatable():
             generator.set_state(state)
 
 
-def has_own_gradients(compiled):
+def has_own_gradients(compiled: Callable[..., Structure]) -> bool:
     return False  # No operation is known whose second derivatives are wrong.
 
 
-def value_and_grad(fn):
+def value_and_grad(
+    fn: Callable[..., Scalar],
+) -> Callable[..., tuple[Scalar, list[Tensor]]]:
     fn = differentiable(fn, is_first=True)
 
-    def wrapped(parts, *args):
+    def wrapped(
+        parts: list[Tensor], *args: Structure
+    ) -> tuple[Scalar, list[Tensor]]:
         leaves = _leaves(parts)
         with torch.enable_grad():
             loss = fn(leaves, *args)
@@ -182,17 +221,19 @@ def value_and_grad(fn):
     return wrapped
 
 
-# What torch says of what it can differentiate but once.
-_ONCE = (
+# Errors of operations that have no second derivative: parts of the messages.
+_NO_SECOND = (
     (RuntimeError, "derivative for"),
     (RuntimeError, "differentiate twice"),
 )
 
 
-def hvp(fn):
+def hvp(fn: Callable[..., Scalar]) -> Callable[..., list[Tensor]]:
     fn = differentiable(fn)
 
-    def product(parts, tangents, *args):
+    def product(
+        parts: list[Tensor], tangents: list[Tensor], *args: Structure
+    ) -> list[Tensor]:
         leaves = _leaves(parts)
         with torch.enable_grad():
             loss = fn(leaves, *args)
@@ -200,18 +241,20 @@ def hvp(fn):
             slope = sum(
                 (g * t).sum() for g, t in zip(gradients, tangents, strict=True)
             )
-        with common.refusing(*_ONCE):
+        with common.refusing(*_NO_SECOND):
             return _gradients(slope, leaves)
 
     return product
 
 
-def jacobian(fn):
+def jacobian(fn: Callable[..., Tensor]) -> Callable[..., list[Tensor]]:
     fn = differentiable(fn, is_first=True)
     return lambda parts, *args: _jacobian(fn, parts, *args)[1]
 
 
-def _jacobian(fn, parts, *args):
+def _jacobian(
+    fn: Callable[..., Tensor], parts: list[Tensor], *args: Structure
+) -> tuple[Tensor, list[Tensor]]:
     """The values of a vector-valued function, and their derivatives."""
     leaves = _leaves(parts)
     with torch.enable_grad():
@@ -222,10 +265,14 @@ def _jacobian(fn, parts, *args):
     return values.detach(), columns
 
 
-def jvp(fn):
+def jvp(
+    fn: Callable[..., Structure],
+) -> Callable[..., tuple[Structure, Structure]]:
     fn = differentiable(fn)
 
-    def product(parts, tangents, *args):
+    def product(
+        parts: list[Tensor], tangents: list[Tensor], *args: Structure
+    ) -> tuple[Structure, Structure]:
         values, derivatives = torch.func.jvp(
             lambda *p: fn(list(p), *args), tuple(parts), tuple(tangents)
         )
@@ -234,10 +281,12 @@ def jvp(fn):
     return product
 
 
-def vjp(fn):
+def vjp(fn: Callable[..., Structure]) -> Callable[..., list[Tensor]]:
     fn = differentiable(fn, is_first=True)
 
-    def product(parts, cotangents, *args):
+    def product(
+        parts: list[Tensor], cotangents: Structure, *args: Structure
+    ) -> list[Tensor]:
         leaves = _leaves(parts)
         with torch.enable_grad():
             values = fn(leaves, *args)
@@ -246,23 +295,29 @@ def vjp(fn):
     return product
 
 
-def row_jacobian(fn, forward):
+def row_jacobian(
+    fn: Callable[..., Tensor], forward: bool
+) -> Callable[..., tuple[Tensor, list[Tensor]]]:
     differentiate = torch.func.jacfwd if forward else torch.func.jacrev
     fn = differentiable(fn)
     mapped = torch.func.vmap(
         values_and_jacobian(differentiate, fn),
         in_dims=(None, 0),
-        # Layers draw what they do not use; what is used is found out.
+        # Some layers draw random numbers that they do not use. Those that they
+        # use are noticed elsewhere.
         randomness="same",
     )
-    is_mapped = None
+    is_mapped: bool | None = None
 
-    def wrapped(parts, rows):
+    def wrapped(
+        parts: list[Tensor], rows: Structure
+    ) -> tuple[Tensor, list[Tensor]]:
         nonlocal is_mapped
         if is_mapped is not False:
             try:
                 with warnings.catch_warnings():
-                    # Of operations mapped in a loop, which only takes longer.
+                    # PyTorch warns of operations that it maps in a loop, which
+                    # only takes longer.
                     warnings.filterwarnings("ignore", "There is a performance")
                     values, derivatives = mapped(parts, rows)
                 is_mapped = True
@@ -270,7 +325,7 @@ def row_jacobian(fn, forward):
             except Exception as error:
                 if is_mapped or is_numerical(error):
                     raise
-                # An operation that `torch.func` cannot map.
+                # `torch.func` cannot map some operation.
         found = map_rows(functools.partial(_jacobian, fn, parts), rows)
         is_mapped = False
         return found
@@ -278,7 +333,9 @@ def row_jacobian(fn, forward):
     return wrapped
 
 
-def map_rows(fn, rows):
+def map_rows(
+    fn: Callable[[Structure], Structure], rows: Structure
+) -> Structure:
     count = pytree.tree_leaves(rows)[0].shape[0]
     found = [
         fn(pytree.tree_map(lambda array, i=i: array[i], rows))
@@ -287,16 +344,18 @@ def map_rows(fn, rows):
     return pytree.tree_map(lambda *values: torch.stack(values), *found)
 
 
-def _in_memory(tensor):
-    # A derivative that is zero may be a tensor without memory.
+def _in_memory(tensor: Tensor) -> Tensor:
+    # PyTorch may represent a derivative that is zero without memory.
     return torch.zeros_like(tensor) if tensor._is_zerotensor() else tensor
 
 
-def _leaves(parts):
+def _leaves(parts: list[Tensor]) -> list[Tensor]:
     return [part.detach().requires_grad_(True) for part in parts]
 
 
-def _gradients(value, leaves, **kwargs):
+def _gradients(
+    value: Tensor, leaves: list[Tensor], **kwargs: Any
+) -> list[Tensor]:
     if not value.requires_grad:
         return [torch.zeros_like(leaf) for leaf in leaves]
     gradients = torch.autograd.grad(value, leaves, allow_unused=True, **kwargs)

@@ -1,6 +1,11 @@
-"""PyTorch's operations in the forms that have the derivatives wanted."""
+"""PyTorch operations in versions that have the derivatives needed here."""
 
 import contextlib
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Sequence
+from typing import Any
+from typing import TypeVar
 
 import torch
 from torch.autograd.graph import disable_saved_tensors_hooks
@@ -9,32 +14,43 @@ from torch.nn.attention import sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
+from kormos.types import Tensor
+
+_Result = TypeVar("_Result")
+
 _RECOMPUTED = (
-    "What PyTorch computes anew when it differentiates would take the "
-    "variables as they are, not as they are tried: use `keras.remat`, which "
-    "kormos knows, or none. Received: `torch.utils.checkpoint`, or other hooks "
-    "of saved tensors"
+    "When PyTorch computes something again to differentiate it, it would use "
+    "the present values of the variables, not those that a method tries. "
+    "Use `keras.remat`, which kormos supports, or no rematerialization. "
+    "Received: `torch.utils.checkpoint`, or other hooks of saved tensors"
 )
 
 _LAYOUTS = torch.channels_last, torch.channels_last_3d
 
-# Keras hides from a query what it adds such a number to: its rounding
-# leaves nothing of the score.
+# To hide a key from a query, Keras adds a number below this to the score. The
+# sum is rounded to that number, so that nothing of the score is left.
 _HIDDEN = -1e30
-# Of exponentials that are this small, the logarithm of a sum has lost the sum.
+# If all numbers added to the scores of a query are below this, the fast kernels
+# compute wrong derivatives: they keep only the logarithm of the sum of the
+# exponentials, in whose rounding the sum is lost.
 _SMALL = -1e3
 
 
-def differentiable(fn, is_first=False):
-    """`fn`, whose operations can be differentiated.
+def differentiable(
+    fn: Callable[..., _Result], is_first: bool = False
+) -> Callable[..., _Result]:
+    """`fn`, computed by operations that can be differentiated.
 
-    A mode costs a small model a fifth of its time: after the first call it is
-    entered where it is needed.
+    Args:
+        fn: a function of tensors.
+        is_first: whether only first derivatives are taken, in reverse mode.
     """
+    # A mode takes a fifth of the time of a small model. After the first call
+    # it is entered only if it has changed an operation.
     mode = _Differentiable(is_first)
     is_new = True
 
-    def call(*args):
+    def call(*args: Any) -> _Result:
         nonlocal is_new
         scope = mode if is_new or mode.is_needed else contextlib.nullcontext()
         try:
@@ -51,34 +67,50 @@ def differentiable(fn, is_first=False):
 
 
 class _Differentiable(TorchFunctionMode):
-    """Has operations computed in a way that can be differentiated.
+    """Replaces operations by versions that can be differentiated.
 
     Args:
-        is_first: whether nothing is differentiated but once, in reverse.
+        is_first: whether only first derivatives are taken, in reverse mode.
+
+    Attributes:
+        is_needed: whether it has replaced an operation.
     """
 
-    def __init__(self, is_first=False):
+    def __init__(self, is_first: bool = False) -> None:
         self._is_first = is_first
-        # Whether there was such an operation.
         self.is_needed = False
 
-    def __torch_function__(self, fn, types, args=(), kwargs=None):
+    def __torch_function__(
+        self,
+        fn: Callable[..., Any],
+        types: Iterable[type],
+        args: Sequence[Any] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         kwargs = kwargs or {}
         if fn is scaled_dot_product_attention:
             self.is_needed = True
             return _attend(self._is_first, *args, **kwargs)
         if kwargs.get("memory_format") in _LAYOUTS:
-            # Layouts are for speed, and `torch.func` knows but one.
+            # Layouts only affect speed, and `torch.func` has only one.
             self.is_needed = True
             kwargs = {**kwargs, "memory_format": torch.contiguous_format}
         return fn(*args, **kwargs)
 
 
-def _attend(is_first, query, key, value, attn_mask=None, *args, **kwargs):
+def _attend(
+    is_first: bool,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    *args: Any,
+    **kwargs: Any,
+) -> Tensor:
     """Attention by a kernel whose derivatives are right.
 
-    The fast ones have no second derivatives, and wrong first ones for queries
-    that may attend to nothing.
+    The fast kernels have no second derivatives. Their first derivatives are
+    wrong for queries that may attend to no key at all.
     """
     is_fast = is_first
     if attn_mask is not None and attn_mask.dtype == torch.bool:
@@ -86,9 +118,10 @@ def _attend(is_first, query, key, value, attn_mask=None, *args, **kwargs):
     elif attn_mask is not None:
         seen = attn_mask.amax(-1, keepdim=True)
         is_fast = is_fast and bool((seen > _SMALL).all())
-        # Of these, scores are lost, and so must their derivatives be.
+        # The scores of these queries are lost, so that their derivatives must
+        # be zero.
         query = torch.where(seen < _HIDDEN, torch.zeros_like(query), query)
-    kernel = contextlib.nullcontext()
+    kernel: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
     if not is_fast:
         kernel = sdpa_kernel(SDPBackend.MATH)
     with kernel:

@@ -1,1 +1,1 @@
-"""Data of the user as arrays in memory or as a stream."""
+"""The data of the user, as arrays in memory or as a stream."""

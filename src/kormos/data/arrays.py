@@ -1,6 +1,10 @@
 """Arrays of every kind that Keras takes, as checked NumPy arrays."""
 
 import numbers
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -8,12 +12,14 @@ from keras import ops
 from keras import tree
 
 from kormos.data.memory import leaves
+from kormos.types import Array
+from kormos.types import Structure
 
-# What some arrays and tables of other libraries have.
+# Methods by which arrays and tables of other libraries convert to NumPy.
 _CONVERTIBLE = "__array__", "to_numpy", "toarray", "todense"
 
 
-def is_array(x):
+def is_array(x: object) -> bool:
     """Whether `x` is an array, a tensor or a table of columns."""
     return (
         any(hasattr(x, name) for name in _CONVERTIBLE)
@@ -24,21 +30,22 @@ def is_array(x):
     )
 
 
-def _is_column(x):
+def _is_column(x: object) -> bool:
     """Whether it is a lazy column of a Hugging Face data set."""
     return hasattr(x, "column_name") and hasattr(x, "__getitem__")
 
 
-def _is_sparse(x):
+def _is_sparse(x: object) -> bool:
     """Whether it is a sparse tensor of TensorFlow's, on any backend."""
     return hasattr(x, "dense_shape") and hasattr(x, "indices")
 
 
-def _is_ragged(x):
-    return hasattr(x, "nested_row_splits")  # TensorFlow's, on any backend.
+def _is_ragged(x: object) -> bool:
+    """Whether it is a ragged tensor of TensorFlow's, on any backend."""
+    return hasattr(x, "nested_row_splits")
 
 
-def refuse_ragged(value, name):
+def refuse_ragged(value: Any, name: str) -> None:
     """Refuses a ragged tensor, which Keras would fill up with zeros."""
     if _is_ragged(value):
         raise ValueError(
@@ -51,7 +58,7 @@ def refuse_ragged(value, name):
         )
 
 
-def to_array(value, name):
+def to_array(value: Any, name: str) -> Array:
     """A NumPy array of numbers, with a row for each sample."""
     refuse_ragged(value, name)
     try:
@@ -76,27 +83,27 @@ def to_array(value, name):
             f"Argument `{name}` must have a row for each sample; batch a data "
             f"set that yields single samples. Received: a scalar, {value!r}"
         )
-    # PyTorch takes numbers in the machine's own order of bytes alone.
+    # PyTorch takes only numbers in the byte order of the machine.
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
-def _holds_strings(array):
+def _holds_strings(array: Array) -> bool:
     if array.dtype.kind == "O" and array.size:
         return all(isinstance(a, (str, bytes)) for a in array.flat)
     return array.dtype.kind in "US"
 
 
-def _check_strings(value, name, array):
+def _check_strings(value: Any, name: str, array: Array) -> None:
     if keras.backend.backend() != "tensorflow":
         raise ValueError(
             f"Argument `{name}` must hold numbers: strings are for layers on "
-            "TensorFlow. Call the layer that takes them on the data before "
+            "TensorFlow. Call the layer that takes them on the data first "
             "(`x = lookup(strings)`), and build the model without it. "
             f"Received: {type(value).__name__} of dtype {array.dtype}"
         )
 
 
-def check_targets(parts, names):
+def check_targets(parts: Sequence[Structure], names: Sequence[str]) -> None:
     """Refuses targets and weights of strings, and complex weights."""
     _, y, weights = parts
     for part, name, kinds in (
@@ -112,18 +119,18 @@ def check_targets(parts, names):
                 )
 
 
-def check_inputs(x, inputs):
-    """Refuses strings and complex numbers where a model has no such input.
+def check_inputs(x: Structure, inputs: Iterable[Any] | None) -> None:
+    """Refuses strings and complex numbers if a model has no such input.
 
-    Keras would leave the imaginary parts out.
+    Keras would drop the imaginary parts.
 
     Args:
         x: arrays in any structure.
-        inputs: the model's inputs, or `None` of one that does not tell.
+        inputs: the symbolic inputs of the model, or `None` if it has none.
     """
     taken = [keras.backend.standardize_dtype(i.dtype) for i in inputs or ()]
 
-    def check(array, name):
+    def check(array: Array, name: str) -> None:
         kind = {"c": "complex", "O": "string"}.get(array.dtype.kind)
         if kind and taken and not any(kind in dtype for dtype in taken):
             raise ValueError(
@@ -135,8 +142,11 @@ def check_inputs(x, inputs):
     map_parts(check, [x], ["x"])
 
 
-def in_dtype(array, dtype):
-    """Floating-point numbers in a dtype, complex ones in that of its parts."""
+def in_dtype(array: Array, dtype: str) -> Array:
+    """Casts floating-point numbers, and the parts of complex ones, to a dtype.
+
+    Arrays of other kinds are returned unchanged.
+    """
     if array.dtype.kind == "c":
         dtype = "complex128" if dtype == "float64" else "complex64"
     elif array.dtype.kind != "f":
@@ -144,7 +154,7 @@ def in_dtype(array, dtype):
     return array.astype(dtype, copy=False)
 
 
-def _as_numpy(value):
+def _as_numpy(value: Any) -> Array:
     if _is_column(value):
         value = value[:]
     if _is_sparse(value) and not hasattr(value, "toarray"):
@@ -160,7 +170,7 @@ def _as_numpy(value):
     if hasattr(value, "to_numpy"):
         array = value.to_numpy()
         if array.dtype == object:
-            # Columns of different dtypes; NumPy finds a common one.
+            # The columns have different dtypes. NumPy finds a common one.
             array = np.array(array.tolist())
         return array[:, None] if array.ndim == 1 else array
     if ops.is_tensor(value):
@@ -168,8 +178,10 @@ def _as_numpy(value):
     return np.asarray(value)
 
 
-def cast(array, name, dtype, allow_nan=False):
-    """Floating-point numbers in a dtype, in which they must be finite."""
+def cast(
+    array: Array, name: str, dtype: str | None, allow_nan: bool = False
+) -> Array:
+    """Casts floating-point numbers to a dtype in which they must be finite."""
     if array.dtype.kind not in "fc":
         return array
     dtype = dtype or keras.config.floatx()
@@ -183,20 +195,27 @@ def cast(array, name, dtype, allow_nan=False):
         raise ValueError(
             f"Argument `{name}` must be finite in {dtype}; remove or impute "
             "NaN and infinite values, or drop the rows (a weight of 0 does "
-            "not, for 0 * NaN is NaN). A model or loss that handles NaN takes "
-            f"it with `allow_nan=True`. Received: {int((~finite).sum())} such "
-            f"values, the first in row {row}"
+            "not drop them, because 0 * NaN is NaN). For a model or loss that "
+            "handles NaN, give `allow_nan=True`. "
+            f"Received: {int((~finite).sum())} such values, the first in row "
+            f"{row}"
         )
     return array
 
 
-def map_parts(fn, parts, names):
-    """Applies `fn(array, name)` to every array of parts with names."""
+def map_parts(
+    fn: Callable[[Any, str], Any],
+    parts: Sequence[Structure],
+    names: Sequence[str],
+) -> list[Structure]:
+    """Applies `fn(array, name)` to every array of the named parts."""
     return [_map(fn, p, name) for p, name in zip(parts, names, strict=True)]
 
 
-def _map(fn, value, name):
-    """Applies `fn(array, name)` to every array, with the name of its place."""
+def _map(
+    fn: Callable[[Any, str], Any], value: Structure, name: str
+) -> Structure:
+    """Applies `fn` to every array and its name, such as `"x['a'][0]"`."""
     if value is None:
         return None
     if isinstance(value, dict):
@@ -209,7 +228,7 @@ def _map(fn, value, name):
     return fn(value, name)
 
 
-def _is_list_of_values(value):
+def _is_list_of_values(value: Any) -> bool:
     while isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
         if not value:
             return False
@@ -217,7 +236,9 @@ def _is_list_of_values(value):
     return isinstance(value, (numbers.Number, np.generic, str, bytes))
 
 
-def check_rows(parts, argument, names):
+def check_rows(
+    parts: Sequence[Structure], argument: str, names: Sequence[str]
+) -> None:
     """Refuses arrays that differ in length, or are empty."""
     if not leaves(parts[0]):
         raise ValueError(
@@ -235,25 +256,28 @@ def check_rows(parts, argument, names):
         )
 
 
-def check_weights(y, weights, y_name, name):
-    """Refuses weights that fit neither rows nor outputs."""
+def check_weights(
+    y: Structure, weights: Structure, y_name: str, name: str
+) -> None:
+    """Refuses weights that fit neither the rows nor the outputs."""
     if weights is None or not tree.is_nested(y):
         return
     if tree.is_nested(weights):
         try:
-            return tree.assert_same_structure(y, weights)
+            tree.assert_same_structure(y, weights)
+            return
         except ValueError:
-            pass  # Its message prints the arrays.
+            pass  # Keras' message would print the whole arrays.
     elif weights.ndim == 1 or weights.shape[1:] == (1,):
         return
     raise ValueError(
-        f"Argument `{name}` must be one weight a row, for all outputs alike, "
-        f"or hold an array for each of `{y_name}`. "
+        f"Argument `{name}` must be one weight per row, shared by all "
+        f"outputs, or hold an array for each of `{y_name}`. "
         f"Received: {_shapes((y, weights), (y_name, name))}"
     )
 
 
-def _shapes(parts, names):
+def _shapes(parts: Sequence[Structure], names: Sequence[str]) -> str:
     shapes = tree.map_structure(lambda a: a.shape, parts, none_is_leaf=False)
     return "; ".join(
         f"{name} of shape {shape}"

@@ -1,51 +1,68 @@
 """Data sets: how many batches they have, and their batches in order."""
 
 import itertools
+import math
 import sys
+from collections.abc import Callable
+from collections.abc import Iterator
+from typing import Any
+from typing import NoReturn
 
 import keras
-import numpy as np
 
 from kormos.data.arrays import is_array
 from kormos.data.memory import leaves
+from kormos.types import Structure
 
-# As much as this is read of a data set that does not tell its length: so many
-# batches, and so many bytes to be kept in memory.
+# A data set that does not tell its length is taken for endless after this many
+# batches, or after this many bytes that would have to stay in memory. Both are
+# choices of ours: smaller values refuse large data sets that do end, larger
+# ones let an endless one fill the memory or run for longer.
 MOST_BATCHES = 2**15
 MOST_BYTES = 2**32
-# Nor is it read on where the same few batches have come again so often.
-_ROUNDS, _FEWEST = 16, 512
+# It is also taken for endless if it has yielded `_FEWEST_BATCHES` or more, and
+# each different one `_REPETITIONS` times on average. These are choices of ours
+# too: smaller values would refuse finite data with many equal batches.
+_REPETITIONS, _FEWEST_BATCHES = 16, 512
 
-_ENDLESS = np.inf
+_ENDLESS = math.inf
 
 
-def is_dataset(x):
+def is_dataset(x: object) -> bool:
     """Whether `x` yields batches instead of being arrays."""
     if x is None or isinstance(x, (list, tuple, dict, str)) or is_array(x):
         return False
     return hasattr(x, "__iter__") or hasattr(x, "__getitem__")
 
 
-def needs_steps(x):
-    """Whether `x` is a data set that does not say that it has an end."""
+def needs_steps(x: object) -> bool:
+    """Whether `x` is a data set whose end is unknown, or that has none."""
     return is_dataset(x) and _length(x) in (None, _ENDLESS)
 
 
 class BatchReader:
-    """The batches of a data set, and how to tell that they do not end.
+    """Reads the batches of a data set, and refuses a data set without an end.
 
     Args:
         dataset: the data set.
-        argument: what to call it.
-        steps: how many batches to take where there may be no end, or `None`.
+        argument: its name in messages.
+        steps: how many batches to take of a data set that may have no end, or
+            `None`.
         steps_name: the argument that gives `steps`, or `None`.
-        is_stream: whether it is to be read more than once, and not kept.
+        is_stream: whether the batches are read more than once and not kept.
 
     Raises:
-        ValueError: if it cannot be read to an end, or not again.
+        ValueError: if the data set has no end, or cannot be read again.
     """
 
-    def __init__(self, dataset, argument, steps, steps_name, is_stream):
+    def __init__(
+        self,
+        dataset: Any,
+        argument: str,
+        steps: int | None,
+        steps_name: str | None,
+        is_stream: bool,
+    ) -> None:
         self._dataset = dataset
         self._argument = argument
         self._steps = steps
@@ -64,12 +81,12 @@ class BatchReader:
         if steps is None and self._length == _ENDLESS:
             self._refuse("without an end")
 
-    def _or_steps(self):
+    def _or_steps(self) -> str:
         if self._steps_name is None or self._is_stream:
             return ""
         return f", or say by `{self._steps_name}` how many batches to take"
 
-    def _refuse(self, found):
+    def _refuse(self, found: str) -> NoReturn:
         raise ValueError(
             f"Argument `{self._argument}` must end: a full-batch method needs "
             "all of the data. Cut the data set with `take(n)`, leave out "
@@ -77,11 +94,14 @@ class BatchReader:
             f"Received: {self._argument} of type {self._kind}, {found}"
         )
 
-    def __call__(self, convert):
+    def __call__(
+        self, convert: Callable[[Any], list[Structure]]
+    ) -> Iterator[list[Structure]]:
         """Yields every batch.
 
         Args:
-            convert: function of a batch that returns arrays in structures.
+            convert: function of a batch that returns its arrays, in
+                structures.
         """
         batches = map(convert, _batches(self._dataset, self._argument))
         if self._length not in (None, _ENDLESS):
@@ -91,17 +111,25 @@ class BatchReader:
         else:
             yield from itertools.islice(batches, self._steps)
 
-    def _guarded(self, batches):
-        """Yields batches until there are too many to be all of them."""
-        seen, size = set(), 0
+    def _guarded(
+        self, batches: Iterator[list[Structure]]
+    ) -> Iterator[list[Structure]]:
+        """Yields batches, and refuses the data set if they do not seem to end.
+
+        A hash of every batch tells how many different ones there are.
+        """
+        seen: set[int] = set()
+        size = 0
         for count, batch in enumerate(batches, 1):
             arrays = leaves(batch)
             size += sum(a.nbytes for a in arrays)
             seen.add(hash(tuple(a.tobytes() for a in arrays)))
-            is_round = count >= _FEWEST and _ROUNDS * len(seen) <= count
+            repeats = (
+                count >= _FEWEST_BATCHES and _REPETITIONS * len(seen) <= count
+            )
             is_too_much = size > MOST_BYTES and not self._is_stream
-            if is_round or is_too_much or count > MOST_BATCHES:
-                again = f", {len(seen):,} of them different" if is_round else ""
+            if repeats or is_too_much or count > MOST_BATCHES:
+                again = f", {len(seen):,} of them different" if repeats else ""
                 self._refuse(
                     f"which does not tell its length and has not ended after "
                     f"{count:,} batches{again}"
@@ -109,8 +137,8 @@ class BatchReader:
             yield batch
 
 
-def _length(dataset):
-    """How many batches there are, infinity, or `None` where it is unknown."""
+def _length(dataset: Any) -> float | None:
+    """The number of batches, infinity, or `None` if it is unknown."""
     if isinstance(dataset, keras.utils.PyDataset):
         count = dataset.num_batches
         return _ENDLESS if count is None else count
@@ -120,14 +148,15 @@ def _length(dataset):
     try:
         count = len(dataset)
     except Exception:
-        # Each library raises its own: PyTorch's loaders ask what they load.
+        # Each library raises an error of its own, and a PyTorch `DataLoader`
+        # raises that of the user's `Dataset`.
         return None
-    # What repeats for ever has the largest length that there is, over the size
-    # of its batches.
+    # Data that repeat for ever report the largest possible length, divided by
+    # the batch size, which hardly exceeds 2**24.
     return _ENDLESS if count >= sys.maxsize >> 24 else count
 
 
-def _batches(dataset, argument):
+def _batches(dataset: Any, argument: str) -> Iterator[Any]:
     if isinstance(dataset, keras.utils.PyDataset):
         dataset.on_epoch_begin()
         count = dataset.num_batches

@@ -1,5 +1,6 @@
 """All rows of a data set, and how they are cut into chunks."""
 
+from collections.abc import Callable
 from typing import Any
 from typing import NamedTuple
 
@@ -7,6 +8,18 @@ from keras import ops
 from keras import tree
 
 from kormos import backend
+from kormos.types import Array
+from kormos.types import Structure
+from kormos.types import Tensor
+
+# Numbers that are computed of a chunk's rows where each row's derivatives are
+# kept (8 MB in float64), and the fewest rows of such a chunk. Both are choices
+# of ours: larger ones take memory, smaller ones more calls.
+_WIDE_CHUNK_NUMBERS = 2**20
+_FEWEST_WIDE_ROWS = 16
+# The fewest rows of a chunk that is cut to be computed fast, a choice of ours:
+# a smaller value would make many small chunks of wide rows.
+_FEWEST_ROWS = 256
 
 
 class Data(NamedTuple):
@@ -14,29 +27,31 @@ class Data(NamedTuple):
 
     Attributes:
         x: arrays of shape `(rows, ...)`, in any structure.
-        y: likewise, or `None`.
-        sample_weight: likewise, or `None`.
+        y: targets of shape `(rows, ...)`, in any structure, or `None`.
+        sample_weight: weights of shape `(rows, ...)`, in any structure, or
+            `None`.
     """
 
-    x: Any
-    y: Any
-    sample_weight: Any
+    x: Structure
+    y: Structure
+    sample_weight: Structure
 
     @property
-    def rows(self):
+    def rows(self) -> int:
+        """The number of rows."""
         return len(leaves(self.x)[0])
 
-    def map(self, fn):
-        """The same structures, `fn` applied to every array."""
+    def map(self, fn: Callable[[Array], Any]) -> "Data":
+        """The same structures, with `fn` applied to every array."""
         return Data(
             *(tree.map_structure(fn, p, none_is_leaf=False) for p in self)
         )
 
-    def split(self, share):
+    def split(self, share: float) -> tuple["Data", "Data"]:
         """Cuts a share of the rows off the end, as Keras does.
 
         Returns:
-            Two `Data`, the second with the last rows.
+            Two `Data`, of which the second holds the last rows.
         """
         cut = int(self.rows * (1 - share))
         if not 0 < cut < self.rows:
@@ -47,41 +62,57 @@ class Data(NamedTuple):
         return self.map(lambda a: a[:cut]), self.map(lambda a: a[cut:])
 
     @property
-    def first(self):
-        """All of it, where a `Stream` has its first batch."""
+    def first(self) -> "Data":
+        """All of the data: a `Stream` has its first batch here."""
         return self
 
-    def chunk_rows(self, batch_size=None, width=None, widest=0):
-        """The rows of a chunk, but for a last one with fewer.
+    def chunk_rows(
+        self,
+        batch_size: int | None = None,
+        width: int | None = None,
+        widest: int = 0,
+    ) -> int:
+        """The number of rows of a chunk; the last chunk may have fewer.
 
         Args:
-            batch_size: that many, or all that there are: a loss may couple
-                the rows of a batch, and need a certain number of them.
-                Defaults to as many as the backend computes fast and keeps in
+            batch_size: this number of rows, or all rows if there are fewer. A
+                loss may couple the rows of a batch and need a certain number
+                of them. Defaults to as many as the backend computes fast, in
                 little memory.
-            width: how many numbers are computed of a row, to be kept at about
-                a million a chunk too, or at half more where that is all of
-                them. Defaults to not many.
-            widest: how many numbers the widest layer puts out for a row, where
-                that is known.
+            width: how many numbers are computed and kept for each row. A chunk
+                then has about a million of these, or half as many again if
+                one chunk is enough for all rows. Defaults to no such limit.
+            widest: how many numbers the widest layer returns for a row, or 0
+                if this is unknown.
         """
         rows = self.rows
-        size = batch_size
         if batch_size is None:
             inputs = sum(a.size for a in leaves(self.x)) / rows
             size = _fast_rows(rows, max(inputs, widest, 1))
-        if width is not None and (2 * width * rows > 3 * 2**20):
-            size = min(size, max(16, 2**20 // width))
+        else:
+            size = batch_size
+        if width is not None and (2 * width * rows > 3 * _WIDE_CHUNK_NUMBERS):
+            size = min(
+                size, max(_FEWEST_WIDE_ROWS, _WIDE_CHUNK_NUMBERS // width)
+            )
         if size == batch_size:
             return min(size, rows)
         return _even(rows, size)
 
-    def chunks(self, *args, is_even=False):
-        """Tensors on the device, cut for `Program`: `(stacked, last)`.
+    def chunks(
+        self, *args: Any, is_even: bool = False
+    ) -> tuple[Structure, Structure]:
+        """Tensors on the device, cut into chunks for a compiled `Program`.
 
         Args:
             *args: those of `chunk_rows`.
-            is_even: whether to cut fewer rows a chunk, all but alike.
+            is_even: whether to make the chunks smaller, so that all of them
+                have nearly the same size.
+
+        Returns:
+            A pair: the chunks of equal size, stacked along a new first axis,
+            or `None`; and one more chunk, or `None`. Each of them is a tuple
+            `(x, y, sample_weight)`.
         """
         rows, size = self.rows, self.chunk_rows(*args)
         if is_even:
@@ -89,7 +120,7 @@ class Data(NamedTuple):
         full = rows // size if rows > size else 0
         stacked = last = None
         if full:
-            # Neither slices nor these reshapes copy anything.
+            # These slices and reshapes copy nothing.
             stacked = self.map(
                 lambda a: _to_device(
                     a[: full * size].reshape(full, size, *a.shape[1:])
@@ -102,44 +133,49 @@ class Data(NamedTuple):
             None if last is None else tuple(last),
         )
 
-    def head(self, rows):
+    def head(self, rows: int) -> "Data":
         """The first rows, as tensors on the device."""
         return self.map(lambda a: _to_device(a[:rows]))
 
 
-def _even(rows, size):
-    """The rows of chunks that are at most so large, and alike in size."""
+def _even(rows: int, size: int) -> int:
+    """The size of equally large chunks, which is `size` at most."""
     return -(-rows // -(-rows // min(size, rows)))
 
 
-def _fast_rows(rows, width):
-    """Rows of a chunk of so many numbers each."""
+def _fast_rows(rows: int, width: float) -> int:
+    """The rows of a chunk that the backend computes fast.
+
+    Args:
+        rows: the number of all rows.
+        width: how many numbers there are for a row.
+    """
     numbers = backend.chunk_numbers()
-    # Cutting costs time to compile: small data stay whole.
+    # Chunks take time to compile: small data stay whole.
     if rows * width <= 4 * numbers:
         return rows
-    most = max(256, int(numbers / width))
+    most = max(_FEWEST_ROWS, int(numbers / width))
     fewest = -(-rows // most)
-    # A last chunk of another size would be compiled for itself.
+    # A last chunk of another size would have to be compiled separately.
     counts = range(fewest, 2 * fewest + 1)
     return next((rows // n for n in counts if rows % n == 0), most)
 
 
-def leaves(structure):
+def leaves(structure: Structure) -> list[Any]:
     """The arrays of a structure, in order."""
     return [a for a in tree.flatten(structure) if a is not None]
 
 
-def _as_it_is(array):
-    # Not told the dtype, JAX copies twice; told one that it does not have, as
-    # int64 by default, it warns.
+def _as_it_is(array: Array) -> Tensor:
+    # Without a dtype, JAX copies the array twice. With one that it does not
+    # have (int64 by default), it warns.
     dtype = ops.convert_to_tensor(array[:0]).dtype
     return ops.convert_to_tensor(array, dtype=dtype)
 
 
-def _to_device(array):
+def _to_device(array: Array) -> Tensor:
     if array.dtype not in ("float64", "complex128"):
         return _as_it_is(array)
-    # Or JAX would round it to float32.
+    # Without this scope, JAX would round it to float32.
     with backend.wide():
         return _as_it_is(array)

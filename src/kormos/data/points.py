@@ -1,31 +1,43 @@
 """The data of residuals: arrays in groups that have a row for each point."""
 
 import copy
+from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from keras import ops
 from keras import tree
 
 from kormos.data.arrays import refuse_ragged
+from kormos.types import Array
+from kormos.types import Structure
 
 
 class Points:
-    """What `kormos.least_squares` is given as `data`.
+    """The argument `data` of `kormos.least_squares`, as checked arrays.
 
     Arrays with the same number of rows make a group.
 
     Args:
         data: arrays in any structure, or `None`.
-        name: the argument that it is.
-        dtype: of floating-point numbers.
+        name: the name of the argument in messages.
+        dtype: dtype of floating-point numbers.
         omits_missing: whether points with NaN are left out.
 
     Attributes:
+        is_empty: whether there are no data at all.
         leaf_groups: the number of the group of each array.
         count: the number of groups.
     """
 
-    def __init__(self, data, name, dtype, omits_missing):
+    def __init__(
+        self,
+        data: Structure,
+        name: str,
+        dtype: str | None,
+        omits_missing: bool,
+    ) -> None:
         self._has_frames = any(map(is_frame, tree.flatten(data)))
         self._structure = data = with_columns(data)
         self._name = name
@@ -37,26 +49,26 @@ class Points:
         self.leaf_groups = [distinct.index(count) for count in counts]
         self.count = len(distinct)
 
-    def widened(self):
-        """The same, for data in float64."""
+    def widened(self) -> "Points":
+        """A copy that returns arrays in float64."""
         other = copy.copy(self)
         other._dtype = "float64"
         return other
 
-    def arrays(self, data):
-        """The arrays of such data, in NumPy and in order."""
+    def arrays(self, data: Structure) -> list[Array]:
+        """The NumPy arrays of data with this structure, in order."""
         arrays = self._all_rows(data)
         if not self._omits_missing:
             return arrays
         for group in range(self.count):
             places = [i for i, g in enumerate(self.leaf_groups) if g == group]
             if len({len(arrays[i]) for i in places}) > 1:
-                continue  # `grouped` says so.
+                continue  # `grouped` raises an error about this.
             missing = np.any([_has(np.isnan, arrays[i]) for i in places], 0)
             if missing.all():
                 raise ValueError(
-                    f"Argument `{self._name}` must hold points without NaN "
-                    "that `nan_policy='omit'` leaves. "
+                    f"Argument `{self._name}` must hold points without NaN, "
+                    "which `nan_policy='omit'` keeps. "
                     f"Received: NaN in each of {len(missing)} rows"
                 )
             if missing.any():
@@ -64,30 +76,32 @@ class Points:
                     arrays[i] = arrays[i][~missing]
         return arrays
 
-    def grouped(self, data):
-        """The arrays of such data by the number of their group."""
-        rows = {}
+    def grouped(self, data: Structure) -> dict[int, list[Array]]:
+        """The arrays of data with this structure, by the number of a group."""
+        rows: dict[int, list[Array]] = {}
         arrays = self.arrays(data)
         for array, group in zip(arrays, self.leaf_groups, strict=True):
             rows.setdefault(group, []).append(array)
         for members in rows.values():
             if len({len(a) for a in members}) > 1:
                 raise ValueError(
-                    "New data must have rows as the old have: arrays of equal "
-                    "length stay so. Received: lengths "
+                    "Arrays that have as many rows as each other in `data` "
+                    "must have as many in new data too. Received: lengths "
                     f"{[len(a) for a in members]}"
                 )
         return rows
 
-    def group_of(self, key):
-        """The group of an entry of the data, or of all of it."""
+    def group_of(self, key: Any) -> int:
+        """The number of the group of `data[key]`, or of the data if `None`."""
         numbers = range(len(self.leaf_groups))
         entries = tree.pack_sequence_as(self._structure, list(numbers))
         entry = entries if key is None else entries[key]
         return self.leaf_groups[tree.flatten(entry)[0]]
 
-    def given_to(self, fn, leaves):
-        """A function of arrays in the structure of the data."""
+    def given_to(
+        self, fn: Callable[[Structure], Any], leaves: Sequence[Any]
+    ) -> Any:
+        """Calls `fn` with arrays or tensors in the structure of the data."""
         given = tree.pack_sequence_as(self._structure, leaves)
         try:
             return fn(given)
@@ -100,8 +114,8 @@ class Points:
                 f"Received: `residual_fn`, which raises {error!r}"
             ) from error
 
-    def check_structure(self, data):
-        """Refuses data of another structure than its own."""
+    def check_structure(self, data: Structure) -> None:
+        """Refuses data whose structure differs from its own."""
         try:
             tree.assert_same_structure(self._structure, with_columns(data))
         except (TypeError, ValueError):
@@ -112,16 +126,21 @@ class Points:
                 f"{_shapes(self._structure)}"
             ) from None
 
-    def refuse_missing(self, data, group, is_usable):
-        """Refuses what is not finite and makes residuals of no use.
+    def refuse_missing(
+        self,
+        data: Structure,
+        group: int,
+        is_usable: Callable[[list[Array]], Array],
+    ) -> None:
+        """Refuses values that are not finite and spoil the residuals.
 
-        A function that masks what is missing may use it.
+        They do no harm if the function of the residuals masks them.
 
         Args:
             data: the data.
             group: the number of a group.
-            is_usable: function of arrays of the group that returns for each
-                row whether residuals there can be used.
+            is_usable: function of arrays of the group that returns, for each
+                row, whether its residuals can be used.
         """
         arrays = self.grouped(data)[group]
         rows = np.flatnonzero(np.any([_has(_not_finite, a) for a in arrays], 0))
@@ -130,29 +149,29 @@ class Points:
         rows = rows[~is_usable([array[rows] for array in arrays])]
         if not len(rows):
             return
-        names = [
-            _path(self._name, path)
-            for (path, _), g in zip(
-                tree.flatten_with_path(self._structure),
-                self.leaf_groups,
-                strict=True,
-            )
-            if g == group
-        ]
         row = rows[0]
-        for name, array in zip(names, arrays, strict=True):
+        for name, array in zip(self._names(group), arrays, strict=True):
             if _has(_not_finite, array)[row]:
                 raise ValueError(
                     f"Argument `{name}` must be finite in {array.dtype}, or "
-                    "`residual_fn` mask what is not: remove or impute NaN and "
-                    "infinite values, or leave the rows with NaN out by "
-                    "`nan_policy='omit'`. "
-                    f"Received: {int(_not_finite(array).sum())} such values, "
-                    f"of which row {row} has residuals, or derivatives of "
-                    "them, that are not finite"
+                    "`residual_fn` must mask the other values: remove or "
+                    "impute NaN and infinite values, or leave out the rows "
+                    "with NaN by `nan_policy='omit'`. "
+                    f"Received: {int(_not_finite(array).sum())} such values; "
+                    f"row {row} has residuals, or derivatives of them, that "
+                    "are not finite"
                 )
 
-    def _all_rows(self, data):
+    def _names(self, group: int) -> list[str]:
+        """The names of the arrays of a group, such as `"data['t']"`."""
+        leaves = tree.flatten_with_path(self._structure)
+        return [
+            _path(self._name, path)
+            for (path, _), g in zip(leaves, self.leaf_groups, strict=True)
+            if g == group
+        ]
+
+    def _all_rows(self, data: Structure) -> list[Array]:
         if self.is_empty:
             return []
         self.check_structure(data)
@@ -161,7 +180,7 @@ class Points:
             for path, leaf in tree.flatten_with_path(with_columns(data))
         ]
 
-    def _array(self, leaf, name):
+    def _array(self, leaf: Any, name: str) -> Array:
         refuse_ragged(leaf, name)
         array = ops.convert_to_numpy(leaf) if ops.is_tensor(leaf) else leaf
         array = np.asarray(array)
@@ -172,16 +191,15 @@ class Points:
                 else repr(leaf)
             )
             raise ValueError(
-                f"Argument `{name}` must hold arrays of numbers, real ones, "
-                "with a row for each point (make them of lists, by "
-                "`numpy.array`). "
+                f"Argument `{name}` must hold arrays of real numbers, with a "
+                "row for each point (convert lists by `numpy.array`). "
                 f"Received: {type(leaf).__name__}, {found}"
             )
         return array.astype(self._dtype) if array.dtype.kind == "f" else array
 
 
-def with_columns(data):
-    """Data with a dict of columns for each DataFrame."""
+def with_columns(data: Structure) -> Structure:
+    """The data, with a dict of columns in place of each DataFrame."""
     return tree.map_structure(
         lambda leaf: (
             {name: leaf[name] for name in leaf.columns}
@@ -192,25 +210,25 @@ def with_columns(data):
     )
 
 
-def is_frame(leaf):
-    """Whether it is a DataFrame, of whatever library."""
+def is_frame(leaf: Any) -> bool:
+    """Whether it is a DataFrame, of any library."""
     return hasattr(leaf, "columns") and hasattr(leaf, "to_numpy")
 
 
-def _path(name, path):
+def _path(name: str, path: Sequence[Any]) -> str:
     return name + "".join(f"[{key!r}]" for key in path)
 
 
-def _has(test, array):
-    """Which rows of an array hold a number for which a test is true."""
+def _has(test: Callable[[Array], Array], array: Array) -> Array:
+    """For each row of an array, whether any number in it passes a test."""
     if array.dtype.kind != "f":
         return np.zeros(len(array), bool)
-    return test(array).reshape(len(array), -1).any(axis=1)
+    return np.any(test(array).reshape(len(array), -1), axis=1)
 
 
-def _not_finite(array):
+def _not_finite(array: Array) -> Array:
     return ~np.isfinite(array)
 
 
-def _shapes(data):
+def _shapes(data: Structure) -> Structure:
     return tree.map_structure(lambda a: str(np.shape(a)), data)

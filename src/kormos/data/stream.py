@@ -1,8 +1,17 @@
 """Data that are read again whenever they are needed, never all in memory."""
 
+from collections.abc import Callable
+from collections.abc import Iterator
+from typing import Any
+from typing import TypeAlias
+
+from kormos.data.memory import Data
+from kormos.types import Array
+from kormos.types import Structure
+
 
 class Stream:
-    """All rows of a data set, batch by batch: what `Data` is in memory.
+    """All rows of a data set, batch by batch, in place of `Data` in memory.
 
     Args:
         read: function that returns an iterator of `Data`, the same rows at
@@ -10,23 +19,21 @@ class Stream:
         first: the first of these `Data`.
 
     Attributes:
-        first: likewise.
+        first: the first batch.
     """
 
-    def __init__(self, read, first):
+    def __init__(self, read: Callable[[], Iterator[Data]], first: Data) -> None:
         self._read = read
-        self._rows = None
+        self._rows: int | None = None
         self.first = first
 
     @property
-    def rows(self):
+    def rows(self) -> int:
         """The number of all rows."""
-        if self._rows is None:
-            for _ in self:
-                pass
-        return self._rows
+        rows = self._rows
+        return sum(batch.rows for batch in self) if rows is None else rows
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Data]:
         rows = 0
         for batch in self._read():
             rows += batch.rows
@@ -39,23 +46,27 @@ class Stream:
             )
         self._rows = rows
 
-    def each(self, fn):
-        """The same stream, `fn` applied to every `Data`."""
+    def each(self, fn: Callable[[Data], Data]) -> "Stream":
+        """The same stream, with `fn` applied to every batch."""
         return Stream(lambda: map(fn, self), fn(self.first))
 
-    def map(self, fn):
-        """The same stream, `fn` applied to every array."""
+    def map(self, fn: Callable[[Array], Any]) -> "Stream":
+        """The same stream, with `fn` applied to every array."""
         return self.each(lambda batch: batch.map(fn))
 
-    def chunks(self, *args):
-        """Yields each batch's chunks, a pair as `Data.chunks` returns it."""
+    def chunks(self, *args: Any) -> Iterator[tuple[Structure, Structure]]:
+        """Yields the chunks of each batch, as `Data.chunks` returns them."""
         for batch in self:
             yield batch.chunks(*args)
 
-    def chunk_rows(self, *args):
-        """The rows of the first batch's chunks."""
+    def chunk_rows(self, *args: Any) -> int:
+        """The number of rows of a chunk of the first batch."""
         return self.first.chunk_rows(*args)
 
-    def head(self, rows):
-        """The first rows, of those of the first batch."""
+    def head(self, rows: int) -> Data:
+        """The first rows of the first batch, as tensors on the device."""
         return self.first.head(rows)
+
+
+# All rows of a data set: in memory, or read batch by batch.
+Samples: TypeAlias = Data | Stream

@@ -1,68 +1,81 @@
 """Variables: which of them are read, and copies of their values."""
 
+from collections.abc import Iterable
+from collections.abc import Sequence
+
 import keras
 import numpy as np
 from keras import ops
 
 from kormos import backend
+from kormos.types import Tensor
 
 
 class ReadRecorder(keras.StatelessScope):
     """A stateless scope that notes which variables are read within it."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(collect_losses=True, initialize_variables=False)
-        self._reads = {}
+        self._reads: dict[int, keras.Variable] = {}
 
-    def get_current_value(self, variable):
+    def get_current_value(self, variable: keras.Variable) -> Tensor:
+        """The value of a variable in the scope, which notes the reading."""
         value = super().get_current_value(variable)
         if value is None:
-            # Weight regularizers ask the scope itself, and take no `None`.
+            # Weight regularizers call this method directly, and cannot use
+            # `None`. The scope is left for a moment to read the variable.
             self._reads[id(variable)] = variable
             self.__exit__()
             value = variable.value
             self.__enter__()
         return value
 
-    def reads(self):
+    def reads(self) -> list[keras.Variable]:
+        """The variables that were read, in order."""
         return list(self._reads.values())
 
-    def assigned(self, variables):
-        """Those of the variables that have other values now."""
+    def assigned(
+        self, variables: Iterable[keras.Variable]
+    ) -> list[keras.Variable]:
+        """The variables that were assigned a value within the scope."""
         return [v for v in variables if id(v) in self.state_mapping]
 
-    def reads_but(self, variables):
-        """The variables that were read, without those given."""
+    def reads_but(
+        self, variables: Iterable[keras.Variable]
+    ) -> list[keras.Variable]:
+        """The variables that were read, except the given ones."""
         excluded = {id(v) for v in variables}
         return [v for v in self.reads() if id(v) not in excluded]
 
 
-def snapshot(variables):
-    """Copies of the variables' present values."""
-    # JAX deletes what Keras' own steps are given (`evaluate` in a callback,
-    # say), and PyTorch assigns in place.
+def snapshot(variables: Iterable[keras.Variable]) -> list[Tensor]:
+    """Copies of the present values of variables."""
+    # On JAX, Keras' own steps delete the tensors that they are given (those of
+    # `evaluate` in a callback, for example). PyTorch assigns in place.
     with backend.wide():
         return [ops.stop_gradient(ops.copy(v.value)) for v in variables]
 
 
-def wide_values(variables):
-    """The variables' present values in float64."""
+def wide_values(variables: Iterable[keras.Variable]) -> list[Tensor]:
+    """The present values of variables in float64."""
     with backend.wide():
         return [ops.cast(v.value, "float64") for v in variables]
 
 
-def reads_seeds(variables):
+def reads_seeds(variables: Iterable[keras.Variable]) -> bool:
     """Whether the state of a `keras.random.SeedGenerator` is among them."""
     return any(is_seed(variable) for variable in variables)
 
 
-def is_seed(variable):
+def is_seed(variable: keras.Variable) -> bool:
     """Whether a variable is the state of a `keras.random.SeedGenerator`."""
     return variable.name == "seed_generator_state"
 
 
-def have_changed(variables, values):
-    """Whether variables have other values now than those of a `snapshot`."""
+def have_changed(
+    variables: Sequence[keras.Variable], values: Sequence[Tensor]
+) -> bool:
+    """Whether the values of variables differ from those of a `snapshot`."""
     return not all(
         np.array_equal(
             ops.convert_to_numpy(variable.value),
@@ -70,13 +83,13 @@ def have_changed(variables, values):
             equal_nan=True,
         )
         for variable, value in zip(variables, values, strict=True)
-        # Any call of a layer that draws moves on what it draws from.
+        # Every call of a layer with random draws changes its seed state.
         if not is_seed(variable)
     )
 
 
-def to_float(tensor, dtype):
-    """A tensor of floating-point numbers in a dtype; another as it is."""
+def to_float(tensor: Tensor, dtype: str) -> Tensor:
+    """Casts floating-point numbers to a dtype, and nothing else."""
     own = keras.backend.standardize_dtype(tensor.dtype)
     is_float = keras.backend.is_float_dtype(own)
     return ops.cast(tensor, dtype) if is_float else tensor

@@ -1,14 +1,20 @@
 """The precision in which a function of Keras variables is evaluated.
 
 Layers, losses and the inputs of functional models each compute in a dtype of
-their own, whatever the dtype of the values that they are given. A float32
-model is evaluated in float64 by giving them another dtype while they are
-traced (JAX, TensorFlow) or run (PyTorch), so that the model itself stays as
-it is, of any class.
+their own, whatever the dtype of the values that they are given. To evaluate a
+float32 model in float64, they get that dtype while they are traced (JAX,
+TensorFlow) or run (PyTorch). The model itself stays as it is, and may be of
+any class.
 """
 
 import contextlib
 import re
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Sequence
+from typing import Any
+from typing import TypeVar
 
 import keras
 import numpy as np
@@ -17,22 +23,31 @@ from keras import tree
 from kormos import backend
 from kormos.arithmetic.vectors import rounding
 from kormos.data.variables import to_float
+from kormos.float64.layer_calls import Call
+from kormos.float64.layer_calls import Owner
 from kormos.float64.layer_calls import recorded_calls
 from kormos.float64.modules import Modules
 from kormos.float64.settings import is_true_float64
 from kormos.float64.settings import precision
 from kormos.float64.settings import turn
+from kormos.types import Scalar
+from kormos.types import Structure
+from kormos.types import Tensor
 from kormos.warn import warn
 
 PRECISIONS = (None, "float64", "auto")
+
+_Result = TypeVar("_Result")
+# A variable and the value that it has in a scope.
+_Pair = tuple[keras.Variable, Tensor]
 
 
 class Float64Error(ValueError):
     """A model or function cannot be evaluated in float64."""
 
 
-def check_precision(value):
-    """Refuses what is no precision of a fit."""
+def check_precision(value: object) -> None:
+    """Refuses a value that is not a precision of a fit."""
     if value not in PRECISIONS:
         raise ValueError(
             "Argument `precision` must be 'float64', 'auto' or None. "
@@ -40,26 +55,27 @@ def check_precision(value):
         )
 
 
-def starts_wide(precision, dtypes):
+def starts_wide(precision: str | None, dtypes: Iterable[str]) -> bool:
     """Whether to evaluate in float64 from the start.
 
     Args:
         precision: one of `PRECISIONS`.
-        dtypes: those of the variables.
+        dtypes: the dtypes of the variables.
     """
     is_wide = all(dtype == "float64" for dtype in dtypes)
     return precision == "float64" or (precision == "auto" and is_wide)
 
 
-def decide(precision, prepare):
-    """Whether float64 can follow, as it does where float32 ends.
+def decide(precision: str | None, prepare: Callable[[], Any]) -> bool:
+    """Whether a fit can go on in float64 where it has converged in float32.
 
     Args:
         precision: one of `PRECISIONS`.
-        prepare: function that gets ready for float64, or refuses.
+        prepare: function that prepares an evaluation in float64. It raises
+            `Float64Error` if there cannot be one.
 
     Raises:
-        ValueError: where it refuses what `precision` insists on.
+        Float64Error: if `precision` is "float64" and there cannot be one.
     """
     if precision is None:
         return False
@@ -78,16 +94,21 @@ class Arithmetic:
 
     Args:
         dtype: `"float64"`, or `None` for that of layers and variables.
+
+    Attributes:
+        dtype: the argument.
+        keeps_traces: whether the backend may keep traces that hold the values
+            of variables. Then every evaluation must have a trace of its own.
     """
 
-    def __init__(self, dtype=None):
+    def __init__(self, dtype: str | None = None) -> None:
         self.dtype = dtype
-        self._owners = {}
-        self._constants = []
+        self._owners: dict[int, Owner] = {}
+        self._constants: list[tuple[Owner, str]] = []
         self._modules = Modules()
         self.keeps_traces = False
 
-    def widened(self):
+    def widened(self) -> "Arithmetic":
         """The same layers and losses in float64.
 
         Raises:
@@ -114,8 +135,8 @@ class Arithmetic:
         return other
 
     @property
-    def epsilon(self):
-        """The coarsest rounding of layers with weights to train."""
+    def epsilon(self) -> float:
+        """The coarsest rounding of the layers that have weights to train."""
         layers = [
             owner
             for owner in self._owners.values()
@@ -127,26 +148,30 @@ class Arithmetic:
             default=0.0,
         )
 
-    def include(self, owners):
-        """Adds layers and losses, to be given the dtype."""
+    def include(self, owners: Iterable[Owner]) -> None:
+        """Adds layers and losses that are to compute in the dtype."""
         for owner in owners:
-            # Recurrent layers take from their cells what is never called.
+            # A layer may use the weights of a layer that it never calls, as
+            # recurrent layers do with their cells.
             is_layer = isinstance(owner, keras.Layer)
             parts = owner._flatten_layers() if is_layer else [owner]
             self._owners.update({id(part): part for part in parts})
 
     @property
-    def owners(self):
+    def owners(self) -> list[Owner]:
         """The included layers and losses."""
         return list(self._owners.values())
 
-    def reads(self):
+    def reads(self) -> list[keras.Variable]:
         """The variables that were read, but not through Keras."""
         return self._modules.reads()
 
     @contextlib.contextmanager
-    def learning(self):
-        """A scope, outside of the precision, that includes what is called."""
+    def learning(self) -> Iterator[None]:
+        """A scope that includes every layer and loss that is called in it.
+
+        They still compute in their own dtypes.
+        """
         with (
             turn(None),
             recorded_calls() as calls,
@@ -156,8 +181,13 @@ class Arithmetic:
         self.include(call.owner for call in calls)
         self._modules.include(call.owner for call in calls)
 
-    def first_call(self, run, fn, *args):
-        """`run(fn, *args)`; finds out whether `fn` is always to be traced anew.
+    def first_call(
+        self,
+        run: Callable[..., _Result],
+        fn: Callable[..., Structure],
+        *args: Structure,
+    ) -> _Result:
+        """`run(fn, *args)`, which also finds out and sets `keeps_traces`.
 
         Args:
             run: function that calls `fn`.
@@ -167,37 +197,46 @@ class Arithmetic:
         self.keeps_traces |= backend.keeps_traces(fn, *args)
         return self.call(run, fn, *args)
 
-    def call(self, run, fn, *args):
-        """`run(fn, *args)`, which finds no trace of an earlier call."""
+    def call(
+        self,
+        run: Callable[..., _Result],
+        fn: Callable[..., Structure],
+        *args: Structure,
+    ) -> _Result:
+        """`run(fn, *args)`, which uses no trace of an earlier call."""
         with self._own_trace():
             return run(fn, *args)
 
-    def _own_trace(self):
+    def _own_trace(self) -> contextlib.AbstractContextManager[Any]:
         if self.keeps_traces:
             return backend.own_trace()
         return contextlib.nullcontext()
 
-    def present(self, variables):
-        """Pairs for a `scope`, of the variables as they are."""
+    def present(self, variables: Iterable[keras.Variable]) -> list[_Pair]:
+        """Pairs of variables and their present values, for a `scope`."""
         return [(v, v.value) for v in variables] if self.dtype else []
 
     @contextlib.contextmanager
-    def scope(self, stateless=None, pairs=()):
+    def scope(
+        self,
+        stateless: keras.StatelessScope | None = None,
+        pairs: Sequence[_Pair] = (),
+    ) -> Iterator[None]:
         """A scope in which the included layers and losses compute in `dtype`.
 
         Args:
-            stateless: a `keras.StatelessScope` to enter, if there is one.
-            pairs: list of variables and the values that they have in it.
+            stateless: a `keras.StatelessScope` to enter, or `None`.
+            pairs: pairs of a variable and the value that it has in the scope.
         """
         with contextlib.ExitStack() as scopes:
             scopes.enter_context(turn(self.dtype))
             if self.dtype is not None:
                 scopes.enter_context(precision(self.dtype))
-                scopes.enter_context(self._widened([v for v, _ in pairs]))
+                variables = [variable for variable, _ in pairs]
+                scopes.enter_context(self._widened(self.dtype, variables))
             scopes.enter_context(self._own_trace())
             if stateless is not None:
                 for variable, value in pairs:
-                    # In the dtype that it has, unless another one is set.
                     if self.dtype is not None:
                         value = to_float(value, self.dtype)
                     stateless.add_update((variable, value))
@@ -206,21 +245,32 @@ class Arithmetic:
                 scopes.enter_context(stateless)
             yield
 
-    def check(self, run, fn, loss, parts, *args):
+    def check(
+        self,
+        run: Callable[..., Structure],
+        fn: Callable[..., Structure],
+        loss: Callable[..., Structure],
+        parts: Sequence[Tensor],
+        *args: Structure,
+    ) -> None:
         """Refuses values or gradients that are not computed in the precision.
 
         Args:
-            run: function that runs `fn(*args)` for the layers that it calls.
-            fn: function of `parts` and `args`, in which all must be as wide.
-            loss: function of the same, which may return a structure.
+            run: function that calls the function that it is given, with the
+                other arguments.
+            fn: function of `parts` and `args`, all of which is to be computed
+                in the precision.
+            loss: function of the same arguments, which is differentiated. It
+                may return a structure.
             parts: values of the variables to differentiate by.
-            *args: what else the functions take.
+            *args: the other arguments of both functions.
 
         Raises:
-            Float64Error: naming the first layer or loss that is narrower.
+            Float64Error: naming the first layer or loss that computes in a
+                lower precision.
         """
 
-        def total(parts, *args):
+        def total(parts: Sequence[Tensor], *args: Structure) -> Scalar:
             leaves = tree.flatten(loss(parts, *args))
             return sum(keras.ops.sum(leaf) for leaf in leaves)
 
@@ -229,9 +279,9 @@ class Arithmetic:
             narrow = narrow_calls(calls)
             if narrow or _narrow_leaves(outputs):
                 raise Float64Error(
-                    f"In {self.dtype} (`precision`), everything must compute "
-                    "in it: take casts to another dtype out of the code, or "
-                    "build the model after `kormos.enable_float64()`. "
+                    f"With {self.dtype} (`precision`), everything must compute "
+                    "in this dtype: remove casts to another dtype from the "
+                    "code, or build the model after `kormos.enable_float64()`. "
                     "Received: "
                     + (_name(narrow[0].owner) if narrow else "a value")
                     + ", in float32"
@@ -241,67 +291,75 @@ class Arithmetic:
             _or_refuse(calls, run, slopes, parts, *args)
 
     @contextlib.contextmanager
-    def _widened(self, variables):
-        restore = []
+    def _widened(
+        self, dtype: str, variables: Iterable[keras.Variable]
+    ) -> Iterator[None]:
+        """A scope in which the owners and these variables have a dtype."""
+        restore: list[tuple[Any, str, Any]] = []
 
-        def set_for_now(target, name, value):
+        def set_for_now(target: Any, name: str, value: Any) -> None:
             restore.append((target, name, getattr(target, name)))
             setattr(target, name, value)
 
         try:
             for owner in self._owners.values():
                 for target, name in _targets(owner):
-                    set_for_now(target, name, self.dtype)
+                    set_for_now(target, name, dtype)
             for variable in variables:
-                # Operations ask a variable, not its value.
+                # Keras' operations ask the variable for its dtype, not its
+                # value.
                 if keras.backend.is_float_dtype(variable.dtype):
-                    set_for_now(variable, "_dtype", self.dtype)
+                    set_for_now(variable, "_dtype", dtype)
             for owner, name in self._constants:
                 value = getattr(owner, name)
                 if isinstance(value, np.ndarray):
-                    set_for_now(owner, name, value.astype(self.dtype))
+                    set_for_now(owner, name, value.astype(dtype))
                 else:
-                    set_for_now(owner, name, to_float(value, self.dtype))
+                    set_for_now(owner, name, to_float(value, dtype))
             yield
         finally:
             for target, name, value in reversed(restore):
                 setattr(target, name, value)
 
 
-def _or_refuse(calls, run, *args):
+def _or_refuse(
+    calls: Sequence[Call], run: Callable[..., _Result], *args: Any
+) -> _Result:
     """Calls `run(*args)`, and refuses a model that raises only in float64."""
     try:
         return run(*args)
     except Exception as error:
         failed = [_name(call.owner) for call in calls if call.error is error]
         raise Float64Error(
-            "In float64 (`precision`), everything must compute in it: cast "
-            "constants to the dtype of what they meet, and leave `precision` "
-            f"out where {keras.backend.backend()} has no float64. Received: "
+            "With float64 (`precision`), everything must compute in it: cast "
+            "constants to the dtype of the tensors that they are combined "
+            "with, or leave `precision` out if an operation has no float64 on "
+            f"{keras.backend.backend()}. Received: "
             + (failed[0] if failed else "code or gradients outside of layers")
             + f", which raises {type(error).__name__}: {_first_line(error)}"
         ) from error
 
 
-def _name(owner):
-    # Of the loss that Keras makes of a function.
+def _name(owner: Owner) -> str:
+    # Keras wraps a loss that is a function in a `Loss`, as its `fn`.
     return getattr(getattr(owner, "fn", None), "__name__", owner.name)
 
 
-def _first_line(error):
-    # Keras sets what a layer raises, in bold, between words of its own.
+def _first_line(error: Exception) -> str:
+    # Keras puts the message of an error in a layer in bold, and text of its
+    # own around it.
     found = re.search("\x1b\\[1m(.*)", str(error))
     lines = (found[1] if found else str(error)).splitlines()
     return lines[0].removesuffix("\x1b[0m") if lines else ""
 
 
-def narrow_calls(calls):
-    """The `Call`s with results in float32 or narrower."""
+def narrow_calls(calls: Iterable[Call]) -> list[Call]:
+    """The calls with floating-point results that are not in float64."""
     return [call for call in calls if _narrow_leaves(call.outputs)]
 
 
-def warn_of_rounding(name, dtype):
-    """Says so where Keras would compute float64 in float32."""
+def warn_of_rounding(name: str, dtype: str | None) -> None:
+    """Warns if Keras would compute something in float64 in float32."""
     if dtype == "float64" and not is_true_float64():
         warn(
             f"{name} is float64, and Keras computes a part of it in float32: "
@@ -310,14 +368,15 @@ def warn_of_rounding(name, dtype):
         )
 
 
-def _targets(owner):
+def _targets(owner: Owner) -> Iterator[tuple[Any, str]]:
     """The attributes by which a layer or a loss casts to floating point."""
     if isinstance(owner, keras.losses.Loss):
         yield owner, "_dtype"
     elif keras.backend.is_float_dtype(owner.compute_dtype):
         yield owner, "dtype_policy"
         for tensor in tree.flatten(getattr(owner, "inputs", None)):
-            # Of a functional model; but indices stay what they are.
+            # The inputs of a functional model. Inputs of integers keep their
+            # dtype.
             if isinstance(
                 tensor, keras.KerasTensor
             ) and keras.backend.is_float_dtype(tensor.dtype):
@@ -325,28 +384,28 @@ def _targets(owner):
                 yield tensor._keras_history.operation, "_dtype"
 
 
-def _constants(owner):
+def _constants(owner: Owner) -> list[tuple[Owner, str]]:
     """A layer's or a loss's own attributes that are arrays in float32."""
     return [
         (owner, name)
         for name, value in vars(owner).items()
-        # TensorFlow takes a variable for a tensor.
+        # On TensorFlow, `is_tensor` is true for a variable too.
         if not isinstance(value, keras.Variable)
         and (_is_narrow(value) or _is_narrow_array(value))
     ]
 
 
-def _narrow_leaves(outputs):
+def _narrow_leaves(outputs: Structure) -> list[Tensor]:
     return [leaf for leaf in tree.flatten(outputs) if _is_narrow(leaf)]
 
 
-def _is_narrow_array(value):
+def _is_narrow_array(value: object) -> bool:
     if not isinstance(value, np.ndarray):
         return False
     return value.dtype.kind == "f" and value.dtype != "float64"
 
 
-def _is_narrow(value):
+def _is_narrow(value: Any) -> bool:
     if not keras.ops.is_tensor(value):
         return False
     dtype = keras.backend.standardize_dtype(value.dtype)

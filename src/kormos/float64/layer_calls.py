@@ -3,12 +3,20 @@
 import contextlib
 import functools
 import threading
+from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 from typing import NamedTuple
+from typing import TypeAlias
 
 import keras
 
+from kormos.types import Structure
+
 _lock = threading.RLock()
+
+# What computes in a dtype of its own, and is called.
+Owner: TypeAlias = keras.Layer | keras.losses.Loss
 
 
 class Call(NamedTuple):
@@ -16,33 +24,39 @@ class Call(NamedTuple):
 
     Attributes:
         owner: the `keras.Layer` or `keras.losses.Loss`.
-        outputs: what is kept of what it returned, in any structure.
-        callers: those within whose calls it was called, the outermost first.
-        error: what it raised instead, or `None`.
+        outputs: what `recorded_calls` keeps of the outputs, or `None` after an
+            error.
+        callers: the layers and losses whose calls were running, the outermost
+            first.
+        error: the exception that the call raised, or `None`.
     """
 
-    owner: Any
-    outputs: Any
-    callers: tuple
+    owner: Owner
+    outputs: Structure
+    callers: tuple[Owner, ...]
     error: Exception | None = None
 
 
 @contextlib.contextmanager
-def recorded_calls(keep=lambda outputs: outputs):
+def recorded_calls(
+    keep: Callable[[Structure], Structure] = lambda outputs: outputs,
+) -> Iterator[list[Call]]:
     """A scope that notes every call that this thread makes within it.
 
     Args:
-        keep: function of what a call returns, called at once: what a `Call`
-            has of its outputs.
+        keep: function of the outputs of a call, called at once. It returns
+            what the `Call` keeps of them.
 
     Yields:
-        The list of `Call`s, inner ones before those that they are part of.
+        The list of `Call`s. A call comes after the calls within it.
     """
-    calls, thread, running = [], threading.get_ident(), []
+    calls: list[Call] = []
+    running: list[Owner] = []
+    thread = threading.get_ident()
 
-    def noting(stock):
+    def noting(stock: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(stock)
-        def call(self, *args, **kwargs):
+        def call(self: Owner, *args: Any, **kwargs: Any) -> Any:
             if threading.get_ident() != thread:
                 return stock(self, *args, **kwargs)
             callers = tuple(running)
@@ -59,7 +73,7 @@ def recorded_calls(keep=lambda outputs: outputs):
 
         return call
 
-    # Keras has no hook of its own for this.
+    # Keras offers no hook for this.
     owners = (keras.Layer, keras.losses.Loss)
     with _lock:
         stock = [owner.__call__ for owner in owners]

@@ -1,6 +1,10 @@
-"""Variables that layers read, or assign, where no optimizer sees it."""
+"""Variables that layers read or assign without a scope of Keras seeing it."""
 
 import contextlib
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -10,28 +14,32 @@ from keras import tree
 from kormos import backend
 from kormos.data.variables import ReadRecorder
 from kormos.data.variables import to_float
+from kormos.float64.layer_calls import Owner
 from kormos.float64.settings import turn
+from kormos.types import Array
+from kormos.types import Structure
+from kormos.types import Tensor
 
 
 class Modules:
     """The PyTorch modules that a function calls, in `TorchModuleWrapper`s.
 
-    They read parameters of their own, which Keras' variables share, where no
-    scope of Keras' reaches.
+    They read parameters of their own, whose memory Keras' variables share. A
+    scope of Keras does not notice this.
     """
 
-    def __init__(self):
-        self._wrappers = []
-        self._met = {}
+    def __init__(self) -> None:
+        self._wrappers: list[keras.layers.TorchModuleWrapper] = []
+        self._met: dict[int, Tensor] = {}
 
     @contextlib.contextmanager
-    def learning(self):
+    def learning(self) -> Iterator[None]:
         """A scope that notes which parameters operations are given."""
         with backend.parameters_met() as met:
             yield
         self._met.update(met)
 
-    def include(self, owners):
+    def include(self, owners: Iterable[Owner]) -> None:
         """Adds the wrappers among layers that were called."""
         self._wrappers += [
             owner
@@ -40,19 +48,22 @@ class Modules:
             and owner not in self._wrappers
         ]
 
-    def reads(self):
-        """The variables of the modules whose parameters operations met."""
+    def reads(self) -> list[keras.Variable]:
+        """The modules' variables whose parameters operations were given."""
         variables = [v for w in self._wrappers for v in w.variables]
         return [v for v in variables if id(v.value) in self._met]
 
     @contextlib.contextmanager
-    def scope(self, stateless, dtype=None):
+    def scope(
+        self, stateless: keras.StatelessScope, dtype: str | None = None
+    ) -> Iterator[None]:
         """A scope in which modules compute with other values.
 
         Args:
-            stateless: the `keras.StatelessScope` that has the values, not
-                entered yet.
-            dtype: of floating-point numbers. Defaults to their own.
+            stateless: the `keras.StatelessScope` that has the values. It is
+                entered later.
+            dtype: dtype of floating-point numbers. Defaults to that of each
+                value.
         """
         if not self._wrappers:
             yield
@@ -64,7 +75,7 @@ class Modules:
             pairs.append((own, to_float(value, dtype or value.dtype)))
         for wrapper in self._wrappers:
             for buffer in wrapper.module.buffers():
-                # Training updates averages in place.
+                # A module in training updates its averages in place.
                 pairs.append(
                     (buffer, to_float(buffer.clone(), dtype or buffer.dtype))
                 )
@@ -72,26 +83,28 @@ class Modules:
             yield
 
 
-def refuse_hidden_reads(variables, fn):
-    """Refuses variables that change a function which never reads them.
+def refuse_hidden_reads(
+    variables: Sequence[keras.Variable], fn: Callable[[], Structure]
+) -> None:
+    """Refuses variables that change a function without a read through Keras.
 
-    Such a function differentiates to zero, and a fit would call its start an
-    optimum.
+    The gradient with respect to them would be zero, and a fit would take its
+    start for an optimum.
 
     Args:
-        variables: the variables that no scope saw a read of.
-        fn: the function, of no arguments, that returns tensors in any
-            structure. It must find no trace of an earlier call.
+        variables: the variables that no scope has seen a read of.
+        fn: function without arguments that returns tensors in any structure.
+            It must not use a trace of an earlier call.
 
     Raises:
         ValueError: naming the variables.
     """
     if not variables:
         return
-    # Alone: they are changed for a moment.
+    # Other threads must wait, because the variables change for a moment.
     with turn("changed"):
 
-        def outputs():
+        def outputs() -> list[Array]:
             with backend.repeatable(), ReadRecorder():
                 leaves = tree.flatten(fn())
             return [ops.convert_to_numpy(leaf) for leaf in leaves]
@@ -103,22 +116,28 @@ def refuse_hidden_reads(variables, fn):
     raise ValueError(
         "Every variable to train must be read through Keras, or it cannot be "
         "differentiated: layers such as `TFSMLayer` and compiled PyTorch "
-        "modules read their own. Freeze them (`layer.trainable = False`), or "
-        "build them of Keras layers. Received: variables that change the "
+        "modules read theirs directly. Freeze them (`layer.trainable = "
+        "False`), or build them of Keras layers. Received: variables that "
+        "change the "
         f"outputs without being read, {', '.join(names)}"
     )
 
 
-def refuse_assigned(variables, values, scope):
+def refuse_assigned(
+    variables: Sequence[keras.Variable],
+    values: Sequence[Tensor],
+    scope: keras.StatelessScope,
+) -> None:
     """Refuses variables that a layer assigns when it is called in training.
 
-    Stock steps train what the layer leaves, a normalized kernel say. A full
-    batch method would never call it so, and end where nothing is normalized.
+    Stock training steps keep what the layer assigns, such as a normalized
+    kernel. A full-batch method discards it, and would end at weights that are
+    not normalized.
 
     Args:
         variables: the variables to train.
-        values: the tensors that they had in a scope of such a call.
-        scope: the `keras.StatelessScope`.
+        values: the tensors that the variables had at the start of such a call.
+        scope: the `keras.StatelessScope` in which the call was made.
 
     Raises:
         ValueError: naming the variables.
@@ -131,20 +150,26 @@ def refuse_assigned(variables, values, scope):
     if names:
         raise ValueError(
             "A full-batch method cannot train variables that a layer assigns "
-            "itself in each step, as `SpectralNormalization` does its kernel: "
-            "the loss between two steps is another one. Use the layer within "
-            "it and a regularizer, freeze it, or compile with a stochastic "
-            f"optimizer such as 'adam'. Received: {', '.join(names)}, assigned "
-            "by a call with training=True"
+            "itself in each step, as `SpectralNormalization` does with its "
+            "kernel, because that changes the loss from step to step. Use the "
+            "wrapped layer with a regularizer, freeze it, or compile with a "
+            f"stochastic optimizer such as 'adam'. Received: "
+            f"{', '.join(names)}, assigned by a call with training=True"
         )
 
 
-def _changes(variables, present, outputs):
+def _changes(
+    variables: Sequence[keras.Variable],
+    present: Sequence[Array],
+    outputs: Callable[[], list[Array]],
+) -> bool:
     """Whether other values of the variables change the outputs."""
     rng = np.random.default_rng(0)
     kept = [np.array(ops.convert_to_numpy(v.value)) for v in variables]
     try:
         for variable, value in zip(variables, kept, strict=True):
+            # By 10 to 50 percent, and by as much more near zero: any change
+            # that is far above rounding would do.
             noise = rng.uniform(0.1, 0.5, size=value.shape)
             variable.assign(value + noise * (1 + abs(value)))
         other = outputs()

@@ -1,12 +1,14 @@
-"""True float64, by a dictionary in Keras' private modules.
+"""True float64, which an entry of a private dictionary of Keras decides.
 
 Keras promotes float64 to float32 on JAX and PyTorch (and on TensorFlow before
-Keras 3.12), whatever `floatx` says, so that a float64 model is computed in
-float32 without a word. The entry of one dictionary decides it.
+Keras 3.12), whatever `floatx` says. A float64 model is then computed in
+float32 without a warning.
 """
 
 import contextlib
 import threading
+from collections.abc import Hashable
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import keras
@@ -14,24 +16,40 @@ import keras
 try:
     from keras.src.backend.common.dtypes import BIT64_TO_BIT32_DTYPE
 except ImportError:
-    # Keras has changed: the self-test says so to whoever asks for float64.
+    # Keras has changed. Whoever asks for float64 learns it by the self-test.
     BIT64_TO_BIT32_DTYPE = {}
+
+
+class _Settings(NamedTuple):
+    """The global settings of a process; the dtype policy is per thread."""
+
+    entry: str
+    floatx: str
+
 
 # Scopes may be open in several threads and close in any order.
 _lock = threading.Lock()
-_open: list = []
-_outside = None
+_open: list["_Scope"] = []
+# The settings outside of all scopes, from when the first one was opened.
+_outside = _Settings("float32", "float32")
 
 
-def is_true_float64():
+class _Scope:
+    """An open scope of `precision`."""
+
+    def __init__(self, dtype: str) -> None:
+        self.dtype = dtype
+
+
+def is_true_float64() -> bool:
     """Whether Keras computes float64 models in float64 at this moment."""
     return keras.backend.result_type("float64", float) == "float64"
 
 
-def enable_float64():
+def enable_float64() -> None:
     """Makes float64 the true default precision of Keras, on every backend.
 
-    Call it before a model is built: it sets Keras' type promotion, JAX's x64
+    Call it before a model is built. It sets Keras' type promotion, JAX's x64
     mode, `floatx` and the dtype policy together, and tests the outcome.
 
     Raises:
@@ -56,17 +74,17 @@ def enable_float64():
 
 
 @contextlib.contextmanager
-def precision(dtype):
-    """A scope in which Keras computes in `dtype`, and that undoes itself.
+def precision(dtype: str) -> Iterator[None]:
+    """A scope in which Keras computes in `dtype`; its end restores Keras.
 
-    Models are to be built and used inside the scope. `floatx` and Keras' type
-    promotion are global to the process: other threads see them too.
+    Build and use models inside the scope. `floatx` and Keras' type promotion
+    are global to the process, so other threads see the change too.
 
     Args:
         dtype: `"float64"` or `"float32"`.
 
     Raises:
-        ValueError: if `dtype` is another one.
+        ValueError: if `dtype` is neither of the two.
         RuntimeError: if the installed Keras still rounds float64 to float32.
 
     Example:
@@ -83,7 +101,7 @@ def precision(dtype):
             "Argument `dtype` must be 'float32' or 'float64'. "
             f"Received: dtype={dtype!r}"
         )
-    scope = [dtype]
+    scope = _Scope(dtype)
     policy = keras.config.dtype_policy()
     with _jax_x64(dtype == "float64"):
         _enter(scope)
@@ -98,23 +116,28 @@ def precision(dtype):
 
 
 _turn = threading.Condition()
-_holders: dict = {}
+# How many scopes of `turn` are open, by their argument and thread.
+_holders: dict[tuple[Hashable, int | None], int] = {}
 
 
 @contextlib.contextmanager
-def turn(dtype):
+def turn(dtype: Hashable) -> Iterator[None]:
     """A scope in which no other thread evaluates in another precision.
 
-    What one thread sets for its float64 is not to reach into what another
-    traces meanwhile: float64 is for one thread at a time, the precision that
-    is set outside (`None`) for any number of them.
+    The settings that one thread needs for float64 must not affect what other
+    threads trace at that time. So only one thread at a time may change
+    settings, and any number of threads may share those that are set outside.
+
+    Args:
+        dtype: `None` for the settings that are set outside. Anything else
+            gives the thread a turn of its own.
     """
     thread = threading.get_ident()
     mine = dtype, thread if dtype else None
     with _turn:
         is_alone = any(holder[1] == thread for holder in _holders)
     if is_alone:
-        # Within a turn of its own a thread waits for nobody.
+        # A thread that has the turn does not wait for itself.
         yield
         return
     with _turn:
@@ -130,29 +153,22 @@ def turn(dtype):
                 _turn.notify_all()
 
 
-class _Settings(NamedTuple):
-    """What is global to the process; the dtype policy is each thread's."""
-
-    entry: str
-    floatx: str
-
-
 _FLOAT64 = _Settings("float64", "float64")
 
 
-def _present():
+def _present() -> _Settings:
     return _Settings(
         BIT64_TO_BIT32_DTYPE.get("float64", "float32"),
         keras.config.floatx(),
     )
 
 
-def _apply(settings):
+def _apply(settings: _Settings) -> None:
     BIT64_TO_BIT32_DTYPE["float64"] = settings.entry
     keras.config.set_floatx(settings.floatx)
 
 
-def _enter(scope):
+def _enter(scope: _Scope) -> None:
     global _outside
     with _lock:
         if not _open:
@@ -161,24 +177,23 @@ def _enter(scope):
         _apply(_innermost())
 
 
-def _leave(scope):
+def _leave(scope: _Scope) -> None:
     with _lock:
-        # By identity: scopes of the same dtype are equal.
-        _open[:] = [other for other in _open if other is not scope]
+        _open.remove(scope)
         _apply(_innermost())
 
 
-def _innermost():
+def _innermost() -> _Settings:
     """The settings of the scope that opened last."""
     if not _open:
         return _outside
-    (dtype,) = _open[-1]
+    dtype = _open[-1].dtype
     if dtype == "float64":
         return _FLOAT64
     return _Settings(_outside.entry, dtype)
 
 
-def _jax_x64(enabled):
+def _jax_x64(enabled: bool) -> contextlib.AbstractContextManager[None]:
     if keras.backend.backend() != "jax":
         return contextlib.nullcontext()
     import jax
@@ -186,10 +201,10 @@ def _jax_x64(enabled):
     return jax.enable_x64(enabled)
 
 
-def _self_test():
+def _self_test() -> None:
     if not is_true_float64():
         raise RuntimeError(
-            "Keras still computes float64 in float32 here: its type promotion "
-            "has changed since this release of kormos. Install a Keras release "
+            "Keras still computes float64 in float32: its type promotion has "
+            "changed since this release of kormos. Install a Keras release "
             f"that kormos supports. Received: keras {keras.__version__}"
         )

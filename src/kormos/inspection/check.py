@@ -1,62 +1,68 @@
-"""A preflight of a fit: what would go wrong, what it would cost."""
+"""Checks a model and its data before a fit, and estimates the costs."""
+
+from typing import Any
 
 import keras
 
 from kormos.data import reading
+from kormos.data.stream import Samples
 from kormos.inspection import costs
 from kormos.inspection import derivatives
 from kormos.inspection import faults
 from kormos.inspection.kinks import kinks
+from kormos.inspection.report import Finding
 from kormos.inspection.report import Report
 from kormos.inspection.watch import Watch
 from kormos.objective import Objective
+from kormos.types import Structure
 
 
 def check(
-    model,
-    x=None,
-    y=None,
+    model: keras.Model,
+    x: Any = None,
+    y: Any = None,
     *,
-    loss=None,
-    sample_weight=None,
-    class_weight=None,
-    batch_size=None,
-    training=False,
-    precision=None,
-    hessian=False,
-    stream=False,
-    allow_nan=False,
-):
-    """Looks for what would make a fit go wrong, before it.
+    loss: Any = None,
+    sample_weight: Any = None,
+    class_weight: dict[int, float] | None = None,
+    batch_size: int | None = None,
+    training: bool = False,
+    precision: str | None = None,
+    hessian: bool = False,
+    stream: bool = False,
+    allow_nan: bool = False,
+) -> Report:
+    """Looks for what would make a fit go wrong, before the fit.
 
-    Whether the objective is the same twice and for every batch size, finite,
-    its gradient right; which variables it does not depend on, and which of few
-    parameters the data leave open; what falls to float32 in a float64 model;
-    what is badly scaled; which variables have an L1 regularizer, at whose
-    kinks methods stop; what an evaluation and an iteration of each method
-    take, and which method suits. It evaluates the loss some tens of times and
-    leaves the model as it is.
+    It tests whether the loss is finite, the same twice and the same for every
+    batch size, and whether its gradient is right. It finds variables that the
+    loss does not depend on and, of a few parameters, those that the data do
+    not determine; parts of a float64 model that compute in float32; data and
+    gradients that are badly scaled; and L1 regularizers, at whose kinks
+    methods stop. It estimates what an evaluation, and an iteration of each
+    method, cost, and suggests a method. It evaluates the loss some tens of
+    times and leaves the model as it is.
 
     Args:
         model: a `keras.Model`, compiled unless `loss` is given.
         x: inputs, as `kormos.fit` takes them.
         y: targets, unless `x` is a data set.
-        loss: a loss, as `compile` takes it, to look at in place of the one
-            that the model is compiled with.
+        loss: a loss, as `compile` takes it, to check instead of the one that
+            the model is compiled with.
         sample_weight: weights of the rows.
-        class_weight: dict from a class's number to its weight.
+        class_weight: dict from the number of a class to its weight.
         batch_size: the most rows in memory at once.
         training: whether layers behave as in training.
         precision: `None` or `"float64"`, as `kormos.fit` takes it.
-        hessian: whether to test a Hessian product too, as Newton's methods
-            use them.
+        hessian: whether to test a Hessian product too, which Newton's methods
+            use.
         stream: whether to read the data again at every evaluation.
         allow_nan: whether inputs and targets may hold NaN, for a model or a
             loss that handles them.
 
     Returns:
-        A `Report`: `print` shows it; `passed`, `failures`, `findings`,
-        `costs` and `method` tell a program.
+        A `Report`. `print` shows it. A program reads `passed`, `failures`,
+        `findings`, `costs` and `method`.
 
     Raises:
         ValueError: if the data or the model cannot be used at all.
@@ -68,27 +74,17 @@ def check(
     print(report)
     ```
     """
-    if precision == "auto":
-        raise ValueError(
-            "Check one precision at a time: leave `precision` out for the "
-            "model's own, or give 'float64'. Received: precision='auto'"
-        )
+    _check_precision(precision)
     _check_model(model, loss)
     if loss is not None:
         model = _Compiled(model, loss)
     dtype = reading.dtype_for(model, precision)
     data = reading.gather(
-        x,
-        y,
-        sample_weight,
-        dtype,
-        stream,
-        batch_size,
-        allow_nan=allow_nan,
+        x, y, sample_weight, dtype, stream, batch_size, allow_nan=allow_nan
     )
     data = reading.weigh(data, class_weight, dtype)
 
-    def objective_for(batch_size):
+    def objective_for(batch_size: int | None) -> Objective:
         return Objective(
             model,
             data,
@@ -98,46 +94,68 @@ def check(
         )
 
     objective = objective_for(batch_size)
-    theta = objective.initial_position()
-    evaluation = costs.time_evaluation(objective, theta)
-    watch = Watch(objective, theta)
+    start = costs.time_evaluation(objective, objective.initial_position())
+    watch = Watch(objective, start.theta)
     looked = watch.first()
-    value, grad = evaluation.loss, evaluation.grad
-    findings = [
-        faults.finite(objective, looked, value, grad),
-        faults.deterministic(objective, watch, looked, theta, value, grad),
-    ]
-    is_finite, is_same = (finding.passed for finding in findings)
-    if is_same:
+    finite = faults.finite(objective, looked, start)
+    same = faults.deterministic(objective, watch, looked, start)
+    findings = [finite, same]
+    if same.passed:
         findings.append(
-            faults.batch_size(
-                objective, watch, looked, theta, value, objective_for
-            )
+            faults.batch_size(objective, watch, looked, start, objective_for)
         )
-    if is_finite and is_same:
-        findings.append(derivatives.gradient(objective, theta))
-        if hessian:
-            findings.append(derivatives.hessian(objective, theta))
-    if is_finite:
-        findings.append(derivatives.variables(objective, theta, grad))
-    if is_finite and is_same:
-        findings.append(derivatives.identification(objective, theta))
+    if finite.passed:
+        findings += _of_derivatives(objective, start, same.passed, hessian)
     findings += [
-        faults.precision(objective, looked, theta),
-        faults.scaling(objective, data.first, grad),
+        faults.precision(objective, looked, start.theta),
+        faults.scaling(objective, data.first, start.grad),
         kinks(objective),
     ]
-    is_smooth = findings[-1].passed
-    methods = costs.estimate(objective, evaluation.seconds, is_smooth)
+    memory = costs.evaluation_memory(objective, looked)
+    return _report(objective, data, findings, start, memory)
+
+
+def _of_derivatives(
+    objective: Objective, start: costs.Evaluation, is_same: bool, hessian: bool
+) -> list[Finding]:
+    """The findings about derivatives.
+
+    Args:
+        objective: the objective, whose loss is finite at the start.
+        start: the evaluation of the start.
+        is_same: whether the loss is the same twice, so that differences of it
+            mean something.
+        hessian: whether to test a Hessian product.
+    """
+    theta, found = start.theta, []
+    if is_same:
+        found.append(derivatives.gradient(objective, theta))
+        if hessian:
+            found.append(derivatives.hessian(objective, theta))
+    found.append(derivatives.variables(objective, theta, start.grad))
+    if is_same:
+        found.append(derivatives.identification(objective, theta))
+    return found
+
+
+def _report(
+    objective: Objective,
+    data: Samples,
+    findings: list[Finding],
+    start: costs.Evaluation,
+    memory: float,
+) -> Report:
+    is_smooth = next(f.passed for f in findings if f.test == "kinks")
+    methods = costs.estimate(objective, start.seconds, is_smooth)
     chosen, reason = costs.choose(methods)
     rows = f"{data.rows:,} rows" if data.rows > 1 else "1 row"
     return Report(
-        title=f"{model.name}: {objective.size:,} parameters, {rows}",
+        title=f"{objective.model.name}: {objective.size:,} parameters, {rows}",
         findings=tuple(findings),
-        loss=value,
-        seconds=evaluation.seconds,
-        compile_seconds=evaluation.compile_seconds,
-        memory=costs.evaluation_memory(objective, looked),
+        loss=start.loss,
+        seconds=start.seconds,
+        compile_seconds=start.compile_seconds,
+        memory=memory,
         costs=tuple(methods),
         method=chosen,
         reason=reason,
@@ -145,9 +163,9 @@ def check(
 
 
 class _Compiled(keras.Model):
-    """A model with a loss, around one that keeps its own or has none."""
+    """Wraps a model to give it another loss, without compiling the model."""
 
-    def __init__(self, model, loss):
+    def __init__(self, model: keras.Model, loss: Any) -> None:
         super().__init__(name=model.name, dtype=model.dtype_policy)
         self.inner = model
         if getattr(model, "output_names", None) is not None:
@@ -160,11 +178,21 @@ class _Compiled(keras.Model):
             }
         self.compile(loss=loss, **how)
 
-    def call(self, inputs, training=None):
+    def call(
+        self, inputs: Structure, training: bool | None = None
+    ) -> Structure:
         return self.inner(inputs, training=training)
 
 
-def _check_model(model, loss):
+def _check_precision(precision: str | None) -> None:
+    if precision == "auto":
+        raise ValueError(
+            "Check one precision at a time: leave `precision` out for that of "
+            "the model, or give 'float64'. Received: precision='auto'"
+        )
+
+
+def _check_model(model: object, loss: Any) -> None:
     if not isinstance(model, keras.Model):
         raise ValueError(
             "Argument `model` must be a `keras.Model`. "

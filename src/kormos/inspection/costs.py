@@ -1,60 +1,100 @@
-"""What evaluations and iterations take, and which method suits."""
+"""Estimates what evaluations and iterations cost, and suggests a method."""
 
 import dataclasses
 import time
+from collections.abc import Callable
+from typing import Any
 from typing import NamedTuple
 
 import numpy as np
 
-from kormos import optimizers
 from kormos.inspection.report import MethodCost
+from kormos.inspection.watch import Watched
+from kormos.objective import Objective
+from kormos.optimizers.lbfgs import LBFGS
+from kormos.types import Vector
 
+# The numbers below are choices of ours, for rough estimates that need to be
+# right within a factor of two.
+
+# Evaluations that are timed after the first one. More take longer and make the
+# median steadier.
 _REPEATS = 5
-# Evaluations in an iteration of a line search, about.
+# Evaluations of a line search in an iteration: most searches end at their
+# first point. Short fits in the scaling tables of `docs/performance.md` take
+# from 1.2 to 1.6.
 _EVALUATIONS = 1.1
+# Hessian products of an iteration of Newton-CG, each of about two evaluations.
 _CG_PRODUCTS = 3
-# Parameters up to which a method pays, as our benchmarks have it.
+# The most parameters for which a method counts as usable: least squares, whose
+# time for a step grows with the cube of this, and methods with a dense matrix,
+# which takes 200 MB at 5,000 parameters. Newton-CG keeps no matrix.
 _MOST_SQUARE = 2_000
 _MOST_DENSE = 5_000
-# Pairs that SciPy's method keeps.
+_MOST_NEWTON_CG = 10 * _MOST_DENSE
+# How many times longer than an L-BFGS iteration one of a stronger method may
+# take, for the method to be suggested. A larger value suggests the stronger
+# method more often, also where it loses in time. A step of least squares is
+# worth tens of L-BFGS steps, and one with a dense matrix a few.
+_WORTH_OF_LEAST_SQUARES = 50
+_WORTH_OF_DENSE = 3
+# The curvature pairs of SciPy's L-BFGS-B: `maxcor` is 10 by default.
 _SCIPY_PAIRS = 10
+# The most numbers in a chunk of a Jacobian, as `Data.chunk_rows` cuts it.
+_CHUNK_NUMBERS = 1.5 * 2**20
+# Bytes of a float64 number.
+_BYTES = 8.0
 
 
 class Evaluation(NamedTuple):
-    """A timed evaluation of the loss and its gradient."""
+    """A timed evaluation of the loss and its gradient.
 
+    Attributes:
+        theta: the point.
+        loss: the loss there.
+        grad: its gradient.
+        seconds: the median time of an evaluation.
+        compile_seconds: how much longer the first one took.
+    """
+
+    theta: Vector
     loss: float
-    grad: np.ndarray
+    grad: Vector
     seconds: float
     compile_seconds: float
 
 
-def time_evaluation(objective, theta):
-    """Evaluates some times."""
-    loss = grad = None
+def time_evaluation(objective: Objective, theta: Vector) -> Evaluation:
+    """Evaluates the loss and its gradient several times, and times it."""
     seconds = []
     for _ in range(_REPEATS + 1):
         begun = time.perf_counter()
         loss, grad = objective.value_and_grad(theta)
         seconds.append(time.perf_counter() - begun)
     median = float(np.median(seconds[1:]))
-    return Evaluation(loss, grad, median, max(0.0, seconds[0] - median))
+    return Evaluation(theta, loss, grad, median, max(0.0, seconds[0] - median))
 
 
-def evaluation_memory(objective, looked):
-    """Bytes besides the data: what layers put out, and their gradients."""
+def evaluation_memory(objective: Objective, looked: Watched) -> float:
+    """Bytes of an evaluation besides the data.
+
+    They are those of the outputs of the layers, of the gradients with respect
+    to these, and of four float64 vectors.
+    """
     outputs = sum(o.nbytes for part in looked.outputs for o in part)
     share = objective.chunk_rows / looked.rows
-    return 2 * outputs * share + 4 * 8 * objective.size
+    return 2 * outputs * share + 4 * _BYTES * objective.size
 
 
-def estimate(objective, seconds, is_smooth=True):
-    """What an iteration of each method would take: list of `MethodCost`s.
+def estimate(
+    objective: Objective, seconds: float, is_smooth: bool = True
+) -> list[MethodCost]:
+    """Estimates what an iteration of each method would cost.
 
     Args:
-        objective: an `Objective`.
-        seconds: seconds of an evaluation.
-        is_smooth: whether no kinks are known, at which methods stop.
+        objective: the objective.
+        seconds: the time of an evaluation.
+        is_smooth: whether the loss has no known kinks, at which methods stop.
     """
     methods = _estimate_smooth(objective, seconds)
     if is_smooth:
@@ -67,18 +107,23 @@ def estimate(objective, seconds, is_smooth=True):
     split = MethodCost(
         "l-bfgs-b",
         _EVALUATIONS * seconds,
-        16.0 * size * min(size, _SCIPY_PAIRS),
+        2 * _BYTES * size * min(size, _SCIPY_PAIRS),
         "for weights in two non-negative parts",
     )
     return [*stopped, split]
 
 
-def _estimate_smooth(objective, seconds):
+def _estimate_smooth(objective: Objective, seconds: float) -> list[MethodCost]:
+    """The costs if the loss has no kinks.
+
+    A step reads its memory as often as the factors below say: a pair of L-BFGS
+    twice, a dense matrix eight times, with the update.
+    """
     size = objective.size
-    dense = 8.0 * size**2
+    dense = _BYTES * size**2
     pace = _Pace()
-    # A difference of points and one of gradients each.
-    pairs = 16.0 * size * optimizers.get("lbfgs").pairs(size)
+    # A pair is a difference of points and one of gradients, in float64.
+    pairs = 2 * _BYTES * size * LBFGS().pairs(size)
     step = _EVALUATIONS * seconds
     return [
         MethodCost(
@@ -97,15 +142,17 @@ def _estimate_smooth(objective, seconds):
         MethodCost(
             "newton-cg",
             step + 2 * _CG_PRODUCTS * seconds,
-            8 * 8 * size,
+            8 * _BYTES * size,
             "products of the Hessian",
-            size <= 10 * _MOST_DENSE,
+            size <= _MOST_NEWTON_CG,
         ),
         _least_squares(objective, seconds, pace),
     ]
 
 
-def _least_squares(objective, seconds, pace):
+def _least_squares(
+    objective: Objective, seconds: float, pace: "_Pace"
+) -> MethodCost:
     size = objective.size
     try:
         objective.gauss_newton()
@@ -114,62 +161,68 @@ def _least_squares(objective, seconds, pace):
     outputs = sum(objective.program.model_loss.output_widths)
     rows = objective.rows * outputs
     algebra = (rows * size**2 + size**3) / pace.flops
-    chunk = min(rows * size, 1.5 * 2**20) * 8
+    chunk = _BYTES * min(rows * size, _CHUNK_NUMBERS)
     return MethodCost(
         "lm",
         outputs * seconds + seconds + algebra,
-        3 * 8.0 * size**2 + chunk,
+        3 * _BYTES * size**2 + chunk,
         "fewest iterations, for residuals",
         size <= _MOST_SQUARE,
     )
 
 
-def choose(methods):
-    """The method to take, and why."""
+def choose(methods: list[MethodCost]) -> tuple[str, str]:
+    """The name of the method to choose, and the reason, a sentence."""
     by_name = {cost.method: cost for cost in methods}
     if "l-bfgs-b" in by_name:
         return "l-bfgs-b", (
-            "With weights written as differences of two non-negative parts the "
-            "loss is smooth, and it keeps the bounds; as the model is, no "
-            "method ends at the minimum."
+            "With weights written as differences of two non-negative parts, "
+            "the loss is smooth, and this method keeps the parts within their "
+            "bounds. With the model as it is, no method reaches the minimum."
         )
     cheap = by_name["lbfgs"]
     lm, dense = by_name["lm"], by_name["ssbroyden"]
-    # Each of its iterations is worth tens of a quasi-Newton method's.
-    if lm.fits and lm.seconds <= 50 * cheap.seconds:
+    if lm.fits and lm.seconds <= _WORTH_OF_LEAST_SQUARES * cheap.seconds:
         return "lm", (
-            "The loss is one of residuals or of outputs with curvature, and "
-            "the matrix of so few parameters is cheap: second-order steps."
+            "The loss is convex in the residuals or outputs of the model, and "
+            "there are few parameters, so that second-order steps are cheap."
         )
-    if dense.fits and dense.seconds <= 3 * cheap.seconds:
+    if dense.fits and dense.seconds <= _WORTH_OF_DENSE * cheap.seconds:
         return "ssbroyden", (
-            "A dense matrix of so few parameters costs little beside an "
-            "evaluation, and saves iterations."
+            "With so few parameters, a dense matrix costs little compared to "
+            "an evaluation, and saves iterations."
         )
     return "lbfgs", (
-        "Its memory and time grow in proportion to the parameters alone."
+        "Its memory and time grow only in proportion to the parameters."
     )
 
 
 class _Pace:
-    """How fast this machine is at float64 algebra."""
+    """How fast this machine computes in float64.
 
-    def __init__(self):
+    Attributes:
+        flops: operations per second, in a matrix product.
+        bytes: bytes per second that are read or written, in a sum of vectors.
+    """
+
+    def __init__(self) -> None:
         matrix = np.ones((400, 400))
         self.flops = 2 * 400**3 / _fastest(lambda: matrix @ matrix)
         vector = np.ones(2**20)
         self.bytes = 3 * vector.nbytes / _fastest(lambda: vector + vector)
 
 
-def _fastest(fn):
+def _fastest(fn: Callable[[], Any]) -> float:
+    """The shortest of three times of a call, in seconds."""
     times = []
     for _ in range(3):
         begun = time.perf_counter()
         fn()
         times.append(time.perf_counter() - begun)
+    # The clock of some machines is coarse.
     return max(min(times), 1e-9)
 
 
-def _first_words(error):
+def _first_words(error: Exception) -> str:
     received = str(error).partition("Received: ")[2]
     return f"not for this loss: {received}" if received else "not for this loss"

@@ -1,37 +1,52 @@
-"""Tests of an objective's derivatives, each with a `Finding` in words."""
+"""Tests of an objective's derivatives, each of which returns a `Finding`."""
 
 import numpy as np
 
+from kormos.inspection.kinks import LEAST_SIZE
+from kormos.inspection.kinks import away_from_kinks
+from kormos.inspection.kinks import sizes
 from kormos.inspection.report import Finding
+from kormos.objective import Objective
 from kormos.objective.start_checks import hessian_product_error
 from kormos.objective.start_checks import layers_with_moments
 from kormos.objective.start_checks import unused_variables
 from kormos.solvers.identification import undetermined_at
+from kormos.types import Vector
 
-# Parameters up to which it is looked for what the data leave open.
+# The numbers below are choices of ours.
+
+# The most parameters for which the data are asked to determine each of them.
+# The test takes a few evaluations per parameter.
 _MOST_IDENTIFIED = 50
-# Variables whose gradient is tested one by one.
+# The most variables whose gradient is tested, each by four evaluations.
 _MOST_VARIABLES = 8
+# How far from the start parameters are looked for that the data do not
+# determine, over the sizes of the parameters. At the start itself, values such
+# as zeros may hide the effect of a parameter.
+_AWAY_FROM_START = 0.1
+# How far a slope may lie outside of the differences on both sides: so many
+# roundings of the loss, a part of the span of the differences, and a part of
+# itself. Smaller values raise false alarms, larger ones miss small errors.
+_ROUNDINGS = 20
+_OF_SPAN = 0.5
+_OF_SLOPE = 0.02
 
 
-def gradient(objective, theta):
-    """Whether differences of the loss are what the gradient says."""
+def gradient(objective: Objective, theta: Vector) -> Finding:
+    """Whether finite differences of the loss agree with the gradient."""
     rng = np.random.default_rng(0)
-    packing = objective.program.packing
-    # Away from kinks that a start is exactly on, as of zeros in a `relu`.
-    theta = theta + 1e-2 * (0.1 + np.abs(theta)) * rng.standard_normal(
-        theta.shape
-    )
+    theta = away_from_kinks(theta, rng)
     value, grad = objective.value_and_grad(theta)
-    parts = packing.split_array(np.arange(objective.size))
+    counts = [int(np.prod(v.shape)) for v in objective.variables]
+    parts = np.split(np.arange(objective.size), np.cumsum(counts)[:-1])
     largest = sorted(range(len(parts)), key=lambda i: -parts[i].size)
     names, worst = [], 0.0
     for i in largest[:_MOST_VARIABLES]:
-        at = parts[i].reshape(-1)
+        at = parts[i]
         direction = np.zeros_like(theta)
         direction[at] = rng.standard_normal(at.size)
         direction /= np.linalg.norm(direction)
-        scale = max(np.linalg.norm(theta[at]), 0.1 * at.size**0.5)
+        scale = max(float(np.linalg.norm(theta[at])), LEAST_SIZE * at.size**0.5)
         error = _slope_error(
             objective, theta, value, grad @ direction, direction, scale
         )
@@ -51,29 +66,47 @@ def gradient(objective, theta):
     )
 
 
-def _slope_error(objective, theta, value, slope, direction, scale):
-    """The relative error of a slope; zero where differences cannot tell."""
-    slopes, noise = [], 0.0
+def _slope_error(
+    objective: Objective,
+    theta: Vector,
+    value: float,
+    slope: float,
+    direction: Vector,
+    scale: float,
+) -> float:
+    """The relative error of a slope, or zero if differences cannot tell.
+
+    Args:
+        objective: the objective.
+        theta: the point.
+        value: the loss there.
+        slope: the derivative of the loss along a direction, by the gradient.
+        direction: the direction, a vector of length one.
+        scale: the size of the parameters that the direction changes.
+    """
+    slopes: list[float] = []
+    noise = 0.0
     for factor in (1.0, 2.0):
         step = factor * objective.epsilon ** (1 / 3) * scale
         ahead = objective.value(theta + step * direction)
         behind = objective.value(theta - step * direction)
         slopes += [(ahead - value) / step, (value - behind) / step]
         size = max(abs(ahead), abs(behind), abs(value))
-        noise = max(noise, 20 * objective.epsilon * size / step)
+        noise = max(noise, _ROUNDINGS * objective.epsilon * size / step)
     if not np.isfinite(slopes).all():
         return 0.0
-    # Curvature and kinks lie between the slopes of both sides.
+    # With curvature, or a kink, the slope lies between the differences on both
+    # sides.
     low, high = min(slopes), max(slopes)
-    room = noise + 0.5 * (high - low) + 0.02 * abs(slope)
+    room = noise + _OF_SPAN * (high - low) + _OF_SLOPE * abs(slope)
     if low - room <= slope <= high + room:
         return 0.0
     nearest = low if slope < low else high
     return abs(slope - nearest) / max(abs(slope), abs(nearest))
 
 
-def hessian(objective, theta):
-    """Whether differences of the gradient are what a Hessian product says."""
+def hessian(objective: Objective, theta: Vector) -> Finding:
+    """Whether differences of the gradient agree with a Hessian product."""
     error = hessian_product_error(objective, theta, lambda point: point)
     if not error:
         return Finding(
@@ -84,17 +117,17 @@ def hessian(objective, theta):
         "hessian",
         False,
         f"A Hessian product is off by {error:.0%}"
-        + (f" by {', '.join(names)}" if names else "")
-        + ": use a method without them, such as 'lbfgs'.",
+        + (f", because of {', '.join(names)}" if names else "")
+        + ": use a method without Hessian products, such as 'lbfgs'.",
         names,
     )
 
 
-def variables(objective, theta, grad):
+def variables(objective: Objective, theta: Vector, grad: Vector) -> Finding:
     """Whether the loss depends on every variable."""
     names = tuple(unused_variables(objective, theta, grad, lambda t: t))
     if not names:
-        return Finding("variables", True, "The loss depends on all of them.")
+        return Finding("variables", True, "The loss depends on each of them.")
     return Finding(
         "variables",
         False,
@@ -104,19 +137,21 @@ def variables(objective, theta, grad):
     )
 
 
-def identification(objective, theta):
-    """Whether the data determine every parameter, of a few."""
+def identification(objective: Objective, theta: Vector) -> Finding:
+    """Whether the data determine every parameter, if there are only a few."""
     found = None
     if objective.size <= _MOST_IDENTIFIED:
         rng = np.random.default_rng(0)
-        scale = 0.1 * (0.1 + np.abs(theta))
+        scale = _AWAY_FROM_START * sizes(theta)
         point = theta + scale * rng.standard_normal(theta.shape)
         found = undetermined_at(
             objective.value_and_grad, point, objective.epsilon
         )
     if found is None:
         return Finding(
-            "identification", True, "Nothing shows parameters that are open."
+            "identification",
+            True,
+            "No parameters are known that the data do not determine.",
         )
     indices = [*found.without_effect, *found.combined]
     return Finding(

@@ -1,20 +1,56 @@
-"""Tests of an objective's values, each with a `Finding` in words."""
+"""Tests of an objective's values, each of which returns a `Finding`."""
+
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from keras import ops
 
 from kormos.arithmetic.vectors import NARROW
+from kormos.data.memory import Data
 from kormos.data.memory import leaves
 from kormos.float64.settings import is_true_float64
+from kormos.inspection.costs import Evaluation
+from kormos.inspection.kinks import away_from_kinks
+from kormos.inspection.kinks import sizes
 from kormos.inspection.report import Finding
+from kormos.inspection.watch import Watch
+from kormos.inspection.watch import Watched
+from kormos.objective import Objective
 from kormos.objective.compiled import leading_size
+from kormos.types import Array
+from kormos.types import Vector
 
-_WIDE = ("float64", "bool", "int32", "int64", "uint8", "uint32")
+# Dtypes in which a layer of a float64 model loses nothing.
+_EXACT_DTYPES = ("float64", "bool", "int32", "int64", "uint8", "uint32")
+
+# The numbers below are choices of ours. Smaller ones raise more false alarms,
+# larger ones miss more.
+
+# From this ratio on, sizes are badly scaled.
 _UNEQUAL = 1e4
+# How many times its spread a column may lie from zero.
+_FAR = 100
+# Over its mean, the spread of a column that counts as constant.
+_CONSTANT = 1e-12
+# So many roundings, of a loss over all rows and of any other value, may lie
+# between two results that count as the same.
+_ROUNDINGS_OF_LOSS = 1e3
+_ROUNDINGS = 100
+# A part of the gradient that is so many roundings of its largest part is zero.
+_ROUNDINGS_OF_ZERO = 10
+# The rounding of bfloat16 is 2**-7, that of float32 is 2**-23. Any number
+# between the two tells them apart.
+_BFLOAT16 = 1e-4
+# Relative to the loss, its fourth differences over steps of this size are about
+# 1e-15 if it is computed in float64, and 1e-7 in float32.
+_SMALL_STEP = 1e-6
+_ROUGH = 1e-9
 
 
-def finite(objective, looked, value, grad):
-    """Whether the loss and its gradient are numbers."""
+def finite(objective: Objective, looked: Watched, start: Evaluation) -> Finding:
+    """Whether the loss and its gradient are finite."""
+    value, grad = start.loss, start.grad
     if np.isfinite(value) and np.isfinite(grad).all():
         return Finding("finite", True, f"The loss is {value:.6g}.")
     for name, outputs in zip(looked.names, looked.outputs, strict=True):
@@ -22,7 +58,7 @@ def finite(objective, looked, value, grad):
             return Finding(
                 "finite",
                 False,
-                f"Layer '{name}' puts out NaN or infinite values.",
+                f"Layer '{name}' returns NaN or infinite values.",
                 (name,),
             )
     if not np.isfinite(value):
@@ -34,8 +70,8 @@ def finite(objective, looked, value, grad):
         return Finding(
             "finite",
             False,
-            f"The loss is {value}{_by(names)}: a logarithm, a root or a "
-            "division leaves its domain.",
+            f"The loss is {value}{_because_of(names)}: the argument of a "
+            "logarithm, a root or a division is out of its domain.",
             names,
         )
     parts = objective.program.packing.split_array(grad)
@@ -48,14 +84,17 @@ def finite(objective, looked, value, grad):
         "finite",
         False,
         f"The loss is {value:.6g}, but its gradient is not finite in "
-        f"{', '.join(names)}: a root or a norm at zero has none.",
+        f"{', '.join(names)}: a root or a norm has no finite gradient at zero.",
         names,
     )
 
 
-def deterministic(objective, watch, looked, theta, value, grad):
+def deterministic(
+    objective: Objective, watch: Watch, looked: Watched, start: Evaluation
+) -> Finding:
     """Whether the loss is the same twice."""
-    again, grad_again = objective.value_and_grad(theta)
+    value, grad = start.loss, start.grad
+    again, grad_again = objective.value_and_grad(start.theta)
     second = watch.first()
     layer = _first_other(looked, second)
     if layer is not None:
@@ -66,36 +105,53 @@ def deterministic(objective, watch, looked, theta, value, grad):
         return Finding("deterministic", True, "The same twice, bit for bit.")
     if _close(value, again, objective.epsilon):
         # Kernels of an accelerator may add in any order.
-        return Finding("deterministic", True, "The same twice, to rounding.")
+        return Finding(
+            "deterministic", True, "The same twice, except for rounding."
+        )
     return _random("something outside of layers", "unknown")
 
 
-def _random(what, name):
+def _random(what: str, name: str) -> Finding:
     return Finding(
         "deterministic",
         False,
-        f"Evaluated twice, {what} gives two results: draw through "
-        "`keras.random` with a `SeedGenerator`, or not at all.",
+        f"Evaluated twice, {what} gives two results: draw random numbers by "
+        "`keras.random` with a `SeedGenerator`, or draw none.",
         (name,),
     )
 
 
-def batch_size(objective, watch, looked, theta, value, objective_for):
-    """Whether the loss is the same however the rows are cut."""
-    rows = objective.rows
+def batch_size(
+    objective: Objective,
+    watch: Watch,
+    looked: Watched,
+    start: Evaluation,
+    objective_for: Callable[[int], Objective],
+) -> Finding:
+    """Whether the loss is the same for every batch size.
+
+    Args:
+        objective: the objective.
+        watch: evaluates its layers one by one.
+        looked: the first evaluation by `watch`.
+        start: the evaluation of the start.
+        objective_for: function of a batch size that returns the objective
+            with it.
+    """
+    value, rows = start.loss, objective.rows
     if rows == 1:
         return Finding("batch size", True, "There is one row.")
     size = -(-min(rows, objective.chunk_rows) // 3)
     try:
-        other = objective_for(size)
+        in_parts = objective_for(size)
     except ValueError:
         return Finding(
             "batch size",
             True,
             f"The model or its loss takes no batches of {size:,} rows.",
         )
-    other = other.value(theta)
-    noise = 1e3 * objective.epsilon * max(abs(value), abs(other))
+    other = in_parts.value(start.theta)
+    noise = _ROUNDINGS_OF_LOSS * objective.epsilon * max(abs(value), abs(other))
     if not np.isfinite(value) or abs(other - value) <= noise:
         return Finding(
             "batch size", True, f"The same in batches of {size:,} rows."
@@ -103,6 +159,31 @@ def batch_size(objective, watch, looked, theta, value, objective_for):
     said = (
         f"The loss is {value:.6g}, and {other:.6g} in batches of {size:,} rows"
     )
+    layer, terms = _coupling_rows(watch, looked, objective.epsilon)
+    if layer is not None:
+        return Finding(
+            "batch size",
+            False,
+            f"{said}: in layer '{layer}' a row depends on the others.",
+            (layer,),
+        )
+    return Finding(
+        "batch size",
+        False,
+        f"{said}{_because_of(terms)}, which is no mean or sum over the rows.",
+        terms,
+    )
+
+
+def _coupling_rows(
+    watch: Watch, looked: Watched, epsilon: float
+) -> tuple[str | None, tuple[str, ...]]:
+    """Finds out where a result for a row depends on the other rows.
+
+    Returns:
+        The first layer of which this is so, or `None`; and, if there is none,
+        the terms of the loss of which it is so.
+    """
     head = watch.head
     count = leading_size(head.x)
     halves = [watch(_rows(head, at)) for at in _halves(count)]
@@ -110,35 +191,22 @@ def batch_size(objective, watch, looked, theta, value, objective_for):
         for j, output in enumerate(looked.outputs[i]):
             parts = [half.outputs[i][j] for half in halves]
             if _has_rows(output, count) and not _close(
-                output, np.concatenate(parts), objective.epsilon
+                output, np.concatenate(parts), epsilon
             ):
-                return Finding(
-                    "batch size",
-                    False,
-                    f"{said}: in layer '{name}' a row depends on the others.",
-                    (name,),
-                )
-    names = tuple(
+                return name, ()
+    first, second = (half.losses for half in halves)
+    return None, tuple(
         name
         for i, name in enumerate(looked.terms)
-        if not _close(
-            looked.losses[i],
-            halves[0].losses[i] + halves[1].losses[i],
-            objective.epsilon,
-        )
-    )
-    return Finding(
-        "batch size",
-        False,
-        f"{said}{_by(names)}, which is no mean or sum over the rows.",
-        names,
+        if not _close(looked.losses[i], first[i] + second[i], epsilon)
     )
 
 
-def precision(objective, looked, theta):
+def precision(objective: Objective, looked: Watched, theta: Vector) -> Finding:
     """Whether a float64 model is computed in float64."""
     if objective.epsilon > NARROW:
-        narrowest = "bfloat16" if objective.epsilon > 1e-4 else "float32"
+        is_bfloat16 = objective.epsilon > _BFLOAT16
+        narrowest = "bfloat16" if is_bfloat16 else "float32"
         return Finding(
             "precision",
             True,
@@ -147,10 +215,10 @@ def precision(objective, looked, theta):
     names = tuple(
         name
         for name, outputs in zip(looked.names, looked.outputs, strict=True)
-        if any(o.dtype.name not in _WIDE for o in outputs)
+        if any(o.dtype.name not in _EXACT_DTYPES for o in outputs)
     )
     if names:
-        said = f"In this float64 model, {', '.join(names)} put out float32."
+        said = f"In this float64 model, {', '.join(names)} return float32."
     elif objective.program.packing.dtype is None and not is_true_float64():
         said = (
             "Keras computes a part of this float64 model in float32: call "
@@ -160,55 +228,56 @@ def precision(objective, looked, theta):
     elif _is_noisy(objective, theta):
         said = (
             "Something inside of a layer or the loss computes in float32: "
-            "over steps of 1e-6 the loss is as rough as that."
+            f"over steps of {_SMALL_STEP:g} the loss has the rounding errors "
+            "of float32."
         )
     else:
-        return Finding("precision", True, "The loss is smooth to float64.")
+        return Finding(
+            "precision", True, "The loss has only rounding errors of float64."
+        )
     return Finding("precision", False, said, names, is_fatal=False)
 
 
-def _is_noisy(objective, theta):
-    """Whether the loss is rough over small steps, as float32 makes it."""
+def _is_noisy(objective: Objective, theta: Vector) -> bool:
+    """Whether the loss has rounding errors of float32 over small steps."""
     rng = np.random.default_rng(0)
-    size = 0.1 + np.abs(theta)
-    # Away from kinks that a start is exactly on.
-    theta = theta + 1e-2 * size * rng.standard_normal(theta.shape)
-    step = 1e-6 * size * rng.standard_normal(theta.shape)
-    points = [theta + k * step for k in (-2, -1, 0, 1, 2)]
+    near = away_from_kinks(theta, rng)
+    step = _SMALL_STEP * sizes(theta) * rng.standard_normal(theta.shape)
+    points = [near + k * step for k in (-2, -1, 0, 1, 2)]
     values = np.array([objective.value(point) for point in points])
-    # The fourth difference of what is smooth is smaller than its rounding.
+    # Of a smooth function, the fourth difference is below its rounding error.
     fourth = values @ np.array([1, -4, 6, -4, 1])
-    return abs(fourth) > 1e-9 * np.max(np.abs(values))
+    return bool(abs(fourth) > _ROUGH * np.max(np.abs(values)))
 
 
-def scaling(objective, data, grad):
-    """Whether data and parameters are of similar sizes."""
-    said, names = [], []
+def scaling(objective: Objective, data: Data, grad: Vector) -> Finding:
+    """Whether the columns of the data, and the gradients, have similar sizes.
+
+    Args:
+        objective: the objective.
+        data: all rows, or those of the first batch.
+        grad: the gradient at the start.
+    """
+    said: list[str] = []
+    names: list[str] = []
     for name, part in (("x", data.x), ("y", data.y)):
         for array in leaves(part):
             trouble = _unequal_columns(array)
             if trouble:
                 said.append(f"{name} {trouble}")
                 names.append(name)
-    parts = objective.program.packing.split_array(grad)
-    sizes = [np.sqrt(np.mean(np.square(part))) for part in parts]
-    pairs = [
-        (size, v.path)
-        for size, v in zip(sizes, objective.variables, strict=True)
-        if 0 < size < np.inf
-    ]
-    # What is zero but for rounding says nothing.
-    noise = 10 * objective.epsilon * max(pairs, default=(0, ""))[0]
-    pairs = [pair for pair in pairs if pair[0] > noise]
-    if pairs and max(pairs)[0] > _UNEQUAL * min(pairs)[0]:
-        low, high = min(pairs), max(pairs)
+    extremes = _unequal_parts(objective, grad)
+    if extremes is not None:
+        (low, smallest), (high, largest) = extremes
         said.append(
-            f"the gradient is {high[0] / low[0]:.0e} times larger in "
-            f"{high[1]} than in {low[1]}"
+            f"the gradient is {high / low:.0e} times larger in "
+            f"{largest} than in {smallest}"
         )
-        names += [high[1], low[1]]
+        names += [largest, smallest]
     if not said:
-        return Finding("scaling", True, "Data and gradients are alike in size.")
+        return Finding(
+            "scaling", True, "Data and gradients have similar sizes."
+        )
     return Finding(
         "scaling",
         False,
@@ -219,19 +288,45 @@ def scaling(objective, data, grad):
     )
 
 
-def _unequal_columns(array):
+def _unequal_parts(
+    objective: Objective, grad: Vector
+) -> tuple[tuple[float, str], tuple[float, str]] | None:
+    """The variables with the smallest and the largest gradient, if unequal.
+
+    Returns:
+        Two pairs of the size of an entry of the gradient and the path of the
+        variable, or `None` if the two have similar sizes.
+    """
+    parts = objective.program.packing.split_array(grad)
+    sizes = [np.sqrt(np.mean(np.square(part))) for part in parts]
+    pairs = [
+        (size, v.path)
+        for size, v in zip(sizes, objective.variables, strict=True)
+        if 0 < size < np.inf
+    ]
+    # A gradient that only rounding errors keep from being zero tells nothing.
+    largest = max(pairs, default=(0.0, ""))[0]
+    noise = _ROUNDINGS_OF_ZERO * objective.epsilon * largest
+    pairs = [pair for pair in pairs if pair[0] > noise]
+    if pairs and max(pairs)[0] > _UNEQUAL * min(pairs)[0]:
+        return min(pairs), max(pairs)
+    return None
+
+
+def _unequal_columns(array: Array) -> str | None:
+    """What is badly scaled in an array, in words that follow its name."""
     if array.dtype.kind != "f" or len(array) < 2:
         return None
     columns = array.reshape(len(array), -1).astype("float64")
     mean, spread = np.abs(columns.mean(axis=0)), columns.std(axis=0)
-    moving = spread > 1e-12 * mean
+    moving = spread > _CONSTANT * mean
     if not moving.any():
         return None
     mean, spread = mean[moving], spread[moving]
     if spread.max() > _UNEQUAL * spread.min():
         ratio = spread.max() / spread.min()
         return f"has columns that differ {ratio:.0e} times in their spread"
-    if (mean > 100 * spread).any():
+    if (mean > _FAR * spread).any():
         ratio = (mean / spread).max()
         return f"lies {ratio:.0e} times its spread from zero"
     if spread.max() > _UNEQUAL or spread.max() < 1 / _UNEQUAL:
@@ -239,20 +334,20 @@ def _unequal_columns(array):
     return None
 
 
-def _same(a, b):
+def _same(a: Any, b: Any) -> bool:
     return np.array_equal(a, b, equal_nan=True)
 
 
-def _close(a, b, epsilon):
+def _close(a: Any, b: Any, epsilon: float) -> bool:
     a, b = np.asarray(a), np.asarray(b)
     size = max(np.max(np.abs(a), initial=0), np.max(np.abs(b), initial=0))
     return a.shape == b.shape and bool(
-        np.all(np.abs(a - b) <= 100 * epsilon * size)
+        np.all(np.abs(a - b) <= _ROUNDINGS * epsilon * size)
     )
 
 
-def _first_other(first, second):
-    """The first layer whose outputs differ."""
+def _first_other(first: Watched, second: Watched) -> str | None:
+    """The first layer whose outputs differ, or `None`."""
     calls = zip(first.names, first.outputs, strict=True)
     again = zip(second.names, second.outputs, strict=True)
     for (name, a), (other, b) in zip(calls, again, strict=False):
@@ -263,17 +358,17 @@ def _first_other(first, second):
     return None
 
 
-def _has_rows(output, count):
+def _has_rows(output: Array, count: int) -> bool:
     return output.ndim > 0 and len(output) == count
 
 
-def _halves(count):
+def _halves(count: int) -> tuple[slice, slice]:
     return slice(0, count // 2), slice(count // 2, count)
 
 
-def _rows(head, at):
+def _rows(head: Data, at: slice) -> Data:
     return head.map(lambda tensor: ops.convert_to_tensor(tensor[at]))
 
 
-def _by(names):
-    return f" by {', '.join(names)}" if names else ""
+def _because_of(names: tuple[str, ...]) -> str:
+    return f" because of {', '.join(names)}" if names else ""

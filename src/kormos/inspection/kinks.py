@@ -1,20 +1,37 @@
-"""Kinks of a loss in its parameters: the L1 regularizers of Keras."""
-
-from typing import Any
+"""Kinks of a loss in its parameters, as those of Keras' L1 regularizers."""
 
 import keras
+import numpy as np
 
 from kormos.inspection.report import Finding
+from kormos.objective import Objective
+from kormos.types import Vector
 
-_OF_L1 = (keras.regularizers.L1, keras.regularizers.L1L2)
+_WITH_L1 = (keras.regularizers.L1, keras.regularizers.L1L2)
+
+# Two choices of ours: the least size of a parameter for steps, which a
+# parameter that is zero needs, and the length of a step away from kinks, over
+# the sizes of the parameters. A shorter one may end on another side of a kink
+# than the differences that are taken there, a longer one tests another point.
+LEAST_SIZE = 0.1
+_AWAY = 1e-2
 
 
-def kinks(objective: Any) -> Finding:
-    """Whether a regularizer gives the loss kinks, where methods stop.
+def sizes(theta: Vector) -> Vector:
+    """The sizes of parameters, none of which is zero."""
+    return LEAST_SIZE + np.abs(theta)
 
-    Args:
-        objective: an `Objective`.
+
+def away_from_kinks(theta: Vector, rng: np.random.Generator) -> Vector:
+    """A point near `theta`, which itself may be exactly on a kink.
+
+    An example is a start at zero, where `relu` has its kink.
     """
+    return theta + _AWAY * sizes(theta) * rng.standard_normal(theta.shape)
+
+
+def kinks(objective: Objective) -> Finding:
+    """Whether a regularizer gives the loss kinks, at which methods stop."""
     names = tuple(v.path for v in objective.variables if _has_l1(v))
     if not names:
         return Finding("kinks", True, "No variable has an L1 regularizer.")
@@ -29,8 +46,8 @@ def kinks(objective: Any) -> Finding:
     )
 
 
-def _has_l1(variable: Any) -> bool:
+def _has_l1(variable: keras.Variable) -> bool:
     regularizer = getattr(variable, "regularizer", None)
-    if not isinstance(regularizer, _OF_L1):
+    if not isinstance(regularizer, _WITH_L1):
         return False
     return float(keras.ops.convert_to_numpy(regularizer.l1)) > 0

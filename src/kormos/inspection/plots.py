@@ -1,12 +1,28 @@
 """Plots of a fit."""
 
+import os
+from typing import TYPE_CHECKING
+from typing import Any
+
 import numpy as np
+
+from kormos.types import Array
+from kormos.types import Vector
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Columns that are axes, not curves.
 _COUNTS = ("fg_evals", "hessp_evals", "seconds")
 
-# Okabe and Ito's palette, whose colours the colour-blind can tell apart.
-_COLOUR = {False: "#0072B2", True: "#D55E00"}
+# The colors of training (`False`) and validation (`True`): two of the palette
+# of Okabe and Ito, whose colors color-blind readers can tell apart.
+_COLOR = {False: "#0072B2", True: "#D55E00"}
+
+# Curves with more points than this have no markers, which would overlap: a
+# choice of ours.
+_MOST_MARKERS = 40
 
 _LOGARITHMIC = ("loss", "gradient norm")
 
@@ -17,17 +33,21 @@ _AXES = {
 }
 
 
-def plot_history(history, against="iterations", path=None):
+def plot_history(
+    history: Any,
+    against: str = "iterations",
+    path: str | os.PathLike[str] | None = None,
+) -> "Figure":
     """Draws the loss, the gradient norm and the metrics of a fit.
 
-    Losses and gradient norms have logarithmic axes where they are positive.
+    Losses and gradient norms have logarithmic axes if they are positive.
 
     Args:
         history: the `History` that `fit` returned, or the result of
             `kormos.minimize`.
         against: the horizontal axis: `"iterations"`, `"evaluations"` or
             `"seconds"`, from the start of the fit.
-        path: file to write, in the format of its ending, or `None`.
+        path: file to write, in the format that its extension says, or `None`.
 
     Returns:
         A matplotlib `Figure`.
@@ -67,7 +87,8 @@ def plot_history(history, against="iterations", path=None):
     return figure
 
 
-def _columns(history, against):
+def _columns(history: Any, against: str) -> tuple[dict[str, Vector], Vector]:
+    """The columns of numbers, by name, and the places of their rows."""
     rows = history.history
     if not rows or not rows.get("loss"):
         raise ValueError(
@@ -75,7 +96,7 @@ def _columns(history, against):
             f"Received: {history!r}"
         )
     places = {
-        # The result of `minimize`, and a History of Keras' own, have none.
+        # The result of `minimize`, and a stock `History`, lack `iteration`.
         "iterations": getattr(
             history, "iteration", range(1, len(rows["loss"]) + 1)
         ),
@@ -96,9 +117,13 @@ def _columns(history, against):
     return columns, np.asarray(places[against], dtype="float64")
 
 
-def _panels(columns):
-    """Groups the columns: loss and its validation share a panel, and so on."""
-    panels = {"loss": [n for n in ("loss", "val_loss") if n in columns]}
+def _panels(columns: dict[str, Vector]) -> dict[str, list[str]]:
+    """The names of the columns of each panel, by its label.
+
+    A column and the same column of the validation share a panel.
+    """
+    losses: list[str] = [n for n in ("loss", "val_loss") if n in columns]
+    panels = {"loss": losses}
     if np.isfinite(columns.get("grad", [np.nan])).any():
         panels["gradient norm"] = ["grad"]
     for name in columns:
@@ -109,7 +134,7 @@ def _panels(columns):
     return panels
 
 
-def _validated(history, places):
+def _validated(history: Any, places: Vector) -> Vector:
     """The places of the rows that were validated."""
     validated = getattr(history, "val_epoch", None)
     if validated is None:
@@ -117,13 +142,13 @@ def _validated(history, places):
     return places[np.isin(history.epoch, validated)]
 
 
-def _draw(axis, places, values, validation):
+def _draw(axis: "Axes", places: Array, values: Array, validation: bool) -> None:
     axis.plot(
         places[: len(values)],
         values,
         "--" if validation else "-",
-        color=_COLOUR[validation],
-        marker="o" if len(values) <= 40 else None,
+        color=_COLOR[validation],
+        marker="o" if len(values) <= _MOST_MARKERS else None,
         markersize=3,
         label="validation" if validation else "training",
     )

@@ -7,9 +7,10 @@ from rich.box import Box
 from rich.console import Console
 from rich.table import Table
 
+# Characters of a line, a choice of ours: most terminals and notebooks show it.
 _WIDTH = 88
 
-# A line below the heads alone, in characters that every terminal has.
+# A table with one line, below its heads, of characters that all terminals have.
 _PLAIN = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
 
 
@@ -22,28 +23,28 @@ class Finding:
             `"hessian"`, `"variables"`, `"identification"`, `"precision"`,
             `"scaling"` or `"kinks"`.
         passed: whether nothing is wrong.
-        detail: a sentence.
+        detail: a sentence that says what was found.
         names: the layers, terms of the loss, variables or arrays concerned.
-        is_fatal: whether a fit would go wrong for it.
+        is_fatal: whether a fit would go wrong because of it.
     """
 
     test: str
     passed: bool
     detail: str
-    names: tuple = ()
+    names: tuple[str, ...] = ()
     is_fatal: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
 class MethodCost:
-    """What an iteration of a method takes, estimated.
+    """What an iteration of a method costs, estimated.
 
     Attributes:
-        method: its name.
-        seconds: seconds an iteration.
+        method: the name of the method.
+        seconds: seconds of an iteration.
         memory: bytes besides the data.
-        remark: what it suits, or why it cannot be used.
-        fits: whether it can be used.
+        remark: what the method suits, or why it cannot be used.
+        fits: whether the method can be used.
     """
 
     method: str
@@ -58,43 +59,43 @@ class Report:
     """What `kormos.check` found; `print` shows it.
 
     Attributes:
-        title: the model, in words.
+        title: the name of the model, its parameters and rows.
         findings: tuple of `Finding`s.
         loss: the loss at the start.
         seconds: seconds of an evaluation of the loss and its gradient, the
-            median of a few.
-        compile_seconds: seconds that the first one took more.
+            median of several.
+        compile_seconds: how many seconds longer the first one took.
         memory: bytes of an evaluation besides the data, estimated.
         costs: tuple of `MethodCost`s.
         method: the name of the method to choose.
-        reason: why, a sentence.
+        reason: a sentence that says why.
     """
 
     title: str
-    findings: tuple
+    findings: tuple[Finding, ...]
     loss: float
     seconds: float
     compile_seconds: float
     memory: float
-    costs: tuple
+    costs: tuple[MethodCost, ...]
     method: str
     reason: str
 
     @property
-    def passed(self):
+    def passed(self) -> bool:
         """Whether no test failed."""
         return all(finding.passed for finding in self.findings)
 
     @property
-    def failures(self):
+    def failures(self) -> list[Finding]:
         """The `Finding`s of tests that failed."""
         return [f for f in self.findings if not f.passed]
 
-    def __getitem__(self, test):
+    def __getitem__(self, test: str) -> Finding:
         """The `Finding` of a test, by its name."""
         return next(f for f in self.findings if f.test == test)
 
-    def raise_if_fatal(self):
+    def raise_if_fatal(self) -> None:
         """Raises a `ValueError` if a fit would go wrong."""
         fatal = [f for f in self.failures if f.is_fatal]
         if fatal:
@@ -103,50 +104,56 @@ class Report:
                 + " ".join(f"{f.test}: {f.detail}" for f in fatal)
             )
 
-    def __str__(self):
+    def __str__(self) -> str:
         out = io.StringIO()
         console = Console(
             file=out, width=_WIDTH, markup=False, emoji=False, highlight=False
         )
         console.print(self.title)
-        tests = Table(box=_PLAIN)
-        for column in ("test", "", "found"):
-            tests.add_column(column)
-        for finding in self.findings:
-            mark = "ok" if finding.passed else "LOOK"
-            tests.add_row(finding.test, mark, finding.detail)
-        console.print(tests)
+        console.print(self._table_of_tests())
         console.print(
             f"An evaluation takes {_time(self.seconds)} (the first one "
             f"{_time(self.compile_seconds)} more) and about "
             f"{_bytes(self.memory)}. An iteration, estimated:"
         )
-        costs = Table(box=_PLAIN)
-        costs.add_column("method")
-        costs.add_column("time", justify="right")
-        costs.add_column("memory", justify="right")
-        costs.add_column("remark")
+        console.print(self._table_of_costs())
+        console.print(f"Suggested: '{self.method}'. {self.reason}")
+        lines = out.getvalue().splitlines()
+        return "\n".join(line.rstrip() for line in lines).strip()
+
+    def _table_of_tests(self) -> Table:
+        table = Table(box=_PLAIN)
+        for column in ("test", "", "found"):
+            table.add_column(column)
+        for finding in self.findings:
+            mark = "ok" if finding.passed else "LOOK"
+            table.add_row(finding.test, mark, finding.detail)
+        return table
+
+    def _table_of_costs(self) -> Table:
+        table = Table(box=_PLAIN)
+        table.add_column("method")
+        table.add_column("time", justify="right")
+        table.add_column("memory", justify="right")
+        table.add_column("remark")
         for cost in self.costs:
-            costs.add_row(
+            table.add_row(
                 cost.method,
                 _time(cost.seconds) if cost.fits else "-",
                 _bytes(cost.memory) if cost.fits else "-",
                 cost.remark,
             )
-        console.print(costs)
-        console.print(f"Suggested: '{self.method}'. {self.reason}")
-        lines = out.getvalue().splitlines()
-        return "\n".join(line.rstrip() for line in lines).strip()
+        return table
 
 
-def _time(seconds):
+def _time(seconds: float) -> str:
     for unit, size in (("s", 1.0), ("ms", 1e-3)):
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"
     return f"{seconds * 1e6:.3g} us"
 
 
-def _bytes(count):
+def _bytes(count: float) -> str:
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= size:
             return f"{count / size:.3g} {unit}"

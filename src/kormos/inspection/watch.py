@@ -1,4 +1,4 @@
-"""A model's layers and losses, one by one, on some rows."""
+"""A model's layers and terms of the loss, one by one, on a few rows."""
 
 from typing import NamedTuple
 
@@ -8,51 +8,60 @@ from keras import ops
 from keras import tree
 
 from kormos import backend
+from kormos.data.memory import Data
+from kormos.float64.layer_calls import Call
 from kormos.float64.layer_calls import recorded_calls
+from kormos.objective import Objective
 from kormos.objective.compiled import leading_size
+from kormos.types import Array
+from kormos.types import Structure
+from kormos.types import Tensor
+from kormos.types import Vector
 
-# Rows at which layers are looked at one by one, where a model takes so few.
+# Rows of an evaluation, if the model takes so few. This is a choice of ours:
+# the outputs of all layers are in memory at once, and a fault that shows in a
+# few rows only is more likely to be found in many.
 ROWS = 64
 
 
 class Watched(NamedTuple):
-    """One evaluation.
+    """The layers and losses of one evaluation.
 
     Attributes:
-        rows: how many rows there were.
-        names: of the layers, in the order of their calls.
-        outputs: list of each layer's outputs, NumPy arrays.
-        terms: the names of the loss's terms.
-        losses: what each term adds to the loss: NumPy vector.
+        rows: the number of rows.
+        names: the names of the layers, in the order of their calls.
+        outputs: for each layer, the list of its outputs.
+        terms: the names of the terms of the loss.
+        losses: what each term adds to the loss.
     """
 
     rows: int
-    names: list
-    outputs: list
-    terms: list
-    losses: np.ndarray
+    names: list[str]
+    outputs: list[list[Array]]
+    terms: list[str]
+    losses: Vector
 
 
 class Watch:
-    """Evaluates a model's loss on some rows and notes every layer.
+    """Evaluates a model's loss on a few rows and notes every layer.
 
-    Layers within layers are left out, and those whose outputs have no values
-    of their own: within a loop, or mapped over the rows.
+    It leaves out layers within layers, and layers whose outputs have no values
+    because they are traced: within a loop, or mapped over the rows.
 
     Args:
         objective: an `Objective`.
         theta: the point to evaluate at, `(size,)`.
     """
 
-    def __init__(self, objective, theta):
+    def __init__(self, objective: Objective, theta: Vector) -> None:
         self._objective = objective
-        # A model may take so many rows alone as a chunk has.
+        # Some models take only batches of the size of a chunk.
         chunk = objective.chunk_rows
         self._counts = [min(ROWS, chunk), chunk]
         self._program = objective.program
         self._loss = objective.program.model_loss
         self._theta = np.asarray(theta)
-        # One row a term: all others count for nothing.
+        # In each row, only the scale of one term is not zero.
         self._scales = np.diag(objective.scales)
         self._terms = [
             *self._loss.loss_names,
@@ -60,12 +69,12 @@ class Watch:
         ]
 
     @property
-    def head(self):
+    def head(self) -> Data:
         """The rows that `first` evaluates."""
         return self._objective.head(self._counts[0])
 
-    def first(self):
-        """Evaluates the first rows, no more of them than the model needs."""
+    def first(self) -> Watched:
+        """Evaluates the first rows: a whole chunk if the model needs it."""
         try:
             return self(self.head)
         except Exception:
@@ -74,11 +83,11 @@ class Watch:
         self._counts = self._counts[1:]
         return self(self.head)
 
-    def __call__(self, data):
-        """Evaluates rows, eagerly: only so do all layers' outputs have values.
+    def __call__(self, data: Data) -> Watched:
+        """Evaluates rows eagerly, so that the outputs of layers have values.
 
         Args:
-            data: tensors `(x, y, weights)`.
+            data: the rows, as tensors.
         """
         with backend.wide():
             theta, scales = (
@@ -94,14 +103,23 @@ class Watch:
         names, outputs = [], []
         for call in filter(_is_layer_of_model, calls):
             values = [backend.values(tensor) for tensor in call.outputs]
-            if all(v is not None for v in values):
+            read = [array for array in values if array is not None]
+            if len(read) == len(values):
                 names.append(call.owner.name)
-                outputs.append(values)
+                outputs.append(read)
         return Watched(
             leading_size(data.x), names, outputs, self._terms, losses
         )
 
-    def _losses(self, x, y, y_pred, w, scales):
+    def _losses(
+        self,
+        x: Structure,
+        y: Structure,
+        y_pred: Structure,
+        w: Structure,
+        scales: Tensor,
+    ) -> list[Tensor]:
+        """What each term adds to the loss."""
         count = len(self._terms)
         losses = [
             self._loss.output_loss(x, y, y_pred, w, scales[i])
@@ -112,13 +130,14 @@ class Watch:
         return [*losses, self._loss.output_loss(x, y, y_pred, w, scales[-1])]
 
 
-def _tensors(outputs):
-    # Where they are differentiated: the values that this is done at.
+def _tensors(outputs: Structure) -> list[Tensor]:
+    # A model may differentiate its outputs. Without a gradient, such a tensor
+    # can be read.
     leaves = tree.flatten(outputs)
     return [ops.stop_gradient(leaf) for leaf in leaves if ops.is_tensor(leaf)]
 
 
-def _is_layer_of_model(call):
+def _is_layer_of_model(call: Call) -> bool:
     return isinstance(call.owner, keras.Layer) and all(
         isinstance(caller, keras.Model) for caller in call.callers
     )
