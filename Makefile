@@ -38,8 +38,11 @@ test-jax test-tensorflow test-torch: test-%: $(VENV)/xla-flags
 # processors, and with code that XLA compiles otherwise. A set of kernels needs
 # instructions that this processor may not have.
 KERNELS := Haswell:avx2 SkylakeX:avx512f Zen:avx2 Nehalem:sse4_2
-ROUNDING := $(addprefix tests/test_,scipy.py scipy_claims.py constraints.py \
-	bounds.py fresh_run.py line_search.py quasi_newton.py nist.py)
+ROUNDING := $(addprefix tests/,solvers/scipy/test_scipy.py \
+	solvers/scipy/test_scipy_claims.py solvers/scipy/test_constraints.py \
+	objective/test_bounds.py solvers/test_fresh_run.py \
+	solvers/quasi_newton/test_wolfe_search.py \
+	solvers/quasi_newton/test_quasi_newton.py campaigns/test_nist.py)
 
 test-rounding: $(addprefix test-rounding-,$(BACKENDS))
 
