@@ -55,24 +55,35 @@ def chosen(p):
     return loss
 
 
-@pytest.mark.parametrize("make", [scanned, partly_scanned, chosen])
-@pytest.mark.parametrize("is_called_before", [False, True])
-def test_functions_that_read_variables_are_traced_anew(
-    float64, make, is_called_before
-):
-    p = keras.Variable(np.zeros(2), dtype="float64")
-    loss = make(p)
-    if is_called_before:
-        loss()
+each_function = pytest.mark.parametrize(
+    "make", [scanned, partly_scanned, chosen]
+)
+
+
+def assert_reaches_the_least(loss, p):
+    """Two fits, by two methods."""
     for method in ("l-bfgs-b", "bfgs"):
         p.assign(np.zeros(2))
         result = kormos.minimize(loss, [p], method)
         assert result.success
         assert result.loss == pytest.approx(LEAST, rel=1e-10)
         np.testing.assert_allclose(ops.convert_to_numpy(p), BEST, rtol=1e-6)
-    if not is_called_before:
-        # The fit has left nothing behind that is out of date.
-        assert float(loss()) == pytest.approx(LEAST, rel=1e-10)
+
+
+@each_function
+def test_a_function_that_reads_variables_is_traced_anew(make, float64):
+    p = keras.Variable(np.zeros(2), dtype="float64")
+    loss = make(p)
+    loss()
+    assert_reaches_the_least(loss, p)
+
+
+@each_function
+def test_fits_leave_nothing_behind_that_is_out_of_date(make, float64):
+    p = keras.Variable(np.zeros(2), dtype="float64")
+    loss = make(p)
+    assert_reaches_the_least(loss, p)
+    assert float(loss()) == pytest.approx(LEAST, rel=1e-10)
 
 
 def test_a_fit_after_another_of_the_same_step(float64):

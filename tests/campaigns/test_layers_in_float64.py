@@ -127,8 +127,9 @@ def test_layers_that_are_trained(names):
 @pytest.mark.parametrize("names", dozens(SOUND))
 def test_frozen_layers(names):
     names = list(filter(has_weights, names))
-    if names:
-        assert_equals_its_twin(names, frozen=True)
+    if not names:
+        pytest.skip("None of these layers has weights.")
+    assert_equals_its_twin(names, frozen=True)
 
 
 @pytest.mark.parametrize("name", NARROW)

@@ -20,6 +20,14 @@ def methods(*compiled):
     return METHODS if BACKEND == "torch" else list(compiled)
 
 
+def compilations(program):
+    """How often each function of a program was compiled, by name.
+
+    None was on PyTorch, which runs functions eagerly and counts every call.
+    """
+    return {} if BACKEND == "torch" else dict(program.traces)
+
+
 def minimize(loss, x0, method, **kwargs):
     """Minimizes a function of a float64 vector: the result and the vector.
 

@@ -42,11 +42,9 @@ def test_what_float64_gains_is_within_rounding():
     model.compile("ssbroyden", loss="mse")
     result = model.fit(x, y, epochs=200, verbose=0).result
     assert result.success
-    if result.status == "noise floor":
-        gain = re.search(
-            r"In float64 \d+ evalu.* by (.*) of itself", str(result)
-        )
-        assert abs(float(gain[1])) < 1e-4
+    gains = re.findall(r"In float64 \d+ evalu.* by (.*) of itself", str(result))
+    assert gains or result.status != "noise floor"
+    assert all(abs(float(gain)) < 1e-4 for gain in gains)
 
 
 def regression(seen=lambda dtype: None):
@@ -73,9 +71,9 @@ def test_an_error_in_float64_leaves_the_end_as_it_is():
     result = kormos.minimize(loss, [v], "lbfgs")
     assert result.success
     np.testing.assert_allclose(ops.convert_to_numpy(v), optimum, atol=1e-4)
-    if result.status == "noise floor":
-        said = "Float64 could not be tried: .* only in float32"
-        assert re.search(said, str(result))
+    words = "Float64 could not be tried: .* only in float32"
+    is_said = re.search(words, str(result))
+    assert is_said or result.status != "noise floor"
 
 
 def test_an_end_in_float64_needs_no_trial():

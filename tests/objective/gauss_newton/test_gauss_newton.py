@@ -240,11 +240,10 @@ def test_all_ways_to_the_matrix_agree(case, batch_size, monkeypatch):
     assert_close(own_grad, grad)
     matrix = full(matrix)
     assert np.abs(matrix).max() > 1e-3
-    if case != "masked lstm":
-        # As on a GPU, which adds the chunks up itself.
-        monkeypatch.setattr(kormos.backend, "on_cpu", lambda: False)
-        _, _, summed = matrices.normal_equations(theta)
-        assert_close(full(summed), matrix)
+    # As on a GPU, which adds the chunks up itself.
+    monkeypatch.setattr(kormos.backend, "on_cpu", lambda: False)
+    _, _, summed = matrices.normal_equations(theta)
+    assert_close(full(summed), matrix)
     assert_close(rows.T @ rows, matrix, 1e-11)
     vector = np.random.default_rng(2).normal(size=objective.size)
     # TensorFlow has no forward mode for loops: differences, of rounding^(2/3).

@@ -31,9 +31,12 @@ class Pair(Positives):
         return {"count": self.count, "half": self.count / 2}
 
 
-@pytest.mark.parametrize("metric", [Positives, Pair])
+@pytest.mark.parametrize(
+    "metric, columns",
+    [(Positives, {"positives": 1}), (Pair, {"count": 1, "half": 0.5})],
+)
 @pytest.mark.parametrize("batch_size", [None, 6])
-def test_a_result_may_be_a_variable(metric, batch_size, unconverged):
+def test_a_result_may_be_a_variable(metric, columns, batch_size, unconverged):
     model = linear()
     model.compile(optimizer="l-bfgs-b", loss="mse", metrics=[metric()])
     history = model.fit(
@@ -44,12 +47,11 @@ def test_a_result_may_be_a_variable(metric, batch_size, unconverged):
         validation_data=(X[:7], Y[:7]),
         verbose=0,
     ).history
-    name = "positives" if metric is Positives else "count"
     positive = model.predict(X, verbose=0) > 0
-    assert history[name][-1] == positive.sum() > 0
-    assert history[f"val_{name}"][-1] == positive[:7].sum()
-    if metric is Pair:
-        assert history["half"][-1] == positive.sum() / 2
+    assert positive.sum() > 0
+    for name, factor in columns.items():
+        assert history[name][-1] == factor * positive.sum()
+        assert history[f"val_{name}"][-1] == factor * positive[:7].sum()
 
 
 def test_a_result_may_read_weights_of_the_model(unconverged):

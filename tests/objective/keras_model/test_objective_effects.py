@@ -9,9 +9,9 @@ from keras import layers
 from keras import ops
 
 import kormos
-from conftest import BACKEND
 from conftest import lindata
 from conftest import linear
+from native import compilations
 
 X, Y = lindata(20, noise=0.3)
 
@@ -106,13 +106,12 @@ def test_fits_of_the_same_shapes_compile_nothing(unconverged):
     program = objective.program
     # A claim may be tested by the loss without its gradient.
     objective.value(objective.initial_position())
-    traces = dict(program.traces)
+    assert program.traces["value_and_grad"] > 0
+    compiled = compilations(program)
     model.fit(-X, 2 * Y, epochs=50, verbose=0)
     kormos.fit(model, X + 1, Y, optimizer="bfgs", epochs=50, verbose=0)
     assert kormos.Objective(model, X, Y).program is program
-    assert traces["value_and_grad"] > 0
-    if BACKEND != "torch":  # It compiles nothing, and traces at every call.
-        assert dict(program.traces) == traces
+    assert compilations(program) == compiled
 
 
 def test_compile_makes_changes_of_the_model_count():
@@ -135,7 +134,7 @@ def test_alternating_frozen_layers_compile_once_each(unconverged):
         [keras.Input((5,)), layers.Dense(2), layers.Dense(1)]
     )
     model.compile(optimizer="l-bfgs-b", loss="mse")
-    programs, traces, losses = [], [], []
+    programs, compiled, losses = [], [], []
     for turn in range(4):
         for i, layer in enumerate(model.layers):
             layer.trainable = i == turn % 2
@@ -150,10 +149,9 @@ def test_alternating_frozen_layers_compile_once_each(unconverged):
         # A claim may be tested by the loss without its gradient.
         objective.value(objective.initial_position())
         programs.append(objective.program)
-        traces.append(dict(programs[-1].traces))
+        compiled.append(compilations(objective.program))
     assert programs[2] is programs[0] is not programs[1] is programs[3]
-    if BACKEND != "torch":
-        assert traces[2:] == traces[:2]
+    assert compiled[2:] == compiled[:2]
     # The first layer alone reaches what both can.
     x = np.hstack([X, np.ones((20, 1))])
     residuals = Y - x @ np.linalg.lstsq(x, Y, rcond=None)[0]

@@ -17,6 +17,7 @@ from conftest import TORCH_FIRST
 from conftest import lindata
 from conftest import linear
 from native import METHODS
+from native import compilations
 from native import eager_only
 from native import methods
 from native import minimize
@@ -123,8 +124,8 @@ def test_float32_after_adam(unconverged):
             max_evals=history.result.evaluations,
             **settings,
         )
-    if history.result.status == "noise floor":
-        assert history.result.loss <= 1.001 * exact.result.loss
+    is_as_low = history.result.loss <= 1.001 * exact.result.loss
+    assert is_as_low or history.result.status == "iteration limit"
 
 
 @each_method
@@ -187,12 +188,11 @@ def test_a_second_fit_compiles_nothing(unconverged):
     x, y = grid()
     model.fit(x, y, epochs=2, steps_per_epoch=5, verbose=0)
     program = next(iter(model.__dict__["_kormos_programs"].values()))
-    traces = dict(program.traces)
+    compiled = compilations(program)
     model.fit(x, y, epochs=2, steps_per_epoch=5, verbose=0)
-    if BACKEND != "torch":
-        assert dict(program.traces) == traces
-        # One evaluation site: the model was traced once.
-        assert traces["value_and_grad"] == 1
+    assert compilations(program) == compiled
+    # One evaluation site: the model was traced once.
+    assert compiled.get("value_and_grad", 1) == 1
 
 
 def test_run_eagerly_takes_the_same_steps(float64, unconverged):

@@ -114,9 +114,8 @@ def test_each_method_is_given_what_it_can_use(method, monkeypatch):
 TRIAL = 40
 
 
-@pytest.mark.parametrize("tol", [None, 1e-3])
-@pytest.mark.parametrize("method", ALL)
-def test_runs_as_scipy_does(method, tol):
+def run_beside_scipy(method, tol):
+    """SciPy's own result and ours, which begin with the same iterates."""
     iterates = []
     options = METHODS[method].tolerances if tol is None else {}
     if method == "cobyla":
@@ -139,36 +138,52 @@ def test_runs_as_scipy_does(method, tol):
         del iterates[0]  # The start.
     if method == "cobyqa":
         del iterates[: 2 * START.size + 1]  # Those of the first model.
-    if method != "slsqp":  # It shows the first trials of its line searches.
-        same = ours[: len(iterates)]
-        np.testing.assert_array_equal(same, iterates)
+    if method == "slsqp":
+        iterates.clear()  # It shows the first trials of its line searches.
+    same = np.reshape(iterates, (-1, START.size))
+    np.testing.assert_array_equal(ours[: len(same)], same)
+    return plain, outcome, problem, ours[-1]
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_runs_as_scipy_does(method):
+    plain, outcome, problem, last = run_beside_scipy(method, tol=1e-3)
     # What was evaluated once is not evaluated again.
-    most = plain.nfev + TRIAL
-    if method == "cobyla" and tol is None:
-        most += plain.nfev  # It ends in the valley, and is called again.
-    assert problem.fg_evals <= most
-    if tol is None:
-        # The least is zero, and none of SciPy's tests is met there alone.
-        assert outcome.loss < 1e-20
-        return
+    assert problem.fg_evals <= plain.nfev + TRIAL
     np.testing.assert_array_equal(outcome.theta, plain.x)
+    np.testing.assert_array_equal(last, plain.x)
     assert outcome.loss == plain.fun
-    np.testing.assert_array_equal(ours[-1], plain.x)
-    check_test(method, outcome)
-    if outcome.test == "gtol" and outcome.value is not None:
-        assert problem.fg_evals == plain.nfev
-
-
-def check_test(method, outcome):
-    """Whether the test that fired is named truly."""
     assert outcome.test in METHODS[method].options
     assert outcome.threshold > 0
     assert outcome.value is None or outcome.value <= outcome.threshold
-    if method in ("bfgs", "cg", "trust-krylov", "trust-ncg", *DENSE):
-        assert outcome.test == "gtol"
-        order = np.inf if method in ("bfgs", "cg") else 2
-        size = np.linalg.norm(rosen_der(outcome.theta), order)
-        assert outcome.value == pytest.approx(size)
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_runs_on_to_the_least_by_default(method):
+    plain, outcome, problem, _ = run_beside_scipy(method, tol=None)
+    # It is zero, and none of SciPy's tests is met only there.
+    assert outcome.loss < 1e-20
+    # COBYLA ends in the valley, and is called again.
+    calls = 2 if method == "cobyla" else 1
+    assert problem.fg_evals <= calls * plain.nfev + TRIAL
+
+
+@pytest.mark.parametrize(
+    "method, order",
+    [
+        ("bfgs", np.inf),
+        ("cg", np.inf),
+        ("trust-krylov", 2),
+        ("trust-ncg", 2),
+        *((method, 2) for method in DENSE),
+    ],
+)
+def test_the_gradient_that_ends_a_run_is_told(method, order):
+    plain, outcome, problem, _ = run_beside_scipy(method, tol=1e-3)
+    assert outcome.test == "gtol"
+    size = np.linalg.norm(rosen_der(outcome.theta), order)
+    assert outcome.value == pytest.approx(size)
+    assert problem.fg_evals == plain.nfev
 
 
 def test_a_loss_in_keras_takes_the_same_path(float64):

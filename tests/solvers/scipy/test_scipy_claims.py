@@ -95,15 +95,18 @@ def test_the_valley_of_rosenbrock(method, factor, float64):
 @pytest.mark.filterwarnings("ignore::kormos.ConvergenceWarning")
 def test_a_likelihood_from_a_far_start(method, start, float64):
     result, (mean, log_deviation) = minimize(normal_likelihood, start, method)
-    if method == "newton-cg" and start[1] < 0:
-        # It takes a thousand steps and more, and says so.
-        assert result.status in (*ENDS, "iteration limit")
-    else:
-        assert result.status in ENDS, result
-    if result.success:
-        expected = len(Y) * (0.5 + np.log(Y.std()))
-        assert result.loss == pytest.approx(expected, rel=1e-9)
-        assert mean == pytest.approx(Y.mean(), abs=1e-4)
+    # There it takes a thousand steps and more, and says so.
+    is_long = method == "newton-cg" and start[1] < 0
+    assert result.status in (*ENDS, "iteration limit")
+    assert result.status in ENDS or is_long, result
+    least = len(Y) * (0.5 + np.log(Y.std()))
+    is_least = result.loss == pytest.approx(least, rel=1e-9)
+    is_mean = mean == pytest.approx(Y.mean(), abs=1e-4)
+    assert not result.success or (is_least and is_mean)
+
+
+# Those that get through columns in units that are far apart.
+SURE = ["l-bfgs-b", "bfgs", "newton-cg", "slsqp", "trust-exact"]
 
 
 @pytest.mark.parametrize("method", GRADIENT)
@@ -116,8 +119,7 @@ def test_columns_in_units_that_are_far_apart(method, float64):
     assert not result.success or result.loss == pytest.approx(
         expected, rel=1e-9
     )
-    if method in ("l-bfgs-b", "bfgs", "newton-cg", "slsqp", "trust-exact"):
-        assert result.success, result
+    assert result.success or method not in SURE, result
 
 
 @pytest.mark.parametrize("method", GRADIENT)
@@ -198,30 +200,25 @@ def fake(monkeypatch):
     return install
 
 
-@pytest.mark.parametrize("size", [4, 16])
 @pytest.mark.parametrize("is_success", [True, False])
-def test_a_false_claim_is_not_passed_on(size, is_success, fake, float64):
+def test_a_false_claim_of_few_parameters_is_followed_by_a_success(
+    is_success, fake, float64
+):
+    fake([], success=is_success, message="precision loss")
+    result, _ = minimize(rosenbrock, np.full(4, 0.6), "bfgs")
+    assert result.success and result.loss < 1e-15
+
+
+@pytest.mark.parametrize("is_success", [True, False])
+def test_a_false_claim_is_not_passed_on(is_success, fake, float64):
     method = fake([], success=is_success, message="precision loss")
-    start = np.full(size, 0.6)
-    with (
-        pytest.warns(kormos.ConvergenceWarning) if size == 16 else (_nothing())
-    ):
-        result, _ = minimize(rosenbrock, start, "bfgs")
-    if size == 16:
-        # A few quasi-Newton steps at a time do not get through the valley.
-        assert result.status == "stalled"
-        assert "still lowers the loss from" in result.message
-        assert method.calls > 2
-    else:
-        assert result.success and result.loss < 1e-15
-    before = np.sum(100 * (0.6 - 0.36) ** 2 + 0.16) * (size - 1)
-    assert result.loss < before
-
-
-def _nothing():
-    import contextlib
-
-    return contextlib.nullcontext()
+    with pytest.warns(kormos.ConvergenceWarning):
+        result, _ = minimize(rosenbrock, np.full(16, 0.6), "bfgs")
+    # A few quasi-Newton steps at a time do not get through the valley.
+    assert result.status == "stalled"
+    assert "still lowers the loss from" in result.message
+    assert method.calls > 2
+    assert result.loss < 15 * (100 * (0.6 - 0.36) ** 2 + 0.16)
 
 
 @pytest.mark.parametrize("is_success", [True, False])
@@ -359,10 +356,9 @@ def test_no_run_ends_above_its_feasible_start(method, has_constraint):
     assert plain.fun < objective.value(objective.start) - 0.1
     assert outcome.loss <= objective.value(objective.start)
     assert problem.is_feasible(outcome.theta)
-    if outcome.status in ENDS:
-        assert outcome.loss == pytest.approx(plain.fun, rel=1e-8)
-    if method != "cobyla":
-        assert outcome.status in ENDS, outcome
+    is_end = outcome.status in ENDS
+    assert not is_end or outcome.loss == pytest.approx(plain.fun, rel=1e-8)
+    assert is_end or method == "cobyla", outcome
 
 
 def test_a_worse_end_does_not_replace_a_feasible_start(fake, float64):

@@ -89,8 +89,7 @@ def test_bands_of_sums_in_fourth_powers(method, float64):
         q = q - (4 * q**3 - 40 * q - 0.1) / curvature
     least = terms(q).sum()
     assert not result.success or result.loss - least <= 1e-6 * abs(least)
-    if method == "l-bfgs-b":
-        assert result.success, result
+    assert result.success or method != "l-bfgs-b", result
 
 
 @pytest.mark.parametrize("method", ["l-bfgs-b", "newton-cg", "bfgs", "slsqp"])
@@ -101,8 +100,7 @@ def test_a_logit_with_columns_in_units_far_apart(method, float64):
     assert not result.success or choice.loss(w) == pytest.approx(
         least, rel=1e-6
     )
-    if method in ("l-bfgs-b", "newton-cg"):
-        assert result.success, result
+    assert result.success or method in ("bfgs", "slsqp"), result
 
 
 @pytest.mark.parametrize("method", ["l-bfgs-b", "bfgs", "newton-cg", "slsqp"])
@@ -178,9 +176,8 @@ def test_a_likelihood_in_raw_parameters_with_bounds(method, unit, float64):
     assert result.status != "infeasible", result
     assert result.loss <= start
     assert not result.success or result.loss - least <= 1e-6 * abs(least)
-    if method == "l-bfgs-b":
-        assert result.success, result
-        np.testing.assert_allclose(v, best, rtol=1e-3)
+    is_best = result.success and np.allclose(v, best, rtol=1e-3, atol=0)
+    assert is_best or method != "l-bfgs-b", result
 
 
 @pytest.mark.parametrize(

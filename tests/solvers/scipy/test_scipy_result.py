@@ -1,5 +1,7 @@
 """`optimizer.results` beside what SciPy itself returns, field by field."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -49,7 +51,7 @@ def by_scipy(method, limits):
     if "line" in limits:
         more["constraints"] = {"type": "ineq", "fun": lambda x: 1 - sum(x)}
     return scipy.optimize.minimize(
-        lambda x: 0.5 * gradient(x) @ (x - CENTRE) + UNIT,
+        loss_at,
         [0.2, 0.2],
         method=method,
         bounds=np.transpose(BOX) if "box" in limits else None,
@@ -57,7 +59,9 @@ def by_scipy(method, limits):
     )
 
 
+@functools.cache
 def by_kormos(method, limits):
+    """The result of a method, in float64."""
     v = keras.Variable([0.2, 0.2], dtype="float64", name="v")
     hessian, centre = map(ops.convert_to_tensor, (HESSIAN, CENTRE))
 
@@ -79,21 +83,30 @@ def by_kormos(method, limits):
     return result
 
 
+def loss_at(x):
+    return 0.5 * gradient(x) @ (x - CENTRE) + UNIT
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("method, limits", CASES)
+def test_fields_have_the_types_of_scipy(method, limits, float64):
+    result, theirs = by_kormos(method, limits), by_scipy(method, limits)
+    assert set(theirs) <= set(result)
+    # SLSQP's `jac` is a list without a gradient.
+    names = [n for n in set(theirs) - {"jac"} if not np.isscalar(theirs[n])]
+    for name in names:
+        assert type(result[name]) is type(theirs[name]), name
+
+
 @pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("method, limits", CASES)
 def test_fields_are_those_of_the_loss(method, limits, float64):
-    result, theirs = by_kormos(method, limits), by_scipy(method, limits)
-    assert set(theirs) <= set(result)
-    for name in set(theirs) - {"jac"}:  # SLSQP's is a list without a gradient
-        if not np.isscalar(theirs[name]):
-            assert type(result[name]) is type(theirs[name]), name
-
+    result = by_kormos(method, limits)
     minimum = np.array(MINIMA[limits])
     slope = gradient(minimum)
-    loss = 0.5 * slope @ (minimum - CENTRE) + UNIT
     multiplier = MULTIPLIERS.get(limits, 0.0)
     expected = {
-        "fun": loss,
+        "fun": loss_at(minimum),
         "hess": HESSIAN,
         "grad": slope,
         "lagrangian_grad": np.zeros(2),
@@ -107,18 +120,34 @@ def test_fields_are_those_of_the_loss(method, limits, float64):
             result[name], expected[name], atol=1e-3 * UNIT, err_msg=name
         )
     np.testing.assert_allclose(result.x, minimum, atol=1e-3)
-    if not limits and "hess_inv" in result:
-        np.testing.assert_allclose(
-            result.hess_inv @ HESSIAN, np.eye(2), atol=0.02
-        )
-    if method == "nelder-mead":
-        points, losses = result.final_simplex
-        np.testing.assert_allclose(points, [minimum] * 3, atol=1e-3)
-        np.testing.assert_allclose(losses, loss, rtol=1e-5)
-    if method == "trust-constr":
-        # The gradient, these and their Jacobians cancel.
-        of_box, of_line = -slope - multiplier, [-multiplier]
-        wanted = {"": [], "box": [of_box], "line": [of_line]}
-        wanted = wanted.get(limits, [of_line, of_box])
-        for found, right in zip(result.v, wanted, strict=True):
-            np.testing.assert_allclose(found, right, atol=1e-3 * UNIT)
+
+
+@pytest.mark.parametrize("method", ["bfgs", "l-bfgs-b"])
+def test_the_inverse_hessian_is_that_of_the_loss(method, float64):
+    inverse = by_kormos(method, "").hess_inv
+    np.testing.assert_allclose(inverse @ HESSIAN, np.eye(2), atol=0.02)
+
+
+@pytest.mark.parametrize("limits", ["", "box"])
+def test_the_simplex_is_at_the_minimum(limits, float64):
+    points, losses = by_kormos("nelder-mead", limits).final_simplex
+    minimum = np.array(MINIMA[limits])
+    np.testing.assert_allclose(points, [minimum] * 3, atol=1e-3)
+    np.testing.assert_allclose(losses, loss_at(minimum), rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("limits", MINIMA)
+def test_multipliers_of_trust_constr_cancel_the_gradient(limits, float64):
+    multiplier = MULTIPLIERS.get(limits, 0.0)
+    of_box = -gradient(np.array(MINIMA[limits])) - multiplier
+    of_line = [-multiplier]
+    expected = {
+        "": [],
+        "box": [of_box],
+        "line": [of_line],
+        "box, line": [of_line, of_box],
+    }
+    found = by_kormos("trust-constr", limits).v
+    for values, right in zip(found, expected[limits], strict=True):
+        np.testing.assert_allclose(values, right, atol=1e-3 * UNIT)
