@@ -40,6 +40,61 @@ def minimize(method, **kwargs):
     return result, losses, np.array(ops.convert_to_numpy(v))
 
 
+# A budget by itself, with a clock that stands still
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Sets what `time.perf_counter` says."""
+
+    def set_to(now):
+        monkeypatch.setattr(budget.time, "perf_counter", lambda: now)
+
+    return set_to
+
+
+def test_a_budget_without_limits_is_never_spent(clock):
+    clock(1e12)
+    assert budget.UNLIMITED.spent(10**12) is None
+    assert budget.UNLIMITED.started(5.0) == budget.UNLIMITED
+    assert budget.UNLIMITED.without(5) == budget.UNLIMITED
+
+
+@pytest.mark.parametrize(
+    "evaluations, status",
+    [(0, None), (9, None), (10, "evaluation limit"), (11, "evaluation limit")],
+)
+def test_evaluations_are_spent_when_the_last_one_is_made(evaluations, status):
+    assert budget.Budget(evaluations=10).spent(evaluations) == status
+
+
+@pytest.mark.parametrize(
+    "now, status", [(99.9, None), (103.0, "time limit"), (1e9, "time limit")]
+)
+def test_seconds_count_from_the_start(now, status, clock):
+    clock(now)
+    assert budget.Budget(deadline=3.0).started(100.0).spent(0) == status
+
+
+def test_evaluations_come_before_seconds(clock):
+    clock(9.0)
+    both = budget.Budget(evaluations=5, deadline=3.0)
+    assert both.spent(4) == "time limit"
+    assert both.spent(5) == "evaluation limit"
+
+
+def test_what_is_left_of_a_budget_in_stages(clock):
+    clock(0.0)
+    whole = budget.Budget(100, 10, 3.0, 0.5)
+    left = whole.without(4).without(3)
+    assert left == budget.Budget(100, 3, 3.0, 0.5)
+    assert left.spent(2) is None
+    assert left.spent(3) == "evaluation limit"
+
+
+# Budgets of runs
+
+
 @each_method
 @pytest.mark.parametrize("most", [1, 7])
 def test_max_evals(method, most, float64):
