@@ -17,7 +17,7 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 .PHONY: quickstart test $(addprefix test-,jax tensorflow torch) lint format clean
 .PHONY: bench bench-quick docs gallery
 .PHONY: test-compat test-oldest test-newest test-middle test-faults
-.PHONY: test-rounding
+.PHONY: test-rounding test-fast
 
 quickstart: $(VENV)/quickstart-$(BACKEND)
 	KERAS_BACKEND=$(BACKEND) $(BIN)/python examples/quickstart.py
@@ -33,6 +33,15 @@ test: $(VENV)/xla-flags
 test-jax test-tensorflow test-torch: test-%: $(VENV)/xla-flags
 	KERAS_BACKEND=$* OMP_NUM_THREADS=1 XLA_FLAGS="$$(cat $<)" \
 	    $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+# For everyday work, in three minutes: one backend, torch if none is named.
+FAST_BACKEND = $(if $(filter file,$(origin BACKEND)),torch,$(BACKEND))
+FAST := $(addprefix tests/,backend data float64 inspection objective optimizers \
+	session solvers test_keras_patch.py test_models.py test_warnings.py)
+
+test-fast: $(VENV)/xla-flags
+	KERAS_BACKEND=$(FAST_BACKEND) OMP_NUM_THREADS=1 XLA_FLAGS="$$(cat $<)" \
+	    $(BIN)/python -m pytest -n 2 -m "not slow" $(FAST) $(PYTEST_ARGS)
 
 # What hangs on the last digits, with the kernels that OpenBLAS takes on other
 # processors, and with code that XLA compiles otherwise. A set of kernels needs

@@ -127,6 +127,7 @@ assert len(before) == 13
 """
 
 
+@pytest.mark.slow
 def test_adam_is_stock_to_the_last_bit():
     process = subprocess.run(
         [sys.executable, "-c", BEFORE_AND_AFTER],

@@ -114,6 +114,7 @@ def first_loss(count):
     return np.mean(np.square(errors))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ENDLESS)
 def test_endless_data_are_refused(source):
     model = compiled()

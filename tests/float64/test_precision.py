@@ -1,6 +1,5 @@
 """Fits in float64 of models and variables in float32."""
 
-import sys
 import threading
 
 import keras
@@ -13,6 +12,7 @@ import kormos
 from conftest import BACKEND
 from conftest import TIGHT
 from conftest import lindata
+from kormos.float64 import settings as float64_settings
 
 RNG = np.random.default_rng(0)
 X = RNG.uniform(-1, 1, (60, 2))
@@ -484,9 +484,8 @@ def test_an_interrupt_while_float64_is_compiled(monkeypatch):
     BACKEND == "tensorflow", reason="TensorFlow keeps float64 by itself"
 )
 def test_a_keras_that_has_changed_is_said_so(monkeypatch):
-    # As if the entry were no longer read. A function hides the module.
-    module = sys.modules["kormos.precision"]
-    monkeypatch.setattr(module, "BIT64_TO_BIT32_DTYPE", {})
+    # As if the entry were no longer read.
+    monkeypatch.setattr(float64_settings, "BIT64_TO_BIT32_DTYPE", {})
     before = settings()
     with pytest.raises(RuntimeError, match="Install a Keras release"):
         with kormos.precision("float64"):

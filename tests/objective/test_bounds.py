@@ -137,6 +137,7 @@ def test_a_loss_that_is_undefined_outside(method, float64):
     np.testing.assert_allclose(ops.convert_to_numpy(v), [4, 2], rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", BOUNDED)
 def test_nonneg_constraint_is_a_bound(method, float64):
     # Their default tolerances are coarse.

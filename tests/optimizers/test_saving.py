@@ -148,6 +148,7 @@ def read_with(backend, *arguments):
     )
 
 
+@pytest.mark.slow
 def test_the_other_backends_read_the_file(tmp_path, unconverged):
     model = fitted(
         ScipyBatchOptimizer(

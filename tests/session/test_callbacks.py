@@ -99,6 +99,7 @@ def test_hooks_come_in_pairs_and_count_from_zero(unconverged):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", WANDERING)
 def test_logs_are_those_of_the_weights_in_the_model(
     method, float64, unconverged
@@ -142,6 +143,7 @@ class StopAfter(kc.Callback):
             self.model.stop_training = True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_stops_after_the_iteration(method, float64):
     model, data = curved(method)

@@ -40,6 +40,7 @@ def compiled(optimizer, model=None, **kwargs):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_epochs_are_iterations_of_every_method(method, float64, unconverged):
     model, data = net(6), saddle()
@@ -306,6 +307,7 @@ def test_columns_of_several_outputs_are_those_of_evaluate(float64, unconverged):
         assert column[-1] == pytest.approx(value, rel=TIGHT), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_a_net_of_4417_parameters_in_700_evaluations(dtype, unconverged):
     with kormos.precision(dtype):

@@ -18,6 +18,7 @@ from native import METHODS
 UNITS = [1e-7, 1e-8, 1e-12] if BACKEND == "torch" else [1e-8]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [*METHODS, "lm", "l-bfgs-b", "bfgs"])
 @pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.filterwarnings("ignore::kormos.ConvergenceWarning")

@@ -95,6 +95,7 @@ def test_linear_residuals_take_one_step(float64):
     np.testing.assert_allclose(b, expected, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_residuals_of_sizes_far_apart(float64, unconverged):
     # J is singular everywhere; `scipy.optimize` ends, and so must we.
     result, b = fit(
@@ -204,6 +205,7 @@ def test_blocks_and_their_weights(float64, reduction):
     np.testing.assert_allclose(b, expected[0], rtol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", few("lm", "lbfgs"))
 def test_chunks_change_nothing(float64, method, unconverged):
     fits = [

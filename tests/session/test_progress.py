@@ -103,6 +103,7 @@ def curves(figure):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "against, label",
     [
@@ -161,6 +162,7 @@ def test_plot_without_gradients_or_with_negative_losses(unconverged):
     assert figure.axes[0].get_yscale() == "linear"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("against", ["iterations", "evaluations", "seconds"])
 def test_plot_of_a_minimization(against, float64):
     v = keras.Variable([3.0, -1.0])

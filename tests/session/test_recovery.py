@@ -69,6 +69,7 @@ def fit_until_the_loss_raises(method, error, calls):
     return model, data, start, fit
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::kormos.ConvergenceWarning")
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.usefixtures("unconverged")
@@ -232,6 +233,7 @@ BARRIER = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", sorted(BARRIER))
 @pytest.mark.parametrize("start", [0.01, 20.0])
 def test_steps_out_of_the_domain_of_the_loss_are_shortened(

@@ -60,6 +60,7 @@ def straight():
     return fit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 4])
 @pytest.mark.parametrize("method", METHODS)
 def test_ten_and_ten_epochs_are_twenty(method, steps, straight):
@@ -124,6 +125,7 @@ def run(code, *args, backend=BACKEND, check=True):
     return subprocess.run(command, env=env, check=check)
 
 
+@pytest.mark.slow
 def test_resume_in_a_new_process(straight, tmp_path):
     expected, _ = straight("lbfgs")
     model = net()
@@ -172,6 +174,7 @@ np.save(sys.argv[4], history.epoch)
 """
 
 
+@pytest.mark.slow
 def test_a_killed_fit_is_restored(straight, tmp_path):
     expected, _ = straight("lbfgs")
     args = tmp_path / "backup", "kill", tmp_path / "w.npy", tmp_path / "e.npy"

@@ -18,6 +18,8 @@ from conftest import linear
 from native import METHODS
 from native import minimize
 
+pytestmark = pytest.mark.slow
+
 FUNCTIONS = {problem.name: problem for problem in mgh.problems()}
 REGRESSIONS = {problem.name: problem for problem in nist.problems()}
 

@@ -188,6 +188,7 @@ def test_a_state_that_changes_nothing():
 # Rows that do not count, for Gauss-Newton methods
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [None, 2])
 def test_rows_without_weight(batch_size):
     weights = np.ones(40)
@@ -225,6 +226,7 @@ def far_from_all():
     return layers.Dense(1), "huber", X, 1e4 * (1 + np.abs(Y)), {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [None, 2])
 @pytest.mark.parametrize("make", [ignored, unweighted_class, far_from_all])
 def test_curvature_that_only_some_rows_or_outputs_show(make, batch_size):

@@ -19,6 +19,8 @@ import nist
 from conftest import BACKEND
 from native import eager_only
 
+pytestmark = pytest.mark.slow
+
 RNG = np.random.default_rng(7)
 ENDS = ("converged", "noise floor")
 OURS = [

@@ -202,6 +202,7 @@ def test_bounds_of_a_network(float64):
 # Networks
 
 
+@pytest.mark.slow
 def test_sinc(float64):
     x, y = sinc(2000)
     model = net(20)
@@ -213,12 +214,14 @@ def test_sinc(float64):
     )
 
 
+@pytest.mark.slow
 def test_sinc_in_float32():
     x, y = sinc(2000)
     history = net(20).fit(x, y, epochs=100, verbose=0)
     assert history.result.loss <= 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(20 if BACKEND == "torch" else 3))
 def test_no_iteration_after_adam_raises_the_loss(seed):
     x, y = sinc(300)
@@ -249,6 +252,7 @@ def test_weights_set_between_fits_count():
     assert third.result.initial_loss == pytest.approx(loss, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "precision", variants(["float32", "float64"], ["float32"])
 )
@@ -510,6 +514,7 @@ def test_the_result_names_the_solver(solver, words, float64):
     )
 
 
+@pytest.mark.slow
 def test_conjugate_gradients_fit_a_network(float64):
     x, y = surface()
     model = net(inputs=(2,), optimizer=LevenbergMarquardt(linear_solver="cg"))
@@ -790,6 +795,7 @@ def test_ten_and_ten_iterations_are_twenty(tmp_path):
         np.testing.assert_array_equal(weights(one), weights(straight))
 
 
+@pytest.mark.slow
 @eager_only
 @pytest.mark.parametrize(
     "options",

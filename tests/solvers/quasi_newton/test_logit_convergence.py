@@ -13,6 +13,8 @@ from native import eager_only
 from native import methods
 from native import minimize
 
+pytestmark = pytest.mark.slow
+
 ENDS = ("converged", "noise floor")
 
 

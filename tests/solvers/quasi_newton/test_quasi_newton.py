@@ -32,6 +32,7 @@ def rosenbrock(x):
 POWERS = [-100, -30, -1, 1, 30, 100]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", methods("lbfgs"))
 def test_the_loss_and_the_parameters_have_no_scale(method, float64):
     x0 = np.array([-1.2, 1.0])
@@ -88,6 +89,7 @@ def grid():
     return x, (x**2).sum(axis=1, keepdims=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 def test_a_surface_of_121_points(precision, unconverged):
     with kormos.precision(precision):
@@ -100,6 +102,7 @@ def test_a_surface_of_121_points(precision, unconverged):
     assert history.result.status in ("iteration limit", "noise floor")
 
 
+@pytest.mark.slow
 def test_float32_after_adam(unconverged):
     """The stall of other L-BFGS: one iteration, or a false convergence."""
     x, y = grid()

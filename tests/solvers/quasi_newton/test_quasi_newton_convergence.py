@@ -19,6 +19,8 @@ from native import eager_only
 from native import methods
 from native import minimize
 
+pytestmark = pytest.mark.slow
+
 LIMITS = {"max_iterations": 10_000, "max_evals": 10_000}
 
 each_method = pytest.mark.parametrize("method", methods("lbfgs"))

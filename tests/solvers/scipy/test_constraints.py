@@ -52,6 +52,7 @@ def value(variable):
     return ops.convert_to_numpy(variable)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bounds", [None, {".*": (-3, 3)}])
 @pytest.mark.parametrize("method", CONSTRAINED)
 def test_vector_of_equalities_in_fit(method, bounds, float64):
@@ -78,6 +79,7 @@ def test_vector_of_equalities_in_fit(method, bounds, float64):
     np.testing.assert_allclose(A @ value(kernel)[:, 0], B, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", CONSTRAINED)
 def test_inequality_in_minimize(method, float64):
     # The lowest point of a disc, with a second constraint that is inactive.
@@ -157,6 +159,7 @@ def test_constraints_are_evaluated_within_the_bounds(method, float64):
     assert (points >= [0.7, -9]).all() and (points <= 9).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", CONSTRAINED)
 def test_contradictory_constraints_are_named_infeasible(method, float64):
     v = keras.Variable(np.full(2, 3.0))

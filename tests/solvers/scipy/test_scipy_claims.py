@@ -15,6 +15,8 @@ from kormos.solvers.problem import Constraint
 from kormos.solvers.problem import Problem
 from kormos.solvers.scipy.result import unscale
 
+pytestmark = pytest.mark.slow
+
 GRADIENT = [
     "bfgs",
     "cg",

@@ -15,7 +15,10 @@ from likelihoods import Choice
 from likelihoods import weibull
 from native import eager_only
 
-pytestmark = pytest.mark.filterwarnings("ignore::kormos.ConvergenceWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::kormos.ConvergenceWarning"),
+]
 
 ENDS = ("converged", "noise floor")
 

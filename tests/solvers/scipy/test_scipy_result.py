@@ -87,6 +87,7 @@ def loss_at(x):
     return 0.5 * gradient(x) @ (x - CENTRE) + UNIT
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("method, limits", CASES)
 def test_fields_have_the_types_of_scipy(method, limits, float64):
