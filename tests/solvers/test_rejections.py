@@ -296,7 +296,8 @@ def test_a_model_that_raises_at_the_start(optimizer, run_eagerly):
     assert history.result.iterations == 0
     assert history.epoch == [0]
     assert model.get_weights()[0] == 1.5
-    assert ("at the start first: " in history.result.message) == RAISES
+    # Run eagerly, some operations of JAX raise too.
+    assert "at the start first: " in history.result.message or not RAISES
 
 
 def test_metrics_and_validation_where_nothing_can_be_computed():
