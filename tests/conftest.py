@@ -16,6 +16,8 @@ except ImportError:
     collect_ignore = [
         "data/test_data_sources.py",
         "data/test_data_errors.py",
+        "data/test_endless_data.py",
+        "data/test_streaming.py",
         "session/test_validation.py",
     ]
 
