@@ -17,7 +17,7 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 .PHONY: quickstart test $(addprefix test-,jax tensorflow torch) lint format clean
 .PHONY: bench bench-quick docs gallery
 .PHONY: test-compat test-oldest test-newest test-middle test-faults
-.PHONY: test-rounding
+.PHONY: test-rounding test-fast
 
 quickstart: $(VENV)/quickstart-$(BACKEND)
 	KERAS_BACKEND=$(BACKEND) $(BIN)/python examples/quickstart.py
@@ -34,12 +34,24 @@ test-jax test-tensorflow test-torch: test-%: $(VENV)/xla-flags
 	KERAS_BACKEND=$* OMP_NUM_THREADS=1 XLA_FLAGS="$$(cat $<)" \
 	    $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 
+# For everyday work, in three minutes: one backend, torch if none is named.
+FAST_BACKEND = $(if $(filter file,$(origin BACKEND)),torch,$(BACKEND))
+FAST := $(addprefix tests/,backend data float64 inspection objective optimizers \
+	session solvers test_keras_patch.py test_models.py test_warnings.py)
+
+test-fast: $(VENV)/xla-flags
+	KERAS_BACKEND=$(FAST_BACKEND) OMP_NUM_THREADS=1 XLA_FLAGS="$$(cat $<)" \
+	    $(BIN)/python -m pytest -n 2 -m "not slow" $(FAST) $(PYTEST_ARGS)
+
 # What hangs on the last digits, with the kernels that OpenBLAS takes on other
 # processors, and with code that XLA compiles otherwise. A set of kernels needs
 # instructions that this processor may not have.
 KERNELS := Haswell:avx2 SkylakeX:avx512f Zen:avx2 Nehalem:sse4_2
-ROUNDING := $(addprefix tests/test_,scipy.py scipy_claims.py constraints.py \
-	bounds.py fresh_run.py line_search.py quasi_newton.py nist.py)
+ROUNDING := $(addprefix tests/,solvers/scipy/test_scipy.py \
+	solvers/scipy/test_scipy_claims.py solvers/scipy/test_constraints.py \
+	objective/test_bounds.py solvers/test_fresh_run.py \
+	solvers/quasi_newton/test_wolfe_search.py \
+	solvers/quasi_newton/test_quasi_newton.py campaigns/test_nist.py)
 
 test-rounding: $(addprefix test-rounding-,$(BACKENDS))
 

@@ -42,7 +42,8 @@ import recording
 from claim_findings import Fit
 from claim_findings import Second
 
-sys.path.append(str(pathlib.Path(__file__).parent.parent / "tests"))
+ROOT = pathlib.Path(__file__).parent.parent
+sys.path.append(str(ROOT / "tests" / "helpers"))
 
 import trials
 

@@ -51,7 +51,8 @@ from keras import ops
 import kormos
 from kormos.optimizers import LevenbergMarquardt
 
-sys.path.append(str(pathlib.Path(__file__).parent.parent / "tests"))
+ROOT = pathlib.Path(__file__).parent.parent
+sys.path.append(str(ROOT / "tests" / "helpers"))
 import nist as strd
 
 VARIANTS = {

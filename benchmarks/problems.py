@@ -31,7 +31,7 @@ import kormos
 from kormos.objective.functions.scalar import FunctionObjective
 
 ROOT = pathlib.Path(__file__).parent.parent
-sys.path += [str(ROOT / "tests"), str(ROOT / "examples")]
+sys.path += [str(ROOT / "tests" / "helpers"), str(ROOT / "examples")]
 import collaborative_filtering as example
 
 import mgh

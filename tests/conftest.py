@@ -14,9 +14,11 @@ try:
 except ImportError:
     # Its CPU build is not to be had for every Python: `make test-newest`.
     collect_ignore = [
-        "test_data.py",
-        "test_data_errors.py",
-        "test_validation.py",
+        "data/test_data_sources.py",
+        "data/test_data_errors.py",
+        "data/test_endless_data.py",
+        "data/test_streaming.py",
+        "session/test_validation.py",
     ]
 
 import keras
@@ -72,36 +74,36 @@ def seeded():
 # Modules of what does not depend on how TensorFlow compiles a solver's loop:
 # with XLA, as users have it, that takes twice as long.
 _WITHOUT_XLA = {
+    "test_budget",
     "test_callbacks",
     "test_check",
     "test_checkpoints",
     "test_claims",
-    "test_converged",
-    "test_converged_least_squares",
-    "test_converged_logit",
-    "test_converged_scipy",
+    "test_every_loss",
     "test_exceptions",
     "test_fit",
+    "test_float64_tail",
     "test_interrupts",
-    "test_limits",
+    "test_keras_callbacks",
+    "test_layers_in_float64",
+    "test_least_squares_convergence",
+    "test_logit_convergence",
     "test_models",
     "test_non_finite",
     "test_precision",
-    "test_precision_layers",
     "test_progress",
+    "test_quasi_newton_convergence",
     "test_random_models",
     "test_recovery",
     "test_refit",
     "test_repeats",
     "test_saving",
+    "test_scipy_convergence",
     "test_sizes",
     "test_sklearn",
-    "test_stock_callbacks",
     "test_streaming",
-    "test_sweep_losses",
     "test_tuner",
     "test_units",
-    "test_widening",
 }
 
 

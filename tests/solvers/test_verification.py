@@ -1,0 +1,148 @@
+"""What is compiled is the loss as it is, or the fit is refused."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import kormos
+from conftest import BACKEND
+
+METHODS = ["lbfgs", "l-bfgs-b", "nelder-mead"]
+
+
+def free(value):
+    return keras.Variable(np.array(value, "float64"), dtype="float64")
+
+
+def past_keras(q):
+    """The variable's tensor where no scope puts another in its place."""
+    own = q._value
+    return own.detach() if BACKEND == "torch" else ops.convert_to_tensor(own)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_part_that_is_read_past_keras(method, float64):
+    q = free([1.0, 2.0])
+
+    def loss():
+        return ops.sum((q - 1) ** 2) + ops.sum((past_keras(q) - 3) ** 2)
+
+    with pytest.raises(ValueError, match="compiled"):
+        kormos.minimize(loss, [q], method)
+    np.testing.assert_array_equal(ops.convert_to_numpy(q), [1.0, 2.0])
+
+
+def test_residuals_of_which_a_part_is_read_past_keras(float64):
+    q = free([1.0, 2.0])
+    with pytest.raises(ValueError, match="compiled"):
+        kormos.least_squares(lambda: (q - 1) + (past_keras(q) - 3), [q])
+    np.testing.assert_array_equal(ops.convert_to_numpy(q), [1.0, 2.0])
+
+
+class PastKeras(keras.layers.Layer):
+    def build(self, shape):
+        self.q = self.add_weight(shape=(3,), initializer="ones")
+
+    def call(self, x):
+        return x * self.q * ops.cast(past_keras(self.q), x.dtype)
+
+
+@pytest.mark.parametrize("method", ["lbfgs", "l-bfgs-b", "lm"])
+def test_a_layer_of_which_a_part_is_read_past_keras(method):
+    x = np.random.default_rng(0).normal(size=(20, 3)).astype("float32")
+    model = keras.Sequential(
+        [keras.Input((3,)), PastKeras(), keras.layers.Dense(1)]
+    )
+    model.compile(method, loss="mse")
+    before = model.get_weights()
+    with pytest.raises(ValueError, match="compiled"):
+        model.fit(x, x.sum(1, keepdims=True), epochs=2, verbose=0)
+    for a, b in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def partly_compiled(compile, q):
+    """A loss with a part that was compiled and called before."""
+    inner = compile(lambda: ops.sum((ops.convert_to_tensor(q) - 3) ** 2))
+    inner()
+    return lambda: ops.sum((q - 1) ** 2) + inner()
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="of tf.function")
+@pytest.mark.parametrize("method", METHODS)
+def test_a_tf_function_that_was_called_before_is_refused(method, float64):
+    import tensorflow as tf
+
+    q = free([1.0, 2.0])
+    loss = partly_compiled(tf.function, q)
+    # It keeps the variable itself, where nothing can replace it.
+    with pytest.raises(ValueError, match="compiled"):
+        kormos.minimize(loss, [q], method)
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="of jax.jit")
+@pytest.mark.parametrize("method", METHODS)
+def test_a_jitted_function_that_was_called_before_is_used(method, float64):
+    import jax
+
+    q = free([1.0, 2.0])
+    kormos.minimize(partly_compiled(jax.jit, q), [q], method)
+    np.testing.assert_allclose(ops.convert_to_numpy(q), [2, 2], atol=1e-3)
+
+
+@pytest.mark.parametrize("method", ["lbfgs", "l-bfgs-b", "lm"])
+def test_a_variable_that_changes_the_loss_without_a_gradient(method, float64):
+    p, q = free([3.0, 4.0]), keras.Variable([1.0, 2.0], name="mute")
+
+    def residuals():
+        return p * ops.stop_gradient(ops.cast(q, "float64"))
+
+    with pytest.raises(ValueError, match=r"mute, with a gradient of zero"):
+        if method == "lm":
+            kormos.least_squares(residuals, [p, q])
+        else:
+            kormos.minimize(lambda: ops.sum(residuals() ** 2), [p, q], method)
+
+
+def test_variables_whose_gradient_is_zero_by_chance(float64):
+    """A maximum at the start; and units that are dead around it."""
+    p, w = free([0.0, 0.0]), free([-1.0, -2.0])
+    result = kormos.minimize(
+        lambda: ops.sum((p**2 - 1) ** 2) + ops.sum(ops.relu(w)), [p, w]
+    )
+    assert result.loss == pytest.approx(2.0)
+
+
+def test_float64_variables_where_keras_computes_in_float32():
+    v = free([1.234567890123, 2.0])
+    result = kormos.minimize(lambda: ops.sum((v + 1.0) ** 2), [v])
+    assert result.loss < 1e-10
+
+
+def test_a_loss_that_rounding_decides():
+    """Of cancelled terms float32 leaves no digit: no reason to refuse."""
+    p = keras.Variable(np.full(1000, 0.7, "float32"))
+
+    def loss():
+        terms = 1e6 * ops.exp(p)
+        return ops.sum(terms) - ops.sum(ops.flip(terms)) + ops.sum(p**2)
+
+    kormos.minimize(loss, [p], "l-bfgs-b", max_iterations=2)
+
+
+def test_once_for_a_program(monkeypatch):
+    calls = []
+    original = kormos.Objective.reference
+
+    def counted(self, theta):
+        calls.append(theta)
+        return original(self, theta)
+
+    monkeypatch.setattr(kormos.Objective, "reference", counted)
+    x = np.random.default_rng(0).normal(size=(20, 3)).astype("float32")
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    model.compile("l-bfgs-b", loss="mse")
+    for _ in range(3):
+        model.fit(x, x.sum(1, keepdims=True), epochs=1, verbose=0)
+    assert len(calls) == 1
