@@ -6,6 +6,8 @@ import keras
 import tensorflow as tf
 
 from kormos.backend import common
+from kormos.backend.tensorflow_loops import backward_where_needed
+from kormos.backend.tensorflow_loops import is_refused_by_xla
 
 _NOT_COMPILED = (
     tf.errors.InvalidArgumentError,
@@ -81,7 +83,8 @@ def compile_loop(fn):
         nonlocal chosen
         if chosen is None:
             is_slow = _is_slow_in_xla(fast, args)
-            chosen = compile(fn) if is_slow else _quickly_called(fast)
+            is_unfit = is_slow or is_refused_by_xla(fast, args)
+            chosen = compile(fn) if is_unfit else _quickly_called(fast)
             try:
                 return chosen(*args)
             except _NOT_COMPILED:
@@ -218,6 +221,7 @@ def _differentiate(fn, parts, cotangents=None):
 
 
 def jvp(fn):
+    @backward_where_needed(fn)
     def product(parts, tangents, *args):
         with tf.autodiff.ForwardAccumulator(parts, tangents) as forward:
             values = fn(parts, *args)

@@ -12,6 +12,10 @@ from kormos.backend.tensorflow import on_cpu
 # and what vectorizes them does not know the loops of recurrent layers.
 _UNROLLED = 8
 
+# What TensorFlow raises of loops, in recurrent layers say, that it cannot
+# vectorize.
+_NOT_VECTORIZED = (TypeError, ValueError, NotImplementedError)
+
 
 def jacobian(fn):
     def wrapped(parts, *args):
@@ -35,8 +39,9 @@ def _jacobian(tape, values, parts):
         )
 
     try:
-        return _sound(lambda: derivatives(True))
-    except _BrokenProduct:
+        with _quiet():
+            return _sound(lambda: derivatives(True))
+    except (_BrokenProduct, *_NOT_VECTORIZED):
         return derivatives(False)
 
 
@@ -129,8 +134,8 @@ def _map_rows(fn, parts, rows):
         for mapped in (together, with_own_parts):
             with _quiet(), contextlib.suppress(_BrokenProduct):
                 return _sound(mapped)
-    except (TypeError, ValueError, NotImplementedError):
-        pass  # Loops in a layer, recurrent ones say, have no such form.
+    except _NOT_VECTORIZED:
+        pass
     first = fn(parts, tf.nest.map_structure(lambda r: r[0], rows), True)
     return tf.map_fn(
         lambda row: fn(parts, row, True),
