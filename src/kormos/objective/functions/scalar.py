@@ -114,7 +114,7 @@ class StatelessFunction(VariableReader):
             )
         arithmetic = Arithmetic()
         with (
-            naming_conversions(name),
+            naming_conversions(name, variables),
             arithmetic.learning(),
             ReadRecorder() as scope,
         ):
@@ -139,7 +139,10 @@ class StatelessFunction(VariableReader):
         self.dtype = keras.backend.standardize_dtype(value.dtype)
 
     def __call__(self, parts, frozen):
-        with naming_conversions(self._name), self.scope(parts, frozen):
+        with (
+            naming_conversions(self._name, self.variables),
+            self.scope(parts, frozen),
+        ):
             return read(self.fn())
 
     def frozen_values(self):
