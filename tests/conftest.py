@@ -80,6 +80,7 @@ _WITHOUT_XLA = {
     "test_converged_least_squares",
     "test_converged_logit",
     "test_converged_scipy",
+    "test_custom_gradients",
     "test_exceptions",
     "test_fit",
     "test_interrupts",

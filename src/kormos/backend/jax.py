@@ -156,11 +156,12 @@ def jvp(fn):
 
 
 def check_forward_mode(fn, parts, tangents):
-    # A derivative of it would raise this only where it is compiled.
-    def along(parts):
+    # A derivative of it would raise this only where it is compiled. Along the
+    # tangents too, or a gradient of a user's own that is a constant passes.
+    def along(parts, tangents):
         return jax.jvp(fn, (parts,), (tangents,))
 
-    jax.eval_shape(lambda p: jax.jvp(along, (p,), (tangents,)), parts)
+    jax.eval_shape(lambda p, t: jax.jvp(along, (p, t), (t, t)), parts, tangents)
 
 
 def vjp(fn):
