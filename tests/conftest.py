@@ -80,6 +80,7 @@ _WITHOUT_XLA = {
     "test_checkpoints",
     "test_claims",
     "test_every_loss",
+    "test_custom_gradients",
     "test_exceptions",
     "test_fit",
     "test_float64_tail",

@@ -12,13 +12,14 @@ import keras
 
 from kormos import optimizers
 from kormos._fit import fit
+from kormos.objective.functions import predictions
 from kormos.objective.keras_model.loss import remember_loss_weights
 from kormos.objective.keras_model.program_cache import forget_programs
 from kormos.optimizers.base import BatchOptimizer
 
 
 def install() -> None:
-    """Wraps three methods of `keras.Model`, once."""
+    """Wraps methods of `keras.Model`, once."""
     if getattr(keras.Model.fit, "_is_kormos", False):
         return
     for name, wrap in _WRAPPERS.items():
@@ -84,4 +85,5 @@ _WRAPPERS: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
     "compile": _wrap_compile,
     "fit": _wrap_fit,
     "train_on_batch": _wrap_train_on_batch,
+    **dict.fromkeys(predictions.METHODS, predictions.wrap),
 }

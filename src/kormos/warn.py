@@ -14,6 +14,7 @@ _LIBRARIES = (
     "tensorflow",
     "torch",
     "numpy",
+    "optree",
     "contextlib",
 )
 

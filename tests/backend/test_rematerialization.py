@@ -66,6 +66,38 @@ def test_derivatives_of_another_point(name):
     np.testing.assert_allclose(rows, grad, atol=1e-12)
 
 
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("method", ["lbfgs", "lm"])
+def test_fits_are_those_of_the_plain_layer(method):
+    own, plain = (
+        model_with(Rematerialized(apply))
+        for apply in (keras.remat, lambda fn: fn)
+    )
+    plain.set_weights(own.get_weights())
+    found, expected = (
+        kormos.fit(
+            model, X, Y, optimizer=method, epochs=4, verbose=0
+        ).result.loss
+        for model in (own, plain)
+    )
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("method", ["lbfgs", "lm"])
+def test_residuals_that_are_rematerialized(method):
+    x = np.linspace(0, 1, 20)
+    v = keras.Variable(np.ones(2))
+
+    def residuals(data):
+        decay = keras.remat(lambda x: v[0] * ops.exp(-v[1] * x))
+        return decay(data["x"]) - data["y"]
+
+    y = 2 * np.exp(-3 * x)
+    kormos.least_squares(residuals, [v], method, data={"x": x, "y": y})
+    np.testing.assert_allclose(ops.convert_to_numpy(v), [2, 3], rtol=1e-6)
+
+
 @pytest.mark.skipif(BACKEND != "torch", reason="It is eager.")
 def test_stock_training_still_rematerializes():
     layer = Rematerialized()

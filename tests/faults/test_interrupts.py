@@ -9,6 +9,7 @@ import time
 import keras
 import numpy as np
 import pytest
+from kormos.session.keras_session import FitLoop
 
 import kormos
 from faults.models import FAMILIES
@@ -18,7 +19,6 @@ from faults.models import assert_usable
 from faults.models import data
 from faults.models import loss
 from faults.models import shared
-from kormos.session.keras_session import FitLoop
 from kormos.solvers.problem import Problem
 
 KIND = "interrupts"

@@ -186,11 +186,16 @@ def check_forward_mode(
     fn: Callable[..., Structure], parts: list[Tensor], tangents: list[Tensor]
 ) -> None:
     # Otherwise, a derivative of `jvp` would raise the error only when it is
-    # compiled. Here it is only traced.
-    def directional(parts: list[Tensor]) -> tuple[Structure, Structure]:
+    # compiled. Here it is only traced. The tangents vary too: otherwise a
+    # user's own gradient that is a constant would pass.
+    def directional(
+        parts: list[Tensor], tangents: list[Tensor]
+    ) -> tuple[Structure, Structure]:
         return jax.jvp(fn, (parts,), (tangents,))
 
-    jax.eval_shape(lambda p: jax.jvp(directional, (p,), (tangents,)), parts)
+    jax.eval_shape(
+        lambda p, t: jax.jvp(directional, (p, t), (t, t)), parts, tangents
+    )
 
 
 def vjp(fn: Callable[..., Structure]) -> Callable[..., list[Tensor]]:

@@ -10,6 +10,8 @@ import keras
 import tensorflow as tf
 
 from kormos.backend import common
+from kormos.backend.tensorflow_loops import backward_where_needed
+from kormos.backend.tensorflow_loops import is_refused_by_xla
 from kormos.types import Array
 from kormos.types import Scalar
 from kormos.types import Structure
@@ -102,7 +104,8 @@ def compile_loop(fn: Callable[..., _Result]) -> Callable[..., _Result]:
         nonlocal chosen
         if chosen is None:
             is_slow = _is_slow_in_xla(fast, args)
-            chosen = compile(fn) if is_slow else _quickly_called(fast)
+            is_unfit = is_slow or is_refused_by_xla(fast, args)
+            chosen = compile(fn) if is_unfit else _quickly_called(fast)
             try:
                 return chosen(*args)
             except _NOT_COMPILED:
@@ -255,6 +258,7 @@ def _differentiate(
 def jvp(
     fn: Callable[..., Structure],
 ) -> Callable[..., tuple[Structure, Structure]]:
+    @backward_where_needed(fn)
     def product(
         parts: list[Tensor], tangents: list[Tensor], *args: Structure
     ) -> tuple[Structure, Structure]:

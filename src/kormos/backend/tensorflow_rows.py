@@ -23,6 +23,10 @@ _Result = TypeVar("_Result")
 # choice of ours.
 _MOST_UNROLLED = 8
 
+# What TensorFlow raises of loops, in recurrent layers say, that it cannot
+# vectorize.
+_NOT_VECTORIZED = (TypeError, ValueError, NotImplementedError)
+
 
 def jacobian(fn: Callable[..., Tensor]) -> Callable[..., list[Tensor]]:
     def wrapped(parts: list[Tensor], *args: Structure) -> list[Tensor]:
@@ -50,8 +54,9 @@ def _jacobian(
         )
 
     try:
-        return _sound(lambda: derivatives(True))
-    except _BrokenProduct:
+        with _quiet():
+            return _sound(lambda: derivatives(True))
+    except (_BrokenProduct, *_NOT_VECTORIZED):
         return derivatives(False)
 
 
@@ -180,8 +185,8 @@ def _map_rows(
         for mapped in (together, with_own_parts):
             with _quiet(), contextlib.suppress(_BrokenProduct):
                 return _sound(mapped)
-    except (TypeError, ValueError, NotImplementedError):
-        pass  # TensorFlow cannot vectorize loops, as in recurrent layers.
+    except _NOT_VECTORIZED:
+        pass
     first = fn(parts, tf.nest.map_structure(lambda r: r[0], rows), True)
     return tf.map_fn(
         lambda row: fn(parts, row, True),

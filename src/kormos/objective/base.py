@@ -57,6 +57,8 @@ class FlatObjective:
     """
 
     program: Program
+    # Whether the derivatives are the user's, and not made from the loss.
+    has_own_derivatives = False
     can_widen = False
     unused_variables: list[keras.Variable]
     _chunks: Chunks | None = ((None, ()),)

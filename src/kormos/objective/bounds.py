@@ -183,15 +183,13 @@ def _items(bounds: Any) -> list[tuple[Any, Any]]:
 
 def _matches(key: Any, variables: Sequence[keras.Variable]) -> list[int]:
     """The places of the variables that a key names."""
-    if isinstance(key, keras.Variable):
+    if not isinstance(key, str):
         return [i for i, v in enumerate(variables) if v is key]
-    if isinstance(key, str):
-        return [
-            i
-            for i, v in enumerate(variables)
-            if v.path == key or _fits(key, v.path)
-        ]
-    return []
+    return [
+        i
+        for i, v in enumerate(variables)
+        if v.path == key or _fits(key, v.path)
+    ]
 
 
 def _matches_end(key: Any, variables: Sequence[keras.Variable]) -> list[int]:

@@ -10,11 +10,13 @@ import numpy as np
 
 from kormos import backend
 from kormos.arithmetic.vectors import to_array
+from kormos.objective.base import FlatObjective
+from kormos.objective.gauss_newton.host import HostGaussNewton
 from kormos.solvers.protocols import Objective
 from kormos.types import Vector
 
 
-class GivenObjective:
+class GivenObjective(FlatObjective):
     """An objective of the user's own, as a session needs one.
 
     It is evaluated in Python, outside of what is compiled.
@@ -28,8 +30,7 @@ class GivenObjective:
     """
 
     can_widen = False
-    draws = False
-    is_streamed = True
+    has_own_derivatives = True
 
     def __init__(self, objective: Objective, theta: Any):
         size = getattr(objective, "size", None)
@@ -50,28 +51,49 @@ class GivenObjective:
                 f"Argument `theta` must be a vector of the {size} parameters "
                 f"of the objective. Received: shape {start.shape}"
             )
-        self.size = int(size)
-        self.epsilon = self.rounding = float(
-            getattr(objective, "epsilon", 2.0**-52)
-        )
+        self._size = int(size)
+        self._epsilon = float(getattr(objective, "epsilon", 2.0**-52))
         self._objective = objective
         self._theta = start
         self._loops: dict[Any, Any] = {}
         variable = types.SimpleNamespace(
             path="theta", name="theta", shape=(self.size,), constraint=None
         )
-        self.variables = [variable]
         self.unused_variables: list[Any] = []
         layout = types.SimpleNamespace(
-            variables=self.variables,
+            variables=[variable],
             shapes=[(self.size,)],
             size=self.size,
             dtype=None,
             split_array=lambda vector: [vector],
-            join_arrays=lambda parts: np.concatenate(parts),
+            join_arrays=lambda parts: np.broadcast_to(
+                parts[0], (self.size,)
+            ).copy(),
         )
         # A user's loss is compared with nothing: there is only one of it.
-        self.program = types.SimpleNamespace(packing=layout, is_verified=True)
+        self.program: Any = types.SimpleNamespace(
+            packing=layout, is_verified=True
+        )
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    @property
+    def epsilon(self) -> float:
+        return self._epsilon
+
+    @property
+    def rounding(self) -> float:
+        return self._epsilon
+
+    @property
+    def draws(self) -> bool:
+        return False
+
+    @property
+    def is_streamed(self) -> bool:
+        return True
 
     def name_of(self, index: int) -> str:
         """What to call an entry of the vector."""
@@ -118,7 +140,7 @@ class GivenObjective:
         hessian = np.stack(rows)
         return (hessian + hessian.T) / 2
 
-    def gauss_newton(self) -> None:
+    def gauss_newton(self) -> HostGaussNewton:
         """Refuses methods for least squares."""
         raise ValueError(
             "Gauss-Newton methods need residuals, not a loss: use "

@@ -22,7 +22,6 @@ import numpy as np
 
 from kormos.objective.base import FlatObjective
 from kormos.objective.bounds import resolve_bounds
-from kormos.objective.given import GivenObjective
 from kormos.objective.start_checks import check_hessian_products
 from kormos.objective.start_checks import warn_of_unused_variables
 from kormos.session.float64_tail import goes_on_wider
@@ -55,7 +54,7 @@ if TYPE_CHECKING:
     from kormos.session.resample import Resample
     from kormos.solvers.solver_state import SolverState
 
-Objectives = tuple[FlatObjective | GivenObjective, FlatObjective | None]
+Objectives = tuple[FlatObjective, FlatObjective | None]
 
 
 class SessionObserver(Protocol):
@@ -428,7 +427,8 @@ class Session:
         problem = self._problem = self._new_problem()
         start = objective.initial_position()
         begins = problem.project(start if theta is None else theta)
-        if is_first and stage.uses_hessian:
+        is_checked = is_first and not objective.has_own_derivatives
+        if is_checked and stage.uses_hessian:
             check_hessian_products(objective, begins, problem.project)
         observer.run_begins(begins)
         run = self._run = Run(stage, problem, self)

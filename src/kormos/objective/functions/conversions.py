@@ -3,8 +3,12 @@
 import contextlib
 import linecache
 from collections.abc import Iterator
+from collections.abc import Sequence
 from types import TracebackType
 
+import keras
+
+from kormos.objective.functions import predictions
 from kormos.warn import place_of
 
 # The class of the error that each backend raises, and a part of its message.
@@ -16,17 +20,25 @@ _ERRORS = (
 
 
 @contextlib.contextmanager
-def naming_conversions(name: str) -> Iterator[None]:
+def naming_conversions(
+    name: str, variables: Sequence[keras.Variable]
+) -> Iterator[None]:
     """A scope that names the line in which a tensor becomes an array.
 
     Args:
         name: what to call the function whose code runs in the scope.
+        variables: the variables to fit.
 
     Raises:
         ValueError: naming the line, if that happens.
     """
     try:
-        yield
+        with predictions.refusing_predictions(variables):
+            yield
+    except predictions.Prediction as error:
+        line = _line(error.__traceback__)
+        message = predictions.in_words(name, str(error), line)
+        raise ValueError(message) from error
     except Exception as error:
         if not any(
             type(error).__name__ == kind and text in str(error)

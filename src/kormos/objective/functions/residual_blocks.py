@@ -66,6 +66,7 @@ class ResidualFunction(VariableReader):
         points: Points,
     ) -> None:
         self._fn = fn
+        self.variables = list(variables)
         self.points = points
         self._has_data = not points.is_empty
         if not takes(fn, int(self._has_data)):
@@ -214,7 +215,7 @@ class ResidualFunction(VariableReader):
 
     def _call(self, leaves: Sequence[Tensor]) -> dict[str, Tensor]:
         """The blocks by name."""
-        with naming_conversions("residual_fn"):
+        with naming_conversions("residual_fn", self.variables):
             if self._has_data:
                 blocks = self.points.given_to(self._fn, leaves)
             else:

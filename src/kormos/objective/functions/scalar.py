@@ -147,7 +147,7 @@ class StatelessFunction(VariableReader):
             )
         arithmetic = Arithmetic()
         with (
-            naming_conversions(name),
+            naming_conversions(name, variables),
             arithmetic.learning(),
             ReadRecorder() as scope,
         ):
@@ -174,7 +174,10 @@ class StatelessFunction(VariableReader):
     def __call__(
         self, parts: list[Tensor] | None, frozen: list[Tensor] | None
     ) -> Tensor:
-        with naming_conversions(self._name), self.scope(parts, frozen):
+        with (
+            naming_conversions(self._name, self.variables),
+            self.scope(parts, frozen),
+        ):
             return read(self.fn())
 
     def check_width(self) -> None:

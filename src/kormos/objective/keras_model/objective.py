@@ -313,8 +313,8 @@ class Objective(FlatObjective):
             rng: a `numpy.random.Generator`.
         """
         chunks = self._each_chunk()
-        if not self.is_streamed:
-            data = self._rows(self.program.packing.dtype)
+        data = self._rows(self.program.packing.dtype)
+        if isinstance(data, Data):
             order = rng.permutation(data.rows)
             shuffled = data.map(lambda array: array[order])
             # Batches of about equal size: a last batch with only a few rows
