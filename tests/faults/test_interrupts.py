@@ -9,7 +9,6 @@ import time
 import keras
 import numpy as np
 import pytest
-from kormos.session.keras_session import FitLoop
 
 import kormos
 from faults.models import FAMILIES
@@ -19,6 +18,7 @@ from faults.models import assert_usable
 from faults.models import data
 from faults.models import loss
 from faults.models import shared
+from kormos.session.keras_observer import KerasObserver
 from kormos.solvers.problem import Problem
 
 KIND = "interrupts"
@@ -117,14 +117,14 @@ def test_at_random_moments(method, fault, without_garbage_collection):
 def test_between_the_iterations_of_a_call(method, fault, monkeypatch):
     """A compiled call makes several, and leaves the last one's weights."""
     model, (x, y) = shared(method), data()
-    counted, interrupts = FitLoop._counted, [KeyboardInterrupt]
+    accepts, interrupts = KerasObserver.accepts, [KeyboardInterrupt]
 
-    def interrupted(loop, *args):
-        if (loop._epoch, loop._steps) == (2, 2) and interrupts:
+    def interrupted(observer, *args):
+        if (observer.done, observer._taken) == (2, 1) and interrupts:
             raise interrupts.pop()
-        return counted(loop, *args)
+        return accepts(observer, *args)
 
-    monkeypatch.setattr(FitLoop, "_counted", interrupted)
+    monkeypatch.setattr(KerasObserver, "accepts", interrupted)
     with fault.spares(model, x, y):
         # Nobody writes weights in between unless there is one to see them.
         history = model.fit(

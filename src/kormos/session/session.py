@@ -306,7 +306,7 @@ class Session:
         self._optimizer.keep(state)
 
     def _warn_of_a_lost_state(self) -> None:
-        if self._state is None and self._earlier_iterations:
+        if self._state is None and self._optimizer.loads:
             warn(
                 "The optimizer has no state of its earlier iterations, and "
                 "goes on from the weights only. For a saved model to have it, "

@@ -1,5 +1,7 @@
 """Equality and inequality constraints as functions of variables."""
 
+import types
+
 import keras
 import numpy as np
 import pytest
@@ -153,7 +155,10 @@ def test_constraints_are_evaluated_within_the_bounds(method, float64):
         constraints=[constraint._replace(fun=recording)],
     )
     (stage,) = ScipyBatchOptimizer(method=method).stages(99)
-    outcome = stage.run(problem, np.ones(2), lambda *_: False)
+    observer = types.SimpleNamespace(
+        started=lambda point: False, accepted=lambda iterate: False
+    )
+    outcome = stage.run(problem, np.ones(2), None, observer)
     np.testing.assert_allclose(outcome.theta, [0.7, 0.3], atol=1e-6)
     points = np.array(points)
     assert (points >= [0.7, -9]).all() and (points <= 9).all()
