@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import threading
 import warnings
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -26,6 +27,11 @@ from kormos.types import Structure
 from kormos.types import Tensor
 
 _Result = TypeVar("_Result")
+
+
+# The levels of PyTorch's forward mode belong to the process, not to a thread:
+# two threads would end each other's levels.
+_forward_mode = threading.RLock()
 
 
 def compile(
@@ -273,9 +279,10 @@ def jvp(
     def product(
         parts: list[Tensor], tangents: list[Tensor], *args: Structure
     ) -> tuple[Structure, Structure]:
-        values, derivatives = torch.func.jvp(
-            lambda *p: fn(list(p), *args), tuple(parts), tuple(tangents)
-        )
+        with _forward_mode:
+            values, derivatives = torch.func.jvp(
+                lambda *p: fn(list(p), *args), tuple(parts), tuple(tangents)
+            )
         return values, pytree.tree_map(_in_memory, derivatives)
 
     return product
@@ -308,6 +315,7 @@ def row_jacobian(
         randomness="same",
     )
     is_mapped: bool | None = None
+    turn = _forward_mode if forward else contextlib.nullcontext()
 
     def wrapped(
         parts: list[Tensor], rows: Structure
@@ -315,7 +323,7 @@ def row_jacobian(
         nonlocal is_mapped
         if is_mapped is not False:
             try:
-                with warnings.catch_warnings():
+                with turn, warnings.catch_warnings():
                     # PyTorch warns of operations that it maps in a loop, which
                     # only takes longer.
                     warnings.filterwarnings("ignore", "There is a performance")
