@@ -1,5 +1,7 @@
 """Optimizers, by class and by name."""
 
+from collections.abc import Callable
+
 from kormos.optimizers.base import BatchOptimizer as BatchOptimizer
 from kormos.optimizers.dense import BFGS as BFGS
 from kormos.optimizers.dense import SSBFGS as SSBFGS
@@ -12,7 +14,7 @@ from kormos.optimizers.scipy import ScipyBatchOptimizer as ScipyBatchOptimizer
 from kormos.solvers.scipy.methods import METHODS
 
 # Every name that `compile(optimizer=...)` takes, and what it makes.
-NAMES = {
+NAMES: dict[str, Callable[[], BatchOptimizer]] = {
     "lbfgs": LBFGS,
     "lm": LevenbergMarquardt,
     "dense-bfgs": BFGS,
@@ -60,3 +62,32 @@ def get(identifier):
 def is_name(identifier):
     """Whether a string names an optimizer of kormos."""
     return isinstance(identifier, str) and identifier.lower() in NAMES
+
+
+def register(name: str, make: Callable[[], BatchOptimizer]) -> None:
+    """Makes an optimizer known by a name, as kormos' own are.
+
+    Args:
+        name: the name, for `compile(optimizer=...)`, `kormos.fit` and
+            `kormos.minimize`.
+        make: a subclass of `BatchOptimizer`, or a function of no arguments
+            that returns an optimizer.
+
+    Raises:
+        ValueError: if the name is taken, or `make` cannot be called.
+
+    Example:
+
+    ```python
+    kormos.optimizers.register(
+        "lbfgs-200", lambda: kormos.optimizers.LBFGS(memory=200)
+    )
+    ```
+    """
+    if not isinstance(name, str) or is_name(name) or not callable(make):
+        raise ValueError(
+            "Register a new name, and a class or function that makes the "
+            f"optimizer. Taken are {sorted(NAMES)}. Received: name={name!r}, "
+            f"make={make!r}"
+        )
+    NAMES[name.lower()] = make
