@@ -21,6 +21,7 @@ from kormos.session.run import is_worth_a_warning
 from kormos.session.run import row
 from kormos.solvers.outcome import Outcome
 from kormos.solvers.protocols import Iterate
+from kormos.solvers.protocols import Point
 from kormos.solvers.rejections import or_else
 from kormos.types import Vector
 from kormos.warn import warn
@@ -122,6 +123,9 @@ class KerasObserver:
         self._latest: Iterate = Iterate(theta, np.nan, None)
         self._row: dict[str, Any] | None = None
         self._standing = theta
+
+    def starts(self, point: Point) -> None:
+        self._latest = Iterate(*point)
 
     def opens(self, iterate: Iterate) -> None:
         self._latest = iterate

@@ -87,6 +87,9 @@ class SessionObserver(Protocol):
     def run_begins(self, theta: Vector) -> None:
         """Called before each run of a solver, with its start."""
 
+    def starts(self, point: Point) -> None:
+        """Called with the start of each run, once it is evaluated."""
+
     def opens(self, iterate: Iterate) -> None:
         """Called before an iterate is recorded; it may assign variables."""
 
@@ -277,6 +280,7 @@ class Session:
             warn_of_unused_variables(
                 self.objective, theta, grad, self._problem.project
             )
+        self._observer.starts(point)
         return self._observer.done >= self._end
 
     def accepted(self, iterate: Iterate) -> bool:

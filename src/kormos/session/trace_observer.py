@@ -22,6 +22,7 @@ from kormos.session.run import ConvergenceWarning
 from kormos.session.run import is_worth_a_warning
 from kormos.solvers.outcome import Outcome
 from kormos.solvers.protocols import Iterate
+from kormos.solvers.protocols import Point
 from kormos.solvers.rejections import or_else
 from kormos.types import Vector
 from kormos.warn import warn
@@ -144,6 +145,9 @@ class TraceObserver:
         return True
 
     def run_begins(self, theta: Vector) -> None:
+        pass
+
+    def starts(self, point: Point) -> None:
         pass
 
     def opens(self, iterate: Iterate) -> None:
