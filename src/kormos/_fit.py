@@ -255,13 +255,15 @@ def fit(
 
     # Stages may freeze and thaw layers.
     is_staged = any(stage.pretrain_fn is not None for stage in stages)
-    frozen = model.non_trainable_variables if is_staged else ()
     bounds = optimizer.bounds if bounds is None else bounds
+
+    def frozen():
+        return model.non_trainable_variables if is_staged else ()
 
     def within_bounds():
         if not is_built(model):
             return contextlib.nullcontext()
-        return moved_into_bounds(model.trainable_variables, bounds, frozen)
+        return moved_into_bounds(model.trainable_variables, bounds, frozen())
 
     observer = KerasObserver(
         model,

@@ -124,7 +124,7 @@ class Session:
         model: the model for `pretrain_fn`, or `None`.
         bounds: as `BatchOptimizer` takes them.
         constraints: as `BatchOptimizer` takes them.
-        frozen: other variables that bounds may name.
+        frozen: function that returns other variables that bounds may name.
         within_bounds: function that makes a scope in which the variables are
             moved into their bounds.
         budget: the `Budget`, its deadline in seconds from the start.
@@ -150,7 +150,7 @@ class Session:
         model: Any = None,
         bounds: Any = None,
         constraints: Any = None,
-        frozen: Sequence[keras.Variable] = (),
+        frozen: Callable[[], Sequence[keras.Variable]] = tuple,
         within_bounds: Callable[
             [], AbstractContextManager[None]
         ] = contextlib.nullcontext,
@@ -502,7 +502,7 @@ class Session:
             program: Any = self.objective.program
             packing = program.packing
             self._box = resolve_bounds(
-                self._given_bounds, packing, self._frozen
+                self._given_bounds, packing, self._frozen()
             )
             self._resolve()
             for stage in stages:
