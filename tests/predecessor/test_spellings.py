@@ -207,7 +207,7 @@ def test_constraints_of_a_vector():
             lambda fit=fit, constraint=constraint: fit(
                 X, Y, constraints=constraint
             ),
-            "reads variables",
+            "variables",
             "lambda: 1 - v[0]",
         )
 

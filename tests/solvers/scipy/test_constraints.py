@@ -1,7 +1,5 @@
 """Equality and inequality constraints as functions of variables."""
 
-import types
-
 import keras
 import numpy as np
 import pytest
@@ -15,6 +13,7 @@ from kormos.objective.bounds import resolve_constraints
 from kormos.objective.layout import Packing
 from kormos.optimizers import ScipyBatchOptimizer
 from kormos.solvers.problem import Constraint
+from observing import watch
 
 CONSTRAINED = ["cobyla", "cobyqa", "slsqp", "trust-constr"]
 UNCONSTRAINED = [
@@ -155,9 +154,7 @@ def test_constraints_are_evaluated_within_the_bounds(method, float64):
         constraints=[constraint._replace(fun=recording)],
     )
     (stage,) = ScipyBatchOptimizer(method=method).stages(99)
-    observer = types.SimpleNamespace(
-        started=lambda point: False, accepted=lambda iterate: False
-    )
+    observer = watch(lambda *point: False)
     outcome = stage.run(problem, np.ones(2), None, observer)
     np.testing.assert_allclose(outcome.theta, [0.7, 0.3], atol=1e-6)
     points = np.array(points)

@@ -21,6 +21,7 @@ from kormos.solvers.problem import Problem
 from kormos.solvers.scipy.methods import METHODS
 from kormos.solvers.scipy.methods import failure
 from kormos.solvers.scipy.solver import MOST_DENSE_PARAMETERS
+from observing import watch
 
 # The reference of `scipy.optimize.minimize`.
 WITHOUT_GRADIENT = ["cobyla", "cobyqa", "nelder-mead", "powell"]
@@ -79,7 +80,8 @@ def run(objective, method, epochs=10**6, **settings):
         iterates.append(theta)  # A live buffer would show here.
         return len(iterates) > stage.epochs
 
-    outcome = stage.run(problem, objective.initial_position(), report)
+    start = objective.initial_position()
+    outcome = stage.run(problem, start, None, watch(report))
     return outcome, problem, np.array(iterates[1:])
 
 

@@ -14,6 +14,7 @@ from kormos.optimizers import ScipyBatchOptimizer
 from kormos.solvers.problem import Constraint
 from kormos.solvers.problem import Problem
 from kormos.solvers.scipy.result import unscale
+from observing import watch
 
 pytestmark = pytest.mark.slow
 
@@ -346,7 +347,7 @@ def test_no_run_ends_above_its_feasible_start(method, has_constraint):
         count[0] += 1
         return count[0] > 1000
 
-    outcome = stage.run(problem, objective.start, report)
+    outcome = stage.run(problem, objective.start, None, watch(report))
     # Another code, from another start, finds it.
     plain = scipy.optimize.minimize(
         objective.value_and_grad,
