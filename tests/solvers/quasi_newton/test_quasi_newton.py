@@ -139,7 +139,15 @@ def test_history(method, float64):
         *lindata(50, noise=0.3), epochs=20, steps_per_epoch=3, verbose=0
     )
     rows, all_rows = history.history, history.iterations
-    expected = {"loss", "grad", "fg_evals", "hessp_evals", "step", "resets"}
+    expected = {
+        "loss",
+        "grad",
+        "fg_evals",
+        "hessp_evals",
+        "step",
+        "resets",
+        "seconds",
+    }
     assert set(all_rows) == expected
     assert set(rows) == expected | {"mae"}
     count = history.result.iterations
