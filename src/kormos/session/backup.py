@@ -35,12 +35,14 @@ class BackupAndRestore(keras.callbacks.Callback):
     ```
     """
 
-    def __init__(self, backup_dir, delete_checkpoint=True):
+    def __init__(
+        self, backup_dir: str | os.PathLike[str], delete_checkpoint: bool = True
+    ):
         super().__init__()
         self.backup_dir = pathlib.Path(backup_dir)
         self.delete_checkpoint = delete_checkpoint
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: Any = None) -> None:
         backups = self._backups()
         if backups:
             optimizer = self.model.optimizer
@@ -52,7 +54,7 @@ class BackupAndRestore(keras.callbacks.Callback):
             # As Keras' own callback tells `fit`.
             self.model._initial_epoch = epoch
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self.backup_dir.mkdir(parents=True, exist_ok=True)
         earlier = self._backups()
         part = self.backup_dir / "part.weights.h5"
@@ -63,11 +65,11 @@ class BackupAndRestore(keras.callbacks.Callback):
             if number != epoch + 1:
                 path.unlink()
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: Any = None) -> None:
         if self.delete_checkpoint:
             shutil.rmtree(self.backup_dir, ignore_errors=True)
 
-    def _backups(self):
+    def _backups(self) -> list[tuple[int, pathlib.Path]]:
         """The complete backups: pairs of the epoch and the file."""
         found = []
         for path in self.backup_dir.glob("epoch-*.weights.h5"):

@@ -1,19 +1,28 @@
 """From float32 to float64 in the middle of a fit, and back at its end."""
 
 import dataclasses
+from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from kormos.float64.evaluation import decide
+from kormos.objective.base import FlatObjective
 from kormos.objective.bounds import resolve_constraints
 from kormos.objective.layout import Packing
 from kormos.session.run import ConvergenceWarning
 from kormos.solvers import statuses
+from kormos.solvers.outcome import Outcome
 from kormos.solvers.problem import Constraint
+from kormos.solvers.problem import Problem
+from kormos.types import Vector
 from kormos.warn import warn
 
 
-def goes_on_wider(outcome, objective, spent):
+def goes_on_wider(
+    outcome: Outcome, objective: FlatObjective, spent: str | None
+) -> bool:
     """Whether float32 has done what it can, and float64 may follow.
 
     Args:
@@ -25,7 +34,7 @@ def goes_on_wider(outcome, objective, spent):
     return objective.can_widen and is_ended and spent is None
 
 
-def widen(objectives):
+def widen(objectives: Sequence[FlatObjective | None]) -> Callable[[], None]:
     """Evaluates in float64 from now on.
 
     Returns:
@@ -33,7 +42,7 @@ def widen(objectives):
     """
     kept = [(o, dict(vars(o))) for o in objectives if o is not None]
 
-    def undo():
+    def undo() -> None:
         for objective, attributes in kept:
             vars(objective).clear()
             vars(objective).update(attributes)
@@ -47,10 +56,10 @@ def widen(objectives):
     return undo
 
 
-def resolved(objective, constraints):
+def resolved(objective: FlatObjective, constraints: Any) -> list[Constraint]:
     """The `Constraint`s, for an objective that they may keep from float64."""
 
-    def made(packing):
+    def made(packing: Packing) -> list[Constraint]:
         return resolve_constraints(constraints, packing, Constraint)
 
     if constraints and objective.can_widen:
@@ -59,8 +68,8 @@ def resolved(objective, constraints):
     return made(objective.program.packing)
 
 
-def warn_of_staying(error):
-    """Says why a fit ends where float32 did: for want of memory, say."""
+def warn_of_staying(error: Exception) -> None:
+    """Says why a fit ends where float32 did: memory ran out, for example."""
     warn(
         "Float64 (precision='auto') failed, and the fit ends where float32 "
         f"did. Received: {type(error).__name__}, {error}",
@@ -68,7 +77,12 @@ def warn_of_staying(error):
     )
 
 
-def settled(outcome, objective, problem, start=None):
+def settled(
+    outcome: Outcome,
+    objective: FlatObjective,
+    problem: Problem,
+    start: Vector | None = None,
+) -> Outcome:
     """The outcome with the loss of what the variables keep of it.
 
     Variables round what is computed in a wider dtype, and must not keep what

@@ -11,7 +11,12 @@ from kormos.solvers.convergence import FINEST
 from kormos.solvers.convergence import PROMISE
 from kormos.solvers.convergence import ROUNDINGS
 from kormos.solvers.convergence import measured_noise
+from kormos.solvers.fresh_run import Gain
 from kormos.solvers.fresh_run import try_to_gain
+from kormos.solvers.outcome import Outcome
+from kormos.solvers.problem import Problem
+from kormos.solvers.surroundings import Evaluate
+from kormos.types import Vector
 
 # The most steps of a trial.
 _MOST_TRIALS = 40
@@ -27,7 +32,7 @@ _SEEN = 100.0
 _MOST_PARAMETERS = 10**6
 
 
-def tried_wider(outcome, problem, seconds):
+def tried_wider(outcome: Outcome, problem: Problem, seconds: float) -> Outcome:
     """Adds to the outcome of a run what float64 gains from its end.
 
     A noise floor is an optimum where float64 gains no more than what rounding
@@ -73,7 +78,13 @@ def tried_wider(outcome, problem, seconds):
     return _compared(outcome, problem, theta, before, gain)
 
 
-def _compared(outcome, problem, theta, before, gain):
+def _compared(
+    outcome: Outcome,
+    problem: Problem,
+    theta: Vector,
+    before: float,
+    gain: Gain,
+) -> Outcome:
     """The outcome, after a look at whether rounding hides the gain.
 
     Args:
@@ -111,15 +122,16 @@ def _compared(outcome, problem, theta, before, gain):
     return _found(stalled, text)
 
 
-def _noise(outcome, problem, theta):
+def _noise(outcome: Outcome, problem: Problem, theta: Vector) -> float:
     """The rounding of the loss, which the run may have measured."""
     loss = float(outcome.loss)
     if outcome.test == PROMISE:
+        assert outcome.threshold is not None
         return outcome.threshold * abs(loss) / ROUNDINGS
     return measured_noise(problem.peek, theta, loss, problem.rounding)
 
 
-def _reason(error):
+def _reason(error: Exception) -> str:
     """An error in a few words."""
     if isinstance(error, Float64Error):
         # The advice in it is for users who have asked for float64.
@@ -127,10 +139,10 @@ def _reason(error):
     return f"{type(error).__name__}, {error}".rstrip(".")
 
 
-def _until(deadline, evaluate):
+def _until(deadline: float, evaluate: Evaluate) -> Evaluate:
     """A function that calls `evaluate`, and returns NaN after a deadline."""
 
-    def in_time(theta):
+    def in_time(theta: Vector) -> tuple[float, Vector]:
         if time.perf_counter() > deadline:
             return np.nan, np.full_like(theta, np.nan)
         return evaluate(theta)
@@ -138,6 +150,6 @@ def _until(deadline, evaluate):
     return in_time
 
 
-def _found(outcome, text):
+def _found(outcome: Outcome, text: str) -> Outcome:
     findings = f"{outcome.findings} {text}"
     return dataclasses.replace(outcome, findings=findings)

@@ -1,10 +1,24 @@
 """New points for the data of a run, between its iterations."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Hashable
+from typing import TYPE_CHECKING
+from typing import cast
+
 import numpy as np
 import scipy.spatial
 from keras import tree
 
 from kormos.checks import check_count
+from kormos.types import Array
+from kormos.types import Structure
+from kormos.types import Vector
+
+if TYPE_CHECKING:
+    from kormos.objective.base import FlatObjective
+    from kormos.objective.functions.residuals import ResidualObjective
 
 
 class Resample:
@@ -57,13 +71,13 @@ class Resample:
 
     def __init__(
         self,
-        sampler,
-        every,
-        candidates=None,
-        power=1.0,
-        offset=1.0,
-        key=None,
-        seed=0,
+        sampler: Callable[[int, np.random.Generator], Structure],
+        every: int,
+        candidates: int | None = None,
+        power: float = 1.0,
+        offset: float = 1.0,
+        key: Hashable | None = None,
+        seed: int = 0,
     ):
         if not callable(sampler):
             raise ValueError(
@@ -81,7 +95,7 @@ class Resample:
         self._key = key
         self._rng = np.random.default_rng(seed)
 
-    def check(self, objective):
+    def check(self, objective: FlatObjective) -> None:
         """Refuses an objective whose data it cannot replace.
 
         Raises:
@@ -107,48 +121,52 @@ class Resample:
                 f"Received: candidates={self._candidates}"
             )
 
-    def is_due(self, iteration):
+    def is_due(self, iteration: int) -> bool:
         """Whether new points follow an iteration."""
         return iteration > 0 and iteration % self._every == 0
 
-    def next_after(self, iteration):
+    def next_after(self, iteration: int) -> int:
         """The next iteration that new points follow."""
         return (iteration // self._every + 1) * self._every
 
-    def replace(self, objective):
+    def replace(self, objective: FlatObjective) -> None:
         """Replaces the data of a `ResidualObjective`."""
-        data, key = objective.data, self._key
+        residuals = cast("ResidualObjective", objective)
+        data, key = residuals.data, self._key
         count = self._rows(data)
         points = self._sampler(self._candidates or count, self._rng)
         if self._candidates is not None:
             points = _rows_of(points, _along_neighbours(points))
-            norms = objective.row_norms(_with(data, key, points), key)
+            norms = residuals.row_norms(_with(data, key, points), key)
             chosen = self._chosen(norms, count)
             points = _rows_of(points, chosen)
-        objective.replace(_with(data, key, points))
+        residuals.replace(_with(data, key, points))
 
-    def _rows(self, data):
+    def _rows(self, data: Structure) -> int:
         old = data if self._key is None else data[self._key]
         return len(tree.flatten(old)[0])
 
-    def _chosen(self, norms, count):
+    def _chosen(self, norms: Vector, count: int) -> Array:
         weights = norms**self._power
-        weights = weights / max(np.mean(weights), 1e-300) + self._offset
+        weights = weights / max(float(np.mean(weights)), 1e-300) + self._offset
         ends = np.cumsum(_inclusions(weights, count))
         marks = np.arange(count) + self._rng.uniform()
-        # The sum is the count but for rounding.
+        # The last end is the count, except for rounding.
         return np.searchsorted(ends, np.minimum(marks, ends[-1]))
 
 
-def _along_neighbours(points):
+def _along_neighbours(points: Structure) -> Array:
     """An order of points, that of the leaves of a tree of boxes."""
     arrays = [np.asarray(a, "float64") for a in tree.flatten(points)]
     flat = [a.reshape(len(a), -1) for a in arrays]
     return scipy.spatial.KDTree(np.hstack(flat), leafsize=4).indices
 
 
-def _inclusions(weights, count):
-    """Probabilities of being drawn: proportional, at most 1, of that sum."""
+def _inclusions(weights: Vector, count: int) -> Vector:
+    """Probabilities of being drawn: of sum `count`, at most 1 each.
+
+    They are proportional to the weights where they are below 1.
+    """
     # Enough points can be drawn even where few have a weight.
     weights = weights + 1e-9 * weights.max(initial=1e-300)
     certain = np.zeros(len(weights), bool)
@@ -160,9 +178,11 @@ def _inclusions(weights, count):
         certain |= found > 1
 
 
-def _rows_of(points, rows):
+def _rows_of(points: Structure, rows: Array) -> Structure:
     return tree.map_structure(lambda a: np.asarray(a)[rows], points)
 
 
-def _with(data, key, points):
+def _with(
+    data: Structure, key: Hashable | None, points: Structure
+) -> Structure:
     return points if key is None else {**data, key: points}

@@ -1,7 +1,9 @@
 """What the user is told of how a fit ended."""
 
 import dataclasses
+from typing import Any
 
+from kormos.solvers.outcome import Outcome
 from kormos.solvers.statuses import ADVICE
 from kormos.types import Vector
 
@@ -54,21 +56,26 @@ class Result:
     value: float | None = None
     threshold: float | None = None
     float64_from: int | None = None
-    history: dict | None = None
+    history: dict[str, list[Any]] | None = None
     theta: Vector | None = None
 
-    def __str__(self):
+    def __str__(self) -> str:
         return self.message
 
 
-def sentence(outcome, iterations, evaluations, float64_from=None):
+def sentence(
+    outcome: Outcome,
+    iterations: int,
+    evaluations: int,
+    float64_from: int | None = None,
+) -> str:
     """The status of a run in words: figures, the test that fired, advice.
 
     Args:
         outcome: the `Outcome`.
-        iterations: how many there were.
-        evaluations: likewise.
-        float64_from: after how many iterations that began, or `None`.
+        iterations: the number of accepted iterations.
+        evaluations: the number of evaluations.
+        float64_from: after how many iterations float64 began, or `None`.
     """
     text = (
         f"{outcome.status} after {_counted(iterations, 'iteration')} and "
@@ -82,7 +89,7 @@ def sentence(outcome, iterations, evaluations, float64_from=None):
         text += f": {outcome.test} of {outcome.threshold:.3g} was met"
     if outcome.detail:
         text += f" ({outcome.detail})"
-    advice = ADVICE.get(outcome.status, "")
+    advice = ADVICE.get(outcome.status or "", "")
     sentences = [f"{text}.", outcome.findings.strip(), advice]
     if float64_from is not None:
         sentences.append(f"In float64 from iteration {float64_from}.")
@@ -94,5 +101,5 @@ def sentence(outcome, iterations, evaluations, float64_from=None):
     return " ".join(filter(None, sentences))
 
 
-def _counted(number, noun):
+def _counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

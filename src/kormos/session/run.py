@@ -7,11 +7,15 @@ for the end are the same in both.
 import dataclasses
 import numbers
 import time
+from collections.abc import Sequence
+from typing import Any
 from typing import NamedTuple
 
 import numpy as np
 
 from kormos.checks import check_count
+from kormos.objective.base import FlatObjective
+from kormos.optimizers.stage import Stage
 from kormos.session.float64_trial import tried_wider
 from kormos.session.result import Result
 from kormos.session.result import sentence
@@ -20,6 +24,14 @@ from kormos.solvers.budget import Budget
 from kormos.solvers.identification import EVERYWHERE
 from kormos.solvers.identification import undetermined
 from kormos.solvers.outcome import Outcome
+from kormos.solvers.problem import Constraint
+from kormos.solvers.problem import Problem
+from kormos.solvers.protocols import Iterate
+from kormos.solvers.protocols import Observer
+from kormos.solvers.protocols import Point
+from kormos.solvers.solver_state import SolverState
+from kormos.solvers.surroundings import Box
+from kormos.types import Vector
 
 # Ends at which a loss may have been falling still, and the part of it that a
 # model must promise where rounding hides the rest.
@@ -49,20 +61,24 @@ class Run:
     Attributes:
         initial_loss: the loss at the start, or `None` before that is known.
         iterations: the number of accepted iterates so far.
-        best: the best point and the loss there.
+        best: the best point and the loss there, once the run has begun.
         state: the `SolverState` of the latest iterate, or `None`.
     """
 
-    def __init__(self, stage, problem, observer):
+    best: tuple[Vector, float]
+
+    def __init__(self, stage: Stage, problem: Problem, observer: Observer):
         self._stage = stage
         self._problem = problem
         self._observer = observer
-        self.initial_loss = None
+        self.initial_loss: float | None = None
         self.iterations = 0
-        self.best = self.state = None
+        self.state: SolverState | None = None
         self._starts_finite = True
 
-    def __call__(self, theta, state=None):
+    def __call__(
+        self, theta: Vector, state: SolverState | None = None
+    ) -> Outcome:
         """Runs from a point.
 
         Args:
@@ -90,7 +106,7 @@ class Run:
         outcome.findings = " ".join(filter(None, findings))
         return outcome
 
-    def _judged(self, outcome):
+    def _judged(self, outcome: Outcome) -> Outcome:
         """The outcome, with the best point and what the run knows of it."""
         if not self._starts_finite:
             outcome.status = statuses.NON_FINITE
@@ -108,14 +124,17 @@ class Run:
         self._name_what_is_undetermined(outcome)
         return outcome
 
-    def _name_what_ran_away(self, outcome):
+    def _name_what_ran_away(self, outcome: Outcome) -> None:
         """Says so where a loss below zero was still falling at the end."""
         is_open = outcome.status in _OPEN or (
             outcome.status == statuses.NOISE_FLOOR
             and outcome.value is not None
             and outcome.value > _STILL_FALLING
         )
-        if not is_open or not outcome.loss < min(self.initial_loss, 0):
+        if not is_open:
+            return
+        assert self.initial_loss is not None  # The solver has told it.
+        if not outcome.loss < min(self.initial_loss, 0):
             return
         start, end = self._start, outcome.theta
         size = np.maximum(np.abs(start), min(1.0, np.abs(start).max() or 1.0))
@@ -129,15 +148,16 @@ class Run:
             f"{end[index]:.4g}."
         )
 
-    def _name_what_is_undetermined(self, outcome):
+    def _name_what_is_undetermined(self, outcome: Outcome) -> None:
         """Says so where data leave parameters of an optimum open."""
         problem, theta = self._problem, np.array(outcome.theta)
         is_optimum = outcome.status in statuses.SUCCESSES
         if not is_optimum or outcome.evaluate is None or problem.constraints:
             return
-        box = EVERYWHERE
+        box: Box = EVERYWHERE
         if problem.is_bounded:
-            box = problem.lower, problem.upper
+            box = problem.box
+        assert self.initial_loss is not None  # The solver has told it.
         found = undetermined(
             outcome.evaluate,
             outcome.hessian,
@@ -150,7 +170,7 @@ class Run:
         if found is not None:
             outcome.findings += found.sentences(problem.name_of)
 
-    def started(self, point):
+    def started(self, point: Point) -> bool:
         """Told of the start by the solver; returns whether to stop there."""
         theta, loss, grad = point
         self.initial_loss = loss
@@ -160,7 +180,7 @@ class Run:
         stop = self._observer.started(point)
         return stop or self._meets_target(loss) or not self._starts_finite
 
-    def accepted(self, iterate):
+    def accepted(self, iterate: Iterate) -> bool:
         """Told of an iterate by the solver; returns whether to stop."""
         theta, loss = iterate.theta, iterate.loss
         self.iterations += 1
@@ -169,11 +189,11 @@ class Run:
             self.best = theta, loss
         return self._observer.accepted(iterate) or self._meets_target(loss)
 
-    def _meets_target(self, loss):
+    def _meets_target(self, loss: float) -> bool:
         target = self._problem.budget.target
         return target is not None and loss <= target
 
-    def _target_reached(self, outcome):
+    def _target_reached(self, outcome: Outcome) -> Outcome:
         theta, loss = self.best
         return Outcome(
             statuses.TARGET_REACHED,
@@ -185,7 +205,7 @@ class Run:
             raw=outcome.raw,
         )
 
-    def _is_better(self, theta, loss):
+    def _is_better(self, theta: Vector, loss: float) -> bool:
         """Whether a point is to be kept; feasibility comes before the loss."""
         if not self._problem.constraints:
             return loss <= self.best[1]
@@ -197,19 +217,24 @@ class Run:
         return True
 
 
-def is_known(loss):
-    """Whether the loss at the start of a fit was told, and is a number.
+def is_known(loss: float | None) -> bool:
+    """Whether the loss at the start of a fit is known and finite.
 
-    In float64 it may be one where in float32 it is not.
+    It may be finite in float64 although it is not in float32.
     """
     return loss is not None and np.isfinite(loss)
 
 
-def _is_finite(loss, grad):
-    return np.isfinite(loss) and (grad is None or np.isfinite(grad).all())
+def _is_finite(loss: float, grad: Vector | None) -> bool:
+    return bool(np.isfinite(loss) and (grad is None or np.isfinite(grad).all()))
 
 
-def followed(objective, constraints, before, theta):
+def followed(
+    objective: FlatObjective,
+    constraints: Sequence[Constraint],
+    before: Vector,
+    theta: Vector,
+) -> Vector | None:
     """Takes over what callbacks have assigned.
 
     Args:
@@ -226,7 +251,7 @@ def followed(objective, constraints, before, theta):
     return theta if point is None and any(are_others) else point
 
 
-def taken_over(outcome, theta, loss):
+def taken_over(outcome: Outcome, theta: Vector, loss: float) -> Outcome:
     """The outcome where callbacks have set other variables since.
 
     Args:
@@ -245,7 +270,11 @@ def taken_over(outcome, theta, loss):
     )
 
 
-def checked_budget(max_evals, max_seconds, target_loss):
+def checked_budget(
+    max_evals: int | None,
+    max_seconds: float | None,
+    target_loss: float | None,
+) -> Budget:
     """The `Budget` of a run, its deadline in seconds from the start."""
     if max_evals is not None:
         check_count("max_evals", max_evals, 1)
@@ -266,8 +295,16 @@ def checked_budget(max_evals, max_seconds, target_loss):
     return Budget(None, max_evals, max_seconds, target_loss)
 
 
-def describe(outcome, initial_loss, iterations, counts, seconds, wide_from):
+def describe(
+    outcome: Outcome,
+    initial_loss: float | None,
+    iterations: int,
+    counts: "Counts",
+    seconds: float,
+    wide_from: int | None,
+) -> Result:
     """The `Result` for the user, of one or several runs."""
+    assert outcome.status is not None  # The session has named the end.
     kept = outcome.loss if outcome.kept_loss is None else outcome.kept_loss
     return Result(
         status=outcome.status,
@@ -289,10 +326,10 @@ def describe(outcome, initial_loss, iterations, counts, seconds, wide_from):
 
 
 class Counts(NamedTuple):
-    """What has been evaluated, behind every door alike.
+    """What has been evaluated, counted in the same way by every door.
 
     Attributes:
-        evaluations: of the loss, alone or with its gradient.
+        evaluations: of the loss, with or without its gradient.
         hessian_products: of the Hessian or the Gauss-Newton matrix with a
             vector, and second derivatives along a step.
         jacobians: of the outputs or the residuals, or of what is made from
@@ -303,7 +340,7 @@ class Counts(NamedTuple):
     hessian_products: int = 0
     jacobians: int = 0
 
-    def with_those_of(self, problem):
+    def with_those_of(self, problem: Problem | None) -> "Counts":
         """These, and those of a `Problem`, or of none."""
         if problem is None:
             return self
@@ -314,7 +351,7 @@ class Counts(NamedTuple):
         )
 
 
-def row(iterate, counts):
+def row(iterate: Iterate, counts: Counts) -> dict[str, Any]:
     """The numbers that every History keeps of an iterate, and the method's."""
     grad = iterate.grad
     return {
@@ -327,7 +364,7 @@ def row(iterate, counts):
     }
 
 
-def is_worth_a_warning(result, own_limit):
+def is_worth_a_warning(result: Result, own_limit: bool) -> bool:
     """Whether a user is to be warned of how a run ended.
 
     Args:

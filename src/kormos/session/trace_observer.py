@@ -28,6 +28,7 @@ from kormos.types import Vector
 from kormos.warn import warn
 
 if TYPE_CHECKING:
+    from kormos.optimizers.base import BatchOptimizer
     from kormos.session.session import Session
 
 # Iterations in one compiled call, where nobody looks at each of them.
@@ -47,7 +48,12 @@ _NEED_A_MODEL = (
 )
 
 
-def the_stage(name, optimizer, max_iterations, **settings):
+def the_stage(
+    name: str,
+    optimizer: BatchOptimizer,
+    max_iterations: int | None,
+    **settings: Any,
+) -> Stage:
     """The one stage of an optimizer."""
     if max_iterations is None:
         max_iterations = optimizer.epochs

@@ -2,6 +2,7 @@
 
 import time
 from typing import NamedTuple
+from typing import Self
 
 from kormos.solvers import statuses
 
@@ -21,19 +22,19 @@ class Budget(NamedTuple):
     deadline: float | None = None
     target: float | None = None
 
-    def started(self, now):
+    def started(self, now: float) -> Self:
         """The same, its deadline counted from `now` rather than from zero."""
         if self.deadline is None:
             return self
         return self._replace(deadline=now + self.deadline)
 
-    def without(self, evaluations):
+    def without(self, evaluations: int) -> Self:
         """What is left after so many evaluations."""
         if self.evaluations is None:
             return self
         return self._replace(evaluations=self.evaluations - evaluations)
 
-    def spent(self, evaluations):
+    def spent(self, evaluations: int) -> str | None:
         """The limit that is reached, as a status, or `None`."""
         if self.evaluations is not None and evaluations >= self.evaluations:
             return statuses.EVALUATION_LIMIT

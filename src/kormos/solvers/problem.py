@@ -2,18 +2,37 @@
 
 import copy
 from collections.abc import Callable
+from collections.abc import Hashable
+from collections.abc import Iterator
+from collections.abc import Sequence
+from typing import Any
 from typing import NamedTuple
+from typing import Self
+from typing import TypeVar
+from typing import cast
 
 import numpy as np
 
 from kormos.solvers.budget import UNLIMITED
+from kormos.solvers.budget import Budget
+from kormos.solvers.protocols import BatchedObjective
+from kormos.solvers.protocols import ProblemObjective
 from kormos.solvers.rejections import Raised
 from kormos.solvers.rejections import SafeGaussNewton
 from kormos.solvers.rejections import is_rejection
+from kormos.solvers.surroundings import Evaluate
 from kormos.solvers.verification import verify
+from kormos.types import Array
+from kormos.types import Matrix
+from kormos.types import Scalar
+from kormos.types import Structure
+from kormos.types import Tensor
+from kormos.types import Vector
 
 # What a `HostGaussNewton` computes from the Jacobian of the outputs.
 _JACOBIANS = ("rows", "normal_equations")
+
+_Result = TypeVar("_Result")
 
 
 class Problem:
@@ -23,10 +42,10 @@ class Problem:
     worked; `raised` remembers what it was.
 
     Args:
-        objective: has `value`, `value_and_grad`, `hvp` and `hessian`,
-            functions of float64 arrays of shape `(size,)`.
+        objective: the loss and its derivatives, as functions of float64
+            arrays of shape `(size,)`.
         lower: lower bounds of shape `(size,)`, or `None` for no bounds.
-        upper: upper bounds, likewise.
+        upper: upper bounds of shape `(size,)`, or `None`.
         constraints: list of `Constraint`s.
         epsilon: spacing of numbers near one in the dtype of the evaluation.
         rounding: the same of the variables that keep the point. Defaults to
@@ -40,16 +59,16 @@ class Problem:
 
     def __init__(
         self,
-        objective,
-        lower=None,
-        upper=None,
-        constraints=(),
-        epsilon=2.0**-52,
-        rounding=None,
-        budget=UNLIMITED,
-        stride=1,
-        on_evaluation=None,
-        raised=None,
+        objective: ProblemObjective,
+        lower: Vector | None = None,
+        upper: Vector | None = None,
+        constraints: Sequence["Constraint"] = (),
+        epsilon: float = 2.0**-52,
+        rounding: float | None = None,
+        budget: Budget = UNLIMITED,
+        stride: int = 1,
+        on_evaluation: Callable[[float], object] | None = None,
+        raised: Raised | None = None,
     ):
         self.size = objective.size
         self.lower = lower
@@ -66,33 +85,39 @@ class Problem:
         self.raised = Raised() if raised is None else raised
         self._objective = objective
         # The functions that have returned before.
-        self._worked = set()
+        self._worked: set[Hashable] = set()
 
     @property
-    def is_bounded(self):
+    def is_bounded(self) -> bool:
         return self.lower is not None
 
     @property
-    def has_inequalities(self):
+    def box(self) -> tuple[Vector, Vector]:
+        """The lower and upper bounds of a problem that is bounded."""
+        assert self.lower is not None and self.upper is not None
+        return self.lower, self.upper
+
+    @property
+    def has_inequalities(self) -> bool:
         return any(c.type == "ineq" for c in self.constraints)
 
-    def name_of(self, index):
+    def name_of(self, index: int) -> str:
         """What to call an entry of the flat vector."""
         return self._objective.name_of(index)
 
-    def project(self, theta):
+    def project(self, theta: Vector) -> Vector:
         """The nearest point of the box."""
         if not self.is_bounded:
             return theta
         return np.clip(theta, self.lower, self.upper)
 
     @property
-    def feasibility(self):
+    def feasibility(self) -> float:
         """The violation of a constraint that rounding explains."""
         # SciPy's own tolerance, but for losses that are not in float64.
         return max(2.0**-26, 64 * self.epsilon)
 
-    def is_feasible(self, theta):
+    def is_feasible(self, theta: Vector) -> bool:
         """Whether the constraints hold at a point, but for rounding."""
         violation = 0.0
         for constraint in self.constraints:
@@ -102,18 +127,18 @@ class Problem:
             violation = np.maximum(violation, (-values).max(initial=0.0))
         return bool(violation <= self.feasibility)
 
-    def value(self, theta):
+    def value(self, theta: Vector) -> float:
         return self._counted(self.peek(theta))
 
-    def value_and_grad(self, theta):
+    def value_and_grad(self, theta: Vector) -> tuple[float, Vector]:
         loss, grad = self.evaluate(theta)
         return self._counted(loss), grad
 
-    def peek(self, theta):
+    def peek(self, theta: Vector) -> float:
         """As `value`, for those who count themselves."""
         return self.tried("value", self._objective.value, _nan, theta)
 
-    def evaluate(self, theta):
+    def evaluate(self, theta: Vector) -> tuple[float, Vector]:
         """As `value_and_grad`, for those who count themselves."""
         return self.tried(
             "value_and_grad",
@@ -123,38 +148,38 @@ class Problem:
         )
 
     @property
-    def goes_on_wider(self):
+    def goes_on_wider(self) -> bool:
         """Whether a run in float64 is to follow this one."""
         return self._objective.can_widen
 
-    def widened(self):
+    def widened(self) -> Evaluate:
         """Loss and gradient in float64, for those who count themselves."""
         return self._objective.widened().value_and_grad
 
     @property
-    def is_verified(self):
+    def is_verified(self) -> bool:
         """Whether the compiled loss was compared with the loss as it is."""
         program = getattr(self._objective, "program", None)
         return program is None or program.is_verified
 
-    def verify(self, evaluate, theta):
+    def verify(self, evaluate: Callable[[Vector], Any], theta: Vector) -> None:
         """Refuses a compiled loss that is another function than the loss.
 
         Args:
-            evaluate: the loss of a point as the method evaluates it, alone or
-                with its gradient.
+            evaluate: the loss of a point as the method evaluates it, with or
+                without its gradient.
             theta: the start.
         """
         if not self.is_verified:
             self._objective.program.is_verified = True
             verify(self._objective, evaluate, theta, self.project)
 
-    def hvp(self, theta, vector):
+    def hvp(self, theta: Vector, vector: Vector) -> Vector:
         self.hessp_evals += 1
         hvp = self._objective.hvp
         return self.tried("hvp", hvp, self._nans, theta, vector)
 
-    def hessian(self, theta):
+    def hessian(self, theta: Vector) -> Matrix:
         self.hessp_evals += self.size
         return self.tried(
             "hvp",
@@ -163,29 +188,36 @@ class Problem:
             theta,
         )
 
-    def gauss_newton(self):
+    def gauss_newton(self) -> SafeGaussNewton:
         """The Gauss-Newton matrix of the loss: a `SafeGaussNewton`."""
         matrix = self._objective.gauss_newton()
 
-        def tried(name, *args):
+        def tried(name: str, *args: Any) -> Any:
             self.jacobians += name in _JACOBIANS
             return self.tried(name, *args)
 
         return SafeGaussNewton(matrix, tried, self.size)
 
-    def batches(self, rng):
+    def batches(self, rng: np.random.Generator) -> Iterator[Self]:
         """Problems of batches of the data, in an order that `rng` draws.
 
         Each goes on counting where the one before has ended.
         """
-        for batch in self._objective.batches(rng):
+        objective = cast(BatchedObjective, self._objective)
+        for batch in objective.batches(rng):
             part = copy.copy(self)
             part._objective = batch
             yield part
             self.fg_evals, self.hessp_evals = part.fg_evals, part.hessp_evals
             self.jacobians = part.jacobians
 
-    def tried(self, name, fn, instead, *args):
+    def tried(
+        self,
+        name: Hashable,
+        fn: Callable[..., _Result],
+        instead: Callable[[], _Result],
+        *args: Any,
+    ) -> _Result:
         """`fn(*args)`, or `instead()` where that raises.
 
         Args:
@@ -206,10 +238,15 @@ class Problem:
         self._worked |= {name, "value", "value_and_grad"}
         return result
 
-    def tried_tensors(self, value_and_grad, theta, *args):
+    def tried_tensors(
+        self,
+        value_and_grad: Callable[..., tuple[Scalar, Tensor]],
+        theta: Tensor,
+        *args: Any,
+    ) -> tuple[Scalar, Tensor]:
         """Loss and gradient at a tensor, which are NaN where that raises."""
 
-        def instead():
+        def instead() -> tuple[Scalar, Tensor]:
             nan = theta * np.nan
             return nan[0], nan
 
@@ -217,16 +254,18 @@ class Problem:
             "value_and_grad", value_and_grad, instead, theta, *args
         )
 
-    def spent(self):
+    def spent(self) -> str | None:
         """The limit that is reached, as a status, or `None`."""
         return self.budget.spent(self.fg_evals)
 
     @property
-    def is_streamed(self):
-        """Whether the loss can be evaluated here, in Python, alone."""
+    def is_streamed(self) -> bool:
+        """Whether the loss can only be evaluated here, in Python."""
         return self._objective.is_streamed
 
-    def traceable(self):
+    def traceable(
+        self,
+    ) -> tuple[Callable[..., tuple[Scalar, Tensor]], tuple[Structure, ...]]:
         """Loss and gradient for use inside a compiled function.
 
         Returns:
@@ -235,7 +274,9 @@ class Problem:
         """
         return self._objective.traceable()
 
-    def compiled_loop(self, key, fn):
+    def compiled_loop(
+        self, key: Hashable, fn: Callable[..., Structure]
+    ) -> Callable[..., Structure]:
         """`fn(state, *args) -> state`, compiled once for the objective.
 
         Args:
@@ -244,26 +285,28 @@ class Problem:
         """
         return self._objective.compiled_loop(key, fn)
 
-    def _counted(self, loss):
+    def _counted(self, loss: float) -> float:
         self.fg_evals += 1
         if self.on_evaluation is not None:
             self.on_evaluation(loss)
         return loss
 
-    def _nans(self):
+    def _nans(self) -> Vector:
         return np.full(self.size, np.nan)
 
-    def _safe(self, constraint):
+    def _safe(self, constraint: "Constraint") -> "Constraint":
         """A constraint that is NaN where it raises."""
         return constraint._replace(
             fun=self._safe_array(constraint.fun),
             jac=self._safe_array(constraint.jac),
         )
 
-    def _safe_array(self, fn):
-        shape = None
+    def _safe_array(
+        self, fn: Callable[[Vector], Array]
+    ) -> Callable[[Vector], Array]:
+        shape: tuple[int, ...] | None = None
 
-        def call(theta):
+        def call(theta: Vector) -> Array:
             nonlocal shape
             if shape is None:
                 result = fn(theta)
@@ -275,7 +318,7 @@ class Problem:
         return call
 
 
-def _nan():
+def _nan() -> float:
     return np.nan
 
 
@@ -291,6 +334,6 @@ class Constraint(NamedTuple):
     """
 
     type: str
-    fun: Callable
-    jac: Callable
-    refresh: Callable = bool
+    fun: Callable[[Vector], Vector]
+    jac: Callable[[Vector], Matrix]
+    refresh: Callable[[], bool] = bool

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from collections.abc import Hashable
+from collections.abc import Iterator
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 from typing import Any
 from typing import NamedTuple
 from typing import Protocol
+
+import numpy as np
 
 from kormos.types import Array
 from kormos.types import Matrix
@@ -126,6 +131,20 @@ class Tolerances(Protocol):
     gtol: float
     ftol: float
     xtol: float
+
+
+class LeastSquaresSettings(Tolerances, Protocol):
+    """The options of Levenberg-Marquardt's method.
+
+    Attributes:
+        acceleration: whether half the geodesic acceleration is added to steps.
+        preset: `"matlab"` for the rule of MATLAB's `trainlm`, or `None`.
+        linear_solver: `"rows"`, `"dense"`, `"cg"` or `"auto"`.
+    """
+
+    acceleration: bool
+    preset: str | None
+    linear_solver: str
 
 
 class Curvature(Protocol):
@@ -383,7 +402,13 @@ class Layout(Protocol):
 
 
 class CompiledProgram(Protocol):
-    """A loss that was compiled."""
+    """A loss that was compiled.
+
+    Attributes:
+        is_verified: whether it was compared with the loss as it was written.
+    """
+
+    is_verified: bool
 
     @property
     def packing(self) -> Layout:
@@ -415,6 +440,64 @@ class ComparableObjective(Protocol):
 
     def reference(self, theta: Vector) -> tuple[Vector, float]:
         """The point as the variables round it, and the loss as written."""
+
+
+class ProblemObjective(ComparableObjective, Protocol):
+    """The loss of a `Problem`.
+
+    Points and vectors are float64 arrays of shape `(size,)`.
+    """
+
+    @property
+    def size(self) -> int:
+        """The number of parameters."""
+
+    @property
+    def can_widen(self) -> bool:
+        """Whether `widened` can be called."""
+
+    def name_of(self, index: int) -> str:
+        """What to call an entry of the flat vector."""
+
+    def value(self, theta: Vector) -> float:
+        """The loss."""
+
+    def value_and_grad(self, theta: Vector) -> tuple[float, Vector]:
+        """The loss and its gradient."""
+
+    def hvp(self, theta: Vector, vector: Vector) -> Vector:
+        """The Hessian times a vector."""
+
+    def hessian(self, theta: Vector) -> Matrix:
+        """The Hessian, `(size, size)`."""
+
+    def gauss_newton(self) -> GaussNewtonMatrix:
+        """The Gauss-Newton matrix of the loss."""
+
+    def widened(self) -> ProblemObjective:
+        """The same loss, evaluated in float64."""
+
+    def traceable(
+        self,
+    ) -> tuple[Callable[..., tuple[Scalar, Tensor]], tuple[Structure, ...]]:
+        """Loss and gradient for use inside a compiled function.
+
+        Returns:
+            A function `(theta, *arguments) -> (loss, gradient)` of tensors,
+            and the arguments.
+        """
+
+    def compiled_loop(
+        self, key: Hashable, fn: Callable[..., Structure]
+    ) -> Callable[..., Structure]:
+        """The function `fn(state, *args) -> state`, compiled once for a key."""
+
+
+class BatchedObjective(Protocol):
+    """A loss of data that can be divided into batches."""
+
+    def batches(self, rng: np.random.Generator) -> Iterator[ProblemObjective]:
+        """The losses of batches of the data, in an order that `rng` draws."""
 
 
 class OutputTerm(Protocol):

@@ -1,9 +1,20 @@
 """What a native method knows at the end of a run, for another to go on."""
 
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import MutableMapping
+from typing import Any
+from typing import TypeVar
+from typing import cast
+
 import numpy as np
 from keras import ops
 
 from kormos import backend
+from kormos.types import Array
+from kormos.types import Scalar
+from kormos.types import Structure
+from kormos.types import Vector
 from kormos.warn import warn
 
 # How a state's arrays are called in a file.
@@ -12,6 +23,10 @@ _KEY = _PREFIX + "key"
 _POSITION = _PREFIX + "position"
 # What a new run begins anew.
 _LEFT_OUT = ("rows", "status", "evaluations", "latest")
+
+
+# A method's state, a named tuple.
+_State = TypeVar("_State", bound=tuple[Any, ...])
 
 
 class SolverState:
@@ -25,30 +40,32 @@ class SolverState:
             rounded it: float64 array of shape `(size,)`, or `None`.
     """
 
-    def __init__(self, key, state, position=None):
+    def __init__(
+        self, key: str, state: Structure, position: Vector | None = None
+    ):
         self.key = key
         self.position = position
         self._state = state
         self._is_stale = self.is_lost = False
 
-    def lose(self):
+    def lose(self) -> None:
         """Notes that the arrays are about to be overwritten."""
         self.is_lost = True
 
-    def forget_loss(self):
+    def forget_loss(self) -> None:
         """Notes that the loss has become another one."""
         self._is_stale = True
 
     @property
-    def is_sound(self):
+    def is_sound(self) -> bool:
         """Whether a run can go on from here."""
         return _is_sound(self.arrays(), self._left())
 
-    def note(self, **arrays):
+    def note(self, **arrays: Scalar) -> None:
         """Keeps more arrays beside those that a run goes on from."""
         self.arrays().update(arrays)
 
-    def arrays(self):
+    def arrays(self) -> dict[str, Array]:
         """The state's arrays by name, in NumPy."""
         if not isinstance(self._state, dict):
             with backend.wide():
@@ -59,7 +76,9 @@ class SolverState:
                 }
         return self._state
 
-    def restored(self, key, template, theta, epsilon):
+    def restored(
+        self, key: str, template: _State, theta: Vector, epsilon: float
+    ) -> _State | None:
         """The state to go on from.
 
         Args:
@@ -90,14 +109,14 @@ class SolverState:
                 "that ended there: the fit goes on from the weights alone.",
             )
             return None
-        state = _filled(template, arrays)
+        state: Any = _filled(template, arrays)
         if not _is_rounding(self._left(), theta, epsilon):
             state = state._replace(theta=theta, loss=np.float64(np.nan))
         if self._is_stale:
             state = state._replace(loss=np.float64(np.nan))
-        return state
+        return cast(_State, state)
 
-    def point(self, theta, epsilon):
+    def point(self, theta: Vector, epsilon: float) -> Vector:
         """The solver's own point, more precise than the variables.
 
         Args:
@@ -113,13 +132,13 @@ class SolverState:
         )
         return own if is_same else theta
 
-    def _left(self):
+    def _left(self) -> Vector:
         """The point that was left in the variables, before rounding."""
         if self.position is None:
             return self.arrays()["theta"]
         return self.position
 
-    def save(self, store):
+    def save(self, store: MutableMapping[str, Any]) -> None:
         """Writes the state into a Keras store."""
         store[_KEY] = np.frombuffer(self.key.encode(), dtype="uint8")
         if self.position is not None:
@@ -128,7 +147,9 @@ class SolverState:
             store[_PREFIX + name] = array
 
 
-def load(store):
+def load(
+    store: Mapping[str, Any],
+) -> tuple[SolverState | None, dict[str, Array]]:
     """The `SolverState` in a Keras store, or `None`, and the rest of it."""
     entries = {name: np.array(store[name]) for name in store.keys()}
     mine = {
@@ -144,11 +165,13 @@ def load(store):
     return SolverState(key, arrays, position), entries
 
 
-def _named(state):
+def _named(state: tuple[Any, ...]) -> Iterator[tuple[str | int, Any]]:
     return zip(getattr(state, "_fields", range(len(state))), state, strict=True)
 
 
-def _leaves(state, prefix=""):
+def _leaves(
+    state: tuple[Any, ...], prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
     for name, value in _named(state):
         if isinstance(value, tuple):
             yield from _leaves(value, f"{prefix}{name}.")
@@ -156,7 +179,9 @@ def _leaves(state, prefix=""):
             yield f"{prefix}{name}", value
 
 
-def _filled(template, arrays, prefix=""):
+def _filled(
+    template: tuple[Any, ...], arrays: Mapping[str, Array], prefix: str = ""
+) -> tuple[Any, ...]:
     """The template with the arrays of these names."""
     values = []
     for name, value in _named(template):
@@ -180,7 +205,7 @@ def _filled(template, arrays, prefix=""):
     return tuple(values)
 
 
-def _is_sound(arrays, position):
+def _is_sound(arrays: Mapping[str, Array], position: Vector) -> bool:
     """Whether a run can go on from there: a line search may hold infinity."""
     ends = [
         arrays[name] for name in ("theta", "loss", "grad") if name in arrays
@@ -190,5 +215,5 @@ def _is_sound(arrays, position):
     )
 
 
-def _is_rounding(exact, rounded, epsilon):
+def _is_rounding(exact: Vector, rounded: Vector, epsilon: float) -> bool:
     return bool(np.all(np.abs(exact - rounded) <= epsilon * np.abs(exact)))

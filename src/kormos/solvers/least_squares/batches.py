@@ -9,14 +9,25 @@ import numpy as np
 from kormos.solvers import statuses
 from kormos.solvers.least_squares.loop import LeastSquaresRun
 from kormos.solvers.outcome import Outcome
+from kormos.solvers.problem import Problem
 from kormos.solvers.protocols import Iterate
+from kormos.solvers.protocols import LeastSquaresSettings
+from kormos.solvers.protocols import Observer
 from kormos.solvers.protocols import Point
+from kormos.solvers.solver_state import SolverState
+from kormos.types import Vector
 
 # How the number of passes is called in the state that is kept.
 _PASSES = "passes"
 
 
-def run(problem, settings, theta, earlier, observer):
+def run(
+    problem: Problem,
+    settings: LeastSquaresSettings,
+    theta: Vector,
+    earlier: SolverState | None,
+    observer: Observer,
+) -> Outcome:
     """Passes over the data until a limit, or until the observer says stop.
 
     Args:
@@ -61,7 +72,13 @@ class _Pass:
         state: the `SolverState` there, or `None`.
     """
 
-    def __init__(self, problem, settings, theta, state):
+    def __init__(
+        self,
+        problem: Problem,
+        settings: LeastSquaresSettings,
+        theta: Vector,
+        state: SolverState | None,
+    ):
         self._problem = problem
         self._settings = settings
         self.theta = theta
@@ -70,9 +87,11 @@ class _Pass:
         if state is not None:
             self._done = int(state.arrays().get(_PASSES, 0))
 
-    def __call__(self):
+    def __call__(self) -> tuple[str | None, dict[str, float]]:
         """The limit that was reached, or `None`, and what to log."""
-        problem, status, damping, steps = self._problem, None, {}, 0
+        problem, steps = self._problem, 0
+        status: str | None = None
+        damping: dict[str, float] = {}
         for batch in problem.batches(np.random.default_rng(self._done)):
             status = problem.spent()
             if status is not None:
@@ -84,13 +103,13 @@ class _Pass:
             self._done += 1
         return status, {"steps": steps, **damping}
 
-    def keep(self):
+    def keep(self) -> SolverState | None:
         """The state, with the number of passes."""
         if self.state is not None:
             self.state.note(**{_PASSES: np.int32(self._done)})
         return self.state
 
-    def _step(self, batch):
+    def _step(self, batch: Problem) -> dict[str, float]:
         step = LeastSquaresRun(batch, self._settings)
         if step.begin(self.theta, self.state):
             self.theta = step.step()

@@ -198,7 +198,8 @@ class LocalModels:
             self.scale = scale = np.ones_like(norms)
         scale = np.where(scale > 0, scale, 1.0)
         if self._problem.is_bounded:
-            held = (theta <= self._problem.lower) & (grad > 0)
-            held |= (theta >= self._problem.upper) & (grad < 0)
+            lower, upper = self._problem.box
+            held = (theta <= lower) & (grad > 0)
+            held |= (theta >= upper) & (grad < 0)
             scale = np.where(held, np.inf, scale)
         return scale

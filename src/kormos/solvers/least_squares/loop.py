@@ -1,6 +1,5 @@
 """The loop of Levenberg and Marquardt's method; see `levenberg_marquardt`."""
 
-from typing import Any
 from typing import NamedTuple
 
 import numpy as np
@@ -9,14 +8,22 @@ from kormos.solvers import convergence
 from kormos.solvers import statuses
 from kormos.solvers.convergence import FINEST
 from kormos.solvers.least_squares.end import LeastSquaresEnd
+from kormos.solvers.least_squares.local_models import Linearized
 from kormos.solvers.least_squares.local_models import LocalModels
+from kormos.solvers.least_squares.spectrum import Step
 from kormos.solvers.least_squares.start_check import check_derivatives
 from kormos.solvers.least_squares.trust_radius import Multiplicative
 from kormos.solvers.least_squares.trust_radius import TrustRadius
 from kormos.solvers.outcome import Outcome
+from kormos.solvers.problem import Problem
+from kormos.solvers.protocols import Damping
 from kormos.solvers.protocols import Iterate
+from kormos.solvers.protocols import LeastSquaresSettings
+from kormos.solvers.protocols import Observer
 from kormos.solvers.protocols import Point
 from kormos.solvers.solver_state import SolverState
+from kormos.types import Scalar
+from kormos.types import Vector
 
 KEY = "levenberg marquardt"
 
@@ -51,12 +58,12 @@ class State(NamedTuple):
             nothing.
     """
 
-    theta: np.ndarray
-    loss: np.ndarray
-    scale: np.ndarray
-    damping: np.ndarray
-    radius: np.ndarray
-    streak: np.ndarray
+    theta: Vector
+    loss: Scalar
+    scale: Vector
+    damping: Scalar
+    radius: Scalar
+    streak: Scalar
 
 
 class _Found(NamedTuple):
@@ -65,14 +72,14 @@ class _Found(NamedTuple):
     Attributes:
         theta: the point.
         loss: the loss there.
-        here: what is known there, a `Linearized`.
+        here: what is known there.
         length: the 2-norm of the step.
         trials: how many points were tried.
     """
 
-    theta: np.ndarray
+    theta: Vector
     loss: float
-    here: Any
+    here: Linearized
     length: float
     trials: int
 
@@ -85,11 +92,13 @@ class LeastSquaresRun:
         settings: the `LevenbergMarquardt`.
     """
 
-    def __init__(self, problem, settings):
+    def __init__(self, problem: Problem, settings: LeastSquaresSettings):
         self._problem = problem
         self._settings = settings
 
-    def __call__(self, theta, earlier, observer):
+    def __call__(
+        self, theta: Vector, earlier: SolverState | None, observer: Observer
+    ) -> Outcome:
         """Runs from `theta`.
 
         Args:
@@ -135,7 +144,7 @@ class LeastSquaresRun:
             outcome.hessian = self._models.matrix
         return outcome
 
-    def begin(self, theta, earlier):
+    def begin(self, theta: Vector, earlier: SolverState | None) -> bool:
         """Evaluates the start; whether it is finite."""
         zero, size = np.float64(0), self._problem.size
         state = State(theta, zero, np.zeros(size), zero, zero, np.int32(0))
@@ -157,7 +166,7 @@ class LeastSquaresRun:
         self._accelerates = (
             settings.acceleration and self._models.solver != "cg"
         )
-        self._control = self._new_control(state)
+        self._control = self._new_control(state.damping, state.radius)
         self._streak, self._decrease = int(state.streak), 0.0
         self._loss = self._problem.value(self._theta)
         # The loss from which a run that knows nothing began, and how often it
@@ -171,7 +180,7 @@ class LeastSquaresRun:
             self._trust_straight_lines()
         return True
 
-    def _trust_straight_lines(self):
+    def _trust_straight_lines(self) -> None:
         """Lets the first step be the whole one where outputs are linear."""
         step = self._here.model.damped(0.0)
         if step.length > self._control.radius:
@@ -182,7 +191,7 @@ class LeastSquaresRun:
             ):
                 self._control.radius = step.length
 
-    def step(self):
+    def step(self) -> Vector:
         """Goes one step from the start without looking around there.
 
         Returns:
@@ -191,11 +200,11 @@ class LeastSquaresRun:
         found = self._search()
         return self._theta if isinstance(found, Outcome) else found.theta
 
-    def logs(self):
+    def logs(self) -> dict[str, float]:
         """The damping, for the History."""
         return self._control.logs()
 
-    def state(self, theta=None):
+    def state(self, theta: Vector | None = None) -> SolverState:
         """The `SolverState` at the accepted point, or at another."""
         return SolverState(
             KEY,
@@ -209,21 +218,21 @@ class LeastSquaresRun:
             )._asdict(),
         )
 
-    def _new_control(self, state):
+    def _new_control(self, damping: float, radius: float) -> Damping:
         if self._settings.preset == "matlab":
             # `trainlm` adds mu to J'J of the errors; the matrix here is that
             # of their mean square.
-            return Multiplicative(state.damping, 2 / self._models.outputs)
-        return TrustRadius(state.radius, state.damping)
+            return Multiplicative(damping, 2 / self._models.outputs)
+        return TrustRadius(radius, damping)
 
-    def _linearize(self):
+    def _linearize(self) -> bool:
         """Makes the model of the loss at the point; whether it is finite."""
         here = self._models.at(self._theta, self._loss)
         if here is not None:
             self._here = here
         return here is not None
 
-    def _ended(self):
+    def _ended(self) -> Outcome | None:
         """The end that the tests at the point call for, or `None`."""
         settings, loss = self._settings, abs(self._loss)
         spent = self._problem.spent()
@@ -243,12 +252,12 @@ class LeastSquaresRun:
             )
         return None
 
-    def _tried(self, outcome):
+    def _tried(self, outcome: Outcome) -> Outcome | None:
         """Tries an end as if the run began here; the end if that holds.
 
-        First the scale and the radius are taken from this point alone. Where
-        no step gains anything then, parameters that do next to nothing where
-        they are, and would run away, are held back.
+        First the scale and the radius are taken from this point only. If no
+        step gains anything then, parameters that have next to no effect here,
+        and would run away, are held back.
         """
         if self._gains():
             self._anew, self._vain = self._loss, 0
@@ -263,16 +272,16 @@ class LeastSquaresRun:
         self._streak = 0
         if not self._linearize():
             return self._judged(outcome)
-        self._control = self._new_control(State(*[0.0] * len(State._fields)))
+        self._control = self._new_control(damping=0.0, radius=0.0)
         self._control.begin(self._here.model, self._theta, self._loss)
         return None
 
-    def _is_sure(self, outcome):
-        """Whether an end needs no trial: its test looks at this point alone."""
+    def _is_sure(self, outcome: Outcome) -> bool:
+        """Whether an end needs no trial: its test only looks at this point."""
         is_tested = outcome.test == "gtol" and not self._models.is_stale
         return is_tested or outcome.test == "xtol"
 
-    def _gains(self):
+    def _gains(self) -> bool:
         return convergence.is_gain(
             self._anew,
             self._loss,
@@ -280,7 +289,7 @@ class LeastSquaresRun:
             max(self._settings.ftol, self._settings.gtol),
         )
 
-    def _judged(self, outcome):
+    def _judged(self, outcome: Outcome) -> Outcome:
         """The end at a point from which a run gained nothing."""
         if self._is_sure(outcome):
             return outcome
@@ -298,7 +307,7 @@ class LeastSquaresRun:
             )
         return judged
 
-    def _iterate(self, observer):
+    def _iterate(self, observer: Observer) -> tuple[bool, Outcome | None]:
         """One accepted step; whether to stop, and the end if there is one."""
         found, settings = self._search(), self._settings
         if isinstance(found, Outcome):
@@ -309,13 +318,13 @@ class LeastSquaresRun:
         self._streak = self._streak + 1 if small else 0
         stop = self._move(found, observer)
         if not stop and found.length <= settings.xtol * length:
-            share = found.length / length
+            share = float(found.length / length)
             return False, self._outcome(
                 statuses.CONVERGED, "xtol", share, settings.xtol
             )
         return stop, None
 
-    def _search(self):
+    def _search(self) -> _Found | Outcome:
         """A step that lowers the loss: a `_Found`, or an `Outcome`."""
         problem, control, bent, trials = self._problem, self._control, 0, 0
         while True:
@@ -352,13 +361,13 @@ class LeastSquaresRun:
             if spent is not None:
                 return self._outcome(spent)
 
-    def _rounding(self):
+    def _rounding(self) -> float:
         """The rounding of the loss, as far as its dtype explains it."""
         epsilon = self._problem.epsilon
         moved = epsilon * self._here.model.scaled(self._theta)
         return epsilon * abs(self._loss) + moved**2 / 2
 
-    def _accelerated(self, step):
+    def _accelerated(self, step: Step) -> tuple[Vector, bool]:
         """The step with half its acceleration; whether that is too large."""
         bend = self._bend(step)
         if bend is None:
@@ -367,14 +376,14 @@ class LeastSquaresRun:
             return step.vector, True
         return step.vector + bend / 2, False
 
-    def _bend(self, step):
+    def _bend(self, step: Step) -> Vector | None:
         """The acceleration along a step, or `None` if it is not finite."""
         slope = self._models.bend(self._theta, step.vector)
         if not np.isfinite(slope).all():
             return None
         return self._here.model.bend(slope, step.damping)
 
-    def _move(self, found, observer):
+    def _move(self, found: _Found, observer: Observer) -> bool:
         """Goes to a point and reports it; whether to stop."""
         self._theta, self._loss = found.theta, found.loss
         self._here = found.here
@@ -385,7 +394,7 @@ class LeastSquaresRun:
             Iterate(self._theta, self._loss, grad, state, logs)
         )
 
-    def _polish(self, observer, outcome):
+    def _polish(self, observer: Observer, outcome: Outcome) -> None:
         """Gauss-Newton steps while they contract, below the loss's rounding.
 
         Near a minimum the loss is flat to rounding in a region in which the
@@ -418,5 +427,11 @@ class LeastSquaresRun:
             if self._move(_Found(trial, loss, here, taken, 1), observer):
                 return
 
-    def _outcome(self, status, test=None, value=None, threshold=None):
+    def _outcome(
+        self,
+        status: str | None,
+        test: str | None = None,
+        value: float | None = None,
+        threshold: float | None = None,
+    ) -> Outcome:
         return Outcome(status, self._theta, self._loss, test, value, threshold)

@@ -2,6 +2,7 @@
 
 import math
 import time
+from typing import Any
 
 import numpy as np
 from keras import ops
@@ -10,11 +11,16 @@ from kormos import backend
 from kormos.arithmetic.vectors import to_array
 from kormos.solvers import statuses
 from kormos.solvers.outcome import Outcome
+from kormos.solvers.problem import Problem
+from kormos.solvers.protocols import Curvature
 from kormos.solvers.protocols import Iterate
+from kormos.solvers.protocols import Observer
 from kormos.solvers.protocols import Point
+from kormos.solvers.protocols import Tolerances
 from kormos.solvers.quasi_newton import state as states
 from kormos.solvers.quasi_newton.claims import Claims
 from kormos.solvers.quasi_newton.driver import CompiledLoop
+from kormos.solvers.quasi_newton.state import State
 from kormos.solvers.solver_state import SolverState
 
 _NO_LIMIT = 2**31 - 1
@@ -29,15 +35,19 @@ class QuasiNewtonRun:
         observer: the `Observer`.
     """
 
-    def __init__(self, problem, optimizer, observer):
+    def __init__(
+        self, problem: Problem, optimizer: Tolerances, observer: Observer
+    ):
         self._problem = problem
         self._optimizer = optimizer
         self._observer = observer
-        self._kept = None
+        self._kept: SolverState | None = None
         self._pace = _Pace(problem.budget.deadline)
-        self._claims = None
+        self._claims: Claims | None = None
 
-    def __call__(self, method, state, earlier):
+    def __call__(
+        self, method: Curvature, state: State, earlier: State | None
+    ) -> Outcome:
         """Runs.
 
         Args:
@@ -76,10 +86,10 @@ class QuasiNewtonRun:
         return outcome
 
     @property
-    def _state(self):
+    def _state(self) -> State:
         return self._loop.state
 
-    def _start(self, earlier):
+    def _start(self, earlier: State | None) -> bool:
         """Evaluates the start and reports it; returns whether to stop."""
         self._call()
         if earlier is not None:
@@ -96,13 +106,13 @@ class QuasiNewtonRun:
             self._keep(kept)
         return self._observer.started(Point(theta, float(state.loss), grad))
 
-    def _advance(self):
+    def _advance(self) -> bool:
         """Goes on to the next look; returns whether to stop."""
         done = int(self._state.iterations)
         self._call()
         return self._report_since(done)
 
-    def _call(self):
+    def _call(self) -> None:
         spent = int(self._state.evaluations)
         tolerances, evaluations = self._limits(spent)
         if self._kept is not None:
@@ -115,11 +125,11 @@ class QuasiNewtonRun:
         if self._problem.on_evaluation is not None:
             self._problem.on_evaluation(float(state.latest))
 
-    def _keep(self, state):
+    def _keep(self, state: State) -> None:
         """Makes a state what a later run goes on from."""
         self._kept = SolverState(self._key, state)
 
-    def _limits(self, spent):
+    def _limits(self, spent: int) -> tuple[tuple[float, ...], int]:
         """The tolerances of a call, and the count that ends it."""
         problem, optimizer = self._problem, self._optimizer
         budget = problem.budget
@@ -143,7 +153,7 @@ class QuasiNewtonRun:
         )
         return tolerances, min(evaluations)
 
-    def _report_since(self, done):
+    def _report_since(self, done: int) -> bool:
         """Reports the iterations of a call; the last one has its point."""
         state, problem = self._state, self._problem
         count = int(state.iterations) - done
@@ -158,7 +168,7 @@ class QuasiNewtonRun:
         problem.fg_evals = int(state.evaluations)
         return stop
 
-    def _ended(self):
+    def _ended(self) -> Outcome | None:
         """The end that is no claim, or `None`."""
         status = int(self._state.status)
         if status == states.NON_FINITE:
@@ -168,15 +178,15 @@ class QuasiNewtonRun:
         spent = self._problem.spent()
         return None if spent is None else self._outcome(spent)
 
-    def _outcome(self, status):
+    def _outcome(self, status: str | None) -> Outcome:
         state = self._state
         return Outcome(status, to_array(state.theta), float(state.loss))
 
 
-def _as_it_was(state, earlier, noise):
+def _as_it_was(state: State, earlier: State, noise: float) -> dict[str, Any]:
     """What makes the state that of an earlier run, if its loss is the same.
 
-    Another loss, of other data say, goes on with the curvature alone.
+    With another loss, of other data say, only the curvature is kept.
     """
     grad, change = to_array(state.grad), abs(state.loss - earlier.loss)
     moved = np.linalg.norm(grad - earlier.grad)
@@ -198,13 +208,13 @@ class _Pace:
     deadline, and the last is of one evaluation.
     """
 
-    def __init__(self, deadline):
+    def __init__(self, deadline: float | None):
         self._deadline = deadline
         self._began = 0.0
         self._seconds = math.inf
         self._calls = 0
 
-    def affordable(self):
+    def affordable(self) -> int:
         if self._deadline is None:
             return _NO_LIMIT
         self._began = time.perf_counter()
@@ -214,14 +224,14 @@ class _Pace:
         left = self._deadline - self._began
         return max(1, int(min(left / (2 * self._seconds), _NO_LIMIT)))
 
-    def note(self, evaluations):
+    def note(self, evaluations: int) -> None:
         if self._deadline is not None:
             seconds = time.perf_counter() - self._began
             self._seconds = min(self._seconds, seconds / evaluations)
             self._calls += 1
 
 
-def _next_goal(problem, goal, first):
+def _next_goal(problem: Problem, goal: int, first: int) -> int:
     """The count of iterations after which to look again."""
     most = problem.budget.iterations
     if most is None:

@@ -143,10 +143,11 @@ class ScipyCall:
         if name == "cobyla" and bounded:
             # Its first simplex reaches up by `rhobeg`, and evaluations beyond
             # the bounds would show it the bounds only.
-            width = problem.upper - problem.lower
+            lower, upper = problem.box
+            width = upper - lower
             radius = min(1.0, _SIMPLEX_PART * width[width > 0].min())
             radius = options.setdefault("rhobeg", radius)
-            below = np.minimum(evaluator.accepted.theta, problem.upper - radius)
+            below = np.minimum(evaluator.accepted.theta, upper - radius)
             evaluator.move(problem.project(below))
         if name == "trust-constr" and bounded:
             margin = _NARROW_MARGIN if is_again else _MARGIN
@@ -163,10 +164,11 @@ class ScipyCall:
 
 def _interior(problem: Problem, theta: Vector, margin: float) -> Vector:
     """The nearest point that is a part of the box away from its bounds."""
-    width = problem.upper - problem.lower
+    lower, upper = problem.box
+    width = upper - lower
     size = np.where(np.isfinite(width), width, 1 + np.abs(theta))
     inside = margin * size
-    return np.clip(theta, problem.lower + inside, problem.upper - inside)
+    return np.clip(theta, lower + inside, upper - inside)
 
 
 def _quiet_scipy() -> None:

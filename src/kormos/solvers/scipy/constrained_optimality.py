@@ -70,8 +70,9 @@ class ConstrainedOptimality:
         self._evaluate = evaluate
         self._evaluations = 0
         none = np.full(problem.size, np.inf)
-        self._lower = problem.lower if problem.is_bounded else -none
-        self._upper = problem.upper if problem.is_bounded else none
+        self._lower, self._upper = -none, none
+        if problem.is_bounded:
+            self._lower, self._upper = problem.box
         self._free = self._lower < self._upper
 
     def __call__(self, theta: Vector, loss: float, grad: Vector) -> Gain:

@@ -69,8 +69,10 @@ class Evaluator:
         self.on_gradient: Callable[[Vector], None] | None = None
         theta = problem.project(np.array(theta, dtype="float64"))
         self._free: slice | Array = slice(None)
-        if problem.is_bounded and (problem.lower == problem.upper).any():
-            self._free = problem.lower < problem.upper
+        if problem.is_bounded:
+            lower, upper = problem.box
+            if (lower == upper).any():
+                self._free = lower < upper
         # TNC evaluates at very close points for its differences.
         self._watches_noise = (
             spec.gradient and spec.name != "tnc" and not problem.constraints
@@ -235,7 +237,7 @@ class Evaluator:
         problem = self._problem
         if not problem.is_bounded:
             return None
-        lower, upper = problem.lower[self._free], problem.upper[self._free]
+        lower, upper = (side[self._free] for side in problem.box)
         return scipy.optimize.Bounds(lower, upper, keep_feasible=True)
 
     def constraints(self) -> list[dict[str, Any]]:

@@ -4,8 +4,8 @@ SciPy runs its own loop; its callback is where it meets the fit. Differs from
 calling `scipy.optimize.minimize` with the same functions in:
 
 1. every method is given the derivatives that it can use and nothing else;
-2. iterations are counted alike, and a run ends after the last epoch: SciPy's
-   `maxiter` counts evaluations in some methods;
+2. all methods count iterations in the same way, and a run ends after the last
+   epoch: SciPy's `maxiter` counts evaluations in some methods;
 3. a trial point with a NaN or infinite loss counts as a step too long;
 4. no evaluation lies outside the bounds;
 5. unknown options raise;
@@ -17,17 +17,26 @@ calling `scipy.optimize.minimize` with the same functions in:
    two, unless a tolerance is given: most tolerances of SciPy are absolute, and
    a small loss would pass for converged where it starts;
 10. COBYQA counts every evaluation after those of its first model as an
-    iteration, for it reports no other;
+    iteration, because it reports no other;
 11. what a method claims is tried before it is believed: see `claims.py`.
 """
 
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
 from kormos.solvers import statuses
 from kormos.solvers.outcome import Outcome
+from kormos.solvers.problem import Problem
+from kormos.solvers.protocols import Observer
 from kormos.solvers.protocols import Point
 from kormos.solvers.scipy.claims import Claims
 from kormos.solvers.scipy.claims import Settings
 from kormos.solvers.scipy.evaluator import Evaluator
 from kormos.solvers.scipy.methods import METHODS
+from kormos.solvers.scipy.methods import ScipyMethod
+from kormos.solvers.solver_state import SolverState
+from kormos.types import Vector
 
 # A dense Hessian takes as many products as there are parameters.
 MOST_DENSE_PARAMETERS = 2000
@@ -38,10 +47,12 @@ MOST_SQUARE_PARAMETERS = 20_000
 class ScipyRun:
     """Runs a method of `scipy.optimize.minimize`."""
 
-    def __init__(self, spec, options, tol):
+    def __init__(
+        self, spec: ScipyMethod, options: Mapping[str, Any], tol: float | None
+    ):
         self._spec = spec
         # `tol` leaves a tolerance of zero, which is off, as it is.
-        given = {
+        given: dict[str, Any] = {
             name: tol
             for name, default in spec.tolerances.items()
             if tol is not None and default != 0
@@ -53,7 +64,9 @@ class ScipyRun:
         own = (*spec.tolerances, "f_target")
         self._is_absolute = any(name in given for name in own)
 
-    def check(self, size, bounded, constraint_types):
+    def check(
+        self, size: int, bounded: bool, constraint_types: Sequence[str]
+    ) -> None:
         """Refuses what the method cannot honour."""
         spec = self._spec
         if bounded and not spec.bounds:
@@ -85,7 +98,13 @@ class ScipyRun:
                 f"{8e-6 * size**2:,.0f} MB from {size:,} products"
             )
 
-    def __call__(self, problem, theta, state, observer):
+    def __call__(
+        self,
+        problem: Problem,
+        theta: Vector,
+        state: SolverState | None,
+        observer: Observer,
+    ) -> Outcome:
         del state  # SciPy's methods keep none.
         evaluator = Evaluator(problem, theta, self._spec)
         start = evaluator.accepted
@@ -114,5 +133,5 @@ class ScipyRun:
         return outcome
 
 
-def _able(what):
+def _able(what: str) -> list[str]:
     return [name for name, spec in METHODS.items() if getattr(spec, what)]
