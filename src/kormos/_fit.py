@@ -81,7 +81,8 @@ def fit(
         verbose: 0 for silence, 1 for a live line, 2 for a line an epoch.
             `"auto"` is 1.
         callbacks: Keras callbacks, called once an epoch with the weights of
-            that iterate. After `stop_training` is set, the fit ends.
+            that iterate. After `stop_training` is set, the fit ends. A
+            `kormos.callbacks.Resample` among them draws new rows.
         validation_split: share of the rows, taken from the end, to validate
             on instead.
         validation_data: `(x, y)`, `(x, y, sample_weight)` or a data set.
@@ -265,10 +266,11 @@ def fit(
             return contextlib.nullcontext()
         return moved_into_bounds(model.trainable_variables, bounds, frozen())
 
+    resamplers = [c for c in callbacks if isinstance(c, Resample)]
     observer = KerasObserver(
         model,
         stages,
-        [c for c in callbacks if not isinstance(c, Resample)],
+        [c for c in callbacks if c not in resamplers],
         verbose,
         initial_epoch,
         steps_per_epoch or 1,
@@ -289,8 +291,10 @@ def fit(
         within_bounds=within_bounds,
         budget=budget,
         resume=resume,
-        resamplers=[c for c in callbacks if isinstance(c, Resample)],
+        resamplers=resamplers,
     )
+    for resampler in resamplers:
+        resampler.check(session.objective)
     session()
     model.history.check = report
     return model.history

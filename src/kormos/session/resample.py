@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 
 
 class Resample:
-    """Draws new points between iterations of `kormos.least_squares`.
+    """Draws new data between iterations of `least_squares` and of `fit`.
 
     A fit on fixed points can make the residuals small there and the solution
     wrong between them. What the optimizer knows, damping and scale or
-    curvature, is carried over to the new points.
+    curvature, is carried over to the new points. In `fit` the sampler returns
+    new rows `(x, y)`, or `(x, y, sample_weight)` where there are weights.
 
     With `candidates`, points are drawn from so many, with probabilities in
     proportion to `r**power / mean(r**power) + offset`, where r is the norm of
@@ -39,9 +40,9 @@ class Resample:
         sampler: function `(count, rng)` that returns `count` new points, in
             the structure of what they replace. `rng` is a
             `numpy.random.Generator`.
-        every: the number of iterations between two draws.
+        every: the number of iterations (in `fit`, of epochs) between two draws.
         candidates: the number of points to draw from, or `None` to take the
-            sampler's as they come.
+            sampler's as they come. Not for `fit`, where rows have no residuals.
         power: exponent of the residuals. Defaults to 1.
         offset: what is added to every point's weight. Defaults to 1.
         key: the entry of `data`, a dict, that the points replace, or `None` for
@@ -105,13 +106,20 @@ class Resample:
         data, key = getattr(objective, "data", None), self._key
         if data is None:
             raise ValueError(
-                "A `Resample` replaces the data of `kormos.least_squares`: "
-                "give `data`. Received: data=None"
+                "A `Resample` replaces data in memory: give `data` to "
+                "`kormos.least_squares`, or arrays without `stream=True` to "
+                "`fit`. Received: no such data"
             )
         if key is not None and not (isinstance(data, dict) and key in data):
             raise ValueError(
                 "Argument `key` of a `Resample` must be a key of `data`, a "
                 f"dict. Received: key={key!r}"
+            )
+        if self._candidates is not None and not hasattr(objective, "row_norms"):
+            raise ValueError(
+                "Argument `candidates` of a `Resample` needs residuals, as "
+                "`kormos.least_squares` has them: leave it out in `fit`. "
+                f"Received: candidates={self._candidates}"
             )
         rows = self._rows(data)
         if self._candidates is not None and self._candidates < rows:

@@ -206,7 +206,13 @@ class Session:
     def __call__(self) -> Result:
         """Runs all stages."""
         optimizer, observer = self._optimizer, self._observer
-        optimizer.build(self.objective.variables)
+        optimizer.build(
+            [
+                v
+                for v in self.objective.variables
+                if isinstance(v, keras.Variable)
+            ]
+        )
         optimizer.results = self._results
         loads = optimizer.loads
         observer.begin(self)

@@ -45,6 +45,7 @@ from kormos.objective.keras_model.rows import naming_rows
 from kormos.objective.keras_model.rows import refuse_carried
 from kormos.objective.units import largest
 from kormos.objective.units import unit_for
+from kormos.types import Structure
 from kormos.types import Tensor
 from kormos.types import Vector
 from kormos.warn import warn
@@ -138,6 +139,7 @@ class Objective(FlatObjective):
         self._batch_size = batch_size
         self._training = training
         self._with_jacobian = with_jacobian
+        self._allow_nan = allow_nan
         self.model = model
         if not is_built(model):
             # A call in training would update moving averages.
@@ -207,6 +209,43 @@ class Objective(FlatObjective):
         )
         if model_loss.carried:
             refuse_carried(model_loss.carried, data.rows, self.chunk_rows)
+
+    @property
+    def data(self) -> Structure | None:
+        """`(x, y)`, or `(x, y, sample_weight)`; `None` if streamed."""
+        if isinstance(self._data, Stream):
+            return None
+        return tuple(a for a in self._data if a is not None)
+
+    def replace(self, data: Structure) -> None:
+        """Replaces the data.
+
+        Args:
+            data: `(x, y)`, or `(x, y, sample_weight)`, as `data` has it.
+
+        Raises:
+            ValueError: if these are not as many arrays as before, or cannot
+                be used.
+        """
+        before = self.data
+        if not isinstance(data, tuple) or len(data) != len(before or ()):
+            raise ValueError(
+                "New data of a fit are a tuple like those before, "
+                f"{'(x, y)' if len(before or ()) < 3 else '(x, y, weights)'}. "
+                f"Received: {type(data).__name__} of "
+                f"{len(data) if hasattr(data, '__len__') else 1} entries"
+            )
+        dtype = self.program.packing.dtype
+        x, y, sample_weight = (*data, None, None)[:3]
+        self._data = reading.gather(
+            x,
+            y,
+            sample_weight,
+            reading.dtype_for(self.model, dtype),
+            batch_size=self._batch_size,
+            allow_nan=self._allow_nan,
+        )
+        self._prepare(dtype)
 
     def assign(self, theta: Vector | Tensor) -> None:
         """Writes a flat vector, array or tensor, into the variables.
