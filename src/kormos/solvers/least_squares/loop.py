@@ -33,12 +33,12 @@ _MOST_BENT = 0.75
 # How often an iteration shortens its step because of that, without a trial.
 _MOST_BENT_STEPS = 2
 
-# A step is accepted if more than this part of the predicted decrease comes true,
-# as in MINPACK's `lmder`.
+# A step is accepted if more than this part of the predicted decrease comes
+# true, as in MINPACK's `lmder`.
 _LEAST_RATIO = 1e-4
 # The most steps of `_polish`, and the part of the loss by which it may rise in
-# each of them. Our choice: the steps contract by a tenth at least, and the loss
-# is rounded by less.
+# each of them. Our choice: with a smaller part, rounding of a loss of many rows
+# would end it.
 _MOST_POLISHING = 12
 _POLISHED = 1e-10
 # After this many iterations in a row with a decrease below `ftol` the run has
