@@ -33,8 +33,9 @@ from kormos.solvers.solver_state import SolverState
 from kormos.solvers.surroundings import Box
 from kormos.types import Vector
 
-# Ends at which a loss may have been falling still, and the part of it that a
-# model must promise where rounding hides the rest.
+# Ends at which the loss may still have been falling. At a noise floor it was if
+# a model predicts a decrease of more than this part of the loss. Our choice: a
+# smaller part would name losses that have converged as well.
 _OPEN = (
     statuses.STALLED,
     statuses.LINE_SEARCH_FAILED,
@@ -42,7 +43,8 @@ _OPEN = (
 )
 _STILL_FALLING = 1e-6
 _LIMITS = statuses.TIME_LIMIT, statuses.EVALUATION_LIMIT
-# So many times its own size a parameter must have changed to have run away.
+# A parameter has run away if it has changed by this many times its own size.
+# Our choice: a smaller number would name parameters that only started far away.
 _FAR = 10.0
 
 
@@ -175,7 +177,7 @@ class Run:
         theta, loss, grad = point
         self.initial_loss = loss
         self._starts_finite = _is_finite(loss, grad)
-        # A point that is lost keeps what the variables have.
+        # If the start is not finite, the variables keep what they have.
         self.best = theta if self._starts_finite else self.best[0], loss
         stop = self._observer.started(point)
         return stop or self._meets_target(loss) or not self._starts_finite

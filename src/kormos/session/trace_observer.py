@@ -37,7 +37,7 @@ _STRIDE = 50
 # The most iterations where neither the user nor the optimizer says.
 DEFAULT_ITERATIONS = 1000
 
-# Keras' callbacks that work with weights or a learning rate of a model.
+# Keras' callbacks that need the weights or the learning rate of a model.
 _NEED_A_MODEL = (
     "BackupAndRestore",
     "LearningRateScheduler",

@@ -23,7 +23,7 @@ class Budget(NamedTuple):
     target: float | None = None
 
     def started(self, now: float) -> Self:
-        """The same, its deadline counted from `now` rather than from zero."""
+        """The same, with its deadline counted from `now` instead of zero."""
         if self.deadline is None:
             return self
         return self._replace(deadline=now + self.deadline)

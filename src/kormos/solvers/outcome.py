@@ -1,7 +1,15 @@
 """What a solver returns."""
 
+from __future__ import annotations
+
 import dataclasses
+from typing import TYPE_CHECKING
 from typing import Any
+
+if TYPE_CHECKING:
+    from kormos.solvers.solver_state import SolverState
+    from kormos.solvers.surroundings import Evaluate
+    from kormos.solvers.surroundings import Hessian
 
 
 @dataclasses.dataclass
@@ -9,7 +17,7 @@ class Outcome:
     """How one run of one method ended.
 
     Attributes:
-        status: one of the constants of this module; `None` when the run was
+        status: one of the constants of `statuses`; `None` when the run was
             stopped from outside.
         theta: the final point, float64 array of shape `(size,)`.
         loss: the loss there.
@@ -41,6 +49,6 @@ class Outcome:
     is_polished: bool = False
     kept_loss: float | None = None
     findings: str = ""
-    evaluate: Any = None
-    state: Any = None
-    hessian: Any = None
+    evaluate: Evaluate | None = None
+    state: SolverState | None = None
+    hessian: Hessian | None = None

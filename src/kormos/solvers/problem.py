@@ -38,8 +38,8 @@ _Result = TypeVar("_Result")
 class Problem:
     """A loss over a box, with constraints, that counts its evaluations.
 
-    Where an evaluation raises, loss and derivatives are NaN, once the same has
-    worked; `raised` remembers what it was.
+    Where an evaluation raises an exception, the loss and derivatives are NaN,
+    if the same function has returned before. `raised` remembers the exception.
 
     Args:
         objective: the loss and its derivatives, as functions of float64
@@ -114,11 +114,11 @@ class Problem:
     @property
     def feasibility(self) -> float:
         """The violation of a constraint that rounding explains."""
-        # SciPy's own tolerance, but for losses that are not in float64.
+        # SciPy's own tolerance, except for losses that are not in float64.
         return max(2.0**-26, 64 * self.epsilon)
 
     def is_feasible(self, theta: Vector) -> bool:
-        """Whether the constraints hold at a point, but for rounding."""
+        """Whether the constraints hold at a point, except for rounding."""
         violation = 0.0
         for constraint in self.constraints:
             values = constraint.fun(theta)
@@ -158,7 +158,7 @@ class Problem:
 
     @property
     def is_verified(self) -> bool:
-        """Whether the compiled loss was compared with the loss as it is."""
+        """Whether the compiled loss was compared with the one as written."""
         program = getattr(self._objective, "program", None)
         return program is None or program.is_verified
 
@@ -221,8 +221,8 @@ class Problem:
         """`fn(*args)`, or `instead()` where that raises.
 
         Args:
-            name: what to know the function by: before it has worked for once,
-                only a failure of the numerics does not end the run.
+            name: a name for the function. Before a function has returned
+                once, only a failure of the numerics does not end the run.
             fn: the function.
             instead: function of no arguments.
             *args: what `fn` takes.
@@ -234,7 +234,7 @@ class Problem:
                 raise
             self.raised.note(error, self.fg_evals + 1)
             return instead()
-        # All of them evaluate the loss.
+        # All of these functions evaluate the loss, so the loss has worked too.
         self._worked |= {name, "value", "value_and_grad"}
         return result
 

@@ -1,4 +1,4 @@
-"""What a native method knows at the end of a run, for another to go on."""
+"""What a native method knows at the end of a run, for a later run."""
 
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from kormos.warn import warn
 _PREFIX = "solver_"
 _KEY = _PREFIX + "key"
 _POSITION = _PREFIX + "position"
-# What a new run begins anew.
+# Entries that a new run starts afresh, and that are not kept.
 _LEFT_OUT = ("rows", "status", "evaluations", "latest")
 
 
@@ -106,7 +106,7 @@ class SolverState:
         if not self.is_sound:
             warn(
                 "The optimizer's state has NaN or infinite values, of a fit "
-                "that ended there: the fit goes on from the weights alone.",
+                "that ended there: the fit goes on from the weights only.",
             )
             return None
         state: Any = _filled(template, arrays)
@@ -206,7 +206,10 @@ def _filled(
 
 
 def _is_sound(arrays: Mapping[str, Array], position: Vector) -> bool:
-    """Whether a run can go on from there: a line search may hold infinity."""
+    """Whether a run can go on from there.
+
+    A line search may hold infinity; nothing may hold NaN.
+    """
     ends = [
         arrays[name] for name in ("theta", "loss", "grad") if name in arrays
     ]

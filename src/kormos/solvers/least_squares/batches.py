@@ -1,6 +1,6 @@
 """Levenberg-Marquardt steps on batches of rows, one after the other.
 
-What the whole run guarantees is not so here: a step lowers the loss of its
+Unlike in a run on all data, the loss may rise: a step lowers the loss of its
 batch, and may raise that of all data.
 """
 
@@ -17,7 +17,7 @@ from kormos.solvers.protocols import Point
 from kormos.solvers.solver_state import SolverState
 from kormos.types import Vector
 
-# How the number of passes is called in the state that is kept.
+# The name of the number of passes in the state that is kept.
 _PASSES = "passes"
 
 

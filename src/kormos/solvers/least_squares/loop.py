@@ -27,14 +27,22 @@ from kormos.types import Vector
 
 KEY = "levenberg marquardt"
 
-# The part of its step by which the curve of the outputs may leave it.
+# The acceleration may be this part of a step, in the scaled norm. A larger one
+# means that the outputs bend too much along the step.
 _MOST_BENT = 0.75
-# How often an iteration shortens its step for that, without a trial.
+# How often an iteration shortens its step because of that, without a trial.
 _MOST_BENT_STEPS = 2
 
+# A step is accepted if more than this part of the predicted decrease comes
+# true, as in MINPACK's `lmder`.
 _LEAST_RATIO = 1e-4
+# The most steps of `_polish`, and the part of the loss by which it may rise in
+# each of them. Our choice: with a smaller part, rounding of a loss of many rows
+# would end it.
 _MOST_POLISHING = 12
 _POLISHED = 1e-10
+# After this many iterations in a row with a decrease below `ftol` the run has
+# converged. Our choice: a single short step may be one after rejected ones.
 _STREAK = 3
 
 # Ends that are tried before they are believed.
