@@ -38,6 +38,6 @@ keras_patch.install()
 rematerialization.install()
 
 
-def __dir__():
+def __dir__() -> list[str]:
     """The public names: parts of the house are imported by their paths."""
     return [*__all__, "__version__"]

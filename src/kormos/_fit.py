@@ -1,6 +1,11 @@
 """Fits Keras models on all of their data at once: arguments to a loop."""
 
 import contextlib
+from collections.abc import Mapping
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+from typing import cast
 
 import keras
 
@@ -9,6 +14,8 @@ from kormos.checks import check_count
 from kormos.data import reading
 from kormos.data.datasets import is_dataset
 from kormos.data.datasets import needs_steps
+from kormos.data.memory import Data
+from kormos.data.stream import Stream
 from kormos.float64.evaluation import check_precision
 from kormos.inspection.check import check as check_objective
 from kormos.objective import Objective
@@ -28,38 +35,38 @@ _RATE_CALLBACKS = (
 
 
 def fit(
-    model,
-    x=None,
-    y=None,
-    batch_size=None,
-    epochs=None,
-    verbose="auto",
-    callbacks=None,
-    validation_split=0.0,
-    validation_data=None,
-    shuffle=False,
-    class_weight=None,
-    sample_weight=None,
-    initial_epoch=0,
-    steps_per_epoch=None,
-    validation_steps=None,
-    validation_batch_size=None,
-    validation_freq=1,
+    model: keras.Model,
+    x: Any = None,
+    y: Any = None,
+    batch_size: int | None = None,
+    epochs: Any = None,
+    verbose: int | str = "auto",
+    callbacks: Any = None,
+    validation_split: float = 0.0,
+    validation_data: Any = None,
+    shuffle: bool = False,
+    class_weight: Mapping[int, float] | None = None,
+    sample_weight: Any = None,
+    initial_epoch: int = 0,
+    steps_per_epoch: int | None = None,
+    validation_steps: int | None = None,
+    validation_batch_size: int | None = None,
+    validation_freq: Any = 1,
     *,
-    optimizer=None,
-    training=False,
-    bounds=None,
-    constraints=None,
-    max_evals=None,
-    max_seconds=None,
-    target_loss=None,
-    resume=False,
-    precision=None,
-    check=False,
-    stream=False,
-    allow_nan=False,
-    **settings,
-):
+    optimizer: Any = None,
+    training: bool = False,
+    bounds: Any = None,
+    constraints: Any = None,
+    max_evals: int | None = None,
+    max_seconds: float | None = None,
+    target_loss: float | None = None,
+    resume: bool = False,
+    precision: str | None = None,
+    check: bool = False,
+    stream: bool = False,
+    allow_nan: bool = False,
+    **settings: Any,
+) -> keras.callbacks.History:
     """Fits a compiled Keras model on all of its data at once.
 
     It minimizes what `model.evaluate` reports on the training data. The model
@@ -205,9 +212,10 @@ def fit(
         "steps_per_epoch",
         allow_nan,
     )
-    validation = None
+    validation: Data | Stream | None = None
     if validation_split:
-        train, validation = train.split(validation_split)
+        # A stream is refused above.
+        train, validation = cast(Data, train).split(validation_split)
     elif validation_data is not None:
         validation = reading.gather_validation(
             validation_data,
@@ -233,7 +241,7 @@ def fit(
             print(report)
         report.raise_if_fatal()
 
-    def make_objectives():
+    def make_objectives() -> tuple[Objective, Objective | None]:
         objective = Objective(
             model,
             train,
@@ -258,10 +266,10 @@ def fit(
     is_staged = any(stage.pretrain_fn is not None for stage in stages)
     bounds = optimizer.bounds if bounds is None else bounds
 
-    def frozen():
+    def frozen() -> Sequence[keras.Variable]:
         return model.non_trainable_variables if is_staged else ()
 
-    def within_bounds():
+    def within_bounds() -> AbstractContextManager[None]:
         if not is_built(model):
             return contextlib.nullcontext()
         return moved_into_bounds(model.trainable_variables, bounds, frozen())
@@ -300,7 +308,7 @@ def fit(
     return model.history
 
 
-def _optimizer_for(model, optimizer):
+def _optimizer_for(model: keras.Model, optimizer: Any) -> BatchOptimizer:
     if optimizer is not None:
         return optimizers.get(optimizer)
     compiled = getattr(model, "optimizer", None)
@@ -309,7 +317,9 @@ def _optimizer_for(model, optimizer):
     return optimizers.get("l-bfgs-b")
 
 
-def _check_split(x, validation_split, validation_data, stream):
+def _check_split(
+    x: Any, validation_split: float, validation_data: Any, stream: bool
+) -> None:
     if validation_data is not None:
         raise ValueError(
             "Give `validation_split` or `validation_data`, not both. "
@@ -323,13 +333,13 @@ def _check_split(x, validation_split, validation_data, stream):
         )
 
 
-def _check_validation_freq(value):
+def _check_validation_freq(value: Any) -> None:
     epochs = value if isinstance(value, (list, tuple, set)) else [value]
     for epoch in epochs:
         check_count("validation_freq", epoch, 1)
 
 
-def _checked_callbacks(callbacks):
+def _checked_callbacks(callbacks: Any) -> list[Any]:
     if isinstance(callbacks, keras.callbacks.CallbackList):
         callbacks = callbacks.callbacks
     callbacks = keras.tree.flatten(callbacks)

@@ -1,5 +1,9 @@
 """Fits residuals over variables."""
 
+from collections.abc import Callable
+from typing import Any
+
+import keras
 import numpy as np
 
 from kormos import optimizers
@@ -9,6 +13,7 @@ from kormos.objective.bounds import moved_into_bounds
 from kormos.objective.functions import robust
 from kormos.objective.functions.broadcasts import warn_of_broadcasts
 from kormos.objective.functions.residuals import ResidualObjective
+from kormos.session.result import Result
 from kormos.session.run import checked_budget
 from kormos.session.session import Session
 from kormos.session.trace_observer import TraceObserver
@@ -19,28 +24,28 @@ _MOST_ROUNDS = 10
 
 
 def least_squares(
-    residual_fn,
-    variables,
-    method="lm",
+    residual_fn: Callable[..., Any],
+    variables: list[keras.Variable],
+    method: Any = "lm",
     *,
-    data=None,
-    validation_data=None,
-    batch_size=None,
-    loss="linear",
-    f_scale=1.0,
-    loss_weights=None,
-    reduction="mean",
-    max_iterations=None,
-    bounds=None,
-    callbacks=None,
-    verbose="auto",
-    max_evals=None,
-    max_seconds=None,
-    target_loss=None,
-    resume=False,
-    precision=None,
-    nan_policy="raise",
-):
+    data: Any = None,
+    validation_data: Any = None,
+    batch_size: int | None = None,
+    loss: str = "linear",
+    f_scale: float | str | dict[str, float] = 1.0,
+    loss_weights: dict[str, float] | None = None,
+    reduction: str = "mean",
+    max_iterations: int | None = None,
+    bounds: Any = None,
+    callbacks: Any = None,
+    verbose: int | str = "auto",
+    max_evals: int | None = None,
+    max_seconds: float | None = None,
+    target_loss: float | None = None,
+    resume: bool = False,
+    precision: str | None = None,
+    nan_policy: str = "raise",
+) -> Result:
     """Fits residuals over Keras variables, of models or free ones.
 
     The loss is the mean of the squared residuals or, of several blocks of
@@ -146,7 +151,9 @@ def least_squares(
         own_limit=max_iterations is not None or optimizer.epochs is not None,
     )
 
-    def objective_for(data, loss, f_scale, data_name="data"):
+    def objective_for(
+        data: Any, loss: str, f_scale: Any, data_name: str = "data"
+    ) -> ResidualObjective:
         return ResidualObjective(
             residual_fn,
             variables,
@@ -198,13 +205,15 @@ def least_squares(
     return session()
 
 
-def _estimated_spreads(objective, most, bounds):
+def _estimated_spreads(
+    objective: ResidualObjective, most: int | None, bounds: Any
+) -> dict[str, float]:
     """The spread of each block's residuals after a fit by `"soft_l1"`.
 
     The fit needs a scale itself: it is repeated until the two agree.
     """
 
-    def spreads():
+    def spreads() -> dict[str, float]:
         start = objective.initial_position()
         nothing = dict.fromkeys(objective.names, np.array([np.nan]))
         residuals = or_else(nothing, objective.residuals, start)

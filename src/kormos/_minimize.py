@@ -1,9 +1,15 @@
 """Minimizes a loss over variables."""
 
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
 from kormos import optimizers
 from kormos.float64.evaluation import check_precision
 from kormos.objective.bounds import moved_into_bounds
 from kormos.objective.functions.scalar import FunctionObjective
+from kormos.session.result import Result
 from kormos.session.run import checked_budget
 from kormos.session.session import Session
 from kormos.session.trace_observer import TraceObserver
@@ -11,25 +17,25 @@ from kormos.session.trace_observer import the_stage
 
 
 def minimize(
-    loss_fn,
-    variables,
-    method="l-bfgs-b",
+    loss_fn: Callable[[], Any],
+    variables: list[keras.Variable],
+    method: Any = "l-bfgs-b",
     *,
-    max_iterations=None,
-    bounds=None,
-    constraints=None,
-    options=None,
-    tol=None,
-    callback=None,
-    loss_callback=None,
-    callbacks=None,
-    verbose="auto",
-    max_evals=None,
-    max_seconds=None,
-    target_loss=None,
-    resume=False,
-    precision=None,
-):
+    max_iterations: int | None = None,
+    bounds: Any = None,
+    constraints: Any = None,
+    options: dict[str, Any] | None = None,
+    tol: float | None = None,
+    callback: Callable[[int, dict[str, Any]], object] | None = None,
+    loss_callback: Callable[[float], object] | None = None,
+    callbacks: Any = None,
+    verbose: int | str = "auto",
+    max_evals: int | None = None,
+    max_seconds: float | None = None,
+    target_loss: float | None = None,
+    resume: bool = False,
+    precision: str | None = None,
+) -> Result:
     """Minimizes a loss over Keras variables, of models or free ones.
 
     The variables keep the solution. While a loss is evaluated nothing is

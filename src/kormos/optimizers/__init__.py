@@ -1,6 +1,8 @@
 """Optimizers, by class and by name."""
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 from kormos.optimizers.base import BatchOptimizer as BatchOptimizer
 from kormos.optimizers.dense import BFGS as BFGS
@@ -22,13 +24,13 @@ NAMES: dict[str, Callable[[], BatchOptimizer]] = {
     "ssbroyden": SSBroyden,
     "scipy": ScipyBatchOptimizer,
     **{
-        name: lambda name=name: ScipyBatchOptimizer(name=name, method=name)
+        name: functools.partial(ScipyBatchOptimizer, name=name, method=name)
         for name in METHODS
     },
 }
 
 
-def get(identifier):
+def get(identifier: Any) -> BatchOptimizer:
     """An optimizer of kormos, from its name or from an instance.
 
     Args:
@@ -59,7 +61,7 @@ def get(identifier):
     )
 
 
-def is_name(identifier):
+def is_name(identifier: Any) -> bool:
     """Whether a string names an optimizer of kormos."""
     return isinstance(identifier, str) and identifier.lower() in NAMES
 

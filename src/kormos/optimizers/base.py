@@ -5,9 +5,17 @@ data or a callback. It tells every accepted iterate to `report`, which answers
 whether to stop.
 """
 
+from __future__ import annotations
+
 import contextlib
 import threading
 import types
+from collections.abc import Iterator
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+from typing import Any
+from typing import NoReturn
+from typing import Self
 
 import keras
 import numpy as np
@@ -17,6 +25,10 @@ from kormos.optimizers import predecessor
 from kormos.solvers import solver_state
 from kormos.warn import warn
 
+if TYPE_CHECKING:
+    from kormos.optimizers.stage import Stage
+    from kormos.solvers.solver_state import SolverState
+
 DEFAULT_EPOCHS = 20
 
 # Whether a thread is saving all that a fit needs to go on.
@@ -24,7 +36,7 @@ _saving = threading.local()
 
 
 @contextlib.contextmanager
-def whole_states():
+def whole_states() -> Iterator[None]:
     """A scope in which optimizers write their solver's state into files."""
     before = getattr(_saving, "is_whole", False)
     _saving.is_whole = True
@@ -67,15 +79,15 @@ class BatchOptimizer(keras.optimizers.Optimizer):
 
     def __init__(
         self,
-        name="batchoptimizer",
-        epochs=None,
-        batch_size=None,
-        pretrain_fn=None,
-        bounds=None,
-        constraints=None,
-        keep_state=None,
-        **others,
-    ):
+        name: str = "batchoptimizer",
+        epochs: Any = None,
+        batch_size: int | None = None,
+        pretrain_fn: Any = None,
+        bounds: Any = None,
+        constraints: Any = None,
+        keep_state: bool | None = None,
+        **others: Any,
+    ) -> None:
         if others:
             raise TypeError(
                 f"{type(self).__name__} got unexpected arguments."
@@ -96,16 +108,16 @@ class BatchOptimizer(keras.optimizers.Optimizer):
             )
         self.keep_state = keep_state
         # Of the latest fit.
-        self.results = []
+        self.results: list[Any] = []
         self.fg_evals = 0
         self.hessp_evals = 0
         self.jacobians = 0
         # What a later fit can go on from: a `SolverState`, or `None`.
-        self.solver_state = None
+        self.solver_state: SolverState | None = None
         # How often it was read from a file.
         self.loads = 0
 
-    def stages(self, epochs=None, **overrides):
+    def stages(self, epochs: Any = None, **overrides: Any) -> list[Stage]:
         """The runs of which a fit consists.
 
         Args:
@@ -122,7 +134,7 @@ class BatchOptimizer(keras.optimizers.Optimizer):
             f"{type(self).__name__}"
         )
 
-    def build(self, variables, *others):
+    def build(self, variables: Any, *others: Any) -> None:
         if others or isinstance(variables, keras.Model):
             raise TypeError(
                 "Optimizers are built by `fit`, of variables, and know neither "
@@ -134,13 +146,13 @@ class BatchOptimizer(keras.optimizers.Optimizer):
         if not self.built:
             super().build(variables)
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         raise AttributeError(
             f"{type(self).__name__!r} has no attribute {name!r}."
             + predecessor.advice([name], predecessor.ATTRIBUTES)
         )
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return keras.saving.serialize_keras_object(
             {
                 "name": self.name,
@@ -154,7 +166,11 @@ class BatchOptimizer(keras.optimizers.Optimizer):
         )
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(
+        cls,
+        config: dict[str, Any],
+        custom_objects: dict[str, Any] | None = None,
+    ) -> Self:
         return cls(
             **{
                 name: _loaded(value, name, custom_objects)
@@ -162,22 +178,22 @@ class BatchOptimizer(keras.optimizers.Optimizer):
             }
         )
 
-    def keep(self, state):
+    def keep(self, state: SolverState | None) -> None:
         """Keeps a `SolverState`, or none, for a later fit to go on from."""
         self.solver_state = None if self.keep_state is False else state
 
-    def save_own_variables(self, store):
+    def save_own_variables(self, store: Any) -> None:
         super().save_own_variables(store)
         is_wanted = self.keep_state or getattr(_saving, "is_whole", False)
         if self.solver_state is not None and is_wanted:
             self.solver_state.save(store)
 
-    def load_own_variables(self, store):
+    def load_own_variables(self, store: Any) -> None:
         self.solver_state, rest = solver_state.load(store)
         super().load_own_variables(rest)
         self.loads += 1
 
-    def __setattr__(self, name, value):
+    def __setattr__(self, name: str, value: Any) -> None:
         if name in ("bounds", "results", "solver_state"):
             # Keras would save the variables in bounds as state of the
             # optimizer, and make SciPy's results into plain dicts.
@@ -185,7 +201,7 @@ class BatchOptimizer(keras.optimizers.Optimizer):
         else:
             super().__setattr__(name, value)
 
-    def set_weights(self, weights):
+    def set_weights(self, weights: Any) -> None:
         """Sets the optimizer's own variables, its counters, as Keras does.
 
         Args:
@@ -204,7 +220,7 @@ class BatchOptimizer(keras.optimizers.Optimizer):
             )
         super().set_weights(weights)
 
-    def _refuse(self, *args, **kwargs):
+    def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise RuntimeError(
             f"Optimizer '{self.name}' works on all of the data at once, "
             "through `model.fit` or `kormos.fit`, and cannot apply the "
@@ -216,7 +232,7 @@ class BatchOptimizer(keras.optimizers.Optimizer):
     update_step = apply = apply_gradients = stateless_apply = _refuse
 
 
-def check_epochs(value):
+def check_epochs(value: Any) -> None:
     """Raises a `ValueError` unless `value` is a number of iterations."""
     if not isinstance(value, (int, np.integer)) or value < 0:
         raise ValueError(
@@ -226,7 +242,7 @@ def check_epochs(value):
         )
 
 
-def _are_like(weights, variables):
+def _are_like(weights: Any, variables: Sequence[keras.Variable]) -> bool:
     """Whether these are arrays of the shapes and dtypes of the variables."""
     is_list = isinstance(weights, (list, tuple))
     return (
@@ -242,7 +258,7 @@ def _are_like(weights, variables):
     )
 
 
-def _described(weights):
+def _described(weights: Any) -> str:
     kind = type(weights).__name__
     if hasattr(weights, "shape"):
         return f"{kind} of shape {tuple(weights.shape)}"
@@ -251,7 +267,7 @@ def _described(weights):
     return repr(weights)
 
 
-def _by_path(bounds):
+def _by_path(bounds: Any) -> Any:
     """Bounds without variables, which a file knows by their paths."""
     if isinstance(bounds, scipy.optimize.Bounds):
         pair = bounds.lb, bounds.ub
@@ -263,7 +279,7 @@ def _by_path(bounds):
     return bounds
 
 
-def _saveable(value, name):
+def _saveable(value: Any, name: str) -> Any:
     """`value`, or `None` if a function in it has no name in a file."""
     leaves = keras.tree.flatten(value)
     is_of_scipy = any(
@@ -280,7 +296,9 @@ def _saveable(value, name):
     return None
 
 
-def _loaded(value, name, custom_objects):
+def _loaded(
+    value: Any, name: str, custom_objects: dict[str, Any] | None
+) -> Any:
     try:
         return keras.saving.deserialize_keras_object(
             value, custom_objects=custom_objects
@@ -298,7 +316,7 @@ def _loaded(value, name, custom_objects):
     return None
 
 
-def _has_name(fn):
+def _has_name(fn: Any) -> bool:
     if not isinstance(fn, types.FunctionType):
         return hasattr(fn, "get_config")
     is_registered = keras.saving.get_registered_name(fn) != fn.__name__

@@ -5,6 +5,7 @@ from typing import Any
 import keras
 
 from kormos.optimizers.quasi_newton import QuasiNewton
+from kormos.solvers.protocols import Curvature
 from kormos.solvers.quasi_newton.dense_curvature import Dense
 from kormos.solvers.quasi_newton.dense_curvature import bfgs
 from kormos.solvers.quasi_newton.dense_curvature import self_scaled_bfgs
@@ -17,10 +18,10 @@ MOST_PARAMETERS = 10_000
 class _DenseQuasiNewton(QuasiNewton):
     _factors: Any = None
 
-    def method(self, size):
+    def method(self, size: int) -> Curvature:
         return Dense(type(self)._factors)
 
-    def check_size(self, size):
+    def check_size(self, size: int) -> None:
         if size > MOST_PARAMETERS:
             raise ValueError(
                 f"Optimizer '{self.name}' keeps a dense inverse Hessian, for "
@@ -48,7 +49,7 @@ class BFGS(_DenseQuasiNewton):
 
     _factors = staticmethod(bfgs)
 
-    def __init__(self, name="dense-bfgs", **kwargs):
+    def __init__(self, name: str = "dense-bfgs", **kwargs: Any) -> None:
         super().__init__(name=name, **kwargs)
 
 
@@ -63,7 +64,7 @@ class SSBFGS(_DenseQuasiNewton):
 
     _factors = staticmethod(self_scaled_bfgs)
 
-    def __init__(self, name="ssbfgs", **kwargs):
+    def __init__(self, name: str = "ssbfgs", **kwargs: Any) -> None:
         super().__init__(name=name, **kwargs)
 
 
@@ -81,5 +82,5 @@ class SSBroyden(_DenseQuasiNewton):
 
     _factors = staticmethod(self_scaled_broyden)
 
-    def __init__(self, name="ssbroyden", **kwargs):
+    def __init__(self, name: str = "ssbroyden", **kwargs: Any) -> None:
         super().__init__(name=name, **kwargs)

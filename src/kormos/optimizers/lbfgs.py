@@ -1,8 +1,11 @@
 """Limited-memory BFGS."""
 
+from typing import Any
+
 import keras
 
 from kormos.optimizers.quasi_newton import QuasiNewton
+from kormos.solvers.protocols import Curvature
 from kormos.solvers.quasi_newton.lbfgs_curvature import LimitedMemory
 
 # A default memory takes no more numbers than this, and no more pairs.
@@ -41,7 +44,13 @@ class LBFGS(QuasiNewton):
     ```
     """
 
-    def __init__(self, name="lbfgs", memory=None, scaling=None, **kwargs):
+    def __init__(
+        self,
+        name: str = "lbfgs",
+        memory: int | None = None,
+        scaling: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(name=name, **kwargs)
         if memory is not None and (not isinstance(memory, int) or memory < 1):
             raise ValueError(
@@ -57,17 +66,17 @@ class LBFGS(QuasiNewton):
         self.memory = memory
         self.scaling = scaling
 
-    def pairs(self, size):
+    def pairs(self, size: int) -> int:
         """How many curvature pairs it keeps for so many parameters."""
         fits = _MOST_NUMBERS // (2 * size)
         return self.memory or max(_FEWEST_PAIRS, min(_MOST_PAIRS, fits))
 
-    def method(self, size):
+    def method(self, size: int) -> Curvature:
         pairs = self.pairs(size)
         default = "adaptive" if pairs >= _ADAPTIVE_FROM else "usual"
         return LimitedMemory(pairs, self.scaling or default)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "memory": self.memory,

@@ -22,12 +22,20 @@ Differs from them in:
    and trial points are projected (Kanzow, Yamashita and Fukushima 2004).
 """
 
+from typing import Any
+
 import keras
 import numpy as np
 
 from kormos.optimizers.native import NativeOptimizer
+from kormos.optimizers.stage import Stage
 from kormos.solvers.least_squares import batches
 from kormos.solvers.least_squares.loop import LeastSquaresRun
+from kormos.solvers.outcome import Outcome
+from kormos.solvers.problem import Problem
+from kormos.solvers.protocols import Observer
+from kormos.solvers.solver_state import SolverState
+from kormos.types import Vector
 
 _PRESETS = (None, "matlab")
 # The matrix takes 3 GB, and its eigenvectors as much.
@@ -95,20 +103,20 @@ class LevenbergMarquardt(NativeOptimizer):
 
     def __init__(
         self,
-        name="lm",
-        epochs=None,
-        batch_size=None,
-        pretrain_fn=None,
-        gtol=1e-15,
-        ftol=1e-14,
-        xtol=0.0,
-        bounds=None,
-        acceleration=True,
-        preset=None,
-        linear_solver="auto",
-        stochastic=False,
-        keep_state=None,
-    ):
+        name: str = "lm",
+        epochs: int | None = None,
+        batch_size: int | None = None,
+        pretrain_fn: Any = None,
+        gtol: float = 1e-15,
+        ftol: float = 1e-14,
+        xtol: float = 0.0,
+        bounds: Any = None,
+        acceleration: bool = True,
+        preset: str | None = None,
+        linear_solver: str = "auto",
+        stochastic: bool = False,
+        keep_state: bool | None = None,
+    ) -> None:
         super().__init__(
             name,
             epochs,
@@ -134,7 +142,7 @@ class LevenbergMarquardt(NativeOptimizer):
         self.linear_solver = linear_solver
         self.stochastic = stochastic
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "acceleration": self.acceleration,
@@ -143,7 +151,9 @@ class LevenbergMarquardt(NativeOptimizer):
             "stochastic": self.stochastic,
         }
 
-    def _check(self, size, bounded, constraint_types):
+    def _check(
+        self, size: int, bounded: bool, constraint_types: list[str]
+    ) -> None:
         super()._check(size, bounded, constraint_types)
         if self.linear_solver == "dense" and size > MOST_DENSE_PARAMETERS:
             raise ValueError(
@@ -154,18 +164,36 @@ class LevenbergMarquardt(NativeOptimizer):
                 f"{8e-6 * size**2:,.0f} MB"
             )
 
-    def stages(self, epochs=None, stochastic=None, **overrides):
-        (stage,) = super().stages(epochs, **overrides)
+    def stages(
+        self,
+        epochs: Any = None,
+        pretrain_fn: Any = None,
+        stochastic: bool | None = None,
+        **overrides: Any,
+    ) -> list[Stage]:
+        (stage,) = super().stages(epochs, pretrain_fn, **overrides)
         if stochastic is None:
             stochastic = self.stochastic
         if not stochastic:
             return [stage]
         return [stage._replace(run=self._run_on_batches, uses_batches=True)]
 
-    def _run(self, problem, theta, state, observer):
+    def _run(
+        self,
+        problem: Problem,
+        theta: Vector,
+        state: SolverState | None,
+        observer: Observer,
+    ) -> Outcome:
         with np.errstate(all="ignore"):
             return LeastSquaresRun(problem, self)(theta, state, observer)
 
-    def _run_on_batches(self, problem, theta, state, observer):
+    def _run_on_batches(
+        self,
+        problem: Problem,
+        theta: Vector,
+        state: SolverState | None,
+        observer: Observer,
+    ) -> Outcome:
         with np.errstate(all="ignore"):
             return batches.run(problem, self, theta, state, observer)

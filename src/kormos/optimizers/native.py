@@ -1,12 +1,18 @@
 """What the methods share that kormos implements itself."""
 
 import numbers
+from typing import Any
 
 from kormos.optimizers import predecessor
 from kormos.optimizers.base import DEFAULT_EPOCHS
 from kormos.optimizers.base import BatchOptimizer
 from kormos.optimizers.base import check_epochs
 from kormos.optimizers.stage import Stage
+from kormos.solvers.outcome import Outcome
+from kormos.solvers.problem import Problem
+from kormos.solvers.protocols import Observer
+from kormos.solvers.solver_state import SolverState
+from kormos.types import Vector
 
 
 class NativeOptimizer(BatchOptimizer):
@@ -31,16 +37,16 @@ class NativeOptimizer(BatchOptimizer):
 
     def __init__(
         self,
-        name,
-        epochs,
-        batch_size,
-        pretrain_fn,
-        gtol,
-        ftol,
-        xtol,
-        bounds=None,
-        keep_state=None,
-    ):
+        name: str,
+        epochs: int | None,
+        batch_size: int | None,
+        pretrain_fn: Any,
+        gtol: float,
+        ftol: float,
+        xtol: float,
+        bounds: Any = None,
+        keep_state: bool | None = None,
+    ) -> None:
         super().__init__(
             name=name,
             epochs=epochs,
@@ -50,7 +56,7 @@ class NativeOptimizer(BatchOptimizer):
             keep_state=keep_state,
         )
         for key, value in (("gtol", gtol), ("ftol", ftol), ("xtol", xtol)):
-            if not (isinstance(value, numbers.Real) and 0 <= value < 1):
+            if not (isinstance(value, numbers.Real) and 0 <= float(value) < 1):
                 raise ValueError(
                     f"Argument `{key}` is relative, from 0 up to 1. "
                     f"Received: {key}={value!r}"
@@ -59,7 +65,9 @@ class NativeOptimizer(BatchOptimizer):
         self.ftol = ftol
         self.xtol = xtol
 
-    def stages(self, epochs=None, pretrain_fn=None, **overrides):
+    def stages(
+        self, epochs: Any = None, pretrain_fn: Any = None, **overrides: Any
+    ) -> list[Stage]:
         given = sorted(k for k, v in overrides.items() if v is not None)
         if given:
             raise ValueError(
@@ -81,13 +89,15 @@ class NativeOptimizer(BatchOptimizer):
             )
         ]
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         del config["constraints"]
         tolerances = {"gtol": self.gtol, "ftol": self.ftol, "xtol": self.xtol}
         return {**config, **tolerances}
 
-    def _check(self, size, bounded, constraint_types):
+    def _check(
+        self, size: int, bounded: bool, constraint_types: list[str]
+    ) -> None:
         del size, bounded
         if constraint_types:
             raise ValueError(
@@ -96,5 +106,11 @@ class NativeOptimizer(BatchOptimizer):
                 f"constraints {sorted(set(constraint_types))}"
             )
 
-    def _run(self, problem, theta, state, observer):
+    def _run(
+        self,
+        problem: Problem,
+        theta: Vector,
+        state: SolverState | None,
+        observer: Observer,
+    ) -> Outcome:
         raise NotImplementedError

@@ -1,8 +1,16 @@
 """The quasi-Newton methods that kormos compiles itself: what they share."""
 
+from typing import Any
+
 from kormos.optimizers.native import NativeOptimizer
+from kormos.solvers.outcome import Outcome
+from kormos.solvers.problem import Problem
+from kormos.solvers.protocols import Curvature
+from kormos.solvers.protocols import Observer
 from kormos.solvers.quasi_newton import state as states
 from kormos.solvers.quasi_newton.loop import QuasiNewtonRun
+from kormos.solvers.solver_state import SolverState
+from kormos.types import Vector
 
 
 class QuasiNewton(NativeOptimizer):
@@ -33,15 +41,15 @@ class QuasiNewton(NativeOptimizer):
 
     def __init__(
         self,
-        name,
-        epochs=None,
-        batch_size=None,
-        pretrain_fn=None,
-        gtol=1e-9,
-        ftol=1e-14,
-        xtol=0.0,
-        keep_state=None,
-    ):
+        name: str,
+        epochs: int | None = None,
+        batch_size: int | None = None,
+        pretrain_fn: Any = None,
+        gtol: float = 1e-9,
+        ftol: float = 1e-14,
+        xtol: float = 0.0,
+        keep_state: bool | None = None,
+    ) -> None:
         super().__init__(
             name,
             epochs,
@@ -53,7 +61,7 @@ class QuasiNewton(NativeOptimizer):
             keep_state=keep_state,
         )
 
-    def method(self, size):
+    def method(self, size: int) -> Curvature:
         """What `solvers.quasi_newton.state.init` calls a method of curvature.
 
         Args:
@@ -61,15 +69,17 @@ class QuasiNewton(NativeOptimizer):
         """
         raise NotImplementedError
 
-    def check_size(self, size):
+    def check_size(self, size: int) -> None:
         """Raises a `ValueError` if there are too many parameters."""
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         del config["bounds"]
         return config
 
-    def _check(self, size, bounded, constraint_types):
+    def _check(
+        self, size: int, bounded: bool, constraint_types: list[str]
+    ) -> None:
         if bounded:
             raise ValueError(
                 f"Optimizer '{self.name}' takes no bounds (nor a `NonNeg` "
@@ -79,7 +89,13 @@ class QuasiNewton(NativeOptimizer):
         super()._check(size, bounded, constraint_types)
         self.check_size(size)
 
-    def _run(self, problem, theta, state, observer):
+    def _run(
+        self,
+        problem: Problem,
+        theta: Vector,
+        state: SolverState | None,
+        observer: Observer,
+    ) -> Outcome:
         method = self.method(problem.size)
         first, earlier = states.init(method, theta, problem.stride), None
         if state is not None:

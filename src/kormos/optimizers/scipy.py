@@ -2,6 +2,7 @@
 
 import numbers
 import types
+from typing import Any
 
 import keras
 
@@ -74,17 +75,17 @@ class ScipyBatchOptimizer(BatchOptimizer):
 
     def __init__(
         self,
-        name="scipy",
-        method=None,
-        epochs=None,
-        pretrain_fn=None,
-        options=None,
-        bounds=None,
-        constraints=None,
-        tol=None,
-        batch_size=None,
-        **others,
-    ):
+        name: str = "scipy",
+        method: Any = None,
+        epochs: Any = None,
+        pretrain_fn: Any = None,
+        options: Any = None,
+        bounds: Any = None,
+        constraints: Any = None,
+        tol: Any = None,
+        batch_size: int | None = None,
+        **others: Any,
+    ) -> None:
         super().__init__(
             name=name,
             epochs=epochs,
@@ -99,7 +100,7 @@ class ScipyBatchOptimizer(BatchOptimizer):
         self.tol = tol
         self.stages()
 
-    def stages(self, epochs=None, **overrides):
+    def stages(self, epochs: Any = None, **overrides: Any) -> list[Stage]:
         unknown = set(overrides) - {"method", "options", "tol", "pretrain_fn"}
         if unknown:
             raise ValueError(
@@ -120,7 +121,7 @@ class ScipyBatchOptimizer(BatchOptimizer):
             settings["epochs"] = DEFAULT_EPOCHS
         return [_stage(**values) for values in _one_a_stage(settings)]
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         settings = {
             "method": self.method,
             "options": self.options,
@@ -132,7 +133,7 @@ class ScipyBatchOptimizer(BatchOptimizer):
         }
 
 
-def _one_a_stage(settings):
+def _one_a_stage(settings: dict[str, Any]) -> list[dict[str, Any]]:
     """Splits settings that may be lists into a dict for each stage."""
     lists = {k: v for k, v in settings.items() if isinstance(v, (list, tuple))}
     lengths = {k: len(v) for k, v in lists.items()}
@@ -148,7 +149,9 @@ def _one_a_stage(settings):
     ]
 
 
-def _stage(method, epochs, options, pretrain_fn, tol):
+def _stage(
+    method: Any, epochs: Any, options: Any, pretrain_fn: Any, tol: Any
+) -> Stage:
     if not isinstance(method, str) or method.lower() not in METHODS:
         raise ValueError(
             "Argument `method` must be one of SciPy's method names, in any "
@@ -177,6 +180,7 @@ def _stage(method, epochs, options, pretrain_fn, tol):
     counts = [epochs] if limit is None else [epochs, limit]
     for count in counts:
         check_epochs(count)
+    tol = None if tol is None else float(tol)
     run = ScipyRun(spec, options, tol)
     uses_hessian = spec.hessp or spec.hessian
     return Stage(min(counts), pretrain_fn, run.check, run, uses_hessian)
