@@ -168,6 +168,7 @@ class LevenbergMarquardt(NativeOptimizer):
         self,
         epochs: Any = None,
         pretrain_fn: Any = None,
+        *,
         stochastic: bool | None = None,
         **overrides: Any,
     ) -> list[Stage]:
