@@ -292,9 +292,7 @@ def fit(
         observer,
         model=model,
         bounds=bounds,
-        constraints=(
-            optimizer.constraints if constraints is None else constraints
-        ),
+        constraints=constraints,
         frozen=frozen,
         within_bounds=within_bounds,
         budget=budget,

@@ -197,7 +197,6 @@ def least_squares(
             lambda: (objective, held_out),
             observer,
             bounds=bounds,
-            constraints=optimizer.constraints,
             budget=budget,
             resume=resume,
             resamplers=observer.resamplers,

@@ -119,9 +119,7 @@ def minimize(
             lambda: (objective, None),
             observer,
             bounds=bounds,
-            constraints=(
-                optimizer.constraints if constraints is None else constraints
-            ),
+            constraints=constraints,
             budget=budget,
             resume=resume,
             loss_callback=loss_callback,

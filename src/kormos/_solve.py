@@ -101,10 +101,8 @@ def solve(
         [stage],
         lambda: (given, None),
         observer,
-        bounds=optimizer.bounds if bounds is None else bounds,
-        constraints=(
-            optimizer.constraints if constraints is None else constraints
-        ),
+        bounds=bounds,
+        constraints=constraints,
         budget=budget,
         resume=resume,
     )()

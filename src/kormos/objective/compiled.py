@@ -6,6 +6,7 @@ from collections.abc import Hashable
 from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+from typing import NoReturn
 from typing import TypeAlias
 from typing import TypeVar
 
@@ -109,11 +110,7 @@ class Program:
         Raises:
             ValueError: if it is not.
         """
-        raise ValueError(
-            "Gauss-Newton methods need residuals, not only a loss: use "
-            "`kormos.least_squares`, or a method such as 'lbfgs'. "
-            "Received: a function that returns a scalar"
-        )
+        refuse_gauss_newton("a function that returns a scalar")
 
     def frozen_values(self) -> list[Tensor]:
         """Copies of the present values of `frozen_variables`."""
@@ -192,6 +189,19 @@ class Program:
 
         zeros = (ops.zeros_like(theta),)
         return sum_over_chunks(term, self._hessians, chunks, zeros)[0]
+
+
+def refuse_gauss_newton(received: str) -> NoReturn:
+    """Refuses a loss that is not one of outputs.
+
+    Args:
+        received: the loss, in words.
+    """
+    raise ValueError(
+        "Gauss-Newton methods need residuals, not only a loss: use "
+        "`kormos.least_squares`, or a method such as 'lbfgs'. "
+        f"Received: {received}"
+    )
 
 
 def scalar_zero(theta: Tensor) -> Scalar:

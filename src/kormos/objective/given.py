@@ -5,14 +5,17 @@ from __future__ import annotations
 import types
 from collections.abc import Callable
 from typing import Any
+from typing import NoReturn
 
 import numpy as np
+import numpy.typing as npt
 
 from kormos import backend
 from kormos.arithmetic.vectors import to_array
 from kormos.objective.base import FlatObjective
-from kormos.objective.gauss_newton.host import HostGaussNewton
+from kormos.objective.compiled import refuse_gauss_newton
 from kormos.solvers.protocols import Objective
+from kormos.types import Array
 from kormos.types import Vector
 
 
@@ -51,75 +54,33 @@ class GivenObjective(FlatObjective):
                 f"Argument `theta` must be a vector of the {size} parameters "
                 f"of the objective. Received: shape {start.shape}"
             )
-        self._size = int(size)
-        self._epsilon = float(getattr(objective, "epsilon", 2.0**-52))
         self._objective = objective
-        self._theta = start
+        # It reads its own data at every evaluation.
+        self._chunks = None
         self._loops: dict[Any, Any] = {}
-        variable = types.SimpleNamespace(
-            path="theta", name="theta", shape=(self.size,), constraint=None
-        )
         self.unused_variables: list[Any] = []
-        layout = types.SimpleNamespace(
-            variables=[variable],
-            shapes=[(self.size,)],
-            size=self.size,
-            dtype=None,
-            split_array=lambda vector: [vector],
-            join_arrays=lambda parts: np.broadcast_to(
-                parts[0], (self.size,)
-            ).copy(),
-        )
-        # A user's loss is compared with nothing: there is only one of it.
+        epsilon = float(getattr(objective, "epsilon", 2.0**-52))
         self.program: Any = types.SimpleNamespace(
-            packing=layout, is_verified=True
+            packing=_Layout(start, epsilon),
+            frozen_variables=(),
+            frozen_values=list,
+            # There is no other form of this loss to compare it with.
+            is_verified=True,
         )
-
-    @property
-    def size(self) -> int:
-        return self._size
+        self.refresh()
 
     @property
     def epsilon(self) -> float:
-        return self._epsilon
+        """The spacing of numbers near one in the user's arithmetic."""
+        return self.rounding
 
-    @property
-    def rounding(self) -> float:
-        return self._epsilon
-
-    @property
-    def draws(self) -> bool:
-        return False
-
-    @property
-    def is_streamed(self) -> bool:
-        return True
-
-    def name_of(self, index: int) -> str:
-        """What to call an entry of the vector."""
-        return f"theta[{index}]"
-
-    def refresh(self) -> None:
-        """The user's own function reads what it needs."""
-
-    def followed(self, before: Vector, theta: Vector) -> None:
-        """Nothing but the session changes the point."""
-
-    def initial_position(self) -> Vector:
-        """The present point."""
-        return self._theta.copy()
-
-    def assign(self, theta: Vector) -> None:
-        """Makes a point the present one."""
-        self._theta = np.array(theta, "float64")
-
-    def value(self, theta: Vector) -> float:
+    def value(self, theta: npt.ArrayLike) -> float:
         """The loss."""
         return self.value_and_grad(theta)[0]
 
-    def value_and_grad(self, theta: Vector) -> tuple[float, Vector]:
+    def value_and_grad(self, theta: npt.ArrayLike) -> tuple[float, Vector]:
         """The loss and its gradient."""
-        # A copy: what is given away may be changed.
+        # The user's function gets a copy, because it may change its argument.
         loss, grad = self._objective.value_and_grad(np.array(theta))
         grad = to_array(grad)
         if grad.shape != (self.size,):
@@ -129,24 +90,14 @@ class GivenObjective(FlatObjective):
             )
         return float(loss), grad
 
-    def hvp(self, theta: Vector, vector: Vector) -> Vector:
+    def hvp(self, theta: npt.ArrayLike, vector: npt.ArrayLike) -> Vector:
         """The Hessian times a vector."""
-        product = self._own("hvp")(np.array(theta), np.array(vector))
+        product = self._own_hvp()(np.array(theta), np.array(vector))
         return to_array(product)
 
-    def hessian(self, theta: Vector) -> np.ndarray:
-        """The Hessian, `(size, size)`, by `size` products."""
-        rows = [self.hvp(theta, row) for row in np.eye(self.size)]
-        hessian = np.stack(rows)
-        return (hessian + hessian.T) / 2
-
-    def gauss_newton(self) -> HostGaussNewton:
+    def gauss_newton(self) -> NoReturn:
         """Refuses methods for least squares."""
-        raise ValueError(
-            "Gauss-Newton methods need residuals, not a loss: use "
-            "`kormos.least_squares`, or a method such as 'lbfgs'. "
-            f"Received: {self._objective!r}"
-        )
+        refuse_gauss_newton(repr(self._objective))
 
     def compiled_loop(self, key: Any, fn: Callable[..., Any]) -> Any:
         """`fn(state, *args) -> state`, compiled once for a key."""
@@ -156,14 +107,48 @@ class GivenObjective(FlatObjective):
 
     def check_hessian(self) -> None:
         """Refuses a method with Hessian products where there are none."""
-        self._own("hvp")
+        self._own_hvp()
 
-    def _own(self, name: str) -> Callable[..., Any]:
-        found = getattr(self._objective, name, None)
+    def _own_hvp(self) -> Callable[..., Any]:
+        found = getattr(self._objective, "hvp", None)
         if not callable(found):
             raise ValueError(
-                f"This method needs `{name}(theta, vector)` of the objective, "
+                "This method needs `hvp(theta, vector)` of the objective, "
                 "the Hessian times a vector: add it, or use a method such as "
                 f"'lbfgs'. Received: {self._objective!r}"
             )
         return found
+
+
+class _Layout:
+    """One vector where a `Packing` has variables.
+
+    Args:
+        theta: the start, `(size,)`.
+        rounding: the spacing of numbers near one in the user's arithmetic.
+    """
+
+    dtype = None
+
+    def __init__(self, theta: Vector, rounding: float):
+        self.size = theta.size
+        self.shapes = [theta.shape]
+        self.rounding = rounding
+        self.variables = [
+            types.SimpleNamespace(
+                path="theta", name="theta", shape=theta.shape, constraint=None
+            )
+        ]
+        self.write(theta)
+
+    def read(self) -> Vector:
+        return self._theta.copy()
+
+    def write(self, theta: Vector) -> None:
+        self._theta = np.array(theta)
+
+    def split_array(self, theta: Array) -> list[Array]:
+        return [theta]
+
+    def join_arrays(self, arrays: list[Array]) -> Array:
+        return np.broadcast_to(arrays[0], (self.size,)).copy()

@@ -20,18 +20,15 @@ from kormos.types import Vector
 from kormos.warn import warn
 
 
-def goes_on_wider(
-    outcome: Outcome, objective: FlatObjective, spent: str | None
-) -> bool:
+def goes_on_wider(outcome: Outcome, objective: FlatObjective) -> bool:
     """Whether float32 has done what it can, and float64 may follow.
 
     Args:
         outcome: the `Outcome` of a run.
         objective: the `FlatObjective` of that run.
-        spent: the limit that is reached, or `None`.
     """
     is_ended = outcome.status in statuses.WIDENING
-    return objective.can_widen and is_ended and spent is None
+    return objective.can_widen and is_ended
 
 
 def widen(objectives: Sequence[FlatObjective | None]) -> Callable[[], None]:

@@ -14,6 +14,7 @@ import numpy as np
 from kormos.objective import Objective
 from kormos.optimizers.stage import Stage
 from kormos.session.backup import with_states
+from kormos.session.observer import SessionObserver
 from kormos.session.progress import Progress
 from kormos.session.result import Result
 from kormos.session.run import ConvergenceWarning
@@ -37,8 +38,8 @@ _BATCH_HOOKS = (
 )
 
 
-class KerasObserver:
-    """Makes epochs of a session, as `SessionObserver` has it.
+class KerasObserver(SessionObserver):
+    """Makes epochs of a session.
 
     Args:
         model: the model.
@@ -72,10 +73,10 @@ class KerasObserver:
         self._own_limit = own_limit
         self.steps = self.stride = steps_per_epoch
         # Nobody looks: the variables are written only at the end.
-        self.is_watching = bool(callbacks)
+        self._is_watching = bool(callbacks)
         self._batch_hooks = any(_has_batch_hooks(c) for c in callbacks)
         self._last_epoch = sum(stage.epochs or 0 for stage in self._stages)
-        self._planned = self._taken = self.done = self.end = 0
+        self._planned = self._taken = 0
         self._epoch_is_open = self._batch_is_open = False
         self._logs: dict[str, Any] = {}
 
@@ -159,7 +160,7 @@ class KerasObserver:
 
     def latest(self) -> tuple[Vector, float] | None:
         # A callback that stops a fit may set weights itself.
-        if not (self.is_watching and self.is_stopped):
+        if not (self._is_watching and self.is_stopped):
             return None
         return self._latest_theta(), self._latest.loss
 
@@ -181,7 +182,7 @@ class KerasObserver:
 
     def _tell(self, theta: Vector, fn: Any, *args: Any) -> None:
         """Calls what calls callbacks, and follows what they assign."""
-        if self.is_watching:
+        if self._is_watching:
             self._session.call_out(theta, fn, *args)
         else:
             fn(*args)
@@ -197,7 +198,7 @@ class KerasObserver:
     def _end_epoch(self) -> None:
         """Writes weights, validates, and tells the callbacks."""
         theta = self._latest_theta()
-        if self.is_watching:
+        if self._is_watching:
             self._session.write(theta)
         self._standing = theta
         self._tell(theta, self._tell_epoch_end, theta)

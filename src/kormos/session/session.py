@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 from typing import Any
-from typing import Protocol
 
 import keras
 import numpy as np
@@ -29,6 +28,7 @@ from kormos.session.float64_tail import resolved
 from kormos.session.float64_tail import settled
 from kormos.session.float64_tail import warn_of_staying
 from kormos.session.float64_tail import widen
+from kormos.session.observer import SessionObserver
 from kormos.session.result import Result
 from kormos.session.run import Counts
 from kormos.session.run import Run
@@ -57,61 +57,6 @@ if TYPE_CHECKING:
 Objectives = tuple[FlatObjective, FlatObjective | None]
 
 
-class SessionObserver(Protocol):
-    """What a door makes of a session: epochs of Keras, or a trace.
-
-    Attributes:
-        is_watching: whether anyone looks at the variables in between.
-        done: epochs, or iterations of a door without epochs, up to now.
-        end: the number of them at which the present stage ends.
-        steps: accepted iterations in each of them.
-        stride: iterations between two looks at a run.
-    """
-
-    is_watching: bool
-    done: int
-    end: int
-    steps: int
-    stride: int
-
-    @property
-    def is_stopped(self) -> bool:
-        """Whether somebody has asked for the end."""
-
-    def begin(self, session: Session) -> None:
-        """Called before anything is evaluated; it may assign variables."""
-
-    def begins(self, stage: Stage) -> bool:
-        """Called before a stage; returns whether the stage is to run."""
-
-    def run_begins(self, theta: Vector) -> None:
-        """Called before each run of a solver, with its start."""
-
-    def starts(self, point: Point) -> None:
-        """Called with the start of each run, once it is evaluated."""
-
-    def opens(self, iterate: Iterate) -> None:
-        """Called before an iterate is recorded; it may assign variables."""
-
-    def discards(self) -> None:
-        """Called where `opens` has led to another loss or point."""
-
-    def accepts(self, iterate: Iterate, logs: dict[str, Any]) -> None:
-        """Called with an iterate and the numbers that are recorded of it."""
-
-    def run_ended(self, outcome: Outcome) -> None:
-        """Called after each run of a solver."""
-
-    def latest(self) -> tuple[Vector, float] | None:
-        """What a callback that stopped the session has left, if it counts."""
-
-    def close(self) -> None:
-        """Called after the last stage, before the result is made."""
-
-    def finish(self, result: Result) -> None:
-        """Called with the result."""
-
-
 class Session:
     """One call of the user.
 
@@ -122,8 +67,9 @@ class Session:
             of validation (or `None`) for the variables as they are.
         observer: the `SessionObserver`.
         model: the model for `pretrain_fn`, or `None`.
-        bounds: as `BatchOptimizer` takes them.
-        constraints: as `BatchOptimizer` takes them.
+        bounds: as `BatchOptimizer` takes them. Defaults to the optimizer's.
+        constraints: as `BatchOptimizer` takes them. Defaults to the
+            optimizer's.
         frozen: function that returns other variables that bounds may name.
         within_bounds: function that makes a scope in which the variables are
             moved into their bounds.
@@ -164,8 +110,10 @@ class Session:
         self._make_objectives = make_objectives
         self._observer = observer
         self._model = model
-        self._given_bounds = bounds
-        self._given_constraints = constraints
+        self._given_bounds = optimizer.bounds if bounds is None else bounds
+        self._given_constraints = (
+            optimizer.constraints if constraints is None else constraints
+        )
         self._frozen = frozen
         self._within_bounds = within_bounds
         self._budget = budget
@@ -217,12 +165,12 @@ class Session:
         loads = optimizer.loads
         observer.begin(self)
         # A backup may have been read: its state is to go on.
-        self._resume = self._resume or optimizer.loads > loads
+        resume = self._resume or optimizer.loads > loads
         self._earlier_iterations = int(
             keras.ops.convert_to_numpy(optimizer.iterations)
         )
-        self._state = optimizer.solver_state if self._resume else None
-        if self._resume and optimizer.keeps_state:
+        self._state = optimizer.solver_state if resume else None
+        if resume and optimizer.keeps_state:
             self._warn_of_a_lost_state()
         self._begun = time.perf_counter()
         self._budget = self._budget.started(self._begun)
@@ -295,7 +243,8 @@ class Session:
         self._attach(iterate.state)
         observer.opens(iterate)
         if self.followed is not None:
-            # The iterate is one of a loss, or from a point, that is no more.
+            # A callback has changed the loss or the variables: the run is to
+            # begin anew from what it has set, without this iterate.
             observer.discards()
             assert self._run is not None
             self._run.iterations -= 1
@@ -330,7 +279,7 @@ class Session:
         for stage in self._stages:
             if not self._observer.begins(stage):
                 continue
-            # Another method has no use for what one knows.
+            # A later stage has another method, which cannot use this state.
             self._state, is_first = self._state if is_first else None, False
             if stage.pretrain_fn is not None:
                 stage.pretrain_fn(self._model)
@@ -378,7 +327,7 @@ class Session:
             if is_ended or self._is_over():
                 return outcome
             if self.followed is None:
-                if goes_on_wider(outcome, self.objective, None):
+                if goes_on_wider(outcome, self.objective):
                     try:
                         narrow, undo = outcome, self._widened()
                     except KeyboardInterrupt:
@@ -401,7 +350,7 @@ class Session:
 
     def _due(self, outcome: Outcome) -> list[Resample]:
         """What draws new data after a run."""
-        # What has converged on some points goes on with others.
+        # A run that has converged on its data goes on with new data at once.
         return [
             resampler
             for resampler in self._resamplers
@@ -505,8 +454,7 @@ class Session:
         """
         with self._within_bounds():
             self.objective, self.validation = self._make_objectives()
-            program: Any = self.objective.program
-            packing = program.packing
+            packing = self.objective.program.packing
             self._box = resolve_bounds(
                 self._given_bounds, packing, self._frozen()
             )

@@ -14,15 +14,14 @@ import numpy as np
 from kormos.objective.base import FlatObjective
 from kormos.objective.functions.residuals import ResidualObjective
 from kormos.optimizers.stage import Stage
+from kormos.session.observer import SessionObserver
 from kormos.session.progress import Progress
 from kormos.session.progress import is_interactive
 from kormos.session.resample import Resample
 from kormos.session.result import Result
 from kormos.session.run import ConvergenceWarning
 from kormos.session.run import is_worth_a_warning
-from kormos.solvers.outcome import Outcome
 from kormos.solvers.protocols import Iterate
-from kormos.solvers.protocols import Point
 from kormos.solvers.rejections import or_else
 from kormos.types import Vector
 from kormos.warn import warn
@@ -73,8 +72,8 @@ def the_stage(
     return stages[0]
 
 
-class TraceObserver:
-    """Records iterations, as `SessionObserver` has it.
+class TraceObserver(SessionObserver):
+    """Records the iterations of a session.
 
     Args:
         stage: the one stage.
@@ -82,12 +81,9 @@ class TraceObserver:
             model, and `Resample`s.
         verbose: 0, 1, 2 or `"auto"`.
         own_limit: whether the user chose the number of iterations.
-        has_blocks: whether the loss has several blocks, each with a column.
         is_evaluated_too: whether something else looks at every evaluation.
         is_quiet: whether not to warn of how the session ends.
     """
-
-    steps = 1
 
     def __init__(
         self,
@@ -116,12 +112,11 @@ class TraceObserver:
             callback.set_params(
                 {"verbose": int(level), "epochs": self.end, "steps": 1}
             )
-        self.is_watching = bool(self._functions or self._keras.callbacks)
+        # Progress only reads what is recorded, and needs no look at each.
+        self._is_watching = bool(self._functions or mine)
         self._is_evaluated_too = is_evaluated_too
         self._own_limit = own_limit
         self._is_quiet = is_quiet
-        self.done = 0
-        self.stride = 1
         self._is_stopped = False
         self._logs: dict[str, Any] = {}
 
@@ -141,47 +136,25 @@ class TraceObserver:
     def begin(self, session: Session) -> None:
         self._session = session
         self._blocks = list(getattr(session.objective, "names", ()))
-        looks = self.is_watching or self._blocks[1:] or session.validation
+        looks = self._is_watching or self._blocks[1:] or session.validation
         self.stride = 1 if looks else _STRIDE
         for name in ("loss", "grad", "fg_evals", "hessp_evals", "seconds"):
             session.trace[name] = []
         self._keras.on_train_begin()
-
-    def begins(self, stage: Stage) -> bool:
-        return True
-
-    def run_begins(self, theta: Vector) -> None:
-        pass
-
-    def starts(self, point: Point) -> None:
-        pass
-
-    def opens(self, iterate: Iterate) -> None:
-        pass
-
-    def discards(self) -> None:
-        pass
 
     def accepts(self, iterate: Iterate, logs: dict[str, Any]) -> None:
         session, theta = self._session, iterate.theta
         self._logs = logs = {**logs, **self._looked(theta)}
         session.record(logs)
         self.done += 1
-        if self.is_watching or self._is_evaluated_too:
+        if self._is_watching or self._is_evaluated_too:
             # Where somebody looks, a compiled call has one iterate.
             assert theta is not None
-            if self.is_watching:
+            if self._is_watching:
                 session.write(theta)
             session.call_out(theta, self._tell, logs)
-
-    def run_ended(self, outcome: Outcome) -> None:
-        pass
-
-    def latest(self) -> None:
-        return None
-
-    def close(self) -> None:
-        pass
+        else:
+            self._tell(logs)
 
     def finish(self, result: Result) -> None:
         result.history = self._session.trace

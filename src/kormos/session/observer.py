@@ -1,0 +1,78 @@
+"""What a door makes of a session: epochs of Keras, or a trace."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from typing import Any
+
+from kormos.optimizers.stage import Stage
+from kormos.session.result import Result
+from kormos.solvers.outcome import Outcome
+from kormos.solvers.protocols import Iterate
+from kormos.solvers.protocols import Point
+from kormos.types import Vector
+
+if TYPE_CHECKING:
+    from kormos.session.session import Session
+
+
+class SessionObserver:
+    """Base class of what a session reports to.
+
+    A subclass overrides what it has a use for, and `is_stopped` and `accepts`.
+
+    Attributes:
+        done: epochs, or iterations of a door without epochs, up to now.
+        end: the number of them at which the present stage ends.
+        steps: accepted iterations in each of them.
+        stride: iterations between two looks at a run.
+    """
+
+    done: int = 0
+    end: int = 0
+    steps: int = 1
+    stride: int = 1
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether somebody has asked for the end."""
+        raise NotImplementedError
+
+    def begin(self, session: Session) -> None:
+        """Called before anything is evaluated; it may assign variables."""
+
+    def begins(self, stage: Stage) -> bool:
+        """Called before a stage; returns whether the stage is to run."""
+        return True
+
+    def run_begins(self, theta: Vector) -> None:
+        """Called before each run of a solver, with its start."""
+
+    def starts(self, point: Point) -> None:
+        """Called with the start of each run, once it is evaluated."""
+
+    def opens(self, iterate: Iterate) -> None:
+        """Called before an iterate is recorded; it may assign variables."""
+
+    def discards(self) -> None:
+        """Called where `opens` has led to another loss or point."""
+
+    def accepts(self, iterate: Iterate, logs: dict[str, Any]) -> None:
+        """Called with an iterate and the numbers that are recorded of it."""
+        raise NotImplementedError
+
+    def run_ended(self, outcome: Outcome) -> None:
+        """Called after each run of a solver."""
+
+    def latest(self) -> tuple[Vector, float] | None:
+        """The point and loss that a callback leaves where it stops a session.
+
+        `None` where the best point is to be kept instead.
+        """
+        return None
+
+    def close(self) -> None:
+        """Called after the last stage, before the result is made."""
+
+    def finish(self, result: Result) -> None:
+        """Called with the result."""
