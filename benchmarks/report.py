@@ -29,6 +29,8 @@ ORDER = (
     "scaling",
     "predecessor",
     "overhead",
+    "repeated-jax",
+    "repeated-tensorflow",
 )
 STYLES = ("-", "--", "-.", ":")
 HEAD = """# Performance
@@ -43,12 +45,12 @@ milliseconds vary by a fifth from run to run.
 ## Where others are ahead
 
 - **The first calls.** A compiled loop takes some seconds to compile, once for a
-  model and its shapes (and once for all where the backend
+  model or a function and [its
+  shapes](faq.md#when-is-something-compiled) (and once for all where the backend
   [keeps it](faq.md#why-does-the-first-iteration-take-seconds)); SciPy around a
   compiled gradient starts sooner, and is done sooner where a whole fit takes
-  less than that. `kormos.minimize` and
-  `kormos.least_squares` compile at each call: see the seconds of the NIST
-  problems.
+  less than that: see the seconds of the NIST problems, which are of first
+  calls.
 - **Short runs of small networks.** A fit has some milliseconds of set-up, and a
   memory of 100 pairs costs more an iteration than one of 10: optax and jaxopt
   reach the first losses of the 11 x 11 grid sooner, and jaxopt those of the

@@ -40,6 +40,8 @@ SUITES = (
     ("quasi-newton-torch", "quasi_newton", "torch", FEWER),
     ("style", "style", "tensorflow", ()),
     ("overhead", "overhead", "jax", ()),
+    ("repeated-tensorflow", "repeated_calls", "tensorflow", ()),
+    ("repeated-jax", "repeated_calls", "jax", ()),
 )
 
 

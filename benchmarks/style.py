@@ -13,10 +13,10 @@ without bounds alone.
 Evaluations are counted inside the loss in a run that is not timed: those of
 line searches too, and the one by which kormos finds out what a loss reads. The
 timed runs alternate in one process on one thread; seconds are medians, their
-spread a part of it. A peer compiles in a first call, once. `kormos.minimize`
-compiles whenever it is called: its iterations are timed by its history from the
-first (of `"lbfgs"`, the first 50, which are one compiled call) to the last, in
-proportion, and compiling is what else the call takes.
+spread a part of it. A peer compiles in a first call, once. The
+iterations of `kormos.minimize` are timed by its history from the first (of
+`"lbfgs"`, the first 50, which are one compiled call) to the last, in
+proportion, and compiling is what else its first call takes.
 
     KERAS_BACKEND=tensorflow python benchmarks/style.py
 
@@ -272,7 +272,7 @@ def row(style, name, losses, runs):
         len(losses),
         statistics.median(seconds),
         recording.spread(seconds),
-        statistics.median(compiling),
+        max(compiling),
         float(style(ops.convert_to_tensor(image))),
         "yes" if low >= 0 and high <= 1 else f"no, {low:.2f} to {high:.2f}",
     ]

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from collections.abc import Hashable
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,10 +45,31 @@ class Points:
         self._dtype = dtype
         self._omits_missing = omits_missing
         self.is_empty = data is None
-        counts = [len(array) for array in self._all_rows(data)]
+        arrays = self._all_rows(data)
+        counts = [len(array) for array in arrays]
         distinct = list(dict.fromkeys(counts))
         self.leaf_groups = [distinct.index(count) for count in counts]
         self.count = len(distinct)
+        self._rows = [(a.shape[1:], a.dtype.name) for a in arrays]
+        # What holds these points is kept for later calls, which must not keep
+        # the data.
+        if not self.is_empty:
+            self._structure = tree.map_structure(
+                lambda leaf: np.broadcast_to(np.zeros(()), np.shape(leaf)),
+                data,
+            )
+
+    @property
+    def layout(self) -> Hashable:
+        """All that tells these points from others, but for the numbers."""
+        return (
+            repr(tree.map_structure(lambda _: 0, self._structure)),
+            tuple(zip(self.leaf_groups, self._rows, strict=True)),
+            self._has_frames,
+            self._name,
+            self._dtype,
+            self._omits_missing,
+        )
 
     def widened(self) -> "Points":
         """A copy that returns arrays in float64."""

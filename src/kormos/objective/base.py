@@ -65,13 +65,21 @@ class FlatObjective:
     _frozen: list[Tensor]
     _term_factors: Vector = np.ones(1)
 
+    def _factors(self, is_steep: bool) -> Tensor:
+        """The term factors, as an argument of `program`.
+
+        Args:
+            is_steep: as `pieces` takes it.
+        """
+        return self._steep_factor_tensor if is_steep else self._factor_tensor
+
     @functools.cached_property
-    def _factor_tensors(self) -> tuple[Tensor, Tensor]:
-        """The term factors of a loss, and of one that is differentiated."""
-        return tuple(
-            _tensor(term_factors)
-            for term_factors in (self._term_factors, self._steep_factors)
-        )
+    def _factor_tensor(self) -> Tensor:
+        return _tensor(self._term_factors)
+
+    @functools.cached_property
+    def _steep_factor_tensor(self) -> Tensor:
+        return _tensor(self._steep_factors)
 
     @property
     def _steep_factors(self) -> Vector:
@@ -88,7 +96,8 @@ class FlatObjective:
 
     def _set_term_factors(self, term_factors: Vector) -> None:
         self._term_factors = term_factors
-        self.__dict__.pop("_factor_tensors", None)
+        self.__dict__.pop("_factor_tensor", None)
+        self.__dict__.pop("_steep_factor_tensor", None)
 
     @property
     def is_streamed(self) -> bool:
@@ -325,7 +334,7 @@ class FlatObjective:
                 is differentiated.
         """
         assert self._chunks is not None  # Streams override this.
-        yield self._frozen, self._factor_tensors[is_steep], self._chunks
+        yield self._frozen, self._factors(is_steep), self._chunks
 
     def _steep(
         self, fn: Callable[..., Structure], *vectors: Tensor

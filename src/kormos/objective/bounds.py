@@ -14,7 +14,7 @@ import scipy.optimize
 
 from kormos.objective.flat_bounds import flat_bounds
 from kormos.objective.flat_bounds import linear_rows
-from kormos.objective.functions.scalar import VectorFunction
+from kormos.objective.functions.vector import VectorFunction
 from kormos.objective.layout import Packing
 from kormos.types import Array
 from kormos.types import Vector

@@ -20,9 +20,9 @@ from kormos.float64.evaluation import Arithmetic
 from kormos.float64.modules import refuse_hidden_reads
 from kormos.objective.functions.broadcasts import HINT
 from kormos.objective.functions.conversions import naming_conversions
-from kormos.objective.functions.scalar import VariableReader
-from kormos.objective.functions.scalar import read
-from kormos.objective.functions.scalar import takes
+from kormos.objective.functions.stateless import VariableReader
+from kormos.objective.functions.stateless import read
+from kormos.objective.functions.stateless import takes
 from kormos.solvers.verification import RANDOM
 from kormos.types import Array
 from kormos.types import Structure

@@ -28,6 +28,7 @@ from kormos.objective.compiled import Chunks
 from kormos.objective.compiled import Program
 from kormos.objective.compiled import sum_over_chunks
 from kormos.objective.functions import robust
+from kormos.objective.functions.kept import kept
 from kormos.objective.functions.residual_blocks import ResidualFunction
 from kormos.objective.gauss_newton.compiled import GaussNewton
 from kormos.objective.layout import Packing
@@ -292,13 +293,16 @@ class ResidualObjective(FlatObjective):
         points = Points(
             data, data_name, packing.dtypes[0], nan_policy == "omit"
         )
-        self._function = ResidualFunction(
-            residual_fn, packing.variables, data, points
+        self._kept = kept(
+            residual_fn,
+            packing.variables,
+            points.layout,
+            lambda: _checked(residual_fn, packing.variables, data, points),
         )
-        self._function.check_rows()
+        self._function = self._kept.function
         self.names = self._function.names
-        self._rho = robust.LOSSES[loss]
-        self.program = ResidualProgram(packing, self._function, self._rho)
+        self._loss = loss
+        self.program = self._compiled(packing)
         self.unused_variables = self._function.unused_variables
         self._weights = _by_block("loss_weights", loss_weights, self.names)
         self._f_scales = _by_block("f_scale", f_scale, self.names)
@@ -312,11 +316,19 @@ class ResidualObjective(FlatObjective):
             self.widen()
         self._refuse_missing()
 
+    def _compiled(self, packing: Packing) -> ResidualProgram:
+        """Compiles the function, or takes what was compiled before."""
+        function, loss = self._function, self._loss
+        return self._kept.made(
+            (loss, packing.dtype),
+            lambda: ResidualProgram(packing, function, robust.LOSSES[loss]),
+        )
+
     def _refuse_missing(self) -> None:
         """Refuses data that are not finite if residuals are then not either."""
         # Data that are too large for float32 may be right for float64, if the
         # fit can go on in that.
-        function = self._wide if self.can_widen else self._function
+        function = self._kept.wide if self.can_widen else self._function
         for i, group in enumerate(function.groups):
             if group is not None:
                 is_usable = functools.partial(self._is_usable, i)
@@ -353,13 +365,11 @@ class ResidualObjective(FlatObjective):
 
     def _prepare_wide(self) -> None:
         # A function that fails in float64 is refused now, not during the fit.
-        self._wide = self._function.widened()
-        self._wide.check_width()
+        _ = self._kept.wide
 
     def _widen(self) -> None:
-        self._function = self._wide
-        packing = Packing(self.variables, "float64")
-        self.program = ResidualProgram(packing, self._function, self._rho)
+        self._function = self._kept.wide
+        self.program = self._compiled(Packing(self.variables, "float64"))
         self.__dict__.pop("_loss_unit", None)
         self.refresh()
         self.replace(self.data)
@@ -511,6 +521,17 @@ class ResidualObjective(FlatObjective):
             factors = factors / self._counts
         self._set_term_factors(np.concatenate([factors, self._f_scales]))
         self._latest = None
+
+
+def _checked(
+    fn: Callable[..., Structure],
+    variables: list[keras.Variable],
+    data: Structure,
+    points: Points,
+) -> ResidualFunction:
+    function = ResidualFunction(fn, variables, data, points)
+    function.check_rows()
+    return function
 
 
 def _by_block(

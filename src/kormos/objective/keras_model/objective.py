@@ -37,10 +37,10 @@ from kormos.objective.compiled import each_chunk
 from kormos.objective.compiled import leading_size
 from kormos.objective.gauss_newton.host import HostGaussNewton
 from kormos.objective.keras_model.loss import overrides
-from kormos.objective.keras_model.program_cache import ModelProgram
-from kormos.objective.keras_model.program_cache import is_built
-from kormos.objective.keras_model.program_cache import is_new
-from kormos.objective.keras_model.program_cache import program_for
+from kormos.objective.keras_model.program import ModelProgram
+from kormos.objective.keras_model.program import is_built
+from kormos.objective.keras_model.program import is_new
+from kormos.objective.keras_model.program import program_for
 from kormos.objective.keras_model.rows import naming_rows
 from kormos.objective.keras_model.rows import refuse_carried
 from kormos.objective.units import largest
@@ -271,7 +271,7 @@ class Objective(FlatObjective):
         self, is_steep: bool = False
     ) -> Iterator[tuple[list[Tensor], Tensor, Chunks]]:
         for pair in self._pairs():
-            yield self._frozen, self._factor_tensors[is_steep], (pair,)
+            yield self._frozen, self._factors(is_steep), (pair,)
 
     @functools.cached_property
     def _loss_unit(self) -> float:

@@ -14,7 +14,6 @@ from kormos import backend
 from kormos.backend.common import as_tensor
 from kormos.data.memory import Data
 from kormos.data.memory import leaves
-from kormos.float64.settings import is_true_float64
 from kormos.objective.compiled import Chunk
 from kormos.objective.compiled import Chunks
 from kormos.objective.compiled import Compiler
@@ -26,16 +25,13 @@ from kormos.objective.keras_model.layer_states import LayerStates
 from kormos.objective.keras_model.loss import ModelLoss
 from kormos.objective.keras_model.outputs import ModelOutputs
 from kormos.objective.layout import Packing
+from kormos.objective.program_cache import ProgramCache
 from kormos.types import Scalar
 from kormos.types import Structure
 from kormos.types import Tensor
 
 # An attribute of a model that Keras neither tracks nor saves.
 _PROGRAMS = "_kormos_programs"
-# The most programs of a model that are kept. This is a choice of ours: a model
-# that is frozen in stages, or fitted in both precisions, needs several, and
-# each of them keeps compiled functions in memory.
-_MOST_PROGRAMS = 8
 
 
 class ModelProgram(Program):
@@ -178,19 +174,16 @@ def program_for(
         training: whether layers behave as in training.
         dtype: `"float64"`, or `None` for the model's own dtype.
     """
-    if is_new(model):
-        object.__setattr__(model, _PROGRAMS, {})
-    programs = model.__dict__[_PROGRAMS]
-    key = (dtype, *_program_key(model, training))
-    if key not in programs:
-        while len(programs) >= _MOST_PROGRAMS:
-            programs.pop(next(iter(programs)))
+
+    def make() -> ModelProgram:
         compile = _compiler(model)
         rows = head()
         loss = ModelLoss(model, rows, training, compile, dtype)
         loop_compiler = _loop_compiler(model, loss.draws, rows)
-        programs[key] = ModelProgram(model, loss, compile, loop_compiler, dtype)
-    return programs[key]
+        return ModelProgram(model, loss, compile, loop_compiler, dtype)
+
+    programs = model.__dict__.setdefault(_PROGRAMS, ProgramCache())
+    return programs.get((dtype, *_program_key(model, training)), make)
 
 
 def forget_programs(model: keras.Model) -> None:
@@ -205,8 +198,6 @@ def _program_key(model: keras.Model, training: bool) -> tuple[Hashable, ...]:
     """
     return (
         training,
-        keras.config.floatx(),
-        is_true_float64(),
         model.run_eagerly,
         model.jit_compile,
         tuple(id(v) for v in model.trainable_variables),

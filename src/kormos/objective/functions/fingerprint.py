@@ -1,0 +1,284 @@
+"""What a function of the user's computes from, besides variables.
+
+A compiled function has the values that Python code read while it was traced
+as constants. Two fingerprints of a function are equal only if these values are
+still the same: what its closure holds, its default arguments, the globals that
+it names, the attributes of objects, and all of that for the functions that it
+calls.
+
+The work is that of a pickler, which walks through an object and writes what it
+finds. What it writes is not kept but digested. Variables, tensors, modules and
+what libraries define count as the same as long as they are the same objects:
+the values of variables are arguments of a compiled function, and tensors do not
+change.
+"""
+
+import dis
+import functools
+import hashlib
+import pickle
+import sys
+import sysconfig
+import types
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from typing import Any
+from typing import NamedTuple
+
+import keras
+from keras import ops
+
+# Types that the pickler knows, of which most of what it meets is.
+_PLAIN = frozenset(
+    (type(None), bool, int, float, complex, str, bytes, tuple, list, dict)
+)
+# Types of which an object is the same as long as it is the same object.
+_IDENTICAL = (
+    keras.Variable,
+    types.BuiltinFunctionType,
+    types.CodeType,
+    types.ModuleType,
+)
+# Packages whose functions depend on nothing that a user changes.
+_FIXED = frozenset(
+    ("jax", "jaxlib", "keras", "kormos", "numpy", "scipy", "tensorflow")
+)
+_FOLDERS = tuple({sysconfig.get_path(name) for name in ("purelib", "platlib")})
+# Attributes that tell nothing about what a class, or a layer, computes. Those
+# of a layer are what Keras and its `fit` keep.
+_IRRELEVANT = frozenset(
+    (
+        "__annotations__",
+        "__dict__",
+        "__doc__",
+        "__module__",
+        "__weakref__",
+        "build",
+        "call_signature_parameters",
+        "history",
+        "optimizer",
+        "quantize",
+        "steps_per_execution",
+        "stop_training",
+    )
+)
+_IRRELEVANT_STARTS = "__dataclass_", "_abc_", "_kormos_"
+
+
+class Fingerprint(NamedTuple):
+    """What a function computed from at one time.
+
+    Attributes:
+        digest: of all values.
+        held: the objects whose identity is a part of the digest. While they
+            are held no other object can have the identity of one of them.
+    """
+
+    digest: bytes
+    held: list[Any]
+
+
+def fingerprint(fn: Callable[..., Any]) -> Fingerprint | None:
+    """What a function computes from at this time.
+
+    Args:
+        fn: the function.
+
+    Returns:
+        The fingerprint, or `None` if it reads an object that cannot be pickled,
+        such as an open file, which tells nothing about its state.
+    """
+    writer = _Digest()
+    walker = _Walker(writer, _package(getattr(fn, "__module__", None)))
+    try:
+        walker.dump(fn)
+    except Exception:
+        return None
+    return Fingerprint(writer.hash.digest(), walker.held)
+
+
+class _Digest:
+    """A file that digests what is written to it."""
+
+    def __init__(self) -> None:
+        self.hash = hashlib.blake2b()
+
+    def write(self, data: Any) -> int:
+        self.hash.update(data)
+        return len(data)
+
+
+class _Walker(pickle.Pickler):
+    """A pickler of functions, layers and what they hold.
+
+    Args:
+        writer: the file.
+        package: the package of the user's function, which counts as the
+            user's code even if it is installed.
+
+    Attributes:
+        held: the objects that were written by their identity.
+    """
+
+    def __init__(self, writer: _Digest, package: str) -> None:
+        super().__init__(
+            writer,
+            protocol=5,
+            buffer_callback=lambda b: writer.hash.update(b.raw()),
+        )
+        self.held: list[Any] = []
+        self._package = package
+        self._met: dict[int, int] = {}
+
+    def persistent_id(self, obj: Any) -> Any:
+        if type(obj) in _PLAIN:
+            return None
+        if id(obj) in self._met:
+            return "met", self._met[id(obj)]
+        if self._counts_by_identity(obj):
+            self.held.append(obj)
+            return id(obj)
+        return None
+
+    def reducer_override(self, obj: Any) -> Any:
+        parts = _parts(obj)
+        if parts is None:
+            return NotImplemented
+        # A function may hold itself. The pickler remembers it only when all of
+        # its parts are written.
+        self._met[id(obj)] = len(self._met)
+        self.held.append(obj)
+        return _parts, tuple(parts)
+
+    def _counts_by_identity(self, obj: Any) -> bool:
+        """Whether an object is the same as long as it is the same object."""
+        if isinstance(obj, types.FunctionType) and obj.__closure__:
+            package = _package(obj.__module__)
+            return package in _FIXED or package in sys.stdlib_module_names
+        if isinstance(obj, (type, types.FunctionType)):
+            package = _package(obj.__module__)
+            return package != self._package and _is_installed(package)
+        return isinstance(obj, _IDENTICAL) or ops.is_tensor(obj)
+
+
+def _package(module: str | None) -> str:
+    """The package of a module, or an empty string for code in C."""
+    return (module or "").partition(".")[0]
+
+
+@functools.cache
+def _is_installed(package: str) -> bool:
+    """Whether a package is installed, and no code of the user's."""
+    if package == "__main__":
+        return False
+    if package in _FIXED or package in sys.stdlib_module_names:
+        return True
+    file = getattr(sys.modules.get(package), "__file__", None)
+    return not package or (file is not None and file.startswith(_FOLDERS))
+
+
+def _parts(obj: Any) -> list[Any] | None:
+    """What an object consists of, or `None` if the pickler knows better."""
+    if isinstance(obj, types.FunctionType):
+        return list(_parts_of_function(obj))
+    if isinstance(obj, types.MethodType):
+        return [obj.__func__, obj.__self__]
+    if isinstance(obj, type):
+        return [obj.__qualname__, obj.__bases__, _own(vars(obj))]
+    if isinstance(obj, property):
+        return [obj.fget]
+    if isinstance(obj, (staticmethod, classmethod)):
+        return [obj.__func__]
+    if isinstance(obj, functools.cached_property):
+        return [obj.func]
+    if isinstance(obj, types.CellType):
+        return _cell_contents(obj)
+    if isinstance(obj, types.MappingProxyType):
+        return [dict(obj)]
+    if type(obj).__reduce__ is keras.Layer.__reduce__:
+        # Keras would save it, with the values of its variables.
+        return [type(obj), _own_of_layer(obj)]
+    # A list or a dict of Keras that knows the layer whose attribute it is.
+    if type(obj).__module__.startswith("keras.") and hasattr(obj, "tracker"):
+        return [dict(obj) if isinstance(obj, dict) else [*obj]]
+    return None
+
+
+def _parts_of_function(fn: types.FunctionType) -> Iterator[Any]:
+    code = fn.__code__
+    yield code
+    yield fn.__closure__
+    yield fn.__defaults__
+    yield fn.__kwdefaults__
+    yield _own(vars(fn))
+    names, attributes = _names_in(code)
+    for name in names:
+        if name not in fn.__globals__:
+            continue  # A builtin function, or a name without a value yet.
+        value = fn.__globals__[name]
+        yield name
+        yield value
+        if isinstance(value, types.ModuleType):
+            if not _is_installed(_package(value.__name__)):
+                found = vars(value)
+                yield {a: found[a] for a in attributes if a in found}
+
+
+@functools.cache
+def _names_in(code: types.CodeType) -> tuple[list[str], list[str]]:
+    """The names of the globals that code reads, and those of attributes.
+
+    That of the functions that are defined in it belongs to it.
+    """
+    names, attributes = set(), set(code.co_names)
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            names.add(instruction.argval)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            inner, more = _names_in(constant)
+            names.update(inner)
+            attributes.update(more)
+    return sorted(names), sorted(attributes)
+
+
+def _cell_contents(cell: types.CellType) -> list[Any]:
+    try:
+        return [cell.cell_contents]
+    except ValueError:
+        return []  # The variable has no value yet.
+
+
+def _own(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes that matter, of a function or a class of the user's."""
+    return {
+        name: value
+        for name, value in attributes.items()
+        if name not in _IRRELEVANT
+        and not name.startswith(_IRRELEVANT_STARTS)
+        and not isinstance(value, types.GetSetDescriptorType)
+    }
+
+
+def _own_of_layer(layer: Any) -> dict[str, Any]:
+    """The attributes that matter, of a layer or another object of Keras'."""
+    is_of_library = _is_installed(_package(type(layer).__module__))
+    found = {
+        name: value
+        for name, value in _own(vars(layer)).items()
+        if not name.endswith("_function")
+        and not (
+            name.startswith("_")
+            and (is_of_library or name in _names_of_every_model())
+        )
+    }
+    found["layers"] = getattr(layer, "_layers", None)
+    policy = getattr(layer, "dtype_policy", None)
+    found["dtype_policy"] = getattr(policy, "name", None)
+    return found
+
+
+@functools.cache
+def _names_of_every_model() -> frozenset[str]:
+    return frozenset(vars(keras.Model(name="kormos")))

@@ -1,0 +1,137 @@
+"""Functions of variables and their programs, kept from one call to the next."""
+
+import functools
+import types
+from collections.abc import Callable
+from collections.abc import Hashable
+from collections.abc import Sequence
+from typing import Any
+from typing import Generic
+from typing import TypeVar
+
+import keras
+
+from kormos.objective.functions.fingerprint import Fingerprint
+from kormos.objective.functions.fingerprint import fingerprint
+from kormos.objective.functions.stateless import VariableReader
+from kormos.objective.program_cache import ProgramCache
+
+_Reader = TypeVar("_Reader", bound=VariableReader)
+_Made = TypeVar("_Made")
+
+# The attribute of a function, or of the object whose method it is, that holds
+# what was compiled for it.
+_ATTRIBUTE = "_kormos_functions"
+
+
+class KeptFunction(Generic[_Reader]):
+    """A function of variables, and what was made from it.
+
+    Args:
+        function: the function, in the dtypes of the variables.
+    """
+
+    def __init__(self, function: _Reader) -> None:
+        self.function = function
+        self._made: dict[Hashable, Any] = {}
+
+    @functools.cached_property
+    def wide(self) -> _Reader:
+        """The function in float64.
+
+        Raises:
+            Float64Error: if it cannot be evaluated so.
+        """
+        wide = self.function.widened()
+        wide.check_width()
+        return wide
+
+    def made(self, key: Hashable, make: Callable[[], _Made]) -> _Made:
+        """What `make` has returned for this key."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+
+class _FunctionCache:
+    """The programs of a function as it was when they were made.
+
+    A copy of it is empty, as one of `ProgramCache` is.
+    """
+
+    def __init__(self) -> None:
+        self._programs = ProgramCache()
+        self._fingerprint: Fingerprint | None = None
+
+    def get(
+        self, fn: Callable[..., Any], key: Hashable, make: Callable[[], _Made]
+    ) -> _Made:
+        """What `make` has returned for this key and the function as it is now.
+
+        Args:
+            fn: the function.
+            key: what the programs depend on besides.
+            make: function that makes them.
+        """
+
+        def make_anew() -> _Made:
+            made = make()
+            # The first call of a function may change what it computes from: it
+            # may build a layer.
+            self._fingerprint = fingerprint(fn)
+            return made
+
+        present, known = fingerprint(fn), self._fingerprint
+        if present is None or known is None or present.digest != known.digest:
+            self._programs = ProgramCache()
+        return self._programs.get(key, make_anew)
+
+    def __reduce__(self) -> tuple[type["_FunctionCache"], tuple[()]]:
+        return _FunctionCache, ()
+
+
+def kept(
+    fn: Callable[..., Any],
+    variables: Sequence[keras.Variable],
+    key: Hashable,
+    make: Callable[[], _Reader],
+) -> KeptFunction[_Reader]:
+    """What was made from a function, if it is still the same function.
+
+    It is kept with the function, and is freed with it.
+
+    Args:
+        fn: the function as the user gave it.
+        variables: the variables of the flat vector.
+        key: what it depends on besides.
+        make: function that returns it as a function of variables.
+    """
+
+    def made() -> KeptFunction[_Reader]:
+        return KeptFunction(make())
+
+    # PyTorch compiles nothing.
+    is_kept = keras.backend.backend() != "torch"
+    caches = _caches_of(fn) if is_kept else None
+    if caches is None:
+        return made()
+    cache = caches.setdefault(_name(fn), _FunctionCache())
+    return cache.get(fn, (key, tuple(id(v) for v in variables)), made)
+
+
+def _caches_of(fn: Any) -> dict[str, _FunctionCache] | None:
+    """Where the caches of a function are, or `None` if it has no place."""
+    owner = fn
+    while isinstance(owner, functools.partial):
+        owner = owner.func
+    if isinstance(owner, types.MethodType):
+        owner = owner.__self__
+    if not hasattr(owner, "__dict__") or isinstance(owner, type):
+        return None
+    return owner.__dict__.setdefault(_ATTRIBUTE, {})
+
+
+def _name(fn: Any) -> str:
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    return getattr(fn, "__qualname__", "__call__")

@@ -1,0 +1,49 @@
+"""Compiled functions, kept with the object that they were compiled for."""
+
+import collections
+from collections.abc import Callable
+from collections.abc import Hashable
+from typing import Any
+from typing import TypeVar
+
+import keras
+
+from kormos.float64.settings import is_true_float64
+
+_Made = TypeVar("_Made")
+
+# The most entries of a cache. This is a choice of ours: a model that is frozen
+# in stages, or fitted in both precisions, needs several, and each of them keeps
+# compiled functions in memory.
+_MOST_ENTRIES = 8
+
+
+class ProgramCache:
+    """The latest compiled functions of an object.
+
+    A copy of it is empty, and so is one that was pickled: the owner can be
+    copied and pickled as if it had no cache.
+    """
+
+    def __init__(self) -> None:
+        self._entries: collections.OrderedDict[Hashable, Any]
+        self._entries = collections.OrderedDict()
+
+    def get(self, key: Hashable, make: Callable[[], _Made]) -> _Made:
+        """What `make` has returned for this key and the present settings.
+
+        Args:
+            key: what the compiled functions depend on, besides Keras' settings.
+            make: function that compiles them.
+        """
+        key = (key, keras.config.floatx(), is_true_float64())
+        if key not in self._entries:
+            made = make()
+            while len(self._entries) >= _MOST_ENTRIES:
+                self._entries.popitem(last=False)
+            self._entries[key] = made
+        self._entries.move_to_end(key)
+        return self._entries[key]
+
+    def __reduce__(self) -> tuple[type["ProgramCache"], tuple[()]]:
+        return ProgramCache, ()
