@@ -4,6 +4,7 @@ from typing import Any
 
 from kormos import optimizers
 from kormos.objective.given import GivenObjective
+from kormos.objective.given import vector_constraints
 from kormos.session.result import Result
 from kormos.session.run import checked_budget
 from kormos.session.session import Session
@@ -40,7 +41,11 @@ def solve(
             method `value_and_grad(theta)` that returns the loss, a number, and
             the gradient, an array of shape `(size,)`, at a float64 array of
             that shape. For methods with second derivatives it has a method
-            `hvp(theta, vector)` too, the Hessian times a vector. An attribute
+            `hvp(theta, vector)` too, the Hessian times a vector, and for `"lm"`
+            a method `gauss_newton(theta)`, the Gauss-Newton matrix `J'HJ` of
+            shape `(size, size)`, of J the derivatives of outputs and H those
+            of the loss by the outputs (for a sum of squares `2 J'J`); `"lm"`
+            has no geodesic acceleration then. An attribute
             `epsilon` is the spacing of numbers near one in its arithmetic;
             without it, that of float64 is assumed.
         theta: the start, an array of shape `(size,)`. It is not changed.
@@ -48,7 +53,11 @@ def solve(
         max_iterations: the most accepted iterations. Defaults to 1000.
         bounds: a `scipy.optimize.Bounds`, a pair `(low, high)` for each
             parameter, or `{"theta": (low, high)}`.
-        constraints: a `scipy.optimize.LinearConstraint`, or a list of them.
+        constraints: a `scipy.optimize.LinearConstraint`, a dict `{"type": "eq"
+            or "ineq", "fun": fn, "jac": jac}` of functions of `theta`, of which
+            `fn` returns what is to be held at zero, or at zero and above, of
+            shape `(m,)`, and `jac` its derivatives, of shape `(m, size)`; or a
+            list of these.
         options: dict of the method's options.
         tol: SciPy's `tol`, which sets the method's tolerances.
         callbacks: list of functions, each called as `callback(iteration, logs)`
@@ -102,7 +111,7 @@ def solve(
         lambda: (given, None),
         observer,
         bounds=bounds,
-        constraints=constraints,
+        constraints=vector_constraints(constraints),
         budget=budget,
         resume=resume,
     )()

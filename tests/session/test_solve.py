@@ -8,6 +8,7 @@ import pytest
 import scipy.optimize
 
 import kormos
+from helpers import nist
 
 
 class Rosenbrock:
@@ -60,6 +61,65 @@ def test_bounds_and_linear_constraints():
     held = scipy.optimize.LinearConstraint(np.ones((1, 2)), 1.5, 1.5)
     result = kormos.solve(Rosenbrock(), START, "slsqp", constraints=held)
     assert result.theta.sum() == pytest.approx(1.5, rel=1e-8)
+
+
+class Misra1a:
+    """The sum of squares of NIST's Misra1a, b1 (1 - exp(-b2 x))."""
+
+    size = 2
+
+    def __init__(self):
+        (problem,) = (p for p in nist.problems() if p.name == "Misra1a")
+        self.certified, self.rss = problem.certified, problem.rss
+        self._x, self._y = np.array(problem.x), np.array(problem.y)
+
+    def _residuals(self, theta):
+        decay = np.exp(-theta[1] * self._x)
+        jacobian = np.stack([1 - decay, theta[0] * self._x * decay], axis=1)
+        return theta[0] * (1 - decay) - self._y, jacobian
+
+    def value_and_grad(self, theta):
+        residuals, jacobian = self._residuals(theta)
+        return residuals @ residuals, 2 * jacobian.T @ residuals
+
+    def gauss_newton(self, theta):
+        _, jacobian = self._residuals(theta)
+        return 2 * jacobian.T @ jacobian
+
+
+@pytest.mark.parametrize("start", [(500.0, 1e-4), (250.0, 5e-4)])
+@pytest.mark.parametrize("linear_solver", ["auto", "rows", "dense"])
+def test_least_squares_by_numpy(start, linear_solver):
+    problem = Misra1a()
+    method = kormos.optimizers.LevenbergMarquardt(linear_solver=linear_solver)
+    result = kormos.solve(problem, np.array(start), method)
+    assert result.success
+    np.testing.assert_allclose(result.theta, problem.certified, rtol=1e-6)
+    assert result.loss == pytest.approx(problem.rss, rel=1e-9)
+    if linear_solver == "auto":
+        # It computes no second derivative of the outputs.
+        assert result.hessian_products == 0 < result.jacobians
+
+
+@pytest.mark.parametrize("method", ["slsqp", "trust-constr"])
+@pytest.mark.parametrize("type", ["eq", "ineq"])
+def test_a_constraint_that_is_not_linear(method, type):
+    # The minimum lies outside of the unit disk.
+    held = {
+        "type": type,
+        "fun": lambda theta: 1 - theta @ theta,
+        "jac": lambda theta: -2 * theta,
+    }
+    start = np.array([0.3, 0.2])
+    result = kormos.solve(Rosenbrock(), start, method, constraints=held)
+    # On the circle the loss is a function of the angle alone.
+    angle = scipy.optimize.minimize_scalar(
+        lambda a: scipy.optimize.rosen([np.cos(a), np.sin(a)]),
+        bounds=(0, 1.5),
+        options={"xatol": 1e-12},
+    ).x
+    expected = np.cos(angle), np.sin(angle)
+    np.testing.assert_allclose(result.theta, expected, atol=1e-5)
 
 
 def part_of_the_loss(args):
@@ -137,9 +197,19 @@ class First:
         (Rosenbrock(), START[:1], "lbfgs", r"vector of the 2 .*\(1,\)"),
         (Short(), START, "lbfgs", r"shape \(2,\).*\(3,\)"),
         (First(), START, "newton-cg", r"`hvp\(theta, vector\)`"),
-        (Rosenbrock(), START, "lm", "least_squares"),
+        (Rosenbrock(), START, "lm", r"`gauss_newton\(theta\)`"),
     ],
 )
 def test_what_cannot_be_solved(objective, theta, method, message):
     with pytest.raises(ValueError, match=message):
         kormos.solve(objective, theta, method)
+
+
+@pytest.mark.parametrize(
+    "constraint",
+    [{"type": "eq", "fun": np.sum}, {"type": "le"}, np.sum],
+    ids=["no derivatives", "no function", "only a function"],
+)
+def test_constraints_that_cannot_be_used(constraint):
+    with pytest.raises(ValueError, match="'jac', a function of `theta`"):
+        kormos.solve(Rosenbrock(), START, "slsqp", constraints=constraint)

@@ -27,6 +27,7 @@ from kormos.objective.compiled import count_rows
 from kormos.objective.compiled import each_chunk
 from kormos.objective.gauss_newton.host import HostGaussNewton
 from kormos.objective.units import size_of
+from kormos.solvers.protocols import GaussNewtonMatrix
 from kormos.types import Array
 from kormos.types import Matrix
 from kormos.types import Scalar
@@ -288,8 +289,8 @@ class FlatObjective:
         hessian = np.stack(rows)
         return (hessian + hessian.T) / 2
 
-    def gauss_newton(self) -> HostGaussNewton:
-        """The Gauss-Newton matrix of the loss: a `HostGaussNewton`.
+    def gauss_newton(self) -> GaussNewtonMatrix:
+        """The Gauss-Newton matrix of the loss.
 
         Raises:
             ValueError: if the loss is not one of outputs with curvature.

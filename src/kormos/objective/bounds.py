@@ -6,6 +6,7 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import Any
+from typing import NamedTuple
 from typing import TypeVar
 
 import keras
@@ -17,6 +18,7 @@ from kormos.objective.flat_bounds import linear_rows
 from kormos.objective.functions.vector import VectorFunction
 from kormos.objective.layout import Packing
 from kormos.types import Array
+from kormos.types import Matrix
 from kormos.types import Vector
 
 # A constraint in the form that a solver takes.
@@ -116,6 +118,20 @@ def resolve_bounds(
     return lower, upper
 
 
+class VectorConstraint(NamedTuple):
+    """A constraint that is a function of the flat vector.
+
+    Attributes:
+        type: `"eq"` or `"ineq"`.
+        fun: function from a vector to an array of shape `(m,)`.
+        jac: function from a vector to an array of shape `(m, size)`.
+    """
+
+    type: str
+    fun: Callable[[Vector], Vector]
+    jac: Callable[[Vector], Matrix]
+
+
 def resolve_constraints(
     constraints: Any, packing: Packing, make: Callable[..., _Made]
 ) -> list[_Made]:
@@ -147,6 +163,9 @@ def resolve_constraints(
             resolved += [
                 make(*r) for r in linear_rows(constraint, packing.size)
             ]
+            continue
+        if isinstance(constraint, VectorConstraint):
+            resolved.append(make(*constraint))
             continue
         if (
             not isinstance(constraint, dict)

@@ -9,13 +9,15 @@ from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
+import scipy.optimize
 
 from kormos import backend
 from kormos.arithmetic.vectors import to_array
 from kormos.objective.base import FlatObjective
-from kormos.objective.compiled import refuse_gauss_newton
+from kormos.objective.bounds import VectorConstraint
 from kormos.solvers.protocols import Objective
 from kormos.types import Array
+from kormos.types import Matrix
 from kormos.types import Vector
 
 
@@ -95,9 +97,15 @@ class GivenObjective(FlatObjective):
         product = self._own_hvp()(np.array(theta), np.array(vector))
         return to_array(product)
 
-    def gauss_newton(self) -> NoReturn:
-        """Refuses methods for least squares."""
-        refuse_gauss_newton(repr(self._objective))
+    def gauss_newton(self) -> _GivenMatrix:
+        """The Gauss-Newton matrix of the loss.
+
+        Raises:
+            ValueError: if the objective has none.
+        """
+        return _GivenMatrix(
+            self, self._own("gauss_newton(theta)", "the Gauss-Newton matrix")
+        )
 
     def compiled_loop(self, key: Any, fn: Callable[..., Any]) -> Any:
         """`fn(state, *args) -> state`, compiled once for a key."""
@@ -110,14 +118,121 @@ class GivenObjective(FlatObjective):
         self._own_hvp()
 
     def _own_hvp(self) -> Callable[..., Any]:
-        found = getattr(self._objective, "hvp", None)
+        return self._own("hvp(theta, vector)", "the Hessian times a vector")
+
+    def _own(self, method: str, about: str) -> Callable[..., Any]:
+        """A method of the user's objective.
+
+        Args:
+            method: its name, with its arguments.
+            about: what it returns.
+        """
+        found = getattr(self._objective, method.partition("(")[0], None)
         if not callable(found):
             raise ValueError(
-                "This method needs `hvp(theta, vector)` of the objective, "
-                "the Hessian times a vector: add it, or use a method such as "
-                f"'lbfgs'. Received: {self._objective!r}"
+                f"This method needs `{method}` of the objective, {about}: add "
+                "it, or use a method such as 'lbfgs'. "
+                f"Received: {self._objective!r}"
             )
         return found
+
+
+class _GivenMatrix:
+    """The Gauss-Newton matrix of the user's objective.
+
+    Args:
+        objective: the objective.
+        matrix: the user's function from a point to the matrix.
+    """
+
+    has_penalty = False
+    # The matrix does not tell how the outputs bend.
+    can_bend = False
+
+    def __init__(
+        self, objective: GivenObjective, matrix: Callable[[Vector], Any]
+    ):
+        self._objective = objective
+        self._matrix = matrix
+
+    @property
+    def outputs(self) -> int:
+        return self._objective.size
+
+    def normal_equations(
+        self, theta: Vector, keep: bool = False
+    ) -> tuple[float, Vector, Matrix]:
+        del keep
+        return *self._objective.value_and_grad(theta), self._at(theta)
+
+    def rows(
+        self, theta: Vector, keep: bool = False
+    ) -> tuple[float, Vector, Matrix]:
+        loss, grad, matrix = self.normal_equations(theta, keep)
+        if not np.isfinite(matrix).all():
+            return loss, grad, matrix
+        eigenvalues, vectors = np.linalg.eigh(matrix)
+        roots = np.sqrt(np.maximum(eigenvalues, 0.0))
+        return loss, grad, roots[:, np.newaxis] * vectors.T
+
+    def product(self, theta: Vector, vector: Vector) -> Vector:
+        return self._at(theta) @ vector
+
+    def bend(self, theta: Vector, vector: Vector) -> NoReturn:
+        raise NotImplementedError
+
+    def _at(self, theta: Vector) -> Matrix:
+        size = self._objective.size
+        matrix = to_array(self._matrix(np.array(theta)))
+        if matrix.shape != (size, size):
+            raise ValueError(
+                "`gauss_newton` of an objective must return a matrix of shape "
+                f"{(size, size)}. Received: shape {matrix.shape}"
+            )
+        return matrix
+
+
+def vector_constraints(constraints: Any) -> list[Any]:
+    """The constraints of `kormos.solve`, as `resolve_constraints` takes them.
+
+    Args:
+        constraints: as `kormos.solve` takes them.
+
+    Raises:
+        ValueError: if one cannot be used.
+    """
+    if constraints is None:
+        return []
+    if not isinstance(constraints, (list, tuple)):
+        constraints = [constraints]
+    return [
+        constraint
+        if isinstance(constraint, scipy.optimize.LinearConstraint)
+        else _vector_constraint(constraint)
+        for constraint in constraints
+    ]
+
+
+def _vector_constraint(constraint: Any) -> VectorConstraint:
+    if (
+        not isinstance(constraint, dict)
+        or set(constraint) != {"type", "fun", "jac"}
+        or constraint["type"] not in ("eq", "ineq")
+        or not callable(constraint["fun"])
+        or not callable(constraint["jac"])
+    ):
+        raise ValueError(
+            "A constraint must be a `scipy.optimize.LinearConstraint`, or a "
+            "dict with the keys 'type', 'eq' or 'ineq'; 'fun', a function of "
+            "`theta`; and 'jac', a function of `theta` that returns the "
+            f"derivatives of `fun`. Received: {constraint!r}"
+        )
+    fun, jac = constraint["fun"], constraint["jac"]
+    return VectorConstraint(
+        constraint["type"],
+        lambda theta: np.atleast_1d(to_array(fun(np.array(theta)))),
+        lambda theta: np.atleast_2d(to_array(jac(np.array(theta)))),
+    )
 
 
 class _Layout:

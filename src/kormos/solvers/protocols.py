@@ -100,7 +100,9 @@ class Objective(Protocol):
     """A loss of a flat vector, of the user's own.
 
     It may have `hvp(theta, vector)` too, the Hessian times a vector, which
-    methods such as `"newton-cg"` and `"trust-ncg"` need.
+    methods such as `"newton-cg"` and `"trust-ncg"` need, and
+    `gauss_newton(theta)`, the Gauss-Newton matrix of shape `(size, size)`,
+    which `"lm"` needs.
 
     Attributes:
         size: the number of parameters.
@@ -352,6 +354,10 @@ class GaussNewtonMatrix(Protocol):
     J has the derivatives of the outputs, H those of the loss by the outputs.
     Arrays are NumPy's, in float64.
     """
+
+    @property
+    def can_bend(self) -> bool:
+        """Whether `bend` can be called."""
 
     @property
     def outputs(self) -> int:

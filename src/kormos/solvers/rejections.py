@@ -155,6 +155,10 @@ class SafeGaussNewton:
         self._size = size
 
     @property
+    def can_bend(self) -> bool:
+        return self._matrix.can_bend
+
+    @property
     def outputs(self) -> int:
         return self._matrix.outputs
 

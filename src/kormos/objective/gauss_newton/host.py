@@ -35,6 +35,8 @@ class HostGaussNewton:
         objective: the objective, which has the data.
     """
 
+    can_bend = True
+
     def __init__(
         self, compiled: GaussNewton, objective: "FlatObjective"
     ) -> None:

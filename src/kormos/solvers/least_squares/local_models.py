@@ -155,8 +155,11 @@ class LocalModels:
     def bend(self, theta: Vector, step: Vector) -> Vector:
         """J'H times the second derivative of the outputs along a step.
 
-        Faster at the point of the latest `at`.
+        Faster at the point of the latest `at`. It is zero, as if the outputs
+        were straight, where the curvature does not tell.
         """
+        if not self._curvature.can_bend:
+            return np.zeros_like(step)
         self._problem.hessp_evals += 1
         return self._curvature.bend(theta, step)
 
