@@ -24,6 +24,7 @@ from kormos.solvers.budget import Budget
 from kormos.solvers.identification import EVERYWHERE
 from kormos.solvers.identification import undetermined
 from kormos.solvers.outcome import Outcome
+from kormos.solvers.plateau import loss_below
 from kormos.solvers.problem import Constraint
 from kormos.solvers.problem import Problem
 from kormos.solvers.protocols import Iterate
@@ -151,10 +152,20 @@ class Run:
         )
 
     def _name_what_is_undetermined(self, outcome: Outcome) -> None:
-        """Says so where data leave parameters of an optimum open."""
+        """Says so where data leave parameters of an optimum open, or all."""
         problem, theta = self._problem, np.array(outcome.theta)
         is_optimum = outcome.status in statuses.SUCCESSES
         if not is_optimum or outcome.evaluate is None or problem.constraints:
+            return
+        below = loss_below(outcome.evaluate, theta, problem.epsilon)
+        if below is not None:
+            outcome.status = statuses.STALLED
+            outcome.test = None
+            outcome.findings += (
+                " The loss does not change around this point, as where units "
+                "are saturated, but with smaller parameters it is "
+                f"{below:.6g}: start there, or scale the data."
+            )
             return
         box: Box = EVERYWHERE
         if problem.is_bounded:

@@ -301,10 +301,13 @@ class Damping(Protocol):
         damping: the damping of the latest step, as it is saved.
         radius: the longest scaled step, as it is saved; zero if the rule has
             no radius.
+        is_guess: whether the parameters at the start did not say how long the
+            first step may be, and no step was taken yet.
     """
 
     damping: float
     radius: float
+    is_guess: bool
 
     def begin(self, model: LocalModel, theta: Vector, loss: float) -> None:
         """Called once, at the start.

@@ -36,6 +36,12 @@ _MOST_BENT_STEPS = 2
 # A step is accepted if more than this part of the predicted decrease comes
 # true, as in MINPACK's `lmder`.
 _LEAST_RATIO = 1e-4
+# A step that does not halve the loss is too long if every column of J is then
+# shorter than this part of what it was. A step of a guessed radius is too long
+# if the longest column is not alike: it has changed by more than this factor.
+# Our choice: with milder factors runs end where sigmoid units are saturated,
+# and stricter ones cost trials.
+_LOST, _ALIKE = 1e-2, 0.1
 # The most steps of `_polish`, and the part of the loss by which it may rise in
 # each of them. Our choice: with a smaller part, rounding of a loss of many rows
 # would end it.
@@ -350,13 +356,16 @@ class LeastSquaresRun:
             gain = self._loss - loss
             ratio = gain / step.promised if step.promised > 0 else 0.0
             if gain > 0 and (ratio > _LEAST_RATIO or problem.is_bounded):
+                before = self._models.norms
                 here = self._models.at(trial, loss)
-                if here is not None:
+                is_finite = here is not None
+                if here and not self._is_far(before, loss):
                     control.accept(step, ratio)
                     length = float(np.linalg.norm(trial - self._theta))
                     return _Found(trial, loss, here, length, trials)
-                # Where derivatives are not finite no step follows.
-                self._non_finite += 1
+                # No step follows from there.
+                self._models.norms = before
+                self._non_finite += not is_finite
                 loss = np.inf
             if step.promised <= self._rounding():
                 return self._outcome(statuses.NOISE_FLOOR)
@@ -368,6 +377,24 @@ class LeastSquaresRun:
             spent = problem.spent()
             if spent is not None:
                 return self._outcome(spent)
+
+    def _is_far(self, before: Vector, loss: float) -> bool:
+        """Whether a step led to where J is no longer the same at all.
+
+        Units saturate there, and the run would end on a plateau. A start where
+        they are nearly saturated looks like one whose parameters are far too
+        small, and asks for such a step.
+
+        Args:
+            before: the norms of the columns of J where the step began.
+            loss: the loss after the step.
+        """
+        if loss <= self._loss / 2:
+            return False
+        after = self._models.norms
+        if self._control.is_guess:
+            return not _ALIKE <= after.max() / before.max() <= 1 / _ALIKE
+        return bool((after <= _LOST * before).all())
 
     def _rounding(self) -> float:
         """The rounding of the loss, as far as its dtype explains it."""

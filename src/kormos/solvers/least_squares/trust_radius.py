@@ -46,6 +46,7 @@ class TrustRadius:
         self.radius = float(radius)
         self.damping = float(damping)
         self._rejected = 0
+        self.is_guess = False
 
     def begin(self, model: LocalModel, theta: Vector, loss: float) -> None:
         if self.radius == 0:
@@ -53,6 +54,7 @@ class TrustRadius:
             self.radius = model.scaled(theta)
             if self.radius <= _SHORT_START * residuals:
                 self.radius = residuals or 1.0
+                self.is_guess = bool(theta.any())
 
     def step(self, model: LocalModel) -> Step:
         step = model.within(self.radius, self.damping)
@@ -69,6 +71,7 @@ class TrustRadius:
 
     def accept(self, step: Step, ratio: float) -> None:
         self._rejected = 0
+        self.is_guess = False
         is_exact = ratio >= _NEARLY_EXACT or step.damping == 0
         self.radius = (_EXACT if is_exact else _LONGER) * step.length
 
@@ -105,6 +108,7 @@ class Multiplicative:
     ):
         self.damping = float(mu) or first
         self.radius = 0.0
+        self.is_guess = False
         self._unit = unit
         self._increase = increase
         self._decrease = decrease

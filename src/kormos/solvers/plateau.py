@@ -1,0 +1,47 @@
+"""Whether an end is a plateau, where units are saturated, and no optimum."""
+
+import numpy as np
+
+from kormos.solvers.surroundings import Evaluate
+from kormos.types import Vector
+
+# The gradient is looked at again this part of the parameters away, to both
+# sides. Our choice: an optimum whose parameters matter has a gradient on both.
+_AWAY = 0.01
+# Where a lower loss is looked for: at these parts of the parameters. Our
+# choice: saturated units have parameters that are too large.
+_PARTS = 0.5, 0.1, 0.0
+# It is lower if it is so by this part. Our choice: by far more than rounding.
+_LOWER = 0.01
+
+
+def loss_below(
+    evaluate: Evaluate, theta: Vector, epsilon: float
+) -> float | None:
+    """A lower loss than that of a plateau, at smaller parameters.
+
+    A gradient of zero says nothing where units are saturated, because it is
+    zero around the point too.
+
+    Args:
+        evaluate: loss and gradient as a function of a float64 array `(size,)`.
+        theta: the end of a run.
+        epsilon: the spacing of numbers near one in the evaluation's dtype.
+
+    Returns:
+        The loss, or `None` if the point is not on a plateau, or no lower loss
+        was found.
+    """
+    loss = evaluate(theta)[0]
+
+    def is_flat(part: float) -> bool:
+        """Whether parameters may move by their own size, to first order."""
+        beside, grad = evaluate(part * theta)
+        rounding = epsilon * abs(loss)
+        change = np.abs(grad) @ np.abs(theta)
+        return bool(abs(beside - loss) <= rounding and change <= rounding)
+
+    if not (is_flat(1) and (is_flat(1 - _AWAY) or is_flat(1 + _AWAY))):
+        return None
+    found = min(float(evaluate(part * theta)[0]) for part in _PARTS)
+    return found if found < loss - _LOWER * abs(loss) else None
