@@ -36,12 +36,10 @@ _MOST_BENT_STEPS = 2
 # A step is accepted if more than this part of the predicted decrease comes
 # true, as in MINPACK's `lmder`.
 _LEAST_RATIO = 1e-4
-# A step that does not halve the loss is too long if every column of J is then
-# shorter than this part of what it was. A step of a guessed radius is too long
-# if the longest column is not alike: it has changed by more than this factor.
-# Our choice: with milder factors runs end where sigmoid units are saturated,
-# and stricter ones cost trials.
-_LOST, _ALIKE = 1e-2, 0.1
+# A first step that does not halve the loss is too long if the longest column of
+# J has changed by more than this factor. Our choice: with a milder factor runs
+# end where sigmoid units are saturated, and a stricter one costs trials.
+_ALIKE = 0.1
 # The most steps of `_polish`, and the part of the loss by which it may rise in
 # each of them. Our choice: with a smaller part, rounding of a loss of many rows
 # would end it.
@@ -379,22 +377,20 @@ class LeastSquaresRun:
                 return self._outcome(spent)
 
     def _is_far(self, before: Vector, loss: float) -> bool:
-        """Whether a step led to where J is no longer the same at all.
+        """Whether a first step of a guessed radius has left all that is known.
 
-        Units saturate there, and the run would end on a plateau. A start where
-        they are nearly saturated looks like one whose parameters are far too
-        small, and asks for such a step.
+        A start where units are nearly saturated looks like one whose parameters
+        are far too small. The first step is then so long that all units
+        saturate, and the run would end there, on a plateau.
 
         Args:
-            before: the norms of the columns of J where the step began.
+            before: the norms of the columns of J at the start.
             loss: the loss after the step.
         """
-        if loss <= self._loss / 2:
+        if not self._control.is_guess or loss <= self._loss / 2:
             return False
-        after = self._models.norms
-        if self._control.is_guess:
-            return not _ALIKE <= after.max() / before.max() <= 1 / _ALIKE
-        return bool((after <= _LOST * before).all())
+        share = self._models.norms.max() / before.max()
+        return not _ALIKE <= share <= 1 / _ALIKE
 
     def _rounding(self) -> float:
         """The rounding of the loss, as far as its dtype explains it."""
