@@ -216,6 +216,11 @@ def _as_given(
 
 def _evaluated(problem: Problem, state: State) -> tuple[Tensor, Tensor]:
     """The loss and gradient that a state waits for, as tensors."""
+    # Both are NumPy's: in a state that was read from a file, only some of the
+    # vectors are tensors.
+    state = state._replace(
+        theta=to_array(state.theta), direction=to_array(state.direction)
+    )
     trial = step.trial_of(state, state.status == states.STARTING)
-    loss, grad = problem.evaluate(to_array(trial))
+    loss, grad = problem.evaluate(trial)
     return as_tensor(np.array(loss)), as_tensor(grad)
