@@ -167,7 +167,8 @@ class CompiledLoop:
         if sum(8 * np.prod(a.shape) for a in arrays) > _MOST_COPIED:
             return None
         copies = [ops.copy(as_tensor(a)) for a in arrays]
-        return unpack(self._packed._replace(arrays=copies), self._frame)
+        packed = on_host(self._packed)._replace(arrays=copies)
+        return unpack(packed, self._frame)
 
     def _set(self, state: State, packed: Packed | None = None) -> None:
         self.state = state
