@@ -9,6 +9,12 @@ from keras import ops
 import kormos
 from conftest import lindata
 from kormos.objective.functions.scalar import FunctionObjective
+from kormos.session import float64_tail
+from kormos.solvers import statuses
+from kormos.solvers.outcome import Outcome
+
+THIRDS = np.array([1 / 3, 2 / 3])
+HALVES = np.array([0.5, 0.75])
 
 
 def out_of_memory(objective, *args):
@@ -92,3 +98,131 @@ def test_constraints_that_do_not_widen_are_told_at_the_start():
     assert result.success
     point = ops.convert_to_numpy(variable.value)
     np.testing.assert_allclose(point, [1, 0], atol=1e-5)
+
+
+class Variables:
+    """An objective and its problem, with variables of float32."""
+
+    rounding = 2.0**-23
+
+    def __init__(self, minimum, values, epsilon=2.0**-52):
+        self.minimum, self.epsilon = minimum, epsilon
+        self.can_widen, self.is_wide = True, False
+        self.assign(values)
+
+    def assign(self, theta):
+        self._values = np.asarray(theta, "float32")
+
+    def initial_position(self):
+        return self._values.astype("float64")
+
+    def peek(self, theta):
+        return float(np.sum((theta - self.minimum) ** 2))
+
+    def widen(self):
+        self.is_wide, self.epsilon = True, 2.0**-52
+
+
+def settled(variables, loss=0.0, start=None):
+    outcome = Outcome(statuses.CONVERGED, variables.minimum, loss, test="gtol")
+    return float64_tail.settled(outcome, variables, variables, start)
+
+
+def test_the_loss_that_variables_keep_is_told():
+    variables = Variables(THIRDS, THIRDS)
+    outcome = settled(variables)
+    # Float32 misses 1/3 and 2/3 by a third of the spacing below a half, and
+    # by twice that: 2**-25 / 3 and 2**-24 / 3.
+    expected = (1 + 4) * (2.0**-25 / 3) ** 2
+    assert outcome.kept_loss == pytest.approx(expected, rel=1e-6)
+    assert outcome.loss == 0.0 and outcome.test == "gtol"
+    np.testing.assert_array_equal(outcome.theta, THIRDS)
+
+
+def test_what_the_variables_hold_exactly_loses_nothing():
+    assert settled(Variables(HALVES, HALVES)).kept_loss == 0.0
+
+
+def test_a_start_that_is_better_than_what_variables_keep_is_kept():
+    # The minimum, and a start beside it that float32 holds.
+    start = THIRDS.astype("float32").astype("float64")
+    variables = Variables(start + 1e-9, start + np.array([0.0, 1e-6]))
+    outcome = settled(variables, start=start)
+    np.testing.assert_array_equal(variables.initial_position(), start)
+    assert outcome.kept_loss == pytest.approx(2e-18, rel=1e-6)
+
+
+@pytest.mark.parametrize("far", [1.0, np.nan, np.inf])
+def test_a_start_that_is_no_better_is_not_gone_back_to(far):
+    variables = Variables(THIRDS, THIRDS)
+    held = variables.initial_position()
+    outcome = settled(variables, start=THIRDS + far)
+    np.testing.assert_array_equal(variables.initial_position(), held)
+    assert 0 < outcome.kept_loss < 1e-14
+
+
+def test_a_finite_start_is_better_than_what_is_not():
+    variables = Variables(HALVES, np.array([np.nan, 0.0]))
+    outcome = settled(variables, start=HALVES)
+    np.testing.assert_array_equal(variables.initial_position(), HALVES)
+    assert outcome.kept_loss == 0.0
+
+
+@pytest.mark.parametrize(
+    "loss, epsilon", [(np.nan, 2.0**-52), (np.inf, 2.0**-52), (0.0, 2.0**-23)]
+)
+def test_nothing_is_settled_without_a_loss_or_without_float64(loss, epsilon):
+    variables = Variables(THIRDS, THIRDS, epsilon)
+    outcome = settled(variables, loss, start=THIRDS)
+    assert outcome.kept_loss is None
+
+
+@pytest.mark.parametrize(
+    "status, is_end",
+    [
+        (statuses.CONVERGED, True),
+        (statuses.NOISE_FLOOR, True),
+        (statuses.LINE_SEARCH_FAILED, True),
+        (statuses.STALLED, True),
+        (statuses.NON_FINITE, True),
+        (statuses.ITERATION_LIMIT, False),
+        (statuses.TIME_LIMIT, False),
+        (statuses.TARGET_REACHED, False),
+        (statuses.INTERRUPTED, False),
+        (statuses.UNBOUNDED, False),
+        (None, False),
+    ],
+)
+def test_float64_follows_where_float32_has_done_what_it_can(status, is_end):
+    variables = Variables(THIRDS, THIRDS)
+    outcome = Outcome(status, THIRDS, 0.0)
+    assert float64_tail.goes_on_wider(outcome, variables) == is_end
+    variables.can_widen = False
+    assert not float64_tail.goes_on_wider(outcome, variables)
+
+
+def test_objectives_widen_together_and_come_back():
+    both = [Variables(THIRDS, THIRDS, 2.0**-23) for _ in range(2)]
+    kept = [dict(vars(variables)) for variables in both]
+    undo = float64_tail.widen([both[0], None, both[1]])
+    assert all(v.is_wide and v.epsilon == 2.0**-52 for v in both)
+    both[0].program = "what float64 made"
+    undo()
+    assert [vars(variables) for variables in both] == kept
+
+
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+def test_one_that_cannot_widen_keeps_all_in_float32(error):
+    def fail():
+        raise error
+
+    both = [Variables(THIRDS, THIRDS, 2.0**-23) for _ in range(2)]
+    both[1].widen = fail
+    with pytest.raises(error):
+        float64_tail.widen(both)
+    assert not both[0].is_wide and both[0].epsilon == 2.0**-23
+
+
+def test_staying_in_float32_is_told_with_its_cause():
+    with pytest.warns(kormos.ConvergenceWarning, match="MemoryError, no room"):
+        float64_tail.warn_of_staying(MemoryError("no room"))

@@ -28,6 +28,8 @@ Tensors:
 - `chunk_numbers()`: how many numbers a layer should return at once.
 - `scalar(tensor)`: a scalar tensor in the form in which solvers decide by it:
   a NumPy number on an eager backend.
+- `to_numpy(value)`: a NumPy array of a tensor or a Keras variable, a copy on an
+  eager backend. NumPy then warns of nothing.
 - `view(tensor)`: a NumPy array to read, which shares the memory of a tensor on
   the CPU.
 - `values(tensor)`: a NumPy array of a tensor, or `None` of a traced one, within
@@ -68,6 +70,7 @@ import keras
 if keras.backend.backend() == "jax":
     from kormos.backend.common import parameters_met as parameters_met
     from kormos.backend.common import standing_in as standing_in
+    from kormos.backend.common import to_numpy as to_numpy
     from kormos.backend.jax import arctan as arctan
     from kormos.backend.jax import attempt as attempt
     from kormos.backend.jax import check_forward_mode as check_forward_mode
@@ -100,7 +103,6 @@ elif keras.backend.backend() == "tensorflow":
     from kormos.backend.common import once as once
     from kormos.backend.common import parameters_met as parameters_met
     from kormos.backend.common import standing_in as standing_in
-    from kormos.backend.common import view as view
     from kormos.backend.tensorflow import arctan as arctan
     from kormos.backend.tensorflow import attempt as attempt
     from kormos.backend.tensorflow import chunk_numbers as chunk_numbers
@@ -118,8 +120,10 @@ elif keras.backend.backend() == "tensorflow":
     from kormos.backend.tensorflow import repeatable as repeatable
     from kormos.backend.tensorflow import scalar as scalar
     from kormos.backend.tensorflow import set_row as set_row
+    from kormos.backend.tensorflow import to_numpy as to_numpy
     from kormos.backend.tensorflow import value_and_grad as value_and_grad
     from kormos.backend.tensorflow import values as values
+    from kormos.backend.tensorflow import view as view
     from kormos.backend.tensorflow import vjp as vjp
     from kormos.backend.tensorflow import wide as wide
     from kormos.backend.tensorflow_rows import jacobian as jacobian
@@ -128,7 +132,6 @@ elif keras.backend.backend() == "tensorflow":
 elif keras.backend.backend() == "torch":
     from kormos.backend.common import check_forward_mode as check_forward_mode
     from kormos.backend.common import once as once
-    from kormos.backend.common import view as view
     from kormos.backend.torch import arctan as arctan
     from kormos.backend.torch import attempt as attempt
     from kormos.backend.torch import chunk_numbers as chunk_numbers
@@ -151,8 +154,10 @@ elif keras.backend.backend() == "torch":
     from kormos.backend.torch import scalar as scalar
     from kormos.backend.torch import set_row as set_row
     from kormos.backend.torch import standing_in as standing_in
+    from kormos.backend.torch import to_numpy as to_numpy
     from kormos.backend.torch import value_and_grad as value_and_grad
     from kormos.backend.torch import values as values
+    from kormos.backend.torch import view as view
     from kormos.backend.torch import vjp as vjp
     from kormos.backend.torch import wide as wide
 else:

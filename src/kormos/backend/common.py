@@ -89,8 +89,9 @@ def check_forward_mode(
     pass  # A call of `jvp` raises the error.
 
 
-def view(tensor: Tensor) -> Array:
-    return keras.ops.convert_to_numpy(tensor)
+def to_numpy(value: Any) -> Array:
+    is_variable = isinstance(value, keras.Variable)
+    return keras.ops.convert_to_numpy(value.value if is_variable else value)
 
 
 def as_tensor(leaf: Any) -> Any:

@@ -174,9 +174,20 @@ def scalar(tensor: Tensor) -> Scalar:
     return tensor
 
 
+def to_numpy(value: Any) -> Array:
+    if isinstance(value, keras.Variable):
+        value = value.value
+    # `keras.ops.convert_to_numpy` makes NumPy warn of a variable's `__array__`.
+    is_variable = isinstance(value, tf.Variable)
+    return common.to_numpy(value.read_value() if is_variable else value)
+
+
+def view(tensor: Tensor) -> Array:
+    return to_numpy(tensor)
+
+
 def values(tensor: Tensor) -> Array | None:
-    is_traced = tf.is_symbolic_tensor(tensor)
-    return None if is_traced else keras.ops.convert_to_numpy(tensor)
+    return None if tf.is_symbolic_tensor(tensor) else view(tensor)
 
 
 def dot(a: Tensor, b: Tensor) -> Scalar:

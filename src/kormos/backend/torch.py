@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 from typing import TypeVar
 
+import keras
 import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
@@ -166,9 +167,24 @@ def scalar(tensor: Tensor) -> Scalar:
     return np.float64(tensor.item())
 
 
+def to_numpy(value: Any) -> Array:
+    if isinstance(value, keras.Variable):
+        value = value.value
+    if not isinstance(value, torch.Tensor):
+        return common.to_numpy(value)
+    if value.dtype == torch.bfloat16:  # NumPy's arrays have no such dtype.
+        return value.float().numpy(force=True).astype("bfloat16")
+    # `keras.ops.convert_to_numpy` makes NumPy warn of PyTorch's `__array__`.
+    return np.array(value.numpy(force=True))
+
+
+def view(tensor: Tensor) -> Array:
+    return to_numpy(tensor)
+
+
 def values(tensor: Tensor) -> Array | None:
     try:
-        return common.view(tensor)
+        return view(tensor)
     except RuntimeError:
         return None  # It is mapped over rows.
 

@@ -11,6 +11,7 @@ import numpy as np
 from keras import ops
 from keras import tree
 
+from kormos import backend
 from kormos.data.memory import leaves
 from kormos.types import Array
 from kormos.types import Structure
@@ -174,7 +175,7 @@ def _as_numpy(value: Any) -> Array:
             array = np.array(array.tolist())
         return array[:, None] if array.ndim == 1 else array
     if ops.is_tensor(value):
-        return ops.convert_to_numpy(value)
+        return backend.to_numpy(value)
     return np.asarray(value)
 
 

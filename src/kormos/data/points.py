@@ -10,6 +10,7 @@ import numpy as np
 from keras import ops
 from keras import tree
 
+from kormos import backend
 from kormos.data.arrays import refuse_ragged
 from kormos.types import Array
 from kormos.types import Structure
@@ -204,7 +205,7 @@ class Points:
 
     def _array(self, leaf: Any, name: str) -> Array:
         refuse_ragged(leaf, name)
-        array = ops.convert_to_numpy(leaf) if ops.is_tensor(leaf) else leaf
+        array = backend.to_numpy(leaf) if ops.is_tensor(leaf) else leaf
         array = np.asarray(array)
         if array.ndim == 0 or array.dtype.kind not in "fiub" or not len(array):
             found = (

@@ -78,8 +78,8 @@ def have_changed(
     """Whether the values of variables differ from those of a `snapshot`."""
     return not all(
         np.array_equal(
-            ops.convert_to_numpy(variable.value),
-            ops.convert_to_numpy(value),
+            backend.to_numpy(variable.value),
+            backend.to_numpy(value),
             equal_nan=True,
         )
         for variable, value in zip(variables, values, strict=True)

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import keras
 import numpy as np
-from keras import ops
 from keras import tree
 
 from kormos import backend
@@ -107,7 +106,7 @@ def refuse_hidden_reads(
         def outputs() -> list[Array]:
             with backend.repeatable(), ReadRecorder():
                 leaves = tree.flatten(fn())
-            return [ops.convert_to_numpy(leaf) for leaf in leaves]
+            return [backend.to_numpy(leaf) for leaf in leaves]
 
         present = outputs()
         if not _changes(variables, present, outputs):
@@ -165,7 +164,7 @@ def _changes(
 ) -> bool:
     """Whether other values of the variables change the outputs."""
     rng = np.random.default_rng(0)
-    kept = [np.array(ops.convert_to_numpy(v.value)) for v in variables]
+    kept = [np.array(backend.to_numpy(v.value)) for v in variables]
     try:
         for variable, value in zip(variables, kept, strict=True):
             # By 10 to 50 percent, and by as much more near zero: any change

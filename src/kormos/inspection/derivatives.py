@@ -2,6 +2,9 @@
 
 import numpy as np
 
+from kormos.arithmetic.differences import Change
+from kormos.arithmetic.differences import Tolerance
+from kormos.arithmetic.differences import contradiction
 from kormos.inspection.kinks import LEAST_SIZE
 from kormos.inspection.kinks import away_from_kinks
 from kormos.inspection.kinks import sizes
@@ -18,18 +21,26 @@ from kormos.types import Vector
 # The most parameters for which the data are asked to determine each of them.
 # The test takes a few evaluations per parameter.
 _MOST_IDENTIFIED = 50
-# The most variables whose gradient is tested, each by four evaluations.
+# The most variables whose gradient is tested, each by two evaluations,
+# or by a few more where they contradict the gradient.
 _MOST_VARIABLES = 8
 # How far from the start parameters are looked for that the data do not
 # determine, over the sizes of the parameters. At the start itself, values such
 # as zeros may hide the effect of a parameter.
 _AWAY_FROM_START = 0.1
-# How far a slope may lie outside of the differences on both sides: so many
-# roundings of the loss, a part of the span of the differences, and a part of
-# itself. Smaller values raise false alarms, larger ones miss small errors.
-_ROUNDINGS = 20
-_OF_SPAN = 0.5
-_OF_SLOPE = 0.02
+# A slope is right if differences miss it by no more than this part, or by this
+# many roundings of each loss, or by the difference of the slopes on both sides
+# of the point: with curvature, or at a kink, it lies between those two. Smaller
+# values raise false alarms, larger ones miss small errors. Differences that are
+# zero but for rounding contradict a large slope, so that they need not settle
+# beside themselves.
+_TOLERANCE, _ROUNDINGS = Tolerance(part=0.02, of_error=0.5), 20
+# The first step of differences is this many times the cube root of the
+# rounding, at which a central difference is most exact. A longer one meets
+# kinks, a shorter one rounding.
+_FIRST = 2.0
+# The shortest step, as a part of the first.
+_SHORTEST = 2.0**-24
 
 
 def gradient(objective: Objective, theta: Vector) -> Finding:
@@ -84,25 +95,20 @@ def _slope_error(
         direction: the direction, a vector of length one.
         scale: the size of the parameters that the direction changes.
     """
-    slopes: list[float] = []
-    noise = 0.0
-    for factor in (1.0, 2.0):
-        step = factor * objective.epsilon ** (1 / 3) * scale
+
+    def change(step: float) -> Change:
         ahead = objective.value(theta + step * direction)
         behind = objective.value(theta - step * direction)
-        slopes += [(ahead - value) / step, (value - behind) / step]
         size = max(abs(ahead), abs(behind), abs(value))
-        noise = max(noise, _ROUNDINGS * objective.epsilon * size / step)
-    if not np.isfinite(slopes).all():
+        noise = 2 * _ROUNDINGS * objective.epsilon * size
+        bend = 2 * abs(ahead + behind - 2 * value)
+        return Change(ahead - behind, 2 * step * slope, noise + bend, step)
+
+    step = _FIRST * objective.epsilon ** (1 / 3) * scale
+    wrong = contradiction(change, step, _SHORTEST * step, _TOLERANCE)
+    if not wrong:
         return 0.0
-    # With curvature, or a kink, the slope lies between the differences on both
-    # sides.
-    low, high = min(slopes), max(slopes)
-    room = noise + _OF_SPAN * (high - low) + _OF_SLOPE * abs(slope)
-    if low - room <= slope <= high + room:
-        return 0.0
-    nearest = low if slope < low else high
-    return abs(slope - nearest) / max(abs(slope), abs(nearest))
+    return wrong.error / max(wrong.size, abs(float(wrong.found)))
 
 
 def hessian(objective: Objective, theta: Vector) -> Finding:

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 
+from kormos import backend
 from kormos.inspection.report import Finding
 from kormos.objective import Objective
 from kormos.types import Vector
@@ -50,4 +51,4 @@ def _has_l1(variable: keras.Variable) -> bool:
     regularizer = getattr(variable, "regularizer", None)
     if not isinstance(regularizer, _WITH_L1):
         return False
-    return float(keras.ops.convert_to_numpy(regularizer.l1)) > 0
+    return float(backend.to_numpy(regularizer.l1)) > 0

@@ -99,7 +99,7 @@ class Watch:
             with scope, recorded_calls(_tensors) as calls:
                 y_pred = self._loss.predict(data.x)
                 losses = self._losses(*data[:2], y_pred, data[2], scales)
-            losses = ops.convert_to_numpy(ops.stack(losses))
+            sums = backend.to_numpy(ops.stack(losses))
         names, outputs = [], []
         for call in filter(_is_layer_of_model, calls):
             values = [backend.values(tensor) for tensor in call.outputs]
@@ -107,9 +107,7 @@ class Watch:
             if len(read) == len(values):
                 names.append(call.owner.name)
                 outputs.append(read)
-        return Watched(
-            leading_size(data.x), names, outputs, self._terms, losses
-        )
+        return Watched(leading_size(data.x), names, outputs, self._terms, sums)
 
     def _losses(
         self,

@@ -6,6 +6,9 @@ import keras
 import numpy as np
 
 from kormos import backend
+from kormos.arithmetic.differences import Change
+from kormos.arithmetic.differences import Tolerance
+from kormos.arithmetic.differences import contradiction
 from kormos.objective.base import FlatObjective
 from kormos.solvers.verification import refuse_silent
 from kormos.types import Vector
@@ -20,16 +23,16 @@ _LAYERS_WITH_MOMENTS = (
     keras.layers.BatchNormalization,
 )
 
-# The most steps of differences, each a quarter of the one before. This is a
-# choice of ours: twelve shorten the step four million times. Fewer may not
-# settle for a loss that bends within a short distance.
-_MOST_STEPS = 12
+# The shortest step of differences, as a part of the first. This is a choice of
+# ours: a larger one may not settle for a loss that bends within a short
+# distance.
+_SHORTEST = 2.0**-24
 # A product is right if it differs from differences of gradients by no more
-# than this part, or by this many roundings of the gradients. Differences have
-# settled if a quarter of the step changes them by no more than this part of
-# the error. All three are choices of ours. With a smaller tolerance, rounding
-# and third derivatives would be taken for errors of the product.
-_TOLERANCE, _ROUNDINGS, _SETTLED = 0.01, 100, 0.1
+# than this part, or by this many roundings of each gradient. Both are choices
+# of ours, as is when the differences have settled. With a smaller tolerance,
+# rounding and third derivatives would be taken for errors of the product.
+_TOLERANCE = Tolerance(part=0.01, of_error=0.1, of_found=0.1)
+_ROUNDINGS = 100
 
 
 def unused_variables(
@@ -98,9 +101,6 @@ def hessian_product_error(
 ) -> float:
     """By how much a Hessian product contradicts differences of gradients.
 
-    Differences are used only once they have settled: when they no longer
-    change as the step becomes shorter.
-
     Args:
         objective: a `FlatObjective`.
         theta: the point.
@@ -113,32 +113,24 @@ def hessian_product_error(
     rng = np.random.default_rng(0)
     direction = rng.standard_normal(theta.shape)
     direction /= np.linalg.norm(direction)
-    step = objective.epsilon ** (1 / 3) * (1 + np.linalg.norm(theta))
-    before = None
-    for _ in range(_MOST_STEPS):
+
+    def change(step: float) -> Change | None:
         above = project(theta + step * direction)
         below = project(theta - step * direction)
-        length = np.linalg.norm(above - below) / 2
+        length = float(np.linalg.norm(above - below))
         if length == 0:
-            return 0.0  # Bounds fix every parameter.
+            return None  # Bounds fix every parameter.
         _, ahead = objective.value_and_grad(above)
         _, behind = objective.value_and_grad(below)
-        directional = (above - below) / (2 * length)
+        directional = (above - below) / length
         product = objective.hvp((above + below) / 2, directional)
-        difference = (ahead - behind) / (2 * length)
-        error = float(np.linalg.norm(difference - product))
-        size = float(np.linalg.norm(product))
         slopes = [float(np.linalg.norm(g)) for g in (ahead, behind)]
-        noise = _ROUNDINGS * objective.epsilon * max(slopes) / length
-        if not np.isfinite(error) or error <= _TOLERANCE * size + noise:
-            return 0.0
-        if before is not None:
-            changed = np.linalg.norm(difference - before)
-            slope = float(np.linalg.norm(difference))
-            if changed <= _SETTLED * min(error, slope):
-                return error / max(size, 1e-300)
-        before, step = difference, step / 4
-    return 0.0
+        noise = 2 * _ROUNDINGS * objective.epsilon * max(slopes)
+        return Change(ahead - behind, length * product, noise, length)
+
+    step = objective.epsilon ** (1 / 3) * (1 + float(np.linalg.norm(theta)))
+    wrong = contradiction(change, step, _SHORTEST * step, _TOLERANCE)
+    return wrong.error / max(wrong.size, 1e-300) if wrong else 0.0
 
 
 def check_hessian_products(

@@ -8,7 +8,6 @@ from typing import TypeVar
 from typing import cast
 
 import numpy as np
-from keras import ops
 
 from kormos import backend
 from kormos.types import Array
@@ -70,7 +69,7 @@ class SolverState:
         if not isinstance(self._state, dict):
             with backend.wide():
                 self._state = {
-                    name: np.array(ops.convert_to_numpy(leaf))
+                    name: np.array(backend.to_numpy(leaf))
                     for name, leaf in _leaves(self._state)
                     if name not in _LEFT_OUT
                 }

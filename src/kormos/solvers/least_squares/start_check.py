@@ -4,6 +4,9 @@ from typing import NoReturn
 
 import numpy as np
 
+from kormos.arithmetic.differences import Change
+from kormos.arithmetic.differences import Tolerance
+from kormos.arithmetic.differences import contradiction
 from kormos.solvers.least_squares.local_models import Linearized
 from kormos.solvers.least_squares.local_models import LocalModels
 from kormos.solvers.problem import Problem
@@ -14,15 +17,12 @@ from kormos.types import Vector
 
 # A step of fewer spacings of the parameters' numbers is lost in rounding.
 _SHORTEST = 32.0
-# Steps become shorter by this factor.
-_SHORTER = 4
-# A gradient is in doubt if differences miss it by this part.
-_DISAGREEMENT = 0.3
+# A gradient is in doubt if differences miss it by the first part, and is wrong
+# if they remain the same, within the second, as steps shrink.
+_TOLERANCE = Tolerance(part=0.3, of_found=0.1)
 # Losses are rounded by up to this many spacings of their numbers: sums of many
 # rows may be.
 _ROUNDINGS = 1e3
-# A mistake remains the same, within this part, as steps shrink.
-_SAME = 0.1
 # The loss of all rows may differ from the sum row by row by this many times the
 # square root of the spacing.
 _ROW_ROUNDINGS = 100
@@ -63,29 +63,24 @@ def check_derivatives(
     # A scaled step moves a parameter far if that has next to no effect.
     size = float(np.linalg.norm(theta)) or 1.0
     reach = min(reach, size * length / float(np.linalg.norm(slope)))
-    part, before = problem.epsilon ** (1 / 3), None
-    while part > _SHORTEST * problem.epsilon:
+
+    def change(part: float) -> Change:
         step = slope * (part * reach / length)
         ahead, behind, moved = _along(problem, theta, step)
-        expected, found = float(grad @ moved), ahead - behind
         # A difference is wrong by less than the curvature that it shows, and
         # by the rounding of the losses and of the points.
         unknown = abs(ahead + behind - 2 * loss)
         unknown += _ROUNDINGS * problem.epsilon * max(abs(ahead), abs(behind))
         unknown += problem.epsilon * float(np.abs(theta) @ np.abs(grad))
-        error = abs(found - expected)
-        # Nothing can be compared if a loss is not finite.
-        if not error > _DISAGREEMENT * abs(expected) + unknown:
-            return
-        # One long step proves nothing: a mistake remains as steps shrink.
-        if before is not None:
-            change = abs(_SHORTER * found - before)
-            if change <= _SAME * abs(before):
-                _refuse(
-                    f"a loss that changes by {found:.6g} where its derivatives "
-                    f"say {expected:.6g}"
-                )
-        before, part = found, part / _SHORTER
+        return Change(ahead - behind, float(grad @ moved), unknown, part)
+
+    first, shortest = problem.epsilon ** (1 / 3), _SHORTEST * problem.epsilon
+    wrong = contradiction(change, first, shortest, _TOLERANCE)
+    if wrong:
+        _refuse(
+            f"a loss that changes by {wrong.found:.6g} where its derivatives "
+            f"say {wrong.expected:.6g}"
+        )
 
 
 def _along(

@@ -167,7 +167,8 @@ class CompiledLoop:
         if sum(8 * np.prod(a.shape) for a in arrays) > _MOST_COPIED:
             return None
         copies = [ops.copy(as_tensor(a)) for a in arrays]
-        return unpack(self._packed._replace(arrays=copies), self._frame)
+        packed = on_host(self._packed)._replace(arrays=copies)
+        return unpack(packed, self._frame)
 
     def _set(self, state: State, packed: Packed | None = None) -> None:
         self.state = state
@@ -216,6 +217,11 @@ def _as_given(
 
 def _evaluated(problem: Problem, state: State) -> tuple[Tensor, Tensor]:
     """The loss and gradient that a state waits for, as tensors."""
+    # Both are NumPy's: in a state that was read from a file, only some of the
+    # vectors are tensors.
+    state = state._replace(
+        theta=to_array(state.theta), direction=to_array(state.direction)
+    )
     trial = step.trial_of(state, state.status == states.STARTING)
-    loss, grad = problem.evaluate(to_array(trial))
+    loss, grad = problem.evaluate(trial)
     return as_tensor(np.array(loss)), as_tensor(grad)

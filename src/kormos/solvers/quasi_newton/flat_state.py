@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 from keras import tree
 
+from kormos import backend
 from kormos.arithmetic.scalars import is_eager
 from kormos.types import Structure
 from kormos.types import Tensor
@@ -64,5 +65,5 @@ def unpack(packed: Packed, skeleton: Structure) -> Any:
 
 def on_host(packed: Packed) -> Packed:
     """The same, with its scalars in NumPy arrays."""
-    floats, integers = map(ops.convert_to_numpy, packed[1:])
+    floats, integers = map(backend.to_numpy, packed[1:])
     return Packed(packed.arrays, floats, integers)

@@ -5,7 +5,6 @@ import time
 from typing import Any
 
 import numpy as np
-from keras import ops
 
 from kormos import backend
 from kormos.arithmetic.vectors import to_array
@@ -157,7 +156,7 @@ class QuasiNewtonRun:
         """Reports the iterations of a call; the last one has its point."""
         state, problem = self._state, self._problem
         count = int(state.iterations) - done
-        rows = ops.convert_to_numpy(state.rows)[:count].tolist()
+        rows = backend.to_numpy(state.rows)[:count].tolist()
         stop = False
         for i, (loss, grad, step, evaluations, resets) in enumerate(rows):
             problem.fg_evals = int(evaluations)

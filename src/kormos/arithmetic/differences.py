@@ -1,0 +1,116 @@
+"""Whether a derivative is that of a function, by differences of it.
+
+A difference over one step proves little: it may be wrong because the step is
+long and the function bends, or because the step is short and the function is
+rounded. A mistake in the derivative remains as steps shrink.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from kormos.types import Vector
+
+# Each step is this part of the one before, a choice of ours. The error of a
+# central difference of a smooth function then falls to a sixteenth. With a
+# larger part, it falls too little to tell it from a mistake that remains.
+_SHORTER = 1 / 4
+
+
+class Change(NamedTuple):
+    """The change of a function between two points.
+
+    Attributes:
+        found: the change, a number or a vector.
+        expected: the change by the derivative, of the same shape.
+        unknown: how large an error the rounding of both points' values, or a
+            bend of the function between them, may make.
+        length: how far the points are apart, in any unit that all changes of
+            one comparison share.
+    """
+
+    found: Vector | float
+    expected: Vector | float
+    unknown: float
+    length: float
+
+    @property
+    def error(self) -> float:
+        """The size of the difference between the two changes."""
+        return _size(self.found - self.expected)
+
+    @property
+    def size(self) -> float:
+        """The size of the change that is expected."""
+        return _size(self.expected)
+
+
+class Tolerance(NamedTuple):
+    """When a derivative counts as wrong.
+
+    Attributes:
+        part: an error of this part of the change that is expected is none.
+        of_error: differences have settled if a shorter step changes them by no
+            more than this part of the error, so that the step does not explain
+            the error; infinity asks for nothing.
+        of_found: and by no more than this part of themselves. It keeps a caller
+            from believing small differences that still grow, as near a spike,
+            and those that are all rounding; infinity asks for nothing.
+    """
+
+    part: float
+    of_error: float = np.inf
+    of_found: float = np.inf
+
+
+def contradiction(
+    change: Callable[[float], Change | None],
+    step: float,
+    shortest: float,
+    tolerance: Tolerance,
+) -> Change | None:
+    """The change that contradicts a derivative, or `None` if there is none.
+
+    Steps become shorter until the change agrees with the derivative, or does
+    not agree with it and has settled. Whatever cannot be compared, such as
+    values that are not finite or that never settle, is no contradiction.
+
+    Args:
+        change: function from the length of a step to the `Change` over it, or
+            to `None` if there is no step to take, as between equal bounds.
+        step: the length of the first step.
+        shortest: steps that are not longer than this are not taken.
+        tolerance: when the derivative counts as wrong.
+    """
+    before: Vector | float | None = None
+    while step > shortest:
+        now = change(step)
+        if now is None:
+            return None
+        error, allowed = now.error, tolerance.part * now.size + now.unknown
+        if not (np.isfinite(error) and error > allowed):
+            return None
+        if before is not None and _has_settled(now, before, tolerance):
+            return now
+        before, step = now.found / now.length, step * _SHORTER
+    return None
+
+
+def _has_settled(
+    now: Change, before: Vector | float, tolerance: Tolerance
+) -> bool:
+    """Whether a longer step had about the same change, over its length."""
+    changed = _size(now.found / now.length - before) * now.length
+    # Infinity times zero is no number.
+    return all(
+        part == np.inf or changed <= part * whole
+        for part, whole in (
+            (tolerance.of_error, now.error),
+            (tolerance.of_found, _size(now.found)),
+        )
+    )
+
+
+def _size(change: Vector | float) -> float:
+    return float(np.linalg.norm(change))
