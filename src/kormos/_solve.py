@@ -7,6 +7,7 @@ from kormos.objective.given import GivenObjective
 from kormos.session.result import Result
 from kormos.session.run import checked_budget
 from kormos.session.session import Session
+from kormos.session.task import Task
 from kormos.session.trace_observer import TraceObserver
 from kormos.session.trace_observer import the_stage
 from kormos.solvers.protocols import Objective
@@ -99,10 +100,8 @@ def solve(
     result = Session(
         optimizer,
         [stage],
-        lambda: (given, None),
+        Task(optimizer, lambda: (given, None), bounds, constraints),
         observer,
-        bounds=bounds,
-        constraints=constraints,
         budget=budget,
         resume=resume,
     )()
