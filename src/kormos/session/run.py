@@ -115,7 +115,8 @@ class Run:
         if not is_kept:
             outcome.theta, outcome.loss = self.best
         self._name_what_ran_away(outcome)
-        if not self.problem.goes_on_wider:
+        # Where float64 can follow, it is a run of its own.
+        if not self.problem.objective.can_widen:
             seconds = time.perf_counter() - self._began
             outcome = tried_wider(outcome, self.problem, seconds)
         self._name_what_is_undetermined(outcome)
@@ -138,11 +139,11 @@ class Run:
         index = int(np.argmax(np.abs(end - start) / size))
         if abs(end[index] - start[index]) < _FAR * size[index]:
             return
+        name = self.problem.objective.name_of(index)
         outcome.status = statuses.UNBOUNDED
         outcome.findings += (
             " The loss was still falling below zero, and may have no minimum: "
-            f"{self.problem.name_of(index)} ran from {start[index]:.4g} to "
-            f"{end[index]:.4g}."
+            f"{name} ran from {start[index]:.4g} to {end[index]:.4g}."
         )
 
     def _name_what_is_undetermined(self, outcome: Outcome) -> None:
@@ -165,7 +166,7 @@ class Run:
             time.perf_counter() - self._began,
         )
         if found is not None:
-            outcome.findings += found.sentences(problem.name_of)
+            outcome.findings += found.sentences(problem.objective.name_of)
 
     def started(self, point: Point) -> bool:
         """Told of the start by the solver; returns whether to stop there."""
