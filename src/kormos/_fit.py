@@ -1,10 +1,9 @@
-"""Fits Keras models on all of their data at once: arguments to a loop."""
+"""`kormos.fit`: checks its arguments, reads the data and runs a session."""
 
-import contextlib
 from collections.abc import Mapping
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from typing import Any
+from typing import NamedTuple
 from typing import cast
 
 import keras
@@ -15,23 +14,18 @@ from kormos.data import reading
 from kormos.data.datasets import is_dataset
 from kormos.data.datasets import needs_steps
 from kormos.data.memory import Data
-from kormos.data.stream import Stream
+from kormos.data.stream import Samples
 from kormos.float64.evaluation import check_precision
 from kormos.inspection.check import check as check_objective
+from kormos.inspection.report import Report
 from kormos.objective import Objective
-from kormos.objective.bounds import moved_into_bounds
-from kormos.objective.keras_model.program import is_built
 from kormos.optimizers.base import BatchOptimizer
+from kormos.optimizers.stage import Stage
 from kormos.session.keras_observer import KerasObserver
-from kormos.session.resample import Resample
 from kormos.session.run import checked_budget
 from kormos.session.session import Session
+from kormos.session.task import Task
 from kormos.warn import warn
-
-_RATE_CALLBACKS = (
-    keras.callbacks.LearningRateScheduler,
-    keras.callbacks.ReduceLROnPlateau,
-)
 
 
 def fit(
@@ -162,162 +156,263 @@ def fit(
     ```
     """
     del shuffle
-    if validation_steps is not None and not needs_steps(validation_data):
-        raise ValueError(
-            "Validation uses all of its data: leave `validation_steps` out. "
-            f"Received: validation_steps={validation_steps}"
-        )
-    optimizer = _optimizer_for(model, optimizer)
+    optimizer = _optimizer_for(model, optimizer, resume)
     budget = checked_budget(max_evals, max_seconds, target_loss)
     check_precision(precision)
+    stages = optimizer.stages(epochs, **settings)
+    batch_size = optimizer.batch_size if batch_size is None else batch_size
+    _check_batch_sizes(stages, batch_size, validation_batch_size)
+    _check_steps(steps_per_epoch, validation_steps, validation_data)
+    _check_split(x, validation_split, validation_data, stream)
+    batches = steps_per_epoch if needs_steps(x) else None
+    observer = KerasObserver(
+        model,
+        stages,
+        callbacks,
+        verbose,
+        initial_epoch,
+        1 if batches else steps_per_epoch or 1,
+        validation_freq,
+        own_limit=epochs is not None or optimizer.epochs is not None,
+    )
+    validation_batch_size = validation_batch_size or batch_size
+    read = _Reader(reading.dtype_for(model, precision), stream, allow_nan)
+    train = read.training(x, y, sample_weight, batch_size, batches)
+    validation: _Rows | None
+    if validation_split:
+        train, validation = train.split(validation_split, validation_batch_size)
+    else:
+        validation = read.validation(
+            validation_data, validation_batch_size, validation_steps
+        )
+    train = train.weighted(class_weight, read.dtype)
+    objectives = _Objectives(
+        model, stages, train, validation, training, precision
+    )
+    report = objectives.check(verbose) if check else None
+    task = Task(optimizer, objectives, bounds, constraints, model)
+    Session(optimizer, stages, task, observer, budget=budget, resume=resume)()
+    model.history.check = report
+    return model.history
+
+
+class _Rows(NamedTuple):
+    """Rows of data.
+
+    Attributes:
+        samples: the data.
+        batch_size: the most rows in memory at once, or `None` for all.
+    """
+
+    samples: Samples
+    batch_size: int | None
+
+    def split(
+        self, share: float, batch_size: int | None
+    ) -> tuple["_Rows", "_Rows"]:
+        """Cuts a share of the rows off the end, with their own batch size."""
+        # A stream was refused before it was read.
+        first, last = cast(Data, self.samples).split(share)
+        return _Rows(first, self.batch_size), _Rows(last, batch_size)
+
+    def weighted(
+        self, class_weight: Mapping[int, float] | None, dtype: str
+    ) -> "_Rows":
+        """The rows, each weighted by its class."""
+        samples = reading.weigh(self.samples, class_weight, dtype)
+        return self._replace(samples=samples)
+
+
+class _Reader(NamedTuple):
+    """How the data of a fit are read.
+
+    Attributes:
+        dtype: dtype of floating-point numbers.
+        stream: whether to read the data again at every evaluation.
+        allow_nan: whether inputs and targets may hold NaN.
+    """
+
+    dtype: str
+    stream: bool
+    allow_nan: bool
+
+    def training(
+        self,
+        x: Any,
+        y: Any,
+        sample_weight: Any,
+        batch_size: int | None,
+        batches: int | None,
+    ) -> _Rows:
+        """The data to train on.
+
+        Args:
+            x: as `fit` takes it.
+            y: as `fit` takes it.
+            sample_weight: as `fit` takes it.
+            batch_size: as `fit` takes it.
+            batches: how many batches to take of a data set without an end.
+        """
+        samples = reading.gather(
+            x,
+            y,
+            sample_weight,
+            self.dtype,
+            self.stream,
+            batch_size,
+            batches,
+            "steps_per_epoch",
+            self.allow_nan,
+        )
+        return _Rows(samples, batch_size)
+
+    def validation(
+        self, data: Any, batch_size: int | None, batches: int | None
+    ) -> _Rows | None:
+        """The data to validate on, if there are any.
+
+        Args:
+            data: `validation_data`, as `fit` takes it.
+            batch_size: the most rows in memory at once.
+            batches: how many batches to take of a data set without an end.
+        """
+        if data is None:
+            return None
+        samples = reading.gather_validation(
+            data, self.dtype, self.stream, batch_size, batches, self.allow_nan
+        )
+        return _Rows(samples, batch_size)
+
+
+class _Objectives:
+    """Makes the objectives of a fit, for the variables as they are.
+
+    Args:
+        model: the model.
+        stages: the stages of the fit.
+        train: the rows to train on.
+        validation: the rows to validate on, or `None`.
+        training: whether layers behave as in training.
+        precision: as `fit` takes it.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        stages: Sequence[Stage],
+        train: _Rows,
+        validation: _Rows | None,
+        training: bool,
+        precision: str | None,
+    ):
+        self._model = model
+        self._stages = stages
+        self._train = train
+        self._validation = validation
+        self._training = training
+        self._precision = precision
+
+    def __call__(self) -> tuple[Objective, Objective | None]:
+        """Makes those of training and of validation."""
+        model, precision = self._model, self._precision
+        with_jacobian = any(
+            stage.uses_jacobian and not stage.uses_batches
+            for stage in self._stages
+        )
+        objective = Objective(
+            model,
+            self._train.samples,
+            batch_size=self._train.batch_size,
+            training=self._training,
+            with_jacobian=with_jacobian,
+            precision=precision,
+        )
+        if self._validation is None:
+            return objective, None
+        samples, batch_size = self._validation
+        return objective, Objective(
+            model, samples, batch_size=batch_size, precision=precision
+        )
+
+    def check(self, verbose: int | str) -> Report:
+        """Runs `kormos.check`, and refuses what would go wrong.
+
+        Args:
+            verbose: whether to print the report.
+        """
+        precision = self._precision
+        report = check_objective(
+            self._model,
+            self._train.samples,
+            batch_size=self._train.batch_size,
+            training=self._training,
+            precision=None if precision == "auto" else precision,
+            hessian=any(stage.uses_hessian for stage in self._stages),
+        )
+        if verbose:
+            print(report)
+        report.raise_if_fatal()
+        return report
+
+
+def _optimizer_for(
+    model: keras.Model, optimizer: Any, resume: bool
+) -> BatchOptimizer:
+    """The optimizer of a fit; it warns of one that cannot resume."""
+    if optimizer is None:
+        optimizer = getattr(model, "optimizer", None)
+        if not isinstance(optimizer, BatchOptimizer):
+            optimizer = "l-bfgs-b"
+    optimizer = optimizers.get(optimizer)
     if resume and not optimizer.keeps_state:
         warn(
             f"Optimizer '{optimizer.name}' keeps no curvature: the fit goes "
             "on from the weights alone.",
         )
-    stages = optimizer.stages(epochs, **settings)
-    callbacks = _checked_callbacks(callbacks)
-    if batch_size is None:
-        batch_size = optimizer.batch_size
+    return optimizer
+
+
+def _check_batch_sizes(
+    stages: Sequence[Stage],
+    batch_size: int | None,
+    validation_batch_size: int | None,
+) -> None:
     for name, value in (
         ("batch_size", batch_size),
         ("validation_batch_size", validation_batch_size),
-        ("steps_per_epoch", steps_per_epoch),
-        ("validation_steps", validation_steps),
     ):
         if value is not None:
             check_count(name, value, 1)
-    check_count("initial_epoch", initial_epoch, 0)
     if batch_size is None and any(stage.uses_batches for stage in stages):
         raise ValueError(
             "Argument `stochastic=True` takes a step on each batch of rows: "
             "give `batch_size`. Received: batch_size=None"
         )
-    _check_validation_freq(validation_freq)
-    if validation_split:
-        _check_split(x, validation_split, validation_data, stream)
 
-    dtype = reading.dtype_for(model, precision)
-    batches = None
-    if needs_steps(x):
-        batches, steps_per_epoch = steps_per_epoch, None
-    train = reading.gather(
-        x,
-        y,
-        sample_weight,
-        dtype,
-        stream,
-        batch_size,
-        batches,
-        "steps_per_epoch",
-        allow_nan,
-    )
-    validation: Data | Stream | None = None
-    if validation_split:
-        # A stream is refused above.
-        train, validation = cast(Data, train).split(validation_split)
-    elif validation_data is not None:
-        validation = reading.gather_validation(
-            validation_data,
-            dtype,
-            stream,
-            validation_batch_size or batch_size,
-            validation_steps,
-            allow_nan,
+
+def _check_steps(
+    steps_per_epoch: int | None,
+    validation_steps: int | None,
+    validation_data: Any,
+) -> None:
+    if validation_steps is not None and not needs_steps(validation_data):
+        raise ValueError(
+            "Validation uses all of its data: leave `validation_steps` out. "
+            f"Received: validation_steps={validation_steps}"
         )
-    train = reading.weigh(train, class_weight, dtype)
-
-    report = None
-    if check:
-        report = check_objective(
-            model,
-            train,
-            batch_size=batch_size,
-            training=training,
-            precision=None if precision == "auto" else precision,
-            hessian=any(stage.uses_hessian for stage in stages),
-        )
-        if verbose:
-            print(report)
-        report.raise_if_fatal()
-
-    def make_objectives() -> tuple[Objective, Objective | None]:
-        objective = Objective(
-            model,
-            train,
-            batch_size=batch_size,
-            training=training,
-            with_jacobian=any(
-                stage.uses_jacobian and not stage.uses_batches
-                for stage in stages
-            ),
-            precision=precision,
-        )
-        if validation is None:
-            return objective, None
-        return objective, Objective(
-            model,
-            validation,
-            batch_size=validation_batch_size or batch_size,
-            precision=precision,
-        )
-
-    # Stages may freeze and thaw layers.
-    is_staged = any(stage.pretrain_fn is not None for stage in stages)
-    bounds = optimizer.bounds if bounds is None else bounds
-
-    def frozen() -> Sequence[keras.Variable]:
-        return model.non_trainable_variables if is_staged else ()
-
-    def within_bounds() -> AbstractContextManager[None]:
-        if not is_built(model):
-            return contextlib.nullcontext()
-        return moved_into_bounds(model.trainable_variables, bounds, frozen())
-
-    resamplers = [c for c in callbacks if isinstance(c, Resample)]
-    observer = KerasObserver(
-        model,
-        stages,
-        [c for c in callbacks if c not in resamplers],
-        verbose,
-        initial_epoch,
-        steps_per_epoch or 1,
-        validation_freq,
-        own_limit=epochs is not None or optimizer.epochs is not None,
-    )
-    session = Session(
-        optimizer,
-        stages,
-        make_objectives,
-        observer,
-        model=model,
-        bounds=bounds,
-        constraints=constraints,
-        frozen=frozen,
-        within_bounds=within_bounds,
-        budget=budget,
-        resume=resume,
-        resamplers=resamplers,
-    )
-    for resampler in resamplers:
-        resampler.check(session.objective)
-    session()
-    model.history.check = report
-    return model.history
-
-
-def _optimizer_for(model: keras.Model, optimizer: Any) -> BatchOptimizer:
-    if optimizer is not None:
-        return optimizers.get(optimizer)
-    compiled = getattr(model, "optimizer", None)
-    if isinstance(compiled, BatchOptimizer):
-        return compiled
-    return optimizers.get("l-bfgs-b")
+    for name, value in (
+        ("steps_per_epoch", steps_per_epoch),
+        ("validation_steps", validation_steps),
+    ):
+        if value is not None:
+            check_count(name, value, 1)
 
 
 def _check_split(
     x: Any, validation_split: float, validation_data: Any, stream: bool
 ) -> None:
+    if not validation_split:
+        return
     if validation_data is not None:
         raise ValueError(
             "Give `validation_split` or `validation_data`, not both. "
@@ -325,28 +420,7 @@ def _check_split(
         )
     if is_dataset(x) or stream:
         raise ValueError(
-            "Argument `validation_split` cuts arrays in memory alone; give "
+            "Argument `validation_split` only cuts arrays in memory; give "
             "`validation_data`. Received: "
             + ("stream=True" if stream else f"x of type {type(x).__name__}")
         )
-
-
-def _check_validation_freq(value: Any) -> None:
-    epochs = value if isinstance(value, (list, tuple, set)) else [value]
-    for epoch in epochs:
-        check_count("validation_freq", epoch, 1)
-
-
-def _checked_callbacks(callbacks: Any) -> list[Any]:
-    if isinstance(callbacks, keras.callbacks.CallbackList):
-        callbacks = callbacks.callbacks
-    callbacks = keras.tree.flatten(callbacks)
-    callbacks = [c for c in callbacks if c is not None]
-    for callback in callbacks:
-        if isinstance(callback, _RATE_CALLBACKS):
-            raise ValueError(
-                "The optimizers of kormos have no learning rate; their line "
-                "searches and trust regions choose the steps. Leave the "
-                f"callback out. Received: {type(callback).__name__}"
-            )
-    return callbacks

@@ -1,5 +1,6 @@
 """Fits residuals over variables."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,11 +17,17 @@ from kormos.objective.functions.residuals import ResidualObjective
 from kormos.session.result import Result
 from kormos.session.run import checked_budget
 from kormos.session.session import Session
+from kormos.session.task import Task
 from kormos.session.trace_observer import TraceObserver
 from kormos.session.trace_observer import the_stage
 from kormos.solvers.rejections import or_else
 
+# The most fits that estimate `f_scale="auto"`. Our choice: they agree after a
+# few, and more would only cost time.
 _MOST_ROUNDS = 10
+# They agree if no spread changes by more than this part. Our choice: a smaller
+# value would cost fits, and change a robust loss by next to nothing.
+_AGREE = 0.01
 
 
 def least_squares(
@@ -124,6 +131,58 @@ def least_squares(
     )
     ```
     """
+    _check_choices(loss, reduction, nan_policy)
+    if batch_size is not None:
+        check_count("batch_size", batch_size, 1)
+    optimizer = optimizers.get(method)
+    stage = the_stage("least_squares", optimizer, max_iterations)
+    budget = checked_budget(max_evals, max_seconds, target_loss)
+    check_precision(precision)
+    observer = TraceObserver(
+        stage,
+        callbacks or [],
+        verbose,
+        own_limit=max_iterations is not None or optimizer.epochs is not None,
+    )
+    make_objective = functools.partial(
+        ResidualObjective,
+        residual_fn,
+        variables,
+        loss_weights=loss_weights,
+        reduction=reduction,
+        batch_size=batch_size,
+        with_jacobian=stage.uses_jacobian,
+        precision=precision,
+        nan_policy=nan_policy,
+    )
+    is_automatic = isinstance(f_scale, str) and f_scale == "auto"
+    scale: Any = 1.0 if is_automatic else f_scale
+    bounds = optimizer.bounds if bounds is None else bounds
+    with moved_into_bounds(variables, bounds):
+        objective = make_objective(data, loss, scale)
+        warn_of_broadcasts(objective)
+        if is_automatic and loss != "linear":
+            trial = make_objective(data, "soft_l1", scale)
+            scale = _automatic_scales(loss, trial, stage.epochs, bounds)
+            objective.rescale(scale)
+        held_out = None
+        if validation_data is not None:
+            objective.check_structure(validation_data)
+            held_out = make_objective(
+                validation_data, loss, scale, data_name="validation_data"
+            )
+        session = Session(
+            optimizer,
+            [stage],
+            Task(optimizer, lambda: (objective, held_out), bounds),
+            observer,
+            budget=budget,
+            resume=resume,
+        )
+    return session()
+
+
+def _check_choices(loss: Any, reduction: Any, nan_policy: Any) -> None:
     if not isinstance(loss, str) or loss not in robust.LOSSES:
         raise ValueError(
             f"Argument `loss` must be one of {sorted(robust.LOSSES)}. "
@@ -139,69 +198,22 @@ def least_squares(
             "Argument `nan_policy` must be 'raise' or 'omit'. "
             f"Received: nan_policy={nan_policy!r}"
         )
-    if batch_size is not None:
-        check_count("batch_size", batch_size, 1)
-    optimizer = optimizers.get(method)
-    stage = the_stage("least_squares", optimizer, max_iterations)
-    budget = checked_budget(max_evals, max_seconds, target_loss)
-    observer = TraceObserver(
-        stage,
-        callbacks or [],
-        verbose,
-        own_limit=max_iterations is not None or optimizer.epochs is not None,
-    )
 
-    def objective_for(
-        data: Any, loss: str, f_scale: Any, data_name: str = "data"
-    ) -> ResidualObjective:
-        return ResidualObjective(
-            residual_fn,
-            variables,
-            data,
-            loss,
-            f_scale,
-            loss_weights,
-            reduction,
-            batch_size,
-            with_jacobian=stage.uses_jacobian,
-            precision=precision,
-            nan_policy=nan_policy,
-            data_name=data_name,
-        )
 
-    check_precision(precision)
-    is_automatic = isinstance(f_scale, str) and f_scale == "auto"
-    f_scale = 1.0 if is_automatic else f_scale
-    bounds = optimizer.bounds if bounds is None else bounds
-    with moved_into_bounds(variables, bounds):
-        objective = objective_for(data, loss, f_scale)
-        warn_of_broadcasts(objective)
-        if is_automatic and loss != "linear":
-            spreads = _estimated_spreads(
-                objective_for(data, "soft_l1", f_scale), stage.epochs, bounds
-            )
-            factor = robust.TUKEY_DEVIATIONS if loss == "tukey" else 1.0
-            f_scale = {n: factor * spread for n, spread in spreads.items()}
-            objective.rescale(f_scale)
-        held_out = None
-        if validation_data is not None:
-            objective.check_structure(validation_data)
-            held_out = objective_for(
-                validation_data, loss, f_scale, "validation_data"
-            )
-        for resampler in observer.resamplers:
-            resampler.check(objective)
-        session = Session(
-            optimizer,
-            [stage],
-            lambda: (objective, held_out),
-            observer,
-            bounds=bounds,
-            budget=budget,
-            resume=resume,
-            resamplers=observer.resamplers,
-        )
-    return session()
+def _automatic_scales(
+    loss: str, objective: ResidualObjective, most: int | None, bounds: Any
+) -> dict[str, float]:
+    """The `f_scale` of each block for `f_scale="auto"`.
+
+    Args:
+        loss: the robust loss.
+        objective: an objective with the loss `"soft_l1"`.
+        most: the most iterations of each fit of it.
+        bounds: as `least_squares` takes them.
+    """
+    factor = robust.TUKEY_DEVIATIONS if loss == "tukey" else 1.0
+    spreads = _estimated_spreads(objective, most, bounds)
+    return {name: factor * spread for name, spread in spreads.items()}
 
 
 def _estimated_spreads(
@@ -230,11 +242,10 @@ def _estimated_spreads(
         Session(
             optimizer,
             [stage],
-            lambda: (objective, None),
+            Task(optimizer, lambda: (objective, None), bounds),
             TraceObserver(stage, is_quiet=True),
-            bounds=bounds,
         )()
         before, found = found, spreads()
-        if all(abs(found[k] - before[k]) <= 0.01 * before[k] for k in found):
+        if all(abs(found[k] - before[k]) <= _AGREE * before[k] for k in found):
             break
     return found

@@ -12,6 +12,7 @@ from kormos.objective.functions.scalar import FunctionObjective
 from kormos.session.result import Result
 from kormos.session.run import checked_budget
 from kormos.session.session import Session
+from kormos.session.task import Task
 from kormos.session.trace_observer import TraceObserver
 from kormos.session.trace_observer import the_stage
 
@@ -116,10 +117,8 @@ def minimize(
         session = Session(
             optimizer,
             [stage],
-            lambda: (objective, None),
+            Task(optimizer, lambda: (objective, None), bounds, constraints),
             observer,
-            bounds=bounds,
-            constraints=constraints,
             budget=budget,
             resume=resume,
             loss_callback=loss_callback,

@@ -8,6 +8,7 @@ from kormos.objective.given import vector_constraints
 from kormos.session.result import Result
 from kormos.session.run import checked_budget
 from kormos.session.session import Session
+from kormos.session.task import Task
 from kormos.session.trace_observer import TraceObserver
 from kormos.session.trace_observer import the_stage
 from kormos.solvers.protocols import Objective
@@ -108,10 +109,13 @@ def solve(
     result = Session(
         optimizer,
         [stage],
-        lambda: (given, None),
+        Task(
+            optimizer,
+            lambda: (given, None),
+            bounds,
+            vector_constraints(constraints),
+        ),
         observer,
-        bounds=bounds,
-        constraints=vector_constraints(constraints),
         budget=budget,
         resume=resume,
     )()

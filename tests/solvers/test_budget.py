@@ -177,7 +177,7 @@ def test_max_seconds_of_a_compiled_loop(steps, monkeypatch, unconverged):
 def test_max_seconds_of_scipy(method, monkeypatch, float64):
     clock = Clock()
     monkeypatch.setattr(budget, "time", clock)
-    monkeypatch.setattr("kormos.session.session.time", clock)
+    monkeypatch.setattr("kormos.session.record.time", clock)
 
     def tick(loss):
         clock.seconds += 1

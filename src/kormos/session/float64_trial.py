@@ -57,7 +57,7 @@ def tried_wider(outcome: Outcome, problem: Problem, seconds: float) -> Outcome:
         return outcome
     theta = np.array(outcome.theta)
     try:
-        evaluate = problem.widened()
+        evaluate = problem.objective.widened().value_and_grad
         before, grad = evaluate(theta)
     except Exception as error:
         # The fit itself has ended well: an error in the trial must not end it.

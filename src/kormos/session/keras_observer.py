@@ -11,15 +11,16 @@ from typing import cast
 import keras
 import numpy as np
 
+from kormos.checks import check_count
 from kormos.objective import Objective
 from kormos.optimizers.stage import Stage
 from kormos.session.backup import with_states
 from kormos.session.observer import SessionObserver
 from kormos.session.progress import Progress
+from kormos.session.resample import Resample
 from kormos.session.result import Result
 from kormos.session.run import ConvergenceWarning
 from kormos.session.run import is_worth_a_warning
-from kormos.session.run import row
 from kormos.solvers.outcome import Outcome
 from kormos.solvers.protocols import Iterate
 from kormos.solvers.protocols import Point
@@ -28,13 +29,17 @@ from kormos.types import Vector
 from kormos.warn import warn
 
 if TYPE_CHECKING:
-    from kormos.session.session import Session
+    from kormos.session.reporter import Reporter
 
 _BATCH_HOOKS = (
     "on_batch_begin",
     "on_batch_end",
     "on_train_batch_begin",
     "on_train_batch_end",
+)
+_RATE_CALLBACKS = (
+    keras.callbacks.LearningRateScheduler,
+    keras.callbacks.ReduceLROnPlateau,
 )
 
 
@@ -44,26 +49,35 @@ class KerasObserver(SessionObserver):
     Args:
         model: the model.
         stages: the stages of the fit.
-        callbacks: the user's Keras callbacks.
+        callbacks: the user's Keras callbacks and `Resample`s, in any form that
+            `fit` of Keras takes.
         verbose: 0, 1, 2 or `"auto"`.
         initial_epoch: the number at which to start counting epochs.
         steps_per_epoch: accepted iterations to an epoch.
         validation_freq: validate every so many epochs, or in a list of
             epochs, counted from 1.
         own_limit: whether the user chose the number of epochs.
+
+    Raises:
+        ValueError: if an argument cannot be used.
     """
 
     def __init__(
         self,
         model: Any,
         stages: Sequence[Stage],
-        callbacks: Sequence[keras.callbacks.Callback],
+        callbacks: Any,
         verbose: int | str,
         initial_epoch: int,
         steps_per_epoch: int,
         validation_freq: int | Collection[int],
         own_limit: bool,
     ):
+        check_count("initial_epoch", initial_epoch, 0)
+        _check_validation_freq(validation_freq)
+        callbacks = _checked(callbacks)
+        self.resamplers = [c for c in callbacks if isinstance(c, Resample)]
+        callbacks = [c for c in callbacks if c not in self.resamplers]
         self._model = model
         self._stages = list(stages)
         self._given_callbacks = [with_states(c) for c in callbacks]
@@ -84,8 +98,8 @@ class KerasObserver(SessionObserver):
     def is_stopped(self) -> bool:
         return bool(self._model.stop_training)
 
-    def begin(self, session: Session) -> None:
-        model, self._session = self._model, session
+    def begin(self, reporter: Reporter) -> None:
+        model, self._reporter = self._model, reporter
         model.stop_training = False
         verbose, last = self._verbose, self._last_epoch
         shown = [Progress(last, verbose)] if verbose else []
@@ -99,7 +113,7 @@ class KerasObserver(SessionObserver):
         )
         history = model.history
         history.iteration, history.seconds, history.val_epoch = [], [], []
-        history.trace = history.iterations = session.trace
+        history.trace = history.iterations = reporter.record.trace
         # `BackupAndRestore` restores weights, state and epoch here: they are
         # read after it, and the epoch would else return in the next fit.
         self._callbacks.on_train_begin()
@@ -141,7 +155,7 @@ class KerasObserver(SessionObserver):
 
     def accepts(self, iterate: Iterate, logs: dict[str, Any]) -> None:
         self._row = logs
-        self._session.record(logs)
+        self._reporter.record.add(logs)
         self._taken += 1
         if self._taken == self.steps:
             self._end_epoch()
@@ -183,7 +197,7 @@ class KerasObserver(SessionObserver):
     def _tell(self, theta: Vector, fn: Any, *args: Any) -> None:
         """Calls what calls callbacks, and follows what they assign."""
         if self._is_watching:
-            self._session.call_out(theta, fn, *args)
+            self._reporter.call_out(theta, fn, *args)
         else:
             fn(*args)
 
@@ -199,7 +213,7 @@ class KerasObserver(SessionObserver):
         """Writes weights, validates, and tells the callbacks."""
         theta = self._latest_theta()
         if self._is_watching:
-            self._session.write(theta)
+            self._reporter.write(theta)
         self._standing = theta
         self._tell(theta, self._tell_epoch_end, theta)
 
@@ -212,8 +226,9 @@ class KerasObserver(SessionObserver):
         self._epoch_is_open = False
         history, epoch = self._model.history, self.done
         self.done += 1
-        history.iteration.append(self._session.iterations)
-        history.seconds.append(self._session.seconds)
+        record = self._reporter.record
+        history.iteration.append(record.iterations)
+        history.seconds.append(record.seconds)
         if any(name.startswith("val_") for name in logs):
             history.val_epoch.append(epoch)
         try:
@@ -225,14 +240,14 @@ class KerasObserver(SessionObserver):
             raise
 
     def _logs_at(self, theta: Vector) -> dict[str, Any]:
-        session = self._session
-        objective = cast(Objective, session.objective)
-        logs = dict(self._row or row(self._latest, session.counts))
+        task, record = self._reporter.task, self._reporter.record
+        objective = cast(Objective, task.objective)
+        logs = dict(self._row or record.row(self._latest))
         if objective.has_metrics:
             metrics = _evaluated(objective, theta)
             logs.update({k: v for k, v in metrics.items() if k != "loss"})
-        if session.validation is not None and self._validates():
-            values = _evaluated(cast(Objective, session.validation), theta)
+        if task.validation is not None and self._validates():
+            values = _evaluated(cast(Objective, task.validation), theta)
             logs.update({f"val_{k}": v for k, v in values.items()})
         return logs
 
@@ -257,3 +272,24 @@ def _has_batch_hooks(callback: keras.callbacks.Callback) -> bool:
         is not getattr(keras.callbacks.Callback, hook)
         for hook in _BATCH_HOOKS
     )
+
+
+def _check_validation_freq(value: Any) -> None:
+    epochs = value if isinstance(value, (list, tuple, set)) else [value]
+    for epoch in epochs:
+        check_count("validation_freq", epoch, 1)
+
+
+def _checked(callbacks: Any) -> list[Any]:
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        callbacks = callbacks.callbacks
+    callbacks = keras.tree.flatten(callbacks)
+    callbacks = [c for c in callbacks if c is not None]
+    for callback in callbacks:
+        if isinstance(callback, _RATE_CALLBACKS):
+            raise ValueError(
+                "The optimizers of kormos have no learning rate; their line "
+                "searches and trust regions choose the steps. Leave the "
+                f"callback out. Received: {type(callback).__name__}"
+            )
+    return callbacks

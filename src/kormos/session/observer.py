@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from typing import Any
 
@@ -13,7 +14,8 @@ from kormos.solvers.protocols import Point
 from kormos.types import Vector
 
 if TYPE_CHECKING:
-    from kormos.session.session import Session
+    from kormos.session.reporter import Reporter
+    from kormos.session.resample import Resample
 
 
 class SessionObserver:
@@ -26,19 +28,21 @@ class SessionObserver:
         end: the number of them at which the present stage ends.
         steps: accepted iterations in each of them.
         stride: iterations between two looks at a run.
+        resamplers: the `Resample`s among the user's callbacks.
     """
 
     done: int = 0
     end: int = 0
     steps: int = 1
     stride: int = 1
+    resamplers: Sequence[Resample] = ()
 
     @property
     def is_stopped(self) -> bool:
         """Whether somebody has asked for the end."""
         raise NotImplementedError
 
-    def begin(self, session: Session) -> None:
+    def begin(self, reporter: Reporter) -> None:
         """Called before anything is evaluated; it may assign variables."""
 
     def begins(self, stage: Stage) -> bool:

@@ -1,31 +1,25 @@
-"""Runs a stage of an optimizer and keeps what must not be lost.
+"""One run of a solver, which keeps what must not be lost.
 
-Fits and minimizations meet here: the best point, interrupts, and the reason
-for the end are the same in both.
+The best point, interrupts, and the reason for the end are the same behind every
+door.
 """
 
 import dataclasses
 import numbers
 import time
-from collections.abc import Sequence
-from typing import Any
-from typing import NamedTuple
 
 import numpy as np
 
 from kormos.checks import check_count
-from kormos.objective.base import FlatObjective
 from kormos.optimizers.stage import Stage
 from kormos.session.float64_trial import tried_wider
 from kormos.session.result import Result
-from kormos.session.result import sentence
 from kormos.solvers import statuses
 from kormos.solvers.budget import Budget
 from kormos.solvers.identification import EVERYWHERE
 from kormos.solvers.identification import undetermined
 from kormos.solvers.outcome import Outcome
 from kormos.solvers.plateau import loss_below
-from kormos.solvers.problem import Constraint
 from kormos.solvers.problem import Problem
 from kormos.solvers.protocols import Iterate
 from kormos.solvers.protocols import Observer
@@ -62,6 +56,7 @@ class Run:
         observer: the `Observer` of the session.
 
     Attributes:
+        problem: the same.
         initial_loss: the loss at the start, or `None` before that is known.
         iterations: the number of accepted iterates so far.
         best: the best point and the loss there, once the run has begun.
@@ -72,7 +67,7 @@ class Run:
 
     def __init__(self, stage: Stage, problem: Problem, observer: Observer):
         self._stage = stage
-        self._problem = problem
+        self.problem = problem
         self._observer = observer
         self.initial_loss: float | None = None
         self.iterations = 0
@@ -97,7 +92,7 @@ class Run:
         self.state = state
         self._start, self._began = np.array(theta), time.perf_counter()
         try:
-            outcome = self._stage.run(self._problem, theta, state, self)
+            outcome = self._stage.run(self.problem, theta, state, self)
             self.state = outcome.state
             outcome = self._judged(outcome)
         except KeyboardInterrupt:
@@ -105,7 +100,7 @@ class Run:
             outcome = Outcome(statuses.INTERRUPTED, theta, loss)
         if self.state is not None and self.state.is_lost:
             self.state = None
-        findings = outcome.findings, self._problem.raised.sentence()
+        findings = outcome.findings, self.problem.raised.sentence()
         outcome.findings = " ".join(filter(None, findings))
         return outcome
 
@@ -121,9 +116,10 @@ class Run:
         if not is_kept:
             outcome.theta, outcome.loss = self.best
         self._name_what_ran_away(outcome)
-        if not self._problem.goes_on_wider:
+        # Where float64 can follow, it is a run of its own.
+        if not self.problem.objective.can_widen:
             seconds = time.perf_counter() - self._began
-            outcome = tried_wider(outcome, self._problem, seconds)
+            outcome = tried_wider(outcome, self.problem, seconds)
         self._name_what_is_undetermined(outcome)
         return outcome
 
@@ -144,16 +140,16 @@ class Run:
         index = int(np.argmax(np.abs(end - start) / size))
         if abs(end[index] - start[index]) < _FAR * size[index]:
             return
+        name = self.problem.objective.name_of(index)
         outcome.status = statuses.UNBOUNDED
         outcome.findings += (
             " The loss was still falling below zero, and may have no minimum: "
-            f"{self._problem.name_of(index)} ran from {start[index]:.4g} to "
-            f"{end[index]:.4g}."
+            f"{name} ran from {start[index]:.4g} to {end[index]:.4g}."
         )
 
     def _name_what_is_undetermined(self, outcome: Outcome) -> None:
         """Says so where data leave parameters of an optimum open, or all."""
-        problem, theta = self._problem, np.array(outcome.theta)
+        problem, theta = self.problem, np.array(outcome.theta)
         is_optimum = outcome.status in statuses.SUCCESSES
         if not is_optimum or outcome.evaluate is None or problem.constraints:
             return
@@ -181,7 +177,7 @@ class Run:
             time.perf_counter() - self._began,
         )
         if found is not None:
-            outcome.findings += found.sentences(problem.name_of)
+            outcome.findings += found.sentences(problem.objective.name_of)
 
     def started(self, point: Point) -> bool:
         """Told of the start by the solver; returns whether to stop there."""
@@ -203,7 +199,7 @@ class Run:
         return self._observer.accepted(iterate) or self._meets_target(loss)
 
     def _meets_target(self, loss: float) -> bool:
-        target = self._problem.budget.target
+        target = self.problem.budget.target
         return target is not None and loss <= target
 
     def _target_reached(self, outcome: Outcome) -> Outcome:
@@ -214,54 +210,24 @@ class Run:
             loss,
             test="target_loss",
             value=loss,
-            threshold=self._problem.budget.target,
+            threshold=self.problem.budget.target,
             raw=outcome.raw,
         )
 
     def _is_better(self, theta: Vector, loss: float) -> bool:
         """Whether a point is to be kept; feasibility comes before the loss."""
-        if not self._problem.constraints:
+        if not self.problem.constraints:
             return loss <= self.best[1]
         if not np.isfinite(loss):
             return False
-        if self._problem.is_feasible(self.best[0]):
+        if self.problem.is_feasible(self.best[0]):
             is_lower = loss <= self.best[1]
-            return is_lower and self._problem.is_feasible(theta)
+            return is_lower and self.problem.is_feasible(theta)
         return True
-
-
-def is_known(loss: float | None) -> bool:
-    """Whether the loss at the start of a fit is known and finite.
-
-    It may be finite in float64 although it is not in float32.
-    """
-    return loss is not None and np.isfinite(loss)
 
 
 def _is_finite(loss: float, grad: Vector | None) -> bool:
     return bool(np.isfinite(loss) and (grad is None or np.isfinite(grad).all()))
-
-
-def followed(
-    objective: FlatObjective,
-    constraints: Sequence[Constraint],
-    before: Vector,
-    theta: Vector,
-) -> Vector | None:
-    """Takes over what callbacks have assigned.
-
-    Args:
-        objective: the `FlatObjective`.
-        constraints: list of `Constraint`s.
-        before: the variables' values then, by `initial_position`.
-        theta: the point that these were rounded from.
-
-    Returns:
-        The point to go on from, or `None` if nothing has changed.
-    """
-    point = objective.followed(before, theta)
-    are_others = [constraint.refresh() for constraint in constraints]
-    return theta if point is None and any(are_others) else point
 
 
 def taken_over(outcome: Outcome, theta: Vector, loss: float) -> Outcome:
@@ -306,75 +272,6 @@ def checked_budget(
             f"Received: max_seconds={max_seconds}"
         )
     return Budget(None, max_evals, max_seconds, target_loss)
-
-
-def describe(
-    outcome: Outcome,
-    initial_loss: float | None,
-    iterations: int,
-    counts: "Counts",
-    seconds: float,
-    wide_from: int | None,
-) -> Result:
-    """The `Result` for the user, of one or several runs."""
-    assert outcome.status is not None  # The session has named the end.
-    kept = outcome.loss if outcome.kept_loss is None else outcome.kept_loss
-    return Result(
-        status=outcome.status,
-        message=sentence(outcome, iterations, counts.evaluations, wide_from),
-        success=outcome.status in statuses.SUCCESSES,
-        loss=float(outcome.loss),
-        kept_loss=float(kept),
-        initial_loss=float(np.nan if initial_loss is None else initial_loss),
-        float64_from=wide_from,
-        iterations=iterations,
-        evaluations=counts.evaluations,
-        hessian_products=counts.hessian_products,
-        jacobians=counts.jacobians,
-        time=seconds,
-        test=outcome.test,
-        value=outcome.value,
-        threshold=outcome.threshold,
-    )
-
-
-class Counts(NamedTuple):
-    """What has been evaluated, counted in the same way by every door.
-
-    Attributes:
-        evaluations: of the loss, with or without its gradient.
-        hessian_products: of the Hessian or the Gauss-Newton matrix with a
-            vector, and second derivatives along a step.
-        jacobians: of the outputs or the residuals, or of what is made from
-            them.
-    """
-
-    evaluations: int = 0
-    hessian_products: int = 0
-    jacobians: int = 0
-
-    def with_those_of(self, problem: Problem | None) -> "Counts":
-        """These, and those of a `Problem`, or of none."""
-        if problem is None:
-            return self
-        return Counts(
-            self.evaluations + problem.fg_evals,
-            self.hessian_products + problem.hessp_evals,
-            self.jacobians + problem.jacobians,
-        )
-
-
-def row(iterate: Iterate, counts: Counts) -> dict[str, Any]:
-    """The numbers that every History keeps of an iterate, and the method's."""
-    grad = iterate.grad
-    return {
-        "loss": float(iterate.loss),
-        # Of a vector, or of a norm; a method may have none.
-        "grad": np.nan if grad is None else float(np.linalg.norm(grad)),
-        "fg_evals": counts.evaluations,
-        "hessp_evals": counts.hessian_products,
-        **iterate.logs,
-    }
 
 
 def is_worth_a_warning(result: Result, own_limit: bool) -> bool:

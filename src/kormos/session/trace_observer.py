@@ -28,7 +28,7 @@ from kormos.warn import warn
 
 if TYPE_CHECKING:
     from kormos.optimizers.base import BatchOptimizer
-    from kormos.session.session import Session
+    from kormos.session.reporter import Reporter
 
 # Iterations in one compiled call, where nobody looks at each of them.
 _STRIDE = 50
@@ -133,31 +133,33 @@ class TraceObserver(SessionObserver):
     def is_stopped(self) -> bool:
         return self._is_stopped or self._model.stop_training
 
-    def begin(self, session: Session) -> None:
-        self._session = session
-        self._blocks = list(getattr(session.objective, "names", ()))
-        looks = self._is_watching or self._blocks[1:] or session.validation
+    def begin(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+        self._blocks = list(getattr(reporter.task.objective, "names", ()))
+        looks = (
+            self._is_watching or self._blocks[1:] or reporter.task.validation
+        )
         self.stride = 1 if looks else _STRIDE
         for name in ("loss", "grad", "fg_evals", "hessp_evals", "seconds"):
-            session.trace[name] = []
+            reporter.record.trace[name] = []
         self._keras.on_train_begin()
 
     def accepts(self, iterate: Iterate, logs: dict[str, Any]) -> None:
-        session, theta = self._session, iterate.theta
+        reporter, theta = self._reporter, iterate.theta
         self._logs = logs = {**logs, **self._looked(theta)}
-        session.record(logs)
+        reporter.record.add(logs)
         self.done += 1
         if self._is_watching or self._is_evaluated_too:
             # Where somebody looks, a compiled call has one iterate.
             assert theta is not None
             if self._is_watching:
-                session.write(theta)
-            session.call_out(theta, self._tell, logs)
+                reporter.write(theta)
+            reporter.call_out(theta, self._tell, logs)
         else:
             self._tell(logs)
 
     def finish(self, result: Result) -> None:
-        result.history = self._session.trace
+        result.history = self._reporter.record.trace
         self._model.history = types.SimpleNamespace(result=result)
         self._keras.on_train_end(self._logs)
         is_due = is_worth_a_warning(result, self._own_limit)
@@ -176,8 +178,11 @@ class TraceObserver(SessionObserver):
 
     def _looked(self, theta: Vector | None) -> dict[str, Any]:
         """The losses of blocks and of held-out data at an iterate."""
-        session = self._session
-        objective, validation = session.objective, session.validation
+        reporter = self._reporter
+        objective, validation = (
+            reporter.task.objective,
+            reporter.task.validation,
+        )
         found: dict[str, Any] = {}
         if self._blocks[1:]:
             losses = self._block_losses(objective, theta)

@@ -1,4 +1,4 @@
-"""What an optimizer sees: functions of one flat vector, and limits."""
+"""What a solver sees: a loss of one flat vector, bounds and limits."""
 
 import copy
 from collections.abc import Callable
@@ -20,12 +20,10 @@ from kormos.solvers.protocols import ProblemObjective
 from kormos.solvers.rejections import Raised
 from kormos.solvers.rejections import SafeGaussNewton
 from kormos.solvers.rejections import is_rejection
-from kormos.solvers.surroundings import Evaluate
 from kormos.solvers.verification import verify
 from kormos.types import Array
 from kormos.types import Matrix
 from kormos.types import Scalar
-from kormos.types import Structure
 from kormos.types import Tensor
 from kormos.types import Vector
 
@@ -55,6 +53,14 @@ class Problem:
             run several in one compiled call.
         on_evaluation: function of the loss, called after each evaluation.
         raised: the `Raised` of the fit, where the run is one of several.
+
+    Attributes:
+        objective: the loss, for what is neither counted nor may raise: what
+            compiled functions compute with, and names of parameters.
+        fg_evals: evaluations of the loss so far, with or without its gradient.
+        hessp_evals: Hessian products so far, and second derivatives along a
+            step.
+        jacobians: Jacobians so far, or what is made from them.
     """
 
     def __init__(
@@ -70,6 +76,7 @@ class Problem:
         on_evaluation: Callable[[float], object] | None = None,
         raised: Raised | None = None,
     ):
+        self.objective = objective
         self.size = objective.size
         self.lower = lower
         self.upper = upper
@@ -83,7 +90,6 @@ class Problem:
         self.hessp_evals = 0
         self.jacobians = 0
         self.raised = Raised() if raised is None else raised
-        self._objective = objective
         # The functions that have returned before.
         self._worked: set[Hashable] = set()
 
@@ -100,10 +106,6 @@ class Problem:
     @property
     def has_inequalities(self) -> bool:
         return any(c.type == "ineq" for c in self.constraints)
-
-    def name_of(self, index: int) -> str:
-        """What to call an entry of the flat vector."""
-        return self._objective.name_of(index)
 
     def project(self, theta: Vector) -> Vector:
         """The nearest point of the box."""
@@ -136,30 +138,21 @@ class Problem:
 
     def peek(self, theta: Vector) -> float:
         """As `value`, for those who count themselves."""
-        return self.tried("value", self._objective.value, _nan, theta)
+        return self.tried("value", self.objective.value, _nan, theta)
 
     def evaluate(self, theta: Vector) -> tuple[float, Vector]:
         """As `value_and_grad`, for those who count themselves."""
         return self.tried(
             "value_and_grad",
-            self._objective.value_and_grad,
+            self.objective.value_and_grad,
             lambda: (np.nan, self._nans()),
             theta,
         )
 
     @property
-    def goes_on_wider(self) -> bool:
-        """Whether a run in float64 is to follow this one."""
-        return self._objective.can_widen
-
-    def widened(self) -> Evaluate:
-        """Loss and gradient in float64, for those who count themselves."""
-        return self._objective.widened().value_and_grad
-
-    @property
     def is_verified(self) -> bool:
         """Whether the compiled loss was compared with the one as written."""
-        program = getattr(self._objective, "program", None)
+        program = getattr(self.objective, "program", None)
         return program is None or program.is_verified
 
     def verify(self, evaluate: Callable[[Vector], Any], theta: Vector) -> None:
@@ -171,26 +164,26 @@ class Problem:
             theta: the start.
         """
         if not self.is_verified:
-            self._objective.program.is_verified = True
-            verify(self._objective, evaluate, theta, self.project)
+            self.objective.program.is_verified = True
+            verify(self.objective, evaluate, theta, self.project)
 
     def hvp(self, theta: Vector, vector: Vector) -> Vector:
         self.hessp_evals += 1
-        hvp = self._objective.hvp
+        hvp = self.objective.hvp
         return self.tried("hvp", hvp, self._nans, theta, vector)
 
     def hessian(self, theta: Vector) -> Matrix:
         self.hessp_evals += self.size
         return self.tried(
             "hvp",
-            self._objective.hessian,
+            self.objective.hessian,
             lambda: np.full((self.size, self.size), np.nan),
             theta,
         )
 
     def gauss_newton(self) -> SafeGaussNewton:
         """The Gauss-Newton matrix of the loss: a `SafeGaussNewton`."""
-        matrix = self._objective.gauss_newton()
+        matrix = self.objective.gauss_newton()
 
         def tried(name: str, *args: Any) -> Any:
             self.jacobians += name in _JACOBIANS
@@ -203,10 +196,10 @@ class Problem:
 
         Each goes on counting where the one before has ended.
         """
-        objective = cast(BatchedObjective, self._objective)
+        objective = cast(BatchedObjective, self.objective)
         for batch in objective.batches(rng):
             part = copy.copy(self)
-            part._objective = batch
+            part.objective = batch
             yield part
             self.fg_evals, self.hessp_evals = part.fg_evals, part.hessp_evals
             self.jacobians = part.jacobians
@@ -221,8 +214,8 @@ class Problem:
         """`fn(*args)`, or `instead()` where that raises.
 
         Args:
-            name: a name for the function. Before a function has returned
-                once, only a failure of the numerics does not end the run.
+            name: a name for the function. Until a function has returned once,
+                any exception is raised but a failure of the numerics.
             fn: the function.
             instead: function of no arguments.
             *args: what `fn` takes.
@@ -257,33 +250,6 @@ class Problem:
     def spent(self) -> str | None:
         """The limit that is reached, as a status, or `None`."""
         return self.budget.spent(self.fg_evals)
-
-    @property
-    def is_streamed(self) -> bool:
-        """Whether the loss can only be evaluated here, in Python."""
-        return self._objective.is_streamed
-
-    def traceable(
-        self,
-    ) -> tuple[Callable[..., tuple[Scalar, Tensor]], tuple[Structure, ...]]:
-        """Loss and gradient for use inside a compiled function.
-
-        Returns:
-            A function of a flat tensor and of the arguments that are returned
-            beside it.
-        """
-        return self._objective.traceable()
-
-    def compiled_loop(
-        self, key: Hashable, fn: Callable[..., Structure]
-    ) -> Callable[..., Structure]:
-        """`fn(state, *args) -> state`, compiled once for the objective.
-
-        Args:
-            key: what, besides the objective, makes the function another one.
-            fn: the function.
-        """
-        return self._objective.compiled_loop(key, fn)
 
     def _counted(self, loss: float) -> float:
         self.fg_evals += 1

@@ -36,11 +36,15 @@ class Linearized(NamedTuple):
     """What is known at a point.
 
     Attributes:
+        theta: the point, `(size,)`.
+        loss: the loss there.
         row_loss: the loss, evaluated row by row.
         grad: the gradient, `(size,)`.
         model: the model of the loss.
     """
 
+    theta: Vector
+    loss: float
     row_loss: float
     grad: Vector
     model: LocalModel
@@ -102,7 +106,7 @@ class LocalModels:
     def at(self, theta: Vector, loss: float) -> Linearized | None:
         """What is known at a point, or `None` if it is not finite."""
         if self.solver == "cg":
-            return self._by_products(theta)
+            return self._by_products(theta, loss)
         make: Callable[[Matrix, Vector, Vector, float], LocalModel]
         if self.solver == "rows":
             own, grad, matrix = self._curvature.rows(theta, self._keeps)
@@ -129,8 +133,8 @@ class LocalModels:
             )
             matrix[straight, straight] = squares[straight]
         scale = self._rescaled(np.sqrt(squares), theta, grad)
-        epsilon = self._problem.epsilon
-        return Linearized(own, grad, make(matrix, scale, grad, epsilon))
+        model = make(matrix, scale, grad, self._problem.epsilon)
+        return Linearized(theta, loss, own, grad, model)
 
     def evaluate(self, theta: Vector) -> tuple[float, Vector]:
         """Loss and gradient at a point, evaluated row by row as J is."""
@@ -163,7 +167,7 @@ class LocalModels:
         self._problem.hessp_evals += 1
         return self._curvature.bend(theta, step)
 
-    def _by_products(self, theta: Vector) -> Linearized | None:
+    def _by_products(self, theta: Vector, loss: float) -> Linearized | None:
         problem = self._problem
         own, grad = problem.value_and_grad(theta)
         # The evaluation at this point was counted before.
@@ -178,7 +182,7 @@ class LocalModels:
             return None
         scale = self._rescaled(np.sqrt(diagonal), theta, grad)
         model = steihaug.Products(product, scale, grad)
-        return Linearized(own, grad, model)
+        return Linearized(theta, loss, own, grad, model)
 
     def _chosen(self) -> str:
         rows, size = self.outputs, self._problem.size

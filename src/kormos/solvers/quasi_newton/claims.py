@@ -23,6 +23,7 @@ from kormos.solvers.quasi_newton import state as states
 from kormos.solvers.quasi_newton.driver import CompiledLoop
 from kormos.solvers.quasi_newton.end import Claim
 from kormos.solvers.quasi_newton.end import QuasiNewtonEnd
+from kormos.solvers.quasi_newton.rounding import Rounding
 from kormos.solvers.quasi_newton.state import State
 from kormos.types import Vector
 
@@ -34,19 +35,13 @@ _CLAIMS = (
     states.LINE_SEARCH,
 )
 
-# The measured rounding is used if it differs from the assumed one by more than
-# this factor. Our choice: the measurement itself is not much more precise.
-_OTHER_NOISE = 4.0
-# The rounding is never taken for more than this part of the loss: above it the
-# line search could not tell losses apart at all.
-_MOST_NOISE = 2.0**-4
 # If more than this part of the loss is predicted, the loss is on its way to
 # zero, and something is left at every point. Newton steps are not tried then.
 _MOST_LEFT = 1e-3
-# If a loss in float64 rounds by more than the first part of itself, there is
-# one longer trial, of the second number of evaluations more for each parameter.
-# Our choice: a few steps then gain less than the rounding, but many gain more.
-_ROUGH, _LONGER = 1e-10, 2
+# If the loss rounds by much, there is one longer trial, of this number of
+# evaluations more for each parameter. Our choice: fewer may again gain less
+# than the rounding, and more take longer at the end of each such run.
+_LONGER = 2
 # A run ends after this many claims in a row that did not hold, if together they
 # lowered the loss by no more than the second part of it. Our choice: it bounds
 # the time of a run that gains next to nothing, forever.
@@ -60,10 +55,8 @@ class Claims:
         loop: the compiled loop, its start evaluated.
         problem: the problem.
         tolerances: those of the optimizer.
+        rounding: what is known of the rounding of the loss.
         call: function that evaluates the start of a trial.
-
-    Attributes:
-        noise: the rounding of the loss over its size, as far as it is known.
     """
 
     def __init__(
@@ -71,18 +64,18 @@ class Claims:
         loop: CompiledLoop,
         problem: Problem,
         tolerances: Tolerances,
+        rounding: Rounding,
         call: Callable[[], None],
     ):
-        self.noise: float = problem.epsilon
         self._loop = loop
         self._problem = problem
+        self._rounding = rounding
         self._call = call
         self._xtol = tolerances.xtol
         self._end = QuasiNewtonEnd(loop, problem, tolerances)
         self._most_evaluations = convergence.trial_evaluations(
             problem.size, problem.epsilon
         )
-        self._measured: float | None = None
         self._is_long = False
         # A run that has just begun is its own trial, without a limit.
         self._claim = self._claim_here()
@@ -104,7 +97,7 @@ class Claims:
         if int(self._state.status) == states.STEP:
             return self._stepped()
         if self._is_tried:
-            if self._gains():
+            if self._is_gain(self._claim.loss, float(self._state.loss)):
                 self._is_tried = self._is_start = False
             elif self._is_claimed() or self._is_over():
                 self._promises.append(self._promise())
@@ -158,14 +151,14 @@ class Claims:
         last = self.last_evaluation
         return last is not None and int(self._state.evaluations) >= last
 
-    def _gains(self) -> bool:
-        """Whether the trial lowered the loss by more than a claim allows."""
+    def _is_gain(self, before: float, after: float) -> bool:
+        """Whether a decrease of the loss is more than a claim allows."""
         return convergence.is_gain(
-            self._claim.loss,
-            float(self._state.loss),
+            before,
+            after,
             self._problem.epsilon,
             self._end.least_gain,
-            self._measured or 0.0,
+            self._rounding.measured or 0.0,
         )
 
     def _promise(self) -> float:
@@ -190,9 +183,8 @@ class Claims:
         kept = self._loop.copy()
         claim = self._claim_here(kept)
         if self._is_promising(float(self._state.search.promise)):
-            before = self.noise
-            self._measure(claim)
-            if self.noise > _OTHER_NOISE * before and kept is not None:
+            self._rounding.measure(claim)
+            if self._rounding.has_grown and kept is not None:
                 # The line search only has to know of it from now on.
                 self._loop.search_again(kept)
                 return
@@ -208,16 +200,18 @@ class Claims:
             self._claim = self._claim._replace(
                 status=int(state.status), value=float(state.value)
             )
-        if self._measured is None and self._is_promising(max(self._promises)):
-            before = self.noise
-            self._measure(self._claim)
-            if is_start and before > _OTHER_NOISE * self.noise:
+        is_known = self._rounding.measured is not None
+        if not is_known and self._is_promising(max(self._promises)):
+            self._rounding.measure(self._claim)
+            if is_start and self._rounding.has_shrunk:
                 # The search gave up because of a rounding that is not there.
                 self._units = [np.ones(self._problem.size)]
-        if self._units and self._problem.spent() is None:
+        may_go_on = self._problem.spent() is None
+        if self._units and may_go_on:
             self._try(self._units.pop(0))
             return None
-        if self._is_rough() and self._problem.spent() is None:
+        is_rough = self._rounding.is_rough(self._claim.loss)
+        if is_rough and may_go_on and not self._is_long:
             self._is_long = True
             self._most_evaluations += _LONGER * self._problem.size
             self._try(np.ones(self._problem.size))
@@ -225,16 +219,6 @@ class Claims:
         if not self._is_start and self._goes_lower():
             return None
         return self._settled()
-
-    def _is_rough(self) -> bool:
-        """Whether a float64 loss rounds so much that a short trial says little.
-
-        A few steps gain less than the rounding, but many gain more.
-        """
-        if self._is_long or self._problem.epsilon > convergence.FINEST:
-            return False
-        noise, loss = self._measured or 0.0, abs(self._claim.loss)
-        return _ROUGH * loss < noise < loss
 
     def _goes_lower(self) -> bool:
         """Tries Newton steps, if the Hessian takes few evaluations.
@@ -254,13 +238,7 @@ class Claims:
         self._promises.append(
             convergence.sober(gain.promise, gain.theta, gain.grad)
         )
-        is_lower = convergence.is_gain(
-            loss,
-            gain.loss,
-            self._problem.epsilon,
-            self._end.least_gain,
-            self._measured or 0.0,
-        )
+        is_lower = self._is_gain(loss, gain.loss)
         if is_lower:
             self._is_tried = False
             units = to_array(self._state.units)
@@ -291,19 +269,12 @@ class Claims:
         loss = float(self._state.loss)
         return convergence.is_promising(promise, loss, self._end.tolerance)
 
-    def _measure(self, claim: Claim) -> None:
-        """Measures the rounding of the loss at a claimed point."""
-        self._measured = convergence.measured_noise(
-            self._loop.value, claim.theta, claim.loss, self._problem.epsilon
-        )
-        self._problem.fg_evals = int(self._state.evaluations)
-        if claim.loss != 0:
-            self.noise = min(self._measured / abs(claim.loss), _MOST_NOISE)
-
     def _settled(self) -> Outcome:
         """The outcome at a point from which no trial gained anything."""
         claim = self._claim
-        outcome = self._end.judge(claim, max(self._promises), self._measured)
+        outcome = self._end.judge(
+            claim, max(self._promises), self._rounding.measured
+        )
         self._restore(claim.kept, outcome.theta)
         return outcome
 

@@ -63,7 +63,7 @@ class CompiledLoop:
         self._packed = pack(state)
         self.state: State = state
         self._has_run = False
-        self._compile(problem.is_streamed)
+        self._compile(problem.objective.is_streamed)
 
     def advance(
         self, tolerances: tuple[float, ...], evaluations: int, iterations: int
@@ -183,7 +183,7 @@ class CompiledLoop:
             value_and_grad = _as_given
             self._arguments_at = functools.partial(_evaluated, problem)
         else:
-            value_and_grad, arguments = problem.traceable()
+            value_and_grad, arguments = problem.objective.traceable()
             self._arguments_at = lambda state: arguments
 
         def advance(
@@ -204,7 +204,7 @@ class CompiledLoop:
             return pack(state)
 
         key = curvature.key, is_stepped
-        self._advance = problem.compiled_loop(key, advance)
+        self._advance = problem.objective.compiled_loop(key, advance)
 
 
 def _as_given(

@@ -19,6 +19,7 @@ from kormos.solvers.protocols import Tolerances
 from kormos.solvers.quasi_newton import state as states
 from kormos.solvers.quasi_newton.claims import Claims
 from kormos.solvers.quasi_newton.driver import CompiledLoop
+from kormos.solvers.quasi_newton.rounding import Rounding
 from kormos.solvers.quasi_newton.state import State
 from kormos.solvers.solver_state import SolverState
 
@@ -59,12 +60,17 @@ class QuasiNewtonRun:
         """
         self._key = method.key
         self._loop = CompiledLoop(method, self._problem, state)
+        self._rounding = Rounding(self._loop, self._problem)
         first = self._goal = int(state.iterations)
         with backend.wide():
             stop = self._start(earlier)
             outcome = None
             self._claims = Claims(
-                self._loop, self._problem, self._optimizer, self._call
+                self._loop,
+                self._problem,
+                self._optimizer,
+                self._rounding,
+                self._call,
             )
             while not stop and outcome is None:
                 outcome = self._ended() or self._claims.look()
@@ -137,17 +143,16 @@ class QuasiNewtonRun:
             evaluations.append(budget.evaluations)
         if problem.on_evaluation is not None or self._loop.is_stepped:
             evaluations.append(spent + 1)
-        claims, noise = self._claims, problem.epsilon
-        if claims is not None:
-            noise = claims.noise
-            if claims.last_evaluation is not None:
-                evaluations.append(max(claims.last_evaluation, spent + 1))
+        if self._claims is not None:
+            last = self._claims.last_evaluation
+            if last is not None:
+                evaluations.append(max(last, spent + 1))
         target = -np.inf if budget.target is None else budget.target
         tolerances = (
             optimizer.gtol,
             optimizer.ftol,
             optimizer.xtol,
-            noise,
+            self._rounding.share,
             target,
         )
         return tolerances, min(evaluations)

@@ -16,6 +16,13 @@ class Evaluation(NamedTuple):
     loss: float
     grad: Vector | None
 
+    def is_at(self, theta: Vector) -> bool:
+        """Whether it is one at this point."""
+        # Most points differ in every entry, so one entry tells most of the
+        # time.
+        mine = self.theta
+        return mine[-1] == theta[-1] and np.array_equal(mine, theta)
+
 
 class Halt(Exception):
     """Leaves SciPy's loop. `StopIteration` would not leave that of TNC.

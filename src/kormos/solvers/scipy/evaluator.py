@@ -1,9 +1,9 @@
 """What SciPy sees of a problem: functions of the free parameters.
 
-SciPy may evaluate outside of the bounds, and asks for loss and gradient apart.
-Here every point is moved into the bounds and evaluated once. Where the loss is
-NaN or infinite, SciPy is shown a steep rise instead, so that it shortens its
-step.
+SciPy may evaluate outside of the bounds, and asks for the loss and the gradient
+one by one. Here every point is moved into the bounds and evaluated once. Where
+the loss is NaN or infinite, SciPy is shown a steep rise instead, so that it
+shortens its step.
 """
 
 from collections.abc import Callable
@@ -18,6 +18,7 @@ from kormos.solvers.scipy.adapted_constraints import AdaptedConstraints
 from kormos.solvers.scipy.evaluation import Evaluation
 from kormos.solvers.scipy.evaluation import Halt
 from kormos.solvers.scipy.evaluation import checked
+from kormos.solvers.scipy.memory import Memory
 from kormos.solvers.scipy.methods import ScipyMethod
 from kormos.types import Array
 from kormos.types import Matrix
@@ -27,20 +28,17 @@ from kormos.types import Vector
 # smaller may be the rounding of zero.
 MOST_SCALE = 2.0**33
 
-# This many of the latest points are remembered, beside the best and the
-# accepted one. Our choice: methods ask again for points that they have just
-# seen.
-_REMEMBERED = 4
 # The run ends after this many trials in a row that rounding hides. Our choice:
 # one may be by chance, and each one more is lost at the end of every run.
 _MOST_NOISY_TRIALS = 2
-# A trial of a claim may ask for this many points for each evaluation, most of
-# which are remembered.
+# A trial of a claim may ask for this many points for each evaluation that it
+# may make; most of them are remembered. Our choice: a method that asks more
+# often goes in circles.
 _QUESTIONS = 4
 
 
 class Evaluator:
-    """Answers SciPy, remembers points and hides non-finite ones.
+    """Answers SciPy, and hides points where the loss is not finite.
 
     SciPy only has the parameters that the bounds leave free, because several
     of its methods mishandle fixed ones. Here `x` are the free ones, and
@@ -61,8 +59,7 @@ class Evaluator:
     def __init__(self, problem: Problem, theta: Vector, spec: ScipyMethod):
         self._problem = problem
         self._spec = spec
-        self._memory: list[Evaluation] = []
-        self._best: Evaluation | None = None
+        self._memory = Memory()
         # The accepted point before the present one.
         self._previous: Evaluation | None = None
         self._noisy_trials = 0
@@ -86,7 +83,7 @@ class Evaluator:
         self._last: int | None = None
         self._questions: int | None = None
         self.accepted = self._evaluated(theta)
-        self._remember(self.accepted)
+        self._memory.add(self.accepted, self.accepted)
 
     def rescale(self) -> None:
         """Shows SciPy a loss or a gradient that is about one at the start.
@@ -128,12 +125,12 @@ class Evaluator:
 
     def at(self, theta: Vector) -> Evaluation:
         """The evaluation at a point, made once."""
-        for known in reversed(self._memory):
-            if _is_same(known.theta, theta):
-                return known
+        known = self._memory.find(theta)
+        if known is not None:
+            return known
         self.check_budget()
         made = self._evaluated(theta)
-        self._remember(made)
+        self._memory.add(made, self.accepted)
         self._note_noise(made)
         return made
 
@@ -149,15 +146,6 @@ class Evaluator:
         status = self._problem.spent()
         if status is not None:
             raise Halt(status)
-
-    def _remember(self, made: Evaluation) -> None:
-        if self._best is None or made.loss < self._best.loss:
-            self._best = made
-        # Simplex and model-based methods come back to the best point late.
-        old = self._memory[:-_REMEMBERED]
-        kept = [e for e in old if e is self._best or e is self.accepted]
-        recent = self._memory[-_REMEMBERED:]
-        self._memory = [*kept, *recent, made]
 
     def _note_noise(self, made: Evaluation) -> None:
         """Ends the run when rounding hides the effect of its steps.
@@ -187,7 +175,7 @@ class Evaluator:
 
     def move(self, theta: Vector) -> bool:
         """Makes a point the accepted one; returns whether it is another."""
-        if _is_same(theta, self.accepted.theta):
+        if self.accepted.is_at(theta):
             return False  # The method rejected its step.
         self._previous = self.accepted
         self.accepted = self.at(theta)
@@ -223,11 +211,11 @@ class Evaluator:
         self.check_budget()
         theta = self.point(x)
         hessian = self._problem.hessian(theta)
-        is_trial = not _is_same(theta, self.accepted.theta)
-        if is_trial and not np.isfinite(hessian).all():
+        is_finite = np.isfinite(hessian).all()
+        if not is_finite and not self.accepted.is_at(theta):
             # trust-exact asks for the Hessian of a trial before its loss. That
             # will reject the trial.
-            self._memory.append(Evaluation(theta.copy(), np.nan, None))
+            self._memory.add_unusable(theta)
             hessian = np.zeros_like(hessian)
         hessian = checked(hessian, "the Hessian")
         return hessian[self._free][:, self._free] * self.scale
@@ -246,7 +234,7 @@ class Evaluator:
 
     def stand_at(self, evaluation: Evaluation) -> None:
         """Makes a point that was evaluated elsewhere the accepted one."""
-        self._remember(evaluation)
+        self._memory.add(evaluation, self.accepted)
         self._previous = self.accepted
         self.accepted = evaluation
         self._noisy_trials = 0
@@ -295,9 +283,3 @@ class Evaluator:
         if start.grad is not None:
             rise = max(abs(float(start.grad @ step)), 1e-300)
         return start.loss + rise, 2 * rise / length * step
-
-
-def _is_same(a: Vector, b: Vector) -> bool:
-    """Whether two points are the same."""
-    # Most points differ in every entry, so one entry tells most of the time.
-    return a[-1] == b[-1] and np.array_equal(a, b)

@@ -1,0 +1,94 @@
+"""What a session attaches to its optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+from typing import Any
+
+import keras
+
+from kormos.session.record import Counts
+from kormos.types import Vector
+from kormos.warn import warn
+
+if TYPE_CHECKING:
+    from kormos.optimizers.base import BatchOptimizer
+    from kormos.solvers.solver_state import SolverState
+
+
+class Attachment:
+    """What callbacks save of a session, and a later session goes on from.
+
+    It is the only one that writes to an optimizer.
+
+    Args:
+        optimizer: the `BatchOptimizer`.
+
+    Attributes:
+        state: the `SolverState` to go on from, or `None`.
+    """
+
+    def __init__(self, optimizer: BatchOptimizer):
+        self._optimizer = optimizer
+        self._loads = self._earlier_iterations = 0
+        # Its own list: another session may use the optimizer meanwhile.
+        self._results: list[Any] = []
+        self.state: SolverState | None = None
+
+    def build(self, variables: Sequence[Any]) -> None:
+        """Builds the optimizer, before a backup may be read into it."""
+        optimizer = self._optimizer
+        optimizer.build([v for v in variables if isinstance(v, keras.Variable)])
+        optimizer.results = self._results
+        self._loads = optimizer.loads
+
+    def take_over(self, resume: bool) -> None:
+        """Takes over what the optimizer has of an earlier session.
+
+        Args:
+            resume: whether to go on with its state. One from a backup that
+                was read since `build` is gone on with anyway.
+        """
+        optimizer = self._optimizer
+        resume = resume or optimizer.loads > self._loads
+        self._earlier_iterations = int(
+            keras.ops.convert_to_numpy(optimizer.iterations)
+        )
+        self.state = optimizer.solver_state if resume else None
+        is_lost = self.state is None and optimizer.loads
+        if resume and optimizer.keeps_state and is_lost:
+            warn(
+                "The optimizer has no state of its earlier iterations, and "
+                "goes on from the weights only. For a saved model to have it, "
+                "set `optimizer.keep_state = True` before it is saved. "
+                f"Received: resume=True, '{optimizer.name}' after "
+                f"{self._earlier_iterations} iterations"
+            )
+
+    def keep(self, state: SolverState | None) -> None:
+        """Makes a state what callbacks save and a later session finds."""
+        self.state = state
+        self._optimizer.keep(state)
+
+    def keep_position(self, theta: Vector, iterations: int) -> None:
+        """Notes what the variables hold now.
+
+        Args:
+            theta: the point that they were rounded from.
+            iterations: accepted iterations of this session so far.
+        """
+        if self.state is not None:
+            self.state.position = theta
+        self._optimizer.iterations.assign(self._earlier_iterations + iterations)
+
+    def add_result(self, raw: Any) -> None:
+        """Adds what a method returned."""
+        if raw is not None:
+            self._results.append(raw)
+
+    def tell(self, counts: Counts) -> None:
+        """Tells what the session has evaluated."""
+        self._optimizer.fg_evals = counts.evaluations
+        self._optimizer.hessp_evals = counts.hessian_products
+        self._optimizer.jacobians = counts.jacobians

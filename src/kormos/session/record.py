@@ -1,0 +1,143 @@
+"""What a session has done so far: iterations, evaluations, time, losses."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+from typing import Any
+from typing import NamedTuple
+
+import numpy as np
+
+from kormos.session.result import Result
+from kormos.session.result import sentence
+from kormos.solvers import statuses
+from kormos.solvers.outcome import Outcome
+from kormos.solvers.protocols import Iterate
+
+if TYPE_CHECKING:
+    from kormos.session.run import Run
+    from kormos.solvers.problem import Problem
+
+
+class Counts(NamedTuple):
+    """What has been evaluated, counted in the same way by every door.
+
+    Attributes:
+        evaluations: of the loss, with or without its gradient.
+        hessian_products: of the Hessian or the Gauss-Newton matrix with a
+            vector, and second derivatives along a step.
+        jacobians: of the outputs or the residuals, or of what is made from
+            them.
+    """
+
+    evaluations: int = 0
+    hessian_products: int = 0
+    jacobians: int = 0
+
+    def with_those_of(self, problem: Problem) -> Counts:
+        """These, and those of a `Problem`."""
+        return Counts(
+            self.evaluations + problem.fg_evals,
+            self.hessian_products + problem.hessp_evals,
+            self.jacobians + problem.jacobians,
+        )
+
+
+class Record:
+    """What a session has done so far, over all of its runs.
+
+    Attributes:
+        trace: a dict of columns with an entry for each accepted iterate.
+        initial_loss: the loss at the start, or `None` before that is known.
+        float64_from: the iterations after which float64 took over, or `None`.
+        run: the `Run` that is going on, or `None`.
+    """
+
+    def __init__(self) -> None:
+        self.trace: dict[str, list[Any]] = {}
+        self.initial_loss: float | None = None
+        self.float64_from: int | None = None
+        self.run: Run | None = None
+        # Of the runs that are over.
+        self._counts, self._iterations = Counts(), 0
+        self._began = 0.0
+
+    def begin(self) -> float:
+        """Begins to count seconds; returns the time by `perf_counter`."""
+        self._began = time.perf_counter()
+        return self._began
+
+    def end_run(self) -> None:
+        """Adds the run that is going on to those that are over."""
+        self._counts, self._iterations = self.counts, self.iterations
+        self.run = None
+
+    @property
+    def iterations(self) -> int:
+        """Accepted iterations."""
+        running = 0 if self.run is None else self.run.iterations
+        return self._iterations + running
+
+    @property
+    def counts(self) -> Counts:
+        """Evaluations."""
+        if self.run is None:
+            return self._counts
+        return self._counts.with_those_of(self.run.problem)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the session began."""
+        return time.perf_counter() - self._began
+
+    @property
+    def knows_start(self) -> bool:
+        """Whether the loss at the start is known and finite.
+
+        It may be finite in float64 although it is not in float32.
+        """
+        loss = self.initial_loss
+        return loss is not None and bool(np.isfinite(loss))
+
+    def row(self, iterate: Iterate) -> dict[str, Any]:
+        """The numbers that every History keeps of an iterate."""
+        grad, counts = iterate.grad, self.counts
+        return {
+            "loss": float(iterate.loss),
+            # Of a vector, or of a norm; a method may have none.
+            "grad": np.nan if grad is None else float(np.linalg.norm(grad)),
+            "fg_evals": counts.evaluations,
+            "hessp_evals": counts.hessian_products,
+            **iterate.logs,
+        }
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Adds a row to the trace."""
+        for name, value in {**row, "seconds": self.seconds}.items():
+            self.trace.setdefault(name, []).append(value)
+
+    def result(self, outcome: Outcome) -> Result:
+        """The `Result` for the user, at the end of the session."""
+        assert outcome.status is not None  # The session has named the end.
+        counts, initial = self.counts, self.initial_loss
+        kept = outcome.loss if outcome.kept_loss is None else outcome.kept_loss
+        return Result(
+            status=outcome.status,
+            message=sentence(
+                outcome, self.iterations, counts.evaluations, self.float64_from
+            ),
+            success=outcome.status in statuses.SUCCESSES,
+            loss=float(outcome.loss),
+            kept_loss=float(kept),
+            initial_loss=float(np.nan if initial is None else initial),
+            float64_from=self.float64_from,
+            iterations=self.iterations,
+            evaluations=counts.evaluations,
+            hessian_products=counts.hessian_products,
+            jacobians=counts.jacobians,
+            time=self.seconds,
+            test=outcome.test,
+            value=outcome.value,
+            threshold=outcome.threshold,
+        )

@@ -1,0 +1,111 @@
+"""Tells an observer of a run, and notices what callbacks change meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from kormos.objective.start_checks import warn_of_unused_variables
+from kormos.session.attachment import Attachment
+from kormos.session.observer import SessionObserver
+from kormos.session.record import Record
+from kormos.session.run import Run
+from kormos.session.task import Task
+from kormos.solvers.protocols import Iterate
+from kormos.solvers.protocols import Point
+from kormos.types import Vector
+
+
+class Reporter:
+    """What stands between the runs of a session and its observer.
+
+    A run tells it the start and every accepted iterate. The observer records
+    them, writes them into the variables and calls callbacks through it.
+
+    Args:
+        task: the `Task`.
+        record: the `Record`.
+        attachment: the `Attachment`.
+        observer: the `SessionObserver`.
+
+    Attributes:
+        task: the same.
+        record: the same.
+        has_started: whether the start of the present run is evaluated.
+        followed: the point to go on from, where callbacks have changed the
+            loss or the variables; `None` otherwise.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        record: Record,
+        attachment: Attachment,
+        observer: SessionObserver,
+    ):
+        self.task = task
+        self.record = record
+        self._attachment = attachment
+        self._observer = observer
+        self.has_started = False
+        self.followed: Vector | None = None
+        self._end = 0
+
+    def begin_run(self, end: int) -> None:
+        """Called before each run.
+
+        Args:
+            end: the epoch, or the iteration of a door without epochs, at
+                which the run is to stop.
+        """
+        self.has_started, self.followed, self._end = False, None, end
+
+    def started(self, point: Point) -> bool:
+        """Told of the start of a run; returns whether to stop there."""
+        self.has_started = True
+        theta, loss, grad = point
+        if not self.record.knows_start:
+            self.record.initial_loss = loss
+            project = self._run.problem.project
+            warn_of_unused_variables(self.task.objective, theta, grad, project)
+        self._observer.starts(point)
+        return self._observer.done >= self._end
+
+    def accepted(self, iterate: Iterate) -> bool:
+        """Told of every accepted iterate; returns whether to stop."""
+        observer = self._observer
+        self._attachment.keep(iterate.state)
+        observer.opens(iterate)
+        if self.followed is not None:
+            # A callback has changed the loss or the variables: the run is to
+            # begin anew from what it has set, without this iterate.
+            observer.discards()
+            self._run.iterations -= 1
+            return True
+        observer.accepts(iterate, self.record.row(iterate))
+        is_over = observer.is_stopped or observer.done >= self._end
+        return is_over or self.followed is not None
+
+    def call_out(
+        self, theta: Vector, fn: Callable[..., object], *args: Any
+    ) -> None:
+        """Calls a function of the user's, which may assign variables.
+
+        Args:
+            theta: the point that the variables keep, before they round it.
+            fn: the function.
+            *args: its arguments.
+        """
+        before = self.task.objective.initial_position()
+        fn(*args)
+        self.followed = self.task.followed(before, theta)
+
+    def write(self, theta: Vector) -> None:
+        """Writes a point into the variables, and notes that it is there."""
+        self.task.assign(theta)
+        self._attachment.keep_position(theta, self.record.iterations)
+
+    @property
+    def _run(self) -> Run:
+        assert self.record.run is not None, "only a run tells of iterates"
+        return self.record.run

@@ -1,0 +1,185 @@
+"""What a session minimizes: a loss, under bounds and constraints."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
+from typing import Any
+
+import keras
+
+from kormos.objective.base import FlatObjective
+from kormos.objective.bounds import moved_into_bounds
+from kormos.objective.bounds import resolve_bounds
+from kormos.objective.keras_model.program import is_built
+from kormos.session.float64_tail import resolved
+from kormos.session.float64_tail import widen
+from kormos.solvers.budget import Budget
+from kormos.solvers.problem import Constraint
+from kormos.solvers.problem import Problem
+from kormos.solvers.rejections import Raised
+from kormos.types import Vector
+
+if TYPE_CHECKING:
+    from kormos.optimizers.base import BatchOptimizer
+    from kormos.optimizers.stage import Stage
+
+Objectives = tuple[FlatObjective, FlatObjective | None]
+
+
+class Task:
+    """What a session minimizes, over which variables and within what limits.
+
+    Args:
+        optimizer: the `BatchOptimizer`, whose bounds and constraints hold
+            where none are given.
+        make_objectives: function that returns the objectives of training and
+            of validation (or `None`) for the variables as they are.
+        bounds: as `BatchOptimizer` takes them.
+        constraints: as `BatchOptimizer` takes them.
+        model: the model of a fit, which `pretrain_fn` is called with, or
+            `None`. Its variables are moved into the bounds before the
+            objectives are made. Without a model the caller does so.
+
+    Attributes:
+        objective: the objective of training, once the task is prepared.
+        validation: the objective of validation, or `None`.
+        constraints: a list of `Constraint`s.
+    """
+
+    objective: FlatObjective
+    validation: FlatObjective | None
+    constraints: list[Constraint]
+
+    def __init__(
+        self,
+        optimizer: BatchOptimizer,
+        make_objectives: Callable[[], Objectives],
+        bounds: Any = None,
+        constraints: Any = None,
+        model: Any = None,
+    ):
+        if constraints is None:
+            constraints = optimizer.constraints
+        self._make_objectives = make_objectives
+        self._given_bounds = optimizer.bounds if bounds is None else bounds
+        self._given_constraints = constraints
+        self._model = model
+
+    def prepare(self, stages: Sequence[Stage]) -> None:
+        """Makes the objectives for the variables as they are.
+
+        Args:
+            stages: those that are to be checked now.
+
+        Raises:
+            ValueError: if the method of a stage cannot do what is asked.
+        """
+        frozen: Sequence[keras.Variable] = ()
+        if any(stage.pretrain_fn is not None for stage in stages):
+            # Bounds may name what another stage trains.
+            frozen = self._model.non_trainable_variables
+        with self._within_bounds(frozen):
+            self.objective, self.validation = self._make_objectives()
+            packing = self.objective.program.packing
+            self._box = resolve_bounds(self._given_bounds, packing, frozen)
+            self._resolve_constraints()
+            for stage in stages:
+                types = [c.type for c in self.constraints]
+                is_bounded = self._box[0] is not None
+                stage.check(self.objective.size, is_bounded, types)
+                if stage.uses_jacobian:
+                    self.objective.gauss_newton()
+
+    def pretrain(self, stage: Stage) -> None:
+        """Calls the `pretrain_fn` of a stage, if it has one."""
+        if stage.pretrain_fn is not None:
+            stage.pretrain_fn(self._model)
+            # It may have frozen, thawed or assigned variables.
+            self.prepare([stage])
+
+    def refresh(self) -> None:
+        """Reads again what the losses depend on besides the flat vector."""
+        self.objective.refresh()
+        self._refresh_validation()
+
+    def assign(self, theta: Vector) -> None:
+        """Writes a point into the variables."""
+        self.objective.assign(theta)
+        # In training, averages of layers are assigned too.
+        self._refresh_validation()
+
+    def followed(self, before: Vector, theta: Vector) -> Vector | None:
+        """Takes over what callbacks have assigned.
+
+        Args:
+            before: the variables' values before, by `initial_position`.
+            theta: the point that these were rounded from.
+
+        Returns:
+            The point to go on from, or `None` if nothing has changed.
+        """
+        point = self.objective.followed(before, theta)
+        are_others = [c.refresh() for c in self.constraints]
+        if point is None and any(are_others):
+            point = theta
+        if point is not None:
+            self._refresh_validation()
+        return point
+
+    def widen(self) -> Callable[[], None]:
+        """Evaluates in float64 from now on.
+
+        Returns:
+            A function that goes back to float32.
+        """
+        narrow = widen([self.objective, self.validation])
+        self._resolve_constraints()
+
+        def undo() -> None:
+            narrow()
+            self._resolve_constraints()
+
+        return undo
+
+    def problem(
+        self,
+        budget: Budget,
+        stride: int,
+        on_evaluation: Callable[[float], object] | None,
+        raised: Raised,
+    ) -> Problem:
+        """The `Problem` of a run, with its arguments of the same names."""
+        lower, upper = self._box
+        return Problem(
+            self.objective,
+            lower=lower,
+            upper=upper,
+            constraints=self.constraints,
+            epsilon=self.objective.epsilon,
+            rounding=self.objective.rounding,
+            budget=budget,
+            stride=stride,
+            on_evaluation=on_evaluation,
+            raised=raised,
+        )
+
+    def _within_bounds(
+        self, frozen: Sequence[keras.Variable]
+    ) -> AbstractContextManager[None]:
+        model = self._model
+        if model is None or not is_built(model):
+            return contextlib.nullcontext()
+        return moved_into_bounds(
+            model.trainable_variables, self._given_bounds, frozen
+        )
+
+    def _refresh_validation(self) -> None:
+        if self.validation is not None:
+            self.validation.refresh()
+
+    def _resolve_constraints(self) -> None:
+        self.constraints = resolved(self.objective, self._given_constraints)
