@@ -17,7 +17,7 @@ from kormos.data.variables import snapshot
 from kormos.objective.compiled import Chunk
 from kormos.objective.compiled import Compiler
 from kormos.objective.compiled import leading_size
-from kormos.objective.keras_model.loss import ModelLoss
+from kormos.objective.keras_model.stateless_model import StatelessModel
 from kormos.objective.layout import Packing
 from kormos.types import Array
 from kormos.types import Tensor
@@ -29,7 +29,8 @@ class LayerStates:
 
     Args:
         model: the model.
-        model_loss: its loss, with layers that behave as in training.
+        stateless: the same, with layers that behave as in training.
+        metric_variables: the variables of its metrics.
         packing: the `Packing` of the variables to train.
         compile: function that compiles a function.
     """
@@ -37,14 +38,15 @@ class LayerStates:
     def __init__(
         self,
         model: keras.Model,
-        model_loss: ModelLoss,
+        stateless: StatelessModel,
+        metric_variables: list[keras.Variable],
         packing: Packing,
         compile: Compiler,
     ) -> None:
-        self._model_loss = model_loss
+        self._stateless = stateless
         self._packing = packing
         self._after = compile(self._after_chunk)
-        others = {id(v) for v in model_loss.metric_variables}
+        others = {id(v) for v in metric_variables}
         self._variables = [
             v
             for v in model.non_trainable_variables
@@ -53,7 +55,7 @@ class LayerStates:
         # By variable, what a step multiplies the average of its batch by.
         self._shares = {
             id(average): 1 - layer.momentum
-            for layer in model_loss.layers
+            for layer in stateless.arithmetic.owners
             if isinstance(layer, keras.layers.BatchNormalization)
             and layer.trainable
             and layer.momentum < 1
@@ -125,9 +127,9 @@ class LayerStates:
         frozen = [
             own.pop(id(v), (v, value))[1]
             for v, value in zip(
-                self._model_loss.frozen_variables, frozen, strict=True
+                self._stateless.frozen_variables, frozen, strict=True
             )
         ]
-        with self._model_loss.scope(parts, frozen, own.values()) as scope:
-            self._model_loss.predict(chunk[0])
+        with self._stateless.scope(parts, frozen, own.values()) as scope:
+            self._stateless(chunk[0])
         return [scope.get_current_value(v) for v in self._variables]

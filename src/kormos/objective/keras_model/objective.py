@@ -36,13 +36,13 @@ from kormos.objective.compiled import Chunks
 from kormos.objective.compiled import each_chunk
 from kormos.objective.compiled import leading_size
 from kormos.objective.gauss_newton.host import HostGaussNewton
-from kormos.objective.keras_model.loss import overrides
+from kormos.objective.keras_model.carried_state import refuse_carried
+from kormos.objective.keras_model.loss_terms import overrides
 from kormos.objective.keras_model.program import ModelProgram
 from kormos.objective.keras_model.program import is_built
 from kormos.objective.keras_model.program import is_new
 from kormos.objective.keras_model.program import program_for
 from kormos.objective.keras_model.rows import naming_rows
-from kormos.objective.keras_model.rows import refuse_carried
 from kormos.objective.units import largest
 from kormos.objective.units import unit_for
 from kormos.types import Structure
@@ -190,10 +190,10 @@ class Objective(FlatObjective):
         data = self._rows(dtype)
         self.program = self._program(dtype)
         model_loss = self.program.model_loss
-        self.unused_variables = list(model_loss.unused_variables)
+        self.unused_variables = list(model_loss.stateless.unused_variables)
         width = None
         if self._with_jacobian:
-            outputs = sum(model_loss.output_widths)
+            outputs = sum(model_loss.outputs.widths)
             width = outputs * self.program.packing.size
         widest = max(s[-1] if s else 0 for s in self.program.packing.shapes)
         cut = self._batch_size, width, widest
@@ -205,7 +205,7 @@ class Objective(FlatObjective):
         self.refresh()
         self.__dict__.pop("_loss_unit", None)
         self._set_term_factors(
-            model_loss.term_factors(self._each_chunk(), lambda: data.rows)
+            self.program.term_factors(self._each_chunk(), lambda: data.rows)
         )
         if model_loss.carried:
             refuse_carried(model_loss.carried, data.rows, self.chunk_rows)
@@ -296,12 +296,12 @@ class Objective(FlatObjective):
         dtype = self.program.packing.dtype
         if dtype is not None:
             return rounding(dtype)
-        own = self.program.model_loss.epsilon
+        own = self.program.model_loss.stateless.arithmetic.epsilon
         return max(own, rounding(self.model.compute_dtype))
 
     @property
     def draws(self) -> bool:
-        return self.program.model_loss.draws
+        return self.program.model_loss.stateless.draws
 
     def gauss_newton(self) -> HostGaussNewton:
         """The Gauss-Newton matrix of the loss: a `HostGaussNewton`.

@@ -24,6 +24,7 @@ from kormos.objective.gauss_newton.compiled import GaussNewton
 from kormos.objective.keras_model.layer_states import LayerStates
 from kormos.objective.keras_model.loss import ModelLoss
 from kormos.objective.keras_model.outputs import ModelOutputs
+from kormos.objective.keras_model.term_factors import TermFactors
 from kormos.objective.layout import Packing
 from kormos.objective.program_cache import ProgramCache
 from kormos.types import Scalar
@@ -46,6 +47,7 @@ class ModelProgram(Program):
 
     Attributes:
         model_loss: the model's loss.
+        term_factors: counts the factors of its terms.
         evaluate: the loss, and the metrics' variables after all chunks.
         metric_results: the metrics' results from the values of their variables.
         metric_values: those values after a reset, where every evaluation
@@ -60,18 +62,20 @@ class ModelProgram(Program):
         compile_loop: Compiler,
         dtype: str | None,
     ) -> None:
+        stateless, metrics = model_loss.stateless, model_loss.metrics
         super().__init__(
-            Packing(model_loss.variables, dtype),
-            model_loss.frozen_variables,
+            Packing(stateless.variables, dtype),
+            stateless.frozen_variables,
             [model_loss.chunk_loss],
             compile,
             compile_loop,
         )
         self.model_loss = model_loss
+        self.term_factors = TermFactors(model, model_loss, compile)
         self.evaluate = compile(self._evaluate)
         self.metric_results = compile(self._metric_results)
         self._make_layer_states = lambda: LayerStates(
-            model, model_loss, self.packing, compile
+            model, stateless, metrics.variables, self.packing, compile
         )
         self._make_gauss_newton = lambda chunks: GaussNewton(
             self.packing,
@@ -80,7 +84,7 @@ class ModelProgram(Program):
         )
         self._gauss_newton: GaussNewton | None = None
         self.metric_values = tuple(
-            ops.convert_to_numpy(v.value) for v in model_loss.metric_variables
+            ops.convert_to_numpy(v.value) for v in metrics.variables
         )
 
     def gauss_newton_for(
@@ -116,8 +120,10 @@ class ModelProgram(Program):
         frozen: list[Tensor],
         metric_values: Sequence[Tensor],
     ) -> dict[str, Tensor]:
-        parts = self.packing.unpack(theta)
-        return self.model_loss.metric_results(parts, frozen, metric_values)
+        metrics, parts = self.model_loss.metrics, self.packing.unpack(theta)
+        values = zip(metrics.variables, metric_values, strict=True)
+        with self.model_loss.stateless.scope(parts, frozen, values):
+            return metrics.results()
 
     def _evaluate(
         self,
@@ -128,16 +134,21 @@ class ModelProgram(Program):
         chunks: Chunks,
     ) -> tuple[Scalar, tuple[Tensor, ...]]:
         self.traces["evaluate"] += 1
-        parts = self.packing.unpack(theta)
+        stateless, terms = self.model_loss.stateless, self.model_loss.terms
+        metrics, parts = self.model_loss.metrics, self.packing.unpack(theta)
 
         def step(
             state: tuple[Scalar, tuple[Tensor, ...]], chunk: Chunk
         ) -> tuple[Scalar, tuple[Tensor, ...]]:
             loss, before = state
-            term, values = self.model_loss.chunk_metrics(
-                parts, frozen, term_factors, before, chunk
-            )
-            return loss + ops.cast(term, loss.dtype), tuple(values)
+            x, y, w = chunk
+            values = zip(metrics.variables, before, strict=True)
+            with stateless.scope(parts, frozen, values) as scope:
+                y_pred = stateless(x)
+                term = terms.total(x, y, y_pred, w, term_factors)
+                metrics.update(x, y, y_pred, w)
+            after = tuple(map(scope.get_current_value, metrics.variables))
+            return loss + ops.cast(term, loss.dtype), after
 
         state = (
             scalar_zero(theta),
@@ -179,7 +190,7 @@ def program_for(
         compile = _compiler(model)
         rows = head()
         loss = ModelLoss(model, rows, training, compile, dtype)
-        loop_compiler = _loop_compiler(model, loss.draws, rows)
+        loop_compiler = _loop_compiler(model, loss.stateless.draws, rows)
         return ModelProgram(model, loss, compile, loop_compiler, dtype)
 
     programs = model.__dict__.setdefault(_PROGRAMS, ProgramCache())
