@@ -1,6 +1,8 @@
 """Variables: which of them are read, and copies of their values."""
 
+import contextlib
 from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Sequence
 
 import keras
@@ -8,6 +10,7 @@ import numpy as np
 from keras import ops
 
 from kormos import backend
+from kormos.types import Array
 from kormos.types import Tensor
 
 
@@ -54,6 +57,20 @@ def snapshot(variables: Iterable[keras.Variable]) -> list[Tensor]:
     # `evaluate` in a callback, for example). PyTorch assigns in place.
     with backend.wide():
         return [ops.stop_gradient(ops.copy(v.value)) for v in variables]
+
+
+@contextlib.contextmanager
+def restored(variables: Sequence[keras.Variable]) -> Iterator[list[Array]]:
+    """A scope that ends with the values that variables had at its beginning.
+
+    It yields copies of these values.
+    """
+    kept = [np.array(ops.convert_to_numpy(v.value)) for v in variables]
+    try:
+        yield kept
+    finally:
+        for variable, value in zip(variables, kept, strict=True):
+            variable.assign(value)
 
 
 def wide_values(variables: Iterable[keras.Variable]) -> list[Tensor]:

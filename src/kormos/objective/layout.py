@@ -86,6 +86,21 @@ class Packing:
             ]
         )
 
+    def name_of(self, index: int) -> str:
+        """What to call an entry of the flat vector.
+
+        Args:
+            index: its place in the vector.
+
+        Returns:
+            The path of its variable, with the entry's place in that.
+        """
+        which = int(np.searchsorted(self._ends, index, side="right"))
+        start = self._ends[which - 1] if which else 0
+        place = np.unravel_index(index - start, self.shapes[which] or (1,))
+        inside = ", ".join(str(int(i)) for i in place)
+        return f"{self.variables[which].path}[{inside}]"
+
     @property
     def rounding(self) -> float:
         """The spacing of numbers near one in the coarsest variable."""

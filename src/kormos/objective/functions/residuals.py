@@ -1,5 +1,6 @@
 """Losses that are sums of squares, or of robust losses, of residuals."""
 
+import dataclasses
 import functools
 import numbers
 from collections.abc import Callable
@@ -354,7 +355,10 @@ class ResidualObjective(FlatObjective):
             with backend.wide():
                 chunks[index] = None, tuple(map(as_tensor, arrays))
                 _, grad = self.program.value_and_grad(
-                    theta, self._frozen, self._term_factors, tuple(chunks)
+                    theta,
+                    self.arguments.frozen,
+                    self.arguments.term_factors,
+                    tuple(chunks),
                 )
             return np.full(len(found), np.isfinite(to_array(grad)).all())
         except Exception as error:
@@ -399,7 +403,9 @@ class ResidualObjective(FlatObjective):
             )
             for i in term.blocks:
                 self._counts[i] = len(arrays[0]) * self._function.widths[i]
-        self._chunks = tuple(chunks)
+        self.arguments = dataclasses.replace(
+            self.arguments, chunks=tuple(chunks), multipliers=len(self.names)
+        )
         self._weigh()
 
     def check_structure(self, data: Structure) -> None:
@@ -418,7 +424,9 @@ class ResidualObjective(FlatObjective):
     def value(self, theta: npt.ArrayLike) -> float:
         """The loss at `theta`."""
         theta = np.asarray(theta, dtype="float64")
-        return float(self._term_factors[: len(self.names)] @ self._sums(theta))
+        return float(
+            self.arguments.term_factors[: len(self.names)] @ self._sums(theta)
+        )
 
     def block_losses(self, theta: npt.ArrayLike) -> dict[str, float]:
         """The losses of the blocks at `theta`, without weights, by name.
@@ -481,12 +489,7 @@ class ResidualObjective(FlatObjective):
         with backend.wide():
             rows = tuple(map(as_tensor, arrays))
             compiled = self.program.outputs[index]
-            return to_array(compiled(theta, self._frozen, rows))
-
-    @property
-    def _steep_factors(self) -> Vector:
-        factors, f_scales = np.split(self._term_factors, 2)
-        return np.concatenate([factors * self._loss_unit, f_scales])
+            return to_array(compiled(theta, self.arguments.frozen, rows))
 
     @functools.cached_property
     def _loss_unit(self) -> float:
@@ -496,7 +499,9 @@ class ResidualObjective(FlatObjective):
             sums = self._sums(self.initial_position())
         except Exception:
             return 1.0  # The evaluations of the fit will raise the error.
-        slopes = self._term_factors[: len(sums)] * np.sqrt(sums / self._counts)
+        slopes = self.arguments.term_factors[: len(sums)] * np.sqrt(
+            sums / self._counts
+        )
         # A fit makes residuals, and so the slopes, smaller. It is a choice of
         # ours that they begin at 2**20, so that they may become 2**40 times
         # smaller before they are as small as the smallest moderate ones.
@@ -510,7 +515,7 @@ class ResidualObjective(FlatObjective):
                 return sums
         with backend.wide():
             theta = self._checked(theta, "theta")
-            sums = to_array(self.total(self.program.sums, theta))
+            sums = to_array(self.arguments.total(self.program.sums, theta))
         self._latest = theta.copy(), sums
         return sums
 
@@ -519,7 +524,10 @@ class ResidualObjective(FlatObjective):
         factors = self._weights.copy()
         if self._reduction == "mean":
             factors = factors / self._counts
-        self._set_term_factors(np.concatenate([factors, self._f_scales]))
+        self.arguments = dataclasses.replace(
+            self.arguments,
+            term_factors=np.concatenate([factors, self._f_scales]),
+        )
         self._latest = None
 
 

@@ -71,7 +71,9 @@ class HostGaussNewton:
             return self._summed(theta, keep)
         compiled = self._compiled.normal_equations
         with backend.wide():
-            loss, grad, matrix = self._objective.total(compiled, theta)
+            loss, grad, matrix = self._objective.arguments.total(
+                compiled, theta
+            )
             return number(loss), to_array(grad), to_array(matrix)
 
     def _summed(
@@ -120,7 +122,7 @@ class HostGaussNewton:
         # Only one batch of a stream is to be in memory.
         keep = keep and is_small and not self._objective.is_streamed
         with backend.wide():
-            for piece in self._objective.pieces():
+            for piece in self._objective.arguments.pieces():
                 for factor in self._compiled.factors(theta, *piece):
                     if keep:
                         factors.append(factor)
@@ -144,7 +146,7 @@ class HostGaussNewton:
             return self._total(self._compiled.bend, theta, vector)
         total, kept = np.zeros(len(theta)), iter(self._kept[1])
         with backend.wide():
-            for piece in self._objective.pieces():
+            for piece in self._objective.arguments.pieces():
                 for second in self._compiled.second(theta, vector, *piece):
                     total += next(kept).pulled_back(second)
         return total
@@ -153,7 +155,7 @@ class HostGaussNewton:
         self, compiled: Callable[..., Tensor], *vectors: Vector
     ) -> Vector:
         with backend.wide():
-            return to_array(self._objective.total(compiled, *vectors))
+            return to_array(self._objective.arguments.total(compiled, *vectors))
 
 
 def _positive(diagonal: Vector) -> Vector:

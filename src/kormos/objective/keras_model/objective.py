@@ -2,9 +2,9 @@
 
 import contextlib
 import copy
+import dataclasses
 import functools
 import math
-from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -29,10 +29,9 @@ from kormos.float64.evaluation import check_precision
 from kormos.float64.evaluation import decide
 from kormos.float64.evaluation import starts_wide
 from kormos.float64.evaluation import warn_of_rounding
+from kormos.objective.arguments import ProgramArguments
 from kormos.objective.base import FlatObjective
 from kormos.objective.compiled import Chunk
-from kormos.objective.compiled import ChunkPair
-from kormos.objective.compiled import Chunks
 from kormos.objective.compiled import each_chunk
 from kormos.objective.compiled import leading_size
 from kormos.objective.gauss_newton.host import HostGaussNewton
@@ -197,16 +196,19 @@ class Objective(FlatObjective):
             width = outputs * self.program.packing.size
         widest = max(s[-1] if s else 0 for s in self.program.packing.shapes)
         cut = self._batch_size, width, widest
+        chunks = read = None
         if isinstance(data, Stream):
-            self._chunks = None
-            self._read = functools.partial(data.chunks, *cut)
+            read = functools.partial(data.chunks, *cut)
         else:
-            self._chunks = (data.chunks(*cut),)
-        self.refresh()
-        self.__dict__.pop("_loss_unit", None)
-        self._set_term_factors(
-            self.program.term_factors(self._each_chunk(), lambda: data.rows)
+            chunks = (data.chunks(*cut),)
+        arguments = ProgramArguments(
+            self.program.frozen_values(), chunks=chunks, read=read
         )
+        factors = self.program.term_factors(
+            arguments.each_chunk(), lambda: data.rows
+        )
+        self.arguments = dataclasses.replace(arguments, term_factors=factors)
+        self.__dict__.pop("_loss_unit", None)
         if model_loss.carried:
             refuse_carried(model_loss.carried, data.rows, self.chunk_rows)
 
@@ -256,34 +258,26 @@ class Objective(FlatObjective):
         super().assign(theta)
         if self._training:
             changed = self.program.layer_states.update(
-                self.initial_position(), self._frozen, self._each_chunk()
+                self.initial_position(),
+                self.arguments.frozen,
+                self.arguments.each_chunk(),
             )
-            frozen = zip(
-                self.program.frozen_variables, self._frozen, strict=True
+            before = zip(
+                self.program.frozen_variables,
+                self.arguments.frozen,
+                strict=True,
             )
-            self._frozen = [changed.get(id(v), own) for v, own in frozen]
-
-    def _pairs(self) -> Iterable[ChunkPair]:
-        """All chunks of the data, read again if they are streamed."""
-        return self._read() if self._chunks is None else self._chunks
-
-    def pieces(
-        self, is_steep: bool = False
-    ) -> Iterator[tuple[list[Tensor], Tensor, Chunks]]:
-        for pair in self._pairs():
-            yield self._frozen, self._factors(is_steep), (pair,)
+            frozen = [changed.get(id(v), own) for v, own in before]
+            self.arguments = dataclasses.replace(self.arguments, frozen=frozen)
 
     @functools.cached_property
     def _loss_unit(self) -> float:
         # Once a fit is well under way, slopes are about as large as targets.
         first = self._data.first
         sizes = largest(first.y), largest(first.sample_weight, 1.0)
-        return unit_for(math.prod(sizes) * largest(self._term_factors[:-1]))
-
-    def _each_chunk(self) -> Iterator[Chunk]:
-        """Yields all chunks of the data."""
-        for pair in self._pairs():
-            yield from each_chunk(pair)
+        return unit_for(
+            math.prod(sizes) * largest(self.arguments.term_factors[:-1])
+        )
 
     def _rows(self, dtype: str | None) -> Data | Stream:
         """The data in the dtype of an evaluation."""
@@ -316,7 +310,7 @@ class Objective(FlatObjective):
     def _probed(self) -> Iterator[Chunk]:
         """Yields chunks, the first of them without reading a stream."""
         yield tuple(self._probe(self.program.packing.dtype))
-        yield from self._each_chunk()
+        yield from self.arguments.each_chunk()
 
     def head(self, rows: int) -> Data:
         """The first rows, as tensors in the dtype of the loss."""
@@ -325,12 +319,12 @@ class Objective(FlatObjective):
     @property
     def scales(self) -> Vector:
         """The factors by which the sums of the loss's terms are multiplied."""
-        return self._term_factors
+        return self.arguments.term_factors
 
     @property
     def chunk_rows(self) -> int:
         """The number of rows of the largest chunk."""
-        return leading_size(next(self._each_chunk()))
+        return leading_size(next(self.arguments.each_chunk()))
 
     @property
     def rows(self) -> int:
@@ -351,7 +345,7 @@ class Objective(FlatObjective):
         Args:
             rng: a `numpy.random.Generator`.
         """
-        chunks = self._each_chunk()
+        chunks = self.arguments.each_chunk()
         data = self._rows(self.program.packing.dtype)
         if isinstance(data, Data):
             order = rng.permutation(data.rows)
@@ -362,7 +356,9 @@ class Objective(FlatObjective):
             chunks = each_chunk(pair)
         for chunk in chunks:
             batch = copy.copy(self)
-            batch._chunks = ((None, chunk),)
+            batch.arguments = dataclasses.replace(
+                self.arguments, chunks=((None, chunk),), read=None
+            )
             yield batch
 
     @functools.cached_property
@@ -376,7 +372,9 @@ class Objective(FlatObjective):
         self, theta: Vector, metric_values: Sequence[Tensor]
     ) -> dict[str, Tensor]:
         """The metrics' results, from the values of their variables."""
-        return self.program.metric_results(theta, self._frozen, metric_values)
+        return self.program.metric_results(
+            theta, self.arguments.frozen, metric_values
+        )
 
     def evaluate(self, theta: npt.ArrayLike) -> dict[str, Any]:
         """The loss and the compiled metrics at `theta`, as floats.
@@ -390,7 +388,7 @@ class Objective(FlatObjective):
         with backend.wide():
             theta = self._checked(theta, "theta")
             total, values = 0.0, self.program.metric_values
-            for piece in self.pieces():
+            for piece in self.arguments.pieces():
                 loss, values = self.program.evaluate(theta, values, *piece)
                 total += number(loss)
             logs = {"loss": total}
