@@ -9,8 +9,8 @@ import numpy as np
 from kormos import backend
 from kormos.arithmetic.vectors import number
 from kormos.arithmetic.vectors import to_array
-from kormos.objective.gauss_newton.compiled import Factor
 from kormos.objective.gauss_newton.compiled import GaussNewton
+from kormos.objective.gauss_newton.factors import Factor
 from kormos.objective.units import size_of
 from kormos.types import Matrix
 from kormos.types import Tensor
