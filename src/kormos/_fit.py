@@ -20,7 +20,7 @@ from kormos.float64.evaluation import check_precision
 from kormos.inspection.check import check as check_objective
 from kormos.objective import Objective
 from kormos.objective.bounds import moved_into_bounds
-from kormos.objective.keras_model.program import is_built
+from kormos.objective.keras_model.model_checks import is_built
 from kormos.optimizers.base import BatchOptimizer
 from kormos.session.keras_observer import KerasObserver
 from kormos.session.resample import Resample

@@ -117,8 +117,8 @@ class ProgramArguments:
 
         Args:
             chunk_losses: the functions that make up the loss.
-            once: function that returns the fastest way to call a function
-                once or twice.
+            once: function that returns a function in the form that is fastest
+                for one or two calls.
         """
         losses = []
         for _, term_factors, pairs in self.pieces():

@@ -187,7 +187,7 @@ class FlatObjective:
         return point, loss
 
     def _once(self, fn: Callable[..., Structure]) -> Callable[..., Structure]:
-        """The fastest way to call a function once or twice."""
+        """The function in the form that is fastest for one or two calls."""
         return backend.once(fn)
 
     def value(self, theta: Tensor) -> Scalar:

@@ -17,7 +17,7 @@ class BlockFactors:
     Args:
         names: the names of the blocks.
         loss_weights: dict from a block's name to its weight in the loss.
-        f_scale: the size from which on residuals have less influence than in
+        f_scale: the size above which residuals have less influence than in
             least squares: a number, or a dict from a block's name to one.
         reduction: `"mean"` or `"sum"`.
     """

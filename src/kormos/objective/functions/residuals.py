@@ -44,7 +44,7 @@ class ResidualObjective(FlatObjective):
         variables: list of the `keras.Variable`s to optimize.
         data: arrays for `residual_fn`, in any structure, or `None`.
         loss: the name of one of `robust.LOSSES`.
-        f_scale: the size from which on residuals have less influence than in
+        f_scale: the size above which residuals have less influence than in
             least squares: a number, or a dict from a block's name to one.
         loss_weights: dict from a block's name to its weight in the loss.
         reduction: `"mean"` or `"sum"`.

@@ -5,7 +5,7 @@ little towards those of its batch. Here they become the averages of all data.
 With these the model computes in inference what was minimized in training.
 """
 
-from collections.abc import Iterable
+import dataclasses
 
 import keras
 import numpy as np
@@ -14,6 +14,7 @@ from keras import ops
 from kormos import backend
 from kormos.data.variables import is_seed
 from kormos.data.variables import snapshot
+from kormos.objective.arguments import ProgramArguments
 from kormos.objective.compiled import Chunk
 from kormos.objective.compiled import Compiler
 from kormos.objective.compiled import leading_size
@@ -63,25 +64,25 @@ class LayerStates:
         }
 
     def update(
-        self, theta: Vector, frozen: list[Tensor], chunks: Iterable[Chunk]
-    ) -> dict[int, Tensor]:
+        self, theta: Vector, arguments: ProgramArguments
+    ) -> ProgramArguments:
         """Assigns the values that a pass over the data in training leads to.
 
         Args:
             theta: the values of the variables to train.
-            frozen: those of the frozen variables of the loss.
-            chunks: the chunks of the data.
+            arguments: the other arguments of the loss.
 
         Returns:
-            A dict from the ids of the variables to their new values.
+            The arguments with the values of the frozen variables after that.
         """
         if not self._variables:
-            return {}
+            return arguments
+        frozen = arguments.frozen
         values = [v.value for v in self._variables]
         averages: dict[int, Array] = {}
         rows = 0
         with backend.wide():
-            for chunk in chunks:
+            for chunk in arguments.each_chunk():
                 begun = [
                     ops.zeros_like(value) if id(v) in self._shares else value
                     for v, value in zip(self._variables, values, strict=True)
@@ -98,11 +99,12 @@ class LayerStates:
                         )
         for v, value in zip(self._variables, values, strict=True):
             v.assign(averages[id(v)] / rows if id(v) in averages else value)
-        copies = snapshot(self._variables)
-        return {
-            id(v): value
-            for v, value in zip(self._variables, copies, strict=True)
-        }
+        ids = [id(v) for v in self._variables]
+        after = dict(zip(ids, snapshot(self._variables), strict=True))
+        before = zip(self._stateless.frozen_variables, frozen, strict=True)
+        return dataclasses.replace(
+            arguments, frozen=[after.get(id(v), own) for v, own in before]
+        )
 
     def _after_chunk(
         self,

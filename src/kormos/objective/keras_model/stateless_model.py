@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import keras
 
 from kormos import backend
+from kormos.arithmetic.vectors import rounding
 from kormos.data.variables import ReadRecorder
 from kormos.data.variables import reads_seeds
 from kormos.data.variables import snapshot
@@ -90,6 +91,14 @@ class StatelessModel:
     def draws(self) -> bool:
         """Whether the loss may draw random numbers, also in its layers."""
         return self._training or reads_seeds(self.frozen_variables)
+
+    @property
+    def epsilon(self) -> float:
+        """The spacing of numbers near one in the arithmetic of the loss."""
+        if self.arithmetic.dtype is not None:
+            return rounding(self.arithmetic.dtype)
+        own = rounding(self._model.compute_dtype)
+        return max(self.arithmetic.epsilon, own)
 
     @property
     def dry_run(self) -> Callable[..., Structure]:

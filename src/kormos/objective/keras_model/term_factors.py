@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from kormos import backend
+from kormos.objective.arguments import ProgramArguments
 from kormos.objective.compiled import Chunk
 from kormos.objective.compiled import Compiler
 from kormos.objective.compiled import leading_size
@@ -38,12 +39,12 @@ class TermFactors:
         self._counts = compile(self._count)
 
     def __call__(
-        self, chunks: Iterable[Chunk], rows: Callable[[], int]
+        self, arguments: ProgramArguments, rows: Callable[[], int]
     ) -> Vector:
         """The factors of the terms, from counts over all of the data.
 
         Args:
-            chunks: the chunks of the data.
+            arguments: arguments of the program with all of the data.
             rows: function that returns the number of rows. It is called after
                 the last chunk.
 
@@ -54,13 +55,14 @@ class TermFactors:
         weights = np.array(self._model_loss.terms.weights)
         factors = np.empty(len(weights) + 1)
         if self._compiled is not None:
-            divisors = self._divisors(chunks)
+            divisors = self._divisors(arguments.each_chunk())
             # A mean over no entries is zero.
             factors[:-1] = np.where(
                 divisors == 0, 0, weights / np.where(divisors, divisors, 1)
             )
         else:
             # The model may not take the number of rows of the last chunk.
+            chunks = arguments.each_chunk()
             sizes = {leading_size(chunk): chunk for chunk in chunks}
             sizes.pop(self._model_loss.tried_rows, None)
             run = self._model_loss.stateless.dry_run
