@@ -200,29 +200,29 @@ class FlatObjective:
 
     def value_and_grad(self, theta: Tensor) -> tuple[Scalar, Tensor]:
         """The loss at `theta`, and its gradient of shape `(size,)`."""
-        if is_host(theta):
-            with backend.wide():
-                theta = self._checked(theta, "theta")
-                loss, grad = self._derivatives(
-                    self.program.value_and_grad, theta
-                )
-                return number(loss), to_array(grad)
-        return self._derivatives(self.program.value_and_grad, theta)
+        fn, unit = self.program.value_and_grad, self._loss_unit
+        if not is_host(theta):
+            return self.arguments.derivatives(fn, theta, unit=unit)
+        with backend.wide():
+            theta = self._checked(theta, "theta")
+            loss, grad = self.arguments.derivatives(fn, theta, unit=unit)
+            return number(loss), to_array(grad)
 
     __call__ = value_and_grad
 
     def hvp(self, theta: Tensor, vector: Tensor) -> Tensor:
         """The Hessian at `theta` times `vector`, of shape `(size,)`."""
-        if is_host(theta):
-            theta = self._checked(theta, "theta")
-            vector = self._checked(vector, "vector")
-            size = size_of(vector)
-            with backend.wide():
-                product = self._derivatives(
-                    self.program.hvp, theta, vector / size
-                )
-                return to_array(product) * size
-        return self._derivatives(self.program.hvp, theta, vector)
+        fn, unit = self.program.hvp, self._loss_unit
+        if not is_host(theta):
+            return self.arguments.derivatives(fn, theta, vector, unit=unit)
+        theta = self._checked(theta, "theta")
+        vector = self._checked(vector, "vector")
+        size = size_of(vector)
+        with backend.wide():
+            product = self.arguments.derivatives(
+                fn, theta, vector / size, unit=unit
+            )
+            return to_array(product) * size
 
     def hessian(self, theta: Vector) -> Matrix:
         """The dense Hessian at `theta`, by `size` products.
@@ -267,12 +267,6 @@ class FlatObjective:
     ) -> Callable[..., Structure]:
         """The function `fn(state, *args) -> state`, compiled once for a key."""
         return self.program.compiled_loop(key, fn)
-
-    def _derivatives(
-        self, fn: Callable[..., Structure], *vectors: Tensor
-    ) -> Structure:
-        """The sum over the data of a function that differentiates the loss."""
-        return self.arguments.derivatives(fn, *vectors, unit=self._loss_unit)
 
     def _checked(self, vector: npt.ArrayLike, name: str) -> Vector:
         vector = np.asarray(vector, dtype="float64")
