@@ -83,7 +83,7 @@ class ModelLoss:
         self.terms.match(y, y_pred, w)
         if self.terms.own_name is not None or self.metrics.has_losses:
             with self.stateless.arithmetic.learning():
-                self.terms.computed(x, y, y_pred, w)
+                self.terms.compute_loss(x, y, y_pred, w)
         self.metrics.build(x, y, y_pred, w)
 
     def _learn_variables(self, model: keras.Model, head: Data) -> None:
@@ -145,7 +145,7 @@ class ModelLoss:
             with stateless.scope(parts, frozen):
                 y_pred = stateless(x)
                 if terms.own_name is not None:
-                    return terms.computed(x, y, y_pred, w)
+                    return terms.compute_loss(x, y, y_pred, w)
                 return y_pred
 
         def loss(

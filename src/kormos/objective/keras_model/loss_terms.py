@@ -106,7 +106,7 @@ class LossTerms:
     ) -> Scalar:
         """What rows add to the loss by their predictions."""
         if self.own_name is not None:
-            own = self.computed(x, y, y_pred, sample_weight)
+            own = self.compute_loss(x, y, y_pred, sample_weight)
             return (
                 leading_size(x)
                 * term_factors[-1]
@@ -123,7 +123,7 @@ class LossTerms:
             total = total + ops.sum(ops.cast(loss, term_factors.dtype))
         return leading_size(x) * term_factors[-1] * total
 
-    def computed(
+    def compute_loss(
         self,
         x: Structure,
         y: Structure,

@@ -60,7 +60,7 @@ class ModelMetrics:
             w: the weights of the rows.
         """
         if self.has_losses:
-            self._terms.computed(x, y, y_pred, w)
+            self._terms.compute_loss(x, y, y_pred, w)
         self._model.compute_metrics(x, y, y_pred, w)
 
     def results(self) -> dict[str, Tensor]:
