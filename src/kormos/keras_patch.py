@@ -13,7 +13,7 @@ import keras
 from kormos import optimizers
 from kormos._fit import fit
 from kormos.objective.functions import predictions
-from kormos.objective.keras_model.loss import remember_loss_weights
+from kormos.objective.keras_model.loss_weights import remember_loss_weights
 from kormos.objective.keras_model.program import forget_programs
 from kormos.optimizers.base import BatchOptimizer
 

@@ -1,6 +1,8 @@
 """Variables: which of them are read, and copies of their values."""
 
+import contextlib
 from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Sequence
 
 import keras
@@ -8,6 +10,7 @@ import numpy as np
 from keras import ops
 
 from kormos import backend
+from kormos.types import Array
 from kormos.types import Tensor
 
 
@@ -56,6 +59,20 @@ def snapshot(variables: Iterable[keras.Variable]) -> list[Tensor]:
         return [ops.stop_gradient(ops.copy(v.value)) for v in variables]
 
 
+@contextlib.contextmanager
+def restored(variables: Sequence[keras.Variable]) -> Iterator[list[Array]]:
+    """A scope that ends with the values that variables had at its beginning.
+
+    It yields copies of these values.
+    """
+    kept = [np.array(backend.to_numpy(v)) for v in variables]
+    try:
+        yield kept
+    finally:
+        for variable, value in zip(variables, kept, strict=True):
+            variable.assign(value)
+
+
 def wide_values(variables: Iterable[keras.Variable]) -> list[Tensor]:
     """The present values of variables in float64."""
     with backend.wide():
@@ -78,7 +95,7 @@ def have_changed(
     """Whether the values of variables differ from those of a `snapshot`."""
     return not all(
         np.array_equal(
-            backend.to_numpy(variable.value),
+            backend.to_numpy(variable),
             backend.to_numpy(value),
             equal_nan=True,
         )

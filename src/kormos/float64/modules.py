@@ -12,6 +12,7 @@ from keras import tree
 
 from kormos import backend
 from kormos.data.variables import ReadRecorder
+from kormos.data.variables import restored
 from kormos.data.variables import to_float
 from kormos.float64.layer_calls import Owner
 from kormos.float64.settings import turn
@@ -164,17 +165,13 @@ def _changes(
 ) -> bool:
     """Whether other values of the variables change the outputs."""
     rng = np.random.default_rng(0)
-    kept = [np.array(backend.to_numpy(v.value)) for v in variables]
-    try:
+    with restored(variables) as kept:
         for variable, value in zip(variables, kept, strict=True):
             # By 10 to 50 percent, and by as much more near zero: any change
             # that is far above rounding would do.
             noise = rng.uniform(0.1, 0.5, size=value.shape)
             variable.assign(value + noise * (1 + abs(value)))
         other = outputs()
-    finally:
-        for variable, value in zip(variables, kept, strict=True):
-            variable.assign(value)
     return not all(
         np.array_equal(a, b, equal_nan=True)
         for a, b in zip(present, other, strict=True)

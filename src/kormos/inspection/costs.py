@@ -158,7 +158,7 @@ def _least_squares(
         objective.gauss_newton()
     except ValueError as error:
         return MethodCost("lm", np.nan, np.nan, _first_words(error), False)
-    outputs = sum(objective.program.model_loss.output_widths)
+    outputs = sum(objective.program.model_loss.outputs.widths)
     rows = objective.rows * outputs
     algebra = (rows * size**2 + size**3) / pace.flops
     chunk = _BYTES * min(rows * size, _CHUNK_NUMBERS)

@@ -59,13 +59,14 @@ class Watch:
         chunk = objective.chunk_rows
         self._counts = [min(ROWS, chunk), chunk]
         self._program = objective.program
-        self._loss = objective.program.model_loss
+        self._stateless = objective.program.model_loss.stateless
+        self._loss_terms = objective.program.model_loss.terms
         self._theta = np.asarray(theta)
         # In each row, only the scale of one term is not zero.
         self._scales = np.diag(objective.scales)
         self._terms = [
-            *self._loss.loss_names,
-            self._loss.own_name or "what layers add to the loss",
+            *self._loss_terms.names,
+            self._loss_terms.own_name or "what layers add to the loss",
         ]
 
     @property
@@ -95,9 +96,9 @@ class Watch:
                 for a in (self._theta, self._scales)
             )
             parts = self._program.packing.unpack(theta)
-            scope = self._loss.scope(parts, self._program.frozen_values())
+            scope = self._stateless.scope(parts, self._program.frozen_values())
             with scope, recorded_calls(_tensors) as calls:
-                y_pred = self._loss.predict(data.x)
+                y_pred = self._stateless(data.x)
                 losses = self._losses(*data[:2], y_pred, data[2], scales)
             sums = backend.to_numpy(ops.stack(losses))
         names, outputs = [], []
@@ -120,12 +121,15 @@ class Watch:
         """What each term adds to the loss."""
         count = len(self._terms)
         losses = [
-            self._loss.output_loss(x, y, y_pred, w, scales[i])
+            self._loss_terms.of_outputs(x, y, y_pred, w, scales[i])
             for i in range(count - 1)
         ]
-        if self._loss.own_name is None:
-            return [*losses, self._loss.layer_losses(x, scales[-1])]
-        return [*losses, self._loss.output_loss(x, y, y_pred, w, scales[-1])]
+        if self._loss_terms.own_name is None:
+            return [*losses, self._loss_terms.of_layers(x, scales[-1])]
+        return [
+            *losses,
+            self._loss_terms.of_outputs(x, y, y_pred, w, scales[-1]),
+        ]
 
 
 def _tensors(outputs: Structure) -> list[Tensor]:

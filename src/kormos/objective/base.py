@@ -1,18 +1,15 @@
 """Objectives: losses as functions of one flat vector."""
 
 import copy
+import dataclasses
 import functools
 from collections.abc import Callable
 from collections.abc import Hashable
-from collections.abc import Iterator
-from typing import Any
 from typing import Self
 
 import keras
 import numpy as np
 import numpy.typing as npt
-from keras import ops
-from keras import tree
 
 from kormos import backend
 from kormos.arithmetic.vectors import number
@@ -20,15 +17,16 @@ from kormos.arithmetic.vectors import rounding
 from kormos.arithmetic.vectors import to_array
 from kormos.data.variables import have_changed
 from kormos.data.variables import reads_seeds
+from kormos.data.variables import restored
 from kormos.float64.settings import turn
-from kormos.objective.compiled import Chunks
+from kormos.objective.arguments import ProgramArguments
+from kormos.objective.arguments import is_host
+from kormos.objective.arguments import to_tensor
 from kormos.objective.compiled import Program
 from kormos.objective.compiled import count_rows
-from kormos.objective.compiled import each_chunk
 from kormos.objective.gauss_newton.host import HostGaussNewton
 from kormos.objective.units import size_of
 from kormos.solvers.protocols import GaussNewtonMatrix
-from kormos.types import Array
 from kormos.types import Matrix
 from kormos.types import Scalar
 from kormos.types import Structure
@@ -47,45 +45,21 @@ class FlatObjective:
 
     Evaluating assigns nothing to any variable.
 
-    Subclasses set `program`, and its arguments `_frozen`, `_term_factors` and
-    `_chunks`. For data that are not in memory, `_chunks` is `None` and they
-    override `pieces`.
+    Subclasses set `program` and `arguments`.
 
     Attributes:
         program: the compiled functions.
+        arguments: what they are called with, besides vectors.
         can_widen: whether `widen` can be called.
         unused_variables: the variables that the loss never reads.
     """
 
     program: Program
+    arguments = ProgramArguments([])
     # Whether the derivatives are the user's, and not made from the loss.
     has_own_derivatives = False
     can_widen = False
     unused_variables: list[keras.Variable]
-    _chunks: Chunks | None = ((None, ()),)
-    _frozen: list[Tensor]
-    _term_factors: Vector = np.ones(1)
-
-    def _factors(self, is_steep: bool) -> Tensor:
-        """The term factors, as an argument of `program`.
-
-        Args:
-            is_steep: as `pieces` takes it.
-        """
-        return self._steep_factor_tensor if is_steep else self._factor_tensor
-
-    @functools.cached_property
-    def _factor_tensor(self) -> Tensor:
-        return _tensor(self._term_factors)
-
-    @functools.cached_property
-    def _steep_factor_tensor(self) -> Tensor:
-        return _tensor(self._steep_factors)
-
-    @property
-    def _steep_factors(self) -> Vector:
-        """The term factors of a loss that is differentiated."""
-        return self._term_factors * self._loss_unit
 
     @functools.cached_property
     def _loss_unit(self) -> float:
@@ -95,21 +69,16 @@ class FlatObjective:
         """
         return 1.0
 
-    def _set_term_factors(self, term_factors: Vector) -> None:
-        self._term_factors = term_factors
-        self.__dict__.pop("_factor_tensor", None)
-        self.__dict__.pop("_steep_factor_tensor", None)
-
     @property
     def is_streamed(self) -> bool:
         """Whether data are read again at every evaluation."""
-        return self._chunks is None
+        return self.arguments.chunks is None
 
     @property
     def row_counts(self) -> list[int]:
         """The rows of data that each of the program's functions is given."""
-        assert self._chunks is not None  # Streams override this.
-        return [count_rows(pair) for pair in self._chunks]
+        assert self.arguments.chunks is not None  # Streams override this.
+        return [count_rows(pair) for pair in self.arguments.chunks]
 
     @property
     def variables(self) -> list[keras.Variable]:
@@ -122,22 +91,8 @@ class FlatObjective:
         return self.program.packing.size
 
     def name_of(self, index: int) -> str:
-        """What to call an entry of the flat vector.
-
-        Args:
-            index: its place in the vector.
-
-        Returns:
-            The path of its variable, with the entry's place in that.
-        """
-        for variable in self.variables:
-            count = int(np.prod(variable.shape))
-            if index < count:
-                place = np.unravel_index(index, variable.shape or (1,))
-                inside = ", ".join(str(int(i)) for i in place)
-                return f"{variable.path}[{inside}]"
-            index -= count
-        raise IndexError(index)
+        """What to call an entry of the flat vector."""
+        return self.program.packing.name_of(index)
 
     @property
     def epsilon(self) -> float:
@@ -173,7 +128,8 @@ class FlatObjective:
 
     def refresh(self) -> None:
         """Reads the values of the variables that the loss keeps fixed."""
-        self._frozen = self.program.frozen_values()
+        frozen = self.program.frozen_values()
+        self.arguments = dataclasses.replace(self.arguments, frozen=frozen)
 
     def followed(self, before: Vector, theta: Vector) -> Vector | None:
         """Takes over values that other code, a callback say, has assigned.
@@ -189,7 +145,7 @@ class FlatObjective:
         present = self.initial_position()
         is_moved = not np.array_equal(before, present, equal_nan=True)
         frozen = self.program.frozen_variables
-        if not (is_moved or have_changed(frozen, self._frozen)):
+        if not (is_moved or have_changed(frozen, self.arguments.frozen)):
             return None
         self.refresh()
         return present if is_moved else theta
@@ -201,7 +157,7 @@ class FlatObjective:
     def assign(self, theta: Vector | Tensor) -> None:
         """Writes a flat vector, array or tensor, into the variables."""
         if not isinstance(theta, (np.ndarray, list, tuple)):
-            theta = ops.convert_to_numpy(theta)
+            theta = backend.to_numpy(theta)
         self.program.packing.write(self._checked(theta, "theta"))
 
     @property
@@ -218,35 +174,20 @@ class FlatObjective:
             The point as the variables round it, and the loss there, or NaN
             if computing it raises an error.
         """
-        variables = self.variables
-        with turn("changed"):
-            kept = [np.array(ops.convert_to_numpy(v.value)) for v in variables]
+        chunk_losses = self.program.chunk_losses
+        with turn("changed"), restored(self.variables):
+            self.assign(theta)
+            point = self.initial_position()
             try:
-                self.assign(theta)
-                point = self.initial_position()
                 with backend.wide():
-                    return point, self._uncompiled()
+                    loss = self.arguments.uncompiled(chunk_losses, self._once)
             except Exception:
                 # The evaluations of the fit will raise the error again.
-                return point, np.nan
-            finally:
-                for variable, value in zip(variables, kept, strict=True):
-                    variable.assign(value)
-
-    def _uncompiled(self) -> float:
-        """The loss at the values of the variables, without compilation."""
-        losses = []
-        for _, term_factors, pairs in self.pieces():
-            for fn, pair in zip(self.program.chunk_losses, pairs, strict=True):
-                call = self._once(functools.partial(fn, None, None))
-                chunks = each_chunk(pair) if any(pair) else [()]
-                losses += [
-                    number(call(term_factors, chunk)) for chunk in chunks
-                ]
-        return float(np.sum(losses))
+                loss = np.nan
+        return point, loss
 
     def _once(self, fn: Callable[..., Structure]) -> Callable[..., Structure]:
-        """The fastest way to call a function once or twice."""
+        """The function in the form that is fastest for one or two calls."""
         return backend.once(fn)
 
     def value(self, theta: Tensor) -> Scalar:
@@ -254,30 +195,34 @@ class FlatObjective:
         if is_host(theta):
             with backend.wide():
                 theta = self._checked(theta, "theta")
-                return number(self.total(self.program.value, theta))
-        return self.total(self.program.value, theta)
+                return number(self.arguments.total(self.program.value, theta))
+        return self.arguments.total(self.program.value, theta)
 
     def value_and_grad(self, theta: Tensor) -> tuple[Scalar, Tensor]:
         """The loss at `theta`, and its gradient of shape `(size,)`."""
-        if is_host(theta):
-            with backend.wide():
-                theta = self._checked(theta, "theta")
-                loss, grad = self._steep(self.program.value_and_grad, theta)
-                return number(loss), to_array(grad)
-        return self._steep(self.program.value_and_grad, theta)
+        fn, unit = self.program.value_and_grad, self._loss_unit
+        if not is_host(theta):
+            return self.arguments.derivatives(fn, theta, unit=unit)
+        with backend.wide():
+            theta = self._checked(theta, "theta")
+            loss, grad = self.arguments.derivatives(fn, theta, unit=unit)
+            return number(loss), to_array(grad)
 
     __call__ = value_and_grad
 
     def hvp(self, theta: Tensor, vector: Tensor) -> Tensor:
         """The Hessian at `theta` times `vector`, of shape `(size,)`."""
-        if is_host(theta):
-            theta = self._checked(theta, "theta")
-            vector = self._checked(vector, "vector")
-            size = size_of(vector)
-            with backend.wide():
-                product = self._steep(self.program.hvp, theta, vector / size)
-                return to_array(product) * size
-        return self._steep(self.program.hvp, theta, vector)
+        fn, unit = self.program.hvp, self._loss_unit
+        if not is_host(theta):
+            return self.arguments.derivatives(fn, theta, vector, unit=unit)
+        theta = self._checked(theta, "theta")
+        vector = self._checked(vector, "vector")
+        size = size_of(vector)
+        with backend.wide():
+            product = self.arguments.derivatives(
+                fn, theta, vector / size, unit=unit
+            )
+            return to_array(product) * size
 
     def hessian(self, theta: Vector) -> Matrix:
         """The dense Hessian at `theta`, by `size` products.
@@ -313,82 +258,15 @@ class FlatObjective:
             loss, grad = self.program.trace_value_and_grad(theta, *arguments)
             return loss / unit, grad / unit
 
-        unit = _tensor(np.array(self._loss_unit))
-        return value_and_grad, (unit, *next(self.pieces(is_steep=True)))
+        unit = to_tensor(np.array(self._loss_unit))
+        pieces = self.arguments.pieces(self._loss_unit)
+        return value_and_grad, (unit, *next(pieces))
 
     def compiled_loop(
         self, key: Hashable, fn: Callable[..., Structure]
     ) -> Callable[..., Structure]:
         """The function `fn(state, *args) -> state`, compiled once for a key."""
         return self.program.compiled_loop(key, fn)
-
-    def pieces(
-        self, is_steep: bool = False
-    ) -> Iterator[tuple[list[Tensor], Tensor, Chunks]]:
-        """Yields the arguments `(frozen, term_factors, chunks)` of `program`.
-
-        Each time with another part of the data: the values of the functions
-        are to be added up.
-
-        Args:
-            is_steep: whether to multiply the loss by `_loss_unit`, because it
-                is differentiated.
-        """
-        assert self._chunks is not None  # Streams override this.
-        yield self._frozen, self._factors(is_steep), self._chunks
-
-    def _steep(
-        self, fn: Callable[..., Structure], *vectors: Tensor
-    ) -> Structure:
-        """As `total`, for a function that differentiates the loss.
-
-        It multiplies the loss by `_loss_unit`, so that derivatives are in the
-        range of float32, and divides the result by that.
-        """
-        total = self.total(fn, *vectors, is_steep=True)
-        if self._loss_unit == 1:
-            return total
-        return tree.map_structure(
-            lambda value: (
-                backend.view(value) / self._loss_unit
-                if is_host(vectors[0])
-                else value / self._loss_unit
-            ),
-            total,
-        )
-
-    def total(
-        self,
-        fn: Callable[..., Structure],
-        *vectors: Tensor,
-        is_steep: bool = False,
-    ) -> Structure:
-        """The sum of a compiled function's values over all the data.
-
-        Args:
-            fn: a function of `program`.
-            *vectors: its first arguments: NumPy arrays, or tensors.
-            is_steep: whether to multiply the loss by `_loss_unit`.
-        """
-        if not is_host(vectors[0]):
-            return self._traced(fn, is_steep, *vectors)
-        pieces = self.pieces(is_steep)
-        total = fn(*vectors, *next(pieces))
-        for piece in pieces:
-            total = tree.map_structure(_add, total, fn(*vectors, *piece))
-        return total
-
-    def _traced(
-        self, fn: Callable[..., Structure], is_steep: bool, *vectors: Tensor
-    ) -> Structure:
-        if self._chunks is None:
-            raise ValueError(
-                "An objective that streams its data reads them in Python, "
-                "which no compiled function can: give vectors as NumPy "
-                f"arrays. Received: a {type(vectors[0]).__name__}"
-            )
-        factors = self._steep_factors if is_steep else self._term_factors
-        return fn(*vectors, self._frozen, factors, self._chunks)
 
     def _checked(self, vector: npt.ArrayLike, name: str) -> Vector:
         vector = np.asarray(vector, dtype="float64")
@@ -398,19 +276,3 @@ class FlatObjective:
                 f"parameters. Received: shape {vector.shape}"
             )
         return vector
-
-
-def _tensor(array: Array) -> Tensor:
-    with backend.wide():
-        return ops.convert_to_tensor(array, dtype="float64")
-
-
-def _add(total: Tensor, value: Tensor) -> Array:
-    # NumPy waits for the values. A backend that computes asynchronously would
-    # otherwise have many pieces in memory at once.
-    return backend.view(total) + backend.view(value)
-
-
-def is_host(vector: Any) -> bool:
-    """Whether a vector is one of NumPy, or a list, rather than a tensor."""
-    return isinstance(vector, (np.ndarray, list, tuple))

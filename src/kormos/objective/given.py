@@ -13,6 +13,7 @@ import scipy.optimize
 
 from kormos import backend
 from kormos.arithmetic.vectors import to_array
+from kormos.objective.arguments import ProgramArguments
 from kormos.objective.base import FlatObjective
 from kormos.objective.bounds import VectorConstraint
 from kormos.solvers.protocols import Objective
@@ -57,8 +58,8 @@ class GivenObjective(FlatObjective):
                 f"of the objective. Received: shape {start.shape}"
             )
         self._objective = objective
-        # It reads its own data at every evaluation.
-        self._chunks = None
+        # The user's function has data of its own.
+        self.arguments = ProgramArguments([], chunks=None)
         self._loops: dict[Any, Any] = {}
         self.unused_variables: list[Any] = []
         epsilon = float(getattr(objective, "epsilon", 2.0**-52))
@@ -261,6 +262,9 @@ class _Layout:
 
     def write(self, theta: Vector) -> None:
         self._theta = np.array(theta)
+
+    def name_of(self, index: int) -> str:
+        return f"theta[{index}]"
 
     def split_array(self, theta: Array) -> list[Array]:
         return [theta]

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
+from kormos import backend
 from kormos.arithmetic.vectors import rounding
 from kormos.types import Array
 from kormos.types import Tensor
@@ -86,6 +87,21 @@ class Packing:
             ]
         )
 
+    def name_of(self, index: int) -> str:
+        """What to call an entry of the flat vector.
+
+        Args:
+            index: its place in the vector.
+
+        Returns:
+            The path of its variable, with the entry's place in that.
+        """
+        which = int(np.searchsorted(self._ends, index, side="right"))
+        start = self._ends[which - 1] if which else 0
+        place = np.unravel_index(index - start, self.shapes[which] or (1,))
+        inside = ", ".join(str(int(i)) for i in place)
+        return f"{self.variables[which].path}[{inside}]"
+
     @property
     def rounding(self) -> float:
         """The spacing of numbers near one in the coarsest variable."""
@@ -114,8 +130,8 @@ class Packing:
 
 def _to_float64(variable: keras.Variable) -> Array:
     if keras.backend.standardize_dtype(variable.dtype) == "bfloat16":
-        return ops.convert_to_numpy(ops.cast(variable.value, "float32"))
-    return ops.convert_to_numpy(variable.value)
+        return backend.to_numpy(ops.cast(variable.value, "float32"))
+    return backend.to_numpy(variable)
 
 
 def _check(variables: Any) -> None:

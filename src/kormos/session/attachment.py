@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 
+from kormos import backend
 from kormos.session.record import Counts
 from kormos.types import Vector
 from kormos.warn import warn
@@ -52,9 +53,7 @@ class Attachment:
         """
         optimizer = self._optimizer
         resume = resume or optimizer.loads > self._loads
-        self._earlier_iterations = int(
-            keras.ops.convert_to_numpy(optimizer.iterations)
-        )
+        self._earlier_iterations = int(backend.to_numpy(optimizer.iterations))
         self.state = optimizer.solver_state if resume else None
         is_lost = self.state is None and optimizer.loads
         if resume and optimizer.keeps_state and is_lost:

@@ -14,7 +14,7 @@ import keras
 from kormos.objective.base import FlatObjective
 from kormos.objective.bounds import moved_into_bounds
 from kormos.objective.bounds import resolve_bounds
-from kormos.objective.keras_model.program import is_built
+from kormos.objective.keras_model.model_checks import is_built
 from kormos.session.float64_tail import resolved
 from kormos.session.float64_tail import widen
 from kormos.solvers.budget import Budget

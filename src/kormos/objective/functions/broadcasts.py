@@ -34,7 +34,7 @@ def warn_of_broadcasts(objective: "ResidualObjective") -> None:
     Args:
         objective: the objective.
     """
-    squares = objective.squares()
+    squares = objective.grouped.squares()
     if not squares:
         return
     try:

@@ -180,7 +180,7 @@ class ResidualFunction(VariableReader):
 
         with backend.wide():
             found = backend.compile(blocks_at)(*batches)
-        return tree.map_structure(ops.convert_to_numpy, found)
+        return tree.map_structure(backend.to_numpy, found)
 
     def _refuse_rows(self, name: str, heads: list[Tensor]) -> NoReturn:
         """Refuses a block whose first row differs between two batches.

@@ -9,8 +9,8 @@ import numpy as np
 from kormos import backend
 from kormos.arithmetic.vectors import number
 from kormos.arithmetic.vectors import to_array
-from kormos.objective.gauss_newton.compiled import Factor
 from kormos.objective.gauss_newton.compiled import GaussNewton
+from kormos.objective.gauss_newton.factors import Factor
 from kormos.objective.units import size_of
 from kormos.types import Matrix
 from kormos.types import Tensor
@@ -73,7 +73,9 @@ class HostGaussNewton:
             return self._summed(theta, keep)
         compiled = self._compiled.normal_equations
         with backend.wide():
-            loss, grad, matrix = self._objective.total(compiled, theta)
+            loss, grad, matrix = self._objective.arguments.total(
+                compiled, theta
+            )
             return number(loss), to_array(grad), to_array(matrix)
 
     def _summed(
@@ -122,7 +124,7 @@ class HostGaussNewton:
         # Only one batch of a stream is to be in memory.
         keep = keep and is_small and not self._objective.is_streamed
         with backend.wide():
-            for piece in self._objective.pieces():
+            for piece in self._objective.arguments.pieces():
                 for factor in self._compiled.factors(theta, *piece):
                     if keep:
                         factors.append(factor)
@@ -146,7 +148,7 @@ class HostGaussNewton:
             return self._total(self._compiled.bend, theta, vector)
         total, kept = np.zeros(len(theta)), iter(self._kept[1])
         with backend.wide():
-            for piece in self._objective.pieces():
+            for piece in self._objective.arguments.pieces():
                 for second in self._compiled.second(theta, vector, *piece):
                     total += next(kept).pulled_back(second)
         return total
@@ -155,7 +157,7 @@ class HostGaussNewton:
         self, compiled: Callable[..., Tensor], *vectors: Vector
     ) -> Vector:
         with backend.wide():
-            return to_array(self._objective.total(compiled, *vectors))
+            return to_array(self._objective.arguments.total(compiled, *vectors))
 
 
 def _positive(diagonal: Vector) -> Vector:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from keras import ops
@@ -14,12 +13,11 @@ from kormos.data.variables import snapshot
 from kormos.data.variables import wide_values
 from kormos.float64.evaluation import Float64Error
 from kormos.objective.compiled import Compiler
+from kormos.objective.keras_model.loss_terms import LossTerms
+from kormos.objective.keras_model.stateless_model import StatelessModel
 from kormos.types import Array
 from kormos.types import Structure
 from kormos.types import Tensor
-
-if TYPE_CHECKING:
-    from kormos.objective.keras_model.loss import ModelLoss
 
 # How much more the results may differ than they change when weights and inputs
 # are rounded. Rounding happens in every operation, and may change the results
@@ -43,30 +41,37 @@ class Agreement:
     """A model's outputs and loss in its own dtype, to compare with float64.
 
     Args:
-        model_loss: the model's loss, still in the model's own dtype.
+        stateless: the model, still in its own dtype.
+        terms: the terms of its loss.
         head: the first rows, as tensors of that dtype.
         compile: function that compiles a function.
     """
 
     def __init__(
-        self, model_loss: "ModelLoss", head: Data, compile: Compiler
+        self,
+        stateless: StatelessModel,
+        terms: LossTerms,
+        head: Data,
+        compile: Compiler,
     ) -> None:
-        self._model_loss = model_loss
+        self._stateless = stateless
+        self._terms = terms
         self._compile = compile
-        self._frozen = snapshot(model_loss.frozen_variables)
-        parts = snapshot(model_loss.variables)
+        self._frozen = snapshot(stateless.frozen_variables)
+        parts = snapshot(stateless.variables)
+        epsilon = stateless.arithmetic.epsilon
         outputs = compile(self._outputs)
         self._own = self._evaluated(outputs, parts, head)
-        self._share = model_loss.epsilon**_SHARE_EXPONENT
+        self._share = epsilon**_SHARE_EXPONENT
         self._moved = []
         rng = np.random.default_rng(0)
 
         def move(tensor: Tensor) -> Tensor:
-            array = ops.convert_to_numpy(tensor)
+            array = backend.to_numpy(tensor)
             if array.dtype.kind != "f":
                 return tensor
             signs = rng.choice([-1.0, 1.0], size=array.shape)
-            moved = array * (1 + model_loss.epsilon * signs)
+            moved = array * (1 + epsilon * signs)
             return ops.cast(moved, tensor.dtype)
 
         for _ in range(_PLACES):
@@ -86,7 +91,7 @@ class Agreement:
         """
         # A new function, because the dtype is no argument of the compiled one.
         outputs = self._compile(lambda *args: self._outputs(*args))
-        parts = wide_values(self._model_loss.variables)
+        parts = wide_values(self._stateless.variables)
         wide = self._evaluated(outputs, parts, head)
         own = self._own
         moved = [results for results in self._moved if results is not None]
@@ -113,14 +118,11 @@ class Agreement:
         y: Structure,
         w: Structure,
     ) -> list[Tensor]:
-        """The outputs and the loss, in the present dtype of `model_loss`."""
-        loss = self._model_loss
-        with loss.scope(parts, frozen):
-            y_pred = loss.predict(x)
-            term_factors = ops.ones(
-                (len(loss.term_weights) + 1,), dtype="float64"
-            )
-            total = loss.loss_of(x, y, y_pred, w, term_factors)
+        """The outputs and the loss, in the present dtype of the model."""
+        with self._stateless.scope(parts, frozen):
+            y_pred = self._stateless(x)
+            ones = self._terms.ones("float64")
+            total = self._terms.total(x, y, y_pred, w, ones)
             return [*tree.flatten(y_pred), total]
 
     def _evaluated(
@@ -137,7 +139,7 @@ class Agreement:
             if not backend.is_numerical(error):
                 raise
             return None
-        return [np.asarray(ops.convert_to_numpy(v), "float64") for v in values]
+        return [np.asarray(backend.to_numpy(v), "float64") for v in values]
 
 
 def disagreement(

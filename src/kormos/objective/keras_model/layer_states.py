@@ -5,7 +5,7 @@ little towards those of its batch. Here they become the averages of all data.
 With these the model computes in inference what was minimized in training.
 """
 
-from collections.abc import Iterable
+import dataclasses
 
 import keras
 import numpy as np
@@ -14,10 +14,11 @@ from keras import ops
 from kormos import backend
 from kormos.data.variables import is_seed
 from kormos.data.variables import snapshot
+from kormos.objective.arguments import ProgramArguments
 from kormos.objective.compiled import Chunk
 from kormos.objective.compiled import Compiler
 from kormos.objective.compiled import leading_size
-from kormos.objective.keras_model.loss import ModelLoss
+from kormos.objective.keras_model.stateless_model import StatelessModel
 from kormos.objective.layout import Packing
 from kormos.types import Array
 from kormos.types import Tensor
@@ -29,7 +30,8 @@ class LayerStates:
 
     Args:
         model: the model.
-        model_loss: its loss, with layers that behave as in training.
+        stateless: the same, with layers that behave as in training.
+        metric_variables: the variables of its metrics.
         packing: the `Packing` of the variables to train.
         compile: function that compiles a function.
     """
@@ -37,14 +39,15 @@ class LayerStates:
     def __init__(
         self,
         model: keras.Model,
-        model_loss: ModelLoss,
+        stateless: StatelessModel,
+        metric_variables: list[keras.Variable],
         packing: Packing,
         compile: Compiler,
     ) -> None:
-        self._model_loss = model_loss
+        self._stateless = stateless
         self._packing = packing
         self._after = compile(self._after_chunk)
-        others = {id(v) for v in model_loss.metric_variables}
+        others = {id(v) for v in metric_variables}
         self._variables = [
             v
             for v in model.non_trainable_variables
@@ -53,7 +56,7 @@ class LayerStates:
         # By variable, what a step multiplies the average of its batch by.
         self._shares = {
             id(average): 1 - layer.momentum
-            for layer in model_loss.layers
+            for layer in stateless.arithmetic.owners
             if isinstance(layer, keras.layers.BatchNormalization)
             and layer.trainable
             and layer.momentum < 1
@@ -61,25 +64,25 @@ class LayerStates:
         }
 
     def update(
-        self, theta: Vector, frozen: list[Tensor], chunks: Iterable[Chunk]
-    ) -> dict[int, Tensor]:
+        self, theta: Vector, arguments: ProgramArguments
+    ) -> ProgramArguments:
         """Assigns the values that a pass over the data in training leads to.
 
         Args:
             theta: the values of the variables to train.
-            frozen: those of the frozen variables of the loss.
-            chunks: the chunks of the data.
+            arguments: the other arguments of the loss.
 
         Returns:
-            A dict from the ids of the variables to their new values.
+            The arguments with the values of the frozen variables after that.
         """
         if not self._variables:
-            return {}
+            return arguments
+        frozen = arguments.frozen
         values = [v.value for v in self._variables]
         averages: dict[int, Array] = {}
         rows = 0
         with backend.wide():
-            for chunk in chunks:
+            for chunk in arguments.each_chunk():
                 begun = [
                     ops.zeros_like(value) if id(v) in self._shares else value
                     for v, value in zip(self._variables, values, strict=True)
@@ -89,18 +92,19 @@ class LayerStates:
                 rows += count
                 for v, value in zip(self._variables, values, strict=True):
                     if id(v) in self._shares:
-                        own = np.array(ops.convert_to_numpy(value), "float64")
+                        own = np.array(backend.to_numpy(value), "float64")
                         share = self._shares[id(v)]
                         averages[id(v)] = (
                             averages.get(id(v), 0.0) + own * count / share
                         )
         for v, value in zip(self._variables, values, strict=True):
             v.assign(averages[id(v)] / rows if id(v) in averages else value)
-        copies = snapshot(self._variables)
-        return {
-            id(v): value
-            for v, value in zip(self._variables, copies, strict=True)
-        }
+        ids = [id(v) for v in self._variables]
+        after = dict(zip(ids, snapshot(self._variables), strict=True))
+        before = zip(self._stateless.frozen_variables, frozen, strict=True)
+        return dataclasses.replace(
+            arguments, frozen=[after.get(id(v), own) for v, own in before]
+        )
 
     def _after_chunk(
         self,
@@ -125,9 +129,9 @@ class LayerStates:
         frozen = [
             own.pop(id(v), (v, value))[1]
             for v, value in zip(
-                self._model_loss.frozen_variables, frozen, strict=True
+                self._stateless.frozen_variables, frozen, strict=True
             )
         ]
-        with self._model_loss.scope(parts, frozen, own.values()) as scope:
-            self._model_loss.predict(chunk[0])
+        with self._stateless.scope(parts, frozen, own.values()) as scope:
+            self._stateless(chunk[0])
         return [scope.get_current_value(v) for v in self._variables]

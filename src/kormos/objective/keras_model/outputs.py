@@ -2,8 +2,6 @@
 
 from collections.abc import Callable
 from collections.abc import Iterable
-from collections.abc import Iterator
-from typing import NamedTuple
 from typing import TypeAlias
 
 import keras
@@ -12,29 +10,17 @@ from keras import ops
 from keras import tree
 
 from kormos import backend
-from kormos.data.memory import leaves
 from kormos.objective.compiled import Chunk
 from kormos.objective.compiled import Compiler
 from kormos.objective.compiled import leading_size
 from kormos.objective.keras_model.links import LinkedModel
 from kormos.objective.keras_model.loss import ModelLoss
+from kormos.objective.keras_model.output_hessian import points_to_probe
+from kormos.objective.keras_model.output_hessian import probe
 from kormos.objective.keras_model.own_loss import adds_layer_losses
-from kormos.objective.units import largest
-from kormos.types import Array
 from kormos.types import Scalar
 from kormos.types import Structure
 from kormos.types import Tensor
-from kormos.types import Vector
-
-# The distances from the targets, as parts of their size, at which the curvature
-# of a loss is probed. The first two points are always probed, and the others
-# only as long as no curvature is found. Both are choices of ours: a robust loss
-# has curvature only for residuals smaller than some threshold of its own.
-_DISTANCES = (1e-1, 1e-3, 1e-5)
-_FEWEST_POINTS = 2
-# The part of the largest entry by which a Hessian may differ from a diagonal
-# one. A choice of ours: about a thousand roundings of float32.
-_DIAGONAL = 1e-4
 
 # Function that returns chunks of rows.
 _Chunks: TypeAlias = Callable[[], Iterable[Chunk]]
@@ -66,13 +52,17 @@ class ModelOutputs:
         compile: Compiler,
     ) -> None:
         self._name = model.name
-        self._model_loss = model_loss
-        self._linked = LinkedModel(model, model_loss.output_losses)
-        model_loss.include(self._linked.trunk)
+        self._stateless = model_loss.stateless
+        self._terms = model_loss.terms
+        self._layout = model_loss.outputs
+        self._has_masks = model_loss.has_masks
+        self._linked = LinkedModel(model, self._terms.by_output)
+        # The trunk, too, is to compute in the dtype of the loss.
+        self._stateless.arithmetic.include([self._linked.trunk])
         self.is_convex = self._linked.is_convex
-        self.width = sum(model_loss.output_widths)
+        self.width = sum(self._layout.widths)
         self.has_penalty = model_loss.adds_losses
-        if model_loss.own_name is not None:
+        if self._terms.own_name is not None:
             first = next(iter(chunks()))
             self.has_penalty = adds_layer_losses(model_loss, first)
         self.is_diagonal = self._check(chunks, compile)
@@ -85,15 +75,13 @@ class ModelOutputs:
         self, parts: list[Tensor], frozen: list[Tensor], rows: Structure
     ) -> Tensor:
         """The outputs for rows of inputs, of shape `(rows, width)`."""
-        with self._model_loss.scope(parts, frozen):
-            leaves = self._model_loss.predict(rows, self._linked)
+        with self._stateless.scope(parts, frozen):
+            leaves = self._stateless(rows, self._linked)
         count = leading_size(rows)
         flat = [
             # Layers that take strings may have lost the number of rows.
             ops.reshape(leaf, (count, width))
-            for leaf, width in zip(
-                leaves, self._model_loss.output_widths, strict=True
-            )
+            for leaf, width in zip(leaves, self._layout.widths, strict=True)
         ]
         return ops.concatenate(flat, axis=1) if flat[1:] else flat[0]
 
@@ -106,13 +94,13 @@ class ModelOutputs:
     ) -> Scalar:
         """What a chunk adds to the loss by its outputs."""
         x, y, w = chunk
-        present = [v.value for v in self._model_loss.variables]
-        with self._model_loss.scope(present, frozen):
+        present = [v.value for v in self._stateless.variables]
+        with self._stateless.scope(present, frozen):
             y_pred = self._structured(values, x)
-            loss = self._model_loss.output_loss(x, y, y_pred, w, term_factors)
-            if self.has_penalty and self._model_loss.own_name is not None:
+            loss = self._terms.of_outputs(x, y, y_pred, w, term_factors)
+            if self.has_penalty and self._terms.own_name is not None:
                 # `compute_loss` has added them, and they belong to `penalty`.
-                loss = loss - self._model_loss.layer_losses(x, term_factors)
+                loss = loss - self._terms.of_layers(x, term_factors)
             return loss
 
     def penalty(
@@ -123,9 +111,9 @@ class ModelOutputs:
         chunk: Chunk,
     ) -> Scalar:
         """What layers add to the loss of a chunk."""
-        with self._model_loss.scope(parts, frozen):
-            self._model_loss.predict(chunk[0])
-            return self._model_loss.layer_losses(chunk[0], term_factors)
+        with self._stateless.scope(parts, frozen):
+            self._stateless(chunk[0])
+            return self._terms.of_layers(chunk[0], term_factors)
 
     def _structured(self, values: Tensor, x: Structure) -> Structure:
         """The model's predictions, with their masks, from the outputs.
@@ -134,24 +122,24 @@ class ModelOutputs:
             values: the outputs, of shape `(rows, width)`.
             x: the inputs.
         """
-        if not self._model_loss.takes_wide:
-            values = ops.cast(values, self._model_loss.output_dtype)
-        shapes = self._model_loss.output_shapes
-        ends = np.cumsum(self._model_loss.output_widths)[:-1].tolist()
+        if not self._terms.takes_wide:
+            values = ops.cast(values, self._layout.dtype)
+        shapes = self._layout.shapes
+        ends = np.cumsum(self._layout.widths)[:-1].tolist()
         flat = ops.split(values, ends, axis=1) if ends else [values]
         leaves = [
             ops.reshape(part, (values.shape[0], *shape))
             for part, shape in zip(flat, shapes, strict=True)
         ]
         leaves = self._linked.activated(leaves)
-        if self._model_loss.has_masks:
+        if self._has_masks:
             # Masks depend on the inputs, not on the weights.
-            masked = tree.flatten(self._model_loss.predict(x))
+            masked = tree.flatten(self._stateless(x))
             leaves = [
                 _Replaced(leaf)(old)
                 for leaf, old in zip(leaves, masked, strict=True)
             ]
-        return tree.pack_sequence_as(self._model_loss.structure, leaves)
+        return tree.pack_sequence_as(self._layout.structure, leaves)
 
     def _check(self, chunks: _Chunks, compile: Compiler) -> bool:
         """Refuses losses without curvature in the outputs.
@@ -163,7 +151,7 @@ class ModelOutputs:
         Returns:
             Whether the Hessian in the outputs of a row is diagonal.
         """
-        frozen = [v.value for v in self._model_loss.frozen_variables]
+        frozen = [v.value for v in self._stateless.frozen_variables]
         self._check_rows(frozen, next(iter(chunks())))
 
         def product(
@@ -175,7 +163,7 @@ class ModelOutputs:
             return backend.hvp(fn)([values], [vector])[0]
 
         product = compile(product)
-        names = [*self._model_loss.loss_names, self._model_loss.own_name]
+        names = [*self._terms.names, self._terms.own_name]
         is_diagonal = True
         for i, name in enumerate(names):
             if name is None:
@@ -183,7 +171,8 @@ class ModelOutputs:
             term_factors = np.zeros(len(names))
             term_factors[i] = 1.0
             for chunk in chunks():
-                found = self._probe(product, term_factors, chunk)
+                points = points_to_probe(chunk, self.width, self._layout.dtype)
+                found = probe(product, points, term_factors, chunk)
                 if found.is_curved:
                     break
             if found.mixes_rows:
@@ -204,15 +193,15 @@ class ModelOutputs:
 
     def _check_rows(self, frozen: list[Tensor], chunk: Chunk) -> None:
         """Refuses outputs that cannot be differentiated row by row."""
-        if self._model_loss.other_shapes:
+        if self._layout.other_shapes:
             raise ValueError(
                 "Gauss-Newton methods need outputs with a row for each row of "
                 "data. Use 'lbfgs' or another method. "
                 f"Received: {self._name}, with an output of shape "
-                f"{self._model_loss.other_shapes[0]} for {leading_size(chunk)} "
+                f"{self._layout.other_shapes[0]} for {leading_size(chunk)} "
                 "rows"
             )
-        if self._model_loss.has_complex_outputs:
+        if self._layout.has_complex:
             raise ValueError(
                 "Gauss-Newton methods need real outputs: give real and "
                 "imaginary parts, or use 'lbfgs' or another method. "
@@ -221,7 +210,7 @@ class ModelOutputs:
         row = tree.map_structure(
             lambda a: None if a is None else a[:1], self.rows(chunk)
         )
-        parts = [v.value for v in self._model_loss.variables]
+        parts = [v.value for v in self._stateless.variables]
         try:
             backend.dry_run(self.outputs, parts, frozen, row)
         except Exception as error:
@@ -231,98 +220,6 @@ class ModelOutputs:
                 "or another method. "
                 f"Received: {self._name}, which fails on one row"
             ) from error
-
-    def _probe(
-        self, product: Callable[..., Tensor], term_factors: Vector, chunk: Chunk
-    ) -> "_Curvature":
-        """The curvature of the loss at several outputs of a chunk.
-
-        Args:
-            product: compiled function that multiplies the Hessian of the loss
-                in the outputs, `(values, vector, term_factors, chunk)`.
-            term_factors: the factors of the terms.
-            chunk: the chunk.
-        """
-        found: list[_Curvature] = []
-        for values in self._points(chunk):
-            found.append(_probe(product, values, term_factors, chunk))
-            if len(found) >= _FEWEST_POINTS and any(
-                curvature.is_curved for curvature in found
-            ):
-                break
-        curved, mixed, diagonal = zip(*found, strict=True)
-        return _Curvature(any(curved), any(mixed), all(diagonal))
-
-    def _points(self, chunk: Chunk) -> Iterator[Array]:
-        """Outputs to probe: random ones, then some nearer and nearer targets.
-
-        A robust loss has curvature only near the targets.
-        """
-        rng, rows = np.random.default_rng(0), leading_size(chunk)
-        shape = (rows, self.width)
-        noise = rng.uniform(0.1, 0.9, size=shape)
-        dtype = self._model_loss.output_dtype
-        yield noise.astype(dtype)
-        targets = [ops.convert_to_numpy(a) for a in leaves(chunk[1])]
-        if sum(a.size for a in targets) == noise.size:
-            flat = [a.reshape(rows, -1) for a in targets]
-            size = largest(flat) or 1.0
-            for distance in _DISTANCES:
-                point = np.concatenate(flat, axis=1) + distance * size * noise
-                yield point.astype(dtype)
-
-
-class _Curvature(NamedTuple):
-    """Properties of the Hessian of a loss in the outputs, at some outputs.
-
-    Attributes:
-        is_curved: whether it is not zero.
-        mixes_rows: whether it has entries between rows.
-        is_diagonal: whether it has no entries between the outputs of a row.
-    """
-
-    is_curved: bool
-    mixes_rows: bool
-    is_diagonal: bool
-
-
-def _probe(
-    product: Callable[..., Tensor],
-    values: Array,
-    term_factors: Vector,
-    chunk: Chunk,
-) -> _Curvature:
-    """The curvature of the loss at some outputs, by three Hessian products.
-
-    Args:
-        product: as `ModelOutputs._probe` takes it.
-        values: the outputs.
-        term_factors: the factors of the terms.
-        chunk: the chunk.
-    """
-
-    def product_with(vector: Array) -> Array:
-        result = ops.convert_to_numpy(
-            product(values, vector, term_factors, chunk)
-        )
-        # Products that are not finite tell nothing.
-        return np.nan_to_num(result, posinf=0.0, neginf=0.0)
-
-    signs = np.random.default_rng(1).choice([-1.0, 1.0], size=values.shape)
-    signs = signs.astype(values.dtype)
-    sums, signed = product_with(np.ones_like(values)), product_with(signs)
-    sizes = np.max(np.abs(sums) + np.abs(signed), axis=1)
-    row = np.argmax(sizes)
-    ones_in_row = np.zeros_like(values)
-    ones_in_row[row] = 1
-    other_rows = np.delete(product_with(ones_in_row), row, axis=0)
-    size = sizes[row]
-    off = np.max(np.abs(signed - sums * signs))
-    return _Curvature(
-        is_curved=bool(size > 0),
-        mixes_rows=bool(other_rows.any()),
-        is_diagonal=bool(off <= _DIAGONAL * size),
-    )
 
 
 class _Replaced(keras.layers.Layer):

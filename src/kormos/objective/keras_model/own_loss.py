@@ -28,32 +28,31 @@ def adds_layer_losses(model_loss: ModelLoss, chunk: Chunk) -> bool:
         ValueError: if the loss depends on variables in any other way than
             through the outputs. It names these variables.
     """
+    stateless, terms = model_loss.stateless, model_loss.terms
     x, y, w = chunk
     rng = np.random.default_rng(0)
-    frozen = snapshot(model_loss.frozen_variables)
+    frozen = snapshot(stateless.frozen_variables)
     # Weights are moved, because a penalty has no gradient at weights of zero.
     parts = [
         part + ops.cast(0.1 * rng.standard_normal(part.shape), part.dtype)
-        for part in snapshot(model_loss.variables)
+        for part in snapshot(stateless.variables)
     ]
-    term_factors = ops.ones((1,), dtype=model_loss.output_dtype)
+    term_factors = terms.ones(model_loss.outputs.dtype)
 
     def past_outputs(parts: list[Tensor]) -> Scalar:
-        with model_loss.scope(parts, frozen):
-            y_pred = tree.map_structure(
-                ops.stop_gradient, model_loss.predict(x)
-            )
-            return model_loss.output_loss(x, y, y_pred, w, term_factors)
+        with stateless.scope(parts, frozen):
+            y_pred = tree.map_structure(ops.stop_gradient, stateless(x))
+            return terms.of_outputs(x, y, y_pred, w, term_factors)
 
     def by_layers(parts: list[Tensor]) -> Scalar:
-        with model_loss.scope(parts, frozen):
-            model_loss.predict(x)
-            return model_loss.layer_losses(x, term_factors)
+        with stateless.scope(parts, frozen):
+            stateless(x)
+            return terms.of_layers(x, term_factors)
 
     with backend.wide():
         found, wanted = (
             [
-                ops.convert_to_numpy(part)
+                backend.to_numpy(part)
                 for part in backend.once(backend.value_and_grad(fn))(parts)[1]
             ]
             for fn in (past_outputs, by_layers)
@@ -64,7 +63,7 @@ def adds_layer_losses(model_loss: ModelLoss, chunk: Chunk) -> bool:
     size = max(np.abs(b).max(initial=0.0) for b in wanted)
     others = [
         variable.path
-        for variable, (a, b) in zip(model_loss.variables, pairs, strict=True)
+        for variable, (a, b) in zip(stateless.variables, pairs, strict=True)
         if np.abs(a - b).max(initial=0.0) > _SAME * size
     ]
     if not others:
@@ -74,6 +73,6 @@ def adds_layer_losses(model_loss: ModelLoss, chunk: Chunk) -> bool:
         "only through the model's outputs, besides regularizers and "
         "`add_loss`. Use these for terms that depend on weights, or use "
         "'lbfgs' or another method. "
-        f"Received: {model_loss.own_name}, which reads "
+        f"Received: {terms.own_name}, which reads "
         f"{', '.join(others)}"
     )

@@ -4,10 +4,8 @@ import functools
 from collections.abc import Callable
 from collections.abc import Hashable
 from collections.abc import Iterable
-from collections.abc import Sequence
 
 import keras
-from keras import ops
 from keras import tree
 
 from kormos import backend
@@ -15,20 +13,17 @@ from kormos.backend.common import as_tensor
 from kormos.data.memory import Data
 from kormos.data.memory import leaves
 from kormos.objective.compiled import Chunk
-from kormos.objective.compiled import Chunks
 from kormos.objective.compiled import Compiler
 from kormos.objective.compiled import Program
-from kormos.objective.compiled import fold_chunks
-from kormos.objective.compiled import scalar_zero
 from kormos.objective.gauss_newton.compiled import GaussNewton
+from kormos.objective.keras_model.evaluation import ModelEvaluation
 from kormos.objective.keras_model.layer_states import LayerStates
 from kormos.objective.keras_model.loss import ModelLoss
 from kormos.objective.keras_model.outputs import ModelOutputs
+from kormos.objective.keras_model.term_factors import TermFactors
 from kormos.objective.layout import Packing
 from kormos.objective.program_cache import ProgramCache
-from kormos.types import Scalar
 from kormos.types import Structure
-from kormos.types import Tensor
 
 # An attribute of a model that Keras neither tracks nor saves.
 _PROGRAMS = "_kormos_programs"
@@ -46,10 +41,8 @@ class ModelProgram(Program):
 
     Attributes:
         model_loss: the model's loss.
-        evaluate: the loss, and the metrics' variables after all chunks.
-        metric_results: the metrics' results from the values of their variables.
-        metric_values: those values after a reset, where every evaluation
-            starts.
+        term_factors: counts the factors of its terms.
+        evaluate: the loss and the metrics, over all data.
     """
 
     def __init__(
@@ -60,18 +53,21 @@ class ModelProgram(Program):
         compile_loop: Compiler,
         dtype: str | None,
     ) -> None:
+        stateless, metrics = model_loss.stateless, model_loss.metrics
         super().__init__(
-            Packing(model_loss.variables, dtype),
-            model_loss.frozen_variables,
+            Packing(stateless.variables, dtype),
+            stateless.frozen_variables,
             [model_loss.chunk_loss],
             compile,
             compile_loop,
         )
         self.model_loss = model_loss
-        self.evaluate = compile(self._evaluate)
-        self.metric_results = compile(self._metric_results)
+        self.term_factors = TermFactors(model, model_loss, compile)
+        self.evaluate = ModelEvaluation(
+            model_loss, self.packing, compile, self.traces
+        )
         self._make_layer_states = lambda: LayerStates(
-            model, model_loss, self.packing, compile
+            model, stateless, metrics.variables, self.packing, compile
         )
         self._make_gauss_newton = lambda chunks: GaussNewton(
             self.packing,
@@ -79,9 +75,6 @@ class ModelProgram(Program):
             compile,
         )
         self._gauss_newton: GaussNewton | None = None
-        self.metric_values = tuple(
-            ops.convert_to_numpy(v.value) for v in model_loss.metric_variables
-        )
 
     def gauss_newton_for(
         self, chunks: Callable[[], Iterable[Chunk]]
@@ -105,54 +98,20 @@ class ModelProgram(Program):
         assert self._gauss_newton is not None  # It needs chunks to be made.
         return self._gauss_newton
 
+    @property
+    def jacobian_width(self) -> int:
+        """The number of derivatives of a row's outputs in all parameters."""
+        return sum(self.model_loss.outputs.widths) * self.packing.size
+
+    @property
+    def widest_layer(self) -> int:
+        """The number of entries that the widest layer returns for a row."""
+        return max(s[-1] if s else 0 for s in self.packing.shapes)
+
     @functools.cached_property
     def layer_states(self) -> LayerStates:
         """The variables that layers assign when they are called in training."""
         return self._make_layer_states()
-
-    def _metric_results(
-        self,
-        theta: Tensor,
-        frozen: list[Tensor],
-        metric_values: Sequence[Tensor],
-    ) -> dict[str, Tensor]:
-        parts = self.packing.unpack(theta)
-        return self.model_loss.metric_results(parts, frozen, metric_values)
-
-    def _evaluate(
-        self,
-        theta: Tensor,
-        metric_values: Sequence[Tensor],
-        frozen: list[Tensor],
-        term_factors: Tensor,
-        chunks: Chunks,
-    ) -> tuple[Scalar, tuple[Tensor, ...]]:
-        self.traces["evaluate"] += 1
-        parts = self.packing.unpack(theta)
-
-        def step(
-            state: tuple[Scalar, tuple[Tensor, ...]], chunk: Chunk
-        ) -> tuple[Scalar, tuple[Tensor, ...]]:
-            loss, before = state
-            term, values = self.model_loss.chunk_metrics(
-                parts, frozen, term_factors, before, chunk
-            )
-            return loss + ops.cast(term, loss.dtype), tuple(values)
-
-        state = (
-            scalar_zero(theta),
-            tuple(ops.convert_to_tensor(v) for v in metric_values),
-        )
-        return fold_chunks(step, chunks[0], state)
-
-
-def is_built(model: keras.Layer) -> bool:
-    """Whether all of a model's layers are built.
-
-    Keras says that a `Sequential` is built as soon as one of its layers is.
-    """
-    parts = model.layers if isinstance(model, keras.Model) else ()
-    return model.built and all(map(is_built, parts))
 
 
 def is_new(model: keras.Model) -> bool:
@@ -179,7 +138,7 @@ def program_for(
         compile = _compiler(model)
         rows = head()
         loss = ModelLoss(model, rows, training, compile, dtype)
-        loop_compiler = _loop_compiler(model, loss.draws, rows)
+        loop_compiler = _loop_compiler(model, loss.stateless.draws, rows)
         return ModelProgram(model, loss, compile, loop_compiler, dtype)
 
     programs = model.__dict__.setdefault(_PROGRAMS, ProgramCache())

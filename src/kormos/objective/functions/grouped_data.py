@@ -1,0 +1,66 @@
+"""Data of residuals, in the groups that these depend on."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from kormos.data.memory import Data
+from kormos.data.points import with_columns
+from kormos.objective.compiled import ChunkPair
+from kormos.objective.compiled import Chunks
+from kormos.objective.functions.residual_blocks import ResidualFunction
+from kormos.types import Array
+from kormos.types import Structure
+
+
+class GroupedData:
+    """The arrays of data that each group of residual blocks depends on.
+
+    Args:
+        function: the function of the residuals.
+        data: arrays in the structure that the function takes.
+
+    Attributes:
+        data: the data, with a dict of columns for each DataFrame.
+        groups: the arrays of each group, in the order of the function's
+            `groups`.
+        counts: the number of residuals of each block.
+    """
+
+    def __init__(self, function: ResidualFunction, data: Structure) -> None:
+        self._function = function
+        self.data = with_columns(data)
+        self.groups = function.grouped(self.data)
+        rows = [len(self._of(group)[0]) for group in function.block_groups]
+        self.counts = np.multiply(rows, function.widths, dtype="float64")
+
+    def _of(self, group: int | None) -> list[Array]:
+        """The arrays of a group."""
+        return self.groups[self._function.groups.index(group)]
+
+    def chunks(
+        self, batch_size: int | None, widths: Sequence[int | None]
+    ) -> Chunks:
+        """The data as tensors, in a pair of chunks for each group.
+
+        Args:
+            batch_size: the most rows of a chunk, or `None`.
+            widths: for each group, the numbers that are computed for a row,
+                if chunks are to be cut so small that these fit into memory.
+        """
+        chunks: list[ChunkPair] = []
+        for arrays, width in zip(self.groups, widths, strict=True):
+            data = Data(tuple(arrays), None, None)
+            stacked, last = data.chunks(batch_size, width)
+            chunks.append((stacked and stacked[0], last and last[0]))
+        return tuple(chunks)
+
+    def squares(self) -> dict[str, int]:
+        """The number of rows of each block that is a square matrix, by name."""
+        sizes = {}
+        for name, group, shape in self._function.shapes():
+            if group is not None:
+                shape = len(self._of(group)[0]), *shape[1:]
+            if len(shape) == 2 and shape[0] == shape[1]:
+                sizes[name] = shape[0]
+        return sizes

@@ -1,0 +1,122 @@
+"""The factors of a model's terms, counted over all of its data."""
+
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
+
+import keras
+import numpy as np
+
+from kormos import backend
+from kormos.objective.arguments import ProgramArguments
+from kormos.objective.compiled import Chunk
+from kormos.objective.compiled import Compiler
+from kormos.objective.compiled import leading_size
+from kormos.objective.keras_model.loss import ModelLoss
+from kormos.objective.keras_model.rows import naming_rows
+from kormos.types import Scalar
+from kormos.types import Structure
+from kormos.types import Tensor
+from kormos.types import Vector
+
+
+class TermFactors:
+    """Counts the factors of a model's terms, which `LossTerms` describes.
+
+    Args:
+        model: the model.
+        model_loss: its loss.
+        compile: function that compiles a function.
+    """
+
+    def __init__(
+        self, model: keras.Model, model_loss: ModelLoss, compile: Compiler
+    ) -> None:
+        self._model = model
+        self._model_loss = model_loss
+        self._compiled = model_loss.terms.compiled
+        self._counts = compile(self._count)
+
+    def __call__(
+        self, arguments: ProgramArguments, rows: Callable[[], int]
+    ) -> Vector:
+        """The factors of the terms, from counts over all of the data.
+
+        Args:
+            arguments: arguments of the program with all of the data.
+            rows: function that returns the number of rows. It is called after
+                the last chunk.
+
+        Returns:
+            A float64 array: the weight of each term over its divisor, and then
+            one over the number of rows.
+        """
+        weights = np.array(self._model_loss.terms.weights)
+        factors = np.empty(len(weights) + 1)
+        if self._compiled is not None:
+            divisors = self._divisors(arguments.each_chunk())
+            # A mean over no entries is zero.
+            factors[:-1] = np.where(
+                divisors == 0, 0, weights / np.where(divisors, divisors, 1)
+            )
+        else:
+            # The model may not take the number of rows of the last chunk.
+            chunks = arguments.each_chunk()
+            sizes = {leading_size(chunk): chunk for chunk in chunks}
+            sizes.pop(self._model_loss.tried_rows, None)
+            run = self._model_loss.stateless.dry_run
+            list(self._each(run, self._loss, sizes.values()))
+        factors[-1] = 1 / rows()
+        return factors
+
+    def _divisors(self, chunks: Iterable[Chunk]) -> Vector:
+        """The divisor of each term over all of the data."""
+        counts = np.zeros(len(self._model_loss.terms.weights))
+        for count in self._each(backend.attempt, self._counts, chunks):
+            sums, means = np.array(
+                [[backend.to_numpy(v) for v in c] for c in count]
+            ).T
+            counts += np.where(means == 0, 0, sums / np.where(means, means, 1))
+        # A sum has no divisor.
+        return np.where(np.isnan(counts), 1.0, counts)
+
+    def _each(
+        self,
+        call: Callable[..., Structure],
+        fn: Callable[..., Structure],
+        chunks: Iterable[Chunk],
+    ) -> Iterator[Structure]:
+        """Yields what a function returns for each chunk.
+
+        Args:
+            call: function that calls `fn` with its arguments.
+            fn: function `(parts, frozen, chunk)`.
+            chunks: the chunks.
+        """
+        stateless = self._model_loss.stateless
+        frozen = [v.value for v in stateless.frozen_variables]
+        parts = [v.value for v in stateless.variables]
+        for chunk in chunks:
+            names_rows = naming_rows(
+                self._model, leading_size(chunk), self._model_loss.tried_rows
+            )
+            with names_rows, backend.wide():
+                found = call(fn, parts, frozen, chunk)
+            yield found
+
+    def _loss(
+        self, parts: list[Tensor], frozen: list[Tensor], chunk: Chunk
+    ) -> Scalar:
+        """A chunk's loss with factors of one."""
+        ones = self._model_loss.terms.ones()
+        return self._model_loss.chunk_loss(parts, frozen, ones, chunk)
+
+    def _count(
+        self, parts: list[Tensor], frozen: list[Tensor], chunk: Chunk
+    ) -> list[tuple[Scalar, Scalar]]:
+        """A chunk's part of the divisors of the terms."""
+        assert self._compiled is not None  # Only they have divisors.
+        x, y, w = chunk
+        with self._model_loss.stateless.scope(parts, frozen):
+            y_pred = self._model_loss.stateless(x)
+            return self._compiled.counts(y, y_pred, w)
