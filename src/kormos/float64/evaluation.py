@@ -137,16 +137,13 @@ class Arithmetic:
     @property
     def epsilon(self) -> float:
         """The coarsest rounding of the layers that have weights to train."""
-        layers = [
-            owner
+        dtypes = {
+            owner.compute_dtype
             for owner in self._owners.values()
             if getattr(owner, "trainable_variables", None)
-        ]
-        dtypes = [layer.compute_dtype for layer in layers]
-        return max(
-            (rounding(d) for d in dtypes if keras.backend.is_float_dtype(d)),
-            default=0.0,
-        )
+        }
+        floats = filter(keras.backend.is_float_dtype, dtypes)
+        return max(map(rounding, floats), default=0.0)
 
     def include(self, owners: Iterable[Owner]) -> None:
         """Adds layers and losses that are to compute in the dtype."""

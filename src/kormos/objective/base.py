@@ -97,7 +97,7 @@ class FlatObjective:
     @property
     def epsilon(self) -> float:
         """The spacing of numbers near one in the coarsest dtype in use."""
-        return max(rounding(d) for d in self.program.packing.dtypes)
+        return max(map(rounding, set(self.program.packing.dtypes)))
 
     @property
     def rounding(self) -> float:

@@ -105,11 +105,11 @@ class Packing:
     @property
     def rounding(self) -> float:
         """The spacing of numbers near one in the coarsest variable."""
-        return max(map(rounding, self._stored))
+        return max(map(rounding, set(self._stored)))
 
     def read(self) -> Vector:
         """The variables' values as one flat float64 array."""
-        return self.join_arrays([_to_float64(v) for v in self.variables])
+        return self.join_arrays(list(map(backend.to_numpy, self.variables)))
 
     def write(self, theta: npt.ArrayLike) -> None:
         """Assigns a flat array to the variables, rounded to their dtypes."""
@@ -126,12 +126,6 @@ class Packing:
                 # JAX takes half the time to assign a tensor.
                 part = ops.convert_to_tensor(part)
             variable.assign(part)
-
-
-def _to_float64(variable: keras.Variable) -> Array:
-    if keras.backend.standardize_dtype(variable.dtype) == "bfloat16":
-        return backend.to_numpy(ops.cast(variable.value, "float32"))
-    return backend.to_numpy(variable)
 
 
 def _check(variables: Any) -> None:

@@ -80,6 +80,7 @@ class Problem:
         self.size = objective.size
         self.lower = lower
         self.upper = upper
+        self.is_bounded = lower is not None
         self.constraints = [self._safe(c) for c in constraints]
         self.epsilon = epsilon
         self.rounding = epsilon if rounding is None else rounding
@@ -92,10 +93,6 @@ class Problem:
         self.raised = Raised() if raised is None else raised
         # The functions that have returned before.
         self._worked: set[Hashable] = set()
-
-    @property
-    def is_bounded(self) -> bool:
-        return self.lower is not None
 
     @property
     def box(self) -> tuple[Vector, Vector]:
