@@ -94,8 +94,9 @@ def fit(
         steps_per_epoch: accepted iterations to an epoch. Defaults to 1. Of a
             data set that does not tell how long it is: how many batches to
             take, as the data of every iteration; an epoch is then one.
-        validation_steps: likewise, of such `validation_data`, and `None` for
-            any other: validation uses all of its data.
+        validation_steps: how many batches to take of `validation_data` that
+            does not tell how long it is. `None` for any other, of which all
+            is used.
         validation_batch_size: as `batch_size`, for validation.
         validation_freq: validate every so many epochs, or in a list of
             epochs, counted from 1.
@@ -113,7 +114,7 @@ def fit(
             its latest fit, or of the file that the model was loaded from; for
             unchanged data and weights the iterates are those of one long fit.
             After `BackupAndRestore` restored a state, that is so anyway.
-            SciPy's methods keep none, and go on from the weights alone.
+            SciPy's methods keep none, and go on from the weights only.
         precision: `"float64"` to evaluate in float64 whatever the dtype of the
             model is, which keeps its weights rounded; `"auto"` to go on so
             where float32 ends, at its noise floor or where it is not finite.
@@ -124,7 +125,8 @@ def fit(
         stream: whether to read the data again at every evaluation, a batch at
             a time, rather than once to keep them in memory and on the device:
             for data sets, or arrays on disk (`numpy.memmap`), that are larger.
-            `validation_data` likewise. The rows must be the same every time.
+            `validation_data` is read so too. The rows must be the same every
+            time.
         allow_nan: whether inputs and targets may hold NaN, for a model or a
             loss that handles them.
         **settings: replace arguments of the optimizer for this fit, such as
@@ -367,7 +369,7 @@ def _optimizer_for(
     if resume and not optimizer.keeps_state:
         warn(
             f"Optimizer '{optimizer.name}' keeps no curvature: the fit goes "
-            "on from the weights alone.",
+            "on from the weights only.",
         )
     return optimizer
 
@@ -420,7 +422,7 @@ def _check_split(
         )
     if is_dataset(x) or stream:
         raise ValueError(
-            "Argument `validation_split` only cuts arrays in memory; give "
+            "Argument `validation_split` cuts arrays in memory only; give "
             "`validation_data`. Received: "
             + ("stream=True" if stream else f"x of type {type(x).__name__}")
         )

@@ -70,7 +70,7 @@ def least_squares(
             structure, of which a DataFrame is a dict by its columns. Arrays
             of equal length belong together: a row of a block
             depends on the same row of each. `residual_fn` is called with
-            chunks of them, and with a row alone. Without it, points that
+            chunks of them, and with single rows. Without it, points that
             `residual_fn` holds itself cost a Jacobian of all residuals at
             once, which takes far longer for many.
         validation_data: other points, at which the loss is evaluated after
