@@ -26,8 +26,8 @@ class NativeOptimizer(BatchOptimizer):
         batch_size: the most rows in memory at once when `fit` is not told.
         pretrain_fn: function of the model, called before the fit starts.
         gtol: relative tolerance, as the method has it.
-        ftol: likewise.
-        xtol: likewise.
+        ftol: as `gtol`.
+        xtol: as `gtol`.
         bounds: as `BatchOptimizer` takes them.
         keep_state: as `BatchOptimizer` takes it.
     """

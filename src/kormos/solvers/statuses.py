@@ -14,7 +14,7 @@ UNBOUNDED = "unbounded"
 INFEASIBLE = "infeasible"
 NON_FINITE = "non-finite"
 
-# What the user can do, where that follows from the status alone.
+# What the user can do, where that follows only from the status.
 ADVICE = {
     ITERATION_LIMIT: (
         "Give more `epochs` (`max_iterations` in `kormos.minimize`) to go on."

@@ -190,7 +190,7 @@ def test_a_second_fit_compiles_nothing(unconverged):
     model.compile(optimizer="lbfgs", loss="mse")
     x, y = grid()
     model.fit(x, y, epochs=2, steps_per_epoch=5, verbose=0)
-    program = next(iter(model.__dict__["_kormos_programs"].values()))
+    program = kormos.Objective(model, x, y).program
     compiled = compilations(program)
     model.fit(x, y, epochs=2, steps_per_epoch=5, verbose=0)
     assert compilations(program) == compiled

@@ -15,7 +15,7 @@ from kormos.solvers.problem import Problem
 _MOST_STEPS = 12
 _MOST_RISE = 1e-10
 # Steps contract if each is at most this part of one before it. Our choice: near
-# one, rounding alone would be followed.
+# one, nothing but rounding would be followed.
 _CONTRACTION = 0.9
 
 
