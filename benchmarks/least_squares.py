@@ -210,15 +210,15 @@ def compare_sinc(record, args, x, y, marks):
     def loss(point):
         return point if np.ndim(point) == 0 else mean_square(residuals(point))
 
-    is_wide = x.dtype == "float64"
+    is_float64 = x.dtype == "float64"
     # A Jacobian of so many rows takes trf's decomposition too long.
     names = "optimistix LM", "jaxopt LM", "SciPy lm"
-    solvers = prepared(names if is_wide else (), residuals, marks)
+    solvers = prepared(names if is_float64 else (), residuals, marks)
     comparison = Comparison(marks, {"loss": loss})
     for seed in range(args.seeds):
         start = fresh(model, seed)
         for name, options in (
-            variants(args).items() if is_wide else [("lm", {})]
+            variants(args).items() if is_float64 else [("lm", {})]
         ):
             model.set_weights(start)
             lm = LevenbergMarquardt(epochs=marks[-1], **options)
@@ -229,7 +229,7 @@ def compare_sinc(record, args, x, y, marks):
         model.set_weights(start)
         for name, run in solvers.items():
             comparison.add(name, run(flat(model)))
-        for name, run in peers.network_peers().items() if is_wide else ():
+        for name, run in peers.network_peers().items() if is_float64 else ():
             comparison.add(name, run(start, x, y, marks_of(name, marks)))
     comparison.record(record, f"Sinc, {len(x):,} rows, {x.dtype}")
 

@@ -152,7 +152,7 @@ def _jax_loop(init, update, loss_of):
         return jax.lax.while_loop(goes_on, body, body(carry))
 
     def run(theta, most, target):
-        with backend.wide():
+        with backend.float64():
             jax.block_until_ready(loop(jax.numpy.asarray(theta), most, target))
             jax.effects_barrier()
 

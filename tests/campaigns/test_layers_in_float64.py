@@ -140,7 +140,7 @@ def test_what_has_no_float64_is_told_by_name(name):
         objective_of(model, branches, precision="float64")
     with pytest.warns(UserWarning, match=f"will not go on .*{layer}, which"):
         objective = objective_of(model, branches, precision="auto")
-    assert not objective.can_widen
+    assert not objective.has_float64
     assert np.isfinite(objective.value(objective.initial_position()))
 
 

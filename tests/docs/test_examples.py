@@ -18,8 +18,8 @@ def example(request):
     """The script as a module, and after it the precision as before."""
     path = EXAMPLES / f"{request.param}.py"
     matplotlib.use("Agg")
-    is_wide = "enable_float64()" in path.read_text(encoding="utf-8")
-    with undoing("float64" if is_wide else "float32"):
+    is_float64 = "enable_float64()" in path.read_text(encoding="utf-8")
+    with undoing("float64" if is_float64 else "float32"):
         spec = importlib.util.spec_from_file_location(request.param, path)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)

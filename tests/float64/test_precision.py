@@ -472,7 +472,7 @@ def test_an_interrupt_while_float64_is_compiled(monkeypatch):
     x, y = lindata(60, noise=0)
     model = keras.Sequential([keras.Input((5,)), layers.Dense(1)])
     model.compile(loss="mse")
-    monkeypatch.setattr(kormos.Objective, "widen", interrupt)
+    monkeypatch.setattr(kormos.Objective, "go_on_in_float64", interrupt)
     history = kormos.fit(
         model, x, y, optimizer="lbfgs", epochs=50, precision="auto", verbose=0
     )

@@ -28,10 +28,15 @@ def test_a_fit_keeps_what_float32_has_where_float64_fails(monkeypatch):
     value_and_grad = kormos.Objective.value_and_grad
 
     def evaluate(objective, theta):
-        is_wide = objective.program.packing.dtype == "float64"
-        return (out_of_memory if is_wide else value_and_grad)(objective, theta)
+        is_float64 = objective.program.packing.dtype == "float64"
+        return (out_of_memory if is_float64 else value_and_grad)(
+            objective, theta
+        )
 
-    for name, fails in (("widen", out_of_memory), ("value_and_grad", evaluate)):
+    for name, fails in (
+        ("go_on_in_float64", out_of_memory),
+        ("value_and_grad", evaluate),
+    ):
         model.set_weights([np.ones((5, 1)), np.zeros(1)])
         with monkeypatch.context() as patched:
             patched.setattr(kormos.Objective, name, fails)
@@ -49,14 +54,14 @@ def test_a_fit_keeps_what_float32_has_where_float64_fails(monkeypatch):
         )
 
 
-@pytest.mark.parametrize("name", ["_widen", "value_and_grad"])
+@pytest.mark.parametrize("name", ["_go_on_in_float64", "value_and_grad"])
 def test_a_minimum_is_kept_where_float64_fails(monkeypatch, name):
     variable = keras.Variable(np.zeros(2, "float32"))
     stock = getattr(FunctionObjective, name)
 
     def evaluate(objective, *args):
-        is_wide = name == "_widen" or objective.epsilon < 1e-10
-        return (out_of_memory if is_wide else stock)(objective, *args)
+        is_float64 = name == "_go_on_in_float64" or objective.epsilon < 1e-10
+        return (out_of_memory if is_float64 else stock)(objective, *args)
 
     monkeypatch.setattr(FunctionObjective, name, evaluate)
     with pytest.warns(UserWarning, match="ends where .*MemoryError"):
@@ -107,7 +112,7 @@ class Variables:
 
     def __init__(self, minimum, values, epsilon=2.0**-52):
         self.minimum, self.epsilon = minimum, epsilon
-        self.can_widen, self.is_wide = True, False
+        self.has_float64, self.is_float64 = True, False
         self.assign(values)
 
     def assign(self, theta):
@@ -119,18 +124,18 @@ class Variables:
     def peek(self, theta):
         return float(np.sum((theta - self.minimum) ** 2))
 
-    def widen(self):
-        self.is_wide, self.epsilon = True, 2.0**-52
+    def go_on_in_float64(self):
+        self.is_float64, self.epsilon = True, 2.0**-52
 
 
-def settled(variables, loss=0.0, start=None):
+def with_kept_loss(variables, loss=0.0, start=None):
     outcome = Outcome(statuses.CONVERGED, variables.minimum, loss, test="gtol")
-    return float64_tail.settled(outcome, variables, variables, start)
+    return float64_tail.with_kept_loss(outcome, variables, variables, start)
 
 
 def test_the_loss_that_variables_keep_is_told():
     variables = Variables(THIRDS, THIRDS)
-    outcome = settled(variables)
+    outcome = with_kept_loss(variables)
     # Float32 misses 1/3 and 2/3 by a third of the spacing below a half, and
     # by twice that: 2**-25 / 3 and 2**-24 / 3.
     expected = (1 + 4) * (2.0**-25 / 3) ** 2
@@ -140,14 +145,14 @@ def test_the_loss_that_variables_keep_is_told():
 
 
 def test_what_the_variables_hold_exactly_loses_nothing():
-    assert settled(Variables(HALVES, HALVES)).kept_loss == 0.0
+    assert with_kept_loss(Variables(HALVES, HALVES)).kept_loss == 0.0
 
 
 def test_a_start_that_is_better_than_what_variables_keep_is_kept():
     # The minimum, and a start beside it that float32 holds.
     start = THIRDS.astype("float32").astype("float64")
     variables = Variables(start + 1e-9, start + np.array([0.0, 1e-6]))
-    outcome = settled(variables, start=start)
+    outcome = with_kept_loss(variables, start=start)
     np.testing.assert_array_equal(variables.initial_position(), start)
     assert outcome.kept_loss == pytest.approx(2e-18, rel=1e-6)
 
@@ -156,14 +161,14 @@ def test_a_start_that_is_better_than_what_variables_keep_is_kept():
 def test_a_start_that_is_no_better_is_not_gone_back_to(far):
     variables = Variables(THIRDS, THIRDS)
     held = variables.initial_position()
-    outcome = settled(variables, start=THIRDS + far)
+    outcome = with_kept_loss(variables, start=THIRDS + far)
     np.testing.assert_array_equal(variables.initial_position(), held)
     assert 0 < outcome.kept_loss < 1e-14
 
 
 def test_a_finite_start_is_better_than_what_is_not():
     variables = Variables(HALVES, np.array([np.nan, 0.0]))
-    outcome = settled(variables, start=HALVES)
+    outcome = with_kept_loss(variables, start=HALVES)
     np.testing.assert_array_equal(variables.initial_position(), HALVES)
     assert outcome.kept_loss == 0.0
 
@@ -173,7 +178,7 @@ def test_a_finite_start_is_better_than_what_is_not():
 )
 def test_nothing_is_settled_without_a_loss_or_without_float64(loss, epsilon):
     variables = Variables(THIRDS, THIRDS, epsilon)
-    outcome = settled(variables, loss, start=THIRDS)
+    outcome = with_kept_loss(variables, loss, start=THIRDS)
     assert outcome.kept_loss is None
 
 
@@ -196,16 +201,16 @@ def test_nothing_is_settled_without_a_loss_or_without_float64(loss, epsilon):
 def test_float64_follows_where_float32_has_done_what_it_can(status, is_end):
     variables = Variables(THIRDS, THIRDS)
     outcome = Outcome(status, THIRDS, 0.0)
-    assert float64_tail.goes_on_wider(outcome, variables) == is_end
-    variables.can_widen = False
-    assert not float64_tail.goes_on_wider(outcome, variables)
+    assert float64_tail.goes_on_in_float64(outcome, variables) == is_end
+    variables.has_float64 = False
+    assert not float64_tail.goes_on_in_float64(outcome, variables)
 
 
 def test_objectives_widen_together_and_come_back():
     both = [Variables(THIRDS, THIRDS, 2.0**-23) for _ in range(2)]
     kept = [dict(vars(variables)) for variables in both]
-    undo = float64_tail.widen([both[0], None, both[1]])
-    assert all(v.is_wide and v.epsilon == 2.0**-52 for v in both)
+    undo = float64_tail.go_on_in_float64([both[0], None, both[1]])
+    assert all(v.is_float64 and v.epsilon == 2.0**-52 for v in both)
     both[0].program = "what float64 made"
     undo()
     assert [vars(variables) for variables in both] == kept
@@ -217,10 +222,10 @@ def test_one_that_cannot_widen_keeps_all_in_float32(error):
         raise error
 
     both = [Variables(THIRDS, THIRDS, 2.0**-23) for _ in range(2)]
-    both[1].widen = fail
+    both[1].go_on_in_float64 = fail
     with pytest.raises(error):
-        float64_tail.widen(both)
-    assert not both[0].is_wide and both[0].epsilon == 2.0**-23
+        float64_tail.go_on_in_float64(both)
+    assert not both[0].is_float64 and both[0].epsilon == 2.0**-23
 
 
 def test_staying_in_float32_is_told_with_its_cause():

@@ -90,7 +90,7 @@ def restored(solver_state, theta=THETA, key="lbfgs"):
 def test_a_state_is_kept_to_the_bit(way, is_tensor):
     state = a_state()
     if is_tensor:
-        with backend.wide():
+        with backend.float64():
             state = state._replace(
                 theta=ops.convert_to_tensor(THETA, "float64"),
                 grad=ops.convert_to_tensor(state.grad, "float64"),

@@ -38,7 +38,7 @@ Tensors:
 - `arctan(tensor)`: the arc tangent of every entry, in the dtype of the tensor.
 - `set_row(matrix, index, row)`: the matrix, or an array with more dimensions,
   with another row. It may be the same array, changed.
-- `wide()`: a scope in which float64 tensors keep their precision.
+- `float64()`: a scope in which float64 tensors keep their precision.
 - `repeatable()`: a scope in which random draws that have no seed of their own
   are the same every time.
 
@@ -79,6 +79,7 @@ if keras.backend.backend() == "jax":
     from kormos.backend.jax import compile_loop as compile_loop
     from kormos.backend.jax import dot as dot
     from kormos.backend.jax import dry_run as dry_run
+    from kormos.backend.jax import float64 as float64
     from kormos.backend.jax import has_own_gradients as has_own_gradients
     from kormos.backend.jax import hvp as hvp
     from kormos.backend.jax import is_numerical as is_numerical
@@ -97,7 +98,6 @@ if keras.backend.backend() == "jax":
     from kormos.backend.jax import values as values
     from kormos.backend.jax import view as view
     from kormos.backend.jax import vjp as vjp
-    from kormos.backend.jax import wide as wide
 elif keras.backend.backend() == "tensorflow":
     from kormos.backend.common import check_forward_mode as check_forward_mode
     from kormos.backend.common import once as once
@@ -110,6 +110,7 @@ elif keras.backend.backend() == "tensorflow":
     from kormos.backend.tensorflow import compile_loop as compile_loop
     from kormos.backend.tensorflow import dot as dot
     from kormos.backend.tensorflow import dry_run as dry_run
+    from kormos.backend.tensorflow import float64 as float64
     from kormos.backend.tensorflow import has_own_gradients as has_own_gradients
     from kormos.backend.tensorflow import hvp as hvp
     from kormos.backend.tensorflow import is_numerical as is_numerical
@@ -125,7 +126,6 @@ elif keras.backend.backend() == "tensorflow":
     from kormos.backend.tensorflow import values as values
     from kormos.backend.tensorflow import view as view
     from kormos.backend.tensorflow import vjp as vjp
-    from kormos.backend.tensorflow import wide as wide
     from kormos.backend.tensorflow_rows import jacobian as jacobian
     from kormos.backend.tensorflow_rows import map_rows as map_rows
     from kormos.backend.tensorflow_rows import row_jacobian as row_jacobian
@@ -139,6 +139,7 @@ elif keras.backend.backend() == "torch":
     from kormos.backend.torch import compile_loop as compile_loop
     from kormos.backend.torch import dot as dot
     from kormos.backend.torch import dry_run as dry_run
+    from kormos.backend.torch import float64 as float64
     from kormos.backend.torch import has_own_gradients as has_own_gradients
     from kormos.backend.torch import hvp as hvp
     from kormos.backend.torch import is_numerical as is_numerical
@@ -159,7 +160,6 @@ elif keras.backend.backend() == "torch":
     from kormos.backend.torch import values as values
     from kormos.backend.torch import view as view
     from kormos.backend.torch import vjp as vjp
-    from kormos.backend.torch import wide as wide
 else:
     raise ImportError(
         "kormos runs on the Keras backends 'tensorflow', 'jax' and 'torch'. "

@@ -84,8 +84,8 @@ def is_numerical(error: BaseException) -> bool:
 
 def keeps_traces(fn: Callable[..., Structure], *args: Structure) -> bool:
     try:
-        # Without `wide`, NumPy arrays in the trace would stay in float32.
-        with wide(), own_trace():
+        # Without `float64`, NumPy arrays in the trace would stay in float32.
+        with float64(), own_trace():
             return _has_control(jax.make_jaxpr(fn)(*args))
     except Exception:
         return False  # The compiled function will raise the same error.
@@ -136,7 +136,7 @@ def set_row(matrix: Tensor, index: Scalar, row: Tensor) -> Tensor:
     return jax.lax.dynamic_update_index_in_dim(matrix, row, index, 0)
 
 
-def wide() -> contextlib.AbstractContextManager[Any]:
+def float64() -> contextlib.AbstractContextManager[Any]:
     # Outside of this mode JAX rounds every float64 tensor to float32. Float32
     # tensors stay as they are. JAX's caches distinguish the two modes.
     return jax.enable_x64(True)

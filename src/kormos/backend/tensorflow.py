@@ -203,7 +203,7 @@ def set_row(matrix: Tensor, index: Scalar, row: Tensor) -> Tensor:
     return keras.ops.slice_update(matrix, start, row[tf.newaxis])
 
 
-def wide() -> contextlib.AbstractContextManager[Any]:
+def float64() -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext()
 
 

@@ -177,5 +177,5 @@ def _to_device(array: Array) -> Tensor:
     if array.dtype not in ("float64", "complex128"):
         return _as_it_is(array)
     # Without this scope, JAX would round it to float32.
-    with backend.wide():
+    with backend.float64():
         return _as_it_is(array)

@@ -72,7 +72,7 @@ class Points:
             self._omits_missing,
         )
 
-    def widened(self) -> "Points":
+    def in_float64(self) -> "Points":
         """A copy that returns arrays in float64."""
         other = copy.copy(self)
         other._dtype = "float64"

@@ -55,7 +55,7 @@ def snapshot(variables: Iterable[keras.Variable]) -> list[Tensor]:
     """Copies of the present values of variables."""
     # On JAX, Keras' own steps delete the tensors that they are given (those of
     # `evaluate` in a callback, for example). PyTorch assigns in place.
-    with backend.wide():
+    with backend.float64():
         return [ops.stop_gradient(ops.copy(v.value)) for v in variables]
 
 
@@ -73,9 +73,9 @@ def restored(variables: Sequence[keras.Variable]) -> Iterator[list[Array]]:
             variable.assign(value)
 
 
-def wide_values(variables: Iterable[keras.Variable]) -> list[Tensor]:
+def float64_values(variables: Iterable[keras.Variable]) -> list[Tensor]:
     """The present values of variables in float64."""
-    with backend.wide():
+    with backend.float64():
         return [ops.cast(v.value, "float64") for v in variables]
 
 

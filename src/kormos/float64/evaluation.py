@@ -55,15 +55,15 @@ def check_precision(value: object) -> None:
         )
 
 
-def starts_wide(precision: str | None, dtypes: Iterable[str]) -> bool:
+def starts_in_float64(precision: str | None, dtypes: Iterable[str]) -> bool:
     """Whether to evaluate in float64 from the start.
 
     Args:
         precision: one of `PRECISIONS`.
         dtypes: the dtypes of the variables.
     """
-    is_wide = all(dtype == "float64" for dtype in dtypes)
-    return precision == "float64" or (precision == "auto" and is_wide)
+    is_float64 = all(dtype == "float64" for dtype in dtypes)
+    return precision == "float64" or (precision == "auto" and is_float64)
 
 
 def decide(precision: str | None, prepare: Callable[[], Any]) -> bool:
@@ -108,7 +108,7 @@ class Arithmetic:
         self._modules = Modules()
         self.keeps_traces = False
 
-    def widened(self) -> "Arithmetic":
+    def in_float64(self) -> "Arithmetic":
         """The same layers and losses in float64.
 
         Raises:
@@ -230,7 +230,7 @@ class Arithmetic:
             if self.dtype is not None:
                 scopes.enter_context(precision(self.dtype))
                 variables = [variable for variable, _ in pairs]
-                scopes.enter_context(self._widened(self.dtype, variables))
+                scopes.enter_context(self._in_float64(self.dtype, variables))
             scopes.enter_context(self._own_trace())
             if stateless is not None:
                 for variable, value in pairs:
@@ -288,7 +288,7 @@ class Arithmetic:
             _or_refuse(calls, run, slopes, parts, *args)
 
     @contextlib.contextmanager
-    def _widened(
+    def _in_float64(
         self, dtype: str, variables: Iterable[keras.Variable]
     ) -> Iterator[None]:
         """A scope in which the owners and these variables have a dtype."""

@@ -90,7 +90,7 @@ class Watch:
         Args:
             data: the rows, as tensors.
         """
-        with backend.wide():
+        with backend.float64():
             theta, scales = (
                 ops.convert_to_tensor(a, dtype=a.dtype.name)
                 for a in (self._theta, self._scales)

@@ -156,7 +156,7 @@ class ProgramArguments:
 
 def to_tensor(array: Array) -> Tensor:
     """An array as a float64 tensor."""
-    with backend.wide():
+    with backend.float64():
         return ops.convert_to_tensor(array, dtype="float64")
 
 

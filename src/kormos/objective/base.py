@@ -50,7 +50,7 @@ class FlatObjective:
     Attributes:
         program: the compiled functions.
         arguments: what they are called with, besides vectors.
-        can_widen: whether `widen` can be called.
+        has_float64: whether `go_on_in_float64` can be called.
         unused_variables: the variables that the loss never reads.
     """
 
@@ -58,7 +58,7 @@ class FlatObjective:
     arguments = ProgramArguments([])
     # Whether the derivatives are the user's, and not made from the loss.
     has_own_derivatives = False
-    can_widen = False
+    has_float64 = False
     unused_variables: list[keras.Variable]
 
     @functools.cached_property
@@ -104,26 +104,26 @@ class FlatObjective:
         """The spacing of numbers near one in the coarsest variable."""
         return self.program.packing.rounding
 
-    def widen(self) -> None:
+    def go_on_in_float64(self) -> None:
         """Evaluates in float64 from now on."""
-        self.can_widen = False
-        self._widen()
+        self.has_float64 = False
+        self._go_on_in_float64()
 
-    def widened(self) -> Self:
+    def in_float64(self) -> Self:
         """A copy that evaluates in float64.
 
         Raises:
             Float64Error: if a part of the loss cannot be computed in float64.
         """
         other = copy.copy(self)
-        other._prepare_wide()
-        other.widen()
+        other._prepare_float64()
+        other.go_on_in_float64()
         return other
 
-    def _prepare_wide(self) -> None:
+    def _prepare_float64(self) -> None:
         """Refuses a loss that cannot be computed in float64."""
 
-    def _widen(self) -> None:
+    def _go_on_in_float64(self) -> None:
         raise NotImplementedError
 
     def refresh(self) -> None:
@@ -179,7 +179,7 @@ class FlatObjective:
             self.assign(theta)
             point = self.initial_position()
             try:
-                with backend.wide():
+                with backend.float64():
                     loss = self.arguments.uncompiled(chunk_losses, self._once)
             except Exception:
                 # The evaluations of the fit will raise the error again.
@@ -193,7 +193,7 @@ class FlatObjective:
     def value(self, theta: Tensor) -> Scalar:
         """The loss at `theta`."""
         if is_host(theta):
-            with backend.wide():
+            with backend.float64():
                 theta = self._checked(theta, "theta")
                 return number(self.arguments.total(self.program.value, theta))
         return self.arguments.total(self.program.value, theta)
@@ -203,7 +203,7 @@ class FlatObjective:
         fn, unit = self.program.value_and_grad, self._loss_unit
         if not is_host(theta):
             return self.arguments.derivatives(fn, theta, unit=unit)
-        with backend.wide():
+        with backend.float64():
             theta = self._checked(theta, "theta")
             loss, grad = self.arguments.derivatives(fn, theta, unit=unit)
             return number(loss), to_array(grad)
@@ -218,7 +218,7 @@ class FlatObjective:
         theta = self._checked(theta, "theta")
         vector = self._checked(vector, "vector")
         size = size_of(vector)
-        with backend.wide():
+        with backend.float64():
             product = self.arguments.derivatives(
                 fn, theta, vector / size, unit=unit
             )

@@ -35,7 +35,7 @@ class GivenObjective(FlatObjective):
         ValueError: if the objective or the start cannot be used.
     """
 
-    can_widen = False
+    has_float64 = False
     has_own_derivatives = True
 
     def __init__(self, objective: Objective, theta: Any):

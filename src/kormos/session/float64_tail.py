@@ -20,7 +20,7 @@ from kormos.types import Vector
 from kormos.warn import warn
 
 
-def goes_on_wider(outcome: Outcome, objective: FlatObjective) -> bool:
+def goes_on_in_float64(outcome: Outcome, objective: FlatObjective) -> bool:
     """Whether float32 has done what it can, and float64 may follow.
 
     Args:
@@ -28,10 +28,12 @@ def goes_on_wider(outcome: Outcome, objective: FlatObjective) -> bool:
         objective: the `FlatObjective` of that run.
     """
     is_ended = outcome.status in statuses.WIDENING
-    return objective.can_widen and is_ended
+    return objective.has_float64 and is_ended
 
 
-def widen(objectives: Sequence[FlatObjective | None]) -> Callable[[], None]:
+def go_on_in_float64(
+    objectives: Sequence[FlatObjective | None],
+) -> Callable[[], None]:
     """Evaluates in float64 from now on.
 
     Returns:
@@ -46,7 +48,7 @@ def widen(objectives: Sequence[FlatObjective | None]) -> Callable[[], None]:
 
     try:
         for objective, _ in kept:
-            objective.widen()
+            objective.go_on_in_float64()
     except BaseException:
         undo()
         raise
@@ -59,9 +61,9 @@ def resolved(objective: FlatObjective, constraints: Any) -> list[Constraint]:
     def made(packing: Packing) -> list[Constraint]:
         return resolve_constraints(constraints, packing, Constraint)
 
-    if constraints and objective.can_widen:
+    if constraints and objective.has_float64:
         wide = Packing(objective.variables, "float64")
-        objective.can_widen = decide("auto", lambda: made(wide))
+        objective.has_float64 = decide("auto", lambda: made(wide))
     return made(objective.program.packing)
 
 
@@ -74,7 +76,7 @@ def warn_of_staying(error: Exception) -> None:
     )
 
 
-def settled(
+def with_kept_loss(
     outcome: Outcome,
     objective: FlatObjective,
     problem: Problem,

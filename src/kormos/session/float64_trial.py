@@ -32,7 +32,9 @@ _SEEN = 100.0
 _MOST_PARAMETERS = 10**6
 
 
-def tried_wider(outcome: Outcome, problem: Problem, seconds: float) -> Outcome:
+def tried_in_float64(
+    outcome: Outcome, problem: Problem, seconds: float
+) -> Outcome:
     """Adds to the outcome of a run what float64 gains from its end.
 
     A noise floor is an optimum where float64 gains no more than what rounding
@@ -57,7 +59,7 @@ def tried_wider(outcome: Outcome, problem: Problem, seconds: float) -> Outcome:
         return outcome
     theta = np.array(outcome.theta)
     try:
-        evaluate = problem.objective.widened().value_and_grad
+        evaluate = problem.objective.in_float64().value_and_grad
         before, grad = evaluate(theta)
     except Exception as error:
         # The fit itself has ended well: an error in the trial must not end it.

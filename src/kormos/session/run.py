@@ -12,7 +12,7 @@ import numpy as np
 
 from kormos.checks import check_count
 from kormos.optimizers.stage import Stage
-from kormos.session.float64_trial import tried_wider
+from kormos.session.float64_trial import tried_in_float64
 from kormos.session.result import Result
 from kormos.solvers import statuses
 from kormos.solvers.budget import Budget
@@ -117,9 +117,9 @@ class Run:
             outcome.theta, outcome.loss = self.best
         self._name_what_ran_away(outcome)
         # Where float64 can follow, it is a run of its own.
-        if not self.problem.objective.can_widen:
+        if not self.problem.objective.has_float64:
             seconds = time.perf_counter() - self._began
-            outcome = tried_wider(outcome, self.problem, seconds)
+            outcome = tried_in_float64(outcome, self.problem, seconds)
         self._name_what_is_undetermined(outcome)
         return outcome
 

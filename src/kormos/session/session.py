@@ -22,9 +22,9 @@ import numpy as np
 
 from kormos.objective.start_checks import check_hessian_products
 from kormos.session.attachment import Attachment
-from kormos.session.float64_tail import goes_on_wider
-from kormos.session.float64_tail import settled
+from kormos.session.float64_tail import goes_on_in_float64
 from kormos.session.float64_tail import warn_of_staying
+from kormos.session.float64_tail import with_kept_loss
 from kormos.session.observer import SessionObserver
 from kormos.session.record import Record
 from kormos.session.reporter import Reporter
@@ -150,8 +150,8 @@ class Session:
             if outcome.status == statuses.INTERRUPTED or self._is_over():
                 return outcome
             if self._reporter.followed is None:
-                if goes_on_wider(outcome, self._task.objective):
-                    narrow, undo = outcome, self._widened(outcome)
+                if goes_on_in_float64(outcome, self._task.objective):
+                    narrow, undo = outcome, self._in_float64(outcome)
                     if undo is None:
                         return outcome
                 elif self._draws_anew(outcome, self._record.iterations > done):
@@ -161,7 +161,7 @@ class Session:
             if self._attachment.state is not None:
                 self._attachment.state.forget_loss()
 
-    def _widened(self, outcome: Outcome) -> Callable[[], None] | None:
+    def _in_float64(self, outcome: Outcome) -> Callable[[], None] | None:
         """Makes the next run one in float64.
 
         Returns:
@@ -169,7 +169,7 @@ class Session:
             end with the outcome.
         """
         try:
-            undo = self._task.widen()
+            undo = self._task.go_on_in_float64()
         except KeyboardInterrupt:
             # Compiling takes seconds.
             outcome.status = statuses.INTERRUPTED
@@ -264,8 +264,8 @@ class Session:
             self._reporter.write(outcome.theta)
             # A feasible point may be worth a higher loss.
             start = None if problem.constraints else start
-            return settled(outcome, objective, problem, start)
-        return settled(outcome, objective, problem)
+            return with_kept_loss(outcome, objective, problem, start)
+        return with_kept_loss(outcome, objective, problem)
 
     def _end_of_run(self) -> int:
         """The end of the stage, or the next draw of new data before it."""

@@ -15,8 +15,8 @@ from kormos.objective.base import FlatObjective
 from kormos.objective.bounds import moved_into_bounds
 from kormos.objective.bounds import resolve_bounds
 from kormos.objective.keras_model.model_checks import is_built
+from kormos.session.float64_tail import go_on_in_float64
 from kormos.session.float64_tail import resolved
-from kormos.session.float64_tail import widen
 from kormos.solvers.budget import Budget
 from kormos.solvers.problem import Constraint
 from kormos.solvers.problem import Problem
@@ -130,13 +130,13 @@ class Task:
             self._refresh_validation()
         return point
 
-    def widen(self) -> Callable[[], None]:
+    def go_on_in_float64(self) -> Callable[[], None]:
         """Evaluates in float64 from now on.
 
         Returns:
             A function that goes back to float32.
         """
-        narrow = widen([self.objective, self.validation])
+        narrow = go_on_in_float64([self.objective, self.validation])
         self._resolve_constraints()
 
         def undo() -> None:

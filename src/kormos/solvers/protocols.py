@@ -462,8 +462,8 @@ class ProblemObjective(ComparableObjective, Protocol):
         """The number of parameters."""
 
     @property
-    def can_widen(self) -> bool:
-        """Whether `widened` can be called."""
+    def has_float64(self) -> bool:
+        """Whether `in_float64` can be called."""
 
     def name_of(self, index: int) -> str:
         """What to call an entry of the flat vector."""
@@ -483,7 +483,7 @@ class ProblemObjective(ComparableObjective, Protocol):
     def gauss_newton(self) -> GaussNewtonMatrix:
         """The Gauss-Newton matrix of the loss."""
 
-    def widened(self) -> ProblemObjective:
+    def in_float64(self) -> ProblemObjective:
         """The same loss, evaluated in float64."""
 
     def traceable(

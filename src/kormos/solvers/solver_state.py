@@ -67,7 +67,7 @@ class SolverState:
     def arrays(self) -> dict[str, Array]:
         """The state's arrays by name, in NumPy."""
         if not isinstance(self._state, dict):
-            with backend.wide():
+            with backend.float64():
                 self._state = {
                     name: np.array(backend.to_numpy(leaf))
                     for name, leaf in _leaves(self._state)

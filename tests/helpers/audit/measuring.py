@@ -180,7 +180,7 @@ def deviations(cases):
 
 def value_and_gradients(fn, parts, dtype="float64"):
     """`fn(parts)` and its gradients as arrays, of one compiled function."""
-    with backend.wide():
+    with backend.float64():
         compiled = backend.compile(backend.value_and_grad(fn))
         value, gradients = compiled(
             [ops.convert_to_tensor(p, dtype) for p in parts]

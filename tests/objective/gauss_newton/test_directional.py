@@ -69,7 +69,7 @@ def along(derivative, order, fn):
         return outputs[1]
 
     # A trace of its own each time.
-    with backend.wide():
+    with backend.float64():
         found = backend.compile(at)(POINT, DIRECTION)
     return ops.convert_to_numpy(found)
 

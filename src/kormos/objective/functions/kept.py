@@ -36,13 +36,13 @@ class KeptFunction(Generic[_Reader]):
         self._made: dict[Hashable, Any] = {}
 
     @functools.cached_property
-    def wide(self) -> _Reader:
+    def in_float64(self) -> _Reader:
         """The function in float64.
 
         Raises:
             Float64Error: if it cannot be evaluated so.
         """
-        wide = self.function.widened()
+        wide = self.function.in_float64()
         wide.check_width()
         return wide
 

@@ -55,7 +55,7 @@ def _is_usable(
         found = np.asarray(np.isfinite(values).all(axis=1))
         if not found.all():
             return found
-        with backend.wide():
+        with backend.float64():
             chunks[index] = None, tuple(map(as_tensor, arrays))
             _, grad = program.value_and_grad(
                 theta,

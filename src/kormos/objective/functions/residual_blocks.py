@@ -122,10 +122,10 @@ class ResidualFunction(VariableReader):
             blocks = self._call(leaves)
             return [blocks[name] for name in self.names]
 
-    def widened(self) -> Self:
+    def in_float64(self) -> Self:
         """A copy that is evaluated in float64, on data in float64."""
-        other = super().widened()
-        other.points = self.points.widened()
+        other = super().in_float64()
+        other.points = self.points.in_float64()
         other._heads = [
             h.astype("float64") if h.dtype.kind == "f" else h
             for h in self._heads
@@ -136,7 +136,7 @@ class ResidualFunction(VariableReader):
         """Refuses blocks that are not computed in the function's precision."""
         for group in self.groups:
             heads = zip(self._heads, self.points.leaf_groups, strict=True)
-            with backend.wide():
+            with backend.float64():
                 rows = [as_tensor(h) for h, g in heads if g == group]
             self._check_width(functools.partial(self, group=group, rows=rows))
 
@@ -178,7 +178,7 @@ class ResidualFunction(VariableReader):
                 found.append([blocks[name] for name in self.names])
             return found
 
-        with backend.wide():
+        with backend.float64():
             found = backend.compile(blocks_at)(*batches)
         return tree.map_structure(backend.to_numpy, found)
 

@@ -18,7 +18,7 @@ from kormos.data.points import Points
 from kormos.data.points import with_columns
 from kormos.float64.evaluation import check_precision
 from kormos.float64.evaluation import decide
-from kormos.float64.evaluation import starts_wide
+from kormos.float64.evaluation import starts_in_float64
 from kormos.objective.base import FlatObjective
 from kormos.objective.functions import robust
 from kormos.objective.functions.block_factors import BlockFactors
@@ -103,12 +103,12 @@ class ResidualObjective(FlatObjective):
         self._with_jacobian = with_jacobian
         self.refresh()
         self.replace(data)
-        self.can_widen = decide(precision, self._prepare_wide)
-        if self.can_widen and starts_wide(precision, packing.dtypes):
-            self.widen()
+        self.has_float64 = decide(precision, self._prepare_float64)
+        if self.has_float64 and starts_in_float64(precision, packing.dtypes):
+            self.go_on_in_float64()
         # Data that are too large for float32 may be right for float64, if the
         # fit can go on in that.
-        function = self._kept.wide if self.can_widen else self._function
+        function = self._kept.in_float64 if self.has_float64 else self._function
         refuse_missing(self, function)
 
     def _compiled(self, packing: Packing) -> ResidualProgram:
@@ -119,12 +119,12 @@ class ResidualObjective(FlatObjective):
             lambda: ResidualProgram(packing, function, robust.LOSSES[loss]),
         )
 
-    def _prepare_wide(self) -> None:
+    def _prepare_float64(self) -> None:
         # A function that fails in float64 is refused now, not during the fit.
-        _ = self._kept.wide
+        _ = self._kept.in_float64
 
-    def _widen(self) -> None:
-        self._function = self._kept.wide
+    def _go_on_in_float64(self) -> None:
+        self._function = self._kept.in_float64
         self.program = self._compiled(Packing(self.variables, "float64"))
         self.__dict__.pop("_loss_unit", None)
         self.refresh()
@@ -225,7 +225,7 @@ class ResidualObjective(FlatObjective):
         Returns:
             An array of shape `(rows, width)`.
         """
-        with backend.wide():
+        with backend.float64():
             rows = tuple(map(as_tensor, arrays))
             compiled = self.program.outputs[index]
             return to_array(compiled(theta, self.arguments.frozen, rows))
@@ -252,7 +252,7 @@ class ResidualObjective(FlatObjective):
             latest, sums = self._latest
             if np.array_equal(latest, theta):
                 return sums
-        with backend.wide():
+        with backend.float64():
             theta = self._checked(theta, "theta")
             sums = to_array(self.arguments.total(self.program.sums, theta))
         self._latest = theta.copy(), sums

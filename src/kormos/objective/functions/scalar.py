@@ -8,7 +8,7 @@ from kormos import backend
 from kormos.arithmetic.vectors import rounding
 from kormos.float64.evaluation import check_precision
 from kormos.float64.evaluation import decide
-from kormos.float64.evaluation import starts_wide
+from kormos.float64.evaluation import starts_in_float64
 from kormos.objective.base import FlatObjective
 from kormos.objective.compiled import Chunk
 from kormos.objective.compiled import Program
@@ -45,9 +45,9 @@ class FunctionObjective(FlatObjective):
         self._function = self._kept.function
         self.unused_variables = self._function.unused_variables
         self._compile(None)
-        self.can_widen = decide(precision, self._prepare_wide)
-        if self.can_widen and starts_wide(precision, packing.dtypes):
-            self.widen()
+        self.has_float64 = decide(precision, self._prepare_float64)
+        if self.has_float64 and starts_in_float64(precision, packing.dtypes):
+            self.go_on_in_float64()
 
     @property
     def epsilon(self) -> float:
@@ -58,9 +58,9 @@ class FunctionObjective(FlatObjective):
         # Keras' operations may return a narrower dtype for float64.
         return max(super().epsilon, rounding(self._function.dtype))
 
-    def _prepare_wide(self) -> None:
+    def _prepare_float64(self) -> None:
         # A function that fails in float64 is refused now, not during the fit.
-        _ = self._kept.wide
+        _ = self._kept.in_float64
 
     def _once(self, fn: Callable[..., Structure]) -> Callable[..., Structure]:
         # The first call of the function has compiled each of its operations,
@@ -68,8 +68,8 @@ class FunctionObjective(FlatObjective):
         # traced anew each time.
         return super()._once(fn) if self._function.keeps_traces else fn
 
-    def _widen(self) -> None:
-        self._function = self._kept.wide
+    def _go_on_in_float64(self) -> None:
+        self._function = self._kept.in_float64
         self._compile("float64")
 
     def _compile(self, dtype: str | None) -> None:

@@ -13,9 +13,9 @@ import keras
 
 from kormos import backend
 from kormos.data.variables import ReadRecorder
+from kormos.data.variables import float64_values
 from kormos.data.variables import reads_seeds
 from kormos.data.variables import snapshot
-from kormos.data.variables import wide_values
 from kormos.float64.evaluation import Arithmetic
 from kormos.float64.modules import refuse_hidden_reads
 from kormos.objective.functions.conversions import naming_conversions
@@ -81,10 +81,10 @@ class VariableReader:
         """Whether the backend may keep traces of what the function calls."""
         return self._arithmetic.keeps_traces
 
-    def widened(self) -> Self:
+    def in_float64(self) -> Self:
         """A copy that is evaluated in float64."""
         other = copy.copy(self)
-        other._arithmetic = self._arithmetic.widened()
+        other._arithmetic = self._arithmetic.in_float64()
         return other
 
     def check_width(self) -> None:
@@ -100,7 +100,7 @@ class VariableReader:
             call: the function, of the values of `variables` and of
                 `frozen_variables`.
         """
-        parts = wide_values(self.variables)
+        parts = float64_values(self.variables)
         frozen = snapshot(self.frozen_variables)
         self._arithmetic.check(backend.dry_run, call, call, parts, frozen)
 

@@ -33,7 +33,7 @@ class VectorFunction:
         found = kept(
             fn, variables, name, lambda: StatelessFunction(fn, variables, name)
         )
-        function = found.function if packing.dtype is None else found.wide
+        function = found.function if packing.dtype is None else found.in_float64
         self.size = int(np.prod(function.shape))
         self._function = function
         self._frozen = function.frozen_values()
@@ -55,12 +55,12 @@ class VectorFunction:
 
     def value(self, theta: Vector) -> Vector:
         """The function's values at `theta`: float64 of shape `(size,)`."""
-        with backend.wide():
+        with backend.float64():
             return to_array(self._value(theta, self._frozen))
 
     def jacobian(self, theta: Vector) -> Matrix:
         """Derivatives at `theta`: float64, `(size, number of parameters)`."""
-        with backend.wide():
+        with backend.float64():
             return to_array(self._jacobian(theta, self._frozen))
 
 

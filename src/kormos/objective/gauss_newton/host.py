@@ -72,7 +72,7 @@ class HostGaussNewton:
         if backend.on_cpu():
             return self._summed(theta, keep)
         compiled = self._compiled.normal_equations
-        with backend.wide():
+        with backend.float64():
             loss, grad, matrix = self._objective.arguments.total(
                 compiled, theta
             )
@@ -123,7 +123,7 @@ class HostGaussNewton:
         is_small = 8 * self.outputs * (len(theta) + 1) <= _MOST_BYTES_KEPT
         # Only one batch of a stream is to be in memory.
         keep = keep and is_small and not self._objective.is_streamed
-        with backend.wide():
+        with backend.float64():
             for piece in self._objective.arguments.pieces():
                 for factor in self._compiled.factors(theta, *piece):
                     if keep:
@@ -147,7 +147,7 @@ class HostGaussNewton:
         if self._kept is None or not np.array_equal(theta, self._kept[0]):
             return self._total(self._compiled.bend, theta, vector)
         total, kept = np.zeros(len(theta)), iter(self._kept[1])
-        with backend.wide():
+        with backend.float64():
             for piece in self._objective.arguments.pieces():
                 for second in self._compiled.second(theta, vector, *piece):
                     total += next(kept).pulled_back(second)
@@ -156,7 +156,7 @@ class HostGaussNewton:
     def _total(
         self, compiled: Callable[..., Tensor], *vectors: Vector
     ) -> Vector:
-        with backend.wide():
+        with backend.float64():
             return to_array(self._objective.arguments.total(compiled, *vectors))
 
 

@@ -9,8 +9,8 @@ from keras import tree
 
 from kormos import backend
 from kormos.data.memory import Data
+from kormos.data.variables import float64_values
 from kormos.data.variables import snapshot
-from kormos.data.variables import wide_values
 from kormos.float64.evaluation import Float64Error
 from kormos.objective.compiled import Compiler
 from kormos.objective.keras_model.loss_terms import LossTerms
@@ -91,7 +91,7 @@ class Agreement:
         """
         # A new function, because the dtype is no argument of the compiled one.
         outputs = self._compile(lambda *args: self._outputs(*args))
-        parts = wide_values(self._stateless.variables)
+        parts = float64_values(self._stateless.variables)
         wide = self._evaluated(outputs, parts, head)
         own = self._own
         moved = [results for results in self._moved if results is not None]
@@ -133,7 +133,7 @@ class Agreement:
     ) -> list[Array] | None:
         """What `outputs` returns, or `None` if a computation fails."""
         try:
-            with backend.wide():
+            with backend.float64():
                 values = outputs(parts, self._frozen, *head)
         except Exception as error:
             if not backend.is_numerical(error):

@@ -51,7 +51,7 @@ def carried(
         return [*tree.flatten(y_pred), loss], frozen
 
     def outputs(frozen: list[Tensor]) -> tuple[list[Array], list[Tensor]]:
-        with backend.wide():
+        with backend.float64():
             found, left = backend.attempt(backend.once(batch), frozen, *head)
         return [backend.to_numpy(a) for a in found], left
 

@@ -60,7 +60,7 @@ class ModelEvaluation:
             arguments: the other arguments of the program.
         """
         total, values = 0.0, self._start
-        with backend.wide():
+        with backend.float64():
             for piece in arguments.pieces():
                 loss, values = self._folded(theta, values, *piece)
                 total += number(loss)
@@ -78,7 +78,7 @@ class ModelEvaluation:
             theta: the values of the variables.
             frozen: those of the frozen variables.
         """
-        with backend.wide():
+        with backend.float64():
             return list(self._results(theta, frozen, self._start))
 
     def _fold(

@@ -81,7 +81,7 @@ class LayerStates:
         values = [v.value for v in self._variables]
         averages: dict[int, Array] = {}
         rows = 0
-        with backend.wide():
+        with backend.float64():
             for chunk in arguments.each_chunk():
                 begun = [
                     ops.zeros_like(value) if id(v) in self._shares else value

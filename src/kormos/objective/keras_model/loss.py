@@ -7,9 +7,9 @@ from keras import tree
 
 from kormos.data.memory import Data
 from kormos.data.reading import dtype_for
+from kormos.data.variables import float64_values
 from kormos.data.variables import snapshot
 from kormos.data.variables import to_float
-from kormos.data.variables import wide_values
 from kormos.objective.compiled import Chunk
 from kormos.objective.compiled import Compiler
 from kormos.objective.compiled import leading_size
@@ -74,7 +74,7 @@ class ModelLoss:
         self._learn_variables(model, narrow)
         self.stateless.refuse_assigned(x)
         if dtype is not None:
-            self._widen(head, narrow, compile)
+            self._go_on_in_float64(head, narrow, compile)
 
     def _build(
         self, x: Structure, y: Structure, y_pred: Structure, w: Structure
@@ -119,7 +119,9 @@ class ModelLoss:
         self.carried = carried(self.stateless, self.terms, head)
         self.stateless.refuse_hidden_reads(evaluate, *arguments)
 
-    def _widen(self, head: Data, narrow: Data, compile: Compiler) -> None:
+    def _go_on_in_float64(
+        self, head: Data, narrow: Data, compile: Compiler
+    ) -> None:
         """Lets the model compute in float64, and checks that it does.
 
         Args:
@@ -129,7 +131,7 @@ class ModelLoss:
         """
         stateless, terms = self.stateless, self.terms
         stateless.arithmetic.include(terms.losses)
-        wide = stateless.arithmetic.widened()
+        wide = stateless.arithmetic.in_float64()
         agreement = None
         if not stateless.draws:
             agreement = Agreement(stateless, terms, narrow, compile)
@@ -159,7 +161,7 @@ class ModelLoss:
                 parts, frozen, terms.ones("float64"), (x, y, w)
             )
 
-        parts = wide_values(stateless.variables)
+        parts = float64_values(stateless.variables)
         frozen = snapshot(stateless.frozen_variables)
         wide.check(stateless.dry_run, call, loss, parts, frozen, *head)
         self.outputs = dataclasses.replace(self.outputs, dtype="float64")

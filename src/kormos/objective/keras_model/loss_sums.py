@@ -35,7 +35,7 @@ class CompiledLosses:
         output_names: the model's output names, or `None`.
 
     Attributes:
-        is_wide: whether all losses can be computed in float64 for outputs in
+        is_float64: whether all losses can be computed in float64 for outputs in
             float32.
     """
 
@@ -53,7 +53,9 @@ class CompiledLosses:
             None if leaf is None else SplitLoss(leaf, self._note)
             for leaf in tree.flatten(loss)
         ]
-        self.is_wide = all(term is None or term.is_wide for term in wrapped)
+        self.is_float64 = all(
+            term is None or term.is_float64 for term in wrapped
+        )
         self._shell = keras.Model()
         if output_names is not None:
             self._shell.output_names = output_names

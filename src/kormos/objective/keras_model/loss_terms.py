@@ -141,9 +141,9 @@ class LossTerms:
         return ops.mean(loss)
 
     @property
-    def takes_wide(self) -> bool:
+    def takes_float64(self) -> bool:
         """Whether the losses can be computed in a wider dtype than outputs."""
-        return self.compiled is not None and self.compiled.is_wide
+        return self.compiled is not None and self.compiled.is_float64
 
     @property
     def losses(self) -> list[keras.losses.Loss]:

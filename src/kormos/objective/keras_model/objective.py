@@ -18,7 +18,7 @@ from kormos.data.arrays import check_inputs
 from kormos.data.memory import Data
 from kormos.float64.evaluation import check_precision
 from kormos.float64.evaluation import decide
-from kormos.float64.evaluation import starts_wide
+from kormos.float64.evaluation import starts_in_float64
 from kormos.float64.evaluation import warn_of_rounding
 from kormos.objective.arguments import ProgramArguments
 from kormos.objective.base import FlatObjective
@@ -65,8 +65,8 @@ class Objective(FlatObjective):
         with_jacobian: whether to cut chunks so small that the derivatives of
             all their outputs in all parameters fit into memory.
         precision: `"float64"` to evaluate in float64 whatever the model's
-            dtype is, `"auto"` to do so from `widen()` on. Defaults to the
-            model's own.
+            dtype is, `"auto"` to do so from `go_on_in_float64()` on. Defaults
+            to the model's own.
         stream: whether to read the data again at every evaluation, rather
             than once to keep them in memory. Vectors are then NumPy arrays.
         allow_nan: whether inputs and targets may hold NaN, for a model or a
@@ -78,7 +78,7 @@ class Objective(FlatObjective):
 
     Attributes:
         model: the model.
-        can_widen: whether `widen` can be called.
+        has_float64: whether `go_on_in_float64` can be called.
         unused_variables: the trainable variables that the loss never reads.
         has_metrics: whether the model is compiled with metrics.
 
@@ -130,23 +130,25 @@ class Objective(FlatObjective):
         check_inputs(self._data.first.x, getattr(model, "inputs", None))
         if is_new(model):
             warn_of_custom_steps(model)
-        is_wide = starts_wide(precision, [model.compute_dtype])
-        self.can_widen = precision == "auto" and not is_wide
-        if not is_wide:
+        is_float64 = starts_in_float64(precision, [model.compute_dtype])
+        self.has_float64 = precision == "auto" and not is_float64
+        if not is_float64:
             warn_of_rounding(model.name, model.compute_dtype)
-        self._prepare("float64" if is_wide else None)
+        self._prepare("float64" if is_float64 else None)
         self.has_metrics = any(m.name != "loss" for m in model.metrics)
-        if self.can_widen:
+        if self.has_float64:
             # A model that fails in float64 is found now, not during the fit.
-            self.can_widen = decide(precision, lambda: self._program("float64"))
+            self.has_float64 = decide(
+                precision, lambda: self._program("float64")
+            )
 
-    def _widen(self) -> None:
+    def _go_on_in_float64(self) -> None:
         self._prepare("float64")
 
     def _program(self, dtype: str | None) -> ModelProgram:
         """The model's compiled functions, for a dtype as `_prepare` has it."""
         head = functools.partial(self._data.head, dtype)
-        with backend.wide() if dtype else contextlib.nullcontext():
+        with backend.float64() if dtype else contextlib.nullcontext():
             return program_for(self.model, head, self._training, dtype)
 
     def _prepare(self, dtype: str | None) -> None:
@@ -222,7 +224,7 @@ class Objective(FlatObjective):
         Raises:
             ValueError: if the loss is not one of outputs with curvature.
         """
-        with backend.wide():
+        with backend.float64():
             compiled = self.program.gauss_newton_for(self._probed)
         return HostGaussNewton(compiled, self)
 

@@ -122,7 +122,7 @@ class ModelOutputs:
             values: the outputs, of shape `(rows, width)`.
             x: the inputs.
         """
-        if not self._terms.takes_wide:
+        if not self._terms.takes_float64:
             values = ops.cast(values, self._layout.dtype)
         shapes = self._layout.shapes
         ends = np.cumsum(self._layout.widths)[:-1].tolist()

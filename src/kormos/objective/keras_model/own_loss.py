@@ -49,7 +49,7 @@ def adds_layer_losses(model_loss: ModelLoss, chunk: Chunk) -> bool:
             stateless(x)
             return terms.of_layers(x, term_factors)
 
-    with backend.wide():
+    with backend.float64():
         found, wanted = (
             [
                 backend.to_numpy(part)

@@ -29,7 +29,7 @@ class SplitLoss(keras.losses.Loss):
 
     Attributes:
         description: the name of the loss, for messages.
-        is_wide: whether it can be computed in float64 for outputs in float32.
+        is_float64: whether it can be computed in float64 for float32 outputs.
     """
 
     def __init__(self, loss: Any, note: Callable[..., float]) -> None:
@@ -38,7 +38,7 @@ class SplitLoss(keras.losses.Loss):
         self._note = note
         known: Any = getattr(loss, "__name__", self.name)
         self.description: str = loss if isinstance(loss, str) else known
-        self.is_wide = _squares_units(loss)
+        self.is_float64 = _squares_units(loss)
 
     def resolved(self, y_true: Tensor, y_pred: Tensor) -> keras.losses.Loss:
         """The loss as an object, which may depend on the shapes of its data."""
@@ -65,7 +65,7 @@ class SplitLoss(keras.losses.Loss):
         """The loss, summed over the rows, in a dtype."""
         loss = self.resolved(y_true, y_pred)
         if _squares_units(loss):
-            loss = _widened(loss, keras.backend.standardize_dtype(dtype))
+            loss = _in_float64(loss, keras.backend.standardize_dtype(dtype))
         data = (y_true, y_pred, sample_weight)
         if not _is_opaque(loss):
             results = []
@@ -172,7 +172,7 @@ def _squares_units(loss: Any) -> bool:
     return not is_own and any(fn is known for known in SQUARES)
 
 
-def _widened(loss: keras.losses.Loss, dtype: str) -> keras.losses.Loss:
+def _in_float64(loss: keras.losses.Loss, dtype: str) -> keras.losses.Loss:
     """The same loss, computed in a wider dtype than its inputs have."""
     return copied(loss, fn=SQUARES[loss.fn], _dtype=dtype)
 

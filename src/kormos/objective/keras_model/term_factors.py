@@ -100,7 +100,7 @@ class TermFactors:
             names_rows = naming_rows(
                 self._model, leading_size(chunk), self._model_loss.tried_rows
             )
-            with names_rows, backend.wide():
+            with names_rows, backend.float64():
                 found = call(fn, parts, frozen, chunk)
             yield found
 

@@ -62,7 +62,7 @@ class QuasiNewtonRun:
         self._loop = CompiledLoop(method, self._problem, state)
         self._rounding = Rounding(self._loop, self._problem)
         first = self._goal = int(state.iterations)
-        with backend.wide():
+        with backend.float64():
             stop = self._start(earlier)
             outcome = None
             self._claims = Claims(
