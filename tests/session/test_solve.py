@@ -96,9 +96,8 @@ def test_least_squares_by_numpy(start, linear_solver):
     assert result.success
     np.testing.assert_allclose(result.theta, problem.certified, rtol=1e-6)
     assert result.loss == pytest.approx(problem.rss, rel=1e-9)
-    if linear_solver == "auto":
-        # It computes no second derivative of the outputs.
-        assert result.hessian_products == 0 < result.jacobians
+    # It computes no second derivative of the outputs.
+    assert result.hessian_products == 0 < result.jacobians
 
 
 @pytest.mark.parametrize("method", ["slsqp", "trust-constr"])

@@ -32,11 +32,9 @@ def fit(method, bias, noise, seed=0):
 @pytest.mark.parametrize("noise", [0.0, 0.05])
 def test_lm_leaves_saturation_or_says_that_it_stalled(bias, noise):
     result, model = fit("lm", bias, noise)
-    is_solved = result.loss < 2 * noise**2 + 1e-10
-    assert result.success == is_solved
-    if is_solved:
-        kernel, _ = model.get_weights()
-        np.testing.assert_allclose(kernel, WEIGHTS, atol=0.2 if noise else 1e-3)
+    kernel, _ = model.get_weights()
+    is_right = np.allclose(kernel, WEIGHTS, atol=0.2 if noise else 1e-3)
+    assert result.success == is_right
 
 
 @pytest.mark.parametrize("method", ["lbfgs", "ssbroyden", "l-bfgs-b"])
