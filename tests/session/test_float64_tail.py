@@ -60,7 +60,9 @@ def test_a_minimum_is_kept_where_float64_fails(monkeypatch, name):
     stock = getattr(FunctionObjective, name)
 
     def evaluate(objective, *args):
-        is_float64 = name == "_go_on_in_float64" or objective.epsilon < 1e-10
+        is_float64 = (
+            name == "_go_on_in_float64" or objective.evaluation_eps < 1e-10
+        )
         return (out_of_memory if is_float64 else stock)(objective, *args)
 
     monkeypatch.setattr(FunctionObjective, name, evaluate)
@@ -108,10 +110,10 @@ def test_constraints_that_do_not_widen_are_told_at_the_start():
 class Variables:
     """An objective and its problem, with variables of float32."""
 
-    rounding = 2.0**-23
+    storage_eps = 2.0**-23
 
-    def __init__(self, minimum, values, epsilon=2.0**-52):
-        self.minimum, self.epsilon = minimum, epsilon
+    def __init__(self, minimum, values, evaluation_eps=2.0**-52):
+        self.minimum, self.evaluation_eps = minimum, evaluation_eps
         self.has_float64, self.is_float64 = True, False
         self.assign(values)
 
@@ -125,7 +127,7 @@ class Variables:
         return float(np.sum((theta - self.minimum) ** 2))
 
     def go_on_in_float64(self):
-        self.is_float64, self.epsilon = True, 2.0**-52
+        self.is_float64, self.evaluation_eps = True, 2.0**-52
 
 
 def with_kept_loss(variables, loss=0.0, start=None):
@@ -174,10 +176,13 @@ def test_a_finite_start_is_better_than_what_is_not():
 
 
 @pytest.mark.parametrize(
-    "loss, epsilon", [(np.nan, 2.0**-52), (np.inf, 2.0**-52), (0.0, 2.0**-23)]
+    "loss, evaluation_eps",
+    [(np.nan, 2.0**-52), (np.inf, 2.0**-52), (0.0, 2.0**-23)],
 )
-def test_nothing_is_settled_without_a_loss_or_without_float64(loss, epsilon):
-    variables = Variables(THIRDS, THIRDS, epsilon)
+def test_nothing_is_settled_without_a_loss_or_without_float64(
+    loss, evaluation_eps
+):
+    variables = Variables(THIRDS, THIRDS, evaluation_eps)
     outcome = with_kept_loss(variables, loss, start=THIRDS)
     assert outcome.kept_loss is None
 
@@ -210,7 +215,7 @@ def test_objectives_widen_together_and_come_back():
     both = [Variables(THIRDS, THIRDS, 2.0**-23) for _ in range(2)]
     kept = [dict(vars(variables)) for variables in both]
     undo = float64_tail.go_on_in_float64([both[0], None, both[1]])
-    assert all(v.is_float64 and v.epsilon == 2.0**-52 for v in both)
+    assert all(v.is_float64 and v.evaluation_eps == 2.0**-52 for v in both)
     both[0].program = "what float64 made"
     undo()
     assert [vars(variables) for variables in both] == kept
@@ -225,7 +230,7 @@ def test_one_that_cannot_widen_keeps_all_in_float32(error):
     both[1].go_on_in_float64 = fail
     with pytest.raises(error):
         float64_tail.go_on_in_float64(both)
-    assert not both[0].is_float64 and both[0].epsilon == 2.0**-23
+    assert not both[0].is_float64 and both[0].evaluation_eps == 2.0**-23
 
 
 def test_staying_in_float32_is_told_with_its_cause():

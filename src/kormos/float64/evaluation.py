@@ -135,7 +135,7 @@ class Arithmetic:
         return other
 
     @property
-    def epsilon(self) -> float:
+    def evaluation_eps(self) -> float:
         """The coarsest rounding of the layers that have weights to train."""
         dtypes = {
             owner.compute_dtype

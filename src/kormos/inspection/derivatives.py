@@ -100,11 +100,11 @@ def _slope_error(
         ahead = objective.value(theta + step * direction)
         behind = objective.value(theta - step * direction)
         size = max(abs(ahead), abs(behind), abs(value))
-        noise = 2 * _ROUNDINGS * objective.epsilon * size
+        noise = 2 * _ROUNDINGS * objective.evaluation_eps * size
         bend = 2 * abs(ahead + behind - 2 * value)
         return Change(ahead - behind, 2 * step * slope, noise + bend, step)
 
-    step = _FIRST * objective.epsilon ** (1 / 3) * scale
+    step = _FIRST * objective.evaluation_eps ** (1 / 3) * scale
     wrong = contradiction(change, step, _SHORTEST * step, _TOLERANCE)
     if not wrong:
         return 0.0
@@ -151,7 +151,7 @@ def identification(objective: Objective, theta: Vector) -> Finding:
         scale = _AWAY_FROM_START * sizes(theta)
         point = theta + scale * rng.standard_normal(theta.shape)
         found = undetermined_at(
-            objective.value_and_grad, point, objective.epsilon
+            objective.value_and_grad, point, objective.evaluation_eps
         )
     if found is None:
         return Finding(

@@ -103,7 +103,7 @@ def deterministic(
         return _random("the loss function", "the loss function")
     if _same(value, again) and _same(grad, grad_again):
         return Finding("deterministic", True, "The same twice, bit for bit.")
-    if _close(value, again, objective.epsilon):
+    if _close(value, again, objective.evaluation_eps):
         # Kernels of an accelerator may add in any order.
         return Finding(
             "deterministic", True, "The same twice, except for rounding."
@@ -151,7 +151,11 @@ def batch_size(
             f"The model or its loss takes no batches of {size:,} rows.",
         )
     other = in_parts.value(start.theta)
-    noise = _ROUNDINGS_OF_LOSS * objective.epsilon * max(abs(value), abs(other))
+    noise = (
+        _ROUNDINGS_OF_LOSS
+        * objective.evaluation_eps
+        * max(abs(value), abs(other))
+    )
     if not np.isfinite(value) or abs(other - value) <= noise:
         return Finding(
             "batch size", True, f"The same in batches of {size:,} rows."
@@ -159,7 +163,7 @@ def batch_size(
     said = (
         f"The loss is {value:.6g}, and {other:.6g} in batches of {size:,} rows"
     )
-    layer, terms = _coupling_rows(watch, looked, objective.epsilon)
+    layer, terms = _coupling_rows(watch, looked, objective.evaluation_eps)
     if layer is not None:
         return Finding(
             "batch size",
@@ -176,7 +180,7 @@ def batch_size(
 
 
 def _coupling_rows(
-    watch: Watch, looked: Watched, epsilon: float
+    watch: Watch, looked: Watched, evaluation_eps: float
 ) -> tuple[str | None, tuple[str, ...]]:
     """Finds out where a result for a row depends on the other rows.
 
@@ -191,21 +195,21 @@ def _coupling_rows(
         for j, output in enumerate(looked.outputs[i]):
             parts = [half.outputs[i][j] for half in halves]
             if _has_rows(output, count) and not _close(
-                output, np.concatenate(parts), epsilon
+                output, np.concatenate(parts), evaluation_eps
             ):
                 return name, ()
     first, second = (half.losses for half in halves)
     return None, tuple(
         name
         for i, name in enumerate(looked.terms)
-        if not _close(looked.losses[i], first[i] + second[i], epsilon)
+        if not _close(looked.losses[i], first[i] + second[i], evaluation_eps)
     )
 
 
 def precision(objective: Objective, looked: Watched, theta: Vector) -> Finding:
     """Whether a float64 model is computed in float64."""
-    if objective.epsilon > NARROW:
-        is_bfloat16 = objective.epsilon > _BFLOAT16
+    if objective.evaluation_eps > NARROW:
+        is_bfloat16 = objective.evaluation_eps > _BFLOAT16
         narrowest = "bfloat16" if is_bfloat16 else "float32"
         return Finding(
             "precision",
@@ -306,7 +310,7 @@ def _unequal_parts(
     ]
     # A gradient that only rounding errors keep from being zero tells nothing.
     largest = max(pairs, default=(0.0, ""))[0]
-    noise = _ROUNDINGS_OF_ZERO * objective.epsilon * largest
+    noise = _ROUNDINGS_OF_ZERO * objective.evaluation_eps * largest
     pairs = [pair for pair in pairs if pair[0] > noise]
     if pairs and max(pairs)[0] > _UNEQUAL * min(pairs)[0]:
         return min(pairs), max(pairs)
@@ -338,11 +342,11 @@ def _same(a: Any, b: Any) -> bool:
     return np.array_equal(a, b, equal_nan=True)
 
 
-def _close(a: Any, b: Any, epsilon: float) -> bool:
+def _close(a: Any, b: Any, evaluation_eps: float) -> bool:
     a, b = np.asarray(a), np.asarray(b)
     size = max(np.max(np.abs(a), initial=0), np.max(np.abs(b), initial=0))
     return a.shape == b.shape and bool(
-        np.all(np.abs(a - b) <= _ROUNDINGS * epsilon * size)
+        np.all(np.abs(a - b) <= _ROUNDINGS * evaluation_eps * size)
     )
 
 

@@ -95,14 +95,14 @@ class FlatObjective:
         return self.program.packing.name_of(index)
 
     @property
-    def epsilon(self) -> float:
+    def evaluation_eps(self) -> float:
         """The spacing of numbers near one in the coarsest dtype in use."""
         return max(map(rounding, set(self.program.packing.dtypes)))
 
     @property
-    def rounding(self) -> float:
+    def storage_eps(self) -> float:
         """The spacing of numbers near one in the coarsest variable."""
-        return self.program.packing.rounding
+        return self.program.packing.storage_eps
 
     def go_on_in_float64(self) -> None:
         """Evaluates in float64 from now on."""

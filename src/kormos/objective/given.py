@@ -62,9 +62,9 @@ class GivenObjective(FlatObjective):
         self.arguments = ProgramArguments([], chunks=None)
         self._loops: dict[Any, Any] = {}
         self.unused_variables: list[Any] = []
-        epsilon = float(getattr(objective, "epsilon", 2.0**-52))
+        evaluation_eps = float(getattr(objective, "epsilon", 2.0**-52))
         self.program: Any = types.SimpleNamespace(
-            packing=_Layout(start, epsilon),
+            packing=_Layout(start, evaluation_eps),
             frozen_variables=(),
             frozen_values=list,
             # There is no other form of this loss to compare it with.
@@ -73,9 +73,9 @@ class GivenObjective(FlatObjective):
         self.refresh()
 
     @property
-    def epsilon(self) -> float:
+    def evaluation_eps(self) -> float:
         """The spacing of numbers near one in the user's arithmetic."""
-        return self.rounding
+        return self.storage_eps
 
     def value(self, theta: npt.ArrayLike) -> float:
         """The loss."""
@@ -241,15 +241,15 @@ class _Layout:
 
     Args:
         theta: the start, `(size,)`.
-        rounding: the spacing of numbers near one in the user's arithmetic.
+        storage_eps: the spacing of numbers near one in the user's arithmetic.
     """
 
     dtype = None
 
-    def __init__(self, theta: Vector, rounding: float):
+    def __init__(self, theta: Vector, storage_eps: float):
         self.size = theta.size
         self.shapes = [theta.shape]
-        self.rounding = rounding
+        self.storage_eps = storage_eps
         self.variables = [
             types.SimpleNamespace(
                 path="theta", name="theta", shape=theta.shape, constraint=None

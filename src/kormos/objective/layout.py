@@ -103,7 +103,7 @@ class Packing:
         return f"{self.variables[which].path}[{inside}]"
 
     @property
-    def rounding(self) -> float:
+    def storage_eps(self) -> float:
         """The spacing of numbers near one in the coarsest variable."""
         return max(map(rounding, set(self._stored)))
 

@@ -125,10 +125,12 @@ def hessian_product_error(
         directional = (above - below) / length
         product = objective.hvp((above + below) / 2, directional)
         slopes = [float(np.linalg.norm(g)) for g in (ahead, behind)]
-        noise = 2 * _ROUNDINGS * objective.epsilon * max(slopes)
+        noise = 2 * _ROUNDINGS * objective.evaluation_eps * max(slopes)
         return Change(ahead - behind, length * product, noise, length)
 
-    step = objective.epsilon ** (1 / 3) * (1 + float(np.linalg.norm(theta)))
+    step = objective.evaluation_eps ** (1 / 3) * (
+        1 + float(np.linalg.norm(theta))
+    )
     wrong = contradiction(change, step, _SHORTEST * step, _TOLERANCE)
     return wrong.error / max(wrong.size, 1e-300) if wrong else 0.0
 

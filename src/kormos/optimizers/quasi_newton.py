@@ -99,7 +99,9 @@ class QuasiNewton(NativeOptimizer):
         method = self.method(problem.size)
         first, earlier = states.init(method, theta, problem.stride), None
         if state is not None:
-            earlier = state.restored(method.key, first, theta, problem.rounding)
+            earlier = state.restored(
+                method.key, first, theta, problem.storage_eps
+            )
             first = first if earlier is None else earlier
         run = QuasiNewtonRun(problem, self, observer)
         return run(method, first, earlier)

@@ -94,7 +94,7 @@ def with_kept_loss(
         start: the variables' values before the run, to go back to where they
             are better, or `None`.
     """
-    is_wider = objective.rounding > objective.epsilon
+    is_wider = objective.storage_eps > objective.evaluation_eps
     if not (is_wider and np.isfinite(outcome.loss)):
         return outcome
     # Rounding may lead to where the numerics fail.

@@ -52,7 +52,7 @@ def tried_in_float64(
         where the noise floor is no optimum. An outcome that is no noise floor
         of a float32 run is returned as it is.
     """
-    is_coarse = problem.epsilon > FINEST
+    is_coarse = problem.evaluation_eps > FINEST
     is_floor = outcome.status == statuses.NOISE_FLOOR
     is_in_reach = problem.size <= _MOST_PARAMETERS and not problem.constraints
     if not (is_coarse and is_floor and is_in_reach):
@@ -130,7 +130,7 @@ def _noise(outcome: Outcome, problem: Problem, theta: Vector) -> float:
     if outcome.test == PROMISE:
         assert outcome.threshold is not None
         return outcome.threshold * abs(loss) / ROUNDINGS
-    return measured_noise(problem.peek, theta, loss, problem.rounding)
+    return measured_noise(problem.peek, theta, loss, problem.storage_eps)
 
 
 def _reason(error: Exception) -> str:

@@ -153,7 +153,7 @@ class Run:
         is_optimum = outcome.status in statuses.SUCCESSES
         if not is_optimum or outcome.evaluate is None or problem.constraints:
             return
-        below = loss_below(outcome.evaluate, theta, problem.epsilon)
+        below = loss_below(outcome.evaluate, theta, problem.evaluation_eps)
         if below is not None:
             outcome.status = statuses.STALLED
             outcome.test = None
@@ -173,7 +173,7 @@ class Run:
             (self._start, self.initial_loss),
             theta,
             box,
-            problem.epsilon,
+            problem.evaluation_eps,
             time.perf_counter() - self._began,
         )
         if found is not None:

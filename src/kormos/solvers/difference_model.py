@@ -40,7 +40,8 @@ class DifferenceModel:
         theta: the point.
         loss: the loss there.
         grad: the gradient there.
-        epsilon: the spacing of numbers near one in the evaluation's dtype.
+        evaluation_eps: the spacing of numbers near one in the evaluation's
+            dtype.
         sizes: the size of each parameter.
         free: a mask of the parameters that the model may move.
         lower, upper: the bounds.
@@ -55,7 +56,7 @@ class DifferenceModel:
         theta: Vector,
         loss: float,
         grad: Vector,
-        epsilon: float,
+        evaluation_eps: float,
         sizes: Vector,
         free: Array,
         lower: Vector,
@@ -63,14 +64,14 @@ class DifferenceModel:
     ):
         self._gradient = gradient
         self._theta, self._loss, self._grad = theta, loss, grad
-        self._epsilon = epsilon
+        self._epsilon = evaluation_eps
         self._lower, self._upper = lower, upper
         self._free = np.flatnonzero(free)
         self._sizes = sizes
-        self._steps = epsilon**_STEP * sizes
+        self._steps = evaluation_eps**_STEP * sizes
         columns = [self._column(i) for i in self._free]
         self._set(np.array(columns))
-        coarse = _ROOM * epsilon**_ONE_SIDED_ERROR
+        coarse = _ROOM * evaluation_eps**_ONE_SIDED_ERROR
         if len(columns) > 1 and self._least < coarse:
             others = [self._behind(i) for i in self._free]
             pairs = zip(columns, others, strict=True)

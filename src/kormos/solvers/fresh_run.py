@@ -89,7 +89,7 @@ def try_to_gain(
     theta: Vector,
     loss: float,
     grad: Vector,
-    epsilon: float,
+    evaluation_eps: float,
     lower: Vector | None = None,
     upper: Vector | None = None,
     units: Vector | None = None,
@@ -102,7 +102,8 @@ def try_to_gain(
         theta: the point.
         loss: the loss there.
         grad: the gradient there.
-        epsilon: the spacing of numbers near one in the evaluation's dtype.
+        evaluation_eps: the spacing of numbers near one in the evaluation's
+            dtype.
         lower, upper: arrays of bounds, or `None`.
         units: units of the parameters, `(size,)`, or `None` to find them.
         most: how many steps may be tried. The Hessian of up to ten parameters
@@ -112,7 +113,9 @@ def try_to_gain(
     Returns:
         What was gained. If that is nothing, it has the point itself.
     """
-    run = _Run(evaluate, _Point(theta, loss, grad), epsilon, lower, upper)
+    run = _Run(
+        evaluate, _Point(theta, loss, grad), evaluation_eps, lower, upper
+    )
     free = run.free()
     if not free.any():
         return run.gained(0.0)
@@ -137,7 +140,7 @@ class _Run:
         self,
         evaluate: Evaluate,
         start: _Point,
-        epsilon: float,
+        evaluation_eps: float,
         lower: Vector | None,
         upper: Vector | None,
     ):
@@ -145,7 +148,7 @@ class _Run:
         self.lower = -infinite if lower is None else lower
         self.upper = infinite if upper is None else upper
         self.best = start
-        self.epsilon = epsilon
+        self.evaluation_eps = evaluation_eps
         self._evaluate = evaluate
         self._evaluations = self._non_finite = 0
 
@@ -195,7 +198,9 @@ def _newton(run: _Run, free: Array, units: Vector | None, most: int) -> float:
 
     sizes = sizes_of(run.best.theta, units)
     box = run.lower, run.upper
-    model = DifferenceModel(gradient, *run.best, run.epsilon, sizes, free, *box)
+    model = DifferenceModel(
+        gradient, *run.best, run.evaluation_eps, sizes, free, *box
+    )
     tried = 0
     while True:
         before = run.best
@@ -203,7 +208,7 @@ def _newton(run: _Run, free: Array, units: Vector | None, most: int) -> float:
         if promise == 0 or tried >= most:
             return promise
         # A shorter step shows no more of a decrease that rounding hides.
-        is_visible = promise > run.epsilon * abs(before.loss)
+        is_visible = promise > run.evaluation_eps * abs(before.loss)
         shortened = _MOST_SHORTENED if is_visible else 1
         for _ in range(min(shortened, most - tried)):
             run.go(run.into_box(before.theta + step))
@@ -256,7 +261,7 @@ def _bfgs(run: _Run, units: Vector, most: int) -> tuple[float, Vector]:
         turn = (after.grad - before.grad) * units
         spread[:] += (after.grad - before.grad) ** 2
         sizes = float(np.linalg.norm(change) * np.linalg.norm(turn))
-        if change @ turn > run.epsilon * sizes:
+        if change @ turn > run.evaluation_eps * sizes:
             pairs.append((change, turn))
 
     scaled = np.where(run.free(), start.grad, 0.0) * units
@@ -265,7 +270,7 @@ def _bfgs(run: _Run, units: Vector, most: int) -> tuple[float, Vector]:
         return 0.0, spread
     most_step = (float(np.linalg.norm(start.theta / units)) or 1.0) / slope
     # A very short step shows how far away a minimizer is.
-    length = run.epsilon**_PROBE_POWER * most_step
+    length = run.evaluation_eps**_PROBE_POWER * most_step
     probe = start.theta - length * scaled * units
     keep(start, run.look(run.into_box(probe)))
     tried, factor = 1, 1.0

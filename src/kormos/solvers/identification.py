@@ -89,7 +89,7 @@ def undetermined(
     start: tuple[Vector, float],
     theta: Vector,
     box: Box,
-    epsilon: float,
+    evaluation_eps: float,
     seconds: float,
 ) -> Undetermined | None:
     """Looks around an optimum, with a few evaluations for each parameter.
@@ -101,7 +101,8 @@ def undetermined(
         start: where the run began, and the loss there.
         theta: the optimum.
         box: lower and upper bounds. Parameters at one of them are left out.
-        epsilon: the spacing of numbers near one in the evaluation's dtype.
+        evaluation_eps: the spacing of numbers near one in the evaluation's
+            dtype.
         seconds: what the run took.
 
     Returns:
@@ -121,8 +122,8 @@ def undetermined(
     too_long = count * each > max(_SECONDS, _SHARE * seconds)
     if too_long or not is_known:
         return None
-    sizes = _sizes(theta, start[0], epsilon)
-    look = Surroundings(evaluate, hessian, here, sizes, box, epsilon)
+    sizes = _sizes(theta, start[0], evaluation_eps)
+    look = Surroundings(evaluate, hessian, here, sizes, box, evaluation_eps)
     matrix = look.hessian(here, indices, 1)
     if matrix is None:
         return None
@@ -142,7 +143,7 @@ def undetermined(
 
 
 def undetermined_at(
-    evaluate: Evaluate, theta: Vector, epsilon: float
+    evaluate: Evaluate, theta: Vector, evaluation_eps: float
 ) -> Undetermined | None:
     """As `undetermined`, at a point that is not an optimum.
 
@@ -151,11 +152,12 @@ def undetermined_at(
     Args:
         evaluate: loss and gradient as a function of a float64 array `(size,)`.
         theta: the point.
-        epsilon: the spacing of numbers near one in the evaluation's dtype.
+        evaluation_eps: the spacing of numbers near one in the evaluation's
+            dtype.
     """
     here = Point(theta, *evaluate(theta))
-    sizes = _sizes(theta, theta, epsilon)
-    look = Surroundings(evaluate, None, here, sizes, EVERYWHERE, epsilon)
+    sizes = _sizes(theta, theta, evaluation_eps)
+    look = Surroundings(evaluate, None, here, sizes, EVERYWHERE, evaluation_eps)
     indices = np.arange(theta.size)
     hessian = look.hessian(here, indices, 1)
     if hessian is None:
@@ -179,8 +181,8 @@ def undetermined_at(
     return Undetermined(without, combined, len(directions), [])
 
 
-def _sizes(theta: Vector, start: Vector, epsilon: float) -> Vector:
+def _sizes(theta: Vector, start: Vector, evaluation_eps: float) -> Vector:
     """The size of each parameter; the largest for those that are about zero."""
     sizes = np.maximum(np.abs(theta), np.abs(start))
     largest = sizes.max(initial=0.0) or 1.0
-    return np.where(sizes > epsilon * largest, sizes, largest)
+    return np.where(sizes > evaluation_eps * largest, sizes, largest)

@@ -16,7 +16,7 @@ _LOWER = 0.01
 
 
 def loss_below(
-    evaluate: Evaluate, theta: Vector, epsilon: float
+    evaluate: Evaluate, theta: Vector, evaluation_eps: float
 ) -> float | None:
     """A lower loss than that of a plateau, at smaller parameters.
 
@@ -26,7 +26,8 @@ def loss_below(
     Args:
         evaluate: loss and gradient as a function of a float64 array `(size,)`.
         theta: the end of a run.
-        epsilon: the spacing of numbers near one in the evaluation's dtype.
+        evaluation_eps: the spacing of numbers near one in the evaluation's
+            dtype.
 
     Returns:
         The loss, or `None` if the point is not on a plateau, or no lower loss
@@ -37,7 +38,7 @@ def loss_below(
     def is_flat(part: float) -> bool:
         """Whether parameters may move by their own size, to first order."""
         beside, grad = evaluate(part * theta)
-        rounding = epsilon * abs(loss)
+        rounding = evaluation_eps * abs(loss)
         change = np.abs(grad) @ np.abs(theta)
         return bool(abs(beside - loss) <= rounding and change <= rounding)
 

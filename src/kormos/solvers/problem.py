@@ -45,9 +45,10 @@ class Problem:
         lower: lower bounds of shape `(size,)`, or `None` for no bounds.
         upper: upper bounds of shape `(size,)`, or `None`.
         constraints: list of `Constraint`s.
-        epsilon: spacing of numbers near one in the dtype of the evaluation.
-        rounding: the same of the variables that keep the point. Defaults to
-            `epsilon`.
+        evaluation_eps: spacing of numbers near one in the dtype of the
+            evaluation.
+        storage_eps: the same of the variables that keep the point. Defaults to
+            `evaluation_eps`.
         budget: a `Budget`.
         stride: iterations between two looks at a run, of a method that can
             run several in one compiled call.
@@ -69,8 +70,8 @@ class Problem:
         lower: Vector | None = None,
         upper: Vector | None = None,
         constraints: Sequence["Constraint"] = (),
-        epsilon: float = 2.0**-52,
-        rounding: float | None = None,
+        evaluation_eps: float = 2.0**-52,
+        storage_eps: float | None = None,
         budget: Budget = UNLIMITED,
         stride: int = 1,
         on_evaluation: Callable[[float], object] | None = None,
@@ -82,8 +83,10 @@ class Problem:
         self.upper = upper
         self.is_bounded = lower is not None
         self.constraints = [self._safe(c) for c in constraints]
-        self.epsilon = epsilon
-        self.rounding = epsilon if rounding is None else rounding
+        self.evaluation_eps = evaluation_eps
+        self.storage_eps = (
+            evaluation_eps if storage_eps is None else storage_eps
+        )
         self.budget = budget
         self.stride = stride
         self.on_evaluation = on_evaluation
@@ -114,7 +117,7 @@ class Problem:
     def feasibility(self) -> float:
         """The violation of a constraint that rounding explains."""
         # SciPy's own tolerance, except for losses that are not in float64.
-        return max(2.0**-26, 64 * self.epsilon)
+        return max(2.0**-26, 64 * self.evaluation_eps)
 
     def is_feasible(self, theta: Vector) -> bool:
         """Whether the constraints hold at a point, except for rounding."""

@@ -440,11 +440,11 @@ class ComparableObjective(Protocol):
         """Whether an evaluation draws random numbers."""
 
     @property
-    def epsilon(self) -> float:
+    def evaluation_eps(self) -> float:
         """The spacing of numbers near one in the evaluation's dtype."""
 
     @property
-    def rounding(self) -> float:
+    def storage_eps(self) -> float:
         """The same of the variables that keep the point."""
 
     def reference(self, theta: Vector) -> tuple[Vector, float]:

@@ -76,7 +76,7 @@ class SolverState:
         return self._state
 
     def restored(
-        self, key: str, template: _State, theta: Vector, epsilon: float
+        self, key: str, template: _State, theta: Vector, storage_eps: float
     ) -> _State | None:
         """The state to go on from.
 
@@ -84,7 +84,7 @@ class SolverState:
             key: the method that is to go on.
             template: a state of its own before the first evaluation.
             theta: the variables as they are now, `(size,)`.
-            epsilon: the rounding of the variables.
+            storage_eps: the rounding of the variables.
 
         Returns:
             The state, or `None` if it is not one to go on from.
@@ -109,25 +109,25 @@ class SolverState:
             )
             return None
         state: Any = _filled(template, arrays)
-        if not _is_rounding(self._left(), theta, epsilon):
+        if not _is_rounding(self._left(), theta, storage_eps):
             state = state._replace(theta=theta, loss=np.float64(np.nan))
         if self._is_stale:
             state = state._replace(loss=np.float64(np.nan))
         return cast(_State, state)
 
-    def point(self, theta: Vector, epsilon: float) -> Vector:
+    def point(self, theta: Vector, storage_eps: float) -> Vector:
         """The solver's own point, more precise than the variables.
 
         Args:
             theta: the variables as they are now.
-            epsilon: the rounding of the variables.
+            storage_eps: the rounding of the variables.
 
         Returns:
             The point, or `theta` if the variables are at another one.
         """
         own = self.arrays().get("theta", theta)
         is_same = own.shape == theta.shape and _is_rounding(
-            self._left(), theta, epsilon
+            self._left(), theta, storage_eps
         )
         return own if is_same else theta
 
@@ -217,5 +217,5 @@ def _is_sound(arrays: Mapping[str, Array], position: Vector) -> bool:
     )
 
 
-def _is_rounding(exact: Vector, rounded: Vector, epsilon: float) -> bool:
-    return bool(np.all(np.abs(exact - rounded) <= epsilon * np.abs(exact)))
+def _is_rounding(exact: Vector, rounded: Vector, storage_eps: float) -> bool:
+    return bool(np.all(np.abs(exact - rounded) <= storage_eps * np.abs(exact)))

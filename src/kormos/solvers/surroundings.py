@@ -54,7 +54,8 @@ class Surroundings:
         here: the point.
         sizes: the size of each parameter.
         box: the bounds, outside of which nothing is evaluated.
-        epsilon: the spacing of numbers near one in the evaluation's dtype.
+        evaluation_eps: the spacing of numbers near one in the evaluation's
+            dtype.
     """
 
     def __init__(
@@ -64,12 +65,12 @@ class Surroundings:
         here: Point,
         sizes: Vector,
         box: Box,
-        epsilon: float,
+        evaluation_eps: float,
     ):
         self._lower, self._upper = box
         self._evaluate, self._hessian = evaluate, hessian
         self._here = here
-        self._sizes, self._epsilon = sizes, epsilon
+        self._sizes, self._epsilon = sizes, evaluation_eps
 
     def hessian(self, at: Point, indices: Array, sides: int) -> Matrix | None:
         """The Hessian of some parameters; `None` if it is not finite.

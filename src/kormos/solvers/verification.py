@@ -189,7 +189,7 @@ def _differ(objective: ComparableObjective, a: Scalar, b: Scalar) -> bool:
 
 def _rounding(objective: ComparableObjective) -> float:
     """The spacing of numbers near one in the coarsest arithmetic."""
-    rounding = max(objective.epsilon, objective.rounding)
+    rounding = max(objective.evaluation_eps, objective.storage_eps)
     if not is_true_float64() and objective.program.packing.dtype is None:
         # Keras may compute what is float64 in float32.
         rounding = max(rounding, spacing("float32"))

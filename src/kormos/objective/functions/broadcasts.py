@@ -48,7 +48,7 @@ def warn_of_broadcasts(objective: "ResidualObjective") -> None:
         if size < _FEWEST_ROWS or not np.isfinite(square).all():
             continue
         values = np.linalg.svd(square, compute_uv=False)
-        least = _ROUNDINGS * objective.epsilon * values[0]
+        least = _ROUNDINGS * objective.evaluation_eps * values[0]
         if 0 < values[0] and values[2] <= least:
             warn(
                 f"Block '{name}' of the residuals has shape {(size, size)}, "

@@ -232,7 +232,7 @@ class ResidualObjective(FlatObjective):
 
     @functools.cached_property
     def _loss_unit(self) -> float:
-        if self.epsilon < NARROW:
+        if self.evaluation_eps < NARROW:
             return 1.0
         try:
             sums = self._sums(self.initial_position())

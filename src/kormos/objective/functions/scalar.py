@@ -50,13 +50,13 @@ class FunctionObjective(FlatObjective):
             self.go_on_in_float64()
 
     @property
-    def epsilon(self) -> float:
+    def evaluation_eps(self) -> float:
         """The spacing of numbers near one in the arithmetic of the loss."""
         packing = self.program.packing
         if packing.dtype is not None:
             return rounding(packing.dtype)
         # Keras' operations may return a narrower dtype for float64.
-        return max(super().epsilon, rounding(self._function.dtype))
+        return max(super().evaluation_eps, rounding(self._function.dtype))
 
     def _prepare_float64(self) -> None:
         # A function that fails in float64 is refused now, not during the fit.

@@ -113,10 +113,10 @@ def _distance(
 ) -> Scalar:
     """The step of central differences, as a part of the direction.
 
-    With these usual powers of `epsilon`, the error of rounding is about as
-    large as that of the derivatives that the differences neglect.
+    With these usual powers of `evaluation_eps`, the error of rounding is about
+    as large as that of the derivatives that the differences neglect.
     """
-    epsilon = max(rounding(p.dtype) for p in parts)
+    evaluation_eps = max(rounding(p.dtype) for p in parts)
     length, reach = (
         sum(ops.sum(ops.square(a)) for a in arrays) ** 0.5
         for arrays in (tangents, parts)
@@ -124,6 +124,6 @@ def _distance(
     reach = ops.where(reach > 0, reach, ops.ones_like(reach))
     length = ops.where(length > 0, length, ops.ones_like(length))
     if order == 1:
-        return epsilon ** (1 / 3) * reach / length
-    h = epsilon ** (1 / 4) * reach / length
+        return evaluation_eps ** (1 / 3) * reach / length
+    h = evaluation_eps ** (1 / 4) * reach / length
     return ops.where(h < _LONGEST_STEP, h, ops.full_like(h, _LONGEST_STEP))

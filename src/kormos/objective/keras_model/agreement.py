@@ -59,10 +59,10 @@ class Agreement:
         self._compile = compile
         self._frozen = snapshot(stateless.frozen_variables)
         parts = snapshot(stateless.variables)
-        epsilon = stateless.arithmetic.epsilon
+        evaluation_eps = stateless.arithmetic.evaluation_eps
         outputs = compile(self._outputs)
         self._own = self._evaluated(outputs, parts, head)
-        self._share = epsilon**_SHARE_EXPONENT
+        self._share = evaluation_eps**_SHARE_EXPONENT
         self._moved = []
         rng = np.random.default_rng(0)
 
@@ -71,7 +71,7 @@ class Agreement:
             if array.dtype.kind != "f":
                 return tensor
             signs = rng.choice([-1.0, 1.0], size=array.shape)
-            moved = array * (1 + epsilon * signs)
+            moved = array * (1 + evaluation_eps * signs)
             return ops.cast(moved, tensor.dtype)
 
         for _ in range(_PLACES):

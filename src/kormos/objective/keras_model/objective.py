@@ -210,9 +210,9 @@ class Objective(FlatObjective):
         return unit_for(self._data.largest_target * slope)
 
     @property
-    def epsilon(self) -> float:
+    def evaluation_eps(self) -> float:
         """The spacing of numbers near one in the arithmetic of the loss."""
-        return self.program.model_loss.stateless.epsilon
+        return self.program.model_loss.stateless.evaluation_eps
 
     @property
     def draws(self) -> bool:

@@ -93,12 +93,12 @@ class StatelessModel:
         return self._training or reads_seeds(self.frozen_variables)
 
     @property
-    def epsilon(self) -> float:
+    def evaluation_eps(self) -> float:
         """The spacing of numbers near one in the arithmetic of the loss."""
         if self.arithmetic.dtype is not None:
             return rounding(self.arithmetic.dtype)
         own = rounding(self._model.compute_dtype)
-        return max(self.arithmetic.epsilon, own)
+        return max(self.arithmetic.evaluation_eps, own)
 
     @property
     def dry_run(self) -> Callable[..., Structure]:

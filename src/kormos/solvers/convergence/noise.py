@@ -88,15 +88,15 @@ def vanished_noise(
     value: Value,
     theta: Vector,
     loss: float,
-    epsilon: float,
+    evaluation_eps: float,
 ) -> float:
     """The rounding of a loss that is tiny beside the terms it is made of.
 
     Take a sum of squares that has fallen to zero but for rounding. Its
-    residuals then are about `epsilon` times the terms that cancel in them. A
-    relative change c of the parameters makes residuals of about c times those
-    terms. So the rounded loss is about `(epsilon / c)**2` times the loss after
-    that change.
+    residuals then are about `evaluation_eps` times the terms that cancel in
+    them. A relative change c of the parameters makes residuals of about c times
+    those terms. So the rounded loss is about `(evaluation_eps / c)**2` times
+    the loss after that change.
 
     It takes two evaluations if the measured rounding does not explain the
     predicted decrease, and otherwise none.
@@ -107,7 +107,8 @@ def vanished_noise(
         value: the loss as a function of a float64 array `(size,)`.
         theta: the point.
         loss: the loss there.
-        epsilon: the spacing of numbers near one in the evaluation's dtype.
+        evaluation_eps: the spacing of numbers near one in the evaluation's
+            dtype.
 
     Returns:
         The larger one of both roundings.
@@ -119,7 +120,7 @@ def vanished_noise(
     is_square = 2 < far / near < 8 if near else False
     if not (is_square and math.isfinite(far)):
         return noise
-    return max(noise, (epsilon / _CHANGE) ** 2 * far)
+    return max(noise, (evaluation_eps / _CHANGE) ** 2 * far)
 
 
 def _signs(size: int) -> Vector:

@@ -50,7 +50,7 @@ def confirmed(
     grad: Vector,
     loss: float,
     noise: float | None,
-    epsilon: float,
+    evaluation_eps: float,
 ) -> Verdict:
     """The verdict, after a check that the gradient is that of the loss.
 
@@ -66,13 +66,14 @@ def confirmed(
         loss: the loss there.
         noise: the measured rounding of the loss, or `None` if it was not
             measured.
-        epsilon: the spacing of numbers near one in the evaluation's dtype.
+        evaluation_eps: the spacing of numbers near one in the evaluation's
+            dtype.
     """
     is_success = verdict.status in statuses.SUCCESSES
     size = float(np.linalg.norm(grad))
     if is_success and loss == 0:
         return verdict
-    is_coarse = epsilon > FINEST and noise is not None
+    is_coarse = evaluation_eps > FINEST and noise is not None
     if is_success and is_coarse and abs(loss) <= ROUNDINGS * (noise or 0.0):
         text = _cancellation(value, theta, loss)
         if text:
@@ -80,7 +81,7 @@ def confirmed(
     if is_success and size * np.abs(theta).max() <= _SMALL_SLOPE * abs(loss):
         return verdict
     # Losses are rounded, and so are the points at which they are taken.
-    rounded = epsilon / 2 * float(np.abs(theta) @ np.abs(grad))
+    rounded = evaluation_eps / 2 * float(np.abs(theta) @ np.abs(grad))
     noise = max(noise or 0.0, rounded, FINEST * abs(loss))
     agrees, text = compare_slope(value, theta, grad, loss, noise)
     if is_success and agrees is not False:

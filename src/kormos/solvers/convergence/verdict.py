@@ -53,21 +53,22 @@ class Verdict(NamedTuple):
     findings: str = ""
 
 
-def trial_evaluations(size: int, epsilon: float) -> int:
+def trial_evaluations(size: int, evaluation_eps: float) -> int:
     """How many evaluations the trial of a claim takes.
 
     Args:
         size: the number of parameters.
-        epsilon: the spacing of numbers near one in the evaluation's dtype.
+        evaluation_eps: the spacing of numbers near one in the evaluation's
+            dtype.
     """
-    more = min(2 * size, _COARSE_EVALUATIONS) if epsilon > FINEST else 0
+    more = min(2 * size, _COARSE_EVALUATIONS) if evaluation_eps > FINEST else 0
     return _TRIAL_EVALUATIONS + more
 
 
 def is_gain(
     before: float,
     after: float,
-    epsilon: float,
+    evaluation_eps: float,
     tolerance: float = 0.0,
     noise: float = 0.0,
 ) -> bool:
@@ -76,11 +77,12 @@ def is_gain(
     Args:
         before: the loss at the claimed point.
         after: the loss that was reached from there.
-        epsilon: the spacing of numbers near one in the evaluation's dtype.
+        evaluation_eps: the spacing of numbers near one in the evaluation's
+            dtype.
         tolerance: the user's own tolerance on a relative decrease.
         noise: the loss's rounding, if it was measured.
     """
-    part = max(LEAST_GAIN, _GAIN_OF_ROUNDING * epsilon, tolerance)
+    part = max(LEAST_GAIN, _GAIN_OF_ROUNDING * evaluation_eps, tolerance)
     size = max(abs(before), abs(after))
     # Both losses are rounded.
     return before - after > max(part * size, 2 * noise)

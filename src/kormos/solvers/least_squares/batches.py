@@ -41,7 +41,7 @@ def run(
         An `Outcome`.
     """
     if earlier is not None:
-        theta = earlier.point(theta, problem.rounding)
+        theta = earlier.point(theta, problem.storage_eps)
     loss = problem.value(theta)
     stop = observer.started(Point(theta, loss, None))
     status = problem.spent() if np.isfinite(loss) else statuses.NON_FINITE

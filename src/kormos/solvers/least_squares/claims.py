@@ -113,6 +113,6 @@ class Claims:
         return convergence.is_gain(
             self._began_at,
             loss,
-            self._problem.epsilon,
+            self._problem.evaluation_eps,
             max(self._tolerances.ftol, self._tolerances.gtol),
         )

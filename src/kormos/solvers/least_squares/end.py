@@ -40,17 +40,17 @@ class LeastSquaresEnd:
         promise, noise = _promise(here, norms), None
         if convergence.is_promising(promise, loss, self._gtol):
             noise = convergence.measured_noise(
-                value, theta, loss, self._problem.epsilon
+                value, theta, loss, self._problem.evaluation_eps
             )
             # Rounding of the parameters changes residuals that are zero.
-            moved = self._problem.epsilon * here.model.scaled(theta)
+            moved = self._problem.evaluation_eps * here.model.scaled(theta)
             noise = convergence.vanished_noise(
                 max(noise, moved**2 / 2),
                 promise,
                 value,
                 theta,
                 loss,
-                problem.epsilon,
+                problem.evaluation_eps,
             )
         verdict = convergence.confirmed(
             convergence.judge(promise, loss, self._gtol, noise),
@@ -59,7 +59,7 @@ class LeastSquaresEnd:
             here.grad,
             loss,
             noise,
-            problem.epsilon,
+            problem.evaluation_eps,
         )
         return Outcome(
             verdict.status,

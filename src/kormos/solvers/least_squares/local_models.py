@@ -133,7 +133,7 @@ class LocalModels:
             )
             matrix[straight, straight] = squares[straight]
         scale = self._rescaled(np.sqrt(squares), theta, grad)
-        model = make(matrix, scale, grad, self._problem.epsilon)
+        model = make(matrix, scale, grad, self._problem.evaluation_eps)
         return Linearized(theta, loss, own, grad, model)
 
     def evaluate(self, theta: Vector) -> tuple[float, Vector]:

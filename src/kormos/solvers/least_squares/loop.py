@@ -117,7 +117,7 @@ class LeastSquaresRun:
             theta, zero, np.zeros(problem.size), zero, zero, np.int32(0)
         )
         if earlier is not None:
-            restored = earlier.restored(KEY, state, theta, problem.rounding)
+            restored = earlier.restored(KEY, state, theta, problem.storage_eps)
             earlier = None if restored is None else earlier
             state = state if restored is None else restored
         theta = np.array(state.theta)

@@ -165,7 +165,10 @@ class Spectrum:
 
 
 def of_matrix(
-    matrix: Matrix, scale: Vector, grad: Vector, epsilon: float = 2.0**-52
+    matrix: Matrix,
+    scale: Vector,
+    grad: Vector,
+    evaluation_eps: float = 2.0**-52,
 ) -> Spectrum:
     """The spectrum of a matrix, of which only the upper triangle is read.
 
@@ -173,23 +176,23 @@ def of_matrix(
         matrix: A, `(size, size)`.
         scale: D, `(size,)`.
         grad: g, `(size,)`.
-        epsilon: the spacing of numbers near one in the dtype in which J was
-            evaluated.
+        evaluation_eps: the spacing of numbers near one in the dtype in which J
+            was evaluated.
     """
     scaled = matrix / scale / scale[:, None]
     values, vectors = eigenvectors(scaled)
-    rounding = max(len(scale) * 2.0**-52, (_ROUNDINGS * epsilon) ** 2)
+    rounding = max(len(scale) * 2.0**-52, (_ROUNDINGS * evaluation_eps) ** 2)
     name = f"eigenvalues of J'J, {len(scale)} x {len(scale)}"
     return Spectrum(values, vectors, scale, grad, rounding, name)
 
 
 def of_rows(
-    rows: Matrix, scale: Vector, grad: Vector, epsilon: float = 2.0**-52
+    rows: Matrix, scale: Vector, grad: Vector, evaluation_eps: float = 2.0**-52
 ) -> Spectrum:
     """The spectrum of R'R, from R of shape `(rows, size)`; as `of_matrix`."""
     scaled = rows / scale
     count, size = scaled.shape
-    hidden = (_ROUNDINGS * epsilon) ** 2
+    hidden = (_ROUNDINGS * evaluation_eps) ** 2
     if scaled.size <= _SMALL:
         _, roots, transposed = np.linalg.svd(scaled, full_matrices=False)
         name = f"singular values of J, {count} x {size}"

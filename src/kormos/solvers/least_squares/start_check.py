@@ -70,11 +70,16 @@ def check_derivatives(
         # A difference is wrong by less than the curvature that it shows, and
         # by the rounding of the losses and of the points.
         unknown = abs(ahead + behind - 2 * loss)
-        unknown += _ROUNDINGS * problem.epsilon * max(abs(ahead), abs(behind))
-        unknown += problem.epsilon * float(np.abs(theta) @ np.abs(grad))
+        unknown += (
+            _ROUNDINGS * problem.evaluation_eps * max(abs(ahead), abs(behind))
+        )
+        unknown += problem.evaluation_eps * float(np.abs(theta) @ np.abs(grad))
         return Change(ahead - behind, float(grad @ moved), unknown, part)
 
-    first, shortest = problem.epsilon ** (1 / 3), _SHORTEST * problem.epsilon
+    first, shortest = (
+        problem.evaluation_eps ** (1 / 3),
+        _SHORTEST * problem.evaluation_eps,
+    )
     wrong = contradiction(change, first, shortest, _TOLERANCE)
     if wrong:
         _refuse(
@@ -104,7 +109,7 @@ def _check_rows(
     Where terms cancel each other, rounding can make the two differ. Then they
     agree at another point, where the loss is larger.
     """
-    allowed = _ROW_ROUNDINGS * problem.epsilon**0.5
+    allowed = _ROW_ROUNDINGS * problem.evaluation_eps**0.5
     if abs(here.row_loss - loss) <= allowed * abs(loss):
         return
     rng = np.random.default_rng(0)

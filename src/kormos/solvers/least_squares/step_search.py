@@ -179,9 +179,9 @@ class StepSearch:
 
     def _rounding(self, here: Linearized) -> float:
         """The rounding of the loss, as far as its dtype explains it."""
-        epsilon = self._problem.epsilon
-        moved = epsilon * here.model.scaled(here.theta)
-        return epsilon * abs(here.loss) + moved**2 / 2
+        evaluation_eps = self._problem.evaluation_eps
+        moved = evaluation_eps * here.model.scaled(here.theta)
+        return evaluation_eps * abs(here.loss) + moved**2 / 2
 
     def _accelerated(self, here: Linearized, step: Step) -> tuple[Vector, bool]:
         """The step with half its acceleration; whether that is too large."""

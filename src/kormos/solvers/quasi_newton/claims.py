@@ -74,7 +74,7 @@ class Claims:
         self._xtol = tolerances.xtol
         self._end = QuasiNewtonEnd(loop, problem, tolerances)
         self._most_evaluations = convergence.trial_evaluations(
-            problem.size, problem.epsilon
+            problem.size, problem.evaluation_eps
         )
         self._is_long = False
         # A run that has just begun is its own trial, without a limit.
@@ -156,7 +156,7 @@ class Claims:
         return convergence.is_gain(
             before,
             after,
-            self._problem.epsilon,
+            self._problem.evaluation_eps,
             self._end.least_gain,
             self._rounding.measured or 0.0,
         )
@@ -232,7 +232,7 @@ class Claims:
         if not is_small or max(self._promises) > _MOST_LEFT * abs(loss):
             return False
         gain = fresh_run.try_to_gain(
-            self._loop.evaluate, theta, loss, grad, self._problem.epsilon
+            self._loop.evaluate, theta, loss, grad, self._problem.evaluation_eps
         )
         self._problem.fg_evals = int(self._state.evaluations)
         self._promises.append(

@@ -75,7 +75,12 @@ class QuasiNewtonEnd:
         )
         if noise is not None:
             noise = convergence.vanished_noise(
-                noise, promise, self._loop.value, theta, loss, problem.epsilon
+                noise,
+                promise,
+                self._loop.value,
+                theta,
+                loss,
+                problem.evaluation_eps,
             )
         by_decrease = claim.status == states.DECREASE
         tolerance = self.least_gain if by_decrease else self.tolerance
@@ -89,7 +94,7 @@ class QuasiNewtonEnd:
                 grad,
                 loss,
                 noise,
-                problem.epsilon,
+                problem.evaluation_eps,
             )
         outcome = Outcome(
             verdict.status,

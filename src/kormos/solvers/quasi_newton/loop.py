@@ -98,7 +98,9 @@ class QuasiNewtonRun:
         """Evaluates the start and reports it; returns whether to stop."""
         self._call()
         if earlier is not None:
-            fields = _as_it_was(self._state, earlier, self._problem.epsilon)
+            fields = _as_it_was(
+                self._state, earlier, self._problem.evaluation_eps
+            )
             self._loop.replace(**fields)
             self._keep(self._state)
         state = self._state

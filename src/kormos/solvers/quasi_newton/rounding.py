@@ -31,7 +31,7 @@ class Rounding:
     def __init__(self, loop: CompiledLoop, problem: Problem):
         self._loop = loop
         self._problem = problem
-        self.share: float = problem.epsilon
+        self.share: float = problem.evaluation_eps
         self.measured: float | None = None
         self._before = self.share
 
@@ -39,7 +39,10 @@ class Rounding:
         """Measures the rounding at a claimed point."""
         self._before = self.share
         self.measured = convergence.measured_noise(
-            self._loop.value, claim.theta, claim.loss, self._problem.epsilon
+            self._loop.value,
+            claim.theta,
+            claim.loss,
+            self._problem.evaluation_eps,
         )
         self._problem.fg_evals = int(self._loop.state.evaluations)
         if claim.loss != 0:
@@ -61,6 +64,9 @@ class Rounding:
         Args:
             loss: the loss where the rounding was measured.
         """
-        if self._problem.epsilon > convergence.FINEST or self.measured is None:
+        if (
+            self._problem.evaluation_eps > convergence.FINEST
+            or self.measured is None
+        ):
             return False
         return _ROUGH * abs(loss) < self.measured < abs(loss)

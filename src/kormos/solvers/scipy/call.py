@@ -135,7 +135,7 @@ class ScipyCall:
         options = dict(options)
         if name == "tnc":
             # It takes differences of gradients.
-            options.setdefault("accuracy", problem.epsilon**0.5)
+            options.setdefault("accuracy", problem.evaluation_eps**0.5)
         if name == "cobyla":
             options.setdefault("catol", problem.feasibility)
         if name == "cobyqa":

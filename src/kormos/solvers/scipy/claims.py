@@ -205,7 +205,7 @@ class Claims:
         if not self._spec.gradient or self._problem.constraints:
             return None
         return convergence.trial_evaluations(
-            self._problem.size, self._problem.epsilon
+            self._problem.size, self._problem.evaluation_eps
         )
 
     def _keep(self) -> None:

@@ -126,7 +126,7 @@ class ConstrainedOptimality:
         conditions: _Conditions,
     ) -> Matrix:
         """A positive definite Hessian of the Lagrangian."""
-        free, epsilon = self._free, self._problem.epsilon
+        free, evaluation_eps = self._free, self._problem.evaluation_eps
         sizes = sizes_of(theta, None)
         root = np.diag(1 / sizes[free])
         weights = _multipliers(root, grad[free], conditions)
@@ -153,7 +153,7 @@ class ConstrainedOptimality:
                 theta,
                 loss,
                 start,
-                epsilon,
+                evaluation_eps,
                 sizes,
                 free,
                 self._lower,
@@ -170,7 +170,7 @@ class ConstrainedOptimality:
         if size == 0:
             return fallback
         step = np.where(self._free, grad, 0.0) / size
-        step *= self._problem.epsilon ** (1 / 3) * length
+        step *= self._problem.evaluation_eps ** (1 / 3) * length
         step = self._problem.project(theta - step) - theta
         ahead = gradient(theta + step)
         if ahead is None or not step.any():

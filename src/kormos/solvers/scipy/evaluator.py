@@ -155,7 +155,7 @@ class Evaluator:
         start = self.accepted
         if not self._watches_noise or start.grad is None:
             return
-        noise = 2 * self._problem.epsilon * abs(start.loss)
+        noise = 2 * self._problem.evaluation_eps * abs(start.loss)
         # A loss that is not finite is visible too.
         is_visible = not abs(made.loss - start.loss) <= noise
         if not is_visible:

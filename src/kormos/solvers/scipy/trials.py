@@ -86,7 +86,7 @@ class Trials:
             theta,
             loss,
             grad,
-            problem.epsilon,
+            problem.evaluation_eps,
             problem.lower,
             problem.upper,
         )
@@ -137,7 +137,7 @@ class Trials:
         return convergence.is_gain(
             before.loss,
             loss,
-            self._problem.epsilon,
+            self._problem.evaluation_eps,
             self._least_gain(loss, outcome),
             self._noise.size if loss > self._noise.loss / 2 else 0.0,
         )
@@ -145,7 +145,7 @@ class Trials:
     def _measure(self, theta: Vector, loss: float) -> float:
         """Measures the rounding of the loss at a point."""
         size = convergence.measured_noise(
-            self._value, theta, loss, self._problem.epsilon
+            self._value, theta, loss, self._problem.evaluation_eps
         )
         self._noise = _Noise(size, abs(loss))
         return size
@@ -170,7 +170,7 @@ class Trials:
                 self._value,
                 gain.theta,
                 loss,
-                problem.epsilon,
+                problem.evaluation_eps,
             )
             if abs(loss) <= _ALL_ROUNDING * noise:
                 promise = min(promise, noise)
@@ -186,7 +186,7 @@ class Trials:
                 gain.grad,
                 loss,
                 noise,
-                problem.epsilon,
+                problem.evaluation_eps,
             )
         ended = Outcome(
             verdict.status,
