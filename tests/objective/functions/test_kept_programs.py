@@ -324,6 +324,19 @@ def test_what_cannot_be_compared_is_compiled_again(v):
         assert minimum(loss, v) == pytest.approx(at, abs=1e-4)
 
 
+def test_large_arrays_are_not_compared(v, monkeypatch):
+    held = np.ones(2000, "float32")
+    path = "kormos.objective.functions.fingerprint._MOST_BYTES"
+    monkeypatch.setattr(path, 4000)
+
+    def loss():
+        return ops.sum(ops.square(v - held[:2]))
+
+    for at in (1.0, 2.0):
+        held[:] = at
+        assert minimum(loss, v) == pytest.approx(at, abs=1e-4)
+
+
 def test_other_variables_and_other_shapes_have_other_programs():
     a, b = (keras.Variable(np.full(2, s, "float32")) for s in (3.0, 5.0))
 

@@ -45,6 +45,9 @@ _FIXED = frozenset(
     ("jax", "jaxlib", "keras", "kormos", "numpy", "scipy", "tensorflow")
 )
 _FOLDERS = tuple({sysconfig.get_path(name) for name in ("purelib", "platlib")})
+# At most this many bytes are digested: a quarter of a second's work. Our choice:
+# larger arrays are better given as `data`, or as tensors, which do not change.
+_MOST_BYTES = 2**28
 # Attributes that tell nothing about what a class, or a layer, computes. Those
 # of a layer are what Keras and its `fit` keep.
 _IRRELEVANT = frozenset(
@@ -87,7 +90,8 @@ def fingerprint(fn: Callable[..., Any]) -> Fingerprint | None:
 
     Returns:
         The fingerprint, or `None` if it reads an object that cannot be pickled,
-        such as an open file, which tells nothing about its state.
+        such as an open file, which tells nothing about its state, or arrays so
+        large that to look at them would take as long as to compile.
     """
     writer = _Digest()
     walker = _Walker(writer, _package(getattr(fn, "__module__", None)))
@@ -99,14 +103,28 @@ def fingerprint(fn: Callable[..., Any]) -> Fingerprint | None:
 
 
 class _Digest:
-    """A file that digests what is written to it."""
+    """A file that digests what is written to it.
+
+    Attributes:
+        hash: of what was written.
+    """
 
     def __init__(self) -> None:
         self.hash = hashlib.blake2b()
+        self._left = _MOST_BYTES
 
-    def write(self, data: Any) -> int:
+    def write(self, data: bytes | memoryview) -> int:
+        """Digests bytes.
+
+        Raises:
+            OverflowError: if that would take too long.
+        """
+        count = memoryview(data).nbytes
+        self._left -= count
+        if self._left < 0:
+            raise OverflowError
         self.hash.update(data)
-        return len(data)
+        return count
 
 
 class _Walker(pickle.Pickler):
@@ -125,7 +143,7 @@ class _Walker(pickle.Pickler):
         super().__init__(
             writer,
             protocol=5,
-            buffer_callback=lambda b: writer.hash.update(b.raw()),
+            buffer_callback=lambda buffer: writer.write(buffer.raw()),
         )
         self.held: list[Any] = []
         self._package = package
