@@ -45,7 +45,7 @@ _FIXED = frozenset(
     ("jax", "jaxlib", "keras", "kormos", "numpy", "scipy", "tensorflow")
 )
 _FOLDERS = tuple({sysconfig.get_path(name) for name in ("purelib", "platlib")})
-# At most this many bytes are digested: a quarter of a second's work. Our choice:
+# At most this many bytes are digested, in a quarter of a second. Our choice:
 # larger arrays are better given as `data`, or as tensors, which do not change.
 _MOST_BYTES = 2**28
 # Attributes that tell nothing about what a class, or a layer, computes. Those
@@ -126,6 +126,10 @@ class _Digest:
         self.hash.update(data)
         return count
 
+    def take(self, buffer: pickle.PickleBuffer) -> None:
+        """Digests an array. `None` tells the pickler not to copy it too."""
+        self.write(buffer.raw())
+
 
 class _Walker(pickle.Pickler):
     """A pickler of functions, layers and what they hold.
@@ -143,7 +147,7 @@ class _Walker(pickle.Pickler):
         super().__init__(
             writer,
             protocol=5,
-            buffer_callback=lambda buffer: writer.write(buffer.raw()),
+            buffer_callback=writer.take,
         )
         self.held: list[Any] = []
         self._package = package
