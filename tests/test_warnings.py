@@ -119,8 +119,6 @@ def deprecations():
     with warnings.catch_warnings():
         for category in DEPRECATIONS:
             warnings.simplefilter("always", category)
-        # Keras' own conversion of its tensors.
-        warnings.filterwarnings("ignore", "__array__ implementation doesn't")
         warnings.showwarning = show
         yield found
 
