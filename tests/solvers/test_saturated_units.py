@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import kormos
+from kormos.solvers.plateau import loss_below
 
 WEIGHTS = np.array([[1.0], [-2.0], [0.5]])
 
@@ -51,3 +52,21 @@ def test_a_plateau_is_no_optimum_of_lm(bias):
     result, model = fit("lm", bias, 0.05)
     assert result.status == "stalled" and not result.success
     assert model.get_weights()[1][0] == bias
+
+
+def test_a_plateau_is_looked_at_within_bounds():
+    points = []
+
+    def evaluate(theta):
+        points.append(theta)
+        return np.tanh(theta).sum(), np.cosh(theta) ** -2.0
+
+    low = np.array([20.0, 1.0])
+    found = loss_below(
+        evaluate,
+        np.array([40.0, 40.0]),
+        2.0**-52,
+        lambda theta: np.maximum(theta, low),
+    )
+    assert found == pytest.approx(1 + np.tanh(1.0), rel=1e-12)
+    assert all((theta >= low).all() for theta in points)

@@ -45,5 +45,9 @@ class ProgramCache:
         self._entries.move_to_end(key)
         return self._entries[key]
 
+    def clear(self) -> None:
+        """Frees all functions."""
+        self._entries.clear()
+
     def __reduce__(self) -> tuple[type["ProgramCache"], tuple[()]]:
         return ProgramCache, ()

@@ -33,7 +33,8 @@ class Attachment:
     def __init__(self, optimizer: BatchOptimizer):
         self._optimizer = optimizer
         self._loads = self._earlier_iterations = 0
-        # Its own list: another session may use the optimizer meanwhile.
+        # A list of this session's own, because another session may use the
+        # optimizer at the same time.
         self._results: list[Any] = []
         self.state: SolverState | None = None
 

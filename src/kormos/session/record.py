@@ -105,7 +105,7 @@ class Record:
         grad, counts = iterate.grad, self.counts
         return {
             "loss": float(iterate.loss),
-            # Of a vector, or of a norm; a method may have none.
+            # A solver reports a vector, its norm, or nothing.
             "grad": np.nan if grad is None else float(np.linalg.norm(grad)),
             "fg_evals": counts.evaluations,
             "hessp_evals": counts.hessian_products,

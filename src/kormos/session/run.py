@@ -120,7 +120,10 @@ class Run:
         if not self.problem.objective.has_float64:
             seconds = time.perf_counter() - self._began
             outcome = tried_in_float64(outcome, self.problem, seconds)
-        self._name_what_is_undetermined(outcome)
+        if outcome.status in statuses.SUCCESSES and not self._is_plateau(
+            outcome
+        ):
+            self._name_what_is_undetermined(outcome)
         return outcome
 
     def _name_what_ran_away(self, outcome: Outcome) -> None:
@@ -147,21 +150,32 @@ class Run:
             f"{name} ran from {start[index]:.4g} to {end[index]:.4g}."
         )
 
+    def _is_plateau(self, outcome: Outcome) -> bool:
+        """Whether an end is no optimum but a plateau; it says so."""
+        problem = self.problem
+        if outcome.evaluate is None or problem.constraints:
+            return False
+        below = loss_below(
+            outcome.evaluate,
+            np.array(outcome.theta),
+            problem.evaluation_eps,
+            problem.project,
+        )
+        if below is None:
+            return False
+        outcome.status = statuses.STALLED
+        outcome.test = None
+        outcome.findings += (
+            " The loss does not change around this point, as where units are "
+            "saturated, but with smaller parameters it is "
+            f"{below:.6g}: start there, or scale the data."
+        )
+        return True
+
     def _name_what_is_undetermined(self, outcome: Outcome) -> None:
-        """Says so where data leave parameters of an optimum open, or all."""
+        """Says so where data leave parameters of an optimum open."""
         problem, theta = self.problem, np.array(outcome.theta)
-        is_optimum = outcome.status in statuses.SUCCESSES
-        if not is_optimum or outcome.evaluate is None or problem.constraints:
-            return
-        below = loss_below(outcome.evaluate, theta, problem.evaluation_eps)
-        if below is not None:
-            outcome.status = statuses.STALLED
-            outcome.test = None
-            outcome.findings += (
-                " The loss does not change around this point, as where units "
-                "are saturated, but with smaller parameters it is "
-                f"{below:.6g}: start there, or scale the data."
-            )
+        if outcome.evaluate is None or problem.constraints:
             return
         box: Box = EVERYWHERE
         if problem.is_bounded:

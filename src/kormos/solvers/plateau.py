@@ -1,5 +1,7 @@
 """Whether an end is a plateau, where units are saturated, and no optimum."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from kormos.solvers.surroundings import Evaluate
@@ -16,7 +18,10 @@ _LOWER = 0.01
 
 
 def loss_below(
-    evaluate: Evaluate, theta: Vector, evaluation_eps: float
+    evaluate: Evaluate,
+    theta: Vector,
+    evaluation_eps: float,
+    project: Callable[[Vector], Vector],
 ) -> float | None:
     """A lower loss than that of a plateau, at smaller parameters.
 
@@ -28,21 +33,27 @@ def loss_below(
         theta: the end of a run.
         evaluation_eps: the spacing of numbers near one in the evaluation's
             dtype.
+        project: function that moves a point into the bounds.
 
     Returns:
         The loss, or `None` if the point is not on a plateau, or no lower loss
         was found.
     """
-    loss = evaluate(theta)[0]
+    loss, grad = evaluate(theta)
+    rounding = evaluation_eps * abs(loss)
+
+    def at(part: float) -> tuple[float, Vector]:
+        return evaluate(project(part * theta))
+
+    def is_level(grad: Vector) -> bool:
+        """Whether parameters may move by their own size, to first order."""
+        return bool(np.abs(grad) @ np.abs(theta) <= rounding)
 
     def is_flat(part: float) -> bool:
-        """Whether parameters may move by their own size, to first order."""
-        beside, grad = evaluate(part * theta)
-        rounding = evaluation_eps * abs(loss)
-        change = np.abs(grad) @ np.abs(theta)
-        return bool(abs(beside - loss) <= rounding and change <= rounding)
+        beside, grad = at(part)
+        return abs(beside - loss) <= rounding and is_level(grad)
 
-    if not (is_flat(1) and (is_flat(1 - _AWAY) or is_flat(1 + _AWAY))):
+    if not (is_level(grad) and (is_flat(1 - _AWAY) or is_flat(1 + _AWAY))):
         return None
-    found = min(float(evaluate(part * theta)[0]) for part in _PARTS)
+    found = min(float(at(part)[0]) for part in _PARTS)
     return found if found < loss - _LOWER * abs(loss) else None

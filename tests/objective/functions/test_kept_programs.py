@@ -399,3 +399,20 @@ def test_an_object_can_be_copied_and_pickled_after_a_fit():
         other.by = 1.0
         kormos.minimize(other.loss, [other.v])
         np.testing.assert_allclose(other.v.numpy(), 2.0, atol=1e-4)
+
+
+@compiles
+def test_what_a_first_call_changes_outdates_earlier_programs(v):
+    settings = {"at": 1.0}
+    other = keras.Variable(np.zeros(2, "float32"))
+
+    def loss():
+        # Its first call for the other variable changes it for good.
+        if settings.pop("next", None):
+            settings["at"] = 2.0
+        return ops.sum(ops.square(v - settings["at"])) + ops.sum(other**2)
+
+    assert minimum(loss, v) == pytest.approx(1.0, abs=1e-4)
+    settings["next"] = True
+    kormos.minimize(loss, [other])
+    assert minimum(loss, v) == pytest.approx(2.0, abs=1e-4)

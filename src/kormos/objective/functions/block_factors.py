@@ -12,7 +12,7 @@ from kormos.types import Vector
 
 
 class BlockFactors:
-    """By what the losses of the blocks of residuals are multiplied.
+    """The numbers that the losses of residual blocks are multiplied by.
 
     Args:
         names: the names of the blocks.

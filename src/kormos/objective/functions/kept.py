@@ -42,9 +42,9 @@ class KeptFunction(Generic[_Reader]):
         Raises:
             Float64Error: if it cannot be evaluated so.
         """
-        wide = self.function.in_float64()
-        wide.check_width()
-        return wide
+        function = self.function.in_float64()
+        function.check_width()
+        return function
 
     def made(self, key: Hashable, make: Callable[[], _Made]) -> _Made:
         """What `make` has returned for this key."""
@@ -77,14 +77,18 @@ class _FunctionCache:
         def make_anew() -> _Made:
             made = make()
             # The first call of a function may change what it computes from: it
-            # may build a layer.
-            self._fingerprint = fingerprint(fn)
+            # may build a layer. Earlier programs then are of another function.
+            self._note(fingerprint(fn))
             return made
 
-        present, known = fingerprint(fn), self._fingerprint
-        if present is None or known is None or present.digest != known.digest:
-            self._programs = ProgramCache()
+        self._note(fingerprint(fn))
         return self._programs.get(key, make_anew)
+
+    def _note(self, present: Fingerprint | None) -> None:
+        """Notes what the function computes from, and frees what is outdated."""
+        known, self._fingerprint = self._fingerprint, present
+        if present is None or known is None or present.digest != known.digest:
+            self._programs.clear()
 
     def __reduce__(self) -> tuple[type["_FunctionCache"], tuple[()]]:
         return _FunctionCache, ()
@@ -112,26 +116,19 @@ def kept(
 
     # PyTorch compiles nothing.
     is_kept = keras.backend.backend() != "torch"
-    caches = _caches_of(fn) if is_kept else None
-    if caches is None:
+    cache = _cache_of(fn) if is_kept else None
+    if cache is None:
         return made()
-    cache = caches.setdefault(_name(fn), _FunctionCache())
     return cache.get(fn, (key, tuple(id(v) for v in variables)), made)
 
 
-def _caches_of(fn: Any) -> dict[str, _FunctionCache] | None:
-    """Where the caches of a function are, or `None` if it has no place."""
-    owner = fn
-    while isinstance(owner, functools.partial):
-        owner = owner.func
-    if isinstance(owner, types.MethodType):
-        owner = owner.__self__
-    if not hasattr(owner, "__dict__") or isinstance(owner, type):
-        return None
-    return owner.__dict__.setdefault(_ATTRIBUTE, {})
-
-
-def _name(fn: Any) -> str:
+def _cache_of(fn: Any) -> _FunctionCache | None:
+    """The cache of a function, or `None` if it has no place for one."""
     while isinstance(fn, functools.partial):
         fn = fn.func
-    return getattr(fn, "__qualname__", "__call__")
+    owner = fn.__self__ if isinstance(fn, types.MethodType) else fn
+    if not hasattr(owner, "__dict__") or isinstance(owner, type):
+        return None
+    caches = owner.__dict__.setdefault(_ATTRIBUTE, {})
+    name = getattr(fn, "__qualname__", "__call__")
+    return caches.setdefault(name, _FunctionCache())

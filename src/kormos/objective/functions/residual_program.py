@@ -69,8 +69,7 @@ class ResidualTerm:
         """The residuals of rows, of shape `(rows, width)`."""
         blocks = self._function(parts, frozen, self._group, rows)
         count = rows[0].shape[0]
-        # On TensorFlow, blocks that the user gave gradients of their own may
-        # have lost their shapes.
+        # On TensorFlow, a block with a custom gradient may have lost its shape.
         flat = [
             ops.reshape(blocks[i], (count, width))
             for i, width in zip(self.blocks, self._widths, strict=True)

@@ -88,6 +88,11 @@ class LocalModels:
         self.solver = self._chosen() if solver == "auto" else solver
 
     @property
+    def can_bend(self) -> bool:
+        """Whether `bend` can be called."""
+        return self.solver != "cg" and self._curvature.can_bend
+
+    @property
     def is_stale(self) -> bool:
         """Whether the scale describes other points than the latest one."""
         present = np.where(self.norms > 0, self.norms, np.inf)
@@ -159,11 +164,8 @@ class LocalModels:
     def bend(self, theta: Vector, step: Vector) -> Vector:
         """J'H times the second derivative of the outputs along a step.
 
-        Faster at the point of the latest `at`. It is zero, as if the outputs
-        were straight, where the curvature does not tell.
+        Faster at the point of the latest `at`.
         """
-        if not self._curvature.can_bend:
-            return np.zeros_like(step)
         self._problem.hessp_evals += 1
         return self._curvature.bend(theta, step)
 

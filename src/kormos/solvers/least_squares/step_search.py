@@ -79,7 +79,7 @@ class StepSearch:
         self._problem = problem
         self._models = models
         self._preset = settings.preset
-        self._accelerates = settings.acceleration and models.solver != "cg"
+        self._accelerates = settings.acceleration and models.can_bend
         self.control = self._new_control(damping, radius)
         self.non_finite = 0
 

@@ -1,4 +1,4 @@
-"""The evaluations that are not made again when SciPy asks for them again."""
+"""The evaluations of a run that SciPy may ask for a second time."""
 
 from kormos.solvers.scipy.evaluation import Evaluation
 from kormos.types import Vector
