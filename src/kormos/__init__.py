@@ -14,11 +14,15 @@ from kormos.float64.settings import precision
 from kormos.inspection.check import check
 from kormos.inspection.plots import plot_history
 from kormos.objective import Objective
+from kormos.processes import LostProcessError
+from kormos.processes import OtherProcessFailed
 from kormos.session.run import ConvergenceWarning
 
 __all__ = [
     "ConvergenceWarning",
+    "LostProcessError",
     "Objective",
+    "OtherProcessFailed",
     "callbacks",
     "check",
     "enable_float64",

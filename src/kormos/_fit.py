@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
-from typing import NamedTuple
-from typing import cast
 
 import keras
 
@@ -13,8 +11,8 @@ from kormos.checks import check_count
 from kormos.data import reading
 from kormos.data.datasets import is_dataset
 from kormos.data.datasets import needs_steps
-from kormos.data.memory import Data
-from kormos.data.stream import Samples
+from kormos.data.rows import RowReader
+from kormos.data.rows import Rows
 from kormos.float64.evaluation import check_precision
 from kormos.inspection.check import check as check_objective
 from kormos.inspection.report import Report
@@ -185,9 +183,9 @@ def fit(
         own_limit=epochs is not None or optimizer.epochs is not None,
     )
     validation_batch_size = validation_batch_size or batch_size
-    read = _Reader(reading.dtype_for(model, precision), stream, allow_nan)
+    read = RowReader(reading.dtype_for(model, precision), stream, allow_nan)
     train = read.training(x, y, sample_weight, batch_size, batches)
-    validation: _Rows | None
+    validation: Rows | None
     if validation_split:
         train, validation = train.split(validation_split, validation_batch_size)
     else:
@@ -203,94 +201,6 @@ def fit(
     Session(optimizer, stages, task, observer, budget=budget, resume=resume)()
     model.history.check = report
     return model.history
-
-
-class _Rows(NamedTuple):
-    """Rows of data.
-
-    Attributes:
-        samples: the data.
-        batch_size: the most rows in memory at once, or `None` for all.
-    """
-
-    samples: Samples
-    batch_size: int | None
-
-    def split(
-        self, share: float, batch_size: int | None
-    ) -> tuple["_Rows", "_Rows"]:
-        """Cuts a share of the rows off the end, with their own batch size."""
-        # A stream was refused before it was read.
-        first, last = cast(Data, self.samples).split(share)
-        return _Rows(first, self.batch_size), _Rows(last, batch_size)
-
-    def weighted(
-        self, class_weight: Mapping[int, float] | None, dtype: str
-    ) -> "_Rows":
-        """The rows, each weighted by its class."""
-        samples = reading.weigh(self.samples, class_weight, dtype)
-        return self._replace(samples=samples)
-
-
-class _Reader(NamedTuple):
-    """How the data of a fit are read.
-
-    Attributes:
-        dtype: dtype of floating-point numbers.
-        stream: whether to read the data again at every evaluation.
-        allow_nan: whether inputs and targets may hold NaN.
-    """
-
-    dtype: str
-    stream: bool
-    allow_nan: bool
-
-    def training(
-        self,
-        x: Any,
-        y: Any,
-        sample_weight: Any,
-        batch_size: int | None,
-        batches: int | None,
-    ) -> _Rows:
-        """The data to train on.
-
-        Args:
-            x: as `fit` takes it.
-            y: as `fit` takes it.
-            sample_weight: as `fit` takes it.
-            batch_size: as `fit` takes it.
-            batches: how many batches to take of a data set without an end.
-        """
-        samples = reading.gather(
-            x,
-            y,
-            sample_weight,
-            self.dtype,
-            self.stream,
-            batch_size,
-            batches,
-            "steps_per_epoch",
-            self.allow_nan,
-        )
-        return _Rows(samples, batch_size)
-
-    def validation(
-        self, data: Any, batch_size: int | None, batches: int | None
-    ) -> _Rows | None:
-        """The data to validate on, if there are any.
-
-        Args:
-            data: `validation_data`, as `fit` takes it.
-            batch_size: the most rows in memory at once.
-            batches: how many batches to take of a data set without an end.
-        """
-        if data is None:
-            return None
-        samples = reading.gather_validation(
-            data, self.dtype, self.stream, batch_size, batches, self.allow_nan
-        )
-        return _Rows(samples, batch_size)
 
 
 class _Objectives:
@@ -309,8 +219,8 @@ class _Objectives:
         self,
         model: keras.Model,
         stages: Sequence[Stage],
-        train: _Rows,
-        validation: _Rows | None,
+        train: Rows,
+        validation: Rows | None,
         training: bool,
         precision: str | None,
     ):

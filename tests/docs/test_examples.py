@@ -9,8 +9,9 @@ import pytest
 from conftest import undoing
 
 EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
-# `test_readme.py` and `make quickstart` run the other one.
-NAMES = sorted(p.stem for p in EXAMPLES.glob("*.py") if p.stem != "quickstart")
+# `test_readme.py`, `make quickstart` and `test_launchers.py` run the others.
+OTHERS = "quickstart", "many_processes"
+NAMES = sorted(p.stem for p in EXAMPLES.glob("*.py") if p.stem not in OTHERS)
 
 
 @pytest.fixture

@@ -1,0 +1,110 @@
+"""Starts processes that fit a model together, and joins them.
+
+As a module it is for tests. A child script imports `join`, which connects the
+child to the others before Keras is imported, and `answer`.
+"""
+
+import datetime
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import tempfile
+
+# Seconds in which all children of a test must have ended.
+PATIENCE = 120
+# Seconds for which an engine waits for a process that does not answer.
+TIMEOUT = 20
+
+
+def start(script, count, *args, **environment):
+    """Starts `count` processes of a script.
+
+    Args:
+        script: its path.
+        count: the number of processes.
+        *args: further arguments of the script.
+        **environment: variables of the children's environment.
+
+    Returns:
+        A list of `subprocess.Popen`s.
+    """
+    place = pathlib.Path(tempfile.mkdtemp())
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    path = os.pathsep.join(filter(None, sys.path))
+    return [
+        subprocess.Popen(
+            [sys.executable, str(script), *map(str, args)],
+            env={
+                **os.environ,
+                "PYTHONPATH": path,
+                "OMP_NUM_THREADS": "1",
+                "JOINED_INDEX": str(index),
+                "JOINED_COUNT": str(count),
+                "JOINED_PLACE": str(place),
+                "JOINED_PORT": str(port),
+                **environment,
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(count)
+    ]
+
+
+def ended(children, patience=PATIENCE):
+    """Waits for children; returns pairs of exit status and output.
+
+    Those that have not ended in time are killed, and their status is negative.
+    """
+    found = []
+    for child in children:
+        try:
+            out, errors = child.communicate(timeout=patience)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            out, errors = child.communicate()
+        found.append((child.returncode, out + errors))
+    return found
+
+
+def join():
+    """Connects this process to the others; returns its index and count."""
+    index = int(os.environ["JOINED_INDEX"])
+    count = int(os.environ["JOINED_COUNT"])
+    if count == 1:
+        return index, count
+    if os.environ["KERAS_BACKEND"] == "torch":
+        import torch
+
+        torch.set_num_threads(1)
+        place = pathlib.Path(os.environ["JOINED_PLACE"]) / "store"
+        torch.distributed.init_process_group(
+            "gloo",
+            store=torch.distributed.FileStore(str(place), count),
+            rank=index,
+            world_size=count,
+            timeout=datetime.timedelta(seconds=TIMEOUT),
+        )
+    else:
+        import jax
+
+        address = f"127.0.0.1:{os.environ['JOINED_PORT']}"
+        jax.distributed.initialize(
+            coordinator_address=address,
+            num_processes=count,
+            process_id=index,
+            coordinator_bind_address=address,
+            shutdown_timeout_seconds=TIMEOUT,
+            heartbeat_timeout_seconds=TIMEOUT,
+        )
+        import keras
+
+        keras.distribution.set_distribution(
+            keras.distribution.DataParallel(auto_shard_dataset=False)
+        )
+    return index, count

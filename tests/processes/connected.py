@@ -1,0 +1,5 @@
+"""Connects a child script to the others. It must be imported before Keras."""
+
+from joined import join
+
+INDEX, COUNT = join()

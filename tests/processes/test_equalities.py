@@ -1,0 +1,73 @@
+"""Two processes find what one finds, each with rows of its own."""
+
+import pathlib
+
+import numpy as np
+import pytest
+
+from conftest import BACKEND
+from joined import ended
+from joined import start
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        BACKEND == "tensorflow", reason="test_tensorflow.py has its own"
+    ),
+]
+SCRIPT = pathlib.Path(__file__).parent / "figures.py"
+# Sums of other parts of the data are rounded otherwise.
+ROUNDING = 1e-13
+
+
+@pytest.fixture(scope="module")
+def figures(tmp_path_factory):
+    """The figures of one process, and of each of two."""
+    found = []
+    for count in (1, 2):
+        folder = tmp_path_factory.mktemp(f"of-{count}")
+        for status, output in ended(start(SCRIPT, count, folder)):
+            assert status == 0, output
+        found += [
+            dict(np.load(folder / f"figures-{i}.npz")) for i in range(count)
+        ]
+    return found
+
+
+def of(figures, kind):
+    """Pairs of what one process and what two have found, by name."""
+    one, first, _ = figures
+    return {k: (one[k], first[k]) for k in one if k.startswith(kind)}
+
+
+def test_both_processes_have_the_same_bits(figures):
+    _, first, second = figures
+    assert first.keys() == second.keys()
+    different = [k for k in first if not np.array_equal(first[k], second[k])]
+    assert different == []
+
+
+@pytest.mark.parametrize(
+    "name", ["weights", "sum", "mean with weights", "masks", "two outputs"]
+)
+def test_losses_and_derivatives_are_those_of_one_process(figures, name):
+    for what, (one, two) in of(figures, name + ",").items():
+        size = np.max(np.abs(one))
+        np.testing.assert_allclose(
+            two, one, rtol=0, atol=ROUNDING * size, err_msg=what
+        )
+
+
+def test_fits_end_at_the_same_optimum(figures):
+    pairs = of(figures, "fit ")
+    assert len(pairs) == 6 * 5 + 2 * 2
+    for what, (one, two) in pairs.items():
+        np.testing.assert_allclose(two, one, rtol=1e-7, err_msg=what)
+
+
+@pytest.mark.parametrize(
+    "method", ["lbfgs", "l-bfgs-b", "ssbroyden", "trust-ncg"]
+)
+def test_fits_take_the_same_evaluations(figures, method):
+    (pair,) = of(figures, f"count {method} {{}}").values()
+    assert pair[0] == pair[1]

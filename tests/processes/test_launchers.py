@@ -1,0 +1,111 @@
+"""The example for several processes, unchanged, under each launcher."""
+
+import os
+import pathlib
+import re
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from conftest import BACKEND
+
+pytestmark = pytest.mark.slow
+EXAMPLE = pathlib.Path(__file__).parents[2] / "examples" / "many_processes.py"
+PATIENCE = 150
+
+
+def environment(**others):
+    path = os.pathsep.join(filter(None, sys.path))
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **others}
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def losses(output):
+    """The loss that each printed line names."""
+    found = re.findall(r"2 processes, mean squared error (\S+)", output)
+    return [float(loss) for loss in found]
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="the launcher of PyTorch")
+def test_torchrun():
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run"]
+        + ["--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
+        + ["--master-port", str(free_port()), str(EXAMPLE)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 0, done.stderr
+    (loss,) = losses(done.stdout)
+    assert loss < 1e-3
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="connects processes of JAX")
+def test_jax_distributed():
+    address = f"127.0.0.1:{free_port()}"
+    children = [
+        subprocess.Popen(
+            [sys.executable, str(EXAMPLE)],
+            env=environment(
+                JAX_COORDINATOR_ADDRESS=address,
+                JAX_NUM_PROCESSES="2",
+                JAX_PROCESS_ID=str(index),
+            ),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    outputs = []
+    try:
+        for child in children:
+            outputs.append(child.communicate(timeout=PATIENCE)[0])
+    finally:
+        for child in children:
+            child.kill()
+    assert [child.returncode for child in children] == [0, 0], outputs
+    (loss,) = losses("".join(outputs))
+    assert loss < 1e-3
+
+
+RAY = """
+import importlib.util, os, sys
+import ray
+
+ray.init(
+    num_cpus=2, include_dashboard=False, _node_ip_address="127.0.0.1",
+    runtime_env={"env_vars": {"PYTHONPATH": os.environ["PYTHONPATH"]}},
+)
+
+def train(config=None):
+    path = os.environ["EXAMPLE"]
+    spec = importlib.util.spec_from_file_location("many_processes", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    loss = module.train()
+    from ray import train
+    train.report({"loss": loss})
+
+from ray.train import RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+os.environ["KERAS_BACKEND"] = "torch"
+trainer = TorchTrainer(
+    train,
+    scaling_config=ScalingConfig(num_workers=2),
+    run_config=RunConfig(storage_path=sys.argv[1]),
+)
+result = trainer.fit()
+print("loss", result.metrics["loss"])
+ray.shutdown()
+"""
