@@ -1,0 +1,47 @@
+"""Runs the example for several processes by Ray Train: a child script."""
+
+import functools
+import os
+import runpy
+import sys
+
+import ray
+from ray.train import RunConfig
+from ray.train import ScalingConfig
+
+
+def train(example, config=None):
+    """What each of the workers does."""
+    runpy.run_path(example)["train"](config)
+
+
+def trainer():
+    """Ray's trainer for the backend under test."""
+    if os.environ["KERAS_BACKEND"] == "torch":
+        from ray.train.torch import TorchTrainer
+
+        return TorchTrainer
+    from ray.train.v2.jax import JaxTrainer
+
+    return JaxTrainer
+
+
+def main(example, folder):
+    passed = "KERAS_BACKEND", "PYTHONPATH", "JAX_PLATFORMS", "OMP_NUM_THREADS"
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        runtime_env={"env_vars": {name: os.environ[name] for name in passed}},
+    )
+    try:
+        trainer()(
+            functools.partial(train, example),
+            scaling_config=ScalingConfig(num_workers=2),
+            run_config=RunConfig(storage_path=folder),
+        ).fit()
+    finally:
+        ray.shutdown()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
