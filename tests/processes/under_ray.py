@@ -3,6 +3,7 @@
 import functools
 import os
 import runpy
+import socket
 import sys
 
 import ray
@@ -10,8 +11,13 @@ from ray.train import RunConfig
 from ray.train import ScalingConfig
 
 
-def train(example, config=None):
+def train(example, port, config=None):
     """What each of the workers does."""
+    context = ray.train.get_context()
+    # Ray's trainer for JAX connects workers on accelerators only.
+    os.environ["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{port}"
+    os.environ["JAX_NUM_PROCESSES"] = str(context.get_world_size())
+    os.environ["JAX_PROCESS_ID"] = str(context.get_world_rank())
     runpy.run_path(example)["train"](config)
 
 
@@ -28,6 +34,9 @@ def trainer():
 
 def main(example, folder):
     passed = "KERAS_BACKEND", "PYTHONPATH", "JAX_PLATFORMS", "OMP_NUM_THREADS"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     ray.init(
         num_cpus=2,
         include_dashboard=False,
@@ -35,7 +44,7 @@ def main(example, folder):
     )
     try:
         trainer()(
-            functools.partial(train, example),
+            functools.partial(train, example, port),
             scaling_config=ScalingConfig(num_workers=2),
             run_config=RunConfig(storage_path=folder),
         ).fit()
