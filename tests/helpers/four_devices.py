@@ -187,7 +187,9 @@ def derivatives(case):
         found["bend"] = matrix.bend(theta, vector)
         with backend.float64():
             compiled = objective.arguments.total(
-                objective.program.gauss_newton.normal_equations, theta
+                objective.program.gauss_newton.normal_equations,
+                theta,
+                shapes=[(), theta.shape, 2 * theta.shape],
             )
         found["compiled equations"] = np.triu(np.array(compiled[2]))
     return found, layout(objective, theta)
