@@ -6,7 +6,7 @@ which XLA simulates them on the CPU, a thread each: it needs as many free cores.
 Seconds are medians.
 
 The exchange is the sum over the devices of a vector as long as the gradient and
-one, measured alone, as many times as an evaluation makes it.
+one, measured alone, as many times as an evaluation makes it: once a chunk.
 
     python benchmarks/devices.py
 """
@@ -89,12 +89,13 @@ def collectives(objective, theta):
 def exchange(size, count):
     """The seconds of one sum of a vector over the devices."""
     import jax
+    from jax.sharding import Mesh
     from jax.sharding import NamedSharding
     from jax.sharding import PartitionSpec
 
     if count == 1:
         return 0.0
-    mesh = jax.make_mesh((count,), ("batch",))
+    mesh = Mesh(np.array(jax.devices()), ("batch",))
     with jax.enable_x64(True):
         parts = jax.device_put(
             np.ones((count, size)), NamedSharding(mesh, PartitionSpec("batch"))

@@ -142,10 +142,8 @@ def found_devices() -> Devices | None:
     distribution = keras.distribution.distribution()
     if distribution is None:
         return None
-    mesh, rows = (
-        distribution.device_mesh.backend_mesh,
-        distribution.batch_dim_name,
-    )
+    mesh = distribution.device_mesh.backend_mesh
+    rows = distribution.batch_dim_name
     process = jax.process_index()
     own = [d for d in mesh.devices.flat if d.process_index == process]
     if len(own) < mesh.size:
@@ -179,7 +177,7 @@ def spread_rows(
         wanted = padded[axis] // parts
         missing = [(0, 0)] * array.ndim
         missing[axis] = (0, wanted - own.shape[axis])
-        # Numbers of a row would do as well: nothing reads them.
+        # Any numbers would do: nothing reads them.
         return np.pad(own, missing) if own.shape[axis] < wanted else own
 
     # Otherwise, JAX would round float64 to float32.

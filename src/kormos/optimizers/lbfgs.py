@@ -40,7 +40,7 @@ class LBFGS(QuasiNewton):
             `keras.distribution` names, on JAX, so that each keeps a part of
             every vector. They are copied to each otherwise. Defaults to
             `True` for pairs of more than 256 MB where there are several
-            devices. Where a process has its own devices, these are meant.
+            devices. Each of several processes uses its own devices.
         **kwargs: `epochs`, `batch_size`, `pretrain_fn`, `gtol`, `ftol`,
             `xtol` and `keep_state`, as for `QuasiNewton`.
 
