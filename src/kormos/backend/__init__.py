@@ -76,6 +76,22 @@ Derivatives:
 - `row_jacobian(fn, forward)`: `(parts, rows) -> (values, derivatives)` of a
   vector-valued `fn(parts, row)`, for every row of a structure of arrays.
 - `map_rows(fn, rows)`: `fn(row)` for every row, stacked.
+
+Several devices of one process, which `keras.distribution` names. Without it,
+and on other backends than JAX, there is one:
+
+- `devices()`: how many there are.
+- `row_devices()`: over how many of them rows are spread.
+- `spread_rows(array, axis, put)`: a NumPy array on the devices, spread along an
+  axis of any size. On one device it is `put(array)`.
+- `whole(structure)`: the structure as code reads it that is not compiled.
+  Compiled functions are given it so.
+- `spread_zeros(shape)`: zeros that are spread along the last axis, which is
+  longer than asked for. On one device they are NumPy's, and are not.
+- `keep_spread(tensor)`: in a compiled function, the tensor spread like these.
+- `gather(tensor)`: in a compiled function, the tensor on every device.
+- `laid_out(array, like)`: a NumPy array that lies, and is as long, as a tensor
+  that `spread_zeros` made.
 """
 
 import keras
@@ -111,6 +127,14 @@ if keras.backend.backend() == "jax":
     from kormos.backend.jax import values as values
     from kormos.backend.jax import view as view
     from kormos.backend.jax import vjp as vjp
+    from kormos.backend.jax_devices import devices as devices
+    from kormos.backend.jax_devices import gather as gather
+    from kormos.backend.jax_devices import keep_spread as keep_spread
+    from kormos.backend.jax_devices import laid_out as laid_out
+    from kormos.backend.jax_devices import row_devices as row_devices
+    from kormos.backend.jax_devices import spread_rows as spread_rows
+    from kormos.backend.jax_devices import spread_zeros as spread_zeros
+    from kormos.backend.jax_devices import whole as whole
     from kormos.backend.jax_processes import add_up as add_up
     from kormos.backend.jax_processes import alone as alone
     from kormos.backend.jax_processes import local as local
@@ -122,6 +146,10 @@ elif keras.backend.backend() == "tensorflow":
     from kormos.backend.common import add_up as add_up
     from kormos.backend.common import alone as alone
     from kormos.backend.common import check_forward_mode as check_forward_mode
+    from kormos.backend.common import devices as devices
+    from kormos.backend.common import gather as gather
+    from kormos.backend.common import keep_spread as keep_spread
+    from kormos.backend.common import laid_out as laid_out
     from kormos.backend.common import local as local
     from kormos.backend.common import named_loss as named_loss
     from kormos.backend.common import once as once
@@ -129,7 +157,11 @@ elif keras.backend.backend() == "tensorflow":
     from kormos.backend.common import place_in as place_in
     from kormos.backend.common import placed_like as placed_like
     from kormos.backend.common import process_group as process_group
+    from kormos.backend.common import row_devices as row_devices
+    from kormos.backend.common import spread_rows as spread_rows
+    from kormos.backend.common import spread_zeros as spread_zeros
     from kormos.backend.common import standing_in as standing_in
+    from kormos.backend.common import whole as whole
     from kormos.backend.tensorflow import arctan as arctan
     from kormos.backend.tensorflow import attempt as attempt
     from kormos.backend.tensorflow import chunk_numbers as chunk_numbers
@@ -159,9 +191,17 @@ elif keras.backend.backend() == "tensorflow":
 elif keras.backend.backend() == "torch":
     from kormos.backend.common import alone as alone
     from kormos.backend.common import check_forward_mode as check_forward_mode
+    from kormos.backend.common import devices as devices
+    from kormos.backend.common import gather as gather
+    from kormos.backend.common import keep_spread as keep_spread
+    from kormos.backend.common import laid_out as laid_out
     from kormos.backend.common import local as local
     from kormos.backend.common import once as once
     from kormos.backend.common import placed_like as placed_like
+    from kormos.backend.common import row_devices as row_devices
+    from kormos.backend.common import spread_rows as spread_rows
+    from kormos.backend.common import spread_zeros as spread_zeros
+    from kormos.backend.common import whole as whole
     from kormos.backend.torch import arctan as arctan
     from kormos.backend.torch import attempt as attempt
     from kormos.backend.torch import chunk_numbers as chunk_numbers

@@ -102,6 +102,40 @@ def as_tensor(leaf: Any) -> Any:
     return leaf
 
 
+def devices() -> int:
+    return 1
+
+
+def row_devices() -> int:
+    return 1
+
+
+def spread_rows(
+    array: Array, axis: int, put: Callable[[Array], Tensor]
+) -> Tensor:
+    return put(array)
+
+
+def whole(structure: Structure) -> Structure:
+    return structure
+
+
+def spread_zeros(shape: tuple[int, ...]) -> Tensor:
+    return np.zeros(shape)
+
+
+def keep_spread(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def gather(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def laid_out(array: Array, like: Tensor) -> Tensor:
+    return array
+
+
 def values_and_jacobian(
     differentiate: Callable[..., Callable[..., Any]],
     fn: Callable[..., Tensor],

@@ -1,6 +1,7 @@
 """Differentiation and compilation with JAX."""
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,8 @@ from jax.experimental.xla_metadata import set_xla_metadata
 from kormos.backend import common
 from kormos.backend.common import values_and_jacobian
 from kormos.backend.jax_convolutions import canonical
+from kormos.backend.jax_devices import placing
+from kormos.backend.jax_devices import whole
 from kormos.types import Array
 from kormos.types import Scalar
 from kormos.types import Structure
@@ -30,16 +33,26 @@ def compile(
     fn: Callable[..., _Result], xla: bool = True
 ) -> Callable[..., _Result]:
     del xla  # JAX has no other compiler.
-    return jax.jit(fn)
+    return jax.jit(_of_whole(fn))
 
 
 def once(fn: Callable[..., _Result]) -> Callable[..., _Result]:
     # Without `jit`, each operation would be compiled separately.
-    return jax.jit(fn)
+    return jax.jit(_of_whole(fn))
 
 
 def compile_loop(fn: Callable[..., _Result]) -> Callable[..., _Result]:
-    return jax.jit(fn, donate_argnums=0)
+    return placing(jax.jit(_of_whole(fn), donate_argnums=0))
+
+
+def _of_whole(fn: Callable[..., _Result]) -> Callable[..., _Result]:
+    """The function, of arrays whose padding is cut off."""
+
+    @functools.wraps(fn)
+    def of_whole(*args: Structure) -> _Result:
+        return fn(*whole(args))
+
+    return of_whole
 
 
 def on_cpu() -> bool:
@@ -57,6 +70,8 @@ _MIXED = "RuntimeProgramInputMismatch"
 
 
 def attempt(fn: Callable[..., _Result], *args: Structure) -> _Result:
+    if not isinstance(fn, jax.stages.Wrapped):
+        args = whole(args)
     try:
         return fn(*args)
     except Exception as error:
@@ -72,7 +87,7 @@ def attempt(fn: Callable[..., _Result], *args: Structure) -> _Result:
 
 def dry_run(fn: Callable[..., _Result], *args: Structure) -> _Result:
     # An eager run would compile each operation separately.
-    shapes = jax.eval_shape(fn, *args)
+    shapes = jax.eval_shape(_of_whole(fn), *args)
     return jax.tree.map(
         lambda s: jax.device_put(np.zeros(s.shape, s.dtype)), shapes
     )

@@ -85,19 +85,19 @@ class Data(NamedTuple):
             widest: how many numbers the widest layer returns for a row, or 0
                 if this is unknown.
         """
-        rows = self.rows
+        rows, parts = self.rows, backend.row_devices()
         if batch_size is None:
             inputs = sum(a.size for a in leaves(self.x)) / rows
-            size = _fast_rows(rows, max(inputs, widest, 1))
+            size = _fast_rows(rows, max(inputs, widest, 1), parts)
         else:
             size = batch_size
-        if width is not None and (2 * width * rows > 3 * _WIDE_CHUNK_NUMBERS):
-            size = min(
-                size, max(_FEWEST_WIDE_ROWS, _WIDE_CHUNK_NUMBERS // width)
-            )
+        most = _WIDE_CHUNK_NUMBERS * parts
+        if width is not None and (2 * width * rows > 3 * most):
+            size = min(size, max(_FEWEST_WIDE_ROWS * parts, most // width))
         if size == batch_size:
             return min(size, rows)
-        return _even(rows, size)
+        size = _even(rows, size)
+        return min(-(-size // parts) * parts, rows)
 
     def chunks(
         self, *args: Any, is_even: bool = False
@@ -112,7 +112,8 @@ class Data(NamedTuple):
         Returns:
             A pair: the chunks of equal size, stacked along a new first axis,
             or `None`; and one more chunk, or `None`. Each of them is a tuple
-            `(x, y, sample_weight)`.
+            `(x, y, sample_weight)`. The rows of each chunk are spread over
+            the devices of this process, if it has several.
         """
         rows, size = self.rows, self.chunk_rows(*args)
         if is_even:
@@ -122,12 +123,16 @@ class Data(NamedTuple):
         if full:
             # These slices and reshapes copy nothing.
             stacked = self.map(
-                lambda a: _to_device(
-                    a[: full * size].reshape(full, size, *a.shape[1:])
+                lambda a: backend.spread_rows(
+                    a[: full * size].reshape(full, size, *a.shape[1:]),
+                    1,
+                    _to_device,
                 )
             )
         if full * size < rows:
-            last = self.map(lambda a: _to_device(a[full * size :]))
+            last = self.map(
+                lambda a: backend.spread_rows(a[full * size :], 0, _to_device)
+            )
         return (
             None if stacked is None else tuple(stacked),
             None if last is None else tuple(last),
@@ -143,22 +148,23 @@ def _even(rows: int, size: int) -> int:
     return -(-rows // -(-rows // min(size, rows)))
 
 
-def _fast_rows(rows: int, width: float) -> int:
+def _fast_rows(rows: int, width: float, parts: int) -> int:
     """The rows of a chunk that the backend computes fast.
 
     Args:
         rows: the number of all rows.
         width: how many numbers there are for a row.
+        parts: the number of devices over which the chunk is spread.
     """
-    numbers = backend.chunk_numbers()
+    numbers = backend.chunk_numbers() * parts
     # Chunks take time to compile: small data stay whole.
     if rows * width <= 4 * numbers:
         return rows
-    most = max(_FEWEST_ROWS, int(numbers / width))
+    most = max(_FEWEST_ROWS * parts, int(numbers / width) // parts * parts)
     fewest = -(-rows // most)
     # A last chunk of another size would have to be compiled separately.
     counts = range(fewest, 2 * fewest + 1)
-    return next((rows // n for n in counts if rows % n == 0), most)
+    return next((rows // n for n in counts if rows % (n * parts) == 0), most)
 
 
 def leaves(structure: Structure) -> list[Any]:

@@ -4,6 +4,7 @@ from typing import Any
 
 import keras
 
+from kormos import backend
 from kormos.optimizers.quasi_newton import QuasiNewton
 from kormos.solvers.protocols import Curvature
 from kormos.solvers.quasi_newton.lbfgs_curvature import LimitedMemory
@@ -12,6 +13,11 @@ from kormos.solvers.quasi_newton.lbfgs_curvature import LimitedMemory
 _MOST_NUMBERS = 10**8
 _MOST_PAIRS = 100
 _FEWEST_PAIRS = 10
+
+# From so many numbers on, pairs are spread over devices by themselves. Our
+# choice: a device has room for fewer (256 MB), and has no need to wait for the
+# others, once an iteration, for a direction of which each computes a part.
+_SPREAD_FROM = 2**25
 
 # With fewer pairs a longer first guess may lose.
 _ADAPTIVE_FROM = 20
@@ -30,11 +36,17 @@ class LBFGS(QuasiNewton):
             `"geometric"` for |s| / |y|, `"adaptive"` for a length between
             the two that follows the line search. Defaults to `"adaptive"`
             with a memory of 20 or more.
+        shard_memory: whether to spread the pairs over the devices that
+            `keras.distribution` names, on JAX, so that each keeps a part of
+            every vector. They are copied to each otherwise. Defaults to
+            `True` for pairs of more than 256 MB where there are several
+            devices. Each of several processes uses its own devices.
         **kwargs: `epochs`, `batch_size`, `pretrain_fn`, `gtol`, `ftol`,
             `xtol` and `keep_state`, as for `QuasiNewton`.
 
     Raises:
-        ValueError: if `memory` or `scaling` is another value.
+        ValueError: if `memory`, `scaling` or `shard_memory` is another value,
+            and in a fit with `shard_memory=True` on one device.
 
     Example:
 
@@ -49,6 +61,7 @@ class LBFGS(QuasiNewton):
         name: str = "lbfgs",
         memory: int | None = None,
         scaling: str | None = None,
+        shard_memory: bool | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(name=name, **kwargs)
@@ -63,8 +76,14 @@ class LBFGS(QuasiNewton):
                 "'usual'. "
                 f"Received: scaling={scaling!r}"
             )
+        if shard_memory not in (None, True, False):
+            raise ValueError(
+                "Argument `shard_memory` must be `None`, `True` or `False`. "
+                f"Received: shard_memory={shard_memory!r}"
+            )
         self.memory = memory
         self.scaling = scaling
+        self.shard_memory = shard_memory
 
     def pairs(self, size: int) -> int:
         """How many curvature pairs it keeps for so many parameters."""
@@ -74,11 +93,26 @@ class LBFGS(QuasiNewton):
     def method(self, size: int) -> Curvature:
         pairs = self.pairs(size)
         default = "adaptive" if pairs >= _ADAPTIVE_FROM else "usual"
-        return LimitedMemory(pairs, self.scaling or default)
+        is_spread = self.shard_memory
+        if is_spread is None:
+            is_spread = 2 * pairs * size >= _SPREAD_FROM
+        return LimitedMemory(pairs, self.scaling or default, is_spread)
+
+    def check_size(self, size: int) -> None:
+        if self.shard_memory and backend.devices() == 1:
+            raise ValueError(
+                "With `shard_memory=True` the pairs of L-BFGS are spread over "
+                "the devices of one process, on JAX: before the model is "
+                "made, call `keras.distribution.set_distribution("
+                "keras.distribution.DataParallel())`, or leave "
+                "`shard_memory` out. Received: one device, on the backend "
+                f"'{keras.backend.backend()}'"
+            )
 
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "memory": self.memory,
             "scaling": self.scaling,
+            "shard_memory": self.shard_memory,
         }

@@ -184,8 +184,9 @@ class Curvature(Protocol):
             size: the number of parameters.
 
         Returns:
-            Two structures of NumPy arrays and NumPy scalars. What is known is
-            a named tuple, whose names are those of saved states.
+            Two structures of NumPy arrays and NumPy scalars; the store may be
+            of arrays by `backend.spread_zeros` instead. What is known is a
+            named tuple, whose names are those of saved states.
         """
 
     def clear(self, known: Any, scale: Scalar) -> Any:

@@ -20,6 +20,8 @@ from kormos.warn import warn
 _PREFIX = "solver_"
 _KEY = _PREFIX + "key"
 _POSITION = _PREFIX + "position"
+# How those begin that a quasi-Newton method has in `State.store`.
+_STORE = "store."
 # Entries that a new run starts afresh, and that are not kept.
 _LEFT_OUT = ("rows", "status", "evaluations", "latest")
 
@@ -68,11 +70,17 @@ class SolverState:
         """The state's arrays by name, in NumPy."""
         if not isinstance(self._state, dict):
             with backend.float64():
-                self._state = {
+                arrays = {
                     name: np.array(backend.to_numpy(leaf))
                     for name, leaf in _leaves(self._state)
                     if name not in _LEFT_OUT
                 }
+            for name in arrays:
+                if name.startswith(_STORE):
+                    # Zeros at the end only serve to spread it over devices.
+                    size = arrays["theta"].size
+                    arrays[name] = arrays[name][..., :size]
+            self._state = arrays
         return self._state
 
     def restored(
@@ -189,6 +197,8 @@ def _filled(
             value = _filled(value, arrays, f"{path}.")
         elif name not in _LEFT_OUT:
             found = arrays.get(path)
+            if found is not None:
+                found = backend.laid_out(found.astype(value.dtype), value)
             if found is None or found.shape != value.shape:
                 raise ValueError(
                     "The optimizer's state does not fit: its file is damaged. "
@@ -197,7 +207,7 @@ def _filled(
                     f"{value.shape}"
                 )
             # A scalar stays a scalar.
-            value = found.astype(value.dtype)[()]
+            value = found[()] if isinstance(found, np.ndarray) else found
         values.append(value)
     if hasattr(template, "_fields"):
         return type(template)(*values)

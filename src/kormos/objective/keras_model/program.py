@@ -200,6 +200,6 @@ def _loop_compiler(model: keras.Model, draws: bool, head: Data) -> Compiler:
 def _uncompiled(fn: Callable[..., Structure]) -> Callable[..., Structure]:
     def call(*args: Structure) -> Structure:
         # The solver's state, too, consists of tensors.
-        return fn(*tree.map_structure(as_tensor, args))
+        return fn(*tree.map_structure(as_tensor, backend.whole(args)))
 
     return call

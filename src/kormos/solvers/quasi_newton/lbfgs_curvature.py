@@ -83,18 +83,21 @@ class LimitedMemory:
     """The curvature of L-BFGS, as `protocols.Curvature`.
 
     The store has a slot for each pair `s, y` and a free one, in blocks, each
-    of shape `(slots, 2, size)`.
+    of shape `(slots, 2, size)`. Where it is spread over devices, each has a
+    part of every vector, and zeros at the end make them longer than `size`.
 
     Args:
         memory: the number of pairs.
         scaling: `"usual"` for gamma = s'y / y'y, `"geometric"` for |s| / |y|,
             `"adaptive"` for what lies between.
+        is_spread: whether to spread the store over the devices.
     """
 
     overshoots = False
 
-    def __init__(self, memory: int, scaling: str):
+    def __init__(self, memory: int, scaling: str, is_spread: bool = False):
         self.key = f"l-bfgs, memory={memory}, scaling={scaling}"
+        self._is_spread = is_spread
         self._slots = memory + 1
         count = -(-self._slots // _BLOCK)
         ends = [self._slots * i // count for i in range(count + 1)]
@@ -113,8 +116,9 @@ class LimitedMemory:
             used=np.int32(0),
             products=np.zeros((self._slots, 2)),
         )
+        zeros = backend.spread_zeros if self._is_spread else np.zeros
         store = tuple(
-            np.zeros((end - first, 2, size)) for first, end in self._blocks
+            zeros((end - first, 2, size)) for first, end in self._blocks
         )
         return store, known
 
@@ -142,9 +146,11 @@ class LimitedMemory:
     def _recorded(self, block: Tensor, slot: Scalar, pair: Tensor) -> Tensor:
         """The block with the pair in a slot, if it has that slot."""
         has_it = both(slot >= 0, slot < block.shape[0])
+        is_spread, pair = _is_spread(block, pair), _as_long_as(block, pair)
         slot = where(has_it, slot, slot * 0)
         # A single write: with two of them XLA would copy the block.
-        return backend.set_row(block, slot, where(has_it, pair, block[slot]))
+        block = backend.set_row(block, slot, where(has_it, pair, block[slot]))
+        return backend.keep_spread(block) if is_spread else block
 
     def settle(
         self, store: Store, known: MiddleMatrix
@@ -168,7 +174,7 @@ class LimitedMemory:
 
     def _products(self, store: Store, used: Scalar, vector: Tensor) -> Tensor:
         """The products of all pairs with a vector, `(slots, 2)`."""
-        found = []
+        vector, found = _as_long_as(store[0], vector), []
         for block, (first, _) in zip(store, self._blocks, strict=True):
             none = ops.zeros(block.shape[:2], dtype=vector.dtype)
             found.append(
@@ -186,6 +192,9 @@ class LimitedMemory:
         self, store: Store, used: Scalar, weights: Tensor, total: Tensor
     ) -> Tensor:
         """`total` plus the pairs times their weights `(slots, 2)`."""
+        size, is_spread = total.shape[0], _is_spread(store[0], total)
+        if is_spread:
+            total = backend.keep_spread(_as_long_as(store[0], total))
         for block, (first, end) in zip(store, self._blocks, strict=True):
 
             def added(
@@ -196,7 +205,7 @@ class LimitedMemory:
                 return total + vecmat(ops.reshape(own, (-1,)), _rows(block))
 
             total = cond(used > first, added, lambda total=total: total)
-        return total
+        return backend.gather(total)[:size] if is_spread else total
 
     def _extended(
         self, known: MiddleMatrix, pair: Pair, differences: Tensor
@@ -255,6 +264,20 @@ class LimitedMemory:
         inner = curvatures * u + (matvec(squares, u) - q) * gamma
         weights = ops.stack([vecmat(inner, inverse), -u * gamma], axis=1)
         return -self._combined(store, used, weights, grad * gamma)
+
+
+def _is_spread(block: Tensor, vectors: Tensor) -> bool:
+    """Whether a block of the store, unlike some vectors, is spread."""
+    return bool(block.shape[-1] > vectors.shape[-1])
+
+
+def _as_long_as(block: Tensor, vectors: Tensor) -> Tensor:
+    """Vectors, with zeros at the end if those of a block have some."""
+    if not _is_spread(block, vectors):
+        return vectors
+    before = [(0, 0)] * (len(vectors.shape) - 1)
+    missing = block.shape[-1] - vectors.shape[-1]
+    return ops.pad(vectors, [*before, (0, missing)])
 
 
 def _rows(block: Tensor) -> Tensor:

@@ -1,0 +1,185 @@
+"""Two devices in one process on JAX, against one: seconds of an evaluation.
+
+The loss of a network 2-64x4-1 and its gradient in float32, as `fit` evaluates
+them, at 1,000,000 rows. Each number of devices has a process of its own, in
+which XLA simulates them on the CPU, a thread each: it needs as many free cores.
+Seconds are medians.
+
+The exchange is the sum over the devices of a vector as long as the gradient and
+one, measured alone, as many times as an evaluation makes it: once a chunk.
+
+    python benchmarks/devices.py
+"""
+
+import one_thread
+
+# isort: split
+import collections
+import os
+import re
+import statistics
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+import numpy as np
+import recording
+
+ROWS, QUICK_ROWS = 1_000_000, 100_000
+WIDTH, LAYERS = 64, 4
+DEVICES = (1, 2)
+REPEATS = 9
+COLLECTIVES = (
+    "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
+)
+
+
+def simulate(count):
+    """What a process does first: it has so many devices, a thread each."""
+    # XLA reads no flag behind the one without dashes.
+    os.environ["XLA_FLAGS"] = (
+        f"--xla_force_host_platform_device_count={count} {one_thread.FLAGS}"
+    )
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, cores[:count])
+
+
+def seconds_of(fn, repeats=REPEATS):
+    """The median of the seconds that a call takes."""
+    fn()
+    found = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        fn()
+        found.append(time.perf_counter() - begin)
+    return statistics.median(found)
+
+
+def network():
+    import keras
+
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((2,)),
+            *[
+                keras.layers.Dense(WIDTH, activation="tanh")
+                for _ in range(LAYERS)
+            ],
+            keras.layers.Dense(1),
+        ]
+    )
+    model.compile(loss="mse")
+    return model
+
+
+def collectives(objective, theta):
+    """How often each exchange stands in the compiled evaluation."""
+    from kormos import backend
+
+    with backend.float64():
+        compiled = objective.program.value_and_grad.lower(
+            theta, *next(objective.arguments.pieces())
+        ).compile()
+    calls = re.findall(rf"({COLLECTIVES})[\w.\-]*\(", compiled.as_text())
+    return collections.Counter(calls)
+
+
+def exchange(size, count):
+    """The seconds of one sum of a vector over the devices."""
+    import jax
+    from jax.sharding import Mesh
+    from jax.sharding import NamedSharding
+    from jax.sharding import PartitionSpec
+
+    if count == 1:
+        return 0.0
+    mesh = Mesh(np.array(jax.devices()), ("batch",))
+    with jax.enable_x64(True):
+        parts = jax.device_put(
+            np.ones((count, size)), NamedSharding(mesh, PartitionSpec("batch"))
+        )
+        add = jax.jit(
+            lambda a: a.sum(0),
+            out_shardings=NamedSharding(mesh, PartitionSpec()),
+        )
+        return seconds_of(lambda: add(parts).block_until_ready(), 200)
+
+
+def measure(count, rows):
+    """Seconds of an evaluation on so many devices, and of its exchange."""
+    import keras
+
+    import kormos
+
+    if count > 1:
+        distribution = keras.distribution.DataParallel()
+        keras.distribution.set_distribution(distribution)
+    rng = np.random.default_rng(0)
+    x = rng.random((rows, 2), dtype="float32")
+    y = np.sin(3 * x[:, :1]) * x[:, 1:]
+    objective = kormos.Objective(network(), x, y)
+    theta = objective.initial_position()
+    loss, grad = objective.value_and_grad(theta)
+    stacked, last = objective.arguments.chunks[0]
+    chunks = (0 if stacked is None else stacked[0].shape[0]) + (
+        last is not None
+    )
+    return {
+        "loss": loss,
+        "grad": grad,
+        "seconds": seconds_of(lambda: objective.value_and_grad(theta)),
+        "exchange": exchange(len(theta) + 1, count),
+        "chunks": chunks,
+        "collectives": collectives(objective, theta),
+    }
+
+
+def main():
+    args = recording.parser(__doc__).parse_args()
+    record = recording.Record("devices", __doc__, args)
+    rows = QUICK_ROWS if args.quick else ROWS
+    found = {}
+    for count in DEVICES:
+        with ProcessPoolExecutor(
+            1,
+            get_context("spawn"),
+            initializer=simulate,
+            initargs=(count,),
+        ) as pool:
+            found[count] = pool.submit(measure, count, rows).result()
+    one, table = found[1], []
+    for count, run in found.items():
+        made = run["chunks"] if count > 1 else 0
+        table.append(
+            [
+                count,
+                run["seconds"],
+                run["seconds"] / one["seconds"],
+                made,
+                made * run["exchange"] / run["seconds"],
+                abs(run["loss"] / one["loss"] - 1),
+                np.abs(run["grad"] - one["grad"]).max()
+                / np.abs(one["grad"]).max(),
+            ]
+        )
+    names = ", ".join(f"{n} {k}" for k, n in found[2]["collectives"].items())
+    record.table(
+        f"{rows:,} rows",
+        [
+            "devices",
+            "seconds",
+            "of one device's",
+            "exchanges",
+            "share of the time",
+            "loss differs by",
+            "gradient by",
+        ],
+        table,
+        f"In the compiled code of an evaluation on 2 devices: {names}.",
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,252 @@
+"""Arrays on several devices of this process, as Keras' distribution says.
+
+JAX splits an array over devices only in equal parts. Compiled functions have
+no such limit: XLA leaves the rest of the last part out of every sum. So arrays
+are padded where they lie, and `whole` cuts the padding off inside of a compiled
+function, where no device moves or copies anything for it. What a function
+computes is then what it computes of all rows on one device, also where rows
+depend on each other, as in batch normalization.
+"""
+
+from collections.abc import Callable
+from typing import Any
+from typing import NamedTuple
+from typing import TypeVar
+
+import jax
+import keras
+import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec
+
+from kormos.types import Array
+from kormos.types import Structure
+from kormos.types import Tensor
+
+_State = TypeVar("_State")
+
+
+class Devices(NamedTuple):
+    """The devices of this process that Keras' distribution names.
+
+    Attributes:
+        mesh: the devices.
+        rows: the axis of the mesh over which rows are spread.
+    """
+
+    mesh: Mesh
+    rows: str
+
+    def layout(self, axis: int | None, names: Any = None) -> NamedSharding:
+        """The layout of an array that is spread along an axis.
+
+        Args:
+            axis: the axis, or `None` for an array that each device has.
+            names: the axes of the mesh. Defaults to that of the rows.
+        """
+        before = [None] * (0 if axis is None else axis)
+        own = [] if axis is None else [names or self.rows]
+        return NamedSharding(self.mesh, PartitionSpec(*before, *own))
+
+    def along_last(self, dimensions: int) -> NamedSharding:
+        """The layout over all devices along the last of some dimensions."""
+        return self.layout(dimensions - 1, self.mesh.axis_names)
+
+
+@jax.tree_util.register_pytree_node_class
+class SpreadArray:
+    """An array whose rows lie on several devices, padded to equal parts.
+
+    It stands for the array without padding wherever that is read.
+
+    Args:
+        padded: the array with its padding.
+        axis: the axis that is spread.
+        rows: the size of that axis without padding.
+        layout: the layout of `padded`.
+    """
+
+    def __init__(
+        self, padded: Tensor, axis: int, rows: int, layout: NamedSharding
+    ) -> None:
+        self.padded = padded
+        self._static = axis, rows, layout
+
+    def tree_flatten(self) -> tuple[tuple[Tensor], tuple[Any, ...]]:
+        """What JAX traces, and what it does not."""
+        return (self.padded,), self._static
+
+    @classmethod
+    def tree_unflatten(
+        cls, static: tuple[Any, ...], leaves: tuple[Tensor]
+    ) -> "SpreadArray":
+        """The array of what `tree_flatten` returns."""
+        return cls(leaves[0], *static)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape without padding."""
+        axis, rows, _ = self._static
+        shape = tuple(self.padded.shape)
+        return (*shape[:axis], rows, *shape[axis + 1 :])
+
+    @property
+    def ndim(self) -> int:
+        """The number of dimensions."""
+        return len(self.shape)
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype."""
+        return self.padded.dtype
+
+    def whole(self) -> Tensor:
+        """The array without padding, spread as before if this is traced."""
+        axis, rows, layout = self._static
+        cut = jax.lax.slice_in_dim(self.padded, 0, rows, axis=axis)
+        if not isinstance(cut, jax.core.Tracer):
+            return cut
+        return jax.lax.with_sharding_constraint(cut, layout)
+
+    def __getitem__(self, index: Any) -> Any:
+        axis, rows, layout = self._static
+        if not axis or not isinstance(index, int):
+            return self.whole()[index]
+        spec = PartitionSpec(*layout.spec[1:])
+        layout = NamedSharding(layout.mesh, spec)
+        return SpreadArray(self.padded[index], axis - 1, rows, layout)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __jax_array__(self) -> Tensor:
+        return self.whole()
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        array = np.array(self.whole())
+        return array if dtype is None else array.astype(dtype)
+
+
+def whole(structure: Structure) -> Structure:
+    """The structure with arrays in place of each `SpreadArray`."""
+    return jax.tree.map(
+        lambda a: a.whole() if isinstance(a, SpreadArray) else a,
+        structure,
+        is_leaf=lambda a: isinstance(a, SpreadArray),
+    )
+
+
+def found_devices() -> Devices | None:
+    """The devices of this process, or `None` if it computes on one."""
+    distribution = keras.distribution.distribution()
+    if distribution is None:
+        return None
+    mesh = distribution.device_mesh.backend_mesh
+    rows = distribution.batch_dim_name
+    process = jax.process_index()
+    own = [d for d in mesh.devices.flat if d.process_index == process]
+    if len(own) < mesh.size:
+        mesh = Mesh(own, (rows,))
+    return Devices(mesh, rows) if len(own) > 1 else None
+
+
+def devices() -> int:
+    found = found_devices()
+    return 1 if found is None else found.mesh.size
+
+
+def row_devices() -> int:
+    found = found_devices()
+    return 1 if found is None else found.mesh.shape[found.rows]
+
+
+def spread_rows(
+    array: Array, axis: int, put: Callable[[Array], Tensor]
+) -> Tensor:
+    found = found_devices()
+    if found is None:
+        return put(array)
+    rows, parts = array.shape[axis], found.mesh.shape[found.rows]
+    padded = list(array.shape)
+    padded[axis] = -(-rows // parts) * parts
+    layout, dtype = found.layout(axis), put(array[:0]).dtype
+
+    def part(index: tuple[slice, ...]) -> Array:
+        own = array[index].astype(dtype, copy=False)
+        wanted = padded[axis] // parts
+        missing = [(0, 0)] * array.ndim
+        missing[axis] = (0, wanted - own.shape[axis])
+        # Any numbers would do: nothing reads them.
+        return np.pad(own, missing) if own.shape[axis] < wanted else own
+
+    # Otherwise, JAX would round float64 to float32.
+    with jax.enable_x64(True):
+        spread = jax.make_array_from_callback(tuple(padded), layout, part)
+    if padded[axis] == rows:
+        return spread
+    return SpreadArray(spread, axis, rows, layout)
+
+
+def spread_zeros(shape: tuple[int, ...]) -> Tensor:
+    found = found_devices()
+    if found is None:
+        return np.zeros(shape)
+    size = (shape[-1] // found.mesh.size + 1) * found.mesh.size
+    layout = found.along_last(len(shape))
+
+    def part(index: tuple[slice, ...]) -> Array:
+        return np.zeros((*shape[:-1], size // found.mesh.size))
+
+    with jax.enable_x64(True):
+        return jax.make_array_from_callback((*shape[:-1], size), layout, part)
+
+
+def keep_spread(tensor: Tensor) -> Tensor:
+    found = found_devices()
+    if found is None:
+        return tensor
+    layout = found.along_last(len(tensor.shape))
+    return jax.lax.with_sharding_constraint(tensor, layout)
+
+
+def gather(tensor: Tensor) -> Tensor:
+    found = found_devices()
+    if found is None:
+        return tensor
+    return jax.lax.with_sharding_constraint(tensor, found.layout(None))
+
+
+def laid_out(array: Array, like: Tensor) -> Tensor:
+    if not isinstance(like, jax.Array) or len(like.sharding.device_set) < 2:
+        return array
+    missing = like.shape[-1] - array.shape[-1]
+    if 0 < missing <= len(like.sharding.device_set):
+        array = np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, missing)])
+    with jax.enable_x64(True):
+        return jax.device_put(array, like.sharding)
+
+
+def placing(loop: Callable[..., _State]) -> Callable[..., _State]:
+    """A compiled loop whose state lies on all devices from the first call.
+
+    JAX would compile the loop once for a state of NumPy arrays, and once more
+    for the state that the loop returns.
+    """
+    found = found_devices()
+    if found is None:
+        return loop
+    layout = found.layout(None)
+
+    def put(leaf: Any) -> Tensor:
+        is_placed = isinstance(leaf, jax.Array)
+        if is_placed and len(leaf.sharding.device_set) > 1:
+            return leaf
+        return jax.device_put(leaf, layout)
+
+    def placed(state: _State, *args: Any) -> _State:
+        with jax.enable_x64(True):
+            state = jax.tree.map(put, state)
+        return loop(state, *args)
+
+    return placed
