@@ -70,7 +70,7 @@ def unused_variables(
             unused |= suspects & _zero_parts(objective, grad)
             silent = [v for v in read if id(v) in unused]
             if silent:
-                refuse_silent(objective, elsewhere, silent)
+                refuse_silent(objective.in_memory(), elsewhere, silent)
     return [v.path for v in objective.variables if id(v) in unused]
 
 
