@@ -151,9 +151,14 @@ def check_hessian_products(
     Raises:
         ValueError: if they differ by more than rounding explains.
     """
-    if not backend.has_own_gradients(objective.program.value_and_grad):
+    compiled = objective.program.value_and_grad
+    if not backend.has_own_gradients(compiled):
         return
     try:
+        # Its operations are known from its first call on.
+        objective.value_and_grad(theta)
+        if not backend.has_own_gradients(compiled):
+            return
         error = hessian_product_error(objective, theta, project)
     except Exception as failure:
         if not backend.is_numerical(failure):
