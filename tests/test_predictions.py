@@ -79,6 +79,22 @@ def test_losses_of_keras_are_refused(method):
         )
 
 
+@pytest.mark.parametrize("door", ["minimize", "least_squares"])
+def test_predictions_of_what_a_variable_moves_are_refused(door):
+    frozen = network()
+    frozen.trainable = False
+    factor = keras.Variable(np.ones(1, "float32"))
+
+    def fn(x):
+        moved = factor * ops.convert_to_tensor(x)
+        predicted = frozen.predict(moved, verbose=0)
+        return ops.convert_to_tensor(predicted) + 0.1 * (factor - 2)
+
+    with pytest.raises(ValueError, match="must not call `predict`"):
+        DOORS[door][1](fn, [factor])
+    np.testing.assert_array_equal(ops.convert_to_numpy(factor), [1.0])
+
+
 def test_callbacks_may_predict():
     model = network()
     x, y = ops.convert_to_tensor(X), ops.convert_to_tensor(Y)

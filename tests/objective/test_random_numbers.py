@@ -98,3 +98,19 @@ def test_dropout_in_training_is_named_by_lm():
         kormos.fit(
             model, T[:, None], Y, optimizer="lm", training=True, verbose=0
         )
+
+
+@pytest.mark.parametrize("method", METHODS[1:])
+def test_a_loss_that_draws_with_a_seed_generator(line, method):
+    generator = keras.random.SeedGenerator(1)
+
+    def draw(seed):
+        return keras.random.normal((2,), seed=seed, dtype="float64")
+
+    def loss():
+        return ops.sum(ops.square(line - draw(generator)))
+
+    drawn = ops.convert_to_numpy(draw(keras.random.SeedGenerator(1)))
+    kormos.minimize(loss, [line], method)
+    np.testing.assert_allclose(ops.convert_to_numpy(line), drawn, atol=1e-6)
+    np.testing.assert_array_equal(ops.convert_to_numpy(draw(generator)), drawn)

@@ -146,3 +146,110 @@ def test_once_for_a_program(monkeypatch):
     for _ in range(3):
         model.fit(x, x.sum(1, keepdims=True), epochs=1, verbose=0)
     assert len(calls) == 1
+
+
+def with_a_stale_part(*others):
+    x = np.random.default_rng(0).normal(size=(20, 3)).astype("float32")
+    head = keras.layers.Dense(1)
+    model = keras.Sequential([keras.Input((3,)), PastKeras(), *others, head])
+    return model, x, x.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize("method", ["lbfgs", "l-bfgs-b", "nelder-mead", "lm"])
+def test_a_stale_part_in_a_fit_of_streamed_data(method):
+    model, x, y = with_a_stale_part()
+    model.compile(method, loss="mse")
+    before = model.get_weights()
+    with pytest.raises(ValueError, match="compiled"):
+        kormos.fit(model, x, y, batch_size=8, stream=True, verbose=0)
+    for a, b in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_streamed_data_are_compared_by_their_first_batch(monkeypatch):
+    found = []
+    original = kormos.Objective.reference
+
+    def kept(self, theta):
+        point, loss = original(self, theta)
+        found.append((self, point, loss))
+        return point, loss
+
+    monkeypatch.setattr(kormos.Objective, "reference", kept)
+    x = np.random.default_rng(0).normal(size=(20, 3)).astype("float32")
+    y = x.sum(1, keepdims=True)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    model.compile("l-bfgs-b", loss="mse")
+    kormos.fit(model, x, y, batch_size=8, stream=True, epochs=1, verbose=0)
+    ((objective, point, loss),) = found
+    assert not objective.is_streamed
+    kernel, bias = point[:3], point[3]
+    terms = (x[:8] @ kernel + bias - y[:8, 0]) ** 2
+    assert loss == pytest.approx(terms.sum() / 20, rel=1e-5)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_stale_part_in_a_stochastic_fit(stream):
+    model, x, y = with_a_stale_part()
+    model.compile(loss="mse")
+    optimizer = kormos.optimizers.LevenbergMarquardt(stochastic=True)
+    with pytest.raises(ValueError, match="compiled"):
+        kormos.fit(
+            model,
+            x,
+            y,
+            optimizer=optimizer,
+            batch_size=8,
+            stream=stream,
+            verbose=0,
+        )
+
+
+@pytest.mark.parametrize("method", ["lbfgs", "l-bfgs-b", "nelder-mead"])
+def test_a_stale_part_beside_dropout(method):
+    model, x, y = with_a_stale_part(keras.layers.Dropout(0.5, seed=1))
+    model.compile(method, loss="mse")
+    with pytest.raises(ValueError, match="compiled"):
+        kormos.fit(model, x, y, training=True, verbose=0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_stale_part_beside_random_numbers_with_a_seed(method, float64):
+    q, generator = free([1.0, 2.0]), keras.random.SeedGenerator(1)
+
+    def loss():
+        noise = keras.random.normal((2,), seed=generator, dtype="float64")
+        return ops.sum((q - noise) ** 2) + ops.sum((past_keras(q) - 3) ** 2)
+
+    with pytest.raises(ValueError, match="compiled"):
+        kormos.minimize(loss, [q], method)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("method", ["lbfgs", "l-bfgs-b"])
+def test_layers_that_draw_are_compared_with_the_same_seeds(method, jit_compile):
+    """Also where the seeds have gone on since the fit has begun."""
+    x = np.random.default_rng(0).normal(size=(20, 3)).astype("float32")
+    dropout = keras.layers.Dropout(0.5, seed=1)
+    model = keras.Sequential(
+        [
+            keras.Input((3,)),
+            keras.layers.GaussianNoise(0.5, seed=2),
+            dropout,
+            keras.layers.Dense(1),
+        ]
+    )
+    model.compile(method, loss="mse", jit_compile=jit_compile)
+    draw = keras.callbacks.LambdaCallback(
+        on_train_begin=lambda logs: dropout(x, training=True)
+    )
+    history = kormos.fit(
+        model,
+        x,
+        x.sum(1, keepdims=True),
+        training=True,
+        epochs=2,
+        verbose=0,
+        callbacks=[draw],
+    )
+    assert history.history["loss"][1] < history.history["loss"][0]

@@ -22,6 +22,7 @@ from keras import tree
 
 from kormos import backend
 from kormos.arithmetic.vectors import rounding
+from kormos.data.variables import ReadRecorder
 from kormos.data.variables import to_float
 from kormos.float64.layer_calls import Call
 from kormos.float64.layer_calls import Owner
@@ -191,7 +192,9 @@ class Arithmetic:
             fn: function that reads variables.
             *args: structures of tensors.
         """
-        self.keeps_traces |= backend.keeps_traces(fn, *args)
+        # What the trace assigns to a variable, a seed say, has no value.
+        with ReadRecorder():
+            self.keeps_traces |= backend.keeps_traces(fn, *args)
         return self.call(run, fn, *args)
 
     def call(

@@ -15,8 +15,9 @@ from kormos import backend
 from kormos.arithmetic.vectors import number
 from kormos.arithmetic.vectors import rounding
 from kormos.arithmetic.vectors import to_array
+from kormos.data.variables import assign
 from kormos.data.variables import have_changed
-from kormos.data.variables import reads_seeds
+from kormos.data.variables import is_seed
 from kormos.data.variables import restored
 from kormos.float64.settings import turn
 from kormos.objective.arguments import ProgramArguments
@@ -172,31 +173,42 @@ class FlatObjective:
             theta = backend.to_numpy(theta)
         self.program.packing.write(self._checked(theta, "theta"))
 
-    @property
-    def draws(self) -> bool:
-        """Whether the loss may draw random numbers."""
-        return reads_seeds(self.program.frozen_variables)
+    def in_memory(self) -> Self:
+        """The same loss; of the first rows alone if data are streamed."""
+        return self
 
     def reference(self, theta: Vector) -> tuple[Vector, float]:
         """The loss without compilation, with a point in the variables.
 
-        It assigns the point for the time of the evaluation.
+        It assigns the point for the time of the evaluation, and draws the
+        same random numbers.
 
         Returns:
             The point as the variables round it, and the loss there, or NaN
             if computing it raises an error.
         """
         chunk_losses = self.program.chunk_losses
-        with turn("changed"), restored(self.variables):
-            self.assign(theta)
+        frozen = self.program.frozen_variables
+        seeds = [
+            (variable, value)
+            for variable, value in zip(
+                frozen, self.arguments.frozen, strict=True
+            )
+            if is_seed(variable)
+        ]
+        changed = [*self.variables, *(variable for variable, _ in seeds)]
+        with turn("changed"), restored(changed):
+            self.program.packing.write(self._checked(theta, "theta"))
             point = self.initial_position()
+            for variable, value in seeds:
+                assign(variable, value)
             with backend.float64():
                 loss = self.arguments.uncompiled(chunk_losses, self._once)
         return point, loss
 
     def _once(self, fn: Callable[..., Structure]) -> Callable[..., Structure]:
         """The function in the form that is fastest for one or two calls."""
-        return backend.once(fn)
+        return self.program.once(fn)
 
     def value(self, theta: Tensor) -> Scalar:
         """The loss at `theta`."""

@@ -70,6 +70,8 @@ class Program:
     Attributes:
         is_verified: whether the compiled loss was compared with the loss as
             it is without compilation.
+        once: function that returns a function in the form that is fastest for
+            one or two calls.
         traces: how often each function was traced, which tests of the caches
             read.
     """
@@ -93,13 +95,13 @@ class Program:
         self.value_and_grad = compile(self.trace_value_and_grad)
         self.hvp = compile(self._hvp)
 
+        # Code that XLA compiled draws other random numbers on TensorFlow, and
+        # all functions of a fit must draw the same.
+        draws = reads_seeds(frozen_variables)
+        draws = draws and keras.backend.backend() == "tensorflow"
+        self.once: Compiler = compile if draws else backend.once
         if compile_loop is None:
-            compile_loop = backend.compile_loop
-            if keras.backend.backend() == "tensorflow":
-                # Code that XLA compiled draws other random numbers, and all
-                # functions of a fit must draw the same.
-                draws = reads_seeds(frozen_variables)
-                compile_loop = compile if draws else compile_loop
+            compile_loop = compile if draws else backend.compile_loop
         self._compile_loop = compile_loop
         self._loops: dict[Hashable, Callable[..., Structure]] = {}
 

@@ -81,6 +81,10 @@ class GivenObjective(FlatObjective):
         """The loss."""
         return self.value_and_grad(theta)[0]
 
+    def reference(self, theta: Vector) -> tuple[Vector, float]:
+        """The point and the loss, which has no other form."""
+        return theta, self.value(theta)
+
     def value_and_grad(self, theta: npt.ArrayLike) -> tuple[float, Vector]:
         """The loss and its gradient."""
         # The user's function gets a copy, because it may change its argument.

@@ -70,7 +70,7 @@ def unused_variables(
             unused |= suspects & _zero_parts(objective, grad)
             silent = [v for v in read if id(v) in unused]
             if silent:
-                refuse_silent(objective, elsewhere, silent)
+                refuse_silent(objective.in_memory(), elsewhere, silent)
     return [v.path for v in objective.variables if id(v) in unused]
 
 
@@ -151,9 +151,14 @@ def check_hessian_products(
     Raises:
         ValueError: if they differ by more than rounding explains.
     """
-    if not backend.has_own_gradients(objective.program.value_and_grad):
+    compiled = objective.program.value_and_grad
+    if not backend.has_own_gradients(compiled):
         return
     try:
+        # Its operations are known from its first call on.
+        objective.value_and_grad(theta)
+        if not backend.has_own_gradients(compiled):
+            return
         error = hessian_product_error(objective, theta, project)
     except Exception as failure:
         if not backend.is_numerical(failure):

@@ -155,17 +155,28 @@ class Problem:
         program = getattr(self.objective, "program", None)
         return program is None or program.is_verified
 
-    def verify(self, evaluate: Callable[[Vector], Any], theta: Vector) -> None:
+    def verify(
+        self, evaluate: Callable[[Self, Vector], Any], theta: Vector
+    ) -> None:
         """Refuses a compiled loss that is another function than the loss.
 
         Args:
-            evaluate: the loss of a point as the method evaluates it, with or
-                without its gradient.
+            evaluate: the loss of a problem at a point, as the method evaluates
+                it, with or without its gradient. The problem is this one, or
+                one of the first rows of a stream.
             theta: the start.
         """
-        if not self.is_verified:
-            self.objective.program.is_verified = True
-            verify(self.objective, evaluate, theta, self.project)
+        if self.is_verified:
+            return
+        self.objective.program.is_verified = True
+        part = copy.copy(self)
+        part.objective = self.objective.in_memory()
+        verify(
+            part.objective,
+            lambda point: evaluate(part, point),
+            theta,
+            self.project,
+        )
 
     def hvp(self, theta: Vector, vector: Vector) -> Vector:
         self.hessp_evals += 1

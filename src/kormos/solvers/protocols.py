@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from typing import Any
 from typing import NamedTuple
 from typing import Protocol
+from typing import Self
 
 import numpy as np
 
@@ -433,14 +434,6 @@ class ComparableObjective(Protocol):
         """What was compiled."""
 
     @property
-    def is_streamed(self) -> bool:
-        """Whether data are read again at every evaluation."""
-
-    @property
-    def draws(self) -> bool:
-        """Whether an evaluation draws random numbers."""
-
-    @property
     def evaluation_eps(self) -> float:
         """The spacing of numbers near one in the evaluation's dtype."""
 
@@ -461,6 +454,10 @@ class ProblemObjective(ComparableObjective, Protocol):
     @property
     def size(self) -> int:
         """The number of parameters."""
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether data are read again at every evaluation."""
 
     @property
     def has_float64(self) -> bool:
@@ -487,6 +484,9 @@ class ProblemObjective(ComparableObjective, Protocol):
 
     def gauss_newton(self) -> GaussNewtonMatrix:
         """The Gauss-Newton matrix of the loss."""
+
+    def in_memory(self) -> Self:
+        """The same loss; of the first rows alone if data are streamed."""
 
     def in_float64(self) -> ProblemObjective:
         """The same loss, evaluated in float64."""

@@ -36,8 +36,8 @@ _STEP, _BEND = 1e-2, 0.1
 # (TensorFloat-32 has ten bits behind the point).
 _TENSOR_CORES = 2.0**-11
 # Losses are compared this far from the start, in sizes of the parameters; at
-# the second distance if the loss is not finite at the first.
-_REACHES = 0.1, 1e-3
+# the next distance if the loss is not finite at the one before.
+_REACHES = 0.1, 1e-3, 0.0
 
 RANDOM = (
     "A loss must be the same whenever it is computed, and so must a row of "
@@ -59,7 +59,7 @@ def verify(
     variables may be those of the start.
 
     Args:
-        objective: the objective.
+        objective: the objective, with its data in memory.
         evaluate: the compiled function of a point, which returns the loss, or
             the loss and its gradient.
         theta: the start.
@@ -68,9 +68,6 @@ def verify(
     Raises:
         ValueError: if the two differ by more than rounding explains.
     """
-    if objective.is_streamed or objective.draws:
-        return
-
     for reach in _REACHES:
         point, own = objective.reference(
             project(moved(objective, theta, reach))
@@ -119,15 +116,13 @@ def refuse_silent(
     function, such as a unit in saturation after rounding, has no gradient.
 
     Args:
-        objective: the objective.
+        objective: the objective, with its data in memory.
         theta: a point.
         silent: the variables whose gradient there is zero.
 
     Raises:
         ValueError: naming the variables.
     """
-    if objective.is_streamed or objective.draws:
-        return
     _, here = objective.reference(theta)
 
     def change(variables: list[keras.Variable], reach: float) -> float:

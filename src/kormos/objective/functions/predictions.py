@@ -65,9 +65,10 @@ def wrap(stock: Callable[..., Any]) -> Callable[..., Any]:
         given = tree.flatten((args, kwargs))
         # On JAX, Keras takes the variables apart for such a call and puts them
         # together by assignments, which do nothing here: they would be lost.
-        if keras.backend.backend() == "jax" or any(
-            id(v) in ids for v in [*self.variables, *given]
-        ):
+        is_moved = any(id(v) in ids for v in [*self.variables, *given])
+        # Tensors of PyTorch tell whether they are computed from variables.
+        is_moved |= any(getattr(v, "requires_grad", False) for v in given)
+        if keras.backend.backend() == "jax" or is_moved:
             raise Prediction(stock.__name__)
         try:
             # What a frozen model says of fixed inputs has no derivatives.

@@ -167,9 +167,8 @@ class Objective(FlatObjective):
         model_loss = self.program.model_loss
         self.unused_variables = list(model_loss.stateless.unused_variables)
         width = self.program.jacobian_width if self._with_jacobian else None
-        chunks, read = self._data.chunked(
-            dtype, width, self.program.widest_layer
-        )
+        self._cut = dtype, width, self.program.widest_layer
+        chunks, read = self._data.chunked(*self._cut)
         frozen = self.program.frozen_values()
         arguments = ProgramArguments(
             frozen, chunks=chunks, read=read, processes=self._processes
@@ -236,10 +235,6 @@ class Objective(FlatObjective):
     def evaluation_eps(self) -> float:
         """The spacing of numbers near one in the arithmetic of the loss."""
         return self.program.model_loss.stateless.evaluation_eps
-
-    @property
-    def draws(self) -> bool:
-        return self.program.model_loss.stateless.draws
 
     def gauss_newton(self) -> HostGaussNewton:
         """The Gauss-Newton matrix of the loss: a `HostGaussNewton`.
@@ -315,6 +310,17 @@ class Objective(FlatObjective):
                 "rows. "
                 f"Received: {[int(count) for count in counts]} batches"
             )
+
+    def in_memory(self) -> Self:
+        """The same loss; of the first rows alone if data are streamed."""
+        if not self.is_streamed:
+            return self
+        part = copy.copy(self)
+        chunks = self._data.first_chunks(*self._cut)
+        part.arguments = dataclasses.replace(
+            self.arguments, chunks=chunks, read=None
+        )
+        return part
 
     @functools.cached_property
     def metric_names(self) -> list[str]:

@@ -171,6 +171,19 @@ class TrainingData:
             return None, lambda: data.chunks(*cut)
         return (data.chunks(*cut),), None
 
+    def first_chunks(
+        self, dtype: str | None, width: int | None, widest: int
+    ) -> Chunks:
+        """The chunks of the data, or of the first batch of a stream.
+
+        Args:
+            dtype: the dtype of an evaluation.
+            width: as `Data.chunk_rows` takes it.
+            widest: as `Data.chunk_rows` takes it.
+        """
+        data = self._in(dtype).first
+        return (data.chunks(self._batch_size, width, widest),)
+
     def shuffled(
         self, dtype: str | None, rng: np.random.Generator
     ) -> Iterator[Chunk] | None:

@@ -43,6 +43,7 @@ def run(
     if earlier is not None:
         theta = earlier.point(theta, problem.storage_eps)
     loss = problem.value(theta)
+    problem.verify(Problem.peek, theta)
     stop = observer.started(Point(theta, loss, None))
     status = problem.spent() if np.isfinite(loss) else statuses.NON_FINITE
     one_pass = _Pass(problem, settings, theta, earlier)

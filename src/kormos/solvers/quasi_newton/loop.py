@@ -22,6 +22,7 @@ from kormos.solvers.quasi_newton.driver import CompiledLoop
 from kormos.solvers.quasi_newton.rounding import Rounding
 from kormos.solvers.quasi_newton.state import State
 from kormos.solvers.solver_state import SolverState
+from kormos.types import Vector
 
 _NO_LIMIT = 2**31 - 1
 
@@ -106,12 +107,19 @@ class QuasiNewtonRun:
         state = self._state
         self._problem.fg_evals = int(state.evaluations)
         theta, grad = to_array(state.theta), to_array(state.grad)
-        kept = None if self._problem.is_verified else self._loop.copy()
+        self._verify(theta)
+        return self._observer.started(Point(theta, float(state.loss), grad))
+
+    def _verify(self, theta: Vector) -> None:
+        problem = self._problem
+        if problem.objective.is_streamed:
+            problem.verify(Problem.evaluate, theta)
+            return
+        kept = None if problem.is_verified else self._loop.copy()
         if kept is not None:
-            self._problem.verify(self._loop.value, theta)
+            problem.verify(lambda _, point: self._loop.value(point), theta)
             self._loop.restore(kept)
             self._keep(kept)
-        return self._observer.started(Point(theta, float(state.loss), grad))
 
     def _advance(self) -> bool:
         """Goes on to the next look; returns whether to stop."""
