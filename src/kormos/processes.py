@@ -233,7 +233,11 @@ class Processes:
         self._told = None
         token = _current.set(self)
         try:
-            with self._interrupts(), muted(not self.is_first):
+            with (
+                self._interrupts(),
+                muted(not self.is_first),
+                backend.unasked(),
+            ):
                 self.agree(name="the start of a fit")
                 yield
                 self.agree(name="the end of a fit")
@@ -335,13 +339,14 @@ class Processes:
             self._is_interrupted = False
             self._told = KeyboardInterrupt()
             raise self._told
-        if len(set(tokens.tolist())) > 1:
+        unlike = np.flatnonzero(tokens != tokens[0]).tolist()
+        if unlike:
             self._told = LostProcessError(
                 "All processes must do the same: with the same versions of "
                 "all packages, the same arguments, and callbacks that change "
                 "the same and stop at the same epoch. "
-                f"Received: for {name}, other values on processes "
-                f"{_those_unlike(tokens)} than on the others"
+                f"Received: for {name}, other values on processes {unlike} "
+                "than on process 0"
             )
             raise self._told
 
@@ -359,12 +364,6 @@ class Processes:
                 f"{self.count}, {backend.named_loss(self._group, error)}"
             )
             raise self._told from error
-
-
-def _those_unlike(tokens: Vector) -> list[int]:
-    """The processes whose token is not that of most of them."""
-    values, counts = np.unique(tokens, return_counts=True)
-    return np.flatnonzero(tokens != values[np.argmax(counts)]).tolist()
 
 
 ALONE = Processes()

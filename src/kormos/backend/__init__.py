@@ -60,6 +60,8 @@ Processes that fit a model together:
   process that does not answer where the engine knows it.
 - `local(tensor)`: a tensor that this process can compute with alone.
 - `placed_like(array, tensor)`: an array that lies on devices as a tensor does.
+- `unasked()`: a scope in which a process that assigns a value does not ask the
+  others whether theirs is the same.
 - `alone()`: a scope in which this process makes variables only for itself.
 
 Derivatives:
@@ -142,6 +144,7 @@ if keras.backend.backend() == "jax":
     from kormos.backend.jax_processes import place_in as place_in
     from kormos.backend.jax_processes import placed_like as placed_like
     from kormos.backend.jax_processes import process_group as process_group
+    from kormos.backend.jax_processes import unasked as unasked
 elif keras.backend.backend() == "tensorflow":
     from kormos.backend.common import add_up as add_up
     from kormos.backend.common import alone as alone
@@ -162,6 +165,7 @@ elif keras.backend.backend() == "tensorflow":
     from kormos.backend.common import spread_zeros as spread_zeros
     from kormos.backend.common import standing_in as standing_in
     from kormos.backend.common import whole as whole
+    from kormos.backend.common import unasked as unasked
     from kormos.backend.tensorflow import arctan as arctan
     from kormos.backend.tensorflow import attempt as attempt
     from kormos.backend.tensorflow import chunk_numbers as chunk_numbers
@@ -202,6 +206,7 @@ elif keras.backend.backend() == "torch":
     from kormos.backend.common import spread_rows as spread_rows
     from kormos.backend.common import spread_zeros as spread_zeros
     from kormos.backend.common import whole as whole
+    from kormos.backend.common import unasked as unasked
     from kormos.backend.torch import arctan as arctan
     from kormos.backend.torch import attempt as attempt
     from kormos.backend.torch import chunk_numbers as chunk_numbers

@@ -187,5 +187,10 @@ def placed_like(array: Array, tensor: Tensor) -> Any:
 
 
 @contextlib.contextmanager
+def unasked() -> Iterator[None]:
+    yield
+
+
+@contextlib.contextmanager
 def alone() -> Iterator[None]:
     yield

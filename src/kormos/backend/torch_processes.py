@@ -1,6 +1,6 @@
 """Processes that `torch.distributed` connects."""
 
-import datetime
+import time
 from typing import Any
 
 import numpy as np
@@ -8,8 +8,8 @@ import torch
 
 from kormos.types import Vector
 
-# How long to wait for the name of a process that does not answer.
-_PATIENCE = datetime.timedelta(seconds=2)
+# Seconds to wait for what the other processes have to say of a loss.
+_PATIENCE = 2.0
 
 
 def process_group(owner: Any) -> Any:
@@ -39,12 +39,29 @@ def add_up(group: Any, vector: Vector) -> Vector:
 
 def named_loss(group: Any, error: Exception) -> str:
     said = " ".join(str(error).split())[:300]
-    if torch.distributed.get_backend(group) != "gloo":
-        return said
+    missing = _missing_in(group)
+    return f"no answer from processes {missing}: {said}" if missing else said
+
+
+def _missing_in(group: Any) -> list[int]:
+    """The processes that have not lost the others too.
+
+    Those that are there meet in the store by which they once found each other.
+    """
+    own, count = place_in(group)
+    missing, end = {*range(count)} - {own}, time.monotonic() + _PATIENCE
     try:
-        torch.distributed.monitored_barrier(
-            group, timeout=_PATIENCE, wait_all_ranks=True
-        )
-    except Exception as barrier:
-        return f"{' '.join(str(barrier).split())[:300]} ({said})"
-    return said
+        store = group.get_group_store()
+        losses = store.add(f"kormos/losses/{own}", 1)
+        while missing and time.monotonic() < end:
+            time.sleep(0.05)
+            missing -= {
+                i
+                for i in missing
+                if store.add(f"kormos/losses/{i}", 0) >= losses
+            }
+    except Exception:
+        # torch before 2.7 does not give the store, and that of a process that
+        # has ended is lost.
+        missing = missing if count == 2 else set()
+    return sorted(missing)

@@ -1,0 +1,158 @@
+"""Processes that a test starts, to fit a model together."""
+
+import datetime
+import faulthandler
+import os
+import signal
+import socket
+import time
+import traceback
+
+import keras
+
+import kormos
+
+# Seconds after which the engine gives a process up, and what it takes to start
+# processes and to end them besides.
+PATIENCE = 15
+MARGIN = 45
+
+
+def connect(index, count, address):
+    """Makes this process one of several.
+
+    Args:
+        index: its number, from 0.
+        count: how many there are.
+        address: what `new_address` returned, the same for all.
+    """
+    if keras.backend.backend() == "torch":
+        import torch
+
+        torch.distributed.init_process_group(
+            "gloo",
+            store=torch.distributed.FileStore(address["file"], count),
+            rank=index,
+            world_size=count,
+            timeout=datetime.timedelta(seconds=PATIENCE),
+        )
+    else:
+        import jax
+
+        jax.distributed.initialize(
+            f"127.0.0.1:{address['port']}",
+            count,
+            index,
+            heartbeat_timeout_seconds=PATIENCE,
+            shutdown_timeout_seconds=PATIENCE,
+        )
+        keras.distribution.set_distribution(
+            keras.distribution.DataParallel(auto_shard_dataset=False)
+        )
+    keras.config.set_floatx("float64")
+    kormos.enable_float64()
+
+
+def disconnect():
+    if keras.backend.backend() == "torch":
+        import torch
+
+        torch.distributed.destroy_process_group()
+    else:
+        import jax
+
+        jax.distributed.shutdown()
+
+
+def new_address(folder):
+    """Where processes find each other: a file, and a port that is free."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    return {"file": str(folder / f"store-{port}"), "port": port}
+
+
+class Group:
+    """Processes that a test has started.
+
+    Args:
+        context: of `multiprocessing`.
+        target: function `(connection, index, *args)`.
+        args: its other arguments.
+        folder: where the processes meet, and write what they print.
+        count: how many processes.
+    """
+
+    def __init__(self, context, target, args, folder, count=2):
+        address = new_address(folder)
+        self._outputs = [
+            folder / f"output-{address['port']}-{i}" for i in range(count)
+        ]
+        self.connections, self.processes = [], []
+        for index, output in enumerate(self._outputs):
+            mine, theirs = context.Pipe(duplex=False)
+            process = context.Process(
+                target=_run,
+                args=(theirs, index, count, address, output, target, args),
+            )
+            process.start()
+            theirs.close()
+            self.connections.append(mine)
+            self.processes.append(process)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *raised):
+        for process in self.processes:
+            process.kill()
+            process.join()
+
+    def kill(self, index):
+        """Kills a process, which has no time to say anything."""
+        os.kill(self.processes[index].pid, signal.SIGKILL)
+        self.processes[index].join(MARGIN)
+
+    def messages(self, index, limit):
+        """What a process sends until it ends, within seconds."""
+        found, end = [], time.perf_counter() + limit
+        while self.connections[index].poll(max(0, end - time.perf_counter())):
+            try:
+                found.append(self.connections[index].recv())
+            except (EOFError, ConnectionResetError):
+                return found
+        os.kill(self.processes[index].pid, signal.SIGUSR1)
+        time.sleep(1)
+        raise AssertionError(
+            f"process {index} has not ended after {limit} s, and sent "
+            f"{found[-1:]}; it printed:\n{self.printed(index)}"
+        )
+
+    def ends(self, limit):
+        """The exit codes of the processes, which end within seconds."""
+        end = time.perf_counter() + limit
+        for process in self.processes:
+            process.join(max(0.01, end - time.perf_counter()))
+        return [process.exitcode for process in self.processes]
+
+    def printed(self, index):
+        """What a process has printed."""
+        return self._outputs[index].read_text()
+
+
+def _run(connection, index, count, address, output, target, args):
+    """What each of the processes does."""
+    with open(output, "wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    # A process that a shell started in the background ignores Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # For a test to see where a process hangs.
+    faulthandler.register(signal.SIGUSR1)
+    try:
+        connect(index, count, address)
+        target(connection, index, *args)
+    except BaseException:
+        traceback.print_exc()
+        raise
+    disconnect()
