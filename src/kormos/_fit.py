@@ -21,13 +21,19 @@ from kormos.inspection.report import Report
 from kormos.objective import Objective
 from kormos.optimizers.base import BatchOptimizer
 from kormos.optimizers.stage import Stage
+from kormos.processes import apart
+from kormos.processes import current
+from kormos.processes import processes_of
+from kormos.processes import shared
 from kormos.session.keras_observer import KerasObserver
 from kormos.session.run import checked_budget
 from kormos.session.session import Session
+from kormos.session.sharing import share_values
 from kormos.session.task import Task
 from kormos.warn import warn
 
 
+@shared(lambda model, *args, **kwargs: processes_of(model))
 def fit(
     model: keras.Model,
     x: Any = None,
@@ -158,6 +164,7 @@ def fit(
     ```
     """
     del shuffle
+    share_values(model.variables)
     optimizer = _optimizer_for(model, optimizer, resume)
     budget = checked_budget(max_evals, max_seconds, target_loss)
     check_precision(precision)
@@ -343,15 +350,16 @@ class _Objectives:
             verbose: whether to print the report.
         """
         precision = self._precision
-        report = check_objective(
-            self._model,
-            self._train.samples,
-            batch_size=self._train.batch_size,
-            training=self._training,
-            precision=None if precision == "auto" else precision,
-            hessian=any(stage.uses_hessian for stage in self._stages),
-        )
-        if verbose:
+        with apart():
+            report = check_objective(
+                self._model,
+                self._train.samples,
+                batch_size=self._train.batch_size,
+                training=self._training,
+                precision=None if precision == "auto" else precision,
+                hessian=any(stage.uses_hessian for stage in self._stages),
+            )
+        if verbose and current().is_first:
             print(report)
         report.raise_if_fatal()
         return report

@@ -14,9 +14,14 @@ from kormos.objective.bounds import moved_into_bounds
 from kormos.objective.functions import robust
 from kormos.objective.functions.broadcasts import warn_of_broadcasts
 from kormos.objective.functions.residuals import ResidualObjective
+from kormos.processes import ALONE
+from kormos.processes import Processes
+from kormos.processes import processes_of
+from kormos.processes import shared
 from kormos.session.result import Result
 from kormos.session.run import checked_budget
 from kormos.session.session import Session
+from kormos.session.sharing import share_values
 from kormos.session.task import Task
 from kormos.session.trace_observer import TraceObserver
 from kormos.session.trace_observer import the_stage
@@ -30,6 +35,18 @@ _MOST_ROUNDS = 10
 _AGREE = 0.01
 
 
+def _processes_for(
+    residual_fn: Any,
+    variables: Any,
+    *args: Any,
+    data: Any = None,
+    **kwargs: Any,
+) -> Processes:
+    """The processes that have a part of the data each."""
+    return ALONE if data is None else processes_of(variables)
+
+
+@shared(_processes_for)
 def least_squares(
     residual_fn: Callable[..., Any],
     variables: list[keras.Variable],
@@ -158,6 +175,7 @@ def least_squares(
     is_automatic = isinstance(f_scale, str) and f_scale == "auto"
     scale: Any = 1.0 if is_automatic else f_scale
     bounds = optimizer.bounds if bounds is None else bounds
+    share_values(variables)
     with moved_into_bounds(variables, bounds):
         objective = make_objective(data, loss, scale)
         warn_of_broadcasts(objective)

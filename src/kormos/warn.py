@@ -1,8 +1,11 @@
 """Finds the line of the user's code that a warning or an error is about."""
 
+import contextlib
+import contextvars
 import sys
 import traceback
 import warnings
+from collections.abc import Iterator
 from types import FrameType
 from types import TracebackType
 
@@ -19,6 +22,21 @@ _LIBRARIES = (
 )
 
 
+_is_muted: contextvars.ContextVar[bool] = contextvars.ContextVar(
+    "kormos_muted", default=False
+)
+
+
+@contextlib.contextmanager
+def muted(is_muted: bool) -> Iterator[None]:
+    """A scope in which `warn` does nothing, if `is_muted`."""
+    token = _is_muted.set(is_muted)
+    try:
+        yield
+    finally:
+        _is_muted.reset(token)
+
+
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
     """Warns at the line outside of kormos and Keras that called them.
 
@@ -26,6 +44,8 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
         message: the text of the warning.
         category: the class of the warning.
     """
+    if _is_muted.get():
+        return
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and _is_of_library(frame):
         frame, level = frame.f_back, level + 1

@@ -49,6 +49,19 @@ Parameters of PyTorch modules:
 - `standing_in(pairs)`: a scope in which operations that are given the first
   tensor of a pair compute with the second.
 
+Processes that fit a model together:
+
+- `process_group(owner)`: the processes that fit a model, or a list of
+  variables, in the engine's own form; `None` if there is only one.
+- `place_in(group)`: the number of this process, and how many there are.
+- `add_up(group, vector)`: the sum of a float64 vector over the processes, the
+  same bits on all of them.
+- `named_loss(group, error)`: an error of `add_up` in words, which name the
+  process that does not answer where the engine knows it.
+- `local(tensor)`: a tensor that this process can compute with alone.
+- `placed_like(array, tensor)`: an array that lies on devices as a tensor does.
+- `alone()`: a scope in which this process makes variables only for itself.
+
 Derivatives:
 
 - `value_and_grad(fn)`: `(parts, *args) -> (loss, gradients)`.
@@ -98,10 +111,24 @@ if keras.backend.backend() == "jax":
     from kormos.backend.jax import values as values
     from kormos.backend.jax import view as view
     from kormos.backend.jax import vjp as vjp
+    from kormos.backend.jax_processes import add_up as add_up
+    from kormos.backend.jax_processes import alone as alone
+    from kormos.backend.jax_processes import local as local
+    from kormos.backend.jax_processes import named_loss as named_loss
+    from kormos.backend.jax_processes import place_in as place_in
+    from kormos.backend.jax_processes import placed_like as placed_like
+    from kormos.backend.jax_processes import process_group as process_group
 elif keras.backend.backend() == "tensorflow":
+    from kormos.backend.common import add_up as add_up
+    from kormos.backend.common import alone as alone
     from kormos.backend.common import check_forward_mode as check_forward_mode
+    from kormos.backend.common import local as local
+    from kormos.backend.common import named_loss as named_loss
     from kormos.backend.common import once as once
     from kormos.backend.common import parameters_met as parameters_met
+    from kormos.backend.common import place_in as place_in
+    from kormos.backend.common import placed_like as placed_like
+    from kormos.backend.common import process_group as process_group
     from kormos.backend.common import standing_in as standing_in
     from kormos.backend.tensorflow import arctan as arctan
     from kormos.backend.tensorflow import attempt as attempt
@@ -130,8 +157,11 @@ elif keras.backend.backend() == "tensorflow":
     from kormos.backend.tensorflow_rows import map_rows as map_rows
     from kormos.backend.tensorflow_rows import row_jacobian as row_jacobian
 elif keras.backend.backend() == "torch":
+    from kormos.backend.common import alone as alone
     from kormos.backend.common import check_forward_mode as check_forward_mode
+    from kormos.backend.common import local as local
     from kormos.backend.common import once as once
+    from kormos.backend.common import placed_like as placed_like
     from kormos.backend.torch import arctan as arctan
     from kormos.backend.torch import attempt as attempt
     from kormos.backend.torch import chunk_numbers as chunk_numbers
@@ -160,6 +190,10 @@ elif keras.backend.backend() == "torch":
     from kormos.backend.torch import values as values
     from kormos.backend.torch import view as view
     from kormos.backend.torch import vjp as vjp
+    from kormos.backend.torch_processes import add_up as add_up
+    from kormos.backend.torch_processes import named_loss as named_loss
+    from kormos.backend.torch_processes import place_in as place_in
+    from kormos.backend.torch_processes import process_group as process_group
 else:
     raise ImportError(
         "kormos runs on the Keras backends 'tensorflow', 'jax' and 'torch'. "

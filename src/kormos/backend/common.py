@@ -13,6 +13,7 @@ import numpy as np
 from kormos.types import Array
 from kormos.types import Structure
 from kormos.types import Tensor
+from kormos.types import Vector
 
 _Result = TypeVar("_Result")
 
@@ -125,3 +126,32 @@ def values_and_jacobian(
         return values, derivatives
 
     return both
+
+
+def process_group(owner: Any) -> Any:
+    return None
+
+
+def place_in(group: Any) -> tuple[int, int]:
+    return 0, 1
+
+
+def add_up(group: Any, vector: Vector) -> Vector:
+    return vector
+
+
+def named_loss(group: Any, error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def local(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def placed_like(array: Array, tensor: Tensor) -> Any:
+    return array
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    yield

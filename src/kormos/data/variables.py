@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -51,12 +52,24 @@ class ReadRecorder(keras.StatelessScope):
         return [v for v in self.reads() if id(v) not in excluded]
 
 
+def values_of(variables: Iterable[keras.Variable]) -> list[Tensor]:
+    """The present values of variables, for this process alone to use."""
+    return [backend.local(v.value) for v in variables]
+
+
 def snapshot(variables: Iterable[keras.Variable]) -> list[Tensor]:
     """Copies of the present values of variables."""
     # On JAX, Keras' own steps delete the tensors that they are given (those of
     # `evaluate` in a callback, for example). PyTorch assigns in place.
     with backend.float64():
-        return [ops.stop_gradient(ops.copy(v.value)) for v in variables]
+        return [
+            ops.stop_gradient(ops.copy(value)) for value in values_of(variables)
+        ]
+
+
+def assign(variable: keras.Variable, value: Any) -> None:
+    """Assigns an array or a tensor, on this process alone."""
+    variable.assign(backend.placed_like(value, variable.value))
 
 
 @contextlib.contextmanager
@@ -70,13 +83,13 @@ def restored(variables: Sequence[keras.Variable]) -> Iterator[list[Array]]:
         yield kept
     finally:
         for variable, value in zip(variables, kept, strict=True):
-            variable.assign(value)
+            assign(variable, value)
 
 
 def float64_values(variables: Iterable[keras.Variable]) -> list[Tensor]:
     """The present values of variables in float64."""
     with backend.float64():
-        return [ops.cast(v.value, "float64") for v in variables]
+        return [ops.cast(v, "float64") for v in values_of(variables)]
 
 
 def reads_seeds(variables: Iterable[keras.Variable]) -> bool:

@@ -5,6 +5,7 @@ import functools
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 from typing import TypeAlias
 
@@ -18,13 +19,18 @@ from kormos.objective.compiled import Chunk
 from kormos.objective.compiled import ChunkLoss
 from kormos.objective.compiled import ChunkPair
 from kormos.objective.compiled import Chunks
+from kormos.objective.compiled import count_rows
 from kormos.objective.compiled import each_chunk
+from kormos.processes import ALONE
+from kormos.processes import Processes
 from kormos.types import Array
 from kormos.types import Scalar
 from kormos.types import Structure
 from kormos.types import Tensor
 from kormos.types import Vector
 
+# Shapes of arrays.
+Shapes: TypeAlias = Sequence[tuple[int, ...]]
 # The arguments `(frozen, term_factors, chunks)` of a program's functions.
 Piece: TypeAlias = tuple[list[Tensor], Tensor, Chunks]
 
@@ -33,7 +39,8 @@ Piece: TypeAlias = tuple[list[Tensor], Tensor, Chunks]
 class ProgramArguments:
     """What the functions of a `Program` take besides a point.
 
-    The values of a function at several pieces of the data add up.
+    The values of a function at several pieces of the data add up, and so do
+    those at the data of several processes.
 
     Several methods take a `unit`, by which the loss is multiplied. See
     `units.py`.
@@ -46,6 +53,7 @@ class ProgramArguments:
             all.
         chunks: the data, or `None` if they are streamed.
         read: function that reads the chunks of streamed data, or `None`.
+        processes: those that have a part of the data each.
     """
 
     frozen: list[Tensor]
@@ -53,9 +61,15 @@ class ProgramArguments:
     multipliers: int | None = None
     chunks: Chunks | None = ((None, ()),)
     read: Callable[[], Iterable[ChunkPair]] | None = None
+    processes: Processes = ALONE
     _tensors: dict[float, Tensor] = dataclasses.field(
         default_factory=dict, init=False, repr=False
     )
+
+    @property
+    def is_hosted(self) -> bool:
+        """Whether its sums are made in Python, not in a compiled function."""
+        return self.chunks is None or not self.processes.is_alone
 
     def pieces(self, unit: float = 1.0) -> Iterator[Piece]:
         """Yields the arguments for one piece of the data after the other."""
@@ -77,6 +91,7 @@ class ProgramArguments:
         self,
         fn: Callable[..., Structure],
         *vectors: Tensor,
+        shapes: Shapes,
         unit: float = 1.0,
     ) -> Structure:
         """The sum of a compiled function's values over all the data.
@@ -84,25 +99,42 @@ class ProgramArguments:
         Args:
             fn: a function of the program.
             *vectors: its first arguments: NumPy arrays, or tensors.
+            shapes: the shapes of the arrays that it returns, in order.
             unit: a number by which to multiply the loss.
         """
         if not is_host(vectors[0]):
             return fn(*vectors, *self._traced(unit, vectors[0]))
-        pieces = self.pieces(unit)
-        total = fn(*vectors, *next(pieces))
-        for piece in pieces:
-            total = tree.map_structure(_add, total, fn(*vectors, *piece))
-        return total
+
+        def own() -> Structure:
+            pieces = self.pieces(unit)
+            total = fn(*vectors, *next(pieces))
+            for piece in pieces:
+                total = tree.map_structure(_add, total, fn(*vectors, *piece))
+            return total
+
+        return self.processes.total(own, shapes, vectors)
+
+    def row_counts(self) -> list[int]:
+        """The rows of all processes that each of the functions is given."""
+        assert self.chunks is not None  # A stream counts its rows itself.
+        counts = [count_rows(pair) for pair in self.chunks]
+        if self.processes.is_alone:
+            return counts
+        return [int(n) for n in self.processes.sum(counts, "rows of data")]
 
     def derivatives(
-        self, fn: Callable[..., Structure], *vectors: Tensor, unit: float
+        self,
+        fn: Callable[..., Structure],
+        *vectors: Tensor,
+        shapes: Shapes,
+        unit: float,
     ) -> Structure:
         """As `total`, for a function that differentiates the loss.
 
         It multiplies the loss by the unit, so that derivatives are in the
         range of float32, and divides the result by it.
         """
-        total = self.total(fn, *vectors, unit=unit)
+        total = self.total(fn, *vectors, shapes=shapes, unit=unit)
         if unit == 1:
             return total
         view = backend.view if is_host(vectors[0]) else lambda value: value
@@ -115,20 +147,35 @@ class ProgramArguments:
     ) -> float:
         """The loss at the values of the variables, without compilation.
 
+        It is NaN if computing it raises an error.
+
         Args:
             chunk_losses: the functions that make up the loss.
             once: function that returns a function in the form that is fastest
                 for one or two calls.
         """
-        losses = []
+
+        def own() -> Array:
+            try:
+                losses = list(self._losses(chunk_losses, once))
+                return np.array(np.sum(losses))
+            except Exception:
+                # The evaluations of the fit will raise the error again.
+                return np.array(np.nan)
+
+        return float(self.processes.total(own, [()]))
+
+    def _losses(
+        self,
+        chunk_losses: list[ChunkLoss],
+        once: Callable[[Callable[..., Structure]], Callable[..., Scalar]],
+    ) -> Iterator[float]:
+        """Yields what `uncompiled` sums up."""
         for _, term_factors, pairs in self.pieces():
             for fn, pair in zip(chunk_losses, pairs, strict=True):
                 call = once(functools.partial(fn, None, None))
-                chunks = each_chunk(pair) if any(pair) else [()]
-                losses += [
-                    number(call(term_factors, chunk)) for chunk in chunks
-                ]
-        return float(np.sum(losses))
+                for chunk in each_chunk(pair):
+                    yield number(call(term_factors, chunk))
 
     def _factors(self, unit: float) -> Vector:
         """The term factors, those of terms multiplied by the unit."""
@@ -145,12 +192,14 @@ class ProgramArguments:
 
     def _traced(self, unit: float, vector: Tensor) -> tuple[Any, ...]:
         """The arguments for a call inside a compiled function."""
-        if self.chunks is None:
+        if self.is_hosted:
             raise ValueError(
-                "An objective that streams its data reads them in Python, "
-                "which no compiled function can: give vectors as NumPy "
-                f"arrays. Received: a {type(vector).__name__}"
+                "An objective that streams its data, or adds up over several "
+                "processes, does so in Python, which no compiled function "
+                "can: give vectors as NumPy arrays. "
+                f"Received: a {type(vector).__name__}"
             )
+        assert self.chunks is not None
         return self.frozen, self._factors(unit), self.chunks
 
 

@@ -23,9 +23,9 @@ from kormos.objective.arguments import ProgramArguments
 from kormos.objective.arguments import is_host
 from kormos.objective.arguments import to_tensor
 from kormos.objective.compiled import Program
-from kormos.objective.compiled import count_rows
 from kormos.objective.gauss_newton.host import HostGaussNewton
 from kormos.objective.units import size_of
+from kormos.processes import Processes
 from kormos.solvers.protocols import GaussNewtonMatrix
 from kormos.types import Matrix
 from kormos.types import Scalar
@@ -75,10 +75,22 @@ class FlatObjective:
         return self.arguments.chunks is None
 
     @property
+    def is_hosted(self) -> bool:
+        """Whether sums over data are made in Python, at every evaluation.
+
+        The loss is then no part of a compiled function.
+        """
+        return self.arguments.is_hosted
+
+    @property
+    def processes(self) -> Processes:
+        """The processes that have a part of the data each."""
+        return self.arguments.processes
+
+    @property
     def row_counts(self) -> list[int]:
         """The rows of data that each of the program's functions is given."""
-        assert self.arguments.chunks is not None  # Streams override this.
-        return [count_rows(pair) for pair in self.arguments.chunks]
+        return self.arguments.row_counts()
 
     @property
     def variables(self) -> list[keras.Variable]:
@@ -178,12 +190,8 @@ class FlatObjective:
         with turn("changed"), restored(self.variables):
             self.assign(theta)
             point = self.initial_position()
-            try:
-                with backend.float64():
-                    loss = self.arguments.uncompiled(chunk_losses, self._once)
-            except Exception:
-                # The evaluations of the fit will raise the error again.
-                loss = np.nan
+            with backend.float64():
+                loss = self.arguments.uncompiled(chunk_losses, self._once)
         return point, loss
 
     def _once(self, fn: Callable[..., Structure]) -> Callable[..., Structure]:
@@ -192,37 +200,44 @@ class FlatObjective:
 
     def value(self, theta: Tensor) -> Scalar:
         """The loss at `theta`."""
+        total = functools.partial(self.arguments.total, shapes=[()])
         if is_host(theta):
             with backend.float64():
                 theta = self._checked(theta, "theta")
-                return number(self.arguments.total(self.program.value, theta))
-        return self.arguments.total(self.program.value, theta)
+                return number(total(self.program.value, theta))
+        return total(self.program.value, theta)
 
     def value_and_grad(self, theta: Tensor) -> tuple[Scalar, Tensor]:
         """The loss at `theta`, and its gradient of shape `(size,)`."""
-        fn, unit = self.program.value_and_grad, self._loss_unit
+        derivatives = functools.partial(
+            self.arguments.derivatives,
+            self.program.value_and_grad,
+            shapes=[(), (self.size,)],
+            unit=self._loss_unit,
+        )
         if not is_host(theta):
-            return self.arguments.derivatives(fn, theta, unit=unit)
+            return derivatives(theta)
         with backend.float64():
-            theta = self._checked(theta, "theta")
-            loss, grad = self.arguments.derivatives(fn, theta, unit=unit)
+            loss, grad = derivatives(self._checked(theta, "theta"))
             return number(loss), to_array(grad)
 
     __call__ = value_and_grad
 
     def hvp(self, theta: Tensor, vector: Tensor) -> Tensor:
         """The Hessian at `theta` times `vector`, of shape `(size,)`."""
-        fn, unit = self.program.hvp, self._loss_unit
+        derivatives = functools.partial(
+            self.arguments.derivatives,
+            self.program.hvp,
+            shapes=[(self.size,)],
+            unit=self._loss_unit,
+        )
         if not is_host(theta):
-            return self.arguments.derivatives(fn, theta, vector, unit=unit)
+            return derivatives(theta, vector)
         theta = self._checked(theta, "theta")
         vector = self._checked(vector, "vector")
         size = size_of(vector)
         with backend.float64():
-            product = self.arguments.derivatives(
-                fn, theta, vector / size, unit=unit
-            )
-            return to_array(product) * size
+            return to_array(derivatives(theta, vector / size)) * size
 
     def hessian(self, theta: Vector) -> Matrix:
         """The dense Hessian at `theta`, by `size` products.

@@ -10,6 +10,7 @@ from keras import ops
 
 from kormos import backend
 from kormos.arithmetic.vectors import rounding
+from kormos.data.variables import assign
 from kormos.types import Array
 from kormos.types import Tensor
 from kormos.types import Vector
@@ -125,7 +126,7 @@ class Packing:
             if dtype != "float64":
                 # JAX takes half the time to assign a tensor.
                 part = ops.convert_to_tensor(part)
-            variable.assign(part)
+            assign(variable, part)
 
 
 def _check(variables: Any) -> None:

@@ -10,6 +10,7 @@ import keras
 
 from kormos import backend
 from kormos.session.record import Counts
+from kormos.session.sharing import share_optimizer
 from kormos.types import Vector
 from kormos.warn import warn
 
@@ -44,6 +45,10 @@ class Attachment:
         optimizer.build([v for v in variables if isinstance(v, keras.Variable)])
         optimizer.results = self._results
         self._loads = optimizer.loads
+
+    def share(self) -> None:
+        """Gives all processes of a fit what the first one has."""
+        share_optimizer(self._optimizer)
 
     def take_over(self, resume: bool) -> None:
         """Takes over what the optimizer has of an earlier session.

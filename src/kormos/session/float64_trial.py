@@ -1,11 +1,11 @@
 """Tries whether float64 can go on where a run in float32 has ended."""
 
 import dataclasses
-import time
 
 import numpy as np
 
 from kormos.float64.evaluation import Float64Error
+from kormos.processes import now
 from kormos.solvers import statuses
 from kormos.solvers.convergence import FINEST
 from kormos.solvers.convergence import PROMISE
@@ -66,7 +66,7 @@ def tried_in_float64(
         return _found(outcome, f"Float64 could not be tried: {_reason(error)}.")
     if not (np.isfinite(before) and np.isfinite(grad).all()):
         return _found(outcome, "In float64 the loss is not finite here.")
-    deadline = time.perf_counter() + max(_SECONDS, _PART * seconds)
+    deadline = now() + max(_SECONDS, _PART * seconds)
     gain = try_to_gain(
         _until(deadline, evaluate),
         theta,
@@ -145,7 +145,7 @@ def _until(deadline: float, evaluate: Evaluate) -> Evaluate:
     """A function that calls `evaluate`, and returns NaN after a deadline."""
 
     def in_time(theta: Vector) -> tuple[float, Vector]:
-        if time.perf_counter() > deadline:
+        if now() > deadline:
             return np.nan, np.full_like(theta, np.nan)
         return evaluate(theta)
 

@@ -14,13 +14,15 @@ import numpy as np
 from kormos.checks import check_count
 from kormos.objective import Objective
 from kormos.optimizers.stage import Stage
-from kormos.session.backup import with_states
+from kormos.processes import current
 from kormos.session.observer import SessionObserver
 from kormos.session.progress import Progress
 from kormos.session.resample import Resample
 from kormos.session.result import Result
 from kormos.session.run import ConvergenceWarning
 from kormos.session.run import is_worth_a_warning
+from kormos.session.shared_callbacks import own_callbacks
+from kormos.session.sharing import share_values
 from kormos.solvers.outcome import Outcome
 from kormos.solvers.protocols import Iterate
 from kormos.solvers.protocols import Point
@@ -80,7 +82,7 @@ class KerasObserver(SessionObserver):
         callbacks = [c for c in callbacks if c not in self.resamplers]
         self._model = model
         self._stages = list(stages)
-        self._given_callbacks = [with_states(c) for c in callbacks]
+        self._given_callbacks = callbacks
         self._verbose = 1 if verbose == "auto" else int(verbose)
         self._initial_epoch = initial_epoch
         self._validation_freq = validation_freq
@@ -92,19 +94,26 @@ class KerasObserver(SessionObserver):
         self._last_epoch = sum(stage.epochs or 0 for stage in self._stages)
         self._planned = self._taken = 0
         self._epoch_is_open = self._batch_is_open = False
+        self._is_stopped_everywhere = False
         self._logs: dict[str, Any] = {}
 
     @property
     def is_stopped(self) -> bool:
-        return bool(self._model.stop_training)
+        if current().is_alone:
+            return bool(self._model.stop_training)
+        # A callback may have stopped only one of the processes so far.
+        return self._is_stopped_everywhere
 
     def begin(self, reporter: Reporter) -> None:
         model, self._reporter = self._model, reporter
-        model.stop_training = False
-        verbose, last = self._verbose, self._last_epoch
+        processes = current()
+        model.stop_training = self._is_stopped_everywhere = False
+        self._is_watching = processes.agree(self._is_watching)
+        verbose = self._verbose if processes.is_first else 0
+        last = self._last_epoch
         shown = [Progress(last, verbose)] if verbose else []
         self._callbacks = keras.callbacks.CallbackList(
-            [*shown, *self._given_callbacks],
+            [*shown, *own_callbacks(self._given_callbacks)],
             add_history=True,
             model=model,
             verbose=verbose,
@@ -116,8 +125,11 @@ class KerasObserver(SessionObserver):
         history.trace = history.iterations = reporter.record.trace
         # `BackupAndRestore` restores weights, state and epoch here: they are
         # read after it, and the epoch would else return in the next fit.
-        self._callbacks.on_train_begin()
+        processes.together(self._callbacks.on_train_begin)
+        share_values(model.variables)
         restored = getattr(model, "_initial_epoch", None)
+        if not processes.is_alone:
+            restored = processes.from_first(lambda: restored)
         model._initial_epoch = None
         self.done = restored or self._initial_epoch
         self._has_epochs = self.done < last
@@ -232,12 +244,22 @@ class KerasObserver(SessionObserver):
         if any(name.startswith("val_") for name in logs):
             history.val_epoch.append(epoch)
         try:
-            self._callbacks.on_epoch_end(epoch, logs)
+            if self._is_watching:
+                self._tell_all_processes(epoch, logs)
+            else:
+                self._callbacks.on_epoch_end(epoch, logs)
         except BaseException:
             # The History, which the user has, comes after the callbacks.
             if epoch not in history.epoch:
                 history.on_epoch_end(epoch, logs)
             raise
+
+    def _tell_all_processes(self, epoch: int, logs: dict[str, Any]) -> None:
+        """Tells the callbacks of an epoch, and agrees on whether to stop."""
+        processes, model = current(), self._model
+        processes.together(lambda: self._callbacks.on_epoch_end(epoch, logs))
+        is_stopped = processes.agree(bool(model.stop_training))
+        self._is_stopped_everywhere = model.stop_training = is_stopped
 
     def _logs_at(self, theta: Vector) -> dict[str, Any]:
         task, record = self._reporter.task, self._reporter.record

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 from typing import Any
 from typing import NamedTuple
 
 import numpy as np
 
+from kormos.processes import now
 from kormos.session.result import Result
 from kormos.session.result import sentence
 from kormos.solvers import statuses
@@ -64,8 +64,8 @@ class Record:
         self._began = 0.0
 
     def begin(self) -> float:
-        """Begins to count seconds; returns the time by `perf_counter`."""
-        self._began = time.perf_counter()
+        """Begins to count seconds; returns the time by `processes.now`."""
+        self._began = now()
         return self._began
 
     def end_run(self) -> None:
@@ -89,7 +89,7 @@ class Record:
     @property
     def seconds(self) -> float:
         """Seconds since the session began."""
-        return time.perf_counter() - self._began
+        return now() - self._began
 
     @property
     def knows_start(self) -> bool:

@@ -6,12 +6,12 @@ door.
 
 import dataclasses
 import numbers
-import time
 
 import numpy as np
 
 from kormos.checks import check_count
 from kormos.optimizers.stage import Stage
+from kormos.processes import now
 from kormos.session.float64_trial import tried_in_float64
 from kormos.session.result import Result
 from kormos.solvers import statuses
@@ -90,7 +90,7 @@ class Run:
         """
         self.best = theta, np.nan
         self.state = state
-        self._start, self._began = np.array(theta), time.perf_counter()
+        self._start, self._began = np.array(theta), now()
         try:
             outcome = self._stage.run(self.problem, theta, state, self)
             self.state = outcome.state
@@ -118,7 +118,7 @@ class Run:
         self._name_what_ran_away(outcome)
         # Where float64 can follow, it is a run of its own.
         if not self.problem.objective.has_float64:
-            seconds = time.perf_counter() - self._began
+            seconds = now() - self._began
             outcome = tried_in_float64(outcome, self.problem, seconds)
         if outcome.status in statuses.SUCCESSES and not self._is_plateau(
             outcome
@@ -188,7 +188,7 @@ class Run:
             theta,
             box,
             problem.evaluation_eps,
-            time.perf_counter() - self._began,
+            now() - self._began,
         )
         if found is not None:
             outcome.findings += found.sentences(problem.objective.name_of)

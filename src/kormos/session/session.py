@@ -94,6 +94,7 @@ class Session:
         self._attachment.build(self._task.objective.variables)
         # Callbacks may read a backup here.
         observer.begin(self._reporter)
+        self._attachment.share()
         self._attachment.take_over(self._resume)
         self._budget = self._budget.started(self._record.begin())
         outcome = self._run_stages()

@@ -14,6 +14,7 @@ import numpy as np
 from kormos.objective.base import FlatObjective
 from kormos.objective.functions.residuals import ResidualObjective
 from kormos.optimizers.stage import Stage
+from kormos.processes import current
 from kormos.session.observer import SessionObserver
 from kormos.session.progress import Progress
 from kormos.session.progress import is_interactive
@@ -103,6 +104,7 @@ class TraceObserver(SessionObserver):
         ]
         mine = [c for c in callbacks if isinstance(c, keras.callbacks.Callback)]
         level = is_interactive() if verbose == "auto" else verbose
+        level = level if current().is_first else 0
         self.end = stage.epochs or 0
         shown = [Progress(self.end, int(level), "iteration")] if level else []
         self._model = _StandIn()
@@ -131,10 +133,14 @@ class TraceObserver(SessionObserver):
 
     @property
     def is_stopped(self) -> bool:
-        return self._is_stopped or self._model.stop_training
+        if current().is_alone:
+            return self._is_stopped or self._model.stop_training
+        # A callback may have stopped only one of the processes so far.
+        return self._is_stopped
 
     def begin(self, reporter: Reporter) -> None:
         self._reporter = reporter
+        self._is_watching = current().agree(self._is_watching)
         self._blocks = list(getattr(reporter.task.objective, "names", ()))
         looks = (
             self._is_watching or self._blocks[1:] or reporter.task.validation
@@ -142,7 +148,7 @@ class TraceObserver(SessionObserver):
         self.stride = 1 if looks else _STRIDE
         for name in ("loss", "grad", "fg_evals", "hessp_evals", "seconds"):
             reporter.record.trace[name] = []
-        self._keras.on_train_begin()
+        current().together(self._keras.on_train_begin)
 
     def accepts(self, iterate: Iterate, logs: dict[str, Any]) -> None:
         reporter, theta = self._reporter, iterate.theta
@@ -167,6 +173,15 @@ class TraceObserver(SessionObserver):
             warn(str(result), ConvergenceWarning)
 
     def _tell(self, logs: dict[str, Any]) -> None:
+        if not self._is_watching:
+            self._tell_own(logs)
+            return
+        current().together(lambda: self._tell_own(logs))
+        stops = self._is_stopped or self._model.stop_training
+        self._is_stopped = current().agree(stops)
+
+    def _tell_own(self, logs: dict[str, Any]) -> None:
+        """Tells the callbacks of this process."""
         answers = [fn(self.done, logs) for fn in self._functions]
         self._is_stopped = any(answers)
         if self._keras.callbacks:

@@ -1,9 +1,9 @@
 """What ends a run besides the tests of its method."""
 
-import time
 from typing import NamedTuple
 from typing import Self
 
+from kormos.processes import now
 from kormos.solvers import statuses
 
 
@@ -13,7 +13,7 @@ class Budget(NamedTuple):
     Attributes:
         iterations: the most accepted iterations.
         evaluations: the most evaluations.
-        deadline: when to end, as `time.perf_counter` counts seconds.
+        deadline: when to end, as `processes.now` counts seconds.
         target: the loss that is low enough.
     """
 
@@ -38,7 +38,7 @@ class Budget(NamedTuple):
         """The limit that is reached, as a status, or `None`."""
         if self.evaluations is not None and evaluations >= self.evaluations:
             return statuses.EVALUATION_LIMIT
-        if self.deadline is not None and time.perf_counter() >= self.deadline:
+        if self.deadline is not None and now() >= self.deadline:
             return statuses.TIME_LIMIT
         return None
 

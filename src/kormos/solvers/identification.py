@@ -6,12 +6,12 @@ other; and parameters that the loss drives to infinity, such as a logit of a
 group that has no events.
 """
 
-import time
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
+from kormos.processes import now
 from kormos.solvers.surroundings import PART
 from kormos.solvers.surroundings import Box
 from kormos.solvers.surroundings import Evaluate
@@ -114,9 +114,9 @@ def undetermined(
         return None
     # The first evaluation may compile, so the second is timed.
     here = Point(theta, *evaluate(theta))
-    began = time.perf_counter()
+    began = now()
     evaluate(theta)
-    each = time.perf_counter() - began
+    each = now() - began
     is_known = np.isfinite(here.loss) and np.isfinite(here.grad).all()
     count = _EVALUATIONS * (indices.size if hessian is None else 1)
     too_long = count * each > max(_SECONDS, _SHARE * seconds)

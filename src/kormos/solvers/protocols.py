@@ -465,6 +465,10 @@ class ProblemObjective(ComparableObjective, Protocol):
     def has_float64(self) -> bool:
         """Whether `in_float64` can be called."""
 
+    @property
+    def is_hosted(self) -> bool:
+        """Whether the loss cannot be a part of a compiled function."""
+
     def name_of(self, index: int) -> str:
         """What to call an entry of the flat vector."""
 

@@ -9,7 +9,6 @@ long.
 import collections
 import os
 import re
-import traceback
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
@@ -19,7 +18,9 @@ import numpy as np
 
 from kormos import backend
 from kormos.backend.common import causes
-from kormos.data import stream
+from kormos.failures import NUMERICAL
+from kormos.failures import OF_POINT
+from kormos.failures import severity_of
 from kormos.solvers.protocols import GaussNewtonMatrix
 from kormos.types import Matrix
 from kormos.types import Vector
@@ -96,15 +97,8 @@ def is_rejection(error: BaseException, has_worked: bool) -> bool:
         error: the exception.
         has_worked: whether the same function has returned before.
     """
-    if not (has_worked or backend.is_numerical(error)):
-        return False
-    frames = traceback.walk_tb(error.__traceback__)
-    modules = [frame.f_globals.get("__name__", "") for frame, _ in frames]
-    if stream.__name__ in modules:
-        return False  # The data cannot be read.
-    # A `ValueError` that kormos itself raises is about arguments.
-    is_own = bool(modules) and modules[-1].startswith("kormos.")
-    return not (is_own and isinstance(error, ValueError))
+    severity = severity_of(error)
+    return severity == NUMERICAL or (has_worked and severity == OF_POINT)
 
 
 def or_else(instead: Result, fn: Callable[..., Result], *args: Any) -> Result:
@@ -112,7 +106,7 @@ def or_else(instead: Result, fn: Callable[..., Result], *args: Any) -> Result:
     try:
         return fn(*args)
     except Exception as error:
-        if not backend.is_numerical(error):
+        if severity_of(error) != NUMERICAL:
             raise
         return instead
 

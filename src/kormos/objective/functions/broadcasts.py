@@ -38,7 +38,7 @@ def warn_of_broadcasts(objective: "ResidualObjective") -> None:
     if not squares:
         return
     try:
-        found = objective.residuals(objective.initial_position())
+        found = objective.own_residuals(objective.initial_position())
     except Exception as error:
         if backend.is_numerical(error):
             return  # The fit will report it.

@@ -11,6 +11,7 @@ from kormos.objective.compiled import Chunks
 from kormos.objective.functions.residual_blocks import ResidualFunction
 from kormos.types import Array
 from kormos.types import Structure
+from kormos.types import Vector
 
 
 class GroupedData:
@@ -24,22 +25,35 @@ class GroupedData:
         data: the data, with a dict of columns for each DataFrame.
         groups: the arrays of each group, in the order of the function's
             `groups`.
-        counts: the number of residuals of each block.
     """
 
     def __init__(self, function: ResidualFunction, data: Structure) -> None:
         self._function = function
         self.data = with_columns(data)
         self.groups = function.grouped(self.data)
-        rows = [len(self._of(group)[0]) for group in function.block_groups]
-        self.counts = np.multiply(rows, function.widths, dtype="float64")
+
+    def counts(self, is_first: bool) -> Vector:
+        """The number of residuals of each block.
+
+        Args:
+            is_first: as `chunks` takes it.
+        """
+        function = self._function
+        rows = [
+            len(self._of(group)[0]) if group is not None or is_first else 0
+            for group in function.block_groups
+        ]
+        return np.multiply(rows, function.widths, dtype="float64")
 
     def _of(self, group: int | None) -> list[Array]:
         """The arrays of a group."""
         return self.groups[self._function.groups.index(group)]
 
     def chunks(
-        self, batch_size: int | None, widths: Sequence[int | None]
+        self,
+        batch_size: int | None,
+        widths: Sequence[int | None],
+        is_first: bool,
     ) -> Chunks:
         """The data as tensors, in a pair of chunks for each group.
 
@@ -47,9 +61,16 @@ class GroupedData:
             batch_size: the most rows of a chunk, or `None`.
             widths: for each group, the numbers that are computed for a row,
                 if chunks are to be cut so small that these fit into memory.
+            is_first: whether this is the first of the processes that fit
+                together. The others leave out what depends on no data.
         """
         chunks: list[ChunkPair] = []
-        for arrays, width in zip(self.groups, widths, strict=True):
+        for group, arrays, width in zip(
+            self._function.groups, self.groups, widths, strict=True
+        ):
+            if group is None and not is_first:
+                chunks.append((None, None))
+                continue
             data = Data(tuple(arrays), None, None)
             stacked, last = data.chunks(batch_size, width)
             chunks.append((stacked and stacked[0], last and last[0]))

@@ -19,6 +19,7 @@ from kormos.data.points import with_columns
 from kormos.float64.evaluation import check_precision
 from kormos.float64.evaluation import decide
 from kormos.float64.evaluation import starts_in_float64
+from kormos.objective.arguments import ProgramArguments
 from kormos.objective.base import FlatObjective
 from kormos.objective.functions import robust
 from kormos.objective.functions.block_factors import BlockFactors
@@ -30,6 +31,8 @@ from kormos.objective.functions.residual_program import ResidualProgram
 from kormos.objective.layout import Packing
 from kormos.objective.units import largest
 from kormos.objective.units import unit_for
+from kormos.processes import ALONE
+from kormos.processes import processes_of
 from kormos.types import Array
 from kormos.types import Matrix
 from kormos.types import Structure
@@ -101,6 +104,10 @@ class ResidualObjective(FlatObjective):
         )
         self._batch_size = batch_size
         self._with_jacobian = with_jacobian
+        # Without data, all processes would add up the same residuals.
+        owner = packing.variables
+        processes = ALONE if data is None else processes_of(owner)
+        self.arguments = ProgramArguments([], processes=processes)
         self.refresh()
         self.replace(data)
         self.has_float64 = decide(precision, self._prepare_float64)
@@ -145,11 +152,14 @@ class ResidualObjective(FlatObjective):
             term.width * self.size if self._with_jacobian else None
             for term in self.program.terms
         ]
+        is_first = self.processes.is_first
         self.arguments = dataclasses.replace(
             self.arguments,
-            chunks=self.grouped.chunks(self._batch_size, widths),
+            chunks=self.grouped.chunks(self._batch_size, widths, is_first),
             multipliers=len(self.names),
         )
+        counts = self.grouped.counts(is_first)
+        self._counts = self.processes.sum(counts, "numbers of residuals")
         self._weigh()
 
     @property
@@ -183,7 +193,7 @@ class ResidualObjective(FlatObjective):
         They need no further evaluation if the loss was last evaluated there.
         """
         sums = self._sums(np.asarray(theta, dtype="float64"))
-        losses = sums / self._factors.divisors(self.grouped.counts)
+        losses = sums / self._factors.divisors(self._counts)
         return dict(zip(self.names, losses.tolist(), strict=True))
 
     def residuals(self, theta: Vector) -> dict[str, Matrix]:
@@ -191,8 +201,23 @@ class ResidualObjective(FlatObjective):
 
         Returns:
             A dict from a block's name to an array with a row for each row of
-            the block's data.
+            the block's data, of all processes.
         """
+        found = self.processes.together(
+            lambda: self.own_residuals(theta), "residuals"
+        )
+        if self.processes.is_alone:
+            return found
+        groups = zip(self.names, self._function.block_groups, strict=True)
+        return {
+            name: found[name]
+            if group is None
+            else self.processes.gather(found[name])
+            for name, group in groups
+        }
+
+    def own_residuals(self, theta: Vector) -> dict[str, Matrix]:
+        """As `residuals`, but of the data of this process."""
         found = {}
         for i, term in enumerate(self.program.terms):
             values = self.outputs(i, theta, self.grouped.groups[i])
@@ -239,7 +264,7 @@ class ResidualObjective(FlatObjective):
         except Exception:
             return 1.0  # The evaluations of the fit will raise the error.
         slopes = self.arguments.term_factors[: len(sums)] * np.sqrt(
-            sums / self.grouped.counts
+            sums / self._counts
         )
         # A fit makes residuals, and so the slopes, smaller. It is a choice of
         # ours that they begin at 2**20, so that they may become 2**40 times
@@ -254,13 +279,17 @@ class ResidualObjective(FlatObjective):
                 return sums
         with backend.float64():
             theta = self._checked(theta, "theta")
-            sums = to_array(self.arguments.total(self.program.sums, theta))
+            shapes = [(len(self.names),)]
+            total = self.arguments.total(
+                self.program.sums, theta, shapes=shapes
+            )
+            sums = to_array(total)
         self._latest = theta.copy(), sums
         return sums
 
     def _weigh(self) -> None:
         """Sets the term factors."""
-        factors = self._factors.term_factors(self.grouped.counts)
+        factors = self._factors.term_factors(self._counts)
         self.arguments = dataclasses.replace(
             self.arguments, term_factors=factors
         )

@@ -76,8 +76,12 @@ class GaussNewton:
         frozen: list[Tensor],
         term_factors: Tensor,
         chunks: Chunks,
-    ) -> tuple[Scalar, Tensor, Tensor]:
-        """Loss, gradient and matrix, of which the upper triangle is right."""
+    ) -> tuple[Scalar, Tensor, Tensor, Tensor]:
+        """Loss, gradient, matrix, and the diagonal that is to be added.
+
+        Only the upper triangle of the matrix is right. Of the diagonal, summed
+        over all rows, the negative part is to be left out.
+        """
         size = theta.shape[0]
 
         def add(term: TermDerivatives, chunk: Chunk) -> tuple[Tensor, ...]:
@@ -95,10 +99,9 @@ class GaussNewton:
             ops.zeros((size, size), dtype=theta.dtype),
             ops.zeros_like(theta),
         )
-        loss, grad, matrix, diagonal = sum_over_chunks(
-            add, self._derivatives, chunks, zeros
-        )
-        return loss, grad, matrix + ops.diag(ops.relu(diagonal))
+        sums = sum_over_chunks(add, self._derivatives, chunks, zeros)
+        loss, grad, matrix, diagonal = sums
+        return loss, grad, matrix, diagonal
 
     def factors(
         self,

@@ -13,6 +13,7 @@ from kormos.objective.gauss_newton.compiled import GaussNewton
 from kormos.objective.gauss_newton.factors import Factor
 from kormos.objective.units import size_of
 from kormos.types import Matrix
+from kormos.types import Scalar
 from kormos.types import Tensor
 from kormos.types import Vector
 
@@ -42,14 +43,19 @@ class HostGaussNewton:
     ) -> None:
         self._compiled = compiled
         self._objective = objective
+        self._outputs = self._count(objective.row_counts)
         # The latest point and its factors, if they are kept.
         self._kept: tuple[Vector, list[Factor]] | None = None
 
     @property
     def outputs(self) -> int:
         """The number of outputs of all rows of data."""
-        terms, counts = self._compiled.terms, self._objective.row_counts
-        return sum(t.width * n for t, n in zip(terms, counts, strict=True))
+        return self._outputs
+
+    def _count(self, row_counts: list[int]) -> int:
+        """The number of outputs of so many rows."""
+        terms = self._compiled.terms
+        return sum(t.width * n for t, n in zip(terms, row_counts, strict=True))
 
     @property
     def has_penalty(self) -> bool:
@@ -69,19 +75,30 @@ class HostGaussNewton:
             The loss, the gradient of shape `(size,)`, and the matrix of shape
             `(size, size)`, of which only the upper triangle is right.
         """
+        arguments, size = self._objective.arguments, len(theta)
+        shapes = [(), (size,), (size, size), (size,)]
         if backend.on_cpu():
-            return self._summed(theta, keep)
-        compiled = self._compiled.normal_equations
-        with backend.float64():
-            loss, grad, matrix = self._objective.arguments.total(
-                compiled, theta
+            sums = arguments.processes.total(
+                lambda: self._summed(theta, keep), shapes, [theta]
             )
-            return number(loss), to_array(grad), to_array(matrix)
+        else:
+            with backend.float64():
+                sums = arguments.total(
+                    self._compiled.normal_equations, theta, shapes=shapes
+                )
+        loss, grad, matrix, diagonal = map(to_array, sums)
+        matrix[np.diag_indices(size)] += _positive(diagonal)
+        return number(loss), grad, matrix
 
     def _summed(
         self, theta: Vector, keep: bool
-    ) -> tuple[float, Vector, Matrix]:
-        """The normal equations by BLAS, which takes half as long as XLA."""
+    ) -> tuple[Scalar, Vector, Matrix, Vector]:
+        """The normal equations by BLAS, which takes half as long as XLA.
+
+        Returns:
+            Loss, gradient, the matrix without the Hessian's diagonal, and this
+            diagonal.
+        """
         size = len(theta)
         loss, total = 0.0, np.zeros((size + 1, size + 1))
         diagonal = np.zeros(size)
@@ -92,8 +109,7 @@ class HostGaussNewton:
             total += factor.matrix.T @ factor.matrix
             grad += factor.grad
             diagonal += factor.diagonal
-        matrix[np.diag_indices(size)] += _positive(diagonal)
-        return loss, grad, matrix
+        return np.float64(loss), grad, matrix, diagonal
 
     def rows(
         self, theta: Vector, keep: bool = False
@@ -104,18 +120,34 @@ class HostGaussNewton:
             theta: the point.
             keep: whether to keep J for `bend`, where it is small.
         """
-        loss, grad, rows = 0.0, np.zeros(len(theta)), []
-        diagonal = np.zeros(len(theta))
-        for factor in self._factors(theta, keep):
-            own, slope = factor.matrix[:, :-1], factor.matrix[:, -1]
-            loss += factor.loss
-            grad += factor.grad + own.T @ slope
-            # A copy: the array may be a view of the device's memory.
-            rows.append(np.array(own))
-            diagonal += factor.diagonal
+        size, own = len(theta), np.zeros((0, len(theta)))
+
+        def sums() -> tuple[Scalar, Vector, Vector]:
+            nonlocal own
+            loss, grad, parts = 0.0, np.zeros(size), [own]
+            diagonal = np.zeros(size)
+            for factor in self._factors(theta, keep):
+                part, slope = factor.matrix[:, :-1], factor.matrix[:, -1]
+                loss += factor.loss
+                grad += factor.grad + part.T @ slope
+                # A copy: the array may be a view of the device's memory.
+                parts.append(np.array(part))
+                diagonal += factor.diagonal
+            own = np.concatenate(parts)
+            return np.float64(loss), grad, diagonal
+
+        processes = self._objective.arguments.processes
+        shapes = [(), (size,), (size,)]
+        loss, grad, diagonal = map(
+            to_array, processes.total(sums, shapes, [theta])
+        )
+        if not processes.is_alone and len(own) > size:
+            # With as many rows as columns, less has to be sent.
+            own = np.asarray(np.linalg.qr(own, "r"))
+        rows = [processes.gather(own)]
         if diagonal.any():
             rows.append(np.diag(np.sqrt(_positive(diagonal))))
-        return loss, grad, np.concatenate(rows)
+        return number(loss), grad, np.concatenate(rows)
 
     def _factors(self, theta: Vector, keep: bool) -> Iterator[Factor]:
         """Yields the `Factor` of each chunk."""
@@ -146,18 +178,27 @@ class HostGaussNewton:
         """
         if self._kept is None or not np.array_equal(theta, self._kept[0]):
             return self._total(self._compiled.bend, theta, vector)
-        total, kept = np.zeros(len(theta)), iter(self._kept[1])
-        with backend.float64():
-            for piece in self._objective.arguments.pieces():
-                for second in self._compiled.second(theta, vector, *piece):
-                    total += next(kept).pulled_back(second)
-        return total
+        kept, arguments = iter(self._kept[1]), self._objective.arguments
+
+        def own() -> Vector:
+            total = np.zeros(len(theta))
+            with backend.float64():
+                for piece in arguments.pieces():
+                    for second in self._compiled.second(theta, vector, *piece):
+                        total += next(kept).pulled_back(second)
+            return total
+
+        found = arguments.processes.total(own, [theta.shape], [theta, vector])
+        return to_array(found)
 
     def _total(
         self, compiled: Callable[..., Tensor], *vectors: Vector
     ) -> Vector:
         with backend.float64():
-            return to_array(self._objective.arguments.total(compiled, *vectors))
+            total = self._objective.arguments.total(
+                compiled, *vectors, shapes=[vectors[0].shape]
+            )
+            return to_array(total)
 
 
 def _positive(diagonal: Vector) -> Vector:

@@ -4,6 +4,7 @@ import collections
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from keras import ops
 
 from kormos import backend
@@ -59,17 +60,44 @@ class ModelEvaluation:
             theta: the point.
             arguments: the other arguments of the program.
         """
-        total, values = 0.0, self._start
         with backend.float64():
-            for piece in arguments.pieces():
-                loss, values = self._folded(theta, values, *piece)
-                total += number(loss)
+            total, values = self._summed(theta, arguments)
             logs: dict[str, Any] = {"loss": total}
             results = self._results(theta, arguments.frozen, values)
             for name, value in results.items():
                 value = backend.to_numpy(value)
                 logs[name] = float(value) if value.ndim == 0 else value
         return logs
+
+    def _summed(
+        self, theta: Vector, arguments: ProgramArguments
+    ) -> tuple[float, Sequence[Tensor]]:
+        """The loss, and the values of the metrics' variables after it.
+
+        What rows of data add to these variables adds up, over processes too.
+        """
+        processes, start = arguments.processes, self._start
+
+        def own() -> tuple[Scalar, Sequence[Tensor]]:
+            total, values = 0.0, start
+            for piece in arguments.pieces():
+                loss, values = self._folded(theta, values, *piece)
+                total += number(loss)
+            if not processes.is_alone:
+                values = tuple(
+                    backend.to_numpy(after) - before
+                    for after, before in zip(values, start, strict=True)
+                )
+            return np.float64(total), values
+
+        shapes = [(), *(np.shape(value) for value in start)]
+        total, values = processes.total(own, shapes, [theta], "metrics")
+        if not processes.is_alone:
+            values = [
+                (before + added).astype(before.dtype)
+                for before, added in zip(start, values, strict=True)
+            ]
+        return float(total), values
 
     def names(self, theta: Vector, frozen: list[Tensor]) -> list[str]:
         """The names of the metrics' results.

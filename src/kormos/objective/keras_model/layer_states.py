@@ -12,8 +12,10 @@ import numpy as np
 from keras import ops
 
 from kormos import backend
+from kormos.data.variables import assign
 from kormos.data.variables import is_seed
 from kormos.data.variables import snapshot
+from kormos.data.variables import values_of
 from kormos.objective.arguments import ProgramArguments
 from kormos.objective.compiled import Chunk
 from kormos.objective.compiled import Compiler
@@ -78,33 +80,52 @@ class LayerStates:
         if not self._variables:
             return arguments
         frozen = arguments.frozen
-        values = [v.value for v in self._variables]
-        averages: dict[int, Array] = {}
-        rows = 0
-        with backend.float64():
+        averaged = [v for v in self._variables if id(v) in self._shares]
+        values = values_of(self._variables)
+
+        def own() -> list[Array]:
+            nonlocal values
+            sums = [np.zeros(v.shape) for v in averaged]
+            rows = 0
             for chunk in arguments.each_chunk():
-                begun = [
-                    ops.zeros_like(value) if id(v) in self._shares else value
-                    for v, value in zip(self._variables, values, strict=True)
-                ]
-                values = self._after(theta, frozen, begun, chunk)
+                values = self._after(theta, frozen, self._begun(values), chunk)
                 count = leading_size(chunk)
                 rows += count
-                for v, value in zip(self._variables, values, strict=True):
-                    if id(v) in self._shares:
-                        own = np.array(backend.to_numpy(value), "float64")
-                        share = self._shares[id(v)]
-                        averages[id(v)] = (
-                            averages.get(id(v), 0.0) + own * count / share
-                        )
+                found = {
+                    id(v): value
+                    for v, value in zip(self._variables, values, strict=True)
+                }
+                for total, v in zip(sums, averaged, strict=True):
+                    average = np.array(backend.to_numpy(found[id(v)]))
+                    total += average * (count / self._shares[id(v)])
+            return [*sums, np.array(float(rows))]
+
+        processes = arguments.processes
+        shapes = [*(tuple(v.shape) for v in averaged), ()]
+        with backend.float64():
+            *sums, rows = processes.total(own, shapes, [theta], "averages")
+            after = {
+                id(v): total / rows
+                for v, total in zip(averaged, sums, strict=True)
+            }
+            if not processes.is_alone:
+                arrays = [backend.to_numpy(value) for value in values]
+                values = processes.from_first(lambda: arrays)
         for v, value in zip(self._variables, values, strict=True):
-            v.assign(averages[id(v)] / rows if id(v) in averages else value)
+            assign(v, after.get(id(v), value))
         ids = [id(v) for v in self._variables]
-        after = dict(zip(ids, snapshot(self._variables), strict=True))
+        known = dict(zip(ids, snapshot(self._variables), strict=True))
         before = zip(self._stateless.frozen_variables, frozen, strict=True)
         return dataclasses.replace(
-            arguments, frozen=[after.get(id(v), own) for v, own in before]
+            arguments, frozen=[known.get(id(v), value) for v, value in before]
         )
+
+    def _begun(self, values: list[Tensor]) -> list[Tensor]:
+        """The values before a chunk; averages begin at zero there."""
+        return [
+            ops.zeros_like(value) if id(v) in self._shares else value
+            for v, value in zip(self._variables, values, strict=True)
+        ]
 
     def _after_chunk(
         self,

@@ -35,6 +35,7 @@ from kormos.objective.keras_model.program import program_for
 from kormos.objective.keras_model.training_data import TrainingData
 from kormos.objective.units import largest
 from kormos.objective.units import unit_for
+from kormos.processes import processes_of
 from kormos.types import Structure
 from kormos.types import Tensor
 from kormos.types import Vector
@@ -126,6 +127,7 @@ class Objective(FlatObjective):
         self._training = training
         self._with_jacobian = with_jacobian
         self.model = model
+        self._processes = processes_of(model)
         build(model, self._data)
         check_inputs(self._data.first.x, getattr(model, "inputs", None))
         if is_new(model):
@@ -147,7 +149,11 @@ class Objective(FlatObjective):
 
     def _program(self, dtype: str | None) -> ModelProgram:
         """The model's compiled functions, for a dtype as `_prepare` has it."""
-        head = functools.partial(self._data.head, dtype)
+        head = functools.partial(self._head, dtype)
+        if not self._processes.is_alone:
+            # An earlier fit may have compiled on only some of the processes.
+            rows = head()
+            head = functools.partial(lambda: rows)
         with backend.float64() if dtype else contextlib.nullcontext():
             return program_for(self.model, head, self._training, dtype)
 
@@ -165,12 +171,28 @@ class Objective(FlatObjective):
             dtype, width, self.program.widest_layer
         )
         frozen = self.program.frozen_values()
-        arguments = ProgramArguments(frozen, chunks=chunks, read=read)
-        factors = self.program.term_factors(arguments, lambda: self.rows)
+        arguments = ProgramArguments(
+            frozen, chunks=chunks, read=read, processes=self._processes
+        )
+        factors = self.program.term_factors(arguments, self._count_rows)
         self.arguments = dataclasses.replace(arguments, term_factors=factors)
         self.__dict__.pop("_loss_unit", None)
+        if not self._processes.is_alone:
+            is_new = self._processes.agree(not self.program.is_verified)
+            self.program.is_verified = not is_new
         if model_loss.carried:
             refuse_carried(model_loss.carried, self.rows, self.chunk_rows)
+
+    def _head(self, dtype: str | None) -> Data:
+        """The rows of a chunk, as tensors: the same ones on all processes.
+
+        What is decided by them is then the same everywhere.
+        """
+        data = self._data
+        if self._processes.is_alone:
+            return data.head(dtype)
+        first = self._processes.from_first(lambda: data.first_rows(dtype))
+        return first.head(first.rows)
 
     @property
     def data(self) -> Structure | None:
@@ -207,7 +229,8 @@ class Objective(FlatObjective):
     def _loss_unit(self) -> float:
         # Once a fit is well under way, slopes are about as large as targets.
         slope = largest(self.arguments.term_factors[:-1])
-        return unit_for(self._data.largest_target * slope)
+        target = self.processes.largest(self._data.largest_target)
+        return unit_for(target * slope)
 
     @property
     def evaluation_eps(self) -> float:
@@ -230,7 +253,7 @@ class Objective(FlatObjective):
 
     def _probed(self) -> Iterator[Chunk]:
         """Yields chunks, the first of them without reading a stream."""
-        yield tuple(self._data.head(self.program.packing.dtype))
+        yield tuple(self._head(self.program.packing.dtype))
         yield from self.arguments.each_chunk()
 
     def head(self, rows: int) -> Data:
@@ -249,8 +272,13 @@ class Objective(FlatObjective):
 
     @property
     def rows(self) -> int:
-        """The number of rows of data."""
-        return self._data.rows
+        """The number of rows of data, of all processes."""
+        return self._rows
+
+    def _count_rows(self) -> int:
+        rows = self._processes.sum(self._data.rows, "rows of data")
+        self._rows = int(rows)
+        return self._rows
 
     @property
     def row_counts(self) -> list[int]:
@@ -266,6 +294,7 @@ class Objective(FlatObjective):
         Args:
             rng: a `numpy.random.Generator`.
         """
+        self._check_batches()
         chunks = self._data.shuffled(self.program.packing.dtype, rng)
         for chunk in chunks or self.arguments.each_chunk():
             batch = copy.copy(self)
@@ -273,6 +302,19 @@ class Objective(FlatObjective):
                 self.arguments, chunks=((None, chunk),), read=None
             )
             yield batch
+
+    def _check_batches(self) -> None:
+        """Refuses processes with different numbers of batches."""
+        if self.processes.is_alone:
+            return
+        counts = self.processes.gather(np.array([float(self._data.batches)]))
+        if len(set(counts)) > 1:
+            raise ValueError(
+                "A step on a batch is one on a batch of every process, so "
+                "that all of them need as many batches: give them as many "
+                "rows. "
+                f"Received: {[int(count) for count in counts]} batches"
+            )
 
     @functools.cached_property
     def metric_names(self) -> list[str]:

@@ -10,6 +10,7 @@ from keras import ops
 from keras import tree
 
 from kormos import backend
+from kormos.data.variables import values_of
 from kormos.objective.compiled import Chunk
 from kormos.objective.compiled import Compiler
 from kormos.objective.compiled import leading_size
@@ -94,7 +95,7 @@ class ModelOutputs:
     ) -> Scalar:
         """What a chunk adds to the loss by its outputs."""
         x, y, w = chunk
-        present = [v.value for v in self._stateless.variables]
+        present = values_of(self._stateless.variables)
         with self._stateless.scope(present, frozen):
             y_pred = self._structured(values, x)
             loss = self._terms.of_outputs(x, y, y_pred, w, term_factors)
@@ -151,7 +152,7 @@ class ModelOutputs:
         Returns:
             Whether the Hessian in the outputs of a row is diagonal.
         """
-        frozen = [v.value for v in self._stateless.frozen_variables]
+        frozen = values_of(self._stateless.frozen_variables)
         self._check_rows(frozen, next(iter(chunks())))
 
         def product(
@@ -210,7 +211,7 @@ class ModelOutputs:
         row = tree.map_structure(
             lambda a: None if a is None else a[:1], self.rows(chunk)
         )
-        parts = [v.value for v in self._stateless.variables]
+        parts = values_of(self._stateless.variables)
         try:
             backend.dry_run(self.outputs, parts, frozen, row)
         except Exception as error:

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from kormos import backend
+from kormos.data.variables import values_of
 from kormos.objective.arguments import ProgramArguments
 from kormos.objective.compiled import Chunk
 from kormos.objective.compiled import Compiler
@@ -54,7 +55,7 @@ class TermFactors:
         weights = np.array(self._model_loss.terms.weights)
         factors = np.empty(len(weights) + 1)
         if self._compiled is not None:
-            divisors = self._divisors(arguments.each_chunk())
+            divisors = self._divisors(arguments)
             # A mean over no entries is zero.
             factors[:-1] = np.where(
                 divisors == 0, 0, weights / np.where(divisors, divisors, 1)
@@ -69,14 +70,21 @@ class TermFactors:
         factors[-1] = 1 / rows()
         return factors
 
-    def _divisors(self, chunks: Iterable[Chunk]) -> Vector:
+    def _divisors(self, arguments: ProgramArguments) -> Vector:
         """The divisor of each term over all of the data."""
-        counts = np.zeros(len(self._model_loss.terms.weights))
-        for count in self._each(backend.attempt, self._counts, chunks):
-            sums, means = np.array(
-                [[backend.to_numpy(v) for v in c] for c in count]
-            ).T
-            counts += np.where(means == 0, 0, sums / np.where(means, means, 1))
+        shape = (len(self._model_loss.terms.weights),)
+
+        def own() -> Vector:
+            counts, chunks = np.zeros(shape), arguments.each_chunk()
+            for count in self._each(backend.attempt, self._counts, chunks):
+                sums, means = np.array(
+                    [[backend.to_numpy(v) for v in c] for c in count]
+                ).T
+                divisors = np.where(means, means, 1)
+                counts += np.where(means == 0, 0, sums / divisors)
+            return counts
+
+        counts = arguments.processes.total(own, [shape], name="divisors")
         # A sum has no divisor.
         return np.where(np.isnan(counts), 1.0, counts)
 
@@ -94,8 +102,8 @@ class TermFactors:
             chunks: the chunks.
         """
         stateless = self._model_loss.stateless
-        frozen = [v.value for v in stateless.frozen_variables]
-        parts = [v.value for v in stateless.variables]
+        frozen = values_of(stateless.frozen_variables)
+        parts = values_of(stateless.variables)
         for chunk in chunks:
             names_rows = naming_rows(
                 self._model, leading_size(chunk), self._model_loss.tried_rows

@@ -87,6 +87,11 @@ class TrainingData:
         return self._samples.rows
 
     @property
+    def batches(self) -> int:
+        """The number of batches of `batch_size` rows."""
+        return -(-self.rows // (self._batch_size or self.rows))
+
+    @property
     def first(self) -> Data:
         """The data, or the first batch of a stream."""
         return self._samples.first
@@ -141,10 +146,15 @@ class TrainingData:
             dtype: the dtype of an evaluation.
             rows: how many. Defaults to as many as a chunk has.
         """
+        data = self.first_rows(dtype, rows)
+        return data.head(data.rows)
+
+    def first_rows(self, dtype: str | None, rows: int | None = None) -> Data:
+        """As `head`, but arrays."""
         data = self._in(dtype)
         if rows is None:
             rows = data.chunk_rows(self._batch_size)
-        return data.head(rows)
+        return data.first.map(lambda array: array[:rows])
 
     def chunked(
         self, dtype: str | None, width: int | None, widest: int

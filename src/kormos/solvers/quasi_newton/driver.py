@@ -63,7 +63,7 @@ class CompiledLoop:
         self._packed = pack(state)
         self.state: State = state
         self._has_run = False
-        self._compile(problem.objective.is_streamed)
+        self._compile(problem.objective.is_hosted)
 
     def advance(
         self, tolerances: tuple[float, ...], evaluations: int, iterations: int

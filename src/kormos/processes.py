@@ -1,0 +1,437 @@
+"""Processes that fit a model together, each on rows of its own.
+
+Every process runs the same solver on the same sums. The engine (PyTorch's
+process group, JAX's devices, TensorFlow's strategy) does one thing for this:
+it adds up a float64 vector over the processes, to the same bits on each.
+
+What the processes know apart from one another (a clock, an interrupt, an
+exception, a callback's stop) is sent with the sums, so that all of them take
+every decision at the same moment. Every exchange begins with a block of the
+same length. A process that fails anywhere can therefore tell the others: it
+takes part in whatever exchange they make next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import functools
+import math
+import pickle
+import signal
+import threading
+import time
+import zlib
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Sequence
+from typing import Any
+from typing import ParamSpec
+from typing import TypeVar
+
+import numpy as np
+from keras import tree
+
+from kormos import backend
+from kormos.backend.common import causes
+from kormos.failures import FINAL
+from kormos.failures import NUMERICAL
+from kormos.failures import OF_POINT
+from kormos.failures import SharedFailure
+from kormos.failures import severity_of
+from kormos.types import Array
+from kormos.types import Structure
+from kormos.types import Vector
+from kormos.warn import muted
+
+_Params = ParamSpec("_Params")
+_Result = TypeVar("_Result")
+
+# Numbers in the first block of an exchange. This is a choice of ours: a block
+# takes no longer than a few numbers do (8 KB), and the gradient of a small
+# model fits into it.
+_BLOCK = 1024
+# Severities, an interrupt and a clock.
+_OWN = 5
+
+
+class OtherProcessFailed(SharedFailure):
+    """Another process could not go on, and says why itself."""
+
+    def __init__(self, message: str, severity: int):
+        super().__init__(message)
+        self.severity = severity
+
+
+class LostProcessError(SharedFailure):
+    """The processes cannot exchange sums any more, or only wrong ones."""
+
+
+class Processes:
+    """This process, among those that fit a model together.
+
+    Args:
+        group: what `backend.process_group` returns, or `None` for a process
+            that is alone.
+
+    Attributes:
+        index: the number of this process, from 0.
+        count: the number of processes.
+        exchanges: how often a vector was added up so far.
+    """
+
+    def __init__(self, group: Any = None):
+        self._group = group
+        self.index, self.count = 0, 1
+        if group is not None:
+            self.index, self.count = backend.place_in(group)
+        self.exchanges = 0
+        self._clock = 0.0
+        self._is_interrupted = False
+        # The exception that the others know of.
+        self._told: BaseException | None = None
+
+    @property
+    def is_alone(self) -> bool:
+        return self.count == 1
+
+    @property
+    def is_first(self) -> bool:
+        return self.index == 0
+
+    def now(self) -> float:
+        """Seconds, by the clock of the first process at the last exchange."""
+        return time.perf_counter() if self.is_alone else self._clock
+
+    # Sums.
+
+    def total(
+        self,
+        compute: Callable[[], Structure],
+        shapes: Sequence[tuple[int, ...]],
+        at: Sequence[Array] = (),
+        name: str = "a sum",
+    ) -> Structure:
+        """The sum over the processes of the arrays that a function returns.
+
+        Args:
+            compute: function of no arguments. What it raises on one process,
+                is raised on that one, and an `OtherProcessFailed` on the
+                others.
+            shapes: the shapes of its arrays, in order.
+            at: arrays that must be the same on all processes: the point, say.
+            name: what is summed, in words.
+        """
+        if self.is_alone:
+            return compute()
+        values, error = None, None
+        sizes = [math.prod(shape) for shape in shapes]
+        flat: Array = np.zeros(sum(sizes))
+        try:
+            values = compute()
+            flat = np.concatenate(
+                [
+                    np.asarray(backend.view(v), "float64").reshape(-1)
+                    for v in tree.flatten(values)
+                ]
+            )
+        except BaseException as raised:
+            error = raised
+        token = zlib.crc32(repr((name, list(shapes))).encode())
+        for array in at:
+            token = zlib.crc32(np.ascontiguousarray(array).data, token)
+        summed = self._exchange(flat, token, name, error)
+        parts = np.split(summed, np.cumsum(sizes)[:-1])
+        return tree.pack_sequence_as(
+            values,
+            [p.reshape(s) for p, s in zip(parts, shapes, strict=True)],
+        )
+
+    def sum(self, array: Any, name: str = "a count") -> Array:
+        """The sum over the processes of an array, of one shape on all."""
+        array = np.asarray(array, "float64")
+        return np.asarray(self.total(lambda: array, [array.shape], name=name))
+
+    def largest(self, number: float) -> float:
+        """The largest of a number over the processes."""
+        return float(np.max(self.gather(np.array([number]))))
+
+    def gather(self, array: Array) -> Array:
+        """The arrays of all processes, in order, along the first axis."""
+        if self.is_alone:
+            return array
+        lengths = np.zeros(self.count)
+        lengths[self.index] = len(array)
+        ends = np.cumsum(self.sum(lengths, "lengths")).astype(int)
+        whole = np.zeros((ends[-1], *array.shape[1:]))
+        end = ends[self.index]
+        whole[end - len(array) : end] = array
+        return self.sum(whole, "a matrix")
+
+    # Agreement.
+
+    def agree(self, flag: bool = False, name: str = "a decision") -> bool:
+        """Whether a flag is set on any process."""
+        return bool(self.sum(float(flag), name)) if self.count > 1 else flag
+
+    def together(
+        self, fn: Callable[[], _Result], name: str = "a callback"
+    ) -> _Result:
+        """Calls a function on every process.
+
+        What it raises on one process, is raised on that one, and an
+        `OtherProcessFailed` on the others.
+        """
+        if self.is_alone:
+            return fn()
+        found: list[_Result] = []
+
+        def compute() -> tuple[()]:
+            found.append(fn())
+            return ()
+
+        self.total(lambda: [*compute(), np.zeros(())], [()], name=name)
+        return found[0]
+
+    def from_first(self, make: Callable[[], _Result]) -> _Result:
+        """What a function returns on the first process, on all of them.
+
+        Args:
+            make: function that is called only on the first process. What it
+                returns can be pickled.
+        """
+        if self.is_alone:
+            return make()
+        data: Array = np.zeros(0, "uint32")
+
+        def size() -> Array:
+            nonlocal data
+            if self.is_first:
+                pickled = pickle.dumps(make())
+                pickled += bytes(-len(pickled) % 4)
+                data = np.frombuffer(pickled, "uint32")
+            return np.array(float(data.size))
+
+        length = int(self.total(size, [()], name="the size of a message"))
+        whole = data if self.is_first else np.zeros(length, "uint32")
+        sent = self.sum(whole, "a message").astype("uint32")
+        # A pickle ends where it says so, before the padding.
+        return pickle.loads(sent.tobytes())
+
+    # The scope of a fit.
+
+    @contextlib.contextmanager
+    def shared(self) -> Iterator[None]:
+        """A scope that all processes enter and leave together.
+
+        What one of them raises within it ends it on all. Ctrl-C waits for the
+        next exchange, and a second one does not.
+        """
+        if self.is_alone or _current.get() is self:
+            yield
+            return
+        self._told = None
+        token = _current.set(self)
+        try:
+            with self._interrupts(), muted(not self.is_first):
+                self.agree(name="the start of a fit")
+                yield
+                self.agree(name="the end of a fit")
+        except BaseException as error:
+            self._tell(error)
+            raise
+        finally:
+            _current.reset(token)
+
+    def _tell(self, error: BaseException) -> None:
+        """Tells the others of an exception that they do not know of."""
+        if not any(cause is self._told for cause in causes(error)):
+            with contextlib.suppress(Exception):
+                self._exchange(np.zeros(0), 0, "an exception", error)
+
+    @contextlib.contextmanager
+    def _interrupts(self) -> Iterator[None]:
+        """A scope in which Ctrl-C waits for the next exchange."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def note(signum: int, frame: Any) -> None:
+            if self._is_interrupted:
+                raise KeyboardInterrupt
+            self._is_interrupted = True
+
+        before = signal.signal(signal.SIGINT, note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    # Exchanges.
+
+    def _exchange(
+        self,
+        vector: Vector,
+        token: int,
+        name: str,
+        error: BaseException | None = None,
+    ) -> Vector:
+        """The sum of a vector over the processes.
+
+        Args:
+            vector: as long on all processes, unless one has failed.
+            token: a number that must be the same on all of them.
+            name: what is summed, in words.
+            error: what this process raised, or `None`.
+        """
+        if error is not None and any(c is self._told for c in causes(error)):
+            raise error  # All processes have left an inner exchange.
+        block = np.zeros(max(_BLOCK, _OWN + 2 * self.count))
+        room = len(block) - _OWN - self.count
+        self._write_own(block, token, error)
+        block[_OWN + self.count :][: len(vector)] = vector[:room]
+        block = self._add_up(block, name)
+        own, tokens = block[:_OWN], block[_OWN:][: self.count]
+        self._clock = float(own[4])
+        self._raise(own, tokens, name, error)
+        first = block[_OWN + self.count :][: len(vector)]
+        if len(vector) <= room:
+            return first
+        return np.concatenate([first, self._add_up(vector[room:], name)])
+
+    def _write_own(
+        self, block: Vector, token: int, error: BaseException | None
+    ) -> None:
+        is_interrupt = isinstance(error, KeyboardInterrupt)
+        if error is not None and not is_interrupt:
+            block[severity_of(error) - 1] = 1
+        block[3] = self._is_interrupted or is_interrupt
+        block[4] = time.perf_counter() if self.is_first else 0.0
+        block[_OWN + self.index] = token
+
+    def _raise(
+        self,
+        own: Vector,
+        tokens: Vector,
+        name: str,
+        error: BaseException | None,
+    ) -> None:
+        """Raises what the processes have told one another, if anything."""
+        worst = max(
+            (s for s in (NUMERICAL, OF_POINT, FINAL) if own[s - 1]), default=0
+        )
+        if worst:
+            if error is not None and severity_of(error) == worst:
+                self._told = error
+                raise error
+            failed = int(own[:3].sum())
+            self._told = OtherProcessFailed(
+                f"{failed} of {self.count} processes failed, and say why "
+                f"themselves. This is process {self.index}.",
+                worst,
+            )
+            raise self._told from error
+        if own[3]:
+            self._is_interrupted = False
+            self._told = KeyboardInterrupt()
+            raise self._told
+        if len(set(tokens.tolist())) > 1:
+            self._told = LostProcessError(
+                "All processes must do the same: with the same versions of "
+                "all packages, the same arguments, and callbacks that change "
+                "the same and stop at the same epoch. "
+                f"Received: for {name}, other values on processes "
+                f"{_those_unlike(tokens)} than on the others"
+            )
+            raise self._told
+
+    def _add_up(self, vector: Vector, name: str) -> Vector:
+        self.exchanges += 1
+        try:
+            return backend.add_up(self._group, vector)
+        except Exception as error:
+            self._told = LostProcessError(
+                "A process has ended, or has not answered within the time "
+                "that the engine allows. What the first process has saved can "
+                "be gone on with, for example by "
+                "`kormos.callbacks.BackupAndRestore`. "
+                f"Received: for {name} on process {self.index} of "
+                f"{self.count}, {backend.named_loss(self._group, error)}"
+            )
+            raise self._told from error
+
+
+def _those_unlike(tokens: Vector) -> list[int]:
+    """The processes whose token is not that of most of them."""
+    values, counts = np.unique(tokens, return_counts=True)
+    return np.flatnonzero(tokens != values[np.argmax(counts)]).tolist()
+
+
+ALONE = Processes()
+
+# The processes of the fit that is going on.
+_current: contextvars.ContextVar[Processes] = contextvars.ContextVar(
+    "kormos_processes", default=ALONE
+)
+_apart: contextvars.ContextVar[bool] = contextvars.ContextVar(
+    "kormos_apart", default=False
+)
+_latest = ALONE
+
+
+def processes_of(owner: Any) -> Processes:
+    """The processes that fit a model together.
+
+    Args:
+        owner: the model, or a list of variables.
+    """
+    global _latest
+    group = None if _apart.get() else backend.process_group(owner)
+    if group is None:
+        return ALONE
+    if _latest._group is not group:
+        _latest = Processes(group)
+    return _latest
+
+
+def now() -> float:
+    """Seconds, by a clock that all processes of a fit share.
+
+    It is `time.perf_counter()` where a fit has one process.
+    """
+    return _current.get().now()
+
+
+def current() -> Processes:
+    """The processes of the fit that is going on."""
+    return _current.get()
+
+
+def shared(
+    processes_for: Callable[..., Processes],
+) -> Callable[[Callable[_Params, _Result]], Callable[_Params, _Result]]:
+    """Makes a function one that all processes enter and leave together.
+
+    Args:
+        processes_for: function of the same arguments that returns them.
+    """
+
+    def decorate(fn: Callable[_Params, _Result]) -> Callable[_Params, _Result]:
+        @functools.wraps(fn)
+        def call(*args: _Params.args, **kwargs: _Params.kwargs) -> _Result:
+            with processes_for(*args, **kwargs).shared():
+                return fn(*args, **kwargs)
+
+        return call
+
+    return decorate
+
+
+@contextlib.contextmanager
+def apart() -> Iterator[None]:
+    """A scope in which this process looks at its own rows, alone."""
+    token = _apart.set(True)
+    try:
+        yield
+    finally:
+        _apart.reset(token)

@@ -1,0 +1,77 @@
+"""Keras callbacks, where several processes fit a model together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from kormos import backend
+from kormos.processes import current
+from kormos.session.backup import BackupAndRestore
+from kormos.session.backup import with_states
+
+# Callbacks that write files or send messages, and change nothing else but by a
+# backup, which the first process shares with the others.
+_WRITERS = (
+    BackupAndRestore,
+    keras.callbacks.BackupAndRestore,
+    keras.callbacks.CSVLogger,
+    keras.callbacks.ModelCheckpoint,
+    keras.callbacks.RemoteMonitor,
+    keras.callbacks.TensorBoard,
+)
+
+_HOOKS = (
+    "set_params",
+    "set_model",
+    "on_train_begin",
+    "on_train_end",
+    "on_epoch_begin",
+    "on_epoch_end",
+    "on_train_batch_begin",
+    "on_train_batch_end",
+)
+
+
+class _OnFirst(keras.callbacks.Callback):
+    """A callback that the first process runs alone.
+
+    Args:
+        callback: the callback.
+    """
+
+    def __init__(self, callback: keras.callbacks.Callback):
+        super().__init__()
+        for hook in _HOOKS:
+            setattr(self, hook, _alone(getattr(callback, hook)))
+
+
+def _alone(fn: Any) -> Any:
+    """The function, without the engine's own agreement about variables."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with backend.alone():
+            return fn(*args, **kwargs)
+
+    return call
+
+
+def own_callbacks(
+    callbacks: Sequence[keras.callbacks.Callback],
+) -> list[keras.callbacks.Callback]:
+    """The callbacks that this process is to call.
+
+    The first process alone writes files.
+    """
+    processes = current()
+    if processes.is_alone:
+        return [with_states(c) for c in callbacks]
+    own = []
+    for callback in callbacks:
+        if not isinstance(callback, _WRITERS):
+            own.append(callback)
+        elif processes.is_first:
+            own.append(_OnFirst(with_states(callback)))
+    return own
