@@ -522,9 +522,7 @@ def test_conjugate_gradients_solve_a_regression_in_many_units(float64):
     y = x @ right + 0.1 * rng.normal(size=(200, 1))
     # Columns in units that are sizes of 1e-6 to 1e6 of one another.
     model = linear(40)
-    model.compile(
-        optimizer=LevenbergMarquardt(linear_solver="cg"), loss="mse"
-    )
+    model.compile(optimizer=LevenbergMarquardt(linear_solver="cg"), loss="mse")
     history = model.fit(x * units, y, epochs=50, verbose=0)
     assert "conjugate gradients" in history.result.message
     assert history.result.success

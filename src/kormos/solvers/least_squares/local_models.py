@@ -17,9 +17,9 @@ from kormos.types import Vector
 # small machines beside a model.
 _MOST_BYTES = 2**30
 
-# For this many parameters or fewer the matrix is formed even where products with
-# it are asked for. Our choice: it then takes no more products than two estimates
-# of its diagonal, and steps are exact.
+# For this many parameters or fewer the matrix is formed even where products
+# with it are asked for. Our choice: it then takes no more products than two
+# estimates of its diagonal, and steps are exact.
 _FEW = 2 * steihaug.PROBES
 
 # A squared column norm of J of at most this is zero. Outputs at which the loss
