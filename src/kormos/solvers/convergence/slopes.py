@@ -8,6 +8,7 @@ from kormos.solvers import statuses
 from kormos.solvers.convergence.noise import FINEST
 from kormos.solvers.convergence.noise import ROUNDINGS
 from kormos.solvers.convergence.noise import Value
+from kormos.solvers.convergence.noise import measured_noise
 from kormos.solvers.convergence.verdict import LEAST_GAIN
 from kormos.solvers.convergence.verdict import TINIEST
 from kormos.solvers.convergence.verdict import Verdict
@@ -65,7 +66,7 @@ def confirmed(
         grad: the gradient there.
         loss: the loss there.
         noise: the measured rounding of the loss, or `None` if it was not
-            measured.
+            measured. It then is, before a success is denied.
         evaluation_eps: the spacing of numbers near one in the evaluation's
             dtype.
     """
@@ -80,18 +81,37 @@ def confirmed(
             return Verdict(statuses.STALLED, None, None, None, text)
     if is_success and size * np.abs(theta).max() <= _SMALL_SLOPE * abs(loss):
         return verdict
-    # Losses are rounded, and so are the points at which they are taken.
-    rounded = evaluation_eps / 2 * float(np.abs(theta) @ np.abs(grad))
-    noise = max(noise or 0.0, rounded, FINEST * abs(loss))
-    agrees, text = compare_slope(value, theta, grad, loss, noise)
-    if is_success and agrees is not False:
-        promise = (verdict.value or 0.0) * abs(loss)
-        text = _kink(value, theta, grad, loss, noise, promise)
+    text = _doubt(verdict, value, theta, grad, loss, noise, evaluation_eps)
+    if is_success and text and noise is None:
+        # A loss whose terms nearly cancel is rounded by far more than its own
+        # size tells, and that may look like a kink.
+        noise = measured_noise(value, theta, loss, evaluation_eps)
+        text = _doubt(verdict, value, theta, grad, loss, noise, evaluation_eps)
     if is_success and not text:
         return verdict
     findings = text if is_success else f"{verdict.findings} {text}"
     status = statuses.STALLED if is_success else verdict.status
     return Verdict(status, None, None, None, findings)
+
+
+def _doubt(
+    verdict: Verdict,
+    value: Value,
+    theta: Vector,
+    grad: Vector,
+    loss: float,
+    noise: float | None,
+    evaluation_eps: float,
+) -> str:
+    """A sentence of what differences of the loss say against the gradient."""
+    # Losses are rounded, and so are the points at which they are taken.
+    rounded = evaluation_eps / 2 * float(np.abs(theta) @ np.abs(grad))
+    noise = max(noise or 0.0, rounded, FINEST * abs(loss))
+    agrees, text = compare_slope(value, theta, grad, loss, noise)
+    if verdict.status not in statuses.SUCCESSES or agrees is False:
+        return text
+    promise = (verdict.value or 0.0) * abs(loss)
+    return _kink(value, theta, grad, loss, noise, promise)
 
 
 def _cancellation(value: Value, theta: Vector, loss: float) -> str:

@@ -17,6 +17,11 @@ from kormos.types import Vector
 # small machines beside a model.
 _MOST_BYTES = 2**30
 
+# For this many parameters or fewer the matrix is formed even where products
+# with it are asked for. Our choice: it then takes no more products than two
+# estimates of its diagonal, and steps are exact.
+_FEW = 2 * steihaug.PROBES
+
 # A squared column norm of J of at most this is zero. Outputs at which the loss
 # has no curvature get tiny weights, rather than zero, and leave such norms.
 _ZERO_SQUARE = 1e-200
@@ -85,7 +90,10 @@ class LocalModels:
         self.outputs = self._curvature.outputs
         self.scale = self.norms = scale
         self.is_restrained = False
+        self._diagonal: Vector | None = None
         self.solver = self._chosen() if solver == "auto" else solver
+        if self.solver == "cg" and problem.size <= _FEW:
+            self.solver = "dense"
 
     @property
     def can_bend(self) -> bool:
@@ -126,16 +134,13 @@ class LocalModels:
             squares, make = np.diagonal(matrix), spectrum.of_matrix
         if not (np.isfinite(grad).all() and np.isfinite(matrix).all()):
             return None
-        # Parameters with a gradient but no curvature get a small artificial
-        # curvature, so that they follow the gradient.
         squares = np.where(squares > _ZERO_SQUARE, squares, 0.0)
-        straight = (squares == 0) & (grad != 0)
-        if straight.any():
+        added = _artificial(squares, grad, loss)
+        if added.any():
             if self.solver == "rows":
                 matrix, make = matrix.T @ matrix, spectrum.of_matrix
-            squares = np.where(
-                straight, grad @ grad / (abs(loss) or 1.0), squares
-            )
+            squares = squares + added
+            straight = added > 0
             matrix[straight, straight] = squares[straight]
         scale = self._rescaled(np.sqrt(squares), theta, grad)
         model = make(matrix, scale, grad, self._problem.evaluation_eps)
@@ -179,11 +184,15 @@ class LocalModels:
             problem.hessp_evals += 1
             return self._curvature.product(theta, vector)
 
-        diagonal = steihaug.diagonal(product, problem.size)
-        if not (np.isfinite(grad).all() and np.isfinite(diagonal).all()):
+        squares = steihaug.diagonal(product, problem.size, self._diagonal)
+        if not (np.isfinite(grad).all() and np.isfinite(squares).all()):
             return None
-        scale = self._rescaled(np.sqrt(diagonal), theta, grad)
-        model = steihaug.Products(product, scale, grad)
+        self._diagonal = squares
+        added = _artificial(squares, grad, loss)
+        scale = self._rescaled(np.sqrt(squares + added), theta, grad)
+        model = steihaug.Products(
+            lambda vector: product(vector) + added * vector, scale, grad
+        )
         return Linearized(theta, loss, own, grad, model)
 
     def _chosen(self) -> str:
@@ -212,3 +221,17 @@ class LocalModels:
             held |= (theta >= upper) & (grad < 0)
             scale = np.where(held, np.inf, scale)
         return scale
+
+
+def _artificial(squares: Vector, grad: Vector, loss: float) -> Vector:
+    """Curvature for parameters that have a gradient, but no curvature.
+
+    It is small, so that they follow the gradient.
+
+    Args:
+        squares: the curvature of each parameter.
+        grad: the gradient.
+        loss: the loss.
+    """
+    straight = (squares == 0) & (grad != 0)
+    return np.where(straight, grad @ grad / (abs(loss) or 1.0), 0.0)

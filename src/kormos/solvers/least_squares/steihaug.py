@@ -19,11 +19,12 @@ _MOST_PRODUCTS = 200
 # The diagonal is estimated from this many products. Our choice: the error falls
 # as one over the square root of it, and the diagonal is only a preconditioner
 # and a scale. Every new point pays for these products.
-_PROBES = 8
-# An entry of it counts as at least this part of the mean. Our choice, above the
-# noise of so few probes: an entry near zero would let its parameter move
-# anywhere.
-_LEAST_ENTRY = 0.1
+PROBES = 8
+# A first estimate is repeated while one entry of the scaled matrix is more than
+# this many times another, but only so often. Our choice: each time halves the
+# number of digits by which entries are apart, so these are enough for units of
+# any size, and the estimates themselves are wrong by a few times.
+_UNEVEN, _MOST_PASSES = 100.0, 8
 
 # The part of the gradient that a step leaves. Our choice, for networks: steps
 # that leave more are cheaper, but so many more of them are needed.
@@ -111,22 +112,57 @@ class Products:
         )
 
 
-def diagonal(product: Callable[[Vector], Vector], size: int) -> Vector:
-    """An estimate of the diagonal of a matrix, `(size,)`, from products.
+def diagonal(
+    product: Callable[[Vector], Vector], size: int, earlier: Vector | None
+) -> Vector:
+    """An estimate of the diagonal of a positive semidefinite matrix.
 
     It is the mean of v times Av over vectors v of random signs: C. Bekas, E.
     Kokiopoulou and Y. Saad, "An estimator for the diagonal of a matrix", Appl.
-    Numer. Math. 57, 2007, after Hutchinson.
+    Numer. Math. 57, 2007, after Hutchinson. An entry counts as at least its own
+    uncertainty, which comes from the other entries of its row. In the
+    parameters' own units a small effect would be lost in the noise of a large
+    one. So the matrix is scaled by an earlier estimate, and the first one is
+    repeated until it is nearly even.
+
+    Args:
+        product: function of a vector `(size,)` that returns A times it.
+        size: the number of parameters.
+        earlier: the estimate at an earlier point, `(size,)`, or `None`.
+
+    Returns:
+        The diagonal, `(size,)`, zero only where all of the row is.
     """
     rng = np.random.default_rng(0)
-    total = np.zeros(size)
-    for _ in range(_PROBES):
-        signs = rng.choice([-1.0, 1.0], size=size)
-        total += signs * product(signs)
-    estimate = total / _PROBES
-    # It may be near zero, or negative, although the matrix is positive.
-    least = _LEAST_ENTRY * np.mean(np.abs(estimate))
-    return np.maximum(estimate, least)
+    known = np.ones(size) if earlier is None else earlier
+    for _ in range(_MOST_PASSES if earlier is None else 1):
+        known = np.where(known > 0, known, known.max() or 1.0)
+        found = _estimate(product, 1 / np.sqrt(known), rng)
+        known = known * found
+        effects = found[found > 0]
+        if not effects.max(initial=0.0) > _UNEVEN * effects.min(initial=np.inf):
+            break
+    return known
+
+
+def _estimate(
+    product: Callable[[Vector], Vector],
+    inverse: Vector,
+    rng: np.random.Generator,
+) -> Vector:
+    """An estimate of the diagonal of a matrix that is scaled from both sides.
+
+    Returns:
+        The estimates, `(size,)`, or their uncertainties where those are larger.
+    """
+    total, squares = np.zeros_like(inverse), np.zeros_like(inverse)
+    for _ in range(PROBES):
+        signs = rng.choice([-1.0, 1.0], size=inverse.size)
+        one = signs * inverse * product(inverse * signs)
+        total, squares = total + one, squares + one**2
+    mean = total / PROBES
+    variance = np.maximum(squares / PROBES - mean**2, 0.0)
+    return np.maximum(mean, np.sqrt(variance / (PROBES - 1)))
 
 
 def _to_radius(
