@@ -73,7 +73,8 @@ test-rounding-%: $(VENV)/xla-flags
 test-faults: $(VENV)/test
 	for backend in $(BACKENDS); do \
 	    KERAS_BACKEND=$$backend OMP_NUM_THREADS=1 KILLS=20 \
-	    $(BIN)/python -m pytest -n 2 tests/faults $(PYTEST_ARGS) || exit 1; \
+	    $(BIN)/python -m pytest -n 2 tests/faults \
+	        tests/processes/test_faults.py $(PYTEST_ARGS) || exit 1; \
 	done
 
 # The oldest and the newest releases that are supported, a backend each, on the

@@ -9,13 +9,13 @@ from kormos._least_squares import least_squares
 from kormos._minimize import minimize
 from kormos._solve import solve
 from kormos.backend import rematerialization
+from kormos.failures import LostProcessError
+from kormos.failures import OtherProcessFailed
 from kormos.float64.settings import enable_float64
 from kormos.float64.settings import precision
 from kormos.inspection.check import check
 from kormos.inspection.plots import plot_history
 from kormos.objective import Objective
-from kormos.processes import LostProcessError
-from kormos.processes import OtherProcessFailed
 from kormos.session.run import ConvergenceWarning
 
 __all__ = [

@@ -1,7 +1,7 @@
 """How bad an exception is that an evaluation has raised.
 
 Processes that fit a model together must judge an exception of one of them
-alike: each number here can be sent to the others.
+alike: each number here can be sent to the others, who raise what is here.
 """
 
 import traceback
@@ -26,6 +26,49 @@ class SharedFailure(RuntimeError):
     """
 
     severity = FINAL
+
+
+class OtherProcessFailed(SharedFailure):
+    """Another process could not go on, and says why itself."""
+
+    def __init__(self, message: str, severity: int = FINAL):
+        super().__init__(message)
+        self.severity = severity
+
+
+class LostProcessError(SharedFailure):
+    """The processes cannot exchange sums any more, or only wrong ones."""
+
+
+def drifted(name: str, unlike: list[int]) -> LostProcessError:
+    """The error of processes that do not do the same.
+
+    Args:
+        name: what they were to add up, in words.
+        unlike: the processes that do otherwise than the first.
+    """
+    return LostProcessError(
+        "All processes must do the same: with the same versions of all "
+        "packages, the same arguments, and callbacks that change the same and "
+        f"stop at the same epoch. Received: for {name}, other values on "
+        f"processes {unlike} than on process 0"
+    )
+
+
+def lost(name: str, place: str, said: str) -> LostProcessError:
+    """The error of a process that others do not answer.
+
+    Args:
+        name: what they were to add up, in words.
+        place: which process this is.
+        said: what the engine says.
+    """
+    return LostProcessError(
+        "A process has ended, or has not answered within the time that the "
+        "engine allows. What the first process has saved can be gone on with, "
+        "for example by `kormos.callbacks.BackupAndRestore`. "
+        f"Received: for {name} on {place}, {said}"
+    )
 
 
 def severity_of(error: BaseException) -> int:

@@ -37,7 +37,10 @@ from kormos.backend.common import causes
 from kormos.failures import FINAL
 from kormos.failures import NUMERICAL
 from kormos.failures import OF_POINT
-from kormos.failures import SharedFailure
+from kormos.failures import LostProcessError
+from kormos.failures import OtherProcessFailed
+from kormos.failures import drifted
+from kormos.failures import lost
 from kormos.failures import severity_of
 from kormos.types import Array
 from kormos.types import Structure
@@ -53,18 +56,6 @@ _Result = TypeVar("_Result")
 _BLOCK = 1024
 # Severities, an interrupt and a clock.
 _OWN = 5
-
-
-class OtherProcessFailed(SharedFailure):
-    """Another process could not go on, and says why itself."""
-
-    def __init__(self, message: str, severity: int):
-        super().__init__(message)
-        self.severity = severity
-
-
-class LostProcessError(SharedFailure):
-    """The processes cannot exchange sums any more, or only wrong ones."""
 
 
 class Processes:
@@ -87,7 +78,7 @@ class Processes:
             self.index, self.count = backend.place_in(group)
         self.exchanges = 0
         self._clock = 0.0
-        self._is_interrupted = False
+        self._is_interrupted = self._is_exchanging = False
         # The exception that the others know of.
         self._told: BaseException | None = None
 
@@ -129,12 +120,11 @@ class Processes:
         flat: Array = np.zeros(sum(sizes))
         try:
             values = compute()
-            flat = np.concatenate(
-                [
-                    np.asarray(backend.view(v), "float64").reshape(-1)
-                    for v in tree.flatten(values)
-                ]
-            )
+            arrays = [
+                np.asarray(backend.view(v), "float64").reshape(-1)
+                for v in tree.flatten(values)
+            ]
+            np.concatenate(arrays, out=flat)
         except BaseException as raised:
             error = raised
         token = zlib.crc32(repr((name, list(shapes))).encode())
@@ -151,10 +141,6 @@ class Processes:
         """The sum over the processes of an array, of one shape on all."""
         array = np.asarray(array, "float64")
         return np.asarray(self.total(lambda: array, [array.shape], name=name))
-
-    def largest(self, number: float) -> float:
-        """The largest of a number over the processes."""
-        return float(np.max(self.gather(np.array([number]))))
 
     def gather(self, array: Array) -> Array:
         """The arrays of all processes, in order, along the first axis."""
@@ -186,11 +172,11 @@ class Processes:
             return fn()
         found: list[_Result] = []
 
-        def compute() -> tuple[()]:
+        def compute() -> Array:
             found.append(fn())
-            return ()
+            return np.zeros(())
 
-        self.total(lambda: [*compute(), np.zeros(())], [()], name=name)
+        self.total(compute, [()], name=name)
         return found[0]
 
     def from_first(self, make: Callable[[], _Result]) -> _Result:
@@ -225,12 +211,13 @@ class Processes:
         """A scope that all processes enter and leave together.
 
         What one of them raises within it ends it on all. Ctrl-C waits for the
-        next exchange, and a second one does not.
+        next exchange. A second one is raised at once, unless there is an
+        exchange going on, and the others hear of it in the next one.
         """
         if self.is_alone or _current.get() is self:
             yield
             return
-        self._told = None
+        self._told, self._is_interrupted = None, False
         token = _current.set(self)
         try:
             with (
@@ -242,30 +229,39 @@ class Processes:
                 yield
                 self.agree(name="the end of a fit")
         except BaseException as error:
-            self._tell(error)
+            with contextlib.suppress(Exception):
+                self.tell(error)
             raise
         finally:
             _current.reset(token)
 
-    def _tell(self, error: BaseException) -> None:
-        """Tells the others of an exception that they do not know of."""
-        if not any(cause is self._told for cause in causes(error)):
-            with contextlib.suppress(Exception):
-                self._exchange(np.zeros(0), 0, "an exception", error)
+    def tell(self, error: BaseException) -> None:
+        """Tells the others of an exception that they do not know of.
+
+        Raises:
+            OtherProcessFailed: if another process has failed meanwhile.
+            LostProcessError: if the others cannot be told.
+        """
+        if self.is_alone or self._is_told(error):
+            return
+        with contextlib.suppress(type(error), KeyboardInterrupt):
+            self._exchange(np.zeros(0), 0, "an exception", error)
 
     @contextlib.contextmanager
     def _interrupts(self) -> Iterator[None]:
         """A scope in which Ctrl-C waits for the next exchange."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
+        before = signal.getsignal(signal.SIGINT)
+        is_main = threading.current_thread() is threading.main_thread()
+        if not is_main or before is not signal.default_int_handler:
+            yield  # A program that treats Ctrl-C in its own way keeps it.
             return
 
         def note(signum: int, frame: Any) -> None:
-            if self._is_interrupted:
+            if self._is_interrupted and not self._is_exchanging:
                 raise KeyboardInterrupt
             self._is_interrupted = True
 
-        before = signal.signal(signal.SIGINT, note)
+        signal.signal(signal.SIGINT, note)
         try:
             yield
         finally:
@@ -288,82 +284,70 @@ class Processes:
             name: what is summed, in words.
             error: what this process raised, or `None`.
         """
-        if error is not None and any(c is self._told for c in causes(error)):
+        if error is not None and self._is_told(error):
             raise error  # All processes have left an inner exchange.
+        if isinstance(self._told, LostProcessError) and current() is self:
+            raise self._told  # Whatever a fit tries afterwards, it is over.
         block = np.zeros(max(_BLOCK, _OWN + 2 * self.count))
         room = len(block) - _OWN - self.count
-        self._write_own(block, token, error)
-        block[_OWN + self.count :][: len(vector)] = vector[:room]
-        block = self._add_up(block, name)
-        own, tokens = block[:_OWN], block[_OWN:][: self.count]
-        self._clock = float(own[4])
-        self._raise(own, tokens, name, error)
-        first = block[_OWN + self.count :][: len(vector)]
-        if len(vector) <= room:
-            return first
-        return np.concatenate([first, self._add_up(vector[room:], name)])
-
-    def _write_own(
-        self, block: Vector, token: int, error: BaseException | None
-    ) -> None:
         is_interrupt = isinstance(error, KeyboardInterrupt)
         if error is not None and not is_interrupt:
             block[severity_of(error) - 1] = 1
         block[3] = self._is_interrupted or is_interrupt
         block[4] = time.perf_counter() if self.is_first else 0.0
         block[_OWN + self.index] = token
+        block[-room:][: len(vector)] = vector[:room]
+        block = self._add_up(block, name)
+        self._clock = float(block[4])
+        self._raise(block, name, error)
+        first, rest = block[-room:][: len(vector)], vector[room:]
+        if len(rest):
+            return np.concatenate([first, self._add_up(rest, name)])
+        return first
 
     def _raise(
-        self,
-        own: Vector,
-        tokens: Vector,
-        name: str,
-        error: BaseException | None,
+        self, block: Vector, name: str, error: BaseException | None
     ) -> None:
         """Raises what the processes have told one another, if anything."""
-        worst = max(
-            (s for s in (NUMERICAL, OF_POINT, FINAL) if own[s - 1]), default=0
-        )
-        if worst:
-            if error is not None and severity_of(error) == worst:
-                self._told = error
-                raise error
-            failed = int(own[:3].sum())
-            self._told = OtherProcessFailed(
-                f"{failed} of {self.count} processes failed, and say why "
-                f"themselves. This is process {self.index}.",
-                worst,
+        failed = [s for s in (NUMERICAL, OF_POINT, FINAL) if block[s - 1]]
+        if failed:
+            if error is not None and severity_of(error) == failed[-1]:
+                raise self._noted(error)
+            message = (
+                f"{block[:3].sum():.0f} of {self.count} processes failed, and "
+                f"say why themselves. This is process {self.index}."
             )
-            raise self._told from error
-        if own[3]:
+            raise self._noted(
+                OtherProcessFailed(message, failed[-1])
+            ) from error
+        if block[3]:
             self._is_interrupted = False
-            self._told = KeyboardInterrupt()
-            raise self._told
+            raise self._noted(KeyboardInterrupt())
+        tokens = block[_OWN:][: self.count]
         unlike = np.flatnonzero(tokens != tokens[0]).tolist()
         if unlike:
-            self._told = LostProcessError(
-                "All processes must do the same: with the same versions of "
-                "all packages, the same arguments, and callbacks that change "
-                "the same and stop at the same epoch. "
-                f"Received: for {name}, other values on processes {unlike} "
-                "than on process 0"
-            )
-            raise self._told
+            raise self._noted(drifted(name, unlike))
 
     def _add_up(self, vector: Vector, name: str) -> Vector:
         self.exchanges += 1
+        self._is_exchanging = True
         try:
             return backend.add_up(self._group, vector)
         except Exception as error:
-            self._told = LostProcessError(
-                "A process has ended, or has not answered within the time "
-                "that the engine allows. What the first process has saved can "
-                "be gone on with, for example by "
-                "`kormos.callbacks.BackupAndRestore`. "
-                f"Received: for {name} on process {self.index} of "
-                f"{self.count}, {backend.named_loss(self._group, error)}"
-            )
-            raise self._told from error
+            said = backend.named_loss(self._group, error)
+            place = f"process {self.index} of {self.count}"
+            raise self._noted(lost(name, place, said)) from error
+        finally:
+            self._is_exchanging = False
+
+    def _is_told(self, error: BaseException) -> bool:
+        """Whether the others know of an exception."""
+        return any(cause is self._told for cause in causes(error))
+
+    def _noted(self, error: BaseException) -> BaseException:
+        """An exception, of which the others know from now on."""
+        self._told = error
+        return error
 
 
 ALONE = Processes()

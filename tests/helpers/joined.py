@@ -31,9 +31,7 @@ def start(script, count, *args, **environment):
         A list of `subprocess.Popen`s.
     """
     place = pathlib.Path(tempfile.mkdtemp())
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     path = os.pathsep.join(filter(None, sys.path))
     return [
         subprocess.Popen(
@@ -76,16 +74,30 @@ def join():
     """Connects this process to the others; returns its index and count."""
     index = int(os.environ["JOINED_INDEX"])
     count = int(os.environ["JOINED_COUNT"])
-    if count == 1:
-        return index, count
+    if count > 1:
+        place, port = os.environ["JOINED_PLACE"], os.environ["JOINED_PORT"]
+        connect(index, count, pathlib.Path(place), int(port))
+    return index, count
+
+
+def connect(index, count, place, port):
+    """Connects a process to the others.
+
+    Args:
+        index: its number, from 0.
+        count: how many there are.
+        place: folder for a file of theirs.
+        port: a port of this machine that is free.
+    """
     if os.environ["KERAS_BACKEND"] == "torch":
         import torch
 
         torch.set_num_threads(1)
-        place = pathlib.Path(os.environ["JOINED_PLACE"]) / "store"
         torch.distributed.init_process_group(
             "gloo",
-            store=torch.distributed.FileStore(str(place), count),
+            store=torch.distributed.FileStore(
+                str(place / f"store-{port}"), count
+            ),
             rank=index,
             world_size=count,
             timeout=datetime.timedelta(seconds=TIMEOUT),
@@ -93,7 +105,7 @@ def join():
     else:
         import jax
 
-        address = f"127.0.0.1:{os.environ['JOINED_PORT']}"
+        address = f"127.0.0.1:{port}"
         jax.distributed.initialize(
             coordinator_address=address,
             num_processes=count,
@@ -107,4 +119,10 @@ def join():
         keras.distribution.set_distribution(
             keras.distribution.DataParallel(auto_shard_dataset=False)
         )
-    return index, count
+
+
+def free_port():
+    """A port of this machine that nothing listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,56 +1,19 @@
 """Processes that a test starts, to fit a model together."""
 
-import datetime
 import faulthandler
 import os
 import signal
-import socket
 import time
 import traceback
 
 import keras
 
 import kormos
+from joined import connect
+from joined import free_port
 
-# Seconds after which the engine gives a process up, and what it takes to start
-# processes and to end them besides.
-PATIENCE = 15
+# Seconds that it takes to start processes and to end them, besides waiting.
 MARGIN = 45
-
-
-def connect(index, count, address):
-    """Makes this process one of several.
-
-    Args:
-        index: its number, from 0.
-        count: how many there are.
-        address: what `new_address` returned, the same for all.
-    """
-    if keras.backend.backend() == "torch":
-        import torch
-
-        torch.distributed.init_process_group(
-            "gloo",
-            store=torch.distributed.FileStore(address["file"], count),
-            rank=index,
-            world_size=count,
-            timeout=datetime.timedelta(seconds=PATIENCE),
-        )
-    else:
-        import jax
-
-        jax.distributed.initialize(
-            f"127.0.0.1:{address['port']}",
-            count,
-            index,
-            heartbeat_timeout_seconds=PATIENCE,
-            shutdown_timeout_seconds=PATIENCE,
-        )
-        keras.distribution.set_distribution(
-            keras.distribution.DataParallel(auto_shard_dataset=False)
-        )
-    keras.config.set_floatx("float64")
-    kormos.enable_float64()
 
 
 def disconnect():
@@ -62,14 +25,6 @@ def disconnect():
         import jax
 
         jax.distributed.shutdown()
-
-
-def new_address(folder):
-    """Where processes find each other: a file, and a port that is free."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    return {"file": str(folder / f"store-{port}"), "port": port}
 
 
 class Group:
@@ -84,16 +39,14 @@ class Group:
     """
 
     def __init__(self, context, target, args, folder, count=2):
-        address = new_address(folder)
-        self._outputs = [
-            folder / f"output-{address['port']}-{i}" for i in range(count)
-        ]
+        port = free_port()
+        self._outputs = [folder / f"output-{port}-{i}" for i in range(count)]
         self.connections, self.processes = [], []
         for index, output in enumerate(self._outputs):
             mine, theirs = context.Pipe(duplex=False)
             process = context.Process(
                 target=_run,
-                args=(theirs, index, count, address, output, target, args),
+                args=(theirs, index, count, port, output, target, args),
             )
             process.start()
             theirs.close()
@@ -140,7 +93,7 @@ class Group:
         return self._outputs[index].read_text()
 
 
-def _run(connection, index, count, address, output, target, args):
+def _run(connection, index, count, port, output, target, args):
     """What each of the processes does."""
     with open(output, "wb") as file:
         os.dup2(file.fileno(), 1)
@@ -150,7 +103,9 @@ def _run(connection, index, count, address, output, target, args):
     # For a test to see where a process hangs.
     faulthandler.register(signal.SIGUSR1)
     try:
-        connect(index, count, address)
+        connect(index, count, output.parent, port)
+        keras.config.set_floatx("float64")
+        kormos.enable_float64()
         target(connection, index, *args)
     except BaseException:
         traceback.print_exc()

@@ -298,6 +298,28 @@ def raises_an_interrupt(index, folder):
 
 
 @case
+def raises_an_interrupt_in_an_earlier_hook(index, folder):
+    def interrupt(callback):
+        raise KeyboardInterrupt
+
+    hook = "on_epoch_begin"
+    return fitted(index, [at_epoch(3, interrupt, hook)] if index == 1 else [])
+
+
+@case
+def is_interrupted_twice(index, folder):
+    """The second time it does not wait for its own computation."""
+
+    def compute(callback):
+        for delay in (0.3, 0.6):
+            pid = os.getpid()
+            threading.Timer(delay, os.kill, (pid, signal.SIGINT)).start()
+        time.sleep(60)
+
+    return fitted(index, [at_epoch(3, compute)] if index == 1 else [])
+
+
+@case
 def is_slow(index, folder):
     rest = at_epoch(3, lambda callback: time.sleep(5))
     return fitted(index, [rest] if index == 1 else [])

@@ -8,8 +8,8 @@ import pytest
 
 from conftest import BACKEND
 from faults import children
+from joined import TIMEOUT
 from pairs import MARGIN
-from pairs import PATIENCE
 from pairs import Group
 from process_cases import CASES
 from process_cases import flat
@@ -27,8 +27,8 @@ pytestmark = [
 
 KIND = "one of several processes"
 
-# `make test-faults` asks for more.
-KILLS = int(os.environ.get("KILLS", 1))
+# `make test-faults` asks for ten: each starts two processes anew.
+KILLS = int(os.environ.get("KILLS", 2)) // 2
 
 OTHERS = "1 of 2 processes failed, and say why themselves. This is process "
 RAISED = "what the test raises"
@@ -144,13 +144,20 @@ def test_nan_of_one_process_ends_the_fit_of_all(reports):
 
 @pytest.mark.parametrize(
     "name",
-    ["is_interrupted", "is_interrupted_while_it_waits", "raises_an_interrupt"],
+    [
+        "is_interrupted",
+        "is_interrupted_twice",
+        "is_interrupted_while_it_waits",
+        "raises_an_interrupt",
+        "raises_an_interrupt_in_an_earlier_hook",
+    ],
 )
 def test_ctrl_c_on_one_process_ends_all_of_them(name, reports):
     pair = reports(name)
     assert_same(pair)
     assert [report.status for report in pair] == ["interrupted"] * 2
-    assert len(pair[0].losses) == 4
+    assert len(pair[0].losses) == len(pair[1].losses)
+    assert 3 <= len(pair[0].losses) <= 4
 
 
 def test_a_slow_process_makes_the_fit_slower_and_nothing_else(reports):
@@ -244,8 +251,8 @@ MISSING = {
 def test_a_process_that_never_fits_is_missed(context, tmp_path):
     """The others do not wait for longer than the engine allows."""
     with Group(context, raise_before_the_fit, (), tmp_path) as group:
-        codes = group.ends(PATIENCE + MARGIN)
-        assert None not in codes and 0 not in codes
+        codes = group.ends(TIMEOUT + MARGIN)
+        assert None not in codes
         assert f"ZeroDivisionError: {RAISED}" in group.printed(1)
         assert MISSING[BACKEND] in group.printed(0)
 
@@ -267,7 +274,7 @@ def trained(context, folder, backup, kill=None):
             group.connections[index].poll(delay)
             group.processes[index].join(delay)
             group.kill(index)
-        limit = PATIENCE + MARGIN
+        limit = TIMEOUT + MARGIN
         sent = [group.messages(i, limit) for i in range(2)]
         group.ends(limit)
         return sent, [group.printed(i) for i in range(2)]

@@ -27,6 +27,7 @@ from kormos.solvers.outcome import Outcome
 from kormos.solvers.protocols import Iterate
 from kormos.solvers.protocols import Point
 from kormos.solvers.rejections import or_else
+from kormos.types import Array
 from kormos.types import Vector
 from kormos.warn import warn
 
@@ -109,6 +110,7 @@ class KerasObserver(SessionObserver):
         processes = current()
         model.stop_training = self._is_stopped_everywhere = False
         self._is_watching = processes.agree(self._is_watching)
+        self._batch_hooks = processes.agree(self._batch_hooks)
         verbose = self._verbose if processes.is_first else 0
         last = self._last_epoch
         shown = [Progress(last, verbose)] if verbose else []
@@ -216,9 +218,9 @@ class KerasObserver(SessionObserver):
     def _begin_epoch(self) -> None:
         # Before the hooks: after an interrupt in one, none is called twice.
         self._epoch_is_open = True
-        self._callbacks.on_epoch_begin(self.done)
+        self._together(self._callbacks.on_epoch_begin, self.done)
         if self._batch_hooks:
-            self._callbacks.on_train_batch_begin(0)
+            self._together(self._callbacks.on_train_batch_begin, 0)
             self._batch_is_open = True
 
     def _end_epoch(self) -> None:
@@ -233,7 +235,8 @@ class KerasObserver(SessionObserver):
         logs = self._logs = self._logs_at(theta)
         if self._batch_is_open:
             self._batch_is_open = False
-            self._callbacks.on_train_batch_end(0, {"loss": logs["loss"]})
+            logged = {"loss": logs["loss"]}
+            self._together(self._callbacks.on_train_batch_end, 0, logged)
         self._taken = 0
         self._epoch_is_open = False
         history, epoch = self._model.history, self.done
@@ -244,22 +247,26 @@ class KerasObserver(SessionObserver):
         if any(name.startswith("val_") for name in logs):
             history.val_epoch.append(epoch)
         try:
-            if self._is_watching:
-                self._tell_all_processes(epoch, logs)
-            else:
-                self._callbacks.on_epoch_end(epoch, logs)
+            self._together(self._callbacks.on_epoch_end, epoch, logs)
         except BaseException:
             # The History, which the user has, comes after the callbacks.
             if epoch not in history.epoch:
                 history.on_epoch_end(epoch, logs)
             raise
 
-    def _tell_all_processes(self, epoch: int, logs: dict[str, Any]) -> None:
-        """Tells the callbacks of an epoch, and agrees on whether to stop."""
-        processes, model = current(), self._model
-        processes.together(lambda: self._callbacks.on_epoch_end(epoch, logs))
-        is_stopped = processes.agree(bool(model.stop_training))
-        self._is_stopped_everywhere = model.stop_training = is_stopped
+    def _together(self, fn: Any, *args: Any) -> None:
+        """Calls callbacks on all processes, which agree on whether to stop."""
+        model = self._model
+
+        def call() -> Array:
+            fn(*args)
+            return np.array(float(model.stop_training))
+
+        if self._is_watching:
+            is_stopped = bool(current().total(call, [()], name="a callback"))
+            self._is_stopped_everywhere = model.stop_training = is_stopped
+        else:
+            fn(*args)
 
     def _logs_at(self, theta: Vector) -> dict[str, Any]:
         task, record = self._reporter.task, self._reporter.record

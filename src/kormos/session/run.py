@@ -11,6 +11,7 @@ import numpy as np
 
 from kormos.checks import check_count
 from kormos.optimizers.stage import Stage
+from kormos.processes import current
 from kormos.processes import now
 from kormos.session.float64_trial import tried_in_float64
 from kormos.session.result import Result
@@ -95,7 +96,8 @@ class Run:
             outcome = self._stage.run(self.problem, theta, state, self)
             self.state = outcome.state
             outcome = self._judged(outcome)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
+            current().tell(error)
             theta, loss = self.best
             outcome = Outcome(statuses.INTERRUPTED, theta, loss)
         if self.state is not None and self.state.is_lost:

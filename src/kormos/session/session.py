@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kormos.objective.start_checks import check_hessian_products
+from kormos.processes import current
 from kormos.session.attachment import Attachment
 from kormos.session.float64_tail import goes_on_in_float64
 from kormos.session.float64_tail import warn_of_staying
@@ -171,8 +172,9 @@ class Session:
         """
         try:
             undo = self._task.go_on_in_float64()
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             # Compiling takes seconds.
+            current().tell(error)
             outcome.status = statuses.INTERRUPTED
             return None
         except Exception as error:

@@ -24,6 +24,7 @@ from kormos.session.run import ConvergenceWarning
 from kormos.session.run import is_worth_a_warning
 from kormos.solvers.protocols import Iterate
 from kormos.solvers.rejections import or_else
+from kormos.types import Array
 from kormos.types import Vector
 from kormos.warn import warn
 
@@ -176,9 +177,15 @@ class TraceObserver(SessionObserver):
         if not self._is_watching:
             self._tell_own(logs)
             return
-        current().together(lambda: self._tell_own(logs))
-        stops = self._is_stopped or self._model.stop_training
-        self._is_stopped = current().agree(stops)
+
+        def call() -> Array:
+            self._tell_own(logs)
+            return np.array(
+                float(self._is_stopped or self._model.stop_training)
+            )
+
+        stops = current().total(call, [()], name="a callback")
+        self._is_stopped = bool(stops)
 
     def _tell_own(self, logs: dict[str, Any]) -> None:
         """Tells the callbacks of this process."""

@@ -228,7 +228,9 @@ class Objective(FlatObjective):
     def _loss_unit(self) -> float:
         # Once a fit is well under way, slopes are about as large as targets.
         slope = largest(self.arguments.term_factors[:-1])
-        target = self.processes.largest(self._data.largest_target)
+        target = self.processes.gather(
+            np.array([self._data.largest_target])
+        ).max()
         return unit_for(target * slope)
 
     @property
