@@ -164,8 +164,8 @@ elif keras.backend.backend() == "tensorflow":
     from kormos.backend.common import spread_rows as spread_rows
     from kormos.backend.common import spread_zeros as spread_zeros
     from kormos.backend.common import standing_in as standing_in
-    from kormos.backend.common import whole as whole
     from kormos.backend.common import unasked as unasked
+    from kormos.backend.common import whole as whole
     from kormos.backend.tensorflow import arctan as arctan
     from kormos.backend.tensorflow import attempt as attempt
     from kormos.backend.tensorflow import chunk_numbers as chunk_numbers
@@ -205,8 +205,8 @@ elif keras.backend.backend() == "torch":
     from kormos.backend.common import row_devices as row_devices
     from kormos.backend.common import spread_rows as spread_rows
     from kormos.backend.common import spread_zeros as spread_zeros
-    from kormos.backend.common import whole as whole
     from kormos.backend.common import unasked as unasked
+    from kormos.backend.common import whole as whole
     from kormos.backend.torch import arctan as arctan
     from kormos.backend.torch import attempt as attempt
     from kormos.backend.torch import chunk_numbers as chunk_numbers
