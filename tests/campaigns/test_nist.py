@@ -60,6 +60,20 @@ def test_nine_digits_of_the_certified_parameters(float64, name, start):
     assert result.loss == expected
 
 
+@pytest.mark.parametrize("name", ["Misra1a", "MGH09", "Thurber"])
+def test_conjugate_gradients_reach_the_certified_parameters(float64, name):
+    problem = REGRESSIONS[name]
+    v = keras.Variable(problem.starts[0], dtype="float64")
+    result = kormos.least_squares(
+        lambda: problem.residuals(ops.convert_to_tensor(v)),
+        [v],
+        kormos.optimizers.LevenbergMarquardt(linear_solver="cg"),
+    )
+    assert result.success
+    assert problem.digits(v) >= 9
+    assert result.iterations <= 100
+
+
 @pytest.mark.skipif(BACKEND != "torch", reason="takes all starts")
 def test_work_of_all_starts(float64):
     results = [regression(*start)[0] for start in STARTS]

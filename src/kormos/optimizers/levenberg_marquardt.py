@@ -77,8 +77,9 @@ class LevenbergMarquardt(NativeOptimizer):
             error without weights; for other losses its unit is another one.
         linear_solver: `"rows"` keeps J and factorizes it, or JJ' when there are
             fewer rows than parameters; `"dense"` accumulates J'J over chunks of
-            rows; `"cg"` is matrix-free. `"auto"` chooses by memory, and the
-            result names the choice.
+            rows; `"cg"` is matrix-free, but for 16 parameters or fewer it is
+            `"dense"`. `"auto"` chooses by memory, and the result names the
+            choice.
         stochastic: whether to take one step on each batch of `batch_size` rows,
             an epoch being a pass over the data in a new order. The damping is
             carried from batch to batch. The loss of all of the data may rise,

@@ -90,7 +90,6 @@ class LocalModels:
         self.outputs = self._curvature.outputs
         self.scale = self.norms = scale
         self.is_restrained = False
-        self._diagonal: Vector | None = None
         self.solver = self._chosen() if solver == "auto" else solver
         if self.solver == "cg" and problem.size <= _FEW:
             self.solver = "dense"
@@ -184,10 +183,9 @@ class LocalModels:
             problem.hessp_evals += 1
             return self._curvature.product(theta, vector)
 
-        squares = steihaug.diagonal(product, problem.size, self._diagonal)
+        squares = steihaug.diagonal(product, problem.size)
         if not (np.isfinite(grad).all() and np.isfinite(squares).all()):
             return None
-        self._diagonal = squares
         added = _artificial(squares, grad, loss)
         scale = self._rescaled(np.sqrt(squares + added), theta, grad)
         model = steihaug.Products(

@@ -20,7 +20,7 @@ _MOST_PRODUCTS = 200
 # as one over the square root of it, and the diagonal is only a preconditioner
 # and a scale. Every new point pays for these products.
 PROBES = 8
-# A first estimate is repeated while one entry of the scaled matrix is more than
+# An estimate is repeated while one entry of the scaled matrix is more than
 # this many times another, but only so often. Our choice: each time halves the
 # number of digits by which entries are apart, so these are enough for units of
 # any size, and the estimates themselves are wrong by a few times.
@@ -112,9 +112,7 @@ class Products:
         )
 
 
-def diagonal(
-    product: Callable[[Vector], Vector], size: int, earlier: Vector | None
-) -> Vector:
+def diagonal(product: Callable[[Vector], Vector], size: int) -> Vector:
     """An estimate of the diagonal of a positive semidefinite matrix.
 
     It is the mean of v times Av over vectors v of random signs: C. Bekas, E.
@@ -122,20 +120,20 @@ def diagonal(
     Numer. Math. 57, 2007, after Hutchinson. An entry counts as at least its own
     uncertainty, which comes from the other entries of its row. In the
     parameters' own units a small effect would be lost in the noise of a large
-    one. So the matrix is scaled by an earlier estimate, and the first one is
-    repeated until it is nearly even.
+    one. So the matrix is scaled by an estimate, and estimated again, until it is
+    nearly even. Nothing is taken from earlier points: a resumed fit finds the
+    same.
 
     Args:
         product: function of a vector `(size,)` that returns A times it.
         size: the number of parameters.
-        earlier: the estimate at an earlier point, `(size,)`, or `None`.
 
     Returns:
         The diagonal, `(size,)`, zero only where all of the row is.
     """
     rng = np.random.default_rng(0)
-    known = np.ones(size) if earlier is None else earlier
-    for _ in range(_MOST_PASSES if earlier is None else 1):
+    known = np.ones(size)
+    for _ in range(_MOST_PASSES):
         known = np.where(known > 0, known, known.max() or 1.0)
         found = _estimate(product, 1 / np.sqrt(known), rng)
         known = known * found
