@@ -120,7 +120,7 @@ def diagonal(product: Callable[[Vector], Vector], size: int) -> Vector:
     Numer. Math. 57, 2007, after Hutchinson. An entry counts as at least its own
     uncertainty, which comes from the other entries of its row. In the
     parameters' own units a small effect would be lost in the noise of a large
-    one. So the matrix is scaled by an estimate, and estimated again, until it is
+    one. So the matrix is scaled by an estimate and estimated again, until it is
     nearly even. Nothing is taken from earlier points: a resumed fit finds the
     same.
 
