@@ -78,10 +78,10 @@ def verify(
         return
     found = evaluate(point)
     found = float(found[0] if isinstance(found, tuple) else found)
-    if not _differ(objective, found, own):
+    if not differ(objective, found, own):
         return
     _, again = objective.reference(point)
-    if _differ(objective, again, own):
+    if differ(objective, again, own):
         raise ValueError(
             f"{RANDOM} Received: losses of {own:.6g} and {again:.6g} at the "
             "same values of the variables"
@@ -136,7 +136,7 @@ def refuse_silent(
 
     def changing(variables: list[keras.Variable]) -> bool:
         far, half, near = (change(variables, _STEP / n) for n in (1, 2, 4))
-        return _differ(objective, here + near, here) and all(
+        return differ(objective, here + near, here) and all(
             abs(a - 2 * b) <= _BEND * abs(a)
             for a, b in ((far, half), (half, near))
         )
@@ -174,7 +174,7 @@ def moved(
     return objective.program.packing.join_arrays(parts)
 
 
-def _differ(objective: ComparableObjective, a: Scalar, b: Scalar) -> bool:
+def differ(objective: ComparableObjective, a: Scalar, b: Scalar) -> bool:
     """Whether two losses differ by more than rounding usually explains."""
     if not np.isfinite([a, b]).all():
         return False

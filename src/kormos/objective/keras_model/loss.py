@@ -50,9 +50,14 @@ class ModelLoss:
             the next one.
         has_masks: whether an output has a mask.
         adds_losses: whether layers add to the loss.
+        adds_row_losses: whether they add more than regularizers of weights.
+        is_compared: whether the losses of some rows and of parts of them were
+            compared.
     """
 
     adds_losses: bool
+    adds_row_losses: bool
+    is_compared = False
 
     def __init__(
         self,
@@ -99,6 +104,10 @@ class ModelLoss:
             model.compute_metrics(x, y, y_pred, w)
             model.get_metrics_result()
             self.adds_losses = bool(model.losses)
+            regularized = [
+                v for v in model.trainable_variables if v.regularizer
+            ]
+            self.adds_row_losses = len(model.losses) > len(regularized)
             return loss
 
         arguments = *head, self.terms.ones()

@@ -18,6 +18,7 @@ from keras import ops
 from keras import tree
 
 from kormos.objective.keras_model.split_loss import SplitLoss
+from kormos.objective.keras_model.split_loss import is_of_keras
 from kormos.types import Scalar
 from kormos.types import Structure
 from kormos.types import Tensor
@@ -128,6 +129,17 @@ class CompiledLosses:
         """The names of the terms, for messages."""
         terms = self._terms(y, y_pred, sample_weight)
         return [term.description for term, *_ in terms]
+
+    def own_names(
+        self, y: Structure, y_pred: Structure, sample_weight: Structure
+    ) -> list[str]:
+        """The names of the terms that are not losses of Keras."""
+        terms = self._terms(y, y_pred, sample_weight)
+        return [
+            term.description
+            for term, y_true, values, _ in terms
+            if not is_of_keras(term.resolved(y_true, values))
+        ]
 
     def by_output(
         self, y: Structure, y_pred: Structure, sample_weight: Structure

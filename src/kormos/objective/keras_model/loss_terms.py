@@ -35,11 +35,13 @@ class LossTerms:
         own_name: what to call the model's own `compute_loss`, or `None`.
         weights: the weight of each term of `compiled`, by `loss_weights`.
         names: the names of these terms.
+        own_names: the names of those that are not Keras' own.
         by_output: for each output, its losses.
     """
 
     weights: list[float]
     names: list[str]
+    own_names: list[str]
     by_output: list[list[keras.losses.Loss]]
 
     def __init__(self, model: keras.Model, training: bool) -> None:
@@ -67,10 +69,12 @@ class LossTerms:
         variables when they are first called.
         """
         self.weights, self.names, self.by_output = [], [], []
+        self.own_names = []
         if self.compiled is not None:
             data = y, y_pred, sample_weight
             self.weights = self.compiled.term_weights(*data)
             self.names = self.compiled.names(*data)
+            self.own_names = self.compiled.own_names(*data)
             self.by_output = self.compiled.by_output(*data)
 
     def ones(self, dtype: str | None = None) -> Tensor:

@@ -26,6 +26,8 @@ from kormos.objective.compiled import Chunk
 from kormos.objective.compiled import leading_size
 from kormos.objective.gauss_newton.host import HostGaussNewton
 from kormos.objective.keras_model.carried_state import refuse_carried
+from kormos.objective.keras_model.coupled_rows import may_couple
+from kormos.objective.keras_model.coupled_rows import warn_of_coupling
 from kormos.objective.keras_model.model_checks import build
 from kormos.objective.keras_model.model_checks import check_model
 from kormos.objective.keras_model.model_checks import warn_of_custom_steps
@@ -181,6 +183,8 @@ class Objective(FlatObjective):
             self.program.is_verified = not is_new
         if model_loss.carried:
             refuse_carried(model_loss.carried, self.rows, self.chunk_rows)
+        if may_couple(model_loss) and self.rows > self.chunk_rows:
+            warn_of_coupling(self, model_loss, self._data.head(dtype))
 
     def _head(self, dtype: str | None) -> Data:
         """The rows of a chunk, as tensors: the same ones on all processes.

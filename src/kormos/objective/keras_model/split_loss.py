@@ -155,6 +155,13 @@ def _is_opaque(loss: keras.losses.Loss) -> bool:
     return type(loss).__call__ is not keras.losses.Loss.__call__
 
 
+def is_of_keras(loss: keras.losses.Loss) -> bool:
+    """Whether Keras itself has a loss, and not a user's own code."""
+    code = [type(loss), getattr(loss, "fn", keras.losses.Loss)]
+    modules = [getattr(part, "__module__", "") for part in code]
+    return all(name.partition(".")[0] == "keras" for name in modules)
+
+
 def _squares_units(loss: Any) -> bool:
     """Whether it is a loss of `units.SQUARES`, which any dtype can compute.
 
