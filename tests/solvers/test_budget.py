@@ -10,6 +10,7 @@ from keras import ops
 import kormos
 from conftest import lindata
 from conftest import linear
+from kormos import processes
 from kormos.solvers import budget
 from kormos.solvers.quasi_newton import loop
 from native import methods
@@ -47,7 +48,7 @@ def clock(monkeypatch):
     """Sets what `time.perf_counter` says."""
 
     def set_to(now):
-        monkeypatch.setattr(budget.time, "perf_counter", lambda: now)
+        monkeypatch.setattr(processes.time, "perf_counter", lambda: now)
 
     return set_to
 
@@ -150,7 +151,7 @@ def test_max_seconds_of_a_compiled_loop(steps, monkeypatch, unconverged):
         return made(key, state)
 
     monkeypatch.setattr(loop, "SolverState", state_made)
-    for module in (loop, budget):
+    for module in (loop, processes):
         monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(time, "perf_counter", clock.perf_counter)
     model = keras.Sequential(
@@ -176,8 +177,7 @@ def test_max_seconds_of_a_compiled_loop(steps, monkeypatch, unconverged):
 @pytest.mark.parametrize("method", ["l-bfgs-b", "trust-ncg", "nelder-mead"])
 def test_max_seconds_of_scipy(method, monkeypatch, float64):
     clock = Clock()
-    monkeypatch.setattr(budget, "time", clock)
-    monkeypatch.setattr("kormos.session.record.time", clock)
+    monkeypatch.setattr(processes, "time", clock)
 
     def tick(loss):
         clock.seconds += 1
