@@ -1,0 +1,39 @@
+"""Rows of residuals must not depend on one another: what is refused."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import kormos
+
+
+@pytest.fixture
+def fitted():
+    """A linear function of 300 inputs in float32, and what it fits exactly."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((20, 300)).astype("float32")
+    v = keras.Variable(rng.standard_normal((300, 1)), dtype="float32")
+    y = np.float64(x) @ np.float64(ops.convert_to_numpy(v))
+    return v, {"x": x, "y": np.float32(y)}
+
+
+def test_rows_that_are_only_rounding_are_not_refused(fitted):
+    """A batch of another size rounds differently, and nothing else is left."""
+    v, data = fitted
+    result = kormos.least_squares(
+        lambda data: ops.matmul(data["x"], v) - data["y"], [v], data=data
+    )
+    assert result.success
+    assert result.loss < 1e-10
+
+
+def test_rows_that_mix_are_refused_at_a_solution_too(fitted):
+    v, data = fitted
+
+    def residuals(data):
+        own = ops.matmul(data["x"], v) - data["y"]
+        return own + ops.mean(own)
+
+    with pytest.raises(ValueError, match="changes with other rows"):
+        kormos.least_squares(residuals, [v], data=data)
