@@ -80,6 +80,10 @@ def standing_in(pairs: Iterable[tuple[Tensor, Tensor]]) -> Iterator[None]:
     yield
 
 
+def unscaled() -> contextlib.AbstractContextManager[Any]:
+    return contextlib.nullcontext()
+
+
 def once(fn: Callable[..., _Result]) -> Callable[..., _Result]:
     return fn
 
