@@ -1,6 +1,6 @@
 """What a fit in the scope of a strategy of TensorFlow finds: a child script.
 
-It is called with what it is to do (`figures` or `faults`), a kind and a folder,
+It is called with what it is to do (a key of `TASKS`), a kind and a folder,
 and writes `INDEX.json` or `INDEX.npz` into the folder. The kinds are `one`
 (process, without a strategy), `mirrored` (one process with two devices) and
 `worker` (one of two processes, which `TF_CONFIG` names).
@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 # Seconds in which a child must have ended.
 PATIENCE = 60
@@ -217,10 +218,19 @@ class Figures(Child):
             **{str(i): v for i, v in enumerate(model.get_weights())},
         )
 
-    def compiled_fit(self):
-        """`model.fit`, outside of the scope, of a model compiled for it."""
+    def compiled_fit(self, folder):
+        """`model.fit`, outside of the scope, which saves the whole model."""
         self.set_weights(self.net)
-        history = self.net.fit(*self.data(), epochs=5, verbose=0)
+        path = folder / f"{self.index}.keras"
+        history = self.net.fit(
+            *self.data(),
+            epochs=5,
+            verbose=0,
+            callbacks=[
+                self.keras.callbacks.ModelCheckpoint(path),
+                self.kormos.callbacks.BackupAndRestore(folder / "backup"),
+            ],
+        )
         self.note("fit of five epochs", loss=history.history["loss"])
 
     def least_squares(self):
@@ -244,17 +254,11 @@ class Figures(Child):
         self.note("fit of residuals", loss=result.loss, a=a.numpy())
 
     def run(self, folder):
-        import time
-        def P(*a): print(*a, time.process_time(), time.perf_counter(), flush=True)
-        P("start")
         self.look()
-        P("look")
         for method in FITS:
             self.fit(method)
-            P(method)
         self.fit("l-bfgs-b", stream=True, batch_size=8)
-        P("stream")
-        self.compiled_fit()
+        self.compiled_fit(folder)
         self.least_squares()
         self.np.savez(folder / f"{self.index}.npz", **self.found)
 
@@ -273,15 +277,15 @@ class Faults(Child):
             return type(error).__name__, " ".join(str(error).split())
         return "none", "none"
 
-    def failing(self, fail, after):
-        """A loss that fails after so many evaluations, on one process."""
+    def failing(self, fail):
+        """A loss that calls a function at its sixth evaluation, on one."""
         import tensorflow as tf
 
         calls = []
 
         def check(value):
             calls.append(1)
-            if self.index and len(calls) > after:
+            if self.index and len(calls) == 6:
                 fail()
             return value
 
@@ -310,16 +314,18 @@ class Faults(Child):
         return Batches()
 
     def raise_in_loss(self):
-        def fail():
-            raise TypeError("a mistake of mine")
+        def loss(y, y_pred):
+            if self.index:
+                raise TypeError("a mistake of mine")
+            return (y - y_pred) ** 2
 
-        return self.attempt(*self.data(), loss=self.failing(fail, 0))
+        return self.attempt(*self.data(), loss=loss)
 
     def be_killed(self):
         def fail():
             os.kill(os.getpid(), signal.SIGKILL)
 
-        return self.attempt(*self.data(), loss=self.failing(fail, 5))
+        return self.attempt(*self.data(), loss=self.failing(fail))
 
     def run(self, folder):
         found = {}
@@ -330,12 +336,25 @@ class Faults(Child):
             ("kill", self.be_killed),
         ):
             found[name] = fn()
-            import time; print(name, found[name], time.perf_counter(), flush=True)
             text = json.dumps(found)
             (folder / f"{self.index}.json").write_text(text)
 
 
+class Silence(Faults):
+    """What a process is told that waits for one that is busy."""
+
+    def run(self, folder):
+        from kormos.backend import tensorflow_processes
+
+        tensorflow_processes._PATIENCE = 3.0
+        loss = self.failing(lambda: time.sleep(6))
+        found = {"silence": self.attempt(*self.data(), loss=loss)}
+        (folder / f"{self.index}.json").write_text(json.dumps(found))
+
+
+TASKS = {"figures": Figures, "faults": Faults, "silence": Silence}
+
 if __name__ == "__main__":
     task, kind, folder = sys.argv[1:]
-    made = {"figures": Figures, "faults": Faults}[task](kind)
+    made = TASKS[task](kind)
     made.run(pathlib.Path(folder))

@@ -65,6 +65,8 @@ Processes that fit a model together:
 - `alone()`: a scope in which this process makes variables only for itself.
 - `unscaled()`: a scope in which Keras does not divide losses by the number of
   devices.
+- `own_copies(model)`: a scope in which reading a metric of a model does not add
+  up over the processes.
 
 Derivatives:
 
@@ -101,6 +103,7 @@ and on other backends than JAX, there is one:
 import keras
 
 if keras.backend.backend() == "jax":
+    from kormos.backend.common import own_copies as own_copies
     from kormos.backend.common import parameters_met as parameters_met
     from kormos.backend.common import standing_in as standing_in
     from kormos.backend.common import to_numpy as to_numpy
@@ -149,6 +152,7 @@ if keras.backend.backend() == "jax":
     from kormos.backend.jax_processes import process_group as process_group
     from kormos.backend.jax_processes import unasked as unasked
 elif keras.backend.backend() == "tensorflow":
+    from kormos.backend.common import alone as alone
     from kormos.backend.common import check_forward_mode as check_forward_mode
     from kormos.backend.common import devices as devices
     from kormos.backend.common import gather as gather
@@ -161,7 +165,6 @@ elif keras.backend.backend() == "tensorflow":
     from kormos.backend.common import spread_rows as spread_rows
     from kormos.backend.common import spread_zeros as spread_zeros
     from kormos.backend.common import standing_in as standing_in
-    from kormos.backend.common import unasked as unasked
     from kormos.backend.common import whole as whole
     from kormos.backend.tensorflow import arctan as arctan
     from kormos.backend.tensorflow import attempt as attempt
@@ -187,13 +190,14 @@ elif keras.backend.backend() == "tensorflow":
     from kormos.backend.tensorflow import view as view
     from kormos.backend.tensorflow import vjp as vjp
     from kormos.backend.tensorflow_processes import add_up as add_up
-    from kormos.backend.tensorflow_processes import alone as alone
     from kormos.backend.tensorflow_processes import local as local
     from kormos.backend.tensorflow_processes import named_loss as named_loss
+    from kormos.backend.tensorflow_processes import own_copies as own_copies
     from kormos.backend.tensorflow_processes import place_in as place_in
     from kormos.backend.tensorflow_processes import (
         process_group as process_group,
     )
+    from kormos.backend.tensorflow_processes import unasked as unasked
     from kormos.backend.tensorflow_processes import unscaled as unscaled
     from kormos.backend.tensorflow_rows import jacobian as jacobian
     from kormos.backend.tensorflow_rows import map_rows as map_rows
@@ -207,6 +211,7 @@ elif keras.backend.backend() == "torch":
     from kormos.backend.common import laid_out as laid_out
     from kormos.backend.common import local as local
     from kormos.backend.common import once as once
+    from kormos.backend.common import own_copies as own_copies
     from kormos.backend.common import placed_like as placed_like
     from kormos.backend.common import row_devices as row_devices
     from kormos.backend.common import spread_rows as spread_rows

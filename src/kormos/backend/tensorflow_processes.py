@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import threading
 from collections.abc import Callable
 from collections.abc import Iterator
 from typing import Any
@@ -10,14 +11,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 from tensorflow.python.distribute import distribute_lib
+from tensorflow.python.eager import context
 
 from kormos.types import Tensor
 from kormos.types import Vector
 
-# How long a worker waits for the others in an exchange. Our choice: TensorFlow
-# waits for ever unless it is given a time, and a worker may be slower by some
-# minutes.
-_OPTIONS = tf.distribute.experimental.CommunicationOptions(timeout_seconds=600)
+# Seconds for which a worker waits for the others in an exchange. Our choice: a
+# worker may take some minutes longer than another to compile. TensorFlow finds
+# by itself, within seconds, that a process has ended. It starts a thread for
+# each exchange with a limit of its own, which lives until that is reached.
+_PATIENCE = 600.0
 
 
 def process_group(owner: Any) -> Any:
@@ -50,7 +53,19 @@ def place_in(group: tf.distribute.Strategy) -> tuple[int, int]:
 
 
 def add_up(group: tf.distribute.Strategy, vector: Vector) -> Vector:
-    return np.array(_summed(group)(tf.constant(vector, "float64")))
+    timer = threading.Timer(_PATIENCE, _abort)
+    timer.daemon = True
+    timer.start()
+    try:
+        return np.array(_summed(group)(tf.constant(vector, "float64")))
+    finally:
+        timer.cancel()
+
+
+def _abort() -> None:
+    """Ends the exchange that is going on, and all later ones."""
+    said = f"no answer within {_PATIENCE:g} seconds"
+    context.context().abort_collective_ops(tf.errors.DEADLINE_EXCEEDED, said)
 
 
 @functools.lru_cache(maxsize=1)
@@ -58,12 +73,12 @@ def _summed(group: tf.distribute.Strategy) -> Callable[[Tensor], Tensor]:
     devices = group.num_replicas_in_sync // place_in(group)[1]
 
     def each(vector: Tensor) -> Tensor:
-        context = tf.distribute.get_replica_context()
+        replica = tf.distribute.get_replica_context()
         # All devices of a worker take part, and the first has the vector. An
         # argument has no device in a graph, which the engine asks for.
-        is_first = context.replica_id_in_sync_group % devices == 0
+        is_first = replica.replica_id_in_sync_group % devices == 0
         own = tf.where(is_first, vector, tf.zeros_like(vector))
-        return context.all_reduce("SUM", own, _OPTIONS)
+        return replica.all_reduce("SUM", own)
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.float64)])
     def summed(vector: Tensor) -> Tensor:
@@ -73,7 +88,9 @@ def _summed(group: tf.distribute.Strategy) -> Callable[[Tensor], Tensor]:
 
 
 def named_loss(group: tf.distribute.Strategy, error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+    # What Python called to define the operation comes before.
+    _, _, said = str(error).rpartition("aborted by:")
+    return " ".join(said.split())[:300]
 
 
 def local(tensor: Any) -> Any:
@@ -84,15 +101,33 @@ def local(tensor: Any) -> Any:
 
 
 @contextlib.contextmanager
-def alone() -> Iterator[None]:
-    """Leaves the scope of a strategy."""
-    stack = tf.compat.v1.get_default_graph()._distribution_strategy_stack
-    stack.append(distribute_lib._get_default_replica_mode())
+def unscaled() -> Iterator[None]:
+    # Keras scales losses in the scope of a strategy, which is left here. In
+    # it, TensorFlow also gives a variable the same value on all workers.
+    graph: Any = tf.compat.v1.get_default_graph()
+    creators = graph._variable_creator_stack
+    graph._variable_creator_stack = []
+    graph._distribution_strategy_stack.append(
+        distribute_lib._get_default_replica_mode()
+    )
     try:
         yield
     finally:
-        stack.pop()
+        graph._distribution_strategy_stack.pop()
+        graph._variable_creator_stack = creators
 
 
-# Keras does so in the scope of a strategy.
-unscaled = alone
+unasked = unscaled
+
+
+@contextlib.contextmanager
+def own_copies(model: keras.Model) -> Iterator[None]:
+    group = process_group(model)
+    if group is None:
+        yield
+        return
+    index, count = place_in(group)
+    devices = group.num_replicas_in_sync // count
+    # In the context of a replica, TensorFlow reads the copy of that replica.
+    with unscaled(), tf.distribute.ReplicaContext(group, index * devices):
+        yield
