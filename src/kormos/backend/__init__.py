@@ -63,6 +63,10 @@ Processes that fit a model together:
 - `unasked()`: a scope in which a process that assigns a value does not ask the
   others whether theirs is the same.
 - `alone()`: a scope in which this process makes variables only for itself.
+- `unscaled()`: a scope in which Keras does not divide losses by the number of
+  devices.
+- `own_copies(model)`: a scope in which reading a metric of a model does not add
+  up over the processes.
 
 Derivatives:
 
@@ -99,9 +103,11 @@ and on other backends than JAX, there is one:
 import keras
 
 if keras.backend.backend() == "jax":
+    from kormos.backend.common import own_copies as own_copies
     from kormos.backend.common import parameters_met as parameters_met
     from kormos.backend.common import standing_in as standing_in
     from kormos.backend.common import to_numpy as to_numpy
+    from kormos.backend.common import unscaled as unscaled
     from kormos.backend.jax import arctan as arctan
     from kormos.backend.jax import attempt as attempt
     from kormos.backend.jax import check_forward_mode as check_forward_mode
@@ -146,25 +152,19 @@ if keras.backend.backend() == "jax":
     from kormos.backend.jax_processes import process_group as process_group
     from kormos.backend.jax_processes import unasked as unasked
 elif keras.backend.backend() == "tensorflow":
-    from kormos.backend.common import add_up as add_up
     from kormos.backend.common import alone as alone
     from kormos.backend.common import check_forward_mode as check_forward_mode
     from kormos.backend.common import devices as devices
     from kormos.backend.common import gather as gather
     from kormos.backend.common import keep_spread as keep_spread
     from kormos.backend.common import laid_out as laid_out
-    from kormos.backend.common import local as local
-    from kormos.backend.common import named_loss as named_loss
     from kormos.backend.common import once as once
     from kormos.backend.common import parameters_met as parameters_met
-    from kormos.backend.common import place_in as place_in
     from kormos.backend.common import placed_like as placed_like
-    from kormos.backend.common import process_group as process_group
     from kormos.backend.common import row_devices as row_devices
     from kormos.backend.common import spread_rows as spread_rows
     from kormos.backend.common import spread_zeros as spread_zeros
     from kormos.backend.common import standing_in as standing_in
-    from kormos.backend.common import unasked as unasked
     from kormos.backend.common import whole as whole
     from kormos.backend.tensorflow import arctan as arctan
     from kormos.backend.tensorflow import attempt as attempt
@@ -189,6 +189,16 @@ elif keras.backend.backend() == "tensorflow":
     from kormos.backend.tensorflow import values as values
     from kormos.backend.tensorflow import view as view
     from kormos.backend.tensorflow import vjp as vjp
+    from kormos.backend.tensorflow_processes import add_up as add_up
+    from kormos.backend.tensorflow_processes import local as local
+    from kormos.backend.tensorflow_processes import named_loss as named_loss
+    from kormos.backend.tensorflow_processes import own_copies as own_copies
+    from kormos.backend.tensorflow_processes import place_in as place_in
+    from kormos.backend.tensorflow_processes import (
+        process_group as process_group,
+    )
+    from kormos.backend.tensorflow_processes import unasked as unasked
+    from kormos.backend.tensorflow_processes import unscaled as unscaled
     from kormos.backend.tensorflow_rows import jacobian as jacobian
     from kormos.backend.tensorflow_rows import map_rows as map_rows
     from kormos.backend.tensorflow_rows import row_jacobian as row_jacobian
@@ -201,11 +211,13 @@ elif keras.backend.backend() == "torch":
     from kormos.backend.common import laid_out as laid_out
     from kormos.backend.common import local as local
     from kormos.backend.common import once as once
+    from kormos.backend.common import own_copies as own_copies
     from kormos.backend.common import placed_like as placed_like
     from kormos.backend.common import row_devices as row_devices
     from kormos.backend.common import spread_rows as spread_rows
     from kormos.backend.common import spread_zeros as spread_zeros
     from kormos.backend.common import unasked as unasked
+    from kormos.backend.common import unscaled as unscaled
     from kormos.backend.common import whole as whole
     from kormos.backend.torch import arctan as arctan
     from kormos.backend.torch import attempt as attempt

@@ -12,6 +12,7 @@ import tensorflow as tf
 from kormos.backend import common
 from kormos.backend.tensorflow_loops import backward_where_needed
 from kormos.backend.tensorflow_loops import is_refused_by_xla
+from kormos.backend.tensorflow_processes import local
 from kormos.types import Array
 from kormos.types import Scalar
 from kormos.types import Structure
@@ -176,7 +177,7 @@ def scalar(tensor: Tensor) -> Scalar:
 
 def to_numpy(value: Any) -> Array:
     if isinstance(value, keras.Variable):
-        value = value.value
+        value = local(value.value)
     # `keras.ops.convert_to_numpy` makes NumPy warn of a variable's `__array__`.
     is_variable = isinstance(value, tf.Variable)
     return common.to_numpy(value.read_value() if is_variable else value)

@@ -30,7 +30,7 @@ class ReadRecorder(keras.StatelessScope):
             # `None`. The scope is left for a moment to read the variable.
             self._reads[id(variable)] = variable
             self.__exit__()
-            value = variable.value
+            value = backend.local(variable.value)
             self.__enter__()
         return value
 

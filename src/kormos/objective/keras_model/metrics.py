@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 
+from kormos import backend
 from kormos.objective.keras_model.loss_terms import LossTerms
 from kormos.types import Structure
 from kormos.types import Tensor
@@ -36,7 +37,8 @@ class ModelMetrics:
         Args:
             *data: as `update` takes them.
         """
-        self._model.compute_metrics(*data)
+        with backend.own_copies(self._model):
+            self._model.compute_metrics(*data)
         self._model.reset_metrics()
         self.variables = list(self._model.metrics_variables)
 

@@ -84,7 +84,11 @@ class StatelessModel:
                 state_mapping=list(others), collect_losses=True
             )
             pairs = list(zip(known, [*frozen, *parts], strict=True))
-        with backend.repeatable(), self.arithmetic.scope(scope, pairs):
+        with (
+            backend.repeatable(),
+            backend.unscaled(),
+            self.arithmetic.scope(scope, pairs),
+        ):
             yield scope
 
     @property

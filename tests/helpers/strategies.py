@@ -1,0 +1,360 @@
+"""What a fit in the scope of a strategy of TensorFlow finds: a child script.
+
+It is called with what it is to do (a key of `TASKS`), a kind and a folder,
+and writes `INDEX.json` or `INDEX.npz` into the folder. The kinds are `one`
+(process, without a strategy), `mirrored` (one process with two devices) and
+`worker` (one of two processes, which `TF_CONFIG` names).
+
+As a module it starts such processes and waits for them.
+"""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+# Seconds in which a child must have ended.
+PATIENCE = 60
+ROWS = 63
+CUT = 44
+FITS = ("lbfgs", "l-bfgs-b", "ssbroyden", "trust-ncg", "lm")
+
+
+def start(task, kind, folder):
+    """Starts the processes of a kind; returns `subprocess.Popen`s."""
+    count = 2 if kind == "worker" else 1
+    probes = [socket.socket() for _ in range(count)]
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    workers = [f"127.0.0.1:{p.getsockname()[1]}" for p in probes]
+    for probe in probes:
+        probe.close()
+    children = []
+    for index in range(count):
+        config = {
+            "cluster": {"worker": workers},
+            "task": {"type": "worker", "index": index},
+        }
+        children.append(
+            subprocess.Popen(
+                [sys.executable, __file__, task, kind, str(folder)],
+                env={
+                    **os.environ,
+                    "KERAS_BACKEND": "tensorflow",
+                    "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+                    **({"TF_CONFIG": json.dumps(config)} if count > 1 else {}),
+                },
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    return children
+
+
+def ended(children):
+    """Waits for children; returns pairs of exit status and output."""
+    found = []
+    for child in children:
+        try:
+            output, _ = child.communicate(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            output, _ = child.communicate()
+            output += f"\nIt has not ended within {PATIENCE} seconds."
+        found.append((child.returncode, output))
+    return found
+
+
+def strategy_of(kind):
+    """The strategy, which is made before TensorFlow computes anything."""
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    if kind == "mirrored":
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        tf.config.set_logical_device_configuration(
+            cpu, [tf.config.LogicalDeviceConfiguration()] * 2
+        )
+        return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    if kind == "worker":
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    return tf.distribute.get_strategy()
+
+
+class Child:
+    """One process.
+
+    Args:
+        kind: `"one"`, `"mirrored"` or `"worker"`.
+    """
+
+    def __init__(self, kind):
+        self.strategy = strategy_of(kind)
+        self.is_worker = kind == "worker"
+        self.index = 0
+        if self.is_worker:
+            self.index = self.strategy.cluster_resolver.task_id
+        import keras
+        import numpy as np
+
+        import kormos
+
+        kormos.enable_float64()
+        keras.config.set_floatx("float64")
+        self.keras, self.np, self.kormos = keras, np, kormos
+        rng = np.random.default_rng(0)
+        self.x = rng.standard_normal((ROWS, 3))
+        self.y = np.sin(self.x.sum(axis=1, keepdims=True))
+        self.w = rng.uniform(0.5, 2, ROWS)
+
+    def own(self, array):
+        """The rows of this process."""
+        if not self.is_worker:
+            return array
+        return array[CUT:] if self.index else array[:CUT]
+
+    def data(self):
+        return self.own(self.x), self.own(self.y)
+
+    def model(self, loss="mse", **compile_args):
+        layers = self.keras.layers
+        with self.strategy.scope():
+            model = self.keras.Sequential(
+                [
+                    self.keras.Input((3,)),
+                    layers.Dense(3, "tanh", kernel_regularizer="l2"),
+                    layers.BatchNormalization(),
+                    layers.Dense(1),
+                ]
+            )
+            model.compile(loss=loss, **compile_args)
+        self.set_weights(model)
+        return model
+
+    def set_weights(self, model):
+        drawn = self.np.random.default_rng(1)
+        for variable in model.trainable_variables:
+            variable.assign(0.5 * drawn.standard_normal(variable.shape))
+
+
+class Figures(Child):
+    """Losses, derivatives, metrics and ends of fits."""
+
+    def __init__(self, kind):
+        super().__init__(kind)
+        self.found = {}
+        metrics = ["mae", self.keras.metrics.RootMeanSquaredError()]
+        self.net = self.model(optimizer="lbfgs", metrics=metrics)
+
+    def note(self, name, **values):
+        for key, value in values.items():
+            self.found[f"{name}: {key}"] = self.np.asarray(value)
+
+    def look(self):
+        """Everything that a method may ask of an objective."""
+        np = self.np
+        objective = self.kormos.Objective(
+            self.net,
+            *self.data(),
+            sample_weight=self.own(self.w),
+            batch_size=10,
+        )
+        theta = objective.initial_position()
+        vector = np.linspace(-1, 1, theta.size)
+        loss, grad = objective.value_and_grad(theta)
+        matrices = objective.gauss_newton()
+        _, _, matrix = matrices.normal_equations(theta, keep=True)
+        _, _, rows = matrices.rows(theta)
+        self.note(
+            "figure",
+            value=objective.value(theta),
+            loss=loss,
+            grad=grad,
+            product=objective.hvp(theta, vector),
+            matrix=np.triu(matrix),
+            from_rows=np.triu(rows.T @ rows),
+            matrix_product=matrices.product(theta, vector),
+            bend=matrices.bend(theta, vector),
+            rows=objective.rows,
+        )
+        self.note("figure evaluated", **objective.evaluate(theta))
+        with self.strategy.scope():
+            self.note("figure in the scope", value=objective.value(theta))
+
+    def fit(self, method, **settings):
+        """A fit within the scope, from weights that the first process has."""
+        model = self.net
+        self.set_weights(model)
+        if self.index:
+            model.set_weights([3 * v for v in model.get_weights()])
+        with self.strategy.scope():
+            history = self.kormos.fit(
+                model,
+                *self.data(),
+                sample_weight=self.own(self.w),
+                validation_data=self.data(),
+                optimizer=method,
+                epochs=10,
+                verbose=0,
+                callbacks=[self.keras.callbacks.EarlyStopping(patience=10)],
+                **settings,
+            )
+        result = history.result
+        self.note(
+            f"fit {method} {settings}",
+            loss=result.loss,
+            success=result.success,
+            validation=history.history["val_loss"][-1],
+            metric=history.history["mae"][-1],
+        )
+        self.note(
+            f"bits {method} {settings}",
+            evaluations=result.evaluations,
+            **{str(i): v for i, v in enumerate(model.get_weights())},
+        )
+
+    def compiled_fit(self, folder):
+        """`model.fit`, outside of the scope, which saves the whole model."""
+        self.set_weights(self.net)
+        path = folder / f"{self.index}.keras"
+        history = self.net.fit(
+            *self.data(),
+            epochs=5,
+            verbose=0,
+            callbacks=[
+                self.keras.callbacks.ModelCheckpoint(path),
+                self.kormos.callbacks.BackupAndRestore(folder / "backup"),
+            ],
+        )
+        self.note("fit of five epochs", loss=history.history["loss"])
+
+    def least_squares(self):
+        """A fit of residuals, one block of which depends on no data."""
+        np, ops = self.np, self.keras.ops
+        with self.strategy.scope():
+            a = self.keras.Variable(np.array([1.0, 0.3, -0.2]), name="a")
+
+        def residuals(data):
+            fitted = a[0] * ops.exp(-a[1] * data["t"]) + a[2]
+            return {"fit": fitted - data["y"], "prior": 0.1 * (a - 1)}
+
+        t = np.linspace(0, 5, ROWS)
+        target = 2 * np.exp(-0.7 * t) + 0.1 * np.cos(40 * t)
+        result = self.kormos.least_squares(
+            residuals,
+            [a],
+            data={"t": self.own(t), "y": self.own(target)},
+            reduction="sum",
+        )
+        self.note("fit of residuals", loss=result.loss, a=a.numpy())
+
+    def run(self, folder):
+        self.look()
+        for method in FITS:
+            self.fit(method)
+        self.fit("l-bfgs-b", stream=True, batch_size=8)
+        self.compiled_fit(folder)
+        self.least_squares()
+        self.np.savez(folder / f"{self.index}.npz", **self.found)
+
+
+class Faults(Child):
+    """What each process is told where one of them fails."""
+
+    def attempt(self, *data, loss="mse"):
+        """The error of a fit, by its class and its message."""
+        model = self.model(loss=loss)
+        try:
+            self.kormos.fit(
+                model, *data, optimizer="lbfgs", epochs=50, verbose=0
+            )
+        except Exception as error:
+            return type(error).__name__, " ".join(str(error).split())
+        return "none", "none"
+
+    def failing(self, fail):
+        """A loss that calls a function at its sixth evaluation, on one."""
+        import tensorflow as tf
+
+        calls = []
+
+        def check(value):
+            calls.append(1)
+            if self.index and len(calls) == 6:
+                fail()
+            return value
+
+        def loss(y, y_pred):
+            error = tf.reduce_mean((y - y_pred) ** 2, axis=-1)
+            kept = tf.stop_gradient(error)
+            zero = tf.py_function(check, [kept], kept.dtype) - kept
+            return error + tf.ensure_shape(zero, error.shape)
+
+        return loss
+
+    def rows(self):
+        """Batches, of which one process has none after the first."""
+        x, y = self.data()
+        child = self
+
+        class Batches(self.keras.utils.PyDataset):
+            def __len__(self):
+                return 2
+
+            def __getitem__(self, i):
+                if i and child.index:
+                    raise OSError("the disk is gone")
+                return x[i::2], y[i::2]
+
+        return Batches()
+
+    def raise_in_loss(self):
+        def loss(y, y_pred):
+            if self.index:
+                raise TypeError("a mistake of mine")
+            return (y - y_pred) ** 2
+
+        return self.attempt(*self.data(), loss=loss)
+
+    def be_killed(self):
+        def fail():
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        return self.attempt(*self.data(), loss=self.failing(fail))
+
+    def run(self, folder):
+        found = {}
+        for name, fn in (
+            ("loss", self.raise_in_loss),
+            ("data", lambda: self.attempt(self.rows())),
+            ("none", lambda: self.attempt(*self.data())),
+            ("kill", self.be_killed),
+        ):
+            found[name] = fn()
+            text = json.dumps(found)
+            (folder / f"{self.index}.json").write_text(text)
+
+
+class Silence(Faults):
+    """What a process is told that waits for one that is busy."""
+
+    def run(self, folder):
+        from kormos.backend import tensorflow_processes
+
+        tensorflow_processes._PATIENCE = 3.0
+        loss = self.failing(lambda: time.sleep(6))
+        found = {"silence": self.attempt(*self.data(), loss=loss)}
+        (folder / f"{self.index}.json").write_text(json.dumps(found))
+
+
+TASKS = {"figures": Figures, "faults": Faults, "silence": Silence}
+
+if __name__ == "__main__":
+    task, kind, folder = sys.argv[1:]
+    made = TASKS[task](kind)
+    made.run(pathlib.Path(folder))
