@@ -34,7 +34,9 @@ def _strategy_of(owner: Any) -> tf.distribute.Strategy | None:
     """The strategy in whose scope a model, or a variable, was made."""
     if isinstance(owner, keras.Model):
         return owner.distribute_strategy
-    values = [v.value for v in owner if isinstance(v, keras.Variable)]
+    # What is no list of variables is refused elsewhere, by name.
+    listed = owner if isinstance(owner, (list, tuple)) else ()
+    values = [v.value for v in listed if isinstance(v, keras.Variable)]
     found = [getattr(v, "distribute_strategy", None) for v in values]
     return next((s for s in found if s is not None), None)
 
