@@ -119,7 +119,9 @@ class Child:
         return array[CUT:] if self.index else array[:CUT]
 
     def data(self):
-        return self.own(self.x), self.own(self.y)
+        """Inputs, targets and weights of the rows of this process."""
+        x, y, w = map(self.own, (self.x, self.y, self.w))
+        return {"x": x, "y": y, "sample_weight": w}
 
     def model(self, loss="mse", **compile_args):
         layers = self.keras.layers
@@ -158,12 +160,7 @@ class Figures(Child):
     def look(self):
         """Everything that a method may ask of an objective."""
         np = self.np
-        objective = self.kormos.Objective(
-            self.net,
-            *self.data(),
-            sample_weight=self.own(self.w),
-            batch_size=10,
-        )
+        objective = self.kormos.Objective(self.net, **self.data())
         theta = objective.initial_position()
         vector = np.linspace(-1, 1, theta.size)
         loss, grad = objective.value_and_grad(theta)
@@ -195,9 +192,8 @@ class Figures(Child):
         with self.strategy.scope():
             history = self.kormos.fit(
                 model,
-                *self.data(),
-                sample_weight=self.own(self.w),
-                validation_data=self.data(),
+                **self.data(),
+                validation_data=tuple(self.data().values()),
                 optimizer=method,
                 epochs=10,
                 verbose=0,
@@ -223,7 +219,7 @@ class Figures(Child):
         self.set_weights(self.net)
         path = folder / f"{self.index}.keras"
         history = self.net.fit(
-            *self.data(),
+            **self.data(),
             epochs=5,
             verbose=0,
             callbacks=[
@@ -266,12 +262,16 @@ class Figures(Child):
 class Faults(Child):
     """What each process is told where one of them fails."""
 
-    def attempt(self, *data, loss="mse"):
+    def attempt(self, data=None, loss="mse"):
         """The error of a fit, by its class and its message."""
         model = self.model(loss=loss)
         try:
             self.kormos.fit(
-                model, *data, optimizer="lbfgs", epochs=50, verbose=0
+                model,
+                **(data or self.data()),
+                optimizer="lbfgs",
+                epochs=50,
+                verbose=0,
             )
         except Exception as error:
             return type(error).__name__, " ".join(str(error).split())
@@ -297,9 +297,9 @@ class Faults(Child):
 
         return loss
 
-    def rows(self):
-        """Batches, of which one process has none after the first."""
-        x, y = self.data()
+    def batches(self):
+        """Batches, of which one process cannot read the second."""
+        rows = self.data()
         child = self
 
         class Batches(self.keras.utils.PyDataset):
@@ -309,9 +309,9 @@ class Faults(Child):
             def __getitem__(self, i):
                 if i and child.index:
                     raise OSError("the disk is gone")
-                return x[i::2], y[i::2]
+                return tuple(array[i::2] for array in rows.values())
 
-        return Batches()
+        return {"x": Batches()}
 
     def raise_in_loss(self):
         def loss(y, y_pred):
@@ -319,20 +319,20 @@ class Faults(Child):
                 raise TypeError("a mistake of mine")
             return (y - y_pred) ** 2
 
-        return self.attempt(*self.data(), loss=loss)
+        return self.attempt(loss=loss)
 
     def be_killed(self):
         def fail():
             os.kill(os.getpid(), signal.SIGKILL)
 
-        return self.attempt(*self.data(), loss=self.failing(fail))
+        return self.attempt(loss=self.failing(fail))
 
     def run(self, folder):
         found = {}
         for name, fn in (
             ("loss", self.raise_in_loss),
-            ("data", lambda: self.attempt(self.rows())),
-            ("none", lambda: self.attempt(*self.data())),
+            ("data", lambda: self.attempt(self.batches())),
+            ("none", self.attempt),
             ("kill", self.be_killed),
         ):
             found[name] = fn()
@@ -348,7 +348,7 @@ class Silence(Faults):
 
         tensorflow_processes._PATIENCE = 3.0
         loss = self.failing(lambda: time.sleep(6))
-        found = {"silence": self.attempt(*self.data(), loss=loss)}
+        found = {"silence": self.attempt(loss=loss)}
         (folder / f"{self.index}.json").write_text(json.dumps(found))
 
 
