@@ -13,9 +13,11 @@ import sys
 import tempfile
 
 # Seconds in which all children of a test must have ended.
-PATIENCE = 120
+PATIENCE = 400
 # Seconds for which an engine waits for a process that does not answer.
 TIMEOUT = 20
+# The same where no process is to fail, and one may have to wait for a core.
+LONG_TIMEOUT = 120
 
 
 def start(script, count, *args, **environment):
@@ -76,11 +78,11 @@ def join():
     count = int(os.environ["JOINED_COUNT"])
     if count > 1:
         place, port = os.environ["JOINED_PLACE"], os.environ["JOINED_PORT"]
-        connect(index, count, pathlib.Path(place), int(port))
+        connect(index, count, pathlib.Path(place), int(port), LONG_TIMEOUT)
     return index, count
 
 
-def connect(index, count, place, port):
+def connect(index, count, place, port, timeout=TIMEOUT):
     """Connects a process to the others.
 
     Args:
@@ -88,6 +90,7 @@ def connect(index, count, place, port):
         count: how many there are.
         place: folder for a file of theirs.
         port: a port of this machine that is free.
+        timeout: seconds for which the engine waits for a process.
     """
     if os.environ["KERAS_BACKEND"] == "torch":
         import torch
@@ -100,7 +103,7 @@ def connect(index, count, place, port):
             ),
             rank=index,
             world_size=count,
-            timeout=datetime.timedelta(seconds=TIMEOUT),
+            timeout=datetime.timedelta(seconds=timeout),
         )
     else:
         import jax
@@ -111,8 +114,8 @@ def connect(index, count, place, port):
             num_processes=count,
             process_id=index,
             coordinator_bind_address=address,
-            shutdown_timeout_seconds=TIMEOUT,
-            heartbeat_timeout_seconds=TIMEOUT,
+            shutdown_timeout_seconds=timeout,
+            heartbeat_timeout_seconds=timeout,
         )
         import keras
 

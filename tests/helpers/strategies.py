@@ -18,7 +18,7 @@ import sys
 import time
 
 # Seconds in which a child must have ended.
-PATIENCE = 60
+PATIENCE = 200
 ROWS = 63
 CUT = 44
 FITS = ("lbfgs", "l-bfgs-b", "ssbroyden", "trust-ncg", "lm")

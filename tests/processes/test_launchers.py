@@ -14,7 +14,7 @@ from conftest import BACKEND
 
 pytestmark = pytest.mark.slow
 EXAMPLE = pathlib.Path(__file__).parents[2] / "examples" / "many_processes.py"
-PATIENCE = 150
+PATIENCE = 400
 
 
 def environment(**others):
