@@ -91,6 +91,7 @@ class Run:
         """
         self.best = theta, np.nan
         self.state = state
+        self._is_resumed = state is not None
         self._start, self._began = np.array(theta), now()
         try:
             outcome = self._stage.run(self.problem, theta, state, self)
@@ -117,6 +118,7 @@ class Run:
         )
         if not is_kept:
             outcome.theta, outcome.loss = self.best
+        self._keep_the_start(outcome)
         self._name_what_ran_away(outcome)
         # Where float64 can follow, it is a run of its own.
         if not self.problem.objective.has_float64:
@@ -127,6 +129,19 @@ class Run:
         ):
             self._name_what_is_undetermined(outcome)
         return outcome
+
+    def _keep_the_start(self, outcome: Outcome) -> None:
+        """Keeps the point of the variables where a resumed run gained nothing.
+
+        The solver goes on from its latest point. An earlier one, which may be
+        better by a rounding, is in the variables.
+        """
+        if self.iterations or not self._is_resumed:
+            return
+        if not np.array_equal(outcome.theta, self._start):
+            loss = self.problem.peek(self._start)
+            if loss < outcome.loss:
+                outcome.theta, outcome.loss = self._start, loss
 
     def _name_what_ran_away(self, outcome: Outcome) -> None:
         """Says so where a loss below zero was still falling at the end."""

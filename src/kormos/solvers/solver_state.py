@@ -117,17 +117,14 @@ class SolverState:
             )
             return None
         state: Any = _filled(template, arrays)
-        start = self.point(theta, storage_eps)
-        if not np.array_equal(start, arrays["theta"]):
-            state = state._replace(theta=start, loss=np.float64(np.nan))
+        if not _is_rounding(self._left(), theta, storage_eps):
+            state = state._replace(theta=theta, loss=np.float64(np.nan))
         if self._is_stale:
             state = state._replace(loss=np.float64(np.nan))
         return cast(_State, state)
 
     def point(self, theta: Vector, storage_eps: float) -> Vector:
-        """The point that was left in the variables, before they rounded it.
-
-        It is the solver's own point, unless an earlier one was better.
+        """The solver's own point, more precise than the variables.
 
         Args:
             theta: the variables as they are now.
@@ -136,13 +133,11 @@ class SolverState:
         Returns:
             The point, or `theta` if the variables are at another one.
         """
-        if self.position is None and "theta" not in self.arrays():
-            return theta
-        left = self._left()
-        is_same = left.shape == theta.shape and _is_rounding(
-            left, theta, storage_eps
+        own = self.arrays().get("theta", theta)
+        is_same = own.shape == theta.shape and _is_rounding(
+            self._left(), theta, storage_eps
         )
-        return left if is_same else theta
+        return own if is_same else theta
 
     def _left(self) -> Vector:
         """The point that was left in the variables, before rounding."""

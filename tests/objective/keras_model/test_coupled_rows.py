@@ -40,7 +40,8 @@ class Mean(keras.Model):
 
 
 def contrast(y_true, y_pred):
-    own = ops.sum(ops.square(y_pred - y_true), axis=-1)
+    # Keras has made both of shape `(n,)`.
+    own = ops.square(y_pred - y_true)
     return own - 0.5 * ops.mean(ops.square(y_pred - ops.mean(y_pred)))
 
 
@@ -89,7 +90,10 @@ def messages(model, batch_size=None, **kwargs):
     [
         (lambda: model_of(Broadcast), "`compute_loss` of Broadcast"),
         (lambda: model_of(Summed), "`compute_loss` of Summed"),
-        (lambda: model_of(loss=contrast), "the loss contrast"),
+        (
+            lambda: model_of(loss=contrast, kernel_initializer="ones"),
+            "the loss contrast",
+        ),
         (lambda: model_of(hidden=Adds(ops.sum), loss="mse"), "`add_loss`"),
         (lambda: model_of(Mean, Centered()), "the outputs of a row"),
     ],
