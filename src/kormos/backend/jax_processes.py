@@ -69,6 +69,8 @@ def named_loss(group: Mesh, error: Exception) -> str:
 
 
 def local(tensor: Tensor) -> Tensor:
+    if isinstance(tensor, jax.core.Tracer):
+        return tensor  # Keras casts a variable while it is traced.
     if isinstance(tensor, jax.Array) and not tensor.is_fully_addressable:
         # An array of NumPy may go to any device of this process.
         return np.asarray(tensor.addressable_data(0))
