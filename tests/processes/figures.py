@@ -177,7 +177,9 @@ def fit(method, cut, **settings):
         metric=history.history["mae"][-1],
         theta=kormos.Objective(model, x, above).initial_position(),
     )
-    note(f"count {method} {settings}", evaluations=result.evaluations)
+    note(
+        f"count {method} {settings}", evaluations=history.history["fg_evals"][3]
+    )
 
 
 def least_squares(name, cut, **settings):

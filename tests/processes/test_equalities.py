@@ -71,5 +71,6 @@ def test_fits_end_at_the_same_optimum(figures):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_fits_take_the_same_evaluations(figures, method):
+    """In four iterations: at an optimum, rounding decides."""
     (pair,) = of(figures, f"count {method} {{}}").values()
     assert pair[0] == pair[1]
