@@ -30,7 +30,8 @@ import time
 
 import recording
 
-WIDTH, LAYERS = 64, 4
+from devices import network
+
 ROWS, QUICK_ROWS = 1_000_000, 100_000
 WEAK_ROWS, QUICK_WEAK_ROWS = 50_000, 10_000
 STREAMED, QUICK_STREAMED = 10_000_000, 200_000
@@ -78,15 +79,7 @@ def child(kind, rows, index, count, place, port):
         import torch
 
         torch.set_num_threads(1)
-    keras.utils.set_random_seed(0)
-    model = keras.Sequential(
-        [
-            keras.Input((2,)),
-            *[keras.layers.Dense(WIDTH, "tanh") for _ in range(LAYERS)],
-            keras.layers.Dense(1),
-        ]
-    )
-    model.compile(loss="mse")
+    model = network()
 
     def drawn(rows, seed):
         x = np.random.default_rng(seed).random((rows, 2), dtype="float32")

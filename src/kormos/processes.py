@@ -158,7 +158,18 @@ class Processes:
 
     def agree(self, flag: bool = False, name: str = "a decision") -> bool:
         """Whether a flag is set on any process."""
-        return bool(self.sum(float(flag), name)) if self.count > 1 else flag
+        return self.anywhere(lambda: flag, name)
+
+    def anywhere(
+        self, fn: Callable[[], bool], name: str = "a callback"
+    ) -> bool:
+        """Calls a function on every process; whether it is true on any.
+
+        What it raises is raised as by `together`.
+        """
+        if self.is_alone:
+            return fn()
+        return bool(self.total(lambda: np.array(float(fn())), [()], name=name))
 
     def together(
         self, fn: Callable[[], _Result], name: str = "a callback"

@@ -68,7 +68,8 @@ def ended(children, patience=PATIENCE):
         except subprocess.TimeoutExpired:
             child.kill()
             out, errors = child.communicate()
-        found.append((child.returncode, out + errors))
+            out += f"\nIt has not ended within {patience} seconds."
+        found.append((child.returncode, out + (errors or "")))
     return found
 
 

@@ -17,8 +17,6 @@ import subprocess
 import sys
 import time
 
-# Seconds in which a child must have ended.
-PATIENCE = 200
 ROWS = 63
 CUT = 44
 FITS = ("lbfgs", "l-bfgs-b", "ssbroyden", "trust-ncg", "lm")
@@ -54,20 +52,6 @@ def start(task, kind, folder):
             )
         )
     return children
-
-
-def ended(children):
-    """Waits for children; returns pairs of exit status and output."""
-    found = []
-    for child in children:
-        try:
-            output, _ = child.communicate(timeout=PATIENCE)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            output, _ = child.communicate()
-            output += f"\nIt has not ended within {PATIENCE} seconds."
-        found.append((child.returncode, output))
-    return found
 
 
 def strategy_of(kind):

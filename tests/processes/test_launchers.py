@@ -4,13 +4,13 @@ import importlib.util
 import os
 import pathlib
 import re
-import socket
 import subprocess
 import sys
 
 import pytest
 
 from conftest import BACKEND
+from joined import free_port
 
 pytestmark = pytest.mark.slow
 EXAMPLE = pathlib.Path(__file__).parents[2] / "examples" / "many_processes.py"
@@ -20,12 +20,6 @@ PATIENCE = 400
 def environment(**others):
     path = os.pathsep.join(filter(None, sys.path))
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **others}
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def losses(output):

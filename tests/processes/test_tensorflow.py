@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from conftest import BACKEND
+from joined import ended
 from strategies import FITS
 from strategies import ROWS
-from strategies import ended
 from strategies import start
 
 pytestmark = [

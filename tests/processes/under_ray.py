@@ -3,12 +3,13 @@
 import functools
 import os
 import runpy
-import socket
 import sys
 
 import ray
 from ray.train import RunConfig
 from ray.train import ScalingConfig
+
+from joined import free_port
 
 
 def train(example, port, config=None):
@@ -34,9 +35,7 @@ def trainer():
 
 def main(example, folder):
     passed = "KERAS_BACKEND", "PYTHONPATH", "JAX_PLATFORMS", "OMP_NUM_THREADS"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     ray.init(
         num_cpus=2,
         include_dashboard=False,

@@ -13,7 +13,6 @@ import numpy as np
 from kormos.types import Array
 from kormos.types import Structure
 from kormos.types import Tensor
-from kormos.types import Vector
 
 _Result = TypeVar("_Result")
 
@@ -61,7 +60,7 @@ def refusing(*kinds: tuple[type[BaseException], str]) -> Iterator[None]:
     except Exception as error:
         if not any(isinstance(error, k) and m in str(error) for k, m in kinds):
             raise
-        said = " ".join(str(error).split())[:200]
+        said = in_a_line(error, 200)
         raise ValueError(
             "This method needs second derivatives, which an operation of the "
             "loss does not have on this backend. Use 'lbfgs' or another "
@@ -101,6 +100,11 @@ def check_forward_mode(
 def to_numpy(value: Any) -> Array:
     is_variable = isinstance(value, keras.Variable)
     return keras.ops.convert_to_numpy(value.value if is_variable else value)
+
+
+def in_a_line(error: Exception, most: int = 300) -> str:
+    """The message of an exception in a line of so many characters."""
+    return " ".join(str(error).split())[:most]
 
 
 def as_tensor(leaf: Any) -> Any:
@@ -168,22 +172,6 @@ def values_and_jacobian(
         return values, derivatives
 
     return both
-
-
-def process_group(owner: Any) -> Any:
-    return None
-
-
-def place_in(group: Any) -> tuple[int, int]:
-    return 0, 1
-
-
-def add_up(group: Any, vector: Vector) -> Vector:
-    return vector
-
-
-def named_loss(group: Any, error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
 
+from kormos.backend.common import in_a_line
 from kormos.types import Array
 from kormos.types import Tensor
 from kormos.types import Vector
@@ -60,7 +61,7 @@ def add_up(group: Mesh, vector: Vector) -> Vector:
 
 
 def named_loss(group: Mesh, error: Exception) -> str:
-    said = " ".join(str(error).split())[:300]
+    said = in_a_line(error)
     own, count = place_in(group)
     # Among more than two JAX's own service names it, some seconds later.
     return (

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from kormos.backend.common import in_a_line
 from kormos.types import Vector
 
 # Seconds to wait for what the other processes have to say of a loss.
@@ -38,7 +39,7 @@ def add_up(group: Any, vector: Vector) -> Vector:
 
 
 def named_loss(group: Any, error: Exception) -> str:
-    said = " ".join(str(error).split())[:300]
+    said = in_a_line(error)
     missing = _missing_in(group)
     return f"no answer from processes {missing}: {said}" if missing else said
 

@@ -118,8 +118,6 @@ class ProgramArguments:
         """The rows of all processes that each of the functions is given."""
         assert self.chunks is not None  # A stream counts its rows itself.
         counts = [count_rows(pair) for pair in self.chunks]
-        if self.processes.is_alone:
-            return counts
         return [int(n) for n in self.processes.sum(counts, "rows of data")]
 
     def derivatives(

@@ -27,7 +27,6 @@ from kormos.solvers.outcome import Outcome
 from kormos.solvers.protocols import Iterate
 from kormos.solvers.protocols import Point
 from kormos.solvers.rejections import or_else
-from kormos.types import Array
 from kormos.types import Vector
 from kormos.warn import warn
 
@@ -129,9 +128,9 @@ class KerasObserver(SessionObserver):
         # read after it, and the epoch would else return in the next fit.
         processes.together(self._callbacks.on_train_begin)
         share_values(model.variables)
-        restored = getattr(model, "_initial_epoch", None)
-        if not processes.is_alone:
-            restored = processes.from_first(lambda: restored)
+        restored = processes.from_first(
+            lambda: getattr(model, "_initial_epoch", None)
+        )
         model._initial_epoch = None
         self.done = restored or self._initial_epoch
         self._has_epochs = self.done < last
@@ -258,13 +257,13 @@ class KerasObserver(SessionObserver):
         """Calls callbacks on all processes, which agree on whether to stop."""
         model = self._model
 
-        def call() -> Array:
+        def is_stopped() -> bool:
             fn(*args)
-            return np.array(float(model.stop_training))
+            return bool(model.stop_training)
 
         if self._is_watching:
-            is_stopped = bool(current().total(call, [()], name="a callback"))
-            self._is_stopped_everywhere = model.stop_training = is_stopped
+            model.stop_training = current().anywhere(is_stopped)
+            self._is_stopped_everywhere = model.stop_training
         else:
             fn(*args)
 

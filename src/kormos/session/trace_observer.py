@@ -24,7 +24,6 @@ from kormos.session.run import ConvergenceWarning
 from kormos.session.run import is_worth_a_warning
 from kormos.solvers.protocols import Iterate
 from kormos.solvers.rejections import or_else
-from kormos.types import Array
 from kormos.types import Vector
 from kormos.warn import warn
 
@@ -178,14 +177,11 @@ class TraceObserver(SessionObserver):
             self._tell_own(logs)
             return
 
-        def call() -> Array:
+        def is_stopped() -> bool:
             self._tell_own(logs)
-            return np.array(
-                float(self._is_stopped or self._model.stop_training)
-            )
+            return self._is_stopped or self._model.stop_training
 
-        stops = current().total(call, [()], name="a callback")
-        self._is_stopped = bool(stops)
+        self._is_stopped = current().anywhere(is_stopped)
 
     def _tell_own(self, logs: dict[str, Any]) -> None:
         """Tells the callbacks of this process."""

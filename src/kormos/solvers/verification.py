@@ -6,6 +6,7 @@ values of the variables, and nothing says so.
 """
 
 from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -16,6 +17,7 @@ from kormos.arithmetic.vectors import NARROW
 from kormos.arithmetic.vectors import rounding as spacing
 from kormos.float64.settings import is_true_float64
 from kormos.solvers.protocols import ComparableObjective
+from kormos.types import Array
 from kormos.types import Scalar
 from kormos.types import Vector
 
@@ -163,15 +165,26 @@ def moved(
         reach: by which part of their size parameters move; those that are zero
             have the usual size of their variable.
     """
+    packing = objective.program.packing
+    return packing.join_arrays(moved_parts(packing.split_array(theta), reach))
+
+
+def moved_parts(parts: Iterable[Array], reach: float) -> list[Array]:
+    """Values of variables, with every entry moved.
+
+    Args:
+        parts: an array for each variable.
+        reach: as `moved` takes it.
+    """
     rng = np.random.default_rng(0)
-    parts = []
-    for part in objective.program.packing.split_array(theta):
+    found = []
+    for part in parts:
         usual = np.mean(np.abs(part)) if np.size(part) else 0.0
         size = np.where(part == 0, usual or 1.0, np.abs(part))
         sign = rng.choice([-1.0, 1.0], size=np.shape(part))
         share = rng.uniform(0.5, 1.0, size=np.shape(part))
-        parts.append(part + reach * size * sign * share)
-    return objective.program.packing.join_arrays(parts)
+        found.append(part + reach * size * sign * share)
+    return found
 
 
 def differ(objective: ComparableObjective, a: Scalar, b: Scalar) -> bool:

@@ -19,7 +19,7 @@ def fitted():
 
 
 def test_rows_that_are_only_rounding_are_not_refused(fitted):
-    """A batch of another size rounds differently, and nothing else is left."""
+    """The residuals are rounding errors, which differ with the batch size."""
     v, data = fitted
     result = kormos.least_squares(
         lambda data: ops.matmul(data["x"], v) - data["y"], [v], data=data

@@ -70,7 +70,7 @@ def test_no_kinks_at_the_minima_of_smooth_networks(noise):
         network = Network(x, clean + noise * rng.normal(size=50))
         theta = network.minimum(theta)
         promise = network.promised(theta)
-        # Where the columns are nearly dependent, rounding leaves a rest.
+        # Where the columns are nearly dependent, a remainder is left.
         if promise <= EPS:
             minima += 1
             grad = network.grad(theta)

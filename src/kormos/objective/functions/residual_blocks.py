@@ -25,6 +25,7 @@ from kormos.objective.functions.stateless import VariableReader
 from kormos.objective.functions.stateless import read
 from kormos.objective.functions.stateless import takes
 from kormos.solvers.verification import RANDOM
+from kormos.solvers.verification import moved_parts
 from kormos.types import Array
 from kormos.types import Structure
 from kormos.types import Tensor
@@ -313,15 +314,12 @@ class ResidualFunction(VariableReader):
 
 
 def _moved(parts: list[Tensor]) -> list[Tensor]:
-    """Values that differ by about a tenth of their usual size."""
-    rng = np.random.default_rng(0)
-    moved = []
-    for part in parts:
-        values = backend.to_numpy(part)
-        usual = np.mean(np.abs(values)) or 1.0
-        step = 0.1 * usual * rng.choice([-1.0, 1.0], size=values.shape)
-        moved.append(ops.cast(values + step, part.dtype))
-    return moved
+    """Values that differ by up to a tenth of their size."""
+    moved = moved_parts(map(backend.to_numpy, parts), 0.1)
+    return [
+        ops.cast(values, part.dtype)
+        for values, part in zip(moved, parts, strict=True)
+    ]
 
 
 def _check_blocks(blocks: dict[str, Tensor]) -> None:

@@ -34,6 +34,9 @@ class HostGaussNewton:
     Args:
         compiled: the compiled derivatives of the outputs.
         objective: the objective, which has the data.
+
+    Attributes:
+        outputs: the number of outputs of all rows of data.
     """
 
     can_bend = True
@@ -43,19 +46,11 @@ class HostGaussNewton:
     ) -> None:
         self._compiled = compiled
         self._objective = objective
-        self._outputs = self._count(objective.row_counts)
+        widths = [term.width for term in compiled.terms]
+        counts = zip(widths, objective.row_counts, strict=True)
+        self.outputs = sum(width * rows for width, rows in counts)
         # The latest point and its factors, if they are kept.
         self._kept: tuple[Vector, list[Factor]] | None = None
-
-    @property
-    def outputs(self) -> int:
-        """The number of outputs of all rows of data."""
-        return self._outputs
-
-    def _count(self, row_counts: list[int]) -> int:
-        """The number of outputs of so many rows."""
-        terms = self._compiled.terms
-        return sum(t.width * n for t, n in zip(terms, row_counts, strict=True))
 
     @property
     def has_penalty(self) -> bool:
@@ -83,10 +78,11 @@ class HostGaussNewton:
             )
         else:
             with backend.float64():
-                sums = arguments.total(
+                total = arguments.total(
                     self._compiled.normal_equations, theta, shapes=shapes
                 )
-        loss, grad, matrix, diagonal = map(to_array, sums)
+                sums = tuple(map(to_array, total))
+        loss, grad, matrix, diagonal = sums
         matrix[np.diag_indices(size)] += _positive(diagonal)
         return number(loss), grad, matrix
 
@@ -138,16 +134,15 @@ class HostGaussNewton:
 
         processes = self._objective.arguments.processes
         shapes = [(), (size,), (size,)]
-        loss, grad, diagonal = map(
-            to_array, processes.total(sums, shapes, [theta])
-        )
+        loss, grad, diagonal = processes.total(sums, shapes, [theta])
         if not processes.is_alone and len(own) > size:
             # With as many rows as columns, less has to be sent.
             own = np.asarray(np.linalg.qr(own, "r"))
-        rows = [processes.gather(own)]
+        rows = processes.gather(own)
         if diagonal.any():
-            rows.append(np.diag(np.sqrt(_positive(diagonal))))
-        return number(loss), grad, np.concatenate(rows)
+            root = np.diag(np.sqrt(_positive(diagonal)))
+            rows = np.concatenate([rows, root])
+        return number(loss), grad, rows
 
     def _factors(self, theta: Vector, keep: bool) -> Iterator[Factor]:
         """Yields the `Factor` of each chunk."""

@@ -96,8 +96,8 @@ class LayerStates:
                     for v, value in zip(self._variables, values, strict=True)
                 }
                 for total, v in zip(sums, averaged, strict=True):
-                    average = np.array(backend.to_numpy(found[id(v)]))
-                    total += average * (count / self._shares[id(v)])
+                    average = np.float64(backend.to_numpy(found[id(v)]))
+                    total += average * count / self._shares[id(v)]
             return [*sums, np.array(float(rows))]
 
         processes = arguments.processes

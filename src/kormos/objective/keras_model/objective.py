@@ -151,11 +151,14 @@ class Objective(FlatObjective):
 
     def _program(self, dtype: str | None) -> ModelProgram:
         """The model's compiled functions, for a dtype as `_prepare` has it."""
-        head = functools.partial(self._head, dtype)
+        known: Data | None = None
         if not self._processes.is_alone:
-            # An earlier fit may have compiled on only some of the processes.
-            rows = head()
-            head = functools.partial(lambda: rows)
+            # All take part, also one on which an earlier fit has compiled.
+            known = self._head(dtype)
+
+        def head() -> Data:
+            return known or self._head(dtype)
+
         with backend.float64() if dtype else contextlib.nullcontext():
             return program_for(self.model, head, self._training, dtype)
 

@@ -83,8 +83,8 @@ def confirmed(
         return verdict
     text = _doubt(verdict, value, theta, grad, loss, noise, evaluation_eps)
     if is_success and text and noise is None:
-        # A loss whose terms nearly cancel is rounded by far more than its own
-        # size tells, and that may look like a kink.
+        # Where the terms of a loss nearly cancel, its rounding error is much
+        # larger than its size suggests. That error may look like a kink.
         noise = measured_noise(value, theta, loss, evaluation_eps)
         text = _doubt(verdict, value, theta, grad, loss, noise, evaluation_eps)
     if is_success and not text:
