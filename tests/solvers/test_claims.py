@@ -51,8 +51,11 @@ CASES = ALL if BACKEND == "torch" else FEW
 # Other methods that try a claim.
 JUDGES = ["dense-bfgs"] if BACKEND == "torch" else []
 
-# The evaluations that a method may need to see that it is at an end.
-SECOND = 30
+# The evaluations that a method may need to see that it is at an end. Where the
+# loss is zero but for rounding, no trial of a line search shows anything, and
+# one has up to 25 of them.
+SECOND, AT_ZERO = 20, 45
+ZERO = 1e-30
 
 LIMITS = {"max_iterations": 10_000, "max_evals": 10_000}
 
@@ -103,7 +106,7 @@ def test_a_claim_holds_against_a_fresh_run(float64, name, method):
     result, end = run(residuals, start, method)
     # With a singular Hessian at a minimum of zero there is always more to gain:
     # there, nothing may be claimed.
-    is_open = name == "Powell singular" and result.loss <= 1e-30
+    is_open = name == "Powell singular" and result.loss <= ZERO
     assert result.success or is_open
     if not result.success:
         return
@@ -115,7 +118,7 @@ def test_a_claim_holds_against_a_fresh_run(float64, name, method):
         assert loss - value(after) <= allowed
     (second, _), *_ = runs
     assert second.success
-    assert second.evaluations <= SECOND
+    assert second.evaluations <= (AT_ZERO if loss <= ZERO else SECOND)
 
 
 @pytest.mark.parametrize("method", [*METHODS, "lm"])

@@ -230,7 +230,6 @@ POWERS = FACTORS if BACKEND == "torch" else [-7]
 
 def same(result, other, unit):
     assert other.status == result.status
-    assert other.evaluations == result.evaluations
     np.testing.assert_array_equal(
         np.array(other.history["loss"]) / unit**2, result.history["loss"]
     )
@@ -275,6 +274,8 @@ def test_powers_of_two_change_no_regression(name, method, float64):
         p, result = regression_in(problem, method, powers, 2.0**power)
         np.testing.assert_array_equal(p, expected)
         same(one, result, 2.0**power)
+        # `lm` tries an end once more where columns of J differ by much.
+        assert method == "lm" or result.evaluations == one.evaluations
 
 
 def network_in(method, power):
@@ -308,6 +309,7 @@ def test_powers_of_two_change_no_network(method):
         theta, result = network_in(method, power)
         np.testing.assert_array_equal(theta, expected)
         same(one, result, 2.0**power)
+        assert result.evaluations == one.evaluations
 
 
 # A Jacobian that is not finite

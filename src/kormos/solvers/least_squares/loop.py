@@ -184,6 +184,7 @@ class LeastSquaresRun:
                 continue
             claims, loss = self._claims, self._here.loss
             if claims.holds(outcome, loss) or not self._begins_anew():
+                self._hold_nothing_back()
                 return claims.judged(
                     outcome, self._here, self._search.non_finite
                 )
@@ -220,6 +221,17 @@ class LeastSquaresRun:
         self._here = again
         self._search.begin_anew(again)
         return True
+
+    def _hold_nothing_back(self) -> None:
+        """Lifts the restraint of the latest trial.
+
+        In its model, parameters with next to no effect seem to have none.
+        """
+        models, here = self._models, self._here
+        if not models.is_restrained or self._problem.spent() is not None:
+            return
+        models.is_restrained = False
+        self._here = models.at(here.theta, here.loss) or here
 
     def _advance(self, observer: Observer) -> tuple[bool, Outcome | None]:
         """One accepted step; whether to stop, and the end if there is one."""

@@ -185,6 +185,12 @@ def _arrive(
     if curvature.overshoots:
         guess = first_trial_of(state.loss - loss, course.slope, one)
         first_trial = where(either(begins, is_start), one, guess)
+    # Along a straight line no trial is too far, and the curvature learns
+    # nothing from it: the next search begins where the last one ended.
+    straight = ~either(is_start, good, begins)
+    first_trial = where(
+        straight, larger(first_trial, state.search.step), first_trial
+    )
     probes = where(begins, larger(state.probes, none + 1), state.probes)
     probe = probe_of(theta / units, course.direction, course.far, limits.noise)
     change = norm(moved_grad * units)
