@@ -6,7 +6,8 @@ which XLA simulates them on the CPU, a thread each: it needs as many free cores.
 Seconds are medians.
 
 The exchange is the sum over the devices of a vector as long as the gradient and
-one, measured alone, as many times as an evaluation makes it: once a chunk.
+one, measured alone, as many times as an evaluation makes it: for all chunks of
+one size together, and for a last one of another size.
 
     python benchmarks/devices.py
 """
@@ -122,16 +123,11 @@ def measure(count, rows):
     objective = kormos.Objective(network(), x, y)
     theta = objective.initial_position()
     loss, grad = objective.value_and_grad(theta)
-    stacked, last = objective.arguments.chunks[0]
-    chunks = (0 if stacked is None else stacked[0].shape[0]) + (
-        last is not None
-    )
     return {
         "loss": loss,
         "grad": grad,
         "seconds": seconds_of(lambda: objective.value_and_grad(theta)),
         "exchange": exchange(len(theta) + 1, count),
-        "chunks": chunks,
         "collectives": collectives(objective, theta),
     }
 
@@ -151,7 +147,7 @@ def main():
             found[count] = pool.submit(measure, count, rows).result()
     one, table = found[1], []
     for count, run in found.items():
-        made = run["chunks"] if count > 1 else 0
+        made = sum(run["collectives"].values())
         table.append(
             [
                 count,

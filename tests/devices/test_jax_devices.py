@@ -31,6 +31,8 @@ WHOLE = [
     "several outputs",
     "fewer rows than devices",
     "rows that divide",
+    "many chunks that divide",
+    "many chunks and some rows",
 ]
 
 
@@ -100,7 +102,7 @@ def test_an_evaluation_exchanges_one_sum_and_nothing_else(found, case):
     assert layout["exchanges"] == ["all-reduce"]
 
 
-def test_chunks_of_equal_size_and_the_last_one_exchange_a_sum_each(found):
+def test_batches_that_were_asked_for_exchange_a_sum_each(found):
     _, (_, layout) = found["weights, in chunks of 10"]
     assert layout["exchanges"] == ["all-reduce", "all-reduce"]
 

@@ -7,12 +7,14 @@ It writes a dict from a case's name to a pair of dicts, of one device and of
 four.
 """
 
+import contextlib
 import logging
 import pickle
 import re
 import sys
 import tempfile
 import warnings
+from unittest import mock
 
 import keras
 import numpy as np
@@ -21,6 +23,7 @@ from keras import ops
 
 import kormos
 from kormos import backend
+from kormos.data import memory
 
 ROWS = 63
 COLLECTIVES = (
@@ -140,6 +143,11 @@ def even_rows():
     return network(), points(64), {}
 
 
+def small_chunks(rows):
+    """Data in chunks of 8 rows on 4 devices, of 2 rows on one."""
+    return network(), points(rows), {"is_cut": True}
+
+
 # A function for each case, and whether its Gauss-Newton matrix is compared.
 CASES = {
     "weights": (weighted, True),
@@ -159,15 +167,30 @@ CASES = {
     "rows that depend on each other": (coupled, False),
     "fewer rows than devices": (few_rows, False),
     "rows that divide": (even_rows, False),
+    "many chunks that divide": (lambda: small_chunks(64), True),
+    "many chunks and some rows": (lambda: small_chunks(ROWS), True),
     "streamed": (lambda: weighted(batch_size=10, stream=True), True),
 }
+
+
+@contextlib.contextmanager
+def cut(is_cut):
+    """Cuts as few rows into chunks as if they were a million."""
+    numbers = 8 if is_cut else backend.chunk_numbers()
+    fewest = 2 if is_cut else memory._FEWEST_ROWS
+    with (
+        mock.patch.object(backend, "chunk_numbers", lambda: numbers),
+        mock.patch.object(memory, "_FEWEST_ROWS", fewest),
+    ):
+        yield
 
 
 def derivatives(case):
     """All that an objective computes, and how its rows lie."""
     make, has_matrix = CASES[case]
     model, (x, y, w), options = make()
-    objective = kormos.Objective(model, x, y, sample_weight=w, **options)
+    with cut(options.pop("is_cut", False)):
+        objective = kormos.Objective(model, x, y, sample_weight=w, **options)
     theta = objective.initial_position()
     vector = np.random.default_rng(2).normal(size=theta.size)
     loss, grad = objective.value_and_grad(theta)

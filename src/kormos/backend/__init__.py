@@ -88,8 +88,12 @@ and on other backends than JAX, there is one:
 
 - `devices()`: how many there are.
 - `row_devices()`: over how many of them rows are spread.
-- `spread_rows(array, axis, put)`: a NumPy array on the devices, spread along an
-  axis of any size. On one device it is `put(array)`.
+- `spread_rows(array, axis, put, is_divisible=False)`: a NumPy array on the
+  devices, spread along an axis of any size. On one device it is `put(array)`.
+  If it is divisible, sums over its rows are made of the rows of each device.
+- `sum_by_device(fn, stacked, total)`: `fn(stacked, total)`, which adds sums
+  over the rows of stacked chunks to `total`. Where these are divisible, each
+  device calls `fn` with its own rows, and the sums are exchanged once.
 - `whole(structure)`: the structure as code reads it that is not compiled.
   Compiled functions are given it so.
 - `spread_zeros(shape)`: zeros that are spread along the last axis, which is
@@ -142,6 +146,7 @@ if keras.backend.backend() == "jax":
     from kormos.backend.jax_devices import row_devices as row_devices
     from kormos.backend.jax_devices import spread_rows as spread_rows
     from kormos.backend.jax_devices import spread_zeros as spread_zeros
+    from kormos.backend.jax_devices import sum_by_device as sum_by_device
     from kormos.backend.jax_devices import whole as whole
     from kormos.backend.jax_processes import add_up as add_up
     from kormos.backend.jax_processes import alone as alone
@@ -165,6 +170,7 @@ elif keras.backend.backend() == "tensorflow":
     from kormos.backend.common import spread_rows as spread_rows
     from kormos.backend.common import spread_zeros as spread_zeros
     from kormos.backend.common import standing_in as standing_in
+    from kormos.backend.common import sum_by_device as sum_by_device
     from kormos.backend.common import whole as whole
     from kormos.backend.tensorflow import arctan as arctan
     from kormos.backend.tensorflow import attempt as attempt
@@ -216,6 +222,7 @@ elif keras.backend.backend() == "torch":
     from kormos.backend.common import row_devices as row_devices
     from kormos.backend.common import spread_rows as spread_rows
     from kormos.backend.common import spread_zeros as spread_zeros
+    from kormos.backend.common import sum_by_device as sum_by_device
     from kormos.backend.common import unasked as unasked
     from kormos.backend.common import unscaled as unscaled
     from kormos.backend.common import whole as whole

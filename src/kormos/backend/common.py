@@ -123,9 +123,20 @@ def row_devices() -> int:
 
 
 def spread_rows(
-    array: Array, axis: int, put: Callable[[Array], Tensor]
+    array: Array,
+    axis: int,
+    put: Callable[[Array], Tensor],
+    is_divisible: bool = False,
 ) -> Tensor:
     return put(array)
+
+
+def sum_by_device(
+    fn: Callable[[Structure, _Result], _Result],
+    stacked: Structure,
+    total: _Result,
+) -> _Result:
+    return fn(stacked, total)
 
 
 def whole(structure: Structure) -> Structure:

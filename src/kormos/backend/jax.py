@@ -17,6 +17,7 @@ from kormos.backend.common import values_and_jacobian
 from kormos.backend.jax_convolutions import canonical
 from kormos.backend.jax_devices import placing
 from kormos.backend.jax_devices import whole
+from kormos.backend.jax_devices import without_padding
 from kormos.types import Array
 from kormos.types import Scalar
 from kormos.types import Structure
@@ -50,7 +51,7 @@ def _of_whole(fn: Callable[..., _Result]) -> Callable[..., _Result]:
 
     @functools.wraps(fn)
     def of_whole(*args: Structure) -> _Result:
-        return fn(*whole(args))
+        return fn(*without_padding(args))
 
     return of_whole
 

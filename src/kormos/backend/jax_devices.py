@@ -128,13 +128,102 @@ class SpreadArray:
         return array if dtype is None else array.astype(dtype)
 
 
+@jax.tree_util.register_pytree_node_class
+class DividedChunks:
+    """Chunks, stacked, of each of which every device has equally many rows.
+
+    What is summed over their rows may be computed of a device's own rows first.
+    With chunks of rows that depend on each other this class is not used.
+
+    Args:
+        array: the array, spread along its second axis.
+        layout: its layout.
+    """
+
+    def __init__(self, array: Tensor, layout: NamedSharding) -> None:
+        self.array = array
+        self.layout = layout
+
+    def tree_flatten(self) -> tuple[tuple[Tensor], NamedSharding]:
+        """What JAX traces, and what it does not."""
+        return (self.array,), self.layout
+
+    @classmethod
+    def tree_unflatten(
+        cls, layout: NamedSharding, leaves: tuple[Tensor]
+    ) -> "DividedChunks":
+        """The chunks of what `tree_flatten` returns."""
+        return cls(leaves[0], layout)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape."""
+        return tuple(self.array.shape)
+
+    @property
+    def ndim(self) -> int:
+        """The number of dimensions."""
+        return len(self.shape)
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype."""
+        return self.array.dtype
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return self.array[index]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+
 def whole(structure: Structure) -> Structure:
+    """The structure with arrays in place of those that stand for some."""
+    return _opened(_opened(structure, SpreadArray), DividedChunks)
+
+
+def without_padding(structure: Structure) -> Structure:
     """The structure with arrays in place of each `SpreadArray`."""
-    return jax.tree.map(
-        lambda a: a.whole() if isinstance(a, SpreadArray) else a,
-        structure,
-        is_leaf=lambda a: isinstance(a, SpreadArray),
-    )
+    return _opened(structure, SpreadArray)
+
+
+def _opened(structure: Structure, kind: type) -> Structure:
+    def is_leaf(value: Any) -> bool:
+        return isinstance(value, kind)
+
+    def opened(value: Any) -> Any:
+        if not is_leaf(value):
+            return value
+        return value.whole() if kind is SpreadArray else value.array
+
+    return jax.tree.map(opened, structure, is_leaf=is_leaf)
+
+
+def sum_by_device(
+    fn: Callable[[Structure, _State], _State], stacked: Structure, total: _State
+) -> _State:
+    def is_divided(value: Any) -> bool:
+        return isinstance(value, DividedChunks)
+
+    arrays = jax.tree.leaves(stacked, is_leaf=is_divided)
+    if not all(map(is_divided, arrays)):
+        return fn(stacked, total)
+    layout = arrays[0].layout
+    mesh, spec = layout.mesh, layout.spec
+
+    def own(stacked: Structure) -> _State:
+        zeros = jax.tree.map(jax.numpy.zeros_like, total)
+        return jax.lax.psum(fn(stacked, zeros), mesh.axis_names)
+
+    # One exchange for all chunks. XLA would make one for each of them.
+    summed = jax.shard_map(
+        own,
+        mesh=mesh,
+        in_specs=spec,
+        out_specs=PartitionSpec(),
+        check_vma=False,
+    )(_opened(stacked, DividedChunks))
+    return jax.tree.map(jax.numpy.add, total, summed)
 
 
 def found_devices() -> Devices | None:
@@ -162,7 +251,10 @@ def row_devices() -> int:
 
 
 def spread_rows(
-    array: Array, axis: int, put: Callable[[Array], Tensor]
+    array: Array,
+    axis: int,
+    put: Callable[[Array], Tensor],
+    is_divisible: bool = False,
 ) -> Tensor:
     found = found_devices()
     if found is None:
@@ -184,7 +276,9 @@ def spread_rows(
     with jax.enable_x64(True):
         spread = jax.make_array_from_callback(tuple(padded), layout, part)
     if padded[axis] == rows:
-        return spread
+        has_rows_only = parts == found.mesh.size
+        is_divided = is_divisible and has_rows_only and axis == 1
+        return DividedChunks(spread, layout) if is_divided else spread
     return SpreadArray(spread, axis, rows, layout)
 
 

@@ -100,12 +100,16 @@ class Data(NamedTuple):
         return min(-(-size // parts) * parts, rows)
 
     def chunks(
-        self, *args: Any, is_even: bool = False
+        self,
+        batch_size: int | None = None,
+        *args: Any,
+        is_even: bool = False,
     ) -> tuple[Structure, Structure]:
         """Tensors on the device, cut into chunks for a compiled `Program`.
 
         Args:
-            *args: those of `chunk_rows`.
+            batch_size: that of `chunk_rows`.
+            *args: the others of `chunk_rows`.
             is_even: whether to make the chunks smaller, so that all of them
                 have nearly the same size.
 
@@ -115,7 +119,7 @@ class Data(NamedTuple):
             `(x, y, sample_weight)`. The rows of each chunk are spread over
             the devices of this process, if it has several.
         """
-        rows, size = self.rows, self.chunk_rows(*args)
+        rows, size = self.rows, self.chunk_rows(batch_size, *args)
         if is_even:
             size = _even(rows, size)
         full = rows // size if rows > size else 0
@@ -127,6 +131,8 @@ class Data(NamedTuple):
                     a[: full * size].reshape(full, size, *a.shape[1:]),
                     1,
                     _to_device,
+                    # Rows of a batch that was asked for may be coupled.
+                    is_divisible=batch_size is None,
                 )
             )
         if full * size < rows:

@@ -233,7 +233,18 @@ def sum_over_chunks(
             pairs = zip(total, term(fn, chunk), strict=True)
             return tuple(a + b for a, b in pairs)
 
-        total = fold_chunks(add, pair, total)
+        def add_all(
+            stacked: Chunk,
+            total: tuple[Tensor, ...],
+            add: Callable[..., tuple[Tensor, ...]] = add,
+        ) -> tuple[Tensor, ...]:
+            return fold_chunks(add, (stacked, None), total)
+
+        stacked, last = pair
+        if stacked is not None:
+            total = backend.sum_by_device(add_all, stacked, total)
+        if last is not None:
+            total = add(total, last)
     return total
 
 
