@@ -204,6 +204,12 @@ def least_squares(name, cut, **settings):
 
 
 def main():
+    folder, *part = sys.argv[1:]
+    if part:
+        look("weights", 44)
+        fit("l-bfgs-b", 44)
+        save(folder)
+        return
     # JAX compiles each for seconds: it looks at a part of them.
     is_compiled = keras.backend.backend() == "jax"
     for name in ("weights", "two outputs") if is_compiled else MODELS:
@@ -215,8 +221,11 @@ def main():
     fit("l-bfgs-b", 44, stream=True, batch_size=8)
     least_squares("plain", 44)
     least_squares("robust", 44, loss="soft_l1", f_scale="auto")
-    folder = pathlib.Path(sys.argv[1])
-    np.savez(folder / f"figures-{INDEX}.npz", **FOUND)
+    save(folder)
+
+
+def save(folder):
+    np.savez(pathlib.Path(folder) / f"figures-{INDEX}.npz", **FOUND)
 
 
 main()

@@ -1,5 +1,6 @@
 """Two processes find what one finds, each with rows of its own."""
 
+import os
 import pathlib
 
 import numpy as np
@@ -26,18 +27,23 @@ if BACKEND == "torch":
     METHODS += ["ssbroyden"]
 
 
+def figures_of(count, folder, *part, **environment):
+    """What each of some processes finds."""
+    children = start(SCRIPT, count, folder, *part, **environment)
+    for status, output in ended(children):
+        assert status == 0, output
+    return [dict(np.load(folder / f"figures-{i}.npz")) for i in range(count)]
+
+
 @pytest.fixture(scope="module")
 def figures(tmp_path_factory):
     """The figures of one process, and of each of two."""
-    found = []
-    for count in (1, 2):
-        folder = tmp_path_factory.mktemp(f"of-{count}")
-        for status, output in ended(start(SCRIPT, count, folder)):
-            assert status == 0, output
-        found += [
-            dict(np.load(folder / f"figures-{i}.npz")) for i in range(count)
-        ]
-    return found
+    folders = [tmp_path_factory.mktemp(f"of-{n}") for n in (1, 2)]
+    (one,), both = (
+        figures_of(count, folder)
+        for count, folder in zip((1, 2), folders, strict=True)
+    )
+    return [one, *both]
 
 
 def of(figures, kind):
@@ -74,3 +80,20 @@ def test_fits_take_the_same_evaluations(figures, method):
     """In four iterations: at an optimum, rounding decides."""
     (pair,) = of(figures, f"count {method} {{}}").values()
     assert pair[0] == pair[1]
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="JAX may have several a process")
+def test_processes_of_two_devices_each_find_the_same(figures, tmp_path):
+    flags = os.environ.get("XLA_FLAGS", "")
+    flags = f"--xla_force_host_platform_device_count=2 {flags}"
+    both = figures_of(2, tmp_path, "part", XLA_FLAGS=flags)
+    one, first = figures[0], both[0]
+    different = [k for k in first if not np.array_equal(first[k], both[1][k])]
+    assert different == []
+    for name, value in first.items():
+        is_exact = name.startswith("weights,")
+        size = np.max(np.abs(one[name]))
+        atol = (ROUNDING if is_exact else 1e-7) * size
+        np.testing.assert_allclose(
+            value, one[name], rtol=0, atol=atol, err_msg=name
+        )
