@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 from typing import NamedTuple
+from typing import TypeAlias
 
 from keras import ops
 from keras import tree
@@ -20,6 +21,9 @@ _FEWEST_WIDE_ROWS = 16
 # The fewest rows of a chunk that is cut to be computed fast, a choice of ours:
 # a smaller value would make many small chunks of wide rows.
 _FEWEST_ROWS = 256
+
+# For each device, by its name, the chunks of its rows.
+ByDevice: TypeAlias = dict[str, tuple[Structure, Structure]]
 
 
 class Data(NamedTuple):
@@ -71,6 +75,7 @@ class Data(NamedTuple):
         batch_size: int | None = None,
         width: int | None = None,
         widest: int = 0,
+        devices: tuple[str, ...] = (),
     ) -> int:
         """The number of rows of a chunk; the last chunk may have fewer.
 
@@ -84,6 +89,8 @@ class Data(NamedTuple):
                 one chunk is enough for all rows. Defaults to no such limit.
             widest: how many numbers the widest layer returns for a row, or 0
                 if this is unknown.
+            devices: the devices that are given whole chunks each. Without
+                `batch_size`, each is given as many.
         """
         rows, parts = self.rows, backend.row_devices()
         if batch_size is None:
@@ -96,16 +103,24 @@ class Data(NamedTuple):
             size = min(size, max(_FEWEST_WIDE_ROWS * parts, most // width))
         if size == batch_size:
             return min(size, rows)
-        size = _even(rows, size)
+        size = _even(rows, size, len(devices) or 1)
         return min(-(-size // parts) * parts, rows)
 
     def chunks(
-        self, *args: Any, is_even: bool = False
-    ) -> tuple[Structure, Structure]:
+        self,
+        batch_size: int | None = None,
+        width: int | None = None,
+        widest: int = 0,
+        devices: tuple[str, ...] = (),
+        is_even: bool = False,
+    ) -> tuple[Structure, Structure] | ByDevice:
         """Tensors on the device, cut into chunks for a compiled `Program`.
 
         Args:
-            *args: those of `chunk_rows`.
+            batch_size: as `chunk_rows` takes it.
+            width: as `chunk_rows` takes it.
+            widest: as `chunk_rows` takes it.
+            devices: as `chunk_rows` takes it.
             is_even: whether to make the chunks smaller, so that all of them
                 have nearly the same size.
 
@@ -113,11 +128,28 @@ class Data(NamedTuple):
             A pair: the chunks of equal size, stacked along a new first axis,
             or `None`; and one more chunk, or `None`. Each of them is a tuple
             `(x, y, sample_weight)`. The rows of each chunk are spread over
-            the devices of this process, if it has several.
+            the devices of this process, if it has several. With `devices`, a
+            pair for each of them that has chunks.
         """
-        rows, size = self.rows, self.chunk_rows(*args)
+        size = self.chunk_rows(batch_size, width, widest, devices)
         if is_even:
-            size = _even(rows, size)
+            size = _even(self.rows, size)
+        if not devices:
+            return self._cut(size)
+        count, pairs = -(-self.rows // size), {}
+        for i, device in enumerate(devices):
+            begin, end = (size * (count * j // len(devices)) for j in (i, i + 1))
+            if begin < end:
+                with backend.on_device(device):
+                    pairs[device] = self._of(slice(begin, end))._cut(size)
+        return pairs
+
+    def _of(self, rows: slice) -> "Data":
+        return self.map(lambda a: a[rows])
+
+    def _cut(self, size: int) -> tuple[Structure, Structure]:
+        """Chunks of so many rows, as `chunks` returns them."""
+        rows = self.rows
         full = rows // size if rows > size else 0
         stacked = last = None
         if full:
@@ -143,9 +175,16 @@ class Data(NamedTuple):
         return self.map(lambda a: _to_device(a[:rows]))
 
 
-def _even(rows: int, size: int) -> int:
-    """The size of equally large chunks, which is `size` at most."""
-    return -(-rows // -(-rows // min(size, rows)))
+def _even(rows: int, size: int, parts: int = 1) -> int:
+    """The size of equally large chunks, which is `size` at most.
+
+    Args:
+        rows: the number of all rows.
+        size: the most rows of a chunk.
+        parts: a number by which that of chunks can be divided.
+    """
+    count = -(-rows // min(size, rows))
+    return -(-rows // (-(-count // parts) * parts))
 
 
 def _fast_rows(rows: int, width: float, parts: int) -> int:

@@ -15,6 +15,7 @@ from keras import ops
 from keras import tree
 
 from kormos import backend
+from kormos.data.memory import ByDevice
 from kormos.data.variables import reads_seeds
 from kormos.data.variables import snapshot
 from kormos.objective.layout import Packing
@@ -30,8 +31,10 @@ Chunk: TypeAlias = Structure
 # A pair `(stacked, last)`: chunks of equal size along a new leading axis, or
 # `None`, and one more chunk of any size, or `None`.
 ChunkPair: TypeAlias = tuple[Chunk | None, Chunk | None]
+# A pair, or one for each of the devices that share the rows.
+SpreadPair: TypeAlias = ChunkPair | ByDevice
 # A pair for each of the functions that make up a loss.
-Chunks: TypeAlias = tuple[ChunkPair, ...]
+Chunks: TypeAlias = tuple[SpreadPair, ...]
 # A function `(parts, frozen, term_factors, chunk) -> scalar`. Without `parts`
 # and `frozen`, both `None`, it computes with the variables as they are.
 ChunkLoss: TypeAlias = Callable[
@@ -223,8 +226,9 @@ def sum_over_chunks(
         term: function `(fn, chunk) -> tensors`, of what is added up.
         fns: the functions.
         chunks: a pair for each of them.
-        total: where the sums start.
+        total: where the sums start: zeros.
     """
+    zeros = total
     for fn, pair in zip(fns, chunks, strict=True):
 
         def add(
@@ -233,14 +237,51 @@ def sum_over_chunks(
             pairs = zip(total, term(fn, chunk), strict=True)
             return tuple(a + b for a, b in pairs)
 
-        total = fold_chunks(add, pair, total)
+        total = fold_chunks(add, pair, total, zeros)
     return total
 
 
 def fold_chunks(
+    step: Callable[[_State, Chunk], _State],
+    pair: SpreadPair,
+    state: _State,
+    start: _State,
+) -> _State:
+    """Applies `state = step(state, chunk)` over a pair's chunks.
+
+    Devices that share the rows do so at the same time, and what each of them
+    adds to its state is added up.
+
+    Args:
+        step: the function.
+        pair: the pair.
+        state: the state before.
+        start: the state with which other devices than the first begin.
+    """
+    ends: list[_State] = []
+    for device, own in by_device(pair):
+        with backend.on_device(device):
+            ends.append(_fold(step, own, start if ends else state))
+    state = ends[0]
+    for end in ends[1:]:
+        state = tree.map_structure(
+            lambda a, b, before: a + (b - before), state, end, start
+        )
+    return state
+
+
+def by_device(pair: SpreadPair) -> list[tuple[str | None, ChunkPair]]:
+    """Each device that has a part of the rows, with its chunks.
+
+    The device is `None` where no other shares the rows.
+    """
+    return [*pair.items()] if isinstance(pair, dict) else [(None, pair)]
+
+
+def _fold(
     step: Callable[[_State, Chunk], _State], pair: ChunkPair, state: _State
 ) -> _State:
-    """Applies `state = step(state, chunk)` over a pair's chunks, in order."""
+    """Applies `state = step(state, chunk)` over chunks, in order."""
     stacked, last = pair
     if stacked is not None:
         state = ops.fori_loop(
@@ -254,23 +295,24 @@ def fold_chunks(
     return state
 
 
-def each_chunk(pair: ChunkPair) -> Iterator[Chunk]:
+def each_chunk(pair: SpreadPair) -> Iterator[Chunk]:
     """Yields a pair's chunks, one after the other."""
-    stacked, last = pair
-    if stacked is not None:
-        for i in range(leading_size(stacked)):
-            yield take(stacked, i)
-    if last is not None:
-        yield last
+    for _, (stacked, last) in by_device(pair):
+        if stacked is not None:
+            for i in range(leading_size(stacked)):
+                yield take(stacked, i)
+        if last is not None:
+            yield last
 
 
-def count_rows(pair: ChunkPair) -> int:
+def count_rows(pair: SpreadPair) -> int:
     """The rows in all of a pair's chunks."""
-    stacked, last = pair
-    rows = 0 if last is None else leading_size(last)
-    if stacked is not None:
-        chunks, size = _shape(stacked)[:2]
-        rows += chunks * size
+    rows = 0
+    for _, (stacked, last) in by_device(pair):
+        rows += 0 if last is None else leading_size(last)
+        if stacked is not None:
+            chunks, size = _shape(stacked)[:2]
+            rows += chunks * size
     return rows
 
 
