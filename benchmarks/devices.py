@@ -1,4 +1,4 @@
-"""Two devices in one process on JAX, against one: seconds of an evaluation.
+"""Two devices in one process, against one: seconds of an evaluation.
 
 The loss of a network 2-64x4-1 and its gradient in float32, as `fit` evaluates
 them, at 1,000,000 rows. Each number of devices has a process of its own, in
@@ -8,13 +8,18 @@ Seconds are medians.
 The exchange is the sum over the devices of a vector as long as the gradient and
 one, measured alone, as many times as an evaluation makes it: once a chunk.
 
+On TensorFlow the devices are those of a `MirroredStrategy`. They add up once in
+an evaluation, which is not measured alone.
+
     python benchmarks/devices.py
+    KERAS_BACKEND=tensorflow python benchmarks/devices.py
 """
 
 import one_thread
 
 # isort: split
 import collections
+import contextlib
 import os
 import re
 import statistics
@@ -29,6 +34,7 @@ ROWS, QUICK_ROWS = 1_000_000, 100_000
 WIDTH, LAYERS = 64, 4
 DEVICES = (1, 2)
 REPEATS = 9
+ON_TENSORFLOW = os.environ["KERAS_BACKEND"] == "tensorflow"
 COLLECTIVES = (
     "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
 )
@@ -36,6 +42,16 @@ COLLECTIVES = (
 
 def simulate(count):
     """What a process does first: it has so many devices, a thread each."""
+    if ON_TENSORFLOW:
+        import tensorflow as tf
+
+        tf.config.threading.set_intra_op_parallelism_threads(1)
+        tf.config.threading.set_inter_op_parallelism_threads(count)
+        tf.config.set_logical_device_configuration(
+            tf.config.list_physical_devices("CPU")[0],
+            [tf.config.LogicalDeviceConfiguration()] * count,
+        )
+        return
     # XLA reads no flag behind the one without dashes.
     os.environ["XLA_FLAGS"] = (
         f"--xla_force_host_platform_device_count={count} {one_thread.FLAGS}"
@@ -74,10 +90,27 @@ def network():
     return model
 
 
+def strategy_of(count):
+    """The scope in which a model is made, for so many devices."""
+    import keras
+
+    if ON_TENSORFLOW and count > 1:
+        import tensorflow as tf
+
+        names = [f"CPU:{i}" for i in range(count)]
+        return tf.distribute.MirroredStrategy(names).scope()
+    if count > 1:
+        distribution = keras.distribution.DataParallel()
+        keras.distribution.set_distribution(distribution)
+    return contextlib.nullcontext()
+
+
 def collectives(objective, theta):
     """How often each exchange stands in the compiled evaluation."""
     from kormos import backend
 
+    if ON_TENSORFLOW:
+        return collections.Counter()
     with backend.float64():
         compiled = objective.program.value_and_grad.lower(
             theta, *next(objective.arguments.pieces())
@@ -88,13 +121,13 @@ def collectives(objective, theta):
 
 def exchange(size, count):
     """The seconds of one sum of a vector over the devices."""
+    if count == 1 or ON_TENSORFLOW:
+        return 0.0
     import jax
     from jax.sharding import Mesh
     from jax.sharding import NamedSharding
     from jax.sharding import PartitionSpec
 
-    if count == 1:
-        return 0.0
     mesh = Mesh(np.array(jax.devices()), ("batch",))
     with jax.enable_x64(True):
         parts = jax.device_put(
@@ -109,22 +142,22 @@ def exchange(size, count):
 
 def measure(count, rows):
     """Seconds of an evaluation on so many devices, and of its exchange."""
-    import keras
-
     import kormos
+    from kormos.objective.compiled import by_device
+    from kormos.objective.compiled import leading_size
 
-    if count > 1:
-        distribution = keras.distribution.DataParallel()
-        keras.distribution.set_distribution(distribution)
     rng = np.random.default_rng(0)
     x = rng.random((rows, 2), dtype="float32")
     y = np.sin(3 * x[:, :1]) * x[:, 1:]
-    objective = kormos.Objective(network(), x, y)
+    with strategy_of(count):
+        model = network()
+    objective = kormos.Objective(model, x, y)
     theta = objective.initial_position()
     loss, grad = objective.value_and_grad(theta)
-    stacked, last = objective.arguments.chunks[0]
-    chunks = (0 if stacked is None else stacked[0].shape[0]) + (
-        last is not None
+    pairs = [pair for _, pair in by_device(objective.arguments.chunks[0])]
+    chunks = sum(
+        (0 if stacked is None else leading_size(stacked)) + (last is not None)
+        for stacked, last in pairs
     )
     return {
         "loss": loss,
@@ -152,6 +185,8 @@ def main():
     one, table = found[1], []
     for count, run in found.items():
         made = run["chunks"] if count > 1 else 0
+        if ON_TENSORFLOW:
+            made = count - 1
         table.append(
             [
                 count,
@@ -165,6 +200,7 @@ def main():
             ]
         )
     names = ", ".join(f"{n} {k}" for k, n in found[2]["collectives"].items())
+    note = f"In the compiled code of an evaluation on 2 devices: {names}."
     record.table(
         f"{rows:,} rows",
         [
@@ -177,7 +213,7 @@ def main():
             "gradient by",
         ],
         table,
-        f"In the compiled code of an evaluation on 2 devices: {names}.",
+        "" if ON_TENSORFLOW else note,
     )
 
 

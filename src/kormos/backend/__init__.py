@@ -222,8 +222,8 @@ elif keras.backend.backend() == "torch":
     from kormos.backend.common import keep_spread as keep_spread
     from kormos.backend.common import laid_out as laid_out
     from kormos.backend.common import local as local
-    from kormos.backend.common import once as once
     from kormos.backend.common import on_device as on_device
+    from kormos.backend.common import once as once
     from kormos.backend.common import own_copies as own_copies
     from kormos.backend.common import placed_like as placed_like
     from kormos.backend.common import replicas as replicas

@@ -80,10 +80,11 @@ def class_of(
     if line is None:
         return type(error)
     name = line.partition(":")[0].rpartition(".")[2]
-    found = {kind.__name__: kind for kind in known}.get(name)
-    found = found or getattr(builtins, name, None)
-    is_class = isinstance(found, type) and issubclass(found, BaseException)
-    return found if is_class else Exception
+    named = {kind.__name__: kind for kind in known}
+    found = named.get(name, getattr(builtins, name, None))
+    if isinstance(found, type) and issubclass(found, BaseException):
+        return found
+    return Exception
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -138,7 +138,9 @@ class Data(NamedTuple):
             return self._cut(size)
         count, pairs = -(-self.rows // size), {}
         for i, device in enumerate(devices):
-            begin, end = (size * (count * j // len(devices)) for j in (i, i + 1))
+            begin, end = (
+                size * (count * j // len(devices)) for j in (i, i + 1)
+            )
             if begin < end:
                 with backend.on_device(device):
                     pairs[device] = self._of(slice(begin, end))._cut(size)

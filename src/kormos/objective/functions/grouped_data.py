@@ -6,6 +6,7 @@ import numpy as np
 
 from kormos.data.memory import Data
 from kormos.data.points import with_columns
+from kormos.objective.compiled import ChunkPair
 from kormos.objective.compiled import Chunks
 from kormos.objective.compiled import SpreadPair
 from kormos.objective.functions.residual_blocks import ResidualFunction
@@ -93,7 +94,10 @@ class GroupedData:
 
 def _inputs(pair: SpreadPair) -> SpreadPair:
     """The chunks of `Data`, without targets and weights."""
+
+    def inputs(stacked: Structure, last: Structure) -> ChunkPair:
+        return stacked and stacked[0], last and last[0]
+
     if isinstance(pair, dict):
-        return {device: _inputs(own) for device, own in pair.items()}
-    stacked, last = pair
-    return stacked and stacked[0], last and last[0]
+        return {device: inputs(*own) for device, own in pair.items()}
+    return inputs(*pair)

@@ -104,7 +104,8 @@ class CompiledLoop:
     def _is_used_up(self) -> bool:
         """Whether a call of which nothing is left had the state's memory."""
         return any(
-            getattr(array, "is_deleted", bool)() for array in self._packed.arrays
+            getattr(array, "is_deleted", bool)()
+            for array in self._packed.arrays
         )
 
     def replace(self, **fields: Any) -> None:
