@@ -1,4 +1,4 @@
-"""Two devices in one process on JAX, against one: seconds of an evaluation.
+"""Two devices in one process, against one: seconds of an evaluation.
 
 The loss of a network 2-64x4-1 and its gradient in float32, as `fit` evaluates
 them, at 1,000,000 rows. Each number of devices has a process of its own, in
@@ -9,13 +9,18 @@ The exchange is the sum over the devices of a vector as long as the gradient and
 one, measured alone, as many times as an evaluation makes it: for all chunks of
 one size together, and for a last one of another size.
 
+On TensorFlow the devices are those of a `MirroredStrategy`. They add up once in
+an evaluation, which is not measured alone.
+
     python benchmarks/devices.py
+    KERAS_BACKEND=tensorflow python benchmarks/devices.py
 """
 
 import one_thread
 
 # isort: split
 import collections
+import contextlib
 import os
 import re
 import statistics
@@ -30,6 +35,7 @@ ROWS, QUICK_ROWS = 1_000_000, 100_000
 WIDTH, LAYERS = 64, 4
 DEVICES = (1, 2)
 REPEATS = 9
+ON_TENSORFLOW = os.environ["KERAS_BACKEND"] == "tensorflow"
 COLLECTIVES = (
     "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
 )
@@ -37,6 +43,16 @@ COLLECTIVES = (
 
 def simulate(count):
     """What a process does first: it has so many devices, a thread each."""
+    if ON_TENSORFLOW:
+        import tensorflow as tf
+
+        tf.config.threading.set_intra_op_parallelism_threads(1)
+        tf.config.threading.set_inter_op_parallelism_threads(count)
+        tf.config.set_logical_device_configuration(
+            tf.config.list_physical_devices("CPU")[0],
+            [tf.config.LogicalDeviceConfiguration()] * count,
+        )
+        return
     # XLA reads no flag behind the one without dashes.
     os.environ["XLA_FLAGS"] = (
         f"--xla_force_host_platform_device_count={count} {one_thread.FLAGS}"
@@ -75,10 +91,27 @@ def network():
     return model
 
 
+def strategy_of(count):
+    """The scope in which a model is made, for so many devices."""
+    import keras
+
+    if ON_TENSORFLOW and count > 1:
+        import tensorflow as tf
+
+        names = [f"CPU:{i}" for i in range(count)]
+        return tf.distribute.MirroredStrategy(names).scope()
+    if count > 1:
+        distribution = keras.distribution.DataParallel()
+        keras.distribution.set_distribution(distribution)
+    return contextlib.nullcontext()
+
+
 def collectives(objective, theta):
     """How often each exchange stands in the compiled evaluation."""
     from kormos import backend
 
+    if ON_TENSORFLOW:
+        return collections.Counter()
     with backend.float64():
         compiled = objective.program.value_and_grad.lower(
             theta, *next(objective.arguments.pieces())
@@ -89,13 +122,15 @@ def collectives(objective, theta):
 
 def exchange(size, count):
     """The seconds of one sum of a vector over the devices."""
+    if count == 1:
+        return 0.0
+    if ON_TENSORFLOW:
+        return np.nan
     import jax
     from jax.sharding import Mesh
     from jax.sharding import NamedSharding
     from jax.sharding import PartitionSpec
 
-    if count == 1:
-        return 0.0
     mesh = Mesh(np.array(jax.devices()), ("batch",))
     with jax.enable_x64(True):
         parts = jax.device_put(
@@ -110,17 +145,14 @@ def exchange(size, count):
 
 def measure(count, rows):
     """Seconds of an evaluation on so many devices, and of its exchange."""
-    import keras
-
     import kormos
 
-    if count > 1:
-        distribution = keras.distribution.DataParallel()
-        keras.distribution.set_distribution(distribution)
     rng = np.random.default_rng(0)
     x = rng.random((rows, 2), dtype="float32")
     y = np.sin(3 * x[:, :1]) * x[:, 1:]
-    objective = kormos.Objective(network(), x, y)
+    with strategy_of(count):
+        model = network()
+    objective = kormos.Objective(model, x, y)
     theta = objective.initial_position()
     loss, grad = objective.value_and_grad(theta)
     return {
@@ -148,6 +180,8 @@ def main():
     one, table = found[1], []
     for count, run in found.items():
         made = sum(run["collectives"].values())
+        if ON_TENSORFLOW:
+            made = count - 1
         table.append(
             [
                 count,
@@ -161,6 +195,7 @@ def main():
             ]
         )
     names = ", ".join(f"{n} {k}" for k, n in found[2]["collectives"].items())
+    note = f"In the compiled code of an evaluation on 2 devices: {names}."
     record.table(
         f"{rows:,} rows",
         [
@@ -173,7 +208,7 @@ def main():
             "gradient by",
         ],
         table,
-        f"In the compiled code of an evaluation on 2 devices: {names}.",
+        "" if ON_TENSORFLOW else note,
     )
 
 

@@ -7,6 +7,8 @@ alike: each number here can be sent to the others, who raise what is here.
 import traceback
 
 from kormos import backend
+from kormos.backend.common import class_of
+from kormos.backend.common import quoted
 from kormos.data import stream
 
 # The numerics have failed, so the point cannot be evaluated.
@@ -14,8 +16,25 @@ NUMERICAL = 1
 # The point is to blame if the same function has returned before. Otherwise it
 # may be a mistake in shapes or types, for example.
 OF_POINT = 2
-# No other point will help: the data cannot be read, or an argument is wrong.
+# No other point will help: the data cannot be read, an argument is wrong, or
+# there is a mistake in the code.
 FINAL = 3
+
+# What no numbers make Python raise. A `ValueError`, which `math.sqrt` raises of
+# a negative number, an `AssertionError` and a class of the user's own are not
+# among them: these may refuse a point.
+_MISTAKES = (
+    AttributeError,
+    ImportError,
+    KeyError,
+    MemoryError,
+    NameError,
+    NotImplementedError,
+    OSError,
+    RecursionError,
+    SyntaxError,
+    TypeError,
+)
 
 
 class SharedFailure(RuntimeError):
@@ -83,8 +102,12 @@ def severity_of(error: BaseException) -> int:
         return FINAL
     frames = traceback.walk_tb(error.__traceback__)
     modules = [frame.f_globals.get("__name__", "") for frame, _ in frames]
-    # A `ValueError` that kormos itself raises is about arguments.
+    # A `ValueError` that kormos itself raises is about arguments. JAX raises
+    # one where it is asked for numbers, which may quote another exception.
     is_own = bool(modules) and modules[-1].startswith("kormos.")
+    is_own = is_own and quoted(error) is None
     if stream.__name__ in modules or (is_own and isinstance(error, ValueError)):
         return FINAL
-    return NUMERICAL if backend.is_numerical(error) else OF_POINT
+    if backend.is_numerical(error):
+        return NUMERICAL
+    return FINAL if issubclass(class_of(error), _MISTAKES) else OF_POINT

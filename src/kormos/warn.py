@@ -52,6 +52,13 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
     warnings.warn(message, category, stacklevel=level)
 
 
+def warn_if_muted(message: str) -> None:
+    """Warns where `warn` does nothing."""
+    if _is_muted.get():
+        with muted(False):
+            warn(message)
+
+
 def place_of(trace: TracebackType | None) -> tuple[str, int] | None:
     """Finds the last line of a traceback that is in the user's own code.
 

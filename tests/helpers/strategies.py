@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 
 ROWS = 63
 CUT = 44
@@ -78,6 +79,7 @@ class Child:
     """
 
     def __init__(self, kind):
+        self.kind = kind
         self.strategy = strategy_of(kind)
         self.is_worker = kind == "worker"
         self.index = 0
@@ -167,6 +169,116 @@ class Figures(Child):
         with self.strategy.scope():
             self.note("figure in the scope", value=objective.value(theta))
 
+    def place(self):
+        """How many products each device computes, by function."""
+        objective = self.kormos.Objective(self.net, **self.data())
+        theta = objective.initial_position()
+        objective.value(theta)
+        objective.value_and_grad(theta)
+        objective.hvp(theta, theta)
+        objective.evaluate(theta)
+        from kormos.objective.compiled import by_device
+        from kormos.objective.compiled import count_rows
+
+        program = objective.program
+        compiled = {
+            "value": program.value,
+            "value_and_grad": program.value_and_grad,
+            "hvp": program.hvp,
+            "evaluate": program.evaluate._folded,
+        }
+        for name, fn in compiled.items():
+            products = [
+                operation.device
+                for operation in fn.graph().get_operations()
+                if operation.type == "MatMul"
+            ]
+            counts = [sum(f"CPU:{i}" in d for d in products) for i in (0, 1)]
+            self.note("placed", **{name: counts})
+        pairs = [pair for _, pair in by_device(objective.arguments.chunks[0])]
+        self.note("placed", rows=[count_rows(pair) for pair in pairs])
+
+    def add_up(self, case, model, data, **settings):
+        """What the devices of a strategy add up, for one kind of data."""
+        objective = self.kormos.Objective(model, **data, **settings)
+        theta = objective.initial_position() + 0.1
+        vector = self.np.linspace(-1, 1, theta.size)
+        loss, grad = objective.value_and_grad(theta)
+        self.note(
+            case,
+            value=objective.value(theta),
+            loss=loss,
+            grad=grad,
+            product=objective.hvp(theta, vector),
+            metrics=[*objective.evaluate(theta).values()],
+            normal=self.np.triu(
+                objective.gauss_newton().normal_equations(theta)[2]
+            ),
+        )
+
+    def cases(self):
+        """Kinds of data and of models."""
+        np, layers, keras = self.np, self.keras.layers, self.keras
+        data = self.data()
+        few = {name: array[:1] for name, array in data.items()}
+        self.add_up("weights", self.net, data)
+        self.add_up("batches", self.net, data, batch_size=10)
+        self.add_up("stream", self.net, data, batch_size=10, stream=True)
+        self.add_up("one row", self.net, few)
+        steps = np.where(self.x > 1, 0, self.x)[:, :, None]
+        with self.strategy.scope():
+            masked = keras.Sequential(
+                [
+                    keras.Input((3, 1)),
+                    layers.Masking(),
+                    layers.SimpleRNN(2),
+                    layers.Dense(1),
+                ]
+            )
+            masked.compile(loss="mse", metrics=["mae"])
+            inputs = keras.Input((3,))
+            two = keras.Model(
+                inputs,
+                {
+                    "a": layers.Dense(1, name="a")(inputs),
+                    "b": layers.Dense(2, "sigmoid", name="b")(inputs),
+                },
+            )
+            two.compile(
+                loss={"a": "mse", "b": "binary_crossentropy"},
+                metrics={"a": ["mae"], "b": ["accuracy"]},
+            )
+        for model in (masked, two):
+            self.set_weights(model)
+        self.add_up("mask", masked, {"x": steps, "y": self.y})
+        ones = (self.x[:, :2] > 0).astype(float)
+        self.add_up(
+            "outputs", two, {"x": self.x, "y": {"a": self.y, "b": ones}}
+        )
+
+    def look_outside(self):
+        """A loss that reads a table and a variable of TensorFlow's own."""
+        import tensorflow as tf
+
+        keys = tf.constant([0, 1], tf.int64)
+        table = tf.lookup.StaticHashTable(
+            tf.lookup.KeyValueTensorInitializer(
+                keys, tf.constant([1.0, 3.0], tf.float64)
+            ),
+            0.0,
+        )
+        with self.strategy.scope():
+            scale = tf.Variable(2.0, dtype="float64")
+
+        def loss(y, y_pred):
+            weights = table.lookup(tf.cast(y > 0, tf.int64))
+            error = scale * weights * (y - y_pred) ** 2
+            return tf.reduce_mean(error, axis=-1)
+
+        objective = self.kormos.Objective(self.model(loss), **self.data())
+        theta = objective.initial_position()
+        self.note("outside", value=objective.value(theta))
+
     def fit(self, method, **settings):
         """A fit within the scope, from weights that the first process has."""
         model = self.net
@@ -235,6 +347,11 @@ class Figures(Child):
 
     def run(self, folder):
         self.look()
+        if not self.is_worker:
+            self.cases()
+            self.look_outside()
+        if self.kind == "mirrored":
+            self.place()
         for method in FITS:
             self.fit(method)
         self.fit("l-bfgs-b", stream=True, batch_size=8)
@@ -247,29 +364,37 @@ class Faults(Child):
     """What each process is told where one of them fails."""
 
     def attempt(self, data=None, loss="mse"):
-        """The error of a fit, by its class and its message."""
+        """The error of a fit, by its class and its message, and warnings."""
         model = self.model(loss=loss)
-        try:
-            self.kormos.fit(
-                model,
-                **(data or self.data()),
-                optimizer="lbfgs",
-                epochs=50,
-                verbose=0,
-            )
-        except Exception as error:
-            return type(error).__name__, " ".join(str(error).split())
-        return "none", "none"
+        error = None
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                self.kormos.fit(
+                    model,
+                    **(data or self.data()),
+                    optimizer="lbfgs",
+                    epochs=50,
+                    verbose=0,
+                )
+            except Exception as raised:
+                error = raised
+        if error is None:
+            said = [
+                str(w.message) for w in caught if "reject" in str(w.message)
+            ]
+            return "none", "none", said
+        return type(error).__name__, " ".join(str(error).split())
 
-    def failing(self, fail):
-        """A loss that calls a function at its sixth evaluation, on one."""
+    def failing(self, fail, begin=6, end=6):
+        """A loss that calls a function at some of its evaluations, on one."""
         import tensorflow as tf
 
         calls = []
 
         def check(value):
             calls.append(1)
-            if self.index and len(calls) == 6:
+            if self.index and begin <= len(calls) <= end:
                 fail()
             return value
 
@@ -305,6 +430,18 @@ class Faults(Child):
 
         return self.attempt(loss=loss)
 
+    def make_a_mistake(self):
+        def fail():
+            raise TypeError("a mistake of mine")
+
+        return self.attempt(loss=self.failing(fail, 12, 1000))
+
+    def refuse(self):
+        def fail():
+            raise ValueError("no such place")
+
+        return self.attempt(loss=self.failing(fail, 12, 1000))
+
     def be_killed(self):
         def fail():
             os.kill(os.getpid(), signal.SIGKILL)
@@ -316,6 +453,8 @@ class Faults(Child):
         for name, fn in (
             ("loss", self.raise_in_loss),
             ("data", lambda: self.attempt(self.batches())),
+            ("mistake", self.make_a_mistake),
+            ("refused", self.refuse),
             ("none", self.attempt),
             ("kill", self.be_killed),
         ):

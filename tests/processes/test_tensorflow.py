@@ -95,11 +95,54 @@ def test_fits_evaluate_as_often(figures, kind):
     assert [n for n, one, other in found if one != other] == []
 
 
+def test_both_devices_of_a_mirrored_strategy_compute(figures):
+    (found,) = figures["mirrored"]
+    # Of 63 rows, as chunks are not divided.
+    assert found["placed: rows"].tolist() == [32, 31]
+    for name in ("value", "value_and_grad", "hvp", "evaluate"):
+        one, two = found[f"placed: {name}"]
+        assert one == two > 0, name
+
+
+@pytest.mark.parametrize(
+    "case", ["weights", "mask", "outputs", "batches", "stream", "one row"]
+)
+def test_devices_of_a_mirrored_strategy_add_up_to_one(figures, case):
+    found = of(figures, "mirrored", f"{case}: ")
+    assert len(found) == 6
+    for name, one, other in found:
+        size = np.max(np.abs(one))
+        np.testing.assert_allclose(
+            other, one, rtol=0, atol=ROUNDING * size, err_msg=name
+        )
+
+
+def test_a_loss_reads_tables_and_variables_of_the_first_device(figures):
+    found = of(figures, "mirrored", "outside: ")
+    assert len(found) == 1
+    for _, one, other in found:
+        np.testing.assert_allclose(other, one, rtol=ROUNDING)
+
+
 def test_an_exception_in_the_loss_of_one_worker_ends_both(told):
     first, second = told
     assert first["loss"][0] == "OtherProcessFailed"
     assert second["loss"][0] == "TypeError"
     assert "a mistake of mine" in second["loss"][1]
+
+
+def test_a_mistake_in_python_code_within_the_graph_ends_both(told):
+    first, second = told
+    assert first["mistake"][0] == "OtherProcessFailed"
+    assert "TypeError: a mistake of mine" in second["mistake"][1]
+
+
+def test_a_worker_says_itself_why_all_reject_a_point(told):
+    first, second = told
+    assert [t["refused"][0] for t in told] == ["none", "none"]
+    assert first["refused"][2] == []
+    (said,) = second["refused"][2]
+    assert "raised ValueError: ValueError: no such place" in said
 
 
 def test_an_exception_in_the_data_of_one_worker_ends_both(told):

@@ -467,6 +467,88 @@ def test_float64_goes_on_where_float32_raises():
     assert array(w) == pytest.approx(root, rel=1e-3)
 
 
+# Python code within the loss
+
+
+class Refused(Exception):
+    """One of the user's own."""
+
+
+def called(fn, x):
+    """`x`, of which `fn` is given the value at every evaluation."""
+    if BACKEND == "torch":
+        fn(x.detach())
+        return x
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        kept = tf.stop_gradient(x)
+        back = tf.ensure_shape(tf.py_function(fn, [kept], x.dtype), x.shape)
+    else:
+        import jax
+
+        # Within a loop JAX calls Python where there is no float64.
+        kept = ops.cast(jax.lax.stop_gradient(x), "float32")
+        shape = jax.ShapeDtypeStruct(x.shape, kept.dtype)
+        back = jax.pure_callback(lambda x: np.array(fn(x)), shape, kept)
+    return x + ops.cast(back - kept, x.dtype)
+
+
+def minimized_by_python(error, start, method="bfgs"):
+    """`w - 2 log w`, least at 2; Python raises where w is not positive."""
+    w = keras.Variable(start, dtype="float64")
+
+    def check(x):
+        if float(x) <= 0:
+            raise error("what the test raises")
+        return x
+
+    def loss():
+        x = called(check, ops.convert_to_tensor(w))
+        return x - 2 * ops.log(ops.abs(x))
+
+    return kormos.minimize(loss, [w], method)
+
+
+@pytest.mark.parametrize("start", [-1.0, 20.0])
+@pytest.mark.parametrize("method", ["bfgs", "lbfgs"])
+@pytest.mark.parametrize("error", [TypeError, KeyError, OSError])
+def test_a_mistake_is_raised_wherever_it_is_met(error, method, start, float64):
+    with pytest.raises(Exception, match="what the test raises") as caught:
+        minimized_by_python(error, start, method)
+    # TensorFlow and JAX raise one of their own, which quotes it.
+    assert error.__name__ in caught.exconly()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ZeroDivisionError, np.linalg.LinAlgError, ValueError, Refused],
+)
+def test_python_code_may_refuse_a_point(error, float64):
+    result = minimized_by_python(error, 20.0)
+    assert result.success, result
+    assert result.loss == pytest.approx(2 - 2 * np.log(2), abs=1e-8)
+    assert f"raised {error.__name__} " in result.message
+    assert "what the test raises" in result.message
+
+
+@pytest.mark.skipif(
+    BACKEND == "torch", reason="it runs Python code before there is a fit"
+)
+@pytest.mark.parametrize("error", [ZeroDivisionError, np.linalg.LinAlgError])
+def test_numerics_of_python_code_that_fail_at_the_start(error, float64):
+    with pytest.warns(kormos.ConvergenceWarning, match="non-finite"):
+        result = minimized_by_python(error, -1.0)
+    assert result.status == "non-finite"
+    assert "what the test raises" in result.message
+
+
+@pytest.mark.parametrize("error", [ValueError, Refused])
+def test_python_code_that_refuses_the_start_raises(error, float64):
+    with pytest.raises(Exception, match="what the test raises"):
+        minimized_by_python(error, -1.0)
+
+
 # What is not of the numerics
 
 

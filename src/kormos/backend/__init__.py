@@ -102,13 +102,23 @@ and on other backends than JAX, there is one:
 - `gather(tensor)`: in a compiled function, the tensor on every device.
 - `laid_out(array, like)`: a NumPy array that lies, and is as long, as a tensor
   that `spread_zeros` made.
+
+Devices of this process that are given whole chunks of rows each, as those of
+TensorFlow's `MirroredStrategy`:
+
+- `replicas(owner)`: the names of the devices that fit a model, or a list of
+  variables. It is empty where there is only one.
+- `on_device(name)`: a scope whose tensors lie, and whose operations run, on a
+  device. The name `None` changes nothing.
 """
 
 import keras
 
 if keras.backend.backend() == "jax":
+    from kormos.backend.common import on_device as on_device
     from kormos.backend.common import own_copies as own_copies
     from kormos.backend.common import parameters_met as parameters_met
+    from kormos.backend.common import replicas as replicas
     from kormos.backend.common import standing_in as standing_in
     from kormos.backend.common import to_numpy as to_numpy
     from kormos.backend.common import unscaled as unscaled
@@ -198,11 +208,13 @@ elif keras.backend.backend() == "tensorflow":
     from kormos.backend.tensorflow_processes import add_up as add_up
     from kormos.backend.tensorflow_processes import local as local
     from kormos.backend.tensorflow_processes import named_loss as named_loss
+    from kormos.backend.tensorflow_processes import on_device as on_device
     from kormos.backend.tensorflow_processes import own_copies as own_copies
     from kormos.backend.tensorflow_processes import place_in as place_in
     from kormos.backend.tensorflow_processes import (
         process_group as process_group,
     )
+    from kormos.backend.tensorflow_processes import replicas as replicas
     from kormos.backend.tensorflow_processes import unasked as unasked
     from kormos.backend.tensorflow_processes import unscaled as unscaled
     from kormos.backend.tensorflow_rows import jacobian as jacobian
@@ -216,9 +228,11 @@ elif keras.backend.backend() == "torch":
     from kormos.backend.common import keep_spread as keep_spread
     from kormos.backend.common import laid_out as laid_out
     from kormos.backend.common import local as local
+    from kormos.backend.common import on_device as on_device
     from kormos.backend.common import once as once
     from kormos.backend.common import own_copies as own_copies
     from kormos.backend.common import placed_like as placed_like
+    from kormos.backend.common import replicas as replicas
     from kormos.backend.common import row_devices as row_devices
     from kormos.backend.common import spread_rows as spread_rows
     from kormos.backend.common import spread_zeros as spread_zeros

@@ -1,5 +1,6 @@
 """Functions that several backends share."""
 
+import builtins
 import contextlib
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -18,6 +19,8 @@ _Result = TypeVar("_Result")
 
 # Keras' message for any failure of its `cholesky` begins so.
 _CHOLESKY = "Cholesky decomposition failed"
+# With these words begins what Python prints of an exception.
+_TRACEBACK = "Traceback (most recent call last):"
 
 
 def is_numerical(error: BaseException, *kinds: type[BaseException]) -> bool:
@@ -34,9 +37,54 @@ def is_numerical(error: BaseException, *kinds: type[BaseException]) -> bool:
         *kinds,
     )
     return any(
-        isinstance(cause, classes) or str(cause).startswith(_CHOLESKY)
+        issubclass(class_of(cause, *classes), classes)
+        or str(cause).startswith(_CHOLESKY)
         for cause in causes(error)
     )
+
+
+def quoted(error: BaseException) -> str | None:
+    """The line that names the exception of Python code that a graph called.
+
+    TensorFlow (`tf.py_function`) and JAX (`jax.pure_callback`) raise one of
+    their own, whose message holds what Python prints of the exception.
+
+    Args:
+        error: the engine's exception.
+
+    Returns:
+        The line, such as `"TypeError: a mistake"`, or `None` if the message
+        holds no such thing.
+    """
+    _, _, trace = str(error).rpartition(_TRACEBACK)
+    if trace == str(error):
+        return None
+    # Lines about the places in the code are indented.
+    lines = [line for line in trace.splitlines() if line[:1].strip()]
+    return lines[0] if lines else None
+
+
+def class_of(
+    error: BaseException, *known: type[BaseException]
+) -> type[BaseException]:
+    """The class of an exception, or of the one that its message quotes.
+
+    Args:
+        error: the exception.
+        *known: classes besides those of Python that may be quoted.
+
+    Returns:
+        The class, which is `Exception` for one that is quoted and not known.
+    """
+    line = quoted(error)
+    if line is None:
+        return type(error)
+    name = line.partition(":")[0].rpartition(".")[2]
+    named = {kind.__name__: kind for kind in known}
+    found = named.get(name, getattr(builtins, name, None))
+    if isinstance(found, type) and issubclass(found, BaseException):
+        return found
+    return Exception
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -120,6 +168,14 @@ def devices() -> int:
 
 def row_devices() -> int:
     return 1
+
+
+def replicas(owner: Any) -> tuple[str, ...]:
+    return ()
+
+
+def on_device(name: str | None) -> contextlib.AbstractContextManager[Any]:
+    return contextlib.nullcontext()
 
 
 def spread_rows(

@@ -104,8 +104,11 @@ def compile_loop(fn: Callable[..., _Result]) -> Callable[..., _Result]:
     def call(*args: Structure) -> _Result:
         nonlocal chosen
         if chosen is None:
-            is_slow = _is_slow_in_xla(fast, args)
-            is_unfit = is_slow or is_refused_by_xla(fast, args)
+            is_unfit = (
+                _is_slow_in_xla(fast, args)
+                or is_refused_by_xla(fast, args)
+                or _is_on_several_devices(fast, args)
+            )
             chosen = compile(fn) if is_unfit else _quickly_called(fast)
             try:
                 return chosen(*args)
@@ -128,6 +131,12 @@ def _is_slow_in_xla(function: Any, args: tuple[Structure, ...]) -> bool:
     return any(
         "Conv" in node.op and "Backprop" in node.op for node in _nodes(graph)
     )
+
+
+def _is_on_several_devices(function: Any, args: tuple[Structure, ...]) -> bool:
+    """Whether operations are placed on several devices. XLA knows one."""
+    graph = function.get_concrete_function(*args).graph
+    return len({node.device for node in _nodes(graph)} - {""}) > 1
 
 
 def on_cpu() -> bool:

@@ -1,4 +1,4 @@
-"""Workers that TensorFlow's `MultiWorkerMirroredStrategy` connects."""
+"""Workers and devices that a strategy of TensorFlow connects."""
 
 import contextlib
 import functools
@@ -39,6 +39,18 @@ def _strategy_of(owner: Any) -> tf.distribute.Strategy | None:
     values = [v.value for v in listed if isinstance(v, keras.Variable)]
     found = [getattr(v, "distribute_strategy", None) for v in values]
     return next((s for s in found if s is not None), None)
+
+
+def replicas(owner: Any) -> tuple[str, ...]:
+    strategy = _strategy_of(owner)
+    if not isinstance(strategy, tf.distribute.MirroredStrategy):
+        return ()
+    devices = tuple(strategy.extended.worker_devices)
+    return devices if len(devices) > 1 else ()
+
+
+def on_device(name: str | None) -> contextlib.AbstractContextManager[Any]:
+    return contextlib.nullcontext() if name is None else tf.device(name)
 
 
 def place_in(group: tf.distribute.Strategy) -> tuple[int, int]:

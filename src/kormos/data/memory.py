@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 from typing import NamedTuple
+from typing import TypeAlias
 
 from keras import ops
 from keras import tree
@@ -20,6 +21,9 @@ _FEWEST_WIDE_ROWS = 16
 # The fewest rows of a chunk that is cut to be computed fast, a choice of ours:
 # a smaller value would make many small chunks of wide rows.
 _FEWEST_ROWS = 256
+
+# For each device, by its name, the chunks of its rows.
+ByDevice: TypeAlias = dict[str, tuple[Structure, Structure]]
 
 
 class Data(NamedTuple):
@@ -71,6 +75,7 @@ class Data(NamedTuple):
         batch_size: int | None = None,
         width: int | None = None,
         widest: int = 0,
+        devices: tuple[str, ...] = (),
     ) -> int:
         """The number of rows of a chunk; the last chunk may have fewer.
 
@@ -84,6 +89,8 @@ class Data(NamedTuple):
                 one chunk is enough for all rows. Defaults to no such limit.
             widest: how many numbers the widest layer returns for a row, or 0
                 if this is unknown.
+            devices: the devices that are given whole chunks each. Without
+                `batch_size`, each is given as many.
         """
         rows, parts = self.rows, backend.row_devices()
         if batch_size is None:
@@ -96,20 +103,24 @@ class Data(NamedTuple):
             size = min(size, max(_FEWEST_WIDE_ROWS * parts, most // width))
         if size == batch_size:
             return min(size, rows)
-        size = _even(rows, size)
+        size = _even(rows, size, len(devices) or 1)
         return min(-(-size // parts) * parts, rows)
 
     def chunks(
         self,
         batch_size: int | None = None,
-        *args: Any,
+        width: int | None = None,
+        widest: int = 0,
+        devices: tuple[str, ...] = (),
         is_even: bool = False,
-    ) -> tuple[Structure, Structure]:
+    ) -> tuple[Structure, Structure] | ByDevice:
         """Tensors on the device, cut into chunks for a compiled `Program`.
 
         Args:
-            batch_size: that of `chunk_rows`.
-            *args: the others of `chunk_rows`.
+            batch_size: as `chunk_rows` takes it.
+            width: as `chunk_rows` takes it.
+            widest: as `chunk_rows` takes it.
+            devices: as `chunk_rows` takes it.
             is_even: whether to make the chunks smaller, so that all of them
                 have nearly the same size.
 
@@ -117,11 +128,39 @@ class Data(NamedTuple):
             A pair: the chunks of equal size, stacked along a new first axis,
             or `None`; and one more chunk, or `None`. Each of them is a tuple
             `(x, y, sample_weight)`. The rows of each chunk are spread over
-            the devices of this process, if it has several.
+            the devices of this process, if it has several. With `devices`, a
+            pair for each of them that has chunks.
         """
-        rows, size = self.rows, self.chunk_rows(batch_size, *args)
+        size = self.chunk_rows(batch_size, width, widest, devices)
         if is_even:
-            size = _even(rows, size)
+            size = _even(self.rows, size)
+        if not devices:
+            return self._cut(size, batch_size is None)
+        count, pairs = -(-self.rows // size), {}
+        for i, device in enumerate(devices):
+            begin, end = (
+                size * (count * j // len(devices)) for j in (i, i + 1)
+            )
+            if begin < end:
+                with backend.on_device(device):
+                    own = self._of(slice(begin, end))
+                    pairs[device] = own._cut(size)
+        return pairs
+
+    def _of(self, rows: slice) -> "Data":
+        return self.map(lambda a: a[rows])
+
+    def _cut(
+        self, size: int, is_divisible: bool = False
+    ) -> tuple[Structure, Structure]:
+        """Chunks of so many rows, as `chunks` returns them.
+
+        Args:
+            size: the number of rows of a chunk.
+            is_divisible: whether the rows of a chunk may be summed in parts.
+                Those of a batch that was asked for may depend on each other.
+        """
+        rows = self.rows
         full = rows // size if rows > size else 0
         stacked = last = None
         if full:
@@ -131,8 +170,7 @@ class Data(NamedTuple):
                     a[: full * size].reshape(full, size, *a.shape[1:]),
                     1,
                     _to_device,
-                    # Rows of a batch that was asked for may be coupled.
-                    is_divisible=batch_size is None,
+                    is_divisible,
                 )
             )
         if full * size < rows:
@@ -149,9 +187,16 @@ class Data(NamedTuple):
         return self.map(lambda a: _to_device(a[:rows]))
 
 
-def _even(rows: int, size: int) -> int:
-    """The size of equally large chunks, which is `size` at most."""
-    return -(-rows // -(-rows // min(size, rows)))
+def _even(rows: int, size: int, parts: int = 1) -> int:
+    """The size of equally large chunks, which is `size` at most.
+
+    Args:
+        rows: the number of all rows.
+        size: the most rows of a chunk.
+        parts: a number by which that of chunks can be divided.
+    """
+    count = -(-rows // min(size, rows))
+    return -(-rows // (-(-count // parts) * parts))
 
 
 def _fast_rows(rows: int, width: float, parts: int) -> int:

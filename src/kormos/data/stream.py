@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 from typing import TypeAlias
 
+from kormos.data.memory import ByDevice
 from kormos.data.memory import Data
 from kormos.types import Array
 from kormos.types import Structure
@@ -54,7 +55,9 @@ class Stream:
         """The same stream, with `fn` applied to every array."""
         return self.each(lambda batch: batch.map(fn))
 
-    def chunks(self, *args: Any) -> Iterator[tuple[Structure, Structure]]:
+    def chunks(
+        self, *args: Any
+    ) -> Iterator[tuple[Structure, Structure] | ByDevice]:
         """Yields the chunks of each batch, as `Data.chunks` returns them."""
         for batch in self:
             yield batch.chunks(*args)

@@ -17,8 +17,8 @@ from kormos import backend
 from kormos.arithmetic.vectors import number
 from kormos.objective.compiled import Chunk
 from kormos.objective.compiled import ChunkLoss
-from kormos.objective.compiled import ChunkPair
 from kormos.objective.compiled import Chunks
+from kormos.objective.compiled import SpreadPair
 from kormos.objective.compiled import count_rows
 from kormos.objective.compiled import each_chunk
 from kormos.processes import ALONE
@@ -60,7 +60,7 @@ class ProgramArguments:
     term_factors: Vector = dataclasses.field(default_factory=lambda: np.ones(1))
     multipliers: int | None = None
     chunks: Chunks | None = ((None, ()),)
-    read: Callable[[], Iterable[ChunkPair]] | None = None
+    read: Callable[[], Iterable[SpreadPair]] | None = None
     processes: Processes = ALONE
     _tensors: dict[float, Tensor] = dataclasses.field(
         default_factory=dict, init=False, repr=False
@@ -181,7 +181,7 @@ class ProgramArguments:
         factors[: self.multipliers] *= unit
         return factors
 
-    def _pairs(self) -> Iterable[ChunkPair]:
+    def _pairs(self) -> Iterable[SpreadPair]:
         """All pairs of chunks of the data, read anew if they are streamed."""
         if self.chunks is not None:
             return self.chunks

@@ -15,6 +15,7 @@ from keras import ops
 from keras import tree
 
 from kormos import backend
+from kormos.data.memory import ByDevice
 from kormos.data.variables import reads_seeds
 from kormos.data.variables import snapshot
 from kormos.objective.layout import Packing
@@ -30,8 +31,10 @@ Chunk: TypeAlias = Structure
 # A pair `(stacked, last)`: chunks of equal size along a new leading axis, or
 # `None`, and one more chunk of any size, or `None`.
 ChunkPair: TypeAlias = tuple[Chunk | None, Chunk | None]
+# A pair, or one for each of the devices that share the rows.
+SpreadPair: TypeAlias = ChunkPair | ByDevice
 # A pair for each of the functions that make up a loss.
-Chunks: TypeAlias = tuple[ChunkPair, ...]
+Chunks: TypeAlias = tuple[SpreadPair, ...]
 # A function `(parts, frozen, term_factors, chunk) -> scalar`. Without `parts`
 # and `frozen`, both `None`, it computes with the variables as they are.
 ChunkLoss: TypeAlias = Callable[
@@ -223,8 +226,9 @@ def sum_over_chunks(
         term: function `(fn, chunk) -> tensors`, of what is added up.
         fns: the functions.
         chunks: a pair for each of them.
-        total: where the sums start.
+        total: where the sums start: zeros.
     """
+    zeros = total
     for fn, pair in zip(fns, chunks, strict=True):
 
         def add(
@@ -233,55 +237,95 @@ def sum_over_chunks(
             pairs = zip(total, term(fn, chunk), strict=True)
             return tuple(a + b for a, b in pairs)
 
-        def add_all(
-            stacked: Chunk,
-            total: tuple[Tensor, ...],
-            add: Callable[..., tuple[Tensor, ...]] = add,
-        ) -> tuple[Tensor, ...]:
-            return fold_chunks(add, (stacked, None), total)
-
-        stacked, last = pair
-        if stacked is not None:
-            total = backend.sum_by_device(add_all, stacked, total)
-        if last is not None:
-            total = add(total, last)
+        total = fold_chunks(add, pair, total, zeros, is_sum=True)
     return total
 
 
 def fold_chunks(
-    step: Callable[[_State, Chunk], _State], pair: ChunkPair, state: _State
+    step: Callable[[_State, Chunk], _State],
+    pair: SpreadPair,
+    state: _State,
+    start: _State,
+    is_sum: bool = False,
 ) -> _State:
-    """Applies `state = step(state, chunk)` over a pair's chunks, in order."""
-    stacked, last = pair
-    if stacked is not None:
-        state = ops.fori_loop(
+    """Applies `state = step(state, chunk)` over a pair's chunks.
+
+    Devices that share the rows do so at the same time, and what each of them
+    adds to its state is added up.
+
+    Args:
+        step: the function.
+        pair: the pair.
+        state: the state before.
+        start: the state with which other devices than the first begin.
+        is_sum: whether the function adds a sum over rows to the state.
+    """
+    ends: list[_State] = []
+    for device, own in by_device(pair):
+        with backend.on_device(device):
+            first = start if ends else state
+            ends.append(_fold(step, own, first, is_sum))
+    state = ends[0]
+    for end in ends[1:]:
+        state = tree.map_structure(
+            lambda a, b, before: a + (b - before), state, end, start
+        )
+    return state
+
+
+def by_device(pair: SpreadPair) -> list[tuple[str | None, ChunkPair]]:
+    """Each device that has a part of the rows, with its chunks.
+
+    The device is `None` where no other shares the rows.
+    """
+    return [*pair.items()] if isinstance(pair, dict) else [(None, pair)]
+
+
+def _fold(
+    step: Callable[[_State, Chunk], _State],
+    pair: ChunkPair,
+    state: _State,
+    is_sum: bool,
+) -> _State:
+    """Applies `state = step(state, chunk)` over chunks, in order."""
+
+    def through(stacked: Chunk, state: _State) -> _State:
+        return ops.fori_loop(
             0,
             leading_size(stacked),
             lambda i, s: step(s, take(stacked, i)),
             state,
         )
+
+    stacked, last = pair
+    if stacked is not None:
+        if is_sum:
+            state = backend.sum_by_device(through, stacked, state)
+        else:
+            state = through(stacked, state)
     if last is not None:
         state = step(state, last)
     return state
 
 
-def each_chunk(pair: ChunkPair) -> Iterator[Chunk]:
+def each_chunk(pair: SpreadPair) -> Iterator[Chunk]:
     """Yields a pair's chunks, one after the other."""
-    stacked, last = pair
-    if stacked is not None:
-        for i in range(leading_size(stacked)):
-            yield take(stacked, i)
-    if last is not None:
-        yield last
+    for _, (stacked, last) in by_device(pair):
+        if stacked is not None:
+            for i in range(leading_size(stacked)):
+                yield take(stacked, i)
+        if last is not None:
+            yield last
 
 
-def count_rows(pair: ChunkPair) -> int:
+def count_rows(pair: SpreadPair) -> int:
     """The rows in all of a pair's chunks."""
-    stacked, last = pair
-    rows = 0 if last is None else leading_size(last)
-    if stacked is not None:
-        chunks, size = _shape(stacked)[:2]
-        rows += chunks * size
+    rows = 0
+    for _, (stacked, last) in by_device(pair):
+        rows += 0 if last is None else leading_size(last)
+        if stacked is not None:
+            chunks, size = _shape(stacked)[:2]
+            rows += chunks * size
     return rows
 
 

@@ -18,13 +18,16 @@ import numpy as np
 
 from kormos import backend
 from kormos.backend.common import causes
+from kormos.backend.common import quoted
 from kormos.failures import NUMERICAL
 from kormos.failures import OF_POINT
+from kormos.failures import SharedFailure
 from kormos.failures import severity_of
 from kormos.solvers.protocols import GaussNewtonMatrix
 from kormos.types import Matrix
 from kormos.types import Vector
 from kormos.warn import place_of
+from kormos.warn import warn_if_muted
 
 # What TensorFlow puts around an error: names of nodes and of operations.
 _NODES = re.compile(r"\{\{.*?\}\}|\[\[.*?\]\]|\[Op:.*", re.DOTALL)
@@ -42,6 +45,9 @@ class Raised:
         counts: the number of exceptions of each type, by its name.
         first: the first exception in words, or `None`.
         evaluation: the number of the evaluation that raised the first one.
+
+    On a process whose end is told by another one, a warning says what it has
+    raised first: the others know only that it has failed.
     """
 
     def __init__(self) -> None:
@@ -49,6 +55,7 @@ class Raised:
         self.counts: collections.Counter[str] = collections.Counter()
         self.first: str | None = None
         self.evaluation: int | None = None
+        self._is_told = False
 
     def note(self, error: Exception, evaluation: int) -> None:
         """Remembers an exception.
@@ -60,11 +67,20 @@ class Raised:
         # The original exception says more than the one that Keras made of it.
         numerical = [e for e in causes(error) if backend.is_numerical(e)]
         cause = numerical[-1] if numerical else error
-        self.counts[type(cause).__name__.lstrip("_")] += 1
+        name = (quoted(cause) or type(cause).__name__).partition(":")[0]
+        name = name.rpartition(".")[2].lstrip("_")
+        self.counts[name] += 1
+        place = _place(error.__traceback__)
+        words = _in_words(cause) + (f" ({place})" if place else "")
         if self.first is None:
             self.evaluation = self.earlier + evaluation
-            place = _place(error.__traceback__)
-            self.first = _in_words(cause) + (f" ({place})" if place else "")
+            self.first = words
+        if not (self._is_told or isinstance(error, SharedFailure)):
+            self._is_told = True
+            warn_if_muted(
+                "All processes reject a point, at which an evaluation of this "
+                f"one has raised {name}: {words}"
+            )
 
     def sentence(self) -> str:
         """What was raised, how often, and where and when first."""
@@ -117,7 +133,8 @@ def _in_words(error: BaseException) -> str:
     lines = [line for line in lines if line] or [type(error).__name__]
     # TensorFlow first says where in the graph it was, and what happened last.
     is_graph = lines[0].startswith("Graph execution error")
-    text = lines[-1 if is_graph else 0].rstrip(". :")
+    text = quoted(error) or lines[-1 if is_graph else 0]
+    text = text.rstrip(". :")
     if len(text) > _LONGEST:
         return text[:_LONGEST] + " ..."
     return text

@@ -8,6 +8,7 @@ from kormos.data.memory import Data
 from kormos.data.points import with_columns
 from kormos.objective.compiled import ChunkPair
 from kormos.objective.compiled import Chunks
+from kormos.objective.compiled import SpreadPair
 from kormos.objective.functions.residual_blocks import ResidualFunction
 from kormos.types import Array
 from kormos.types import Structure
@@ -54,6 +55,7 @@ class GroupedData:
         batch_size: int | None,
         widths: Sequence[int | None],
         is_first: bool,
+        devices: tuple[str, ...] = (),
     ) -> Chunks:
         """The data as tensors, in a pair of chunks for each group.
 
@@ -63,8 +65,9 @@ class GroupedData:
                 if chunks are to be cut so small that these fit into memory.
             is_first: whether this is the first of the processes that fit
                 together. The others leave out what depends on no data.
+            devices: as `Data.chunk_rows` takes them.
         """
-        chunks: list[ChunkPair] = []
+        chunks: list[SpreadPair] = []
         for group, arrays, width in zip(
             self._function.groups, self.groups, widths, strict=True
         ):
@@ -72,8 +75,10 @@ class GroupedData:
                 chunks.append((None, None))
                 continue
             data = Data(tuple(arrays), None, None)
-            stacked, last = data.chunks(batch_size, width)
-            chunks.append((stacked and stacked[0], last and last[0]))
+            # What depends on no data has no rows to share.
+            shared = () if group is None else devices
+            pair = data.chunks(batch_size, width, devices=shared)
+            chunks.append(_inputs(pair))
         return tuple(chunks)
 
     def squares(self) -> dict[str, int]:
@@ -85,3 +90,14 @@ class GroupedData:
             if len(shape) == 2 and shape[0] == shape[1]:
                 sizes[name] = shape[0]
         return sizes
+
+
+def _inputs(pair: SpreadPair) -> SpreadPair:
+    """The chunks of `Data`, without targets and weights."""
+
+    def inputs(stacked: Structure, last: Structure) -> ChunkPair:
+        return stacked and stacked[0], last and last[0]
+
+    if isinstance(pair, dict):
+        return {device: inputs(*own) for device, own in pair.items()}
+    return inputs(*pair)

@@ -153,9 +153,12 @@ class ResidualObjective(FlatObjective):
             for term in self.program.terms
         ]
         is_first = self.processes.is_first
+        devices = backend.replicas(self.variables)
         self.arguments = dataclasses.replace(
             self.arguments,
-            chunks=self.grouped.chunks(self._batch_size, widths, is_first),
+            chunks=self.grouped.chunks(
+                self._batch_size, widths, is_first, devices
+            ),
             multipliers=len(self.names),
         )
         counts = self.grouped.counts(is_first)

@@ -5,8 +5,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from kormos.objective.compiled import ChunkPair
+from kormos import backend
 from kormos.objective.compiled import Compiler
+from kormos.objective.compiled import SpreadPair
+from kormos.objective.compiled import by_device
 from kormos.objective.compiled import leading_size
 from kormos.objective.compiled import take
 from kormos.types import Scalar
@@ -29,11 +31,13 @@ class ByChunk:
             # takes as long for the slice as for the function.
             return fn(take(stacked, index), *known)
 
-        self._of_chunk = compile(fn)
-        self._of_stacked = compile(of_stacked)
+        self._fns = fn, of_stacked
+        self._compile = compile
+        # By device: the two functions, compiled for it.
+        self._compiled: dict[str | None, list[Callable[..., Structure]]] = {}
 
     def __call__(
-        self, pair: ChunkPair, *known: Structure
+        self, pair: SpreadPair, *known: Structure
     ) -> Iterator[Structure]:
         """Yields what the function returns for each of the chunks.
 
@@ -41,9 +45,24 @@ class ByChunk:
             pair: the chunks.
             *known: the further arguments.
         """
-        stacked, last = pair
-        if stacked is not None:
-            for i in range(leading_size(stacked)):
-                yield self._of_stacked(stacked, np.array(i, "int32"), *known)
-        if last is not None:
-            yield self._of_chunk(last, *known)
+        for device, (stacked, last) in by_device(pair):
+            of_chunk, of_stacked = self._on(device)
+            if stacked is not None:
+                for i in range(leading_size(stacked)):
+                    yield of_stacked(stacked, np.array(i, "int32"), *known)
+            if last is not None:
+                yield of_chunk(last, *known)
+
+    def _on(self, device: str | None) -> list[Callable[..., Structure]]:
+        """The functions of a chunk, and of stacked ones, on a device."""
+
+        def placed(fn: Callable[..., Structure]) -> Callable[..., Structure]:
+            def call(*args: Structure) -> Structure:
+                with backend.on_device(device):
+                    return fn(*args)
+
+            return self._compile(call)
+
+        if device not in self._compiled:
+            self._compiled[device] = [*map(placed, self._fns)]
+        return self._compiled[device]

@@ -134,11 +134,11 @@ class ModelEvaluation:
             after = map(scope.get_current_value, self._metrics.variables)
             return loss + ops.cast(own, loss.dtype), tuple(after)
 
-        state = (
-            scalar_zero(theta),
-            tuple(ops.convert_to_tensor(v) for v in metric_values),
+        state, start = (
+            (scalar_zero(theta), tuple(map(ops.convert_to_tensor, values)))
+            for values in (metric_values, self._start)
         )
-        return fold_chunks(step, chunks[0], state)
+        return fold_chunks(step, chunks[0], state, start)
 
     def _results_at(
         self,

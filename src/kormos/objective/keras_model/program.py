@@ -167,7 +167,8 @@ def _compiler(model: keras.Model) -> Compiler:
     """The function that compiles as the model is compiled for Keras."""
     if model.run_eagerly and keras.backend.backend() != "torch":
         return _uncompiled
-    xla = bool(model.jit_compile)
+    # XLA compiles for one device.
+    xla = bool(model.jit_compile) and not backend.replicas(model)
     if keras.backend.backend() == "jax" and not xla:
         return _uncompiled
     return lambda fn: backend.compile(fn, xla=xla)

@@ -12,21 +12,22 @@ from typing import TypeAlias
 import keras
 import numpy as np
 
+from kormos import backend
 from kormos.checks import check_count
 from kormos.data import reading
 from kormos.data.arrays import in_dtype
 from kormos.data.memory import Data
 from kormos.data.stream import Stream
 from kormos.objective.compiled import Chunk
-from kormos.objective.compiled import ChunkPair
 from kormos.objective.compiled import Chunks
+from kormos.objective.compiled import SpreadPair
 from kormos.objective.compiled import each_chunk
 from kormos.objective.units import largest
 from kormos.types import Structure
 
 # What `ProgramArguments` calls `chunks` and `read`, of which one is `None`.
 _Chunked: TypeAlias = tuple[
-    Chunks | None, Callable[[], Iterable[ChunkPair]] | None
+    Chunks | None, Callable[[], Iterable[SpreadPair]] | None
 ]
 
 
@@ -79,6 +80,7 @@ class TrainingData:
         self._samples = reading.weigh(data, class_weight, dtype)
         self._model = model
         self._batch_size = batch_size
+        self._devices = backend.replicas(model)
         self._allow_nan = allow_nan
 
     @property
@@ -166,7 +168,8 @@ class TrainingData:
             width: as `Data.chunk_rows` takes it.
             widest: as `Data.chunk_rows` takes it.
         """
-        data, cut = self._in(dtype), (self._batch_size, width, widest)
+        data = self._in(dtype)
+        cut = self._batch_size, width, widest, self._devices
         if isinstance(data, Stream):
             return None, lambda: data.chunks(*cut)
         return (data.chunks(*cut),), None
@@ -182,7 +185,8 @@ class TrainingData:
             widest: as `Data.chunk_rows` takes it.
         """
         data = self._in(dtype).first
-        return (data.chunks(self._batch_size, width, widest),)
+        cut = self._batch_size, width, widest, self._devices
+        return (data.chunks(*cut),)
 
     def shuffled(
         self, dtype: str | None, rng: np.random.Generator

@@ -77,23 +77,35 @@ class CompiledLoop:
         """
         counts = np.array([evaluations, iterations], "int32")
         try:
-            packed = self._called(tolerances, counts)
+            state, packed = self._called(tolerances, counts)
         except Exception as error:
             is_rejected = is_rejection(error, self._has_run)
-            if self.is_stepped or not is_rejected:
+            if self.is_stepped or not is_rejected or self._is_used_up:
                 raise
             # A compiled function fails as a whole. From now on evaluations are
             # made outside of it.
             self._compile(is_stepped=True)
             counts[0] = self.state.evaluations + 1
-            packed = self._called(tolerances, counts)
+            state, packed = self._called(tolerances, counts)
         self._has_run = True
-        self._set(unpack(on_host(packed), self._frame), packed)
+        self._set(state, packed)
 
-    def _called(self, tolerances: tuple[float, ...], counts: Array) -> Packed:
+    def _called(
+        self, tolerances: tuple[float, ...], counts: Array
+    ) -> tuple[State, Packed]:
         arguments = self._arguments_at(self.state)
-        return self._advance(
+        packed = self._advance(
             self._packed, np.array(tolerances), counts, *arguments
+        )
+        # JAX raises only where it is waited for.
+        return unpack(on_host(packed), self._frame), packed
+
+    @property
+    def _is_used_up(self) -> bool:
+        """Whether a call of which nothing is left had the state's memory."""
+        return any(
+            getattr(array, "is_deleted", bool)()
+            for array in self._packed.arrays
         )
 
     def replace(self, **fields: Any) -> None:
