@@ -475,7 +475,7 @@ class Refused(Exception):
 
 
 def called(fn, x):
-    """`x`, of which `fn` is given the value at every evaluation."""
+    """Returns `x`, and calls `fn` with its value at every evaluation."""
     if BACKEND == "torch":
         fn(x.detach())
         return x

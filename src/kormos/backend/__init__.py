@@ -90,7 +90,7 @@ and on other backends than JAX, there is one:
 - `row_devices()`: over how many of them rows are spread.
 - `spread_rows(array, axis, put, is_divisible=False)`: a NumPy array on the
   devices, spread along an axis of any size. On one device it is `put(array)`.
-  If it is divisible, sums over its rows are made of the rows of each device.
+  With `is_divisible`, each device may sum up its own rows of a chunk first.
 - `sum_by_device(fn, stacked, total)`: `fn(stacked, total)`, which adds sums
   over the rows of stacked chunks to `total`. Where these are divisible, each
   device calls `fn` with its own rows, and the sums are exchanged once.

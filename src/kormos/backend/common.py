@@ -19,7 +19,7 @@ _Result = TypeVar("_Result")
 
 # Keras' message for any failure of its `cholesky` begins so.
 _CHOLESKY = "Cholesky decomposition failed"
-# With these words begins what Python prints of an exception.
+# What Python prints of an exception begins with these words.
 _TRACEBACK = "Traceback (most recent call last):"
 
 
@@ -74,7 +74,7 @@ def class_of(
         *known: classes besides those of Python that may be quoted.
 
     Returns:
-        The class, which is `Exception` for one that is quoted and not known.
+        The class. It is `Exception` if the message quotes an unknown class.
     """
     line = quoted(error)
     if line is None:

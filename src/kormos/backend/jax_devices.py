@@ -65,13 +65,22 @@ class SpreadArray:
         axis: the axis that is spread.
         rows: the size of that axis without padding.
         layout: the layout of `padded`.
+        is_divided: whether it holds stacked chunks without padding, of each of
+            which a device may sum up its own rows.
     """
 
     def __init__(
-        self, padded: Tensor, axis: int, rows: int, layout: NamedSharding
+        self,
+        padded: Tensor,
+        axis: int,
+        rows: int,
+        layout: NamedSharding,
+        is_divided: bool = False,
     ) -> None:
         self.padded = padded
-        self._static = axis, rows, layout
+        self.layout = layout
+        self.is_divided = is_divided
+        self._static = axis, rows, layout, is_divided
 
     def tree_flatten(self) -> tuple[tuple[Tensor], tuple[Any, ...]]:
         """What JAX traces, and what it does not."""
@@ -87,7 +96,7 @@ class SpreadArray:
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape without padding."""
-        axis, rows, _ = self._static
+        axis, rows, *_ = self._static
         shape = tuple(self.padded.shape)
         return (*shape[:axis], rows, *shape[axis + 1 :])
 
@@ -103,14 +112,14 @@ class SpreadArray:
 
     def whole(self) -> Tensor:
         """The array without padding, spread as before if this is traced."""
-        axis, rows, layout = self._static
+        axis, rows, layout, _ = self._static
         cut = jax.lax.slice_in_dim(self.padded, 0, rows, axis=axis)
         if not isinstance(cut, jax.core.Tracer):
             return cut
         return jax.lax.with_sharding_constraint(cut, layout)
 
     def __getitem__(self, index: Any) -> Any:
-        axis, rows, layout = self._static
+        axis, rows, layout, _ = self._static
         if not axis or not isinstance(index, int):
             return self.whole()[index]
         spec = PartitionSpec(*layout.spec[1:])
@@ -128,88 +137,36 @@ class SpreadArray:
         return array if dtype is None else array.astype(dtype)
 
 
-@jax.tree_util.register_pytree_node_class
-class DividedChunks:
-    """Chunks, stacked, of each of which every device has equally many rows.
-
-    What is summed over their rows may be computed of a device's own rows first.
-    With chunks of rows that depend on each other this class is not used.
-
-    Args:
-        array: the array, spread along its second axis.
-        layout: its layout.
-    """
-
-    def __init__(self, array: Tensor, layout: NamedSharding) -> None:
-        self.array = array
-        self.layout = layout
-
-    def tree_flatten(self) -> tuple[tuple[Tensor], NamedSharding]:
-        """What JAX traces, and what it does not."""
-        return (self.array,), self.layout
-
-    @classmethod
-    def tree_unflatten(
-        cls, layout: NamedSharding, leaves: tuple[Tensor]
-    ) -> "DividedChunks":
-        """The chunks of what `tree_flatten` returns."""
-        return cls(leaves[0], layout)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape."""
-        return tuple(self.array.shape)
-
-    @property
-    def ndim(self) -> int:
-        """The number of dimensions."""
-        return len(self.shape)
-
-    @property
-    def dtype(self) -> Any:
-        """The dtype."""
-        return self.array.dtype
-
-    def __getitem__(self, index: Any) -> Tensor:
-        return self.array[index]
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-
 def whole(structure: Structure) -> Structure:
-    """The structure with arrays in place of those that stand for some."""
-    return _opened(_opened(structure, SpreadArray), DividedChunks)
+    """The structure with arrays in place of each `SpreadArray`."""
+    return _opened(structure, lambda array: True)
 
 
 def without_padding(structure: Structure) -> Structure:
-    """The structure with arrays in place of each `SpreadArray`."""
-    return _opened(structure, SpreadArray)
+    """The same, but chunks whose rows each device may sum stay as they are."""
+    return _opened(structure, lambda array: not array.is_divided)
 
 
-def _opened(structure: Structure, kind: type) -> Structure:
-    def is_leaf(value: Any) -> bool:
-        return isinstance(value, kind)
-
+def _opened(
+    structure: Structure, is_meant: Callable[[SpreadArray], bool]
+) -> Structure:
     def opened(value: Any) -> Any:
-        if not is_leaf(value):
-            return value
-        return value.whole() if kind is SpreadArray else value.array
+        return value.whole() if _is_spread(value) and is_meant(value) else value
 
-    return jax.tree.map(opened, structure, is_leaf=is_leaf)
+    return jax.tree.map(opened, structure, is_leaf=_is_spread)
+
+
+def _is_spread(value: Any) -> bool:
+    return isinstance(value, SpreadArray)
 
 
 def sum_by_device(
     fn: Callable[[Structure, _State], _State], stacked: Structure, total: _State
 ) -> _State:
-    def is_divided(value: Any) -> bool:
-        return isinstance(value, DividedChunks)
-
-    arrays = jax.tree.leaves(stacked, is_leaf=is_divided)
-    if not all(map(is_divided, arrays)):
+    arrays = jax.tree.leaves(stacked, is_leaf=_is_spread)
+    if not all(_is_spread(a) and a.is_divided for a in arrays):
         return fn(stacked, total)
-    layout = arrays[0].layout
-    mesh, spec = layout.mesh, layout.spec
+    mesh, spec = arrays[0].layout.mesh, arrays[0].layout.spec
 
     def own(stacked: Structure) -> _State:
         zeros = jax.tree.map(jax.numpy.zeros_like, total)
@@ -222,7 +179,7 @@ def sum_by_device(
         in_specs=spec,
         out_specs=PartitionSpec(),
         check_vma=False,
-    )(_opened(stacked, DividedChunks))
+    )(jax.tree.map(lambda a: a.padded, stacked, is_leaf=_is_spread))
     return jax.tree.map(jax.numpy.add, total, summed)
 
 
@@ -275,11 +232,12 @@ def spread_rows(
     # Otherwise, JAX would round float64 to float32.
     with jax.enable_x64(True):
         spread = jax.make_array_from_callback(tuple(padded), layout, part)
-    if padded[axis] == rows:
-        has_rows_only = parts == found.mesh.size
-        is_divided = is_divisible and has_rows_only and axis == 1
-        return DividedChunks(spread, layout) if is_divided else spread
-    return SpreadArray(spread, axis, rows, layout)
+    is_padded = padded[axis] > rows
+    has_rows_only = parts == found.mesh.size
+    is_divided = is_divisible and has_rows_only and not is_padded
+    if not (is_padded or is_divided):
+        return spread
+    return SpreadArray(spread, axis, rows, layout, is_divided)
 
 
 def spread_zeros(shape: tuple[int, ...]) -> Tensor:

@@ -134,7 +134,7 @@ def _is_slow_in_xla(function: Any, args: tuple[Structure, ...]) -> bool:
 
 
 def _is_on_several_devices(function: Any, args: tuple[Structure, ...]) -> bool:
-    """Whether operations are placed on several devices. XLA knows one."""
+    """Whether a function computes on several devices, which XLA cannot."""
     graph = function.get_concrete_function(*args).graph
     return len({node.device for node in _nodes(graph)} - {""}) > 1
 

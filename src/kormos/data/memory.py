@@ -157,8 +157,8 @@ class Data(NamedTuple):
 
         Args:
             size: the number of rows of a chunk.
-            is_divisible: whether the rows of a chunk may be summed in parts.
-                Those of a batch that was asked for may depend on each other.
+            is_divisible: whether devices may each sum up a part of a chunk.
+                With `batch_size`, a loss may depend on all rows of a batch.
         """
         rows = self.rows
         full = rows // size if rows > size else 0

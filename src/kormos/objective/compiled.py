@@ -276,7 +276,7 @@ def fold_chunks(
 def by_device(pair: SpreadPair) -> list[tuple[str | None, ChunkPair]]:
     """Each device that has a part of the rows, with its chunks.
 
-    The device is `None` where no other shares the rows.
+    The device is `None` if one device has all rows.
     """
     return [*pair.items()] if isinstance(pair, dict) else [(None, pair)]
 

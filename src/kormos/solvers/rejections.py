@@ -46,8 +46,8 @@ class Raised:
         first: the first exception in words, or `None`.
         evaluation: the number of the evaluation that raised the first one.
 
-    On a process whose end is told by another one, a warning says what it has
-    raised first: the others know only that it has failed.
+    A process whose warnings are muted, because the first process speaks for
+    all, warns of its own first exception: the others only learn that it failed.
     """
 
     def __init__(self) -> None:

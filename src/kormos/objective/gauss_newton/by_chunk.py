@@ -33,7 +33,7 @@ class ByChunk:
 
         self._fns = fn, of_stacked
         self._compile = compile
-        # By device: the two functions, compiled for it.
+        # The two functions, compiled for each device, by its name.
         self._compiled: dict[str | None, list[Callable[..., Structure]]] = {}
 
     def __call__(
@@ -54,7 +54,7 @@ class ByChunk:
                 yield of_chunk(last, *known)
 
     def _on(self, device: str | None) -> list[Callable[..., Structure]]:
-        """The functions of a chunk, and of stacked ones, on a device."""
+        """The two functions, compiled for a device."""
 
         def placed(fn: Callable[..., Structure]) -> Callable[..., Structure]:
             def call(*args: Structure) -> Structure:

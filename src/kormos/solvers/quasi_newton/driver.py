@@ -97,16 +97,14 @@ class CompiledLoop:
         packed = self._advance(
             self._packed, np.array(tolerances), counts, *arguments
         )
-        # JAX raises only where it is waited for.
+        # JAX computes later, and raises an error when the result is read.
         return unpack(on_host(packed), self._frame), packed
 
     @property
     def _is_used_up(self) -> bool:
-        """Whether a call of which nothing is left had the state's memory."""
-        return any(
-            getattr(array, "is_deleted", bool)()
-            for array in self._packed.arrays
-        )
+        """Whether JAX has given the state's memory to a call that failed."""
+        arrays = self._packed.arrays
+        return any(a.is_deleted() for a in arrays if hasattr(a, "is_deleted"))
 
     def replace(self, **fields: Any) -> None:
         """Replaces fields of the state."""

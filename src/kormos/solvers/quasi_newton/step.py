@@ -185,8 +185,8 @@ def _arrive(
     if curvature.overshoots:
         guess = first_trial_of(state.loss - loss, course.slope, one)
         first_trial = where(either(begins, is_start), one, guess)
-    # Along a straight line no trial is too far, and the curvature learns
-    # nothing from it: the next search begins where the last one ended.
+    # Where the loss is straight, a search may run out of trials, and it shows
+    # no curvature. The next one then begins with the step that was reached.
     straight = ~either(is_start, good, begins)
     first_trial = where(
         straight, larger(first_trial, state.search.step), first_trial
