@@ -17,12 +17,15 @@ from kormos.inspection.check import check
 from kormos.inspection.plots import plot_history
 from kormos.objective import Objective
 from kormos.session.run import ConvergenceWarning
+from kormos.statistics.models import summary
+from kormos.statistics.summary import Summary
 
 __all__ = [
     "ConvergenceWarning",
     "LostProcessError",
     "Objective",
     "OtherProcessFailed",
+    "Summary",
     "callbacks",
     "check",
     "enable_float64",
@@ -34,6 +37,7 @@ __all__ = [
     "plot_history",
     "precision",
     "solve",
+    "summary",
 ]
 
 __version__ = "1.0.0.dev0"

@@ -26,6 +26,8 @@ from kormos.session.task import Task
 from kormos.session.trace_observer import TraceObserver
 from kormos.session.trace_observer import the_stage
 from kormos.solvers.rejections import or_else
+from kormos.statistics.results import of_residuals
+from kormos.statistics.results import with_summary
 
 # The most fits that estimate `f_scale="auto"`. Our choice: they agree after a
 # few, and more would only cost time.
@@ -189,15 +191,11 @@ def least_squares(
             held_out = make_objective(
                 validation_data, loss, scale, data_name="validation_data"
             )
+        task = Task(optimizer, lambda: (objective, held_out), bounds)
         session = Session(
-            optimizer,
-            [stage],
-            Task(optimizer, lambda: (objective, held_out), bounds),
-            observer,
-            budget=budget,
-            resume=resume,
+            optimizer, [stage], task, observer, budget=budget, resume=resume
         )
-    return session()
+    return with_summary(session(), of_residuals, task)
 
 
 def _check_choices(loss: Any, reduction: Any, nan_policy: Any) -> None:
