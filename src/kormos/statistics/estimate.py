@@ -19,6 +19,9 @@ from kormos.types import Matrix
 # this part of its standard error. Our choice: what is smaller shows in no digit
 # that a table prints.
 _MOST_MOVE = 1e-2
+# Of an exact fit all errors are rounding, and so are steps below this part of
+# a parameter. Our choice.
+_SMALLEST_MOVE = 1e-8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,19 +79,18 @@ def estimate(
             f"The loss ({likelihood.name}) is no likelihood: standard errors "
             "are those of a sandwich (HC0)."
         )
-    penalty = np.zeros(fit.theta.size) if sums is None else sums.penalty
+    is_penalized = sums is not None and bool(
+        sums.penalty.any() or sums.penalty_loss
+    )
     information, middle = _information(fit, kind, sums)
     # The Hessian of the loss without its penalty, in the root's basis.
-    effective = float(np.trace(middle))
+    effective = float(np.trace(middle)) if is_penalized else information.rank
     scale, deviation = _scale(likelihood, sums, effective, absolute_sigma)
     if kind in covariances.SANDWICHES:
         matrix = covariances.sandwich(fit, information, kind, scale, groups)
     else:
         root = information.root
         matrix = scale.factor * root @ middle @ root.T
-    is_penalized = sums is not None and bool(
-        penalty.any() or sums.penalty_loss
-    )
     notes += _notes(fit, information, matrix, is_penalized, effective)
     return Estimate(
         kind=kind,
@@ -181,9 +183,10 @@ def _log_likelihood(
         assert sums is not None  # A sum of squares has rows.
         count, squares = sums.entries, _squares(likelihood, sums)
         logs = sums.logs - count * np.log(_unit(likelihood, sums))
+        if squares == 0 and not absolute_sigma:
+            return np.inf
         variance = 1.0 if absolute_sigma else squares / count
-        with np.errstate(divide="ignore"):
-            spread = count * np.log(2 * np.pi * variance)
+        spread = count * np.log(2 * np.pi * variance)
         return float(-(spread + squares / variance - logs) / 2)
     assert likelihood.factor is not None
     loss = float(fit.objective.value(fit.theta))
@@ -221,7 +224,8 @@ def _notes(
     root = information.root
     move = np.abs(root @ (root.T @ np.asarray(grad)))
     errors = np.sqrt(np.diag(matrix))
-    far = np.max(move[errors > 0] / errors[errors > 0], initial=0.0)
+    seen = (errors > 0) & (move > _SMALLEST_MOVE * np.abs(fit.theta))
+    far = np.max(move[seen] / errors[seen], initial=0.0)
     if far > _MOST_MOVE:
         notes.append(
             "The loss is not at its optimum: a step of Newton's moves a "

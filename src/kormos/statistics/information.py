@@ -32,8 +32,7 @@ class Information(NamedTuple):
     Attributes:
         root: the matrix B, of shape `(size, rank)`.
         free: the directions that are not determined, `(size, count)`, in
-            columns. A parameter in the last row that any of them has is
-            there with the coefficient 1.
+            columns. Each has a parameter of its own with coefficient 1.
         is_identified: for every parameter, whether it is determined.
         is_held: for every parameter, whether constraints hold it fixed.
         condition: the ratio of the largest and the smallest singular value, of
@@ -185,8 +184,14 @@ def _readable(free: Matrix, scale: Vector) -> Matrix:
     count = free.shape[1]
     if not count:
         return free
-    _, _, order = scipy.linalg.qr(free.T, pivoting=True, mode="economic")
-    pivots = np.sort(order[:count])
+    left, pivots = free.copy(), []
+    for _ in range(count):
+        lengths = np.linalg.norm(left, axis=1)
+        # The first one of those that are long enough to divide by.
+        pivot = int(np.argmax(lengths >= lengths.max() / 2))
+        unit = left[pivot] / lengths[pivot]
+        left = left - np.outer(left @ unit, unit)
+        pivots.append(pivot)
     own = free[pivots]
     spread = free @ np.linalg.inv(own) / scale[:, None]
     return spread * scale[pivots]

@@ -154,6 +154,8 @@ class Summary:
     @property
     def adjusted_r_squared(self) -> float:
         """The same, by degrees of freedom."""
+        if self.degrees_of_freedom <= 0:
+            return np.nan
         total = self.observations - self._estimate.has_constant
         share = total / self.degrees_of_freedom
         return float(1 - (1 - self.r_squared) * share)
