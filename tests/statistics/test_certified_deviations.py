@@ -80,9 +80,7 @@ def linear_summary(name):
 def test_digits_of_badly_conditioned_regressions(name, least):
     problem, summary = linear_summary(name)
     assert digits(summary.standard_errors, problem.deviations) >= least
-    assert (
-        digits(summary.residual_standard_error, problem.deviation) >= least
-    )
+    assert digits(summary.residual_standard_error, problem.deviation) >= least
     assert summary.r_squared == pytest.approx(problem.r_squared, abs=1e-9)
     assert summary.is_identified.all()
 

@@ -35,6 +35,8 @@ class Estimate:
         information: the information, in units of the loss.
         scale: the numbers that the covariance is multiplied by.
         deviation: the standard deviation of a residual of weight one, or NaN.
+        noise: the standard deviation of an observation of weight one: the same,
+            or one where it is known, or NaN.
         log_likelihood: the log-likelihood, or NaN.
         spread: the sum of squares of the targets, as `Totals` has it, or NaN.
         residual_squares: the weighted sum of the squared residuals, or NaN.
@@ -49,6 +51,7 @@ class Estimate:
     information: Information
     scale: Scale
     deviation: float
+    noise: float
     log_likelihood: float
     spread: float
     residual_squares: float
@@ -98,6 +101,7 @@ def estimate(
         information=information,
         scale=scale,
         deviation=deviation,
+        noise=1.0 if absolute_sigma else deviation,
         log_likelihood=_log_likelihood(fit, sums, absolute_sigma),
         spread=np.nan
         if sums is None

@@ -70,9 +70,7 @@ def of_quasi(name: str, observations: float | None = None) -> Likelihood:
         name: the name of the loss.
         observations: as `Likelihood` has it.
     """
-    return Likelihood(
-        name, None, is_expected=False, observations=observations
-    )
+    return Likelihood(name, None, is_expected=False, observations=observations)
 
 
 def of_model(objective: Objective, is_stated: bool) -> Likelihood:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from typing import Any
@@ -11,8 +12,13 @@ import scipy.stats
 
 from kormos.statistics import covariance as covariances
 from kormos.statistics import tables
+from kormos.statistics.bootstrap import bootstrap
 from kormos.statistics.estimate import Estimate
 from kormos.statistics.fits import Fit
+from kormos.statistics.prediction import Prediction
+from kormos.statistics.prediction import predict
+from kormos.statistics.profile import check_profile
+from kormos.statistics.profile import profile_interval
 from kormos.types import Matrix
 from kormos.types import Vector
 
@@ -161,26 +167,108 @@ class Summary:
         return float(1 - (1 - self.r_squared) * share)
 
     def intervals(
-        self, level: float | None = None, method: str = "wald"
+        self,
+        level: float | None = None,
+        method: str = "wald",
+        *,
+        n: int = 1000,
+        resample: str = "rows",
+        seed: int = 0,
     ) -> Matrix:
         """Confidence intervals of the parameters.
 
         Args:
             level: the probability with which one covers the true value.
                 Defaults to that of the summary.
-            method: `"wald"`, by standard errors.
+            method: `"wald"`, by standard errors; `"profile"`, by the
+                likelihood, which takes about ten fits for each parameter; or
+                `"bootstrap"`, by the quantiles of `bootstrap`.
+            n: as `bootstrap` takes it.
+            resample: as `bootstrap` takes it.
+            seed: as `bootstrap` takes it.
 
         Returns:
-            An array `(size, 2)`, with NaN where there is no interval.
+            An array `(size, 2)`, with NaN where there is no interval, and
+            infinite where a likelihood has no end.
+
+        Raises:
+            ValueError: if an argument cannot be used.
         """
         level = self.level if level is None else level
-        check_level(level)
-        if method != "wald":
+        if method == "wald":
+            reach = self._quantile(level) * self.standard_errors
+            ends = self.estimates - reach, self.estimates + reach
+            return np.stack(ends, axis=1)
+        found = np.full((len(self.names), 2), np.nan)
+        known = np.flatnonzero(np.isfinite(self.standard_errors))
+        if method == "profile":
+            check_profile(self._estimate)
+            for i in known:
+                found[i] = profile_interval(
+                    self._fit, self._estimate, int(i), self._quantile(level)
+                )
+            return found
+        if method != "bootstrap":
             raise ValueError(
-                f"Argument `method` must be 'wald'. Received: method={method!r}"
+                "Argument `method` must be 'wald', 'profile' or 'bootstrap'. "
+                f"Received: method={method!r}"
             )
-        reach = self.distribution.ppf((1 + level) / 2) * self.standard_errors
-        return np.stack([self.estimates - reach, self.estimates + reach], 1)
+        self._quantile(level)
+        draws = self.bootstrap(n, resample, seed)
+        tails = [(1 - level) / 2, (1 + level) / 2]
+        found[known] = np.quantile(draws[:, known], tails, axis=0).T
+        return found
+
+    def bootstrap(
+        self, n: int = 1000, resample: str = "rows", seed: int = 0
+    ) -> Matrix:
+        """Estimates from data that are drawn again, with replacement.
+
+        Args:
+            n: how many times data are drawn and fitted.
+            resample: `"rows"` to draw rows; or `"residuals"`, for a squared
+                error of a Keras model, to add residuals of other rows to the
+                predictions.
+            seed: the seed of the draws.
+
+        Returns:
+            An array `(n, size)`.
+
+        Raises:
+            ValueError: if the fit has no rows of data, or an argument cannot
+                be used.
+        """
+        return bootstrap(self._fit, n, resample, seed)
+
+    def predict(
+        self,
+        x: Any,
+        level: float | None = None,
+        function: Callable[..., Any] | None = None,
+    ) -> Prediction:
+        """Predictions with their errors, by the delta method.
+
+        Args:
+            x: inputs, as the model or `function` takes them.
+            level: the probability with which a band holds what it is of, at
+                each row. Defaults to that of the summary.
+            function: function of `x` that predicts from the variables, with
+                `keras.ops`. Defaults to the model.
+
+        Returns:
+            A `Prediction`, with `mean`, `standard_error`, `confidence` and
+            `prediction`.
+
+        Raises:
+            ValueError: if an argument cannot be used.
+        """
+        quantile = self._quantile(self.level if level is None else level)
+        return predict(self._fit, self._estimate, x, quantile, function)
+
+    def _quantile(self, level: float) -> float:
+        """How many standard errors an interval is wide, on each side."""
+        check_level(level)
+        return float(self.distribution.ppf((1 + level) / 2))
 
     def to_frame(self) -> pandas.DataFrame:
         """The table of parameters, as a pandas `DataFrame`.

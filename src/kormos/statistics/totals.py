@@ -91,9 +91,7 @@ class _Sums:
         """The spread of the targets, and whether it is around their mean."""
         if not self.kept:
             return np.nan, True
-        weights, targets = map(
-            np.concatenate, zip(*self.kept, strict=True)
-        )
+        weights, targets = map(np.concatenate, zip(*self.kept, strict=True))
         is_linear = self.unlike <= _SAME**2 * self.predicted
         has_constant = True
         if is_linear:
