@@ -280,12 +280,7 @@ class Summary:
         Raises:
             ImportError: if pandas is not installed.
         """
-        try:
-            import pandas
-        except ImportError as error:
-            raise ImportError(
-                "`to_frame` makes a table of pandas: `pip install pandas`."
-            ) from error
+        pandas = tables.pandas_module()
         low, high = self.intervals().T
         return pandas.DataFrame(
             {

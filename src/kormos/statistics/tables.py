@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import textwrap
 from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
@@ -21,8 +22,7 @@ _LONGEST_NAME = 40
 def as_text(summary: Summary) -> str:
     """The summary as lines of plain text."""
     head, rows = _head(summary), _rows(summary)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(_aligned(row, widths)).rstrip() for row in rows]
+    lines = aligned(rows).split("\n")
     width = max(64, *map(len, lines))
     half = (width - 4) // 2
     pairs = [
@@ -63,6 +63,27 @@ def as_html(summary: Summary) -> str:
     )
 
 
+def aligned(rows: list[list[str]]) -> str:
+    """Lines whose cells stand below each other."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(_padded(row, widths)).rstrip() for row in rows)
+
+
+def pandas_module() -> Any:
+    """The module pandas.
+
+    Raises:
+        ImportError: if it is not installed.
+    """
+    try:
+        import pandas
+    except ImportError as error:
+        raise ImportError(
+            "`to_frame` makes a table of pandas: `pip install pandas`."
+        ) from error
+    return pandas
+
+
 def _title(summary: Summary) -> str:
     return f"Summary of a fit, likelihood: {summary.likelihood}"
 
@@ -70,18 +91,18 @@ def _title(summary: Summary) -> str:
 def _head(summary: Summary) -> list[tuple[str, str]]:
     """Pairs of what the header says, in two columns, row by row."""
     pairs = [
-        ("Observations", _number(summary.observations)),
-        ("Log-likelihood", _number(summary.log_likelihood)),
-        ("Parameters", _number(summary.parameters)),
-        ("AIC", _number(summary.aic)),
-        ("Degrees of freedom", _number(summary.degrees_of_freedom)),
-        ("AICc", _number(summary.aicc)),
+        ("Observations", number(summary.observations)),
+        ("Log-likelihood", number(summary.log_likelihood)),
+        ("Parameters", number(summary.parameters)),
+        ("AIC", number(summary.aic)),
+        ("Degrees of freedom", number(summary.degrees_of_freedom)),
+        ("AICc", number(summary.aicc)),
         ("Covariance", summary.kind),
-        ("BIC", _number(summary.bic)),
-        ("Residual std. error", _number(summary.residual_standard_error)),
-        ("R-squared", _number(summary.r_squared)),
-        ("Condition number", _number(summary.condition_number)),
-        ("Adj. R-squared", _number(summary.adjusted_r_squared)),
+        ("BIC", number(summary.bic)),
+        ("Residual std. error", number(summary.residual_standard_error)),
+        ("R-squared", number(summary.r_squared)),
+        ("Condition number", number(summary.condition_number)),
+        ("Adj. R-squared", number(summary.adjusted_r_squared)),
     ]
     known = [pair for pair in pairs if pair[1] != "nan"]
     return known + [("", "")] * (len(known) % 2)
@@ -116,7 +137,7 @@ def _rows(summary: Summary) -> list[list[str]]:
         if i is None:
             found.append(["..."] + [""] * 7)
             continue
-        numbers = [_number(column[i]) for column in columns]
+        numbers = [number(column[i]) for column in columns]
         numbers[3] = _probability(summary.p_values[i])
         name = summary.names[i]
         if len(name) > _LONGEST_NAME:
@@ -139,11 +160,10 @@ def _mark(summary: Summary, index: int) -> str:
     return "" if summary.is_identified[index] else "not determined"
 
 
-def _aligned(row: list[str], widths: list[int]) -> list[str]:
-    """The cells of a row: the first and the last to the left."""
-    last = len(row) - 1
+def _padded(row: list[str], widths: list[int]) -> list[str]:
+    """The cells of a row, all but the first to the right."""
     return [
-        cell.ljust(width) if i in (0, last) else cell.rjust(width)
+        cell.rjust(width) if i else cell.ljust(width)
         for i, (cell, width) in enumerate(zip(row, widths, strict=True))
     ]
 
@@ -160,7 +180,7 @@ def _wrapped(text: str, width: int) -> str:
     return textwrap.fill(text, width, break_on_hyphens=False)
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     """A number in at most six digits."""
     if not np.isfinite(value):
         return str(float(value))
