@@ -26,6 +26,7 @@ _MATCHING = {
 # Keras' own classes of these losses; a subclass may compute another one.
 _CLASSES = (
     keras.losses.MeanSquaredError.__base__,
+    keras.losses.MeanSquaredError,
     keras.losses.CategoricalCrossentropy,
     keras.losses.SparseCategoricalCrossentropy,
     keras.losses.BinaryCrossentropy,
