@@ -26,13 +26,15 @@ def curve(x, a, b, c):
 class Decay:
     """A fit of the decay, by points or by arrays that its residuals hold."""
 
-    def __init__(self, sigma=1.0, start=(1.0, 1.0, 0.0)):
-        self.b = keras.Variable(np.array(start), dtype="float64", name="b")
-        sigma = np.broadcast_to(sigma, X.shape)
+    def __init__(self, sigma=None, holds_data=False):
+        self.b = keras.Variable([1.0, 1.0, 0.0], dtype="float64", name="b")
+        own = {"x": X, "y": Y}
+        tensors = {k: ops.convert_to_tensor(a) for k, a in own.items()}
         self.result = kormos.least_squares(
-            lambda d: (self.predict(d) - d["y"]) / d["s"],
+            lambda d=tensors: self.predict(d) - d["y"],
             [self.b],
-            data={"x": X, "y": Y, "s": sigma},
+            data=None if holds_data else own,
+            sigma=sigma,
         )
 
     def predict(self, data):
@@ -41,8 +43,12 @@ class Decay:
 
 
 @pytest.mark.parametrize("absolute_sigma", [False, True])
-def test_known_and_relative_sigma_agree_with_curve_fit(absolute_sigma):
-    summary = Decay(SIGMA).result.summary(absolute_sigma=absolute_sigma)
+@pytest.mark.parametrize("holds_data", [False, True])
+def test_known_and_relative_sigma_agree_with_curve_fit(
+    absolute_sigma, holds_data
+):
+    decay = Decay(SIGMA, holds_data)
+    summary = decay.result.summary(absolute_sigma=absolute_sigma)
     best, covariance = scipy.optimize.curve_fit(
         curve,
         X,
@@ -126,3 +132,24 @@ def test_a_bootstrap_has_about_the_standard_errors():
     assert np.all((0.6 < ratio) & (ratio < 1.6))
     # The variables keep the estimate.
     assert np.array_equal(ops.convert_to_numpy(decay.b), summary.estimates)
+
+
+def test_one_number_for_sigma_is_that_of_all_residuals():
+    summary = Decay(0.1).result.summary(absolute_sigma=True)
+    plain = Decay().result.summary()
+    scale = 0.1 / plain.residual_standard_error
+    assert summary.standard_errors == pytest.approx(
+        scale * plain.standard_errors, rel=1e-6
+    )
+
+
+def test_what_sigma_cannot_divide_is_refused():
+    with pytest.raises(ValueError, match="positive, finite numbers"):
+        Decay(0.0)
+    v = keras.Variable([1.0], dtype="float64")
+    with pytest.raises(ValueError, match="returns one tensor"):
+        kormos.least_squares(lambda: {"a": v, "b": v - 1}, [v], sigma=2.0)
+    with pytest.raises(ValueError, match="are not known"):
+        kormos.least_squares(
+            lambda d: v - d, [v], data=X, sigma=2.0, validation_data=X
+        )

@@ -1,5 +1,7 @@
 """`kormos.summary`: what it takes, what it computes and what it shows."""
 
+import pickle
+
 import keras
 import numpy as np
 import pytest
@@ -153,6 +155,8 @@ def test_a_loss_that_is_no_likelihood_gets_a_sandwich():
     assert summary.kind == "HC0"
     assert np.isnan(summary.log_likelihood)
     assert "is no likelihood" in str(summary)
+    with pytest.raises(ValueError, match="that of a likelihood"):
+        kormos.summary(model, X, Y, covariance="hessian")
     # The sandwich of an M-estimate by its own formula.
     left = Y - DESIGN @ summary.estimates
     inside = (np.abs(left) <= 1).astype(float)
@@ -280,6 +284,10 @@ def test_what_cannot_be_drawn_again_is_refused():
         result.summary().bootstrap(n=2)
     with pytest.raises(ValueError, match="give `function`"):
         result.summary().predict(X)
+    other = pickle.loads(pickle.dumps(result))
+    assert other.loss == result.loss
+    with pytest.raises(ValueError, match="has a summary"):
+        other.summary()
     solved = kormos.solve(_Bowl(), np.zeros(2))
     with pytest.raises(ValueError, match="has a summary"):
         solved.summary()

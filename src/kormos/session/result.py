@@ -96,6 +96,10 @@ class Result:
     def __str__(self) -> str:
         return self.message
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Functions and variables stay in their process.
+        return {**self.__dict__, "_summarize": None}
+
 
 def sentence(
     outcome: Outcome,

@@ -114,20 +114,20 @@ def _check_groups(count: int, entries: int = 0, rows: int = 0) -> None:
 
 def _scores(fit: Fit, root: Matrix, kind: str) -> Iterator[Matrix]:
     """Yields the scores of rows times the root, `(n, rank)`."""
-    if fit.score_function is not None:
+    if fit.scores is not None:
         if kind in _LEVERAGES:
             raise ValueError(
                 f"Covariance '{kind}' needs the leverage of every row, which "
                 "a loss that is not one of outputs does not have: use 'HC0' "
                 f"or 'HC1'. Received: covariance={kind!r}"
             )
-        yield fit.score_function() @ root
+        yield fit.scores @ root
         return
     if not fit.has_rows:
         raise ValueError(
-            f"Covariance '{kind}' needs the loss of every row: give "
-            "`losses`, a function of no arguments that returns the negative "
-            "log-likelihood of every row, or use 'hessian'. "
+            f"Covariance '{kind}' needs the loss of every row: use 'hessian', "
+            "or, after `kormos.minimize`, give `losses`, a function of no "
+            "arguments that returns the negative log-likelihood of every row. "
             f"Received: covariance={kind!r}"
         )
     for block in fit.rows():

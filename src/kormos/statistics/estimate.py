@@ -75,6 +75,15 @@ def estimate(
     covariances.check_kind(kind, groups)
     fit.check_size()
     likelihood, notes = fit.likelihood, []
+    if kind == "hessian" and not likelihood.is_known:
+        raise ValueError(
+            "The observed information is that of a likelihood: state that the "
+            "loss is one by `loss='nll'`, or use a sandwich such as 'HC0'. "
+            f"Received: covariance='hessian' for {likelihood.name}"
+        )
+    if likelihood.is_gaussian:
+        # It has rows, unless the model cannot be differentiated by row.
+        fit.objective.gauss_newton()
     sums = totals(fit) if fit.has_rows else None
     if kind == "classical" and not likelihood.is_known:
         kind = "HC0"

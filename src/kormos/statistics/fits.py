@@ -33,34 +33,25 @@ class Fit:
         likelihood: what the loss says of the probability of the data.
         active: the derivatives of the constraints that hold there as
             equations, `(m, size)`.
-        is_robust: whether the loss is one of residuals, and no square.
-        score_function: function that returns the gradient of every row's
-            negative log-likelihood, `(n, size)`, where the loss is not one of
-            outputs.
+        scores: the gradient of the loss of every row, `(n, size)`, where the
+            loss is not one of outputs but rows are known, or `None`.
         targets: the targets, `(n, k)`, or `None`.
         function: function of data that predicts, with `keras.ops`, or `None`.
         box: the lower and upper bounds, or a pair of `None`.
-        data: the data, for refits on other rows, or `None`.
     """
 
     objective: FlatObjective
     theta: Vector
     likelihood: Likelihood
     active: Matrix
-    is_robust: bool = False
-    score_function: Callable[[], Matrix] | None = None
+    scores: Matrix | None = None
     targets: Matrix | None = None
     function: Callable[..., Any] | None = None
     box: tuple[Vector | None, Vector | None] = (None, None)
 
     @property
     def has_rows(self) -> bool:
-        """Whether the loss is one of outputs."""
-        return self.score_function is None and self.likelihood_has_rows
-
-    @property
-    def likelihood_has_rows(self) -> bool:
-        """Whether the objective has a Gauss-Newton matrix."""
+        """Whether the loss is one of outputs of rows."""
         try:
             self.objective.gauss_newton()
         except ValueError:

@@ -18,6 +18,7 @@ from kormos.statistics.fits import Fit
 from kormos.statistics.fits import active_constraints
 from kormos.statistics.likelihoods import Likelihood
 from kormos.statistics.likelihoods import of_model
+from kormos.statistics.rows import check_alone
 from kormos.statistics.summary import Summary
 from kormos.types import Matrix
 
@@ -125,12 +126,7 @@ def _objective(
     model: keras.Model, x: Any, y: Any, sample_weight: Any, batch_size: Any
 ) -> Objective:
     """The objective, in float64 where the model can be computed in it."""
-    if not processes_of(model).is_alone:
-        raise ValueError(
-            "A summary is made by one process, of all the data: call "
-            "`kormos.summary` on a model that no processes share. "
-            "Received: a model that several processes fit"
-        )
+    check_alone(processes_of(model))
 
     def made(precision: str | None) -> Objective:
         return Objective(

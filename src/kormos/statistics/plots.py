@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import scipy.stats
+from keras import tree
 
 from kormos.data.memory import leaves
 from kormos.objective.keras_model.objective import Objective
@@ -129,8 +130,6 @@ def _single(x: Any) -> Vector | None:
 
 def _like(x: Any, places: Vector) -> Any:
     """Other inputs, in the structure and the dtype of some."""
-    from keras import tree
-
     (own,) = leaves(x)
     own = np.asarray(own)
     shape = (len(places), *own.shape[1:])

@@ -118,17 +118,15 @@ def of_loss(
     likelihood = likelihoods.of_rows(
         float(objective.value(theta)), values, observations, reduction
     )
-    function = None
     if scores is not None:
         assert likelihood.factor is not None  # It is one by its rows.
-        in_loss = likelihood.factor * scores
-        function = functools.partial(np.asarray, in_loss)
+        scores = likelihood.factor * scores
     fit = Fit(
         objective,
         theta,
         likelihood,
         _active(task, theta),
-        score_function=function,
+        scores=scores,
         box=task.box,
     )
     return Summary(fit, estimate(fit, covariance, groups), level, names)

@@ -16,6 +16,7 @@ from kormos.objective.base import FlatObjective
 from kormos.objective.functions.residuals import ResidualObjective
 from kormos.objective.gauss_newton.host import HostGaussNewton
 from kormos.objective.gauss_newton.linearization import Linearization
+from kormos.processes import Processes
 from kormos.types import Array
 from kormos.types import Matrix
 from kormos.types import Vector
@@ -57,12 +58,24 @@ def row_blocks(objective: FlatObjective, theta: Vector) -> Iterator[RowBlock]:
         theta: the point.
 
     Raises:
-        ValueError: if the loss is not one of outputs with curvature.
+        ValueError: if the loss is not one of outputs with curvature, or
+            several processes have a part of the data each.
     """
+    check_alone(objective.processes)
     gauss_newton = objective.gauss_newton()
     assert isinstance(gauss_newton, HostGaussNewton)
     for term, at in gauss_newton.linearizations(theta):
         yield _split(_block(at, theta.size), _parts(objective, term))
+
+
+def check_alone(processes: Processes) -> None:
+    """Refuses several processes: a summary is made of all rows by one."""
+    if not processes.is_alone:
+        raise ValueError(
+            "A summary is made by one process, of all the data: make it where "
+            "no other processes take part. "
+            "Received: processes that have a part of the data each"
+        )
 
 
 def _parts(objective: FlatObjective, term: int) -> int | None:
