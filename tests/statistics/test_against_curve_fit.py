@@ -125,7 +125,7 @@ def test_errors_of_predictions_are_those_of_the_formula():
 def test_a_bootstrap_has_about_the_standard_errors():
     decay = Decay()
     summary = decay.result.summary()
-    draws = summary.bootstrap(n=200, seed=1)
+    draws = summary.bootstrap(n=100, seed=1)
     again = summary.bootstrap(n=3, seed=1)
     assert np.array_equal(draws[:3], again)
     ratio = draws.std(axis=0) / summary.standard_errors

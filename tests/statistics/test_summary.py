@@ -246,7 +246,7 @@ def test_predictions_of_a_model_have_the_bands_of_a_regression():
 
 def test_a_bootstrap_by_residuals_has_about_the_standard_errors():
     summary = kormos.summary(line(), X, Y)
-    draws = summary.bootstrap(n=200, resample="residuals", seed=2)
+    draws = summary.bootstrap(n=100, resample="residuals", seed=2)
     ratio = draws.std(axis=0) / summary.standard_errors
     assert np.all((0.8 < ratio) & (ratio < 1.2))
     ends = summary.intervals(0.9, "bootstrap", n=20, seed=2)
