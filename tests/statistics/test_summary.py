@@ -282,6 +282,8 @@ def test_what_cannot_be_drawn_again_is_refused():
     result = kormos.least_squares(lambda: ops.matmul(x, v) - y, [v])
     with pytest.raises(ValueError, match="draws rows of the data"):
         result.summary().bootstrap(n=2)
+    with pytest.raises(ValueError, match="a value for each residual"):
+        result.summary(targets=Y[1:])
     with pytest.raises(ValueError, match="give `function`"):
         result.summary().predict(X)
     other = pickle.loads(pickle.dumps(result))

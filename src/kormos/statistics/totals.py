@@ -79,6 +79,12 @@ class _Sums:
             targets: its targets, `(n, k)`.
             theta: the estimate.
         """
+        if targets.shape != block.errors.shape:
+            raise ValueError(
+                "The targets must have a value for each residual. Received: "
+                f"targets of shape {targets.shape} for residuals of shape "
+                f"{block.errors.shape}"
+            )
         roots = np.sqrt(np.maximum(block.weights, 0))
         self.constants += block.flat.T @ roots.reshape(-1)
         predicted = roots * targets + block.errors
