@@ -101,6 +101,8 @@ def test_parameters_held_equal_have_one_error():
     assert summary.standard_errors == pytest.approx(errors, rel=1e-5)
     assert summary.correlation[0, 1] == pytest.approx(1)
     assert summary.parameters == 2
+    with pytest.raises(ValueError, match="not under constraints"):
+        summary.intervals(method="profile")
 
 
 def test_dead_units_of_a_network_are_named():

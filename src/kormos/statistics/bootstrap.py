@@ -37,6 +37,7 @@ def bootstrap(fit: Fit, n: int, resample: str, seed: int) -> Matrix:
         ValueError: if the data cannot be drawn again.
     """
     check_count("n", n, 1)
+    fit.check_refits()
     if resample not in RESAMPLES:
         raise ValueError(
             f"Argument `resample` must be one of {list(RESAMPLES)}. "

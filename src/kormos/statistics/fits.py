@@ -38,6 +38,7 @@ class Fit:
         targets: the targets, `(n, k)`, or `None`.
         function: function of data that predicts, with `keras.ops`, or `None`.
         box: the lower and upper bounds, or a pair of `None`.
+        is_constrained: whether the fit has constraints besides bounds.
     """
 
     objective: FlatObjective
@@ -48,6 +49,7 @@ class Fit:
     targets: Matrix | None = None
     function: Callable[..., Any] | None = None
     box: tuple[Vector | None, Vector | None] = (None, None)
+    is_constrained: bool = False
 
     @property
     def has_rows(self) -> bool:
@@ -57,6 +59,19 @@ class Fit:
         except ValueError:
             return False
         return True
+
+    def check_refits(self) -> None:
+        """Refuses fits again of what has constraints.
+
+        Raises:
+            ValueError: if it has any besides bounds.
+        """
+        if self.is_constrained:
+            raise ValueError(
+                "Profiles and bootstraps fit again within bounds, but not "
+                "under constraints: use `method='wald'`. "
+                "Received: a fit with constraints"
+            )
 
     def rows(self) -> Iterator[RowBlock]:
         """Yields the rows of the data."""

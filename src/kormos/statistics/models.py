@@ -116,6 +116,7 @@ def summary(
         targets=_targets(objective, likelihood),
         function=lambda data: model(data),
         box=box,
+        is_constrained=bool(constraints),
     )
     return Summary(
         fit, estimate(fit, covariance, groups, absolute_sigma), level, names

@@ -75,6 +75,7 @@ def of_residuals(
         _active(task, theta),
         targets=_as_rows(targets),
         box=task.box,
+        is_constrained=bool(task.constraints),
     )
     return Summary(
         fit, estimate(fit, covariance, groups, absolute_sigma), level, names
@@ -128,6 +129,7 @@ def of_loss(
         _active(task, theta),
         scores=scores,
         box=task.box,
+        is_constrained=bool(task.constraints),
     )
     return Summary(fit, estimate(fit, covariance, groups), level, names)
 

@@ -203,6 +203,7 @@ class Summary:
         known = np.flatnonzero(np.isfinite(self.standard_errors))
         if method == "profile":
             check_profile(self._estimate)
+            self._fit.check_refits()
             for i in known:
                 found[i] = profile_interval(
                     self._fit, self._estimate, int(i), self._quantile(level)
