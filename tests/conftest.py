@@ -75,9 +75,12 @@ def seeded():
 # with XLA, as users have it, that takes twice as long.
 _WITHOUT_XLA = {
     "test_activity_regularizers",
+    "test_against_curve_fit",
+    "test_against_statsmodels",
     "test_assigned_values",
     "test_budget",
     "test_callbacks",
+    "test_certified_deviations",
     "test_check",
     "test_checkpoints",
     "test_claims",
@@ -97,6 +100,7 @@ _WITHOUT_XLA = {
     "test_layers_in_float64",
     "test_least_squares_convergence",
     "test_logit_convergence",
+    "test_losses_of_variables",
     "test_models",
     "test_non_finite",
     "test_objective_effects",
@@ -120,9 +124,11 @@ _WITHOUT_XLA = {
     "test_start_checks",
     "test_states",
     "test_streaming",
+    "test_summary",
     "test_trace_callbacks",
     "test_tuner",
     "test_units",
+    "test_unidentified",
     "test_unusual_values",
     "test_verification",
 }

@@ -17,23 +17,31 @@ from kormos.inspection.check import check
 from kormos.inspection.plots import plot_history
 from kormos.objective import Objective
 from kormos.session.run import ConvergenceWarning
+from kormos.statistics.comparison import compare
+from kormos.statistics.models import summary
+from kormos.statistics.plots import plot_fit
+from kormos.statistics.summary import Summary
 
 __all__ = [
     "ConvergenceWarning",
     "LostProcessError",
     "Objective",
     "OtherProcessFailed",
+    "Summary",
     "callbacks",
     "check",
+    "compare",
     "enable_float64",
     "fit",
     "least_squares",
     "minimize",
     "models",
     "optimizers",
+    "plot_fit",
     "plot_history",
     "precision",
     "solve",
+    "summary",
 ]
 
 __version__ = "1.0.0.dev0"

@@ -14,6 +14,7 @@ from kormos.objective.bounds import moved_into_bounds
 from kormos.objective.functions import robust
 from kormos.objective.functions.broadcasts import warn_of_broadcasts
 from kormos.objective.functions.residuals import ResidualObjective
+from kormos.objective.functions.sigma import over_sigma
 from kormos.processes import ALONE
 from kormos.processes import Processes
 from kormos.processes import processes_of
@@ -26,6 +27,8 @@ from kormos.session.task import Task
 from kormos.session.trace_observer import TraceObserver
 from kormos.session.trace_observer import the_stage
 from kormos.solvers.rejections import or_else
+from kormos.statistics.results import of_residuals
+from kormos.statistics.results import with_summary
 
 # The most fits that estimate `f_scale="auto"`. Our choice: they agree after a
 # few, and more would only cost time.
@@ -53,6 +56,7 @@ def least_squares(
     method: Any = "lm",
     *,
     data: Any = None,
+    sigma: Any = None,
     validation_data: Any = None,
     batch_size: int | None = None,
     loss: str = "linear",
@@ -90,6 +94,11 @@ def least_squares(
             chunks of them, and with single rows. Without it, points that
             `residual_fn` holds itself cost a Jacobian of all residuals at
             once, which takes far longer for many.
+        sigma: the standard deviations of what residuals are of, by which they
+            are divided: a number, or an array with an entry for each row of
+            `data` (without `data`: for each residual). Whether they are the
+            true ones or only relative is a question for `result.summary`, by
+            its `absolute_sigma`.
         validation_data: other points, at which the loss is evaluated after
             each iteration: `val_` columns of the history.
         batch_size: the most rows in memory at once. It changes memory and
@@ -151,6 +160,14 @@ def least_squares(
     _check_choices(loss, reduction, nan_policy)
     if batch_size is not None:
         check_count("batch_size", batch_size, 1)
+    if sigma is not None:
+        if validation_data is not None:
+            raise ValueError(
+                "The deviations of `validation_data` are not known: divide "
+                "residuals by theirs in `residual_fn`, and leave `sigma` out. "
+                "Received: sigma and validation_data"
+            )
+        residual_fn, data = over_sigma(residual_fn, data, sigma)
     optimizer = optimizers.get(method)
     stage = the_stage("least_squares", optimizer, max_iterations)
     budget = checked_budget(max_evals, max_seconds, target_loss)
@@ -189,15 +206,11 @@ def least_squares(
             held_out = make_objective(
                 validation_data, loss, scale, data_name="validation_data"
             )
+        task = Task(optimizer, lambda: (objective, held_out), bounds)
         session = Session(
-            optimizer,
-            [stage],
-            Task(optimizer, lambda: (objective, held_out), bounds),
-            observer,
-            budget=budget,
-            resume=resume,
+            optimizer, [stage], task, observer, budget=budget, resume=resume
         )
-    return session()
+    return with_summary(session(), of_residuals, task)
 
 
 def _check_choices(loss: Any, reduction: Any, nan_policy: Any) -> None:

@@ -15,6 +15,8 @@ from kormos.session.session import Session
 from kormos.session.task import Task
 from kormos.session.trace_observer import TraceObserver
 from kormos.session.trace_observer import the_stage
+from kormos.statistics.results import of_loss
+from kormos.statistics.results import with_summary
 
 
 def minimize(
@@ -114,13 +116,14 @@ def minimize(
     observer.refuse_resamplers("minimize")
     with moved_into_bounds(variables, bounds):
         objective = FunctionObjective(loss_fn, variables, precision)
+        task = Task(optimizer, lambda: (objective, None), bounds, constraints)
         session = Session(
             optimizer,
             [stage],
-            Task(optimizer, lambda: (objective, None), bounds, constraints),
+            task,
             observer,
             budget=budget,
             resume=resume,
             loss_callback=loss_callback,
         )
-    return session()
+    return with_summary(session(), of_loss, task)

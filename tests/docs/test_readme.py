@@ -45,6 +45,12 @@ def test_the_docs_print_what_they_show(path):
     assert printed == shown
 
 
+def test_the_page_of_statistics_prints_what_it_shows():
+    with undoing("float64"):
+        printed, shown = run_blocks(ROOT / "docs" / "statistics.md")
+    assert printed == shown
+
+
 def test_every_method_is_in_the_table():
     table = README.read_text(encoding="utf-8").split("## Methods")[1]
     names = set(kormos.optimizers.NAMES) - {"scipy"}

@@ -14,7 +14,7 @@ from kormos.inspection.report import Finding
 from kormos.inspection.report import Report
 from kormos.inspection.watch import Watch
 from kormos.objective import Objective
-from kormos.types import Structure
+from kormos.objective.keras_model.with_loss import with_loss
 
 
 def check(
@@ -77,7 +77,7 @@ def check(
     _check_precision(precision)
     _check_model(model, loss)
     if loss is not None:
-        model = _Compiled(model, loss)
+        model = with_loss(model, loss)
     dtype = reading.dtype_for(model, precision)
     data = reading.gather(
         x, y, sample_weight, dtype, stream, batch_size, allow_nan=allow_nan
@@ -160,28 +160,6 @@ def _report(
         method=chosen,
         reason=reason,
     )
-
-
-class _Compiled(keras.Model):
-    """Wraps a model to give it another loss, without compiling the model."""
-
-    def __init__(self, model: keras.Model, loss: Any) -> None:
-        super().__init__(name=model.name, dtype=model.dtype_policy)
-        self.inner = model
-        if getattr(model, "output_names", None) is not None:
-            self.output_names = model.output_names
-        how = {}
-        if model.compiled:
-            how = {
-                "run_eagerly": model.run_eagerly,
-                "jit_compile": model.jit_compile,
-            }
-        self.compile(loss=loss, **how)
-
-    def call(
-        self, inputs: Structure, training: bool | None = None
-    ) -> Structure:
-        return self.inner(inputs, training=training)
 
 
 def _check_precision(precision: str | None) -> None:

@@ -1,6 +1,9 @@
 """What the user is told of how a fit ended."""
 
+from __future__ import annotations
+
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from kormos.solvers.outcome import Outcome
@@ -58,9 +61,44 @@ class Result:
     float64_from: int | None = None
     history: dict[str, list[Any]] | None = None
     theta: Vector | None = None
+    _summarize: Callable[..., Any] | None = dataclasses.field(
+        default=None, repr=False, compare=False
+    )
+
+    def summary(self, **settings: Any) -> Any:
+        """Tells how sure the parameters are: a `kormos.Summary`.
+
+        It is one of the data, the variables' values and the loss that the run
+        ended with, and keeps them in memory as long as this result is kept.
+
+        Args:
+            **settings: `covariance`, `groups`, `level`, `absolute_sigma` and
+                `names`, as `kormos.summary` takes them. After `minimize`,
+                whose loss is to be the mean or the sum of negative
+                log-likelihoods, `losses` is a function of no arguments that
+                returns the negative log-likelihood of every row, of shape
+                `(rows,)`; or `observations` is their number and `reduction`
+                is `"mean"` or `"sum"`. After `least_squares`, `targets` are
+                the observed values, for R-squared.
+
+        Raises:
+            ValueError: if the run was none of `kormos.least_squares` or
+                `kormos.minimize`, or a setting cannot be used.
+        """
+        if self._summarize is None:
+            raise ValueError(
+                "A result of `kormos.least_squares` or `kormos.minimize` has "
+                "a summary. For a Keras model call `kormos.summary(model, x, "
+                "y)`. Received: a result of another function"
+            )
+        return self._summarize(**settings)
 
     def __str__(self) -> str:
         return self.message
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Functions and variables stay in their process.
+        return {**self.__dict__, "_summarize": None}
 
 
 def sentence(

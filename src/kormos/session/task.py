@@ -94,6 +94,11 @@ class Task:
                 if stage.uses_jacobian:
                     self.objective.gauss_newton()
 
+    @property
+    def box(self) -> tuple[Vector | None, Vector | None]:
+        """The lower and upper bounds, or a pair of `None`."""
+        return self._box
+
     def pretrain(self, stage: Stage) -> None:
         """Calls the `pretrain_fn` of a stage, if it has one."""
         if stage.pretrain_fn is not None:

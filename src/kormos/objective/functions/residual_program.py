@@ -34,6 +34,9 @@ class ResidualTerm:
     Attributes:
         blocks: the places of its blocks in the function's `names`.
         width: the number of residuals in a row, of all its blocks together.
+        observations: how many observations its one row is, if its blocks
+            depend on no data, or `None`. A block has as many as its first
+            dimension says.
     """
 
     is_diagonal = True
@@ -55,6 +58,11 @@ class ResidualTerm:
         ]
         self._widths = [function.widths[i] for i in self.blocks]
         self.width = sum(self._widths)
+        self.observations: int | None = None
+        if group is None:
+            shapes = [s for _, g, s in function.shapes() if g is None]
+            is_one = len(shapes) == 1 and bool(shapes[0])
+            self.observations = shapes[0][0] if is_one else self.width
 
     def rows(self, chunk: Chunk) -> Structure:
         """All arrays of a chunk: the function needs them."""

@@ -61,6 +61,7 @@ class ResidualObjective(FlatObjective):
 
     Attributes:
         names: the names of the blocks.
+        loss: the name of the loss.
         grouped: the data.
     """
 
@@ -96,7 +97,7 @@ class ResidualObjective(FlatObjective):
         )
         self._function = self._kept.function
         self.names = self._function.names
-        self._loss = loss
+        self.loss = loss
         self.program = self._compiled(packing)
         self.unused_variables = self._function.unused_variables
         self._factors = BlockFactors(
@@ -120,7 +121,7 @@ class ResidualObjective(FlatObjective):
 
     def _compiled(self, packing: Packing) -> ResidualProgram:
         """Compiles the function, or takes what was compiled before."""
-        function, loss = self._function, self._loss
+        function, loss = self._function, self.loss
         return self._kept.made(
             (loss, packing.dtype),
             lambda: ResidualProgram(packing, function, robust.LOSSES[loss]),
@@ -166,6 +167,11 @@ class ResidualObjective(FlatObjective):
         self._weigh()
 
     @property
+    def block_factors(self) -> Vector:
+        """The factor of each block's sum in the loss."""
+        return self.arguments.term_factors[: len(self.names)]
+
+    @property
     def data(self) -> Structure:
         """The data, with a dict of columns for each DataFrame."""
         return self.grouped.data
@@ -186,9 +192,7 @@ class ResidualObjective(FlatObjective):
     def value(self, theta: npt.ArrayLike) -> float:
         """The loss at `theta`."""
         theta = np.asarray(theta, dtype="float64")
-        return float(
-            self.arguments.term_factors[: len(self.names)] @ self._sums(theta)
-        )
+        return float(self.block_factors @ self._sums(theta))
 
     def block_losses(self, theta: npt.ArrayLike) -> dict[str, float]:
         """The losses of the blocks at `theta`, without weights, by name.

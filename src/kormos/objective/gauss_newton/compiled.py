@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 
 from keras import ops
+from keras import tree
 
 from kormos import backend
 from kormos.arithmetic.vectors import gram
@@ -26,6 +27,7 @@ from kormos.objective.gauss_newton.directional import DirectionalDerivative
 from kormos.objective.gauss_newton.factors import Factor
 from kormos.objective.gauss_newton.factors import factor_of
 from kormos.objective.gauss_newton.factors import on_host
+from kormos.objective.gauss_newton.linearization import Linearization
 from kormos.objective.gauss_newton.linearization import TermDerivatives
 from kormos.objective.layout import Packing
 from kormos.solvers.protocols import OutputTerm
@@ -62,12 +64,12 @@ class GaussNewton:
         self.normal_equations = compile(self._normal_equations)
         self.product = compile(functools.partial(self._pulled_back, 1))
         self.bend = compile(functools.partial(self._pulled_back, 2))
-        self._factored, self._second = (
+        self._factored, self._second, self._linearized = (
             [
                 ByChunk(functools.partial(fn, derivatives), compile)
                 for derivatives in self._derivatives
             ]
-            for fn in (factor_of, self._second_directional)
+            for fn in (factor_of, self._second_directional, _linearized)
         )
 
     def _normal_equations(
@@ -114,6 +116,23 @@ class GaussNewton:
         for factored, pair in zip(self._factored, chunks, strict=True):
             for factor in factored(pair, theta, frozen, term_factors):
                 yield on_host(factor)
+
+    def linearized(
+        self,
+        theta: Tensor,
+        frozen: list[Tensor],
+        term_factors: Tensor,
+        chunks: Chunks,
+    ) -> Iterator[tuple[int, Linearization]]:
+        """Yields each chunk's derivatives, as NumPy arrays.
+
+        Their one block holds the columns of all variables. With each comes the
+        place of its term in `terms`.
+        """
+        for i, pair in enumerate(chunks):
+            known = theta, frozen, term_factors
+            for found in self._linearized[i](pair, *known):
+                yield i, tree.map_structure(backend.view, found)
 
     def second(
         self,
@@ -199,6 +218,17 @@ class GaussNewton:
             add, self._derivatives, chunks, zeros
         )
         return products + ops.relu(diagonal) * vector
+
+
+def _linearized(
+    derivatives: TermDerivatives,
+    chunk: Chunk,
+    theta: Tensor,
+    frozen: list[Tensor],
+    term_factors: Tensor,
+) -> Linearization:
+    at = derivatives.linearize(theta, frozen, term_factors, chunk)
+    return at._replace(blocks=[ops.concatenate(at.blocks, axis=2)])
 
 
 def _weigh(weights: Tensor, jacobian: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from kormos.arithmetic.vectors import number
 from kormos.arithmetic.vectors import to_array
 from kormos.objective.gauss_newton.compiled import GaussNewton
 from kormos.objective.gauss_newton.factors import Factor
+from kormos.objective.gauss_newton.linearization import Linearization
 from kormos.objective.units import size_of
 from kormos.types import Matrix
 from kormos.types import Scalar
@@ -56,6 +57,11 @@ class HostGaussNewton:
     def has_penalty(self) -> bool:
         """Whether a part of the loss depends on more than the outputs."""
         return any(term.has_penalty for term in self._compiled.terms)
+
+    @property
+    def is_convex(self) -> bool:
+        """Whether the loss is known to be convex in the outputs."""
+        return all(term.is_convex for term in self._compiled.terms)
 
     def normal_equations(
         self, theta: Vector, keep: bool = False
@@ -158,6 +164,20 @@ class HostGaussNewton:
                     yield factor
         if keep:
             self._kept = np.array(theta), factors
+
+    def linearizations(
+        self, theta: Vector
+    ) -> Iterator[tuple[int, Linearization]]:
+        """Yields the derivatives of one chunk of rows after the other.
+
+        They are those of this process, as `GaussNewton.linearized` has them.
+
+        Args:
+            theta: the point.
+        """
+        with backend.float64():
+            for piece in self._objective.arguments.pieces():
+                yield from self._compiled.linearized(theta, *piece)
 
     def product(self, theta: Vector, vector: Vector) -> Vector:
         """The matrix times a vector."""

@@ -26,6 +26,7 @@ class Linearization(NamedTuple):
 
     Attributes:
         loss: the loss, with its penalty.
+        penalty: the penalty.
         grad: the gradient of the penalty, of shape `(size,)`, or zero.
         diagonal: the diagonal of the Hessian of the penalty, as `grad`.
         slope: the derivative of the loss in the outputs, `(n, k)`.
@@ -36,6 +37,7 @@ class Linearization(NamedTuple):
     """
 
     loss: Scalar
+    penalty: Scalar
     grad: Tensor
     diagonal: Tensor
     slope: Tensor
@@ -106,6 +108,7 @@ class TermDerivatives:
         )
         return Linearization(
             ops.cast(loss, dtype) + penalty,
+            penalty,
             grad,
             diagonal,
             ops.cast(slope, dtype),

@@ -26,6 +26,7 @@ _MATCHING = {
 # Keras' own classes of these losses; a subclass may compute another one.
 _CLASSES = (
     keras.losses.MeanSquaredError.__base__,
+    keras.losses.MeanSquaredError,
     keras.losses.CategoricalCrossentropy,
     keras.losses.SparseCategoricalCrossentropy,
     keras.losses.BinaryCrossentropy,
@@ -151,13 +152,18 @@ def _link(
     return None
 
 
+def is_own_class(loss: keras.losses.Loss) -> bool:
+    """Whether a loss is of one of Keras' own classes, and computes theirs."""
+    return type(loss) in _CLASSES
+
+
 def _matches(
     loss: keras.losses.Loss, functions: Sequence[Callable[..., Tensor]]
 ) -> bool:
-    is_own = type(loss) in _CLASSES and not _is_of_logits(loss)
+    is_own = is_own_class(loss) and not _is_of_logits(loss)
     return is_own and any(loss.fn is function for function in functions)
 
 
 def _is_of_logits(loss: keras.losses.Loss) -> bool:
     """Whether it is a loss that applies the activation itself."""
-    return type(loss) in _CLASSES and bool(loss.get_config().get("from_logits"))
+    return is_own_class(loss) and bool(loss.get_config().get("from_logits"))

@@ -1,0 +1,186 @@
+"""Models of the same data, side by side."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+from typing import Any
+
+import numpy as np
+import scipy.stats
+
+from kormos.statistics import tables
+from kormos.statistics.summary import Summary
+
+if TYPE_CHECKING:
+    import pandas
+
+# The heads of the columns, besides the model's name.
+_HEADS = {
+    "parameters": "parameters",
+    "log_likelihood": "log-lik.",
+    "aic": "AIC",
+    "aicc": "AICc",
+    "bic": "BIC",
+    "ratio": "LR",
+    "ratio_p_value": "P(LR)",
+    "f": "F",
+    "f_p_value": "P(F)",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ComparedModel:
+    """A model among others.
+
+    Attributes:
+        name: its name.
+        parameters: how many parameters the data determine.
+        log_likelihood: the log-likelihood.
+        aic: Akaike's criterion.
+        aicc: the same, corrected for few observations.
+        bic: the Bayesian criterion.
+        ratio: the likelihood-ratio statistic of the model above, with fewer
+            parameters, against this one; NaN for the first model.
+        ratio_p_value: its p value, by the chi-squared distribution.
+        f: the F statistic of the model above against this one; NaN unless both
+            are fits of squared errors.
+        f_p_value: its p value.
+    """
+
+    name: str
+    parameters: float
+    log_likelihood: float
+    aic: float
+    aicc: float
+    bic: float
+    ratio: float
+    ratio_p_value: float
+    f: float
+    f_p_value: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Models of the same data; `print` shows them as a table.
+
+    Attributes:
+        models: tuple of `ComparedModel`s, those with fewest parameters first.
+    """
+
+    models: tuple[ComparedModel, ...]
+
+    @property
+    def best(self) -> str:
+        """The name of the model with the lowest AICc."""
+        return min(self.models, key=lambda model: model.aicc).name
+
+    def to_frame(self) -> pandas.DataFrame:
+        """The table as a pandas `DataFrame`, with a row for each model.
+
+        Raises:
+            ImportError: if pandas is not installed.
+        """
+        pandas = tables.pandas_module()
+        rows = [dataclasses.asdict(model) for model in self.models]
+        return pandas.DataFrame(rows).set_index("name")
+
+    def __str__(self) -> str:
+        rows = [["", *_HEADS.values()]]
+        for model in self.models:
+            numbers = [getattr(model, name) for name in _HEADS]
+            cells = [tables.number(value) for value in numbers]
+            rows.append([model.name, *("" if c == "nan" else c for c in cells)])
+        return tables.aligned(rows)
+
+
+def compare(
+    summaries: Sequence[Summary] | Mapping[str, Summary],
+) -> Comparison:
+    """Compares models of the same data, by what their summaries say.
+
+    By AIC, AICc and BIC, any models of the same data can be compared. The
+    likelihood-ratio and the F test compare each model with the one above it in
+    the table. They mean something where that is nested: this model with some
+    parameters fixed.
+
+    Args:
+        summaries: a list of `Summary`s, or a dict from names to these.
+
+    Returns:
+        A `Comparison`.
+
+    Raises:
+        ValueError: if there are fewer than two, if the numbers of observations
+            differ, or if one is of no likelihood.
+
+    Example:
+
+    ```python
+    print(kormos.compare({"line": line.summary(), "curve": curve.summary()}))
+    ```
+    """
+    if not isinstance(summaries, Mapping):
+        summaries = {f"model {i + 1}": s for i, s in enumerate(summaries)}
+    _check(summaries)
+    order = sorted(summaries.items(), key=lambda item: item[1].parameters)
+    smaller: Summary | None = None
+    models = []
+    for name, summary in order:
+        models.append(_compared(name, summary, smaller))
+        smaller = summary
+    return Comparison(tuple(models))
+
+
+def _check(summaries: Mapping[str, Any]) -> None:
+    others = [s for s in summaries.values() if not isinstance(s, Summary)]
+    if len(summaries) < 2 or others:
+        raise ValueError(
+            "Argument `summaries` must hold two or more summaries, of "
+            "`kormos.summary` or of a result. "
+            f"Received: {others[0] if others else len(summaries)!r}"
+        )
+    counts = {s.observations for s in summaries.values()}
+    if len(counts) > 1:
+        raise ValueError(
+            "Models can be compared on the same data only. "
+            f"Received: summaries of {sorted(counts)} observations"
+        )
+    for name, summary in summaries.items():
+        if np.isnan(summary.log_likelihood):
+            raise ValueError(
+                "Models are compared by their likelihoods: state that a loss "
+                "is one by `loss='nll'`. Received: a summary of "
+                f"{name}, whose loss ({summary.likelihood}) is none"
+            )
+
+
+def _compared(
+    name: str, summary: Summary, smaller: Summary | None
+) -> ComparedModel:
+    """A model beside one with fewer parameters."""
+    ratio = ratio_p = f = f_p = np.nan
+    if smaller is not None and summary.parameters > smaller.parameters:
+        more = summary.parameters - smaller.parameters
+        gained = summary.log_likelihood - smaller.log_likelihood
+        ratio = 2 * gained
+        ratio_p = float(scipy.stats.chi2.sf(ratio, more))
+        saved = smaller.residual_squares - summary.residual_squares
+        left = summary.degrees_of_freedom
+        if left > 0 and summary.residual_squares > 0:
+            f = (saved / more) / (summary.residual_squares / left)
+            f_p = float(scipy.stats.f.sf(f, more, left))
+    return ComparedModel(
+        name,
+        summary.parameters,
+        summary.log_likelihood,
+        summary.aic,
+        summary.aicc,
+        summary.bic,
+        float(ratio),
+        ratio_p,
+        float(f),
+        f_p,
+    )

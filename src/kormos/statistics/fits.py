@@ -1,0 +1,124 @@
+"""An estimate, and how to evaluate the loss that it minimizes."""
+
+import dataclasses
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from kormos.objective.base import FlatObjective
+from kormos.solvers.problem import Constraint
+from kormos.statistics.likelihoods import Likelihood
+from kormos.statistics.rows import RowBlock
+from kormos.statistics.rows import row_blocks
+from kormos.types import Array
+from kormos.types import Matrix
+from kormos.types import Vector
+
+# A matrix of this many numbers is held several times: 2 GiB for all of them.
+# Our choice: half of a small machine's memory.
+_MOST_BYTES = 2**31
+_COPIES = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """An estimate, and how to evaluate the loss that it minimizes.
+
+    Attributes:
+        objective: the loss, at all data.
+        theta: the estimate, `(size,)`.
+        likelihood: what the loss says of the probability of the data.
+        active: the derivatives of the constraints that hold there as
+            equations, `(m, size)`.
+        scores: the gradient of the loss of every row, `(n, size)`, where the
+            loss is not one of outputs but rows are known, or `None`.
+        targets: the targets, `(n, k)`, or `None`.
+        function: function of data that predicts, with `keras.ops`, or `None`.
+        box: the lower and upper bounds, or a pair of `None`.
+        is_constrained: whether the fit has constraints besides bounds.
+    """
+
+    objective: FlatObjective
+    theta: Vector
+    likelihood: Likelihood
+    active: Matrix
+    scores: Matrix | None = None
+    targets: Matrix | None = None
+    function: Callable[..., Any] | None = None
+    box: tuple[Vector | None, Vector | None] = (None, None)
+    is_constrained: bool = False
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether the loss is one of outputs of rows."""
+        try:
+            self.objective.gauss_newton()
+        except ValueError:
+            return False
+        return True
+
+    def check_refits(self) -> None:
+        """Refuses fits again of what has constraints.
+
+        Raises:
+            ValueError: if it has any besides bounds.
+        """
+        if self.is_constrained:
+            raise ValueError(
+                "Profiles and bootstraps fit again within bounds, but not "
+                "under constraints: use `method='wald'`. "
+                "Received: a fit with constraints"
+            )
+
+    def rows(self) -> Iterator[RowBlock]:
+        """Yields the rows of the data."""
+        return row_blocks(self.objective, self.theta)
+
+    def check_size(self) -> None:
+        """Refuses matrices that are too large.
+
+        Raises:
+            ValueError: if they are.
+        """
+        needed = 8 * _COPIES * self.objective.size**2
+        if needed > _MOST_BYTES:
+            raise ValueError(
+                "The covariance of all parameters needs about "
+                f"{needed / 2**20:,.0f} MB of memory, and may take "
+                f"{_MOST_BYTES / 2**20:,.0f} MB. Freeze layers whose errors "
+                "are not needed, by `trainable = False`. "
+                f"Received: {self.objective.size:,} parameters"
+            )
+
+
+def active_constraints(
+    theta: Vector,
+    box: tuple[Vector | None, Vector | None],
+    constraints: Sequence[Constraint],
+    tolerance: float,
+) -> Matrix:
+    """The derivatives of the constraints that hold as equations at a point.
+
+    Args:
+        theta: the point.
+        box: the lower and upper bounds, or a pair of `None`.
+        constraints: the constraints.
+        tolerance: the largest value, as a part of the gradient's 1-norm in
+            units of the parameters, that counts as zero.
+    """
+    size = theta.size
+    lower, upper = box
+    found: list[Array] = [np.zeros((0, size))]
+    if lower is not None and upper is not None:
+        is_held = (theta <= lower) | (theta >= upper)
+        found.append(np.eye(size)[is_held])
+    for constraint in constraints:
+        values, rows = constraint.fun(theta), constraint.jac(theta)
+        scale = np.abs(rows) @ np.maximum(np.abs(theta), 1.0)
+        is_active = np.abs(values) <= tolerance * scale
+        is_equation = np.full(len(values), constraint.type == "eq")
+        found.append(rows[is_active | is_equation])
+    return np.concatenate(found)

@@ -1,0 +1,223 @@
+"""Which losses are negative log-likelihoods, and in what units.
+
+A loss of kormos is a factor times the sum of the negative log-likelihoods of
+all rows, but for a constant. The factor tells how much information its
+curvature is: with a mean over n rows, n times as much.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import keras
+import numpy as np
+from scipy.special import gammaln
+
+from kormos.data.memory import leaves
+from kormos.objective.keras_model.links import is_own_class
+from kormos.objective.keras_model.objective import Objective
+from kormos.types import Array
+
+# A mean of negative log-likelihoods and the sum of these agree to this part, a
+# choice of ours that allows for losses in float32.
+_SAME = 1e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class Likelihood:
+    """What a loss says about the probability of the data.
+
+    Attributes:
+        name: what to call it in a table.
+        factor: the loss over the negative log-likelihood of the data, but for
+            a constant. Of a sum of squares: the factor of the squared
+            residuals whose weight is one, or `None` for a mean weight of one.
+            `None` for a loss that is no likelihood.
+        is_gaussian: whether it is a sum of squares, whose variance is
+            estimated unless it is known.
+        is_expected: whether the Gauss-Newton matrix is the expected
+            information.
+        observations: how many observations there are, or `None` for a sum of
+            squares, where every residual with a weight is one.
+        constant: what to add to the log-likelihood of the data.
+    """
+
+    name: str
+    factor: float | None
+    is_gaussian: bool = False
+    is_expected: bool = True
+    observations: float | None = None
+    constant: float = 0.0
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the loss is a likelihood."""
+        return self.is_gaussian or self.factor is not None
+
+
+def of_squares(factor: float | None) -> Likelihood:
+    """That of a sum of squares.
+
+    Args:
+        factor: as `Likelihood` has it.
+    """
+    return Likelihood("Gaussian", factor, is_gaussian=True)
+
+
+def of_quasi(name: str, observations: float | None = None) -> Likelihood:
+    """That of a loss which is none.
+
+    Args:
+        name: the name of the loss.
+        observations: as `Likelihood` has it.
+    """
+    return Likelihood(name, None, is_expected=False, observations=observations)
+
+
+def of_model(objective: Objective, is_stated: bool) -> Likelihood:
+    """That of the loss of a Keras model.
+
+    Args:
+        objective: the objective.
+        is_stated: whether the user says that the loss is the mean, or sum, of
+            negative log-likelihoods by row.
+    """
+    if is_stated:
+        return _stated(objective)
+    terms = objective.program.model_loss.terms
+    factors = objective.arguments.term_factors[:-1]
+    shapes = objective.program.model_loss.outputs.shapes
+    # A row's loss is a mean over the last axis, but for the classes.
+    found = [
+        (_distribution(loss), shape)
+        for losses, shape in zip(
+            terms.by_output, shapes, strict=bool(terms.by_output)
+        )
+        for loss in losses
+    ]
+    names = {name for name, _ in found}
+    label = " + ".join(dict.fromkeys(terms.names)) or str(terms.own_name)
+    if len(found) != len(factors) or None in names or not names:
+        return of_quasi(label, float(objective.rows))
+    scales = [
+        factor / _averaged(name, shape)
+        for factor, (name, shape) in zip(factors, found, strict=True)
+    ]
+    is_equal = np.allclose(scales, scales[0], rtol=1e-12)
+    if names == {"Gaussian"}:
+        return of_squares(scales[0] if is_equal else None)
+    if "Gaussian" in names or not is_equal:
+        return of_quasi(label, float(objective.rows))
+    entries = sum(
+        float(np.prod(shape[:-1])) * _averaged(name, shape)
+        for name, shape in found
+    )
+    return Likelihood(
+        " + ".join(sorted(map(str, names))),
+        float(scales[0]),
+        is_expected=objective.gauss_newton().is_convex,
+        observations=entries * objective.rows * _mean_weight(objective),
+        constant=-_log_factorials(objective) if "Poisson" in names else 0.0,
+    )
+
+
+def _averaged(name: str | None, shape: tuple[int, ...]) -> int:
+    """How many entries of an output the loss of a row is a mean over."""
+    return 1 if name == "categorical" or not shape else shape[-1]
+
+
+def _mean_weight(objective: Objective) -> float:
+    """The mean of the weights of the rows."""
+    data = objective.data
+    weights = leaves(data[2]) if data is not None and len(data) > 2 else []
+    return float(np.mean(weights[0])) if weights else 1.0
+
+
+def _stated(objective: Objective) -> Likelihood:
+    """That of a loss of which the user says that it is one."""
+    factors = objective.arguments.term_factors
+    if len(factors) > 2:
+        raise ValueError(
+            "With `loss='nll'`, the loss must be one function of all outputs: "
+            "give a model with one loss. "
+            f"Received: {len(factors) - 1} losses"
+        )
+    # The last factor is one over the number of rows.
+    return Likelihood(
+        "as stated",
+        float(factors[0]),
+        is_expected=False,
+        observations=float(objective.rows) * _mean_weight(objective),
+    )
+
+
+def of_rows(
+    loss: float, rows: Array | None, observations: int | None, reduction: str
+) -> Likelihood:
+    """That of a loss which a function computes from variables.
+
+    Args:
+        loss: the loss at the estimate.
+        rows: the negative log-likelihood of every row there, or `None`.
+        observations: the number of rows, or `None` for as many as `rows` has.
+        reduction: `"mean"` or `"sum"`, where `rows` does not tell.
+
+    Raises:
+        ValueError: if the loss is neither the mean nor the sum of the rows.
+    """
+    if rows is None:
+        if observations is None:
+            raise ValueError(
+                "How much a loss tells depends on the number of rows that it "
+                "is a mean or a sum over: give `observations`, or `losses`, a "
+                "function of no arguments that returns the negative "
+                "log-likelihood of every row. Received: neither"
+            )
+        factor = 1.0 if reduction == "sum" else 1.0 / observations
+        return Likelihood("as stated", factor, False, False, observations)
+    count = len(rows) if observations is None else observations
+    total = float(np.sum(rows))
+    factors = 1.0, 1.0 / len(rows), 1.0 / count
+    for factor in factors:
+        if np.isclose(loss, factor * total, rtol=_SAME, atol=0):
+            return Likelihood("as stated", factor, False, False, count)
+    raise ValueError(
+        "Argument `losses` must be a function whose values have the minimized "
+        "loss as their mean or their sum. "
+        f"Received: a loss of {loss:.6g}, and {len(rows)} values with mean "
+        f"{total / len(rows):.6g}"
+    )
+
+
+# By the function of a loss, the distribution whose log-likelihood it is.
+_DISTRIBUTIONS: dict[Callable[..., object], str] = {
+    keras.losses.mean_squared_error: "Gaussian",
+    keras.losses.binary_crossentropy: "Bernoulli",
+    keras.losses.categorical_crossentropy: "categorical",
+    keras.losses.sparse_categorical_crossentropy: "categorical",
+    keras.losses.poisson: "Poisson",
+}
+
+
+def _distribution(loss: keras.losses.Loss) -> str | None:
+    """The distribution whose log-likelihood a Keras loss is, or `None`."""
+    if not is_own_class(loss):
+        return None
+    config = loss.get_config()
+    if config.get("label_smoothing") or config.get("axis", -1) != -1:
+        return None
+    return _DISTRIBUTIONS.get(getattr(loss, "fn", loss.call))
+
+
+def _log_factorials(objective: Objective) -> float:
+    """The sum of log y!, weighted, which Keras' loss leaves out."""
+    data = objective.data
+    if data is None:
+        return 0.0
+    logs = np.zeros(objective.rows)
+    for y in leaves(data[1]):
+        values = np.asarray(y, "float64").reshape(len(y), -1)
+        logs += gammaln(values + 1).sum(axis=1)
+    weights = np.ones(objective.rows)
+    if len(data) > 2:
+        weights = np.asarray(leaves(data[2])[0], "float64").reshape(-1)
+    return float(logs @ weights)

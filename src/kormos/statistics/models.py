@@ -1,0 +1,174 @@
+"""`kormos.summary`: how sure a Keras model's parameters are."""
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from kormos.data.memory import leaves
+from kormos.float64.evaluation import Float64Error
+from kormos.objective.bounds import resolve_bounds
+from kormos.objective.keras_model.objective import Objective
+from kormos.objective.keras_model.with_loss import with_loss
+from kormos.optimizers.base import BatchOptimizer
+from kormos.processes import processes_of
+from kormos.session.float64_tail import resolved
+from kormos.statistics.estimate import estimate
+from kormos.statistics.fits import Fit
+from kormos.statistics.fits import active_constraints
+from kormos.statistics.likelihoods import Likelihood
+from kormos.statistics.likelihoods import of_model
+from kormos.statistics.rows import check_alone
+from kormos.statistics.summary import Summary
+from kormos.types import Matrix
+
+# The argument that says that a loss is a negative log-likelihood.
+STATED = "nll"
+
+
+def summary(
+    model: keras.Model,
+    x: Any = None,
+    y: Any = None,
+    sample_weight: Any = None,
+    loss: Any = None,
+    covariance: str = "classical",
+    groups: Any = None,
+    level: float = 0.95,
+    *,
+    absolute_sigma: bool = False,
+    batch_size: int | None = None,
+    names: list[str] | None = None,
+) -> Summary:
+    """Tells how sure the parameters of a fitted model are.
+
+    The model is to be at the optimum of its loss: what a step of Newton's would
+    still move is noted in the table. Everything is computed in float64 where
+    the model can be, with exact derivatives.
+
+    Mean squared errors are Gaussian likelihoods, binary and categorical cross-
+    entropies (without label smoothing) and `"poisson"` those of their
+    distributions. Of any other loss the standard errors are those of a
+    sandwich, unless you state that it is a likelihood. The reduction of the
+    loss changes nothing.
+
+    Args:
+        model: a compiled `keras.Model`, or one that is not if `loss` is given.
+        x: inputs, as `kormos.fit` takes them: the data of the fit.
+        y: targets, unless `x` is a data set.
+        sample_weight: weights of the rows. For squared errors they are one
+            over the variances, otherwise they count how often a row occurs. A
+            sandwich takes a row as one observation, whatever its weight.
+        loss: a loss, as `compile` takes it, in place of the model's own; or
+            `"nll"` to state that the model's loss is the mean of negative
+            log-likelihoods by row.
+        covariance: the estimator of the covariance: `"classical"`, by the
+            expected information (the observed one where a model's outputs do
+            not give that); `"hessian"`, by the observed information; the
+            sandwiches `"HC0"`, `"HC1"`, `"HC2"` and `"HC3"`, for variances that
+            differ between rows; or `"cluster"`, for rows that depend on each
+            other within `groups`.
+        groups: for `"cluster"`, the group of every row, `(rows,)`.
+        level: the probability with which an interval covers the true value.
+        absolute_sigma: whether one over `sample_weight` is the variance of a
+            target itself. Otherwise weights are relative, and the variance is
+            estimated.
+        batch_size: the most rows in memory at once.
+        names: names of the parameters, in the order of the flat vector of all
+            trainable variables. Defaults to paths of variables and places.
+
+    Returns:
+        A `Summary`. `print` shows it as a table; a program reads `estimates`,
+        `standard_errors`, `covariance`, `intervals()` and the rest.
+
+    Raises:
+        ValueError: if an argument, the data or the model cannot be used, or
+            there are so many parameters that their covariance does not fit
+            into memory.
+
+    Example:
+
+    ```python
+    model.compile(optimizer=kormos.optimizers.LevenbergMarquardt(), loss="mse")
+    model.fit(x, y, epochs=100)
+    print(kormos.summary(model, x, y))
+    ```
+    """
+    _check_model(model, loss)
+    optimizer = getattr(model, "optimizer", None)
+    if loss is not None and loss != STATED:
+        model = with_loss(model, loss)
+    objective = _objective(model, x, y, sample_weight, batch_size)
+    likelihood = of_model(objective, loss == STATED)
+    given, constraints = None, []
+    if isinstance(optimizer, BatchOptimizer):
+        given = optimizer.bounds
+        constraints = resolved(objective, optimizer.constraints)
+    box = resolve_bounds(given, objective.program.packing, ())
+    theta = objective.initial_position()
+    fit = Fit(
+        objective,
+        theta,
+        likelihood,
+        active_constraints(
+            theta, box, constraints, 1e3 * objective.storage_eps
+        ),
+        targets=_targets(objective, likelihood),
+        function=lambda data: model(data),
+        box=box,
+        is_constrained=bool(constraints),
+    )
+    return Summary(
+        fit, estimate(fit, covariance, groups, absolute_sigma), level, names
+    )
+
+
+def _objective(
+    model: keras.Model, x: Any, y: Any, sample_weight: Any, batch_size: Any
+) -> Objective:
+    """The objective, in float64 where the model can be computed in it."""
+    check_alone(processes_of(model))
+
+    def made(precision: str | None) -> Objective:
+        return Objective(
+            model,
+            x,
+            y,
+            sample_weight=sample_weight,
+            batch_size=batch_size,
+            with_jacobian=True,
+            precision=precision,
+        )
+
+    try:
+        return made("float64")
+    except Float64Error:
+        return made(None)
+
+
+def _targets(objective: Objective, likelihood: Likelihood) -> Matrix | None:
+    """The targets as `(rows, outputs)`, for a sum of squares."""
+    data = objective.data
+    widths = objective.program.model_loss.outputs.widths
+    if not likelihood.is_gaussian or data is None:
+        return None
+    found = [
+        np.asarray(a, "float64").reshape(len(a), -1) for a in leaves(data[1])
+    ]
+    if [a.shape[1] for a in found] != widths:
+        return None
+    return np.concatenate(found, axis=1)
+
+
+def _check_model(model: object, loss: Any) -> None:
+    if not isinstance(model, keras.Model):
+        raise ValueError(
+            "Argument `model` must be a `keras.Model`. "
+            f"Received: {model!r} (of type {type(model).__name__})"
+        )
+    if not model.compiled and (loss is None or loss == STATED):
+        raise ValueError(
+            "The model has no loss yet: give `loss`, or call "
+            "`model.compile(loss=...)` first. "
+            f"Received: {model.name}, not compiled"
+        )

@@ -1,0 +1,97 @@
+"""Predictions with their errors, by the delta method."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from kormos.objective.functions.residuals import ResidualObjective
+from kormos.statistics.estimate import Estimate
+from kormos.statistics.fits import Fit
+from kormos.statistics.rows import row_blocks
+from kormos.types import Array
+from kormos.types import Matrix
+
+# A prediction depends on what data do not determine if more than this part of
+# its derivative is along such a direction. Our choice, far above rounding.
+_PART = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """Predictions with their errors.
+
+    Attributes:
+        mean: the predictions, `(rows, outputs)`.
+        standard_error: their standard errors, as `mean`; NaN where they depend
+            on parameters that the data do not determine.
+        confidence: the band that holds the true mean, with the level's
+            probability at each row: `(rows, outputs, 2)`.
+        prediction: the band that holds a new observation of weight one, or
+            `None` unless the loss is a sum of squares.
+    """
+
+    mean: Matrix
+    standard_error: Matrix
+    confidence: Array
+    prediction: Array | None
+
+
+def predict(
+    fit: Fit,
+    estimate: Estimate,
+    x: Any,
+    quantile: float,
+    function: Callable[..., Any] | None,
+) -> Prediction:
+    """Predictions with their errors.
+
+    Args:
+        fit: the fit.
+        estimate: its numbers.
+        x: the inputs to predict for.
+        quantile: how many standard errors a band is wide, on each side.
+        function: function of `x` that predicts, with `keras.ops`.
+    """
+    function = fit.function if function is None else function
+    if function is None:
+        raise ValueError(
+            "What residuals predict is known only to you: give `function`, "
+            "which takes data and returns predictions, with `keras.ops`. "
+            "Received: function=None"
+        )
+    is_wide = fit.objective.evaluation_eps < 1e-10
+    objective = ResidualObjective(
+        function,
+        fit.objective.variables,
+        data=x,
+        reduction="sum",
+        precision="float64" if is_wide else None,
+        data_name="x",
+    )
+    means, errors = [], []
+    for block in row_blocks(objective, fit.theta):
+        # A sum of squares has slopes of twice the values, and weights of two.
+        means.append(block.slopes / 2)
+        jacobian = block.matrix / np.sqrt(block.weights)[:, :, None]
+        errors.append(_errors(jacobian, estimate))
+    mean, error = np.concatenate(means), np.concatenate(errors)
+    bands = None
+    if not np.isnan(estimate.noise):
+        bands = _band(mean, quantile * np.hypot(error, estimate.noise))
+    return Prediction(mean, error, _band(mean, quantile * error), bands)
+
+
+def _errors(jacobian: Array, estimate: Estimate) -> Matrix:
+    """The standard errors of predictions with these derivatives."""
+    squares = np.einsum("nkq,nkq->nk", jacobian @ estimate.covariance, jacobian)
+    free = estimate.information.free
+    along = np.abs(jacobian @ free)
+    size = np.abs(jacobian) @ np.abs(free)
+    is_known = (along <= _PART * size).all(axis=2)
+    return np.where(is_known, np.sqrt(np.maximum(squares, 0.0)), np.nan)
+
+
+def _band(mean: Matrix, reach: Matrix) -> Array:
+    return np.stack([mean - reach, mean + reach], axis=-1)

@@ -1,0 +1,131 @@
+"""Intervals by the profile of the likelihood.
+
+With a parameter held at a value, the others are fitted again. The signed root
+z of twice what that costs in log-likelihood is about linear in the value, and
+the ends of an interval are where it equals the quantile (Bates and Watts,
+"Nonlinear Regression Analysis", 1988, section 6.1). For a sum of squares the
+cost is in units of the estimated variance, and the quantile Student's.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from kormos.statistics.estimate import Estimate
+from kormos.statistics.fits import Fit
+from kormos.statistics.refit import refit
+
+# An end is found if z is right to this part, and missing if that takes more
+# refits. Both are our choice: an end in five digits, and 40 doublings.
+_SAME = 1e-6
+_MOST_REFITS = 40
+
+
+def profile_interval(
+    fit: Fit, estimate: Estimate, index: int, quantile: float
+) -> tuple[float, float]:
+    """The ends of the interval of a parameter.
+
+    Args:
+        fit: the fit.
+        estimate: its numbers.
+        index: the place of the parameter.
+        quantile: the value of z at the ends.
+
+    Returns:
+        The ends; infinite where the likelihood does not fall far enough.
+    """
+    error = float(np.sqrt(estimate.covariance[index, index]))
+    lowest = float(fit.objective.value(fit.theta))
+    held = np.zeros(fit.theta.size, bool)
+    held[index] = True
+    # Where the others move to when this one does, to first order.
+    slope = estimate.covariance[index] / error**2
+
+    def end(sign: int) -> float:
+        known, theta = 0.0, fit.theta
+
+        def z(distance: float) -> float:
+            nonlocal known, theta
+            start = theta + slope * sign * (distance - known)
+            start[index] = fit.theta[index] + sign * distance
+            if fit.box[0] is not None:
+                start = np.clip(start, *fit.box)
+            theta, loss = refit(fit.objective, start, held, fit.box)
+            known = distance
+            cost = max(loss - lowest, 0.0) / estimate.scale.factor
+            return float(np.sqrt(2 * cost))
+
+        reach = _room(fit, index, sign)
+        distance = _solved(z, quantile, error, reach)
+        return float(fit.theta[index] + sign * distance)
+
+    return end(-1), end(1)
+
+
+def _room(fit: Fit, index: int, sign: int) -> float:
+    """The distance of a parameter to its bound."""
+    bound = fit.box[0] if sign < 0 else fit.box[1]
+    if bound is None:
+        return np.inf
+    return float(abs(bound[index] - fit.theta[index]))
+
+
+def _solved(
+    z: Callable[[float], float], quantile: float, error: float, room: float
+) -> float:
+    """The distance at which an increasing function has a value.
+
+    Args:
+        z: function of the distance, zero at zero.
+        quantile: the value.
+        error: the slope at zero is about one over this.
+        room: the largest distance; it is returned where z stays below.
+    """
+    low, high, at_low, at_high = 0.0, np.inf, 0.0, np.inf
+    distance = min(quantile * error, room)
+    for _ in range(_MOST_REFITS):
+        value = z(distance)
+        if not np.isfinite(value):
+            value = np.inf
+        if abs(value - quantile) <= _SAME * quantile:
+            return distance
+        if value < quantile:
+            if distance >= room:
+                return room
+            low, at_low = distance, value
+        else:
+            high, at_high = distance, value
+        distance = _next(low, high, at_low, at_high, quantile, room)
+        if np.isfinite(high) and high - low <= _SAME * high:
+            return distance
+    return distance if np.isfinite(high) else np.inf
+
+
+def _next(
+    low: float,
+    high: float,
+    at_low: float,
+    at_high: float,
+    quantile: float,
+    room: float,
+) -> float:
+    """The next distance to try, between two or beyond the lower one."""
+    if np.isinf(high):
+        ratio = quantile / at_low if at_low > 0 else 2.0
+        return min(low * min(max(ratio, 1.01), 2.0) * 1.01, room)
+    if np.isinf(at_high):
+        return (low + high) / 2
+    share = (quantile - at_low) / (at_high - at_low)
+    # Not next to an end, where rounding would stop it.
+    return low + (high - low) * float(np.clip(share, 0.02, 0.98))
+
+
+def check_profile(estimate: Estimate) -> None:
+    """Refuses a loss that is no likelihood, or is penalized."""
+    if np.isnan(estimate.scale.factor) or estimate.is_penalized:
+        raise ValueError(
+            "A profile is one of a likelihood without a penalty: use "
+            "`method='wald'` or 'bootstrap'. Received: method='profile' for "
+            "a loss that is none"
+        )

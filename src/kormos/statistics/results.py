@@ -1,0 +1,170 @@
+"""Summaries of what `kormos.least_squares` and `kormos.minimize` return."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from kormos.objective.functions.residuals import ResidualObjective
+from kormos.session.result import Result
+from kormos.session.task import Task
+from kormos.statistics import likelihoods
+from kormos.statistics.estimate import estimate
+from kormos.statistics.fits import Fit
+from kormos.statistics.fits import active_constraints
+from kormos.statistics.rows import row_blocks
+from kormos.statistics.summary import Summary
+from kormos.types import Matrix
+from kormos.types import Vector
+
+
+def with_summary(
+    result: Result, summarize: Callable[..., Summary], task: Task
+) -> Result:
+    """The result of a session, which can tell how sure its parameters are.
+
+    Args:
+        result: the result.
+        summarize: function of the task, the estimate and settings.
+        task: the task of the session.
+    """
+    theta = task.objective.initial_position()
+    result._summarize = functools.partial(summarize, task, theta)
+    return result
+
+
+def of_residuals(
+    task: Task,
+    theta: Vector,
+    covariance: str = "classical",
+    groups: Any = None,
+    level: float = 0.95,
+    absolute_sigma: bool = False,
+    names: list[str] | None = None,
+    targets: Any = None,
+) -> Summary:
+    """The summary of a fit of residuals.
+
+    Args:
+        task: the task of the session.
+        theta: the estimate.
+        covariance: as `kormos.summary` takes it.
+        groups: as `kormos.summary` takes it.
+        level: as `kormos.summary` takes it.
+        absolute_sigma: whether residuals are divided by their own standard
+            deviations, so that their variance is one.
+        names: as `kormos.summary` takes it.
+        targets: the observed values, for R-squared.
+    """
+    objective = task.objective
+    assert isinstance(objective, ResidualObjective)
+    factors = objective.block_factors
+    likelihood = likelihoods.of_quasi(objective.loss)
+    if objective.loss == "linear":
+        is_equal = bool(np.all(factors == factors[0]))
+        likelihood = likelihoods.of_squares(
+            float(factors[0]) if is_equal else None
+        )
+    fit = Fit(
+        objective,
+        theta,
+        likelihood,
+        _active(task, theta),
+        targets=_as_rows(targets),
+        box=task.box,
+        is_constrained=bool(task.constraints),
+    )
+    return Summary(
+        fit, estimate(fit, covariance, groups, absolute_sigma), level, names
+    )
+
+
+def of_loss(
+    task: Task,
+    theta: Vector,
+    covariance: str = "classical",
+    groups: Any = None,
+    level: float = 0.95,
+    names: list[str] | None = None,
+    losses: Callable[[], Any] | None = None,
+    observations: int | None = None,
+    reduction: str = "mean",
+) -> Summary:
+    """The summary of a minimized loss.
+
+    Args:
+        task: the task of the session.
+        theta: the estimate.
+        covariance: as `kormos.summary` takes it.
+        groups: as `kormos.summary` takes it.
+        level: as `kormos.summary` takes it.
+        names: as `kormos.summary` takes it.
+        losses: function of no arguments that returns the negative
+            log-likelihood of every row, `(rows,)`.
+        observations: the number of rows.
+        reduction: `"mean"` or `"sum"`: what the loss is of the rows.
+    """
+    objective = task.objective
+    if reduction not in ("mean", "sum"):
+        raise ValueError(
+            "Argument `reduction` must be 'mean' or 'sum'. "
+            f"Received: reduction={reduction!r}"
+        )
+    values, scores = None, None
+    if losses is not None:
+        values, scores = _by_row(losses, objective.variables, theta)
+    likelihood = likelihoods.of_rows(
+        float(objective.value(theta)), values, observations, reduction
+    )
+    if scores is not None:
+        assert likelihood.factor is not None  # It is one by its rows.
+        scores = likelihood.factor * scores
+    fit = Fit(
+        objective,
+        theta,
+        likelihood,
+        _active(task, theta),
+        scores=scores,
+        box=task.box,
+        is_constrained=bool(task.constraints),
+    )
+    return Summary(fit, estimate(fit, covariance, groups), level, names)
+
+
+def _by_row(
+    losses: Callable[[], Any], variables: list[keras.Variable], theta: Vector
+) -> tuple[Vector, Matrix]:
+    """The values of a function of variables, and their gradients.
+
+    Args:
+        losses: function of no arguments that returns a tensor `(rows,)`.
+        variables: the variables.
+        theta: the point.
+    """
+    # As residuals, with a loss of their squares: its slope is twice the value.
+    objective = ResidualObjective(
+        lambda: ops.reshape(losses(), (-1,)),
+        variables,
+        reduction="sum",
+        precision="float64",
+    )
+    values, scores = [], []
+    for block in row_blocks(objective, theta):
+        values.append(block.slopes[:, 0] / 2)
+        scores.append(block.matrix[:, 0] / np.sqrt(block.weights))
+    return np.concatenate(values), np.concatenate(scores)
+
+
+def _active(task: Task, theta: Vector) -> Matrix:
+    return active_constraints(
+        theta, task.box, task.constraints, 1e3 * task.objective.storage_eps
+    )
+
+
+def _as_rows(targets: Any) -> Matrix | None:
+    if targets is None:
+        return None
+    return np.asarray(targets, "float64").reshape(len(targets), -1)

@@ -1,0 +1,154 @@
+"""The rows of data at an estimate, each with its derivatives and its error.
+
+The loss of a row is a function of its outputs, with Hessian H = S'S. With the
+Jacobian J of the outputs, the whitened rows R = SJ make the Gauss-Newton
+matrix R'R. A whitened error e is such that R'e is the gradient of the row's
+loss. For a sum of squares, R and e are the regressors and the residuals of a
+linear regression, weighted.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from kormos.objective.base import FlatObjective
+from kormos.objective.functions.residuals import ResidualObjective
+from kormos.objective.gauss_newton.host import HostGaussNewton
+from kormos.objective.gauss_newton.linearization import Linearization
+from kormos.processes import Processes
+from kormos.types import Array
+from kormos.types import Matrix
+from kormos.types import Vector
+
+
+class RowBlock(NamedTuple):
+    """Some rows of data, each of them one observation.
+
+    Attributes:
+        penalty_loss: their part of the penalty.
+        matrix: the whitened rows R, of shape `(n, k, size)`.
+        errors: the whitened errors e, `(n, k)`.
+        scores: the gradient of the loss of each row, without penalty,
+            `(n, size)`.
+        weights: the diagonal of the Hessian in the outputs, `(n, k)`.
+        slopes: the derivatives of the loss in the outputs, `(n, k)`.
+        penalty: the diagonal of the Hessian of the penalty, `(size,)`.
+    """
+
+    penalty_loss: float
+    matrix: Array
+    errors: Matrix
+    scores: Matrix
+    weights: Matrix
+    slopes: Matrix
+    penalty: Vector
+
+    @property
+    def flat(self) -> Matrix:
+        """The whitened rows, one for each output: `(n * k, size)`."""
+        return self.matrix.reshape(-1, self.matrix.shape[-1])
+
+
+def row_blocks(objective: FlatObjective, theta: Vector) -> Iterator[RowBlock]:
+    """Yields the rows of an objective's data at a point, in their order.
+
+    Args:
+        objective: an objective with a Gauss-Newton matrix.
+        theta: the point.
+
+    Raises:
+        ValueError: if the loss is not one of outputs with curvature, or
+            several processes have a part of the data each.
+    """
+    check_alone(objective.processes)
+    gauss_newton = objective.gauss_newton()
+    assert isinstance(gauss_newton, HostGaussNewton)
+    for term, at in gauss_newton.linearizations(theta):
+        yield _split(_block(at, theta.size), _parts(objective, term))
+
+
+def check_alone(processes: Processes) -> None:
+    """Refuses several processes: a summary is made of all rows by one."""
+    if not processes.is_alone:
+        raise ValueError(
+            "A summary is made by one process, of all the data: make it where "
+            "no other processes take part. "
+            "Received: processes that have a part of the data each"
+        )
+
+
+def _parts(objective: FlatObjective, term: int) -> int | None:
+    """How many observations a row is: `None` where each row is one.
+
+    A block of residuals that depends on no data is a single row to its
+    function, and holds as many observations as its first dimension says.
+    """
+    if not isinstance(objective, ResidualObjective):
+        return None
+    return objective.program.terms[term].observations
+
+
+def _block(at: Linearization, size: int) -> RowBlock:
+    jacobian = np.asarray(at.blocks[0], "float64")
+    slopes, weights = (
+        np.array(values, "float64") for values in (at.slope, at.weights)
+    )
+    if weights.ndim == 2:
+        roots = np.sqrt(np.maximum(weights, 0))
+        matrix = roots[:, :, None] * jacobian
+        errors = slopes / np.where(roots > 0, roots, np.inf)
+        diagonal = weights
+    else:
+        roots, inverses = _roots(weights)
+        matrix = roots @ jacobian
+        errors = np.einsum("nkl,nl->nk", inverses, slopes)
+        diagonal = np.diagonal(weights, axis1=1, axis2=2)
+    return RowBlock(
+        float(at.penalty),
+        matrix,
+        errors,
+        np.einsum("nk,nkp->np", slopes, jacobian),
+        diagonal,
+        slopes,
+        np.zeros(size) + np.asarray(at.diagonal, "float64"),
+    )
+
+
+def _roots(weights: Array) -> tuple[Array, Array]:
+    """For each matrix H = S'S of a stack, S and the inverse of S'.
+
+    The inverse is one on the range of H only: probabilities of classes add up
+    to one, so that H has a direction without curvature.
+    """
+    values, vectors = np.linalg.eigh((weights + weights.swapaxes(1, 2)) / 2)
+    largest = values.max(axis=1, initial=0.0, keepdims=True)
+    is_curved = values > 64 * np.finfo(float).eps * largest
+    sizes = np.sqrt(np.where(is_curved, values, 0.0))[:, :, None]
+    turned = vectors.swapaxes(1, 2)
+    return sizes * turned, turned / np.where(sizes > 0, sizes, np.inf)
+
+
+def _split(block: RowBlock, parts: int | None) -> RowBlock:
+    """The block with every one of its observations as a row.
+
+    Args:
+        block: the block, of one row if there are parts.
+        parts: the number of observations of that row, or `None`.
+    """
+    if parts is None:
+        return block
+    size = block.matrix.shape[-1]
+    errors, weights, slopes = (
+        a.reshape(parts, -1)
+        for a in (block.errors, block.weights, block.slopes)
+    )
+    matrix = block.matrix.reshape(parts, -1, size)
+    scores = np.einsum("nk,nkp->np", errors, matrix)
+    return block._replace(
+        matrix=matrix,
+        errors=errors,
+        weights=weights,
+        slopes=slopes,
+        scores=scores,
+    )

@@ -1,0 +1,331 @@
+"""What a fit tells of its parameters, as an object that prints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+from typing import Any
+
+import numpy as np
+import scipy.stats
+
+from kormos.statistics import covariance as covariances
+from kormos.statistics import tables
+from kormos.statistics.bootstrap import bootstrap
+from kormos.statistics.estimate import Estimate
+from kormos.statistics.fits import Fit
+from kormos.statistics.prediction import Prediction
+from kormos.statistics.prediction import predict
+from kormos.statistics.profile import check_profile
+from kormos.statistics.profile import profile_interval
+from kormos.types import Matrix
+from kormos.types import Vector
+
+if TYPE_CHECKING:
+    import pandas
+
+
+class Summary:
+    """What a fit tells of its parameters; `print` shows it as a table.
+
+    Parameters are in the order of the flat vector of all variables.
+
+    Attributes:
+        names: the names of the parameters: a variable's path, and the place of
+            an entry in it.
+        estimates: the parameters, float64 array `(size,)`.
+        kind: the estimator of the covariance: the argument `covariance`, or
+            `"HC0"` where the loss is no likelihood.
+        covariance: their covariance matrix, `(size, size)`; zero along
+            directions that the data do not determine or constraints forbid.
+        standard_errors: their standard errors, `(size,)`; NaN for parameters
+            that the data do not determine, or that constraints hold.
+        statistics: the estimates over their standard errors.
+        p_values: two-sided, by Student's distribution for a sum of squares
+            with the usual covariance, otherwise by the normal one.
+        is_identified: for every parameter, whether the data determine it.
+        is_held: for every parameter, whether it is at a bound, or held by a
+            constraint.
+        undetermined: the combinations of parameters that the data do not
+            determine, as texts.
+        observations: how many observations there are.
+        parameters: how many parameters the data determine; with a penalty, the
+            effective number of them.
+        degrees_of_freedom: the difference of these two.
+        residual_standard_error: the standard deviation of the residuals, with
+            the degrees of freedom in place of observations; NaN unless the
+            loss is a sum of squares.
+        log_likelihood: the log-likelihood at the estimate, or NaN.
+        aic: Akaike's criterion, of the determined parameters without the
+            variance, as statsmodels has it.
+        aicc: the same, corrected for few observations.
+        bic: the Bayesian criterion.
+        r_squared: the share of the targets' variation around their mean (of a
+            linear model without a constant: around zero) that is explained, or
+            NaN where targets are not known.
+        adjusted_r_squared: the same, by degrees of freedom.
+        condition_number: the ratio of the largest and the smallest singular
+            value of the weighted Jacobian.
+        notes: tuple of sentences that the table ends with.
+    """
+
+    def __init__(
+        self,
+        fit: Fit,
+        estimate: Estimate,
+        level: float = 0.95,
+        names: Sequence[str] | None = None,
+    ) -> None:
+        check_level(level)
+        self._fit, self._estimate, self.level = fit, estimate, level
+        self.names = _names(fit, names)
+        self.estimates = np.array(fit.theta)
+        self.kind = estimate.kind
+        self.covariance = estimate.covariance
+        information = estimate.information
+        self.standard_errors = covariances.standard_errors(
+            estimate.covariance, information
+        )
+        self.is_identified = information.is_identified
+        self.is_held = information.is_held
+        self.undetermined = information.combinations(self.names.__getitem__)
+        self.condition_number = information.condition
+        self.observations = estimate.scale.observations
+        self.parameters = estimate.scale.parameters
+        self.degrees_of_freedom = self.observations - self.parameters
+        self.residual_standard_error = estimate.deviation
+        self.log_likelihood = estimate.log_likelihood
+        self.notes = estimate.notes
+
+    @property
+    def likelihood(self) -> str:
+        """The name of the distribution of the data, or of the loss."""
+        return self._fit.likelihood.name
+
+    @property
+    def distribution(self) -> Any:
+        """The distribution of the statistics, of `scipy.stats`."""
+        if self._estimate.is_t:
+            return scipy.stats.t(self.degrees_of_freedom)
+        return scipy.stats.norm()
+
+    @property
+    def statistics(self) -> Vector:
+        """The estimates over their standard errors."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return self.estimates / self.standard_errors
+
+    @property
+    def p_values(self) -> Vector:
+        """Two-sided p values of the estimates being zero."""
+        return np.asarray(2 * self.distribution.sf(np.abs(self.statistics)))
+
+    @property
+    def correlation(self) -> Matrix:
+        """The correlation matrix of the parameters, `(size, size)`."""
+        return covariances.correlation(self.covariance, self.standard_errors)
+
+    @property
+    def aic(self) -> float:
+        """Akaike's criterion."""
+        return float(2 * self.parameters - 2 * self.log_likelihood)
+
+    @property
+    def aicc(self) -> float:
+        """Akaike's criterion, corrected for few observations."""
+        left = self.degrees_of_freedom - 1
+        if left <= 0:
+            return np.inf
+        return float(
+            self.aic + 2 * self.parameters * (self.parameters + 1) / left
+        )
+
+    @property
+    def bic(self) -> float:
+        """The Bayesian criterion."""
+        penalty = np.log(self.observations) * self.parameters
+        return float(penalty - 2 * self.log_likelihood)
+
+    @property
+    def residual_squares(self) -> float:
+        """The weighted sum of the squared residuals, or NaN."""
+        return self._estimate.residual_squares
+
+    @property
+    def r_squared(self) -> float:
+        """The share of the targets' variation that is explained."""
+        return float(1 - self.residual_squares / self._estimate.spread)
+
+    @property
+    def adjusted_r_squared(self) -> float:
+        """The same, by degrees of freedom."""
+        if self.degrees_of_freedom <= 0:
+            return np.nan
+        total = self.observations - self._estimate.has_constant
+        share = total / self.degrees_of_freedom
+        return float(1 - (1 - self.r_squared) * share)
+
+    def intervals(
+        self,
+        level: float | None = None,
+        method: str = "wald",
+        *,
+        n: int = 1000,
+        resample: str = "rows",
+        seed: int = 0,
+    ) -> Matrix:
+        """Confidence intervals of the parameters.
+
+        Args:
+            level: the probability with which one covers the true value.
+                Defaults to that of the summary.
+            method: `"wald"`, by standard errors; `"profile"`, by the
+                likelihood, which takes about ten fits for each parameter; or
+                `"bootstrap"`, by the quantiles of `bootstrap`.
+            n: as `bootstrap` takes it.
+            resample: as `bootstrap` takes it.
+            seed: as `bootstrap` takes it.
+
+        Returns:
+            An array `(size, 2)`, with NaN where there is no interval, and
+            infinite where a likelihood has no end.
+
+        Raises:
+            ValueError: if an argument cannot be used.
+        """
+        level = self.level if level is None else level
+        if method == "wald":
+            reach = self._quantile(level) * self.standard_errors
+            ends = self.estimates - reach, self.estimates + reach
+            return np.stack(ends, axis=1)
+        found = np.full((len(self.names), 2), np.nan)
+        known = np.flatnonzero(np.isfinite(self.standard_errors))
+        if method == "profile":
+            check_profile(self._estimate)
+            self._fit.check_refits()
+            for i in known:
+                found[i] = profile_interval(
+                    self._fit, self._estimate, int(i), self._quantile(level)
+                )
+            return found
+        if method != "bootstrap":
+            raise ValueError(
+                "Argument `method` must be 'wald', 'profile' or 'bootstrap'. "
+                f"Received: method={method!r}"
+            )
+        self._quantile(level)
+        draws = self.bootstrap(n, resample, seed)
+        tails = [(1 - level) / 2, (1 + level) / 2]
+        found[known] = np.quantile(draws[:, known], tails, axis=0).T
+        return found
+
+    def bootstrap(
+        self, n: int = 1000, resample: str = "rows", seed: int = 0
+    ) -> Matrix:
+        """Estimates from data that are drawn again, with replacement.
+
+        Args:
+            n: how many times data are drawn and fitted.
+            resample: `"rows"` to draw rows; or `"residuals"`, for a squared
+                error of a Keras model, to add residuals of other rows to the
+                predictions.
+            seed: the seed of the draws.
+
+        Returns:
+            An array `(n, size)`.
+
+        Raises:
+            ValueError: if the fit has no rows of data, or an argument cannot
+                be used.
+        """
+        return bootstrap(self._fit, n, resample, seed)
+
+    def predict(
+        self,
+        x: Any,
+        level: float | None = None,
+        function: Callable[..., Any] | None = None,
+    ) -> Prediction:
+        """Predictions with their errors, by the delta method.
+
+        Args:
+            x: inputs, as the model or `function` takes them.
+            level: the probability with which a band holds what it is of, at
+                each row. Defaults to that of the summary.
+            function: function of `x` that predicts from the variables, with
+                `keras.ops`. Defaults to the model.
+
+        Returns:
+            A `Prediction`, with `mean`, `standard_error`, `confidence` and
+            `prediction`.
+
+        Raises:
+            ValueError: if an argument cannot be used.
+        """
+        quantile = self._quantile(self.level if level is None else level)
+        return predict(self._fit, self._estimate, x, quantile, function)
+
+    def _quantile(self, level: float) -> float:
+        """How many standard errors an interval is wide, on each side."""
+        check_level(level)
+        return float(self.distribution.ppf((1 + level) / 2))
+
+    def to_frame(self) -> pandas.DataFrame:
+        """The table of parameters, as a pandas `DataFrame`.
+
+        Returns:
+            A row for each parameter, with columns `estimate`,
+            `standard_error`, `statistic`, `p_value`, `low` and `high`.
+
+        Raises:
+            ImportError: if pandas is not installed.
+        """
+        pandas = tables.pandas_module()
+        low, high = self.intervals().T
+        return pandas.DataFrame(
+            {
+                "estimate": self.estimates,
+                "standard_error": self.standard_errors,
+                "statistic": self.statistics,
+                "p_value": self.p_values,
+                "low": low,
+                "high": high,
+            },
+            index=pandas.Index(self.names, name="parameter"),
+        )
+
+    def __str__(self) -> str:
+        return tables.as_text(self)
+
+    def __repr__(self) -> str:
+        return (
+            f"<Summary of {len(self.names)} parameters, "
+            f"{self.observations:g} observations>"
+        )
+
+    def _repr_html_(self) -> str:
+        return tables.as_html(self)
+
+
+def check_level(level: Any) -> None:
+    """Refuses what is no probability between zero and one."""
+    if not isinstance(level, (int, float)) or not 0 < level < 1:
+        raise ValueError(
+            "Argument `level` must be a probability between 0 and 1, such as "
+            f"0.95. Received: level={level!r}"
+        )
+
+
+def _names(fit: Fit, names: Sequence[str] | None) -> list[str]:
+    """The names of the parameters."""
+    size = fit.theta.size
+    if names is None:
+        return [fit.objective.name_of(i) for i in range(size)]
+    names = [str(name) for name in names]
+    if len(names) != size or len(set(names)) != size:
+        raise ValueError(
+            f"Argument `names` must hold {size} different names, one for each "
+            f"parameter. Received: {len(names)} names"
+        )
+    return names

@@ -1,0 +1,152 @@
+"""Sums over all rows of data at an estimate."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from kormos.statistics.fits import Fit
+from kormos.statistics.information import triangle
+from kormos.statistics.rows import RowBlock
+from kormos.types import Matrix
+from kormos.types import Vector
+
+# Two numbers are the same if they differ by less than this part: what summing
+# in another order changes is far smaller.
+_SAME = 1e-9
+
+
+class Totals(NamedTuple):
+    """Sums over all rows of data.
+
+    Attributes:
+        factor: a triangular matrix T; T'T is the Gauss-Newton matrix of the
+            loss without its penalty.
+        penalty: the diagonal of the Hessian of the penalty, `(size,)`.
+        penalty_loss: the penalty.
+        squares: the sum of the squared whitened errors.
+        curvatures: the sum of the Hessian's diagonal in the outputs.
+        logs: the sum of the logarithms of the entries above zero there.
+        entries: the number of these entries.
+        spread: the sum of the whitened squares of the targets around their
+            mean, or around zero for a linear model without a constant; NaN
+            without targets.
+        has_constant: whether the spread is around the mean.
+    """
+
+    factor: Matrix
+    penalty: Vector
+    penalty_loss: float
+    squares: float
+    curvatures: float
+    logs: float
+    entries: int
+    spread: float
+    has_constant: bool
+
+
+class _Sums:
+    """Adds up what `Totals` has, besides the factor."""
+
+    def __init__(self, size: int) -> None:
+        self.penalty = np.zeros(size)
+        self.squares = self.curvatures = self.logs = 0.0
+        self.penalty_loss = 0.0
+        self.count = 0
+        # R'v and v'v, of v the whitened constant; and whether R theta is the
+        # prediction.
+        self.constants = np.zeros(size)
+        self.unlike = self.predicted = 0.0
+        self.kept: list[tuple[Matrix, Matrix]] = []
+
+    def add(self, block: RowBlock) -> None:
+        """Adds a block."""
+        is_used = block.weights > 0
+        self.penalty += block.penalty
+        self.penalty_loss += block.penalty_loss
+        self.squares += float(np.sum(block.errors**2))
+        self.curvatures += float(np.sum(block.weights[is_used]))
+        self.logs += float(np.sum(np.log(block.weights[is_used])))
+        self.count += int(is_used.sum())
+
+    def add_targets(
+        self, block: RowBlock, targets: Matrix, theta: Vector
+    ) -> None:
+        """Adds what R2 needs.
+
+        Args:
+            block: the block, of a sum of squares.
+            targets: its targets, `(n, k)`.
+            theta: the estimate.
+        """
+        if targets.shape != block.errors.shape:
+            raise ValueError(
+                "The targets must have a value for each residual. Received: "
+                f"targets of shape {targets.shape} for residuals of shape "
+                f"{block.errors.shape}"
+            )
+        roots = np.sqrt(np.maximum(block.weights, 0))
+        self.constants += block.flat.T @ roots.reshape(-1)
+        predicted = roots * targets + block.errors
+        linear = block.matrix @ theta
+        self.unlike += float(np.sum((linear - predicted) ** 2))
+        self.predicted += float(np.sum(predicted**2))
+        self.kept.append((block.weights, targets))
+
+    def spread(self, factor: Matrix) -> tuple[float, bool]:
+        """The spread of the targets, and whether it is around their mean."""
+        if not self.kept:
+            return np.nan, True
+        weights, targets = map(np.concatenate, zip(*self.kept, strict=True))
+        is_linear = self.unlike <= _SAME**2 * self.predicted
+        has_constant = True
+        if is_linear:
+            # The length of the constant's projection on the range of R.
+            scale = np.linalg.norm(factor, axis=0)
+            scale = np.where(scale > 0, scale, 1.0)
+            _, values, right = np.linalg.svd(factor / scale)
+            kept = values > 1e-12 * values.max(initial=0.0)
+            part = (right[kept] @ (self.constants / scale)) / values[kept]
+            total = weights.sum()
+            has_constant = bool(abs(part @ part - total) <= 1e-6 * total)
+        if not has_constant:
+            return float(np.sum(weights * targets**2)), False
+        center = (weights * targets).sum(axis=0) / weights.sum(axis=0)
+        return float(np.sum(weights * (targets - center) ** 2)), True
+
+
+def totals(fit: Fit) -> Totals:
+    """The sums over the rows of a fit, in one pass over the data."""
+    size = fit.theta.size
+    sums, first = _Sums(size), 0
+
+    def rows() -> Iterator[Matrix]:
+        nonlocal first
+        for block in fit.rows():
+            sums.add(block)
+            last = first + len(block.errors)
+            if fit.targets is not None:
+                targets = fit.targets[first:last]
+                sums.add_targets(block, targets, fit.theta)
+            first = last
+            yield block.flat
+
+    factor = triangle(rows(), size)
+    if not (np.isfinite(factor).all() and np.isfinite(sums.squares)):
+        raise ValueError(
+            "The derivatives at the estimate are not finite, so that it has "
+            "no standard errors: fit the model first, or look for what makes "
+            "them so by `kormos.check`. Received: NaN or infinite derivatives"
+        )
+    spread, has_constant = sums.spread(factor)
+    return Totals(
+        factor,
+        np.maximum(sums.penalty, 0.0),
+        sums.penalty_loss,
+        sums.squares,
+        sums.curvatures,
+        sums.logs,
+        sums.count,
+        spread,
+        has_constant,
+    )

@@ -1,0 +1,247 @@
+"""Likelihoods of free variables: `minimize`, and what its loss tells."""
+
+import keras
+import numpy as np
+import pytest
+import scipy.special
+import statsmodels.api as sm
+from keras import ops
+from statsmodels.miscmodels.ordinal_model import OrderedModel
+from statsmodels.tools.numdiff import approx_hess_cs
+
+import kormos
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+ROWS = 150
+CLOSE = {"rel": 1e-6, "abs": 1e-9}
+# To the noise floor, so that estimates have all digits.
+TIGHT = kormos.optimizers.BFGS(gtol=1e-16, ftol=0.0)
+
+
+def tensor(values):
+    return ops.convert_to_tensor(np.asarray(values, "float64"))
+
+
+def fitted(by_row, size, reduce=ops.mean, start=0.0, rows=None):
+    """Fits a function `(vector, rows)`: its summary's maker.
+
+    Args:
+        by_row: function of a vector and of rows that returns the negative
+            log-likelihood of each row.
+        size: the number of parameters.
+        reduce: what the loss is of the rows.
+        start: of every parameter.
+        rows: arrays.
+    """
+    v = keras.Variable(np.full(size, start), dtype="float64", name="b")
+    rows = [tensor(a) for a in rows]
+
+    def losses():
+        return by_row(ops.convert_to_tensor(v), *rows)
+
+    result = kormos.minimize(lambda: reduce(losses()), [v], TIGHT)
+    assert result.success
+    return lambda **settings: result.summary(losses=losses, **settings)
+
+
+def logit(b, x, y):
+    z = ops.matmul(x, b)
+    return ops.softplus(z) - y * z
+
+
+def weighted_logit(b, x, y, w):
+    return w * logit(b, x, y)
+
+
+class Choice:
+    """A logit's data."""
+
+    def __init__(self, seed):
+        rng = np.random.default_rng(seed)
+        self.x = sm.add_constant(rng.normal(size=(ROWS, 2)))
+        z = self.x @ [0.3, 1.0, -0.7]
+        self.y = rng.binomial(1, 1 / (1 + np.exp(-z)))
+        self.groups = rng.integers(0, 12, ROWS)
+        self.counts = rng.integers(1, 4, ROWS)
+
+
+@pytest.mark.parametrize("reduce", [ops.mean, ops.sum])
+def test_a_mean_and_a_sum_of_rows_have_the_errors_of_a_logit(reduce):
+    data = Choice(1)
+    summary = fitted(logit, 3, reduce, rows=[data.x, data.y])
+    model = sm.Logit(data.y, data.x)
+    for kind, cov_type in (
+        ("classical", "nonrobust"),
+        ("hessian", "nonrobust"),
+        ("HC0", "HC0"),
+        ("cluster", "cluster"),
+    ):
+        groups = {"groups": data.groups} if kind == "cluster" else {}
+        found = summary(covariance=kind, **groups)
+        expected = model.fit(
+            disp=0, tol=1e-13, cov_type=cov_type, cov_kwds=groups
+        )
+        assert found.estimates == pytest.approx(expected.params, **CLOSE)
+        assert found.standard_errors == pytest.approx(expected.bse, **CLOSE)
+        assert found.log_likelihood == pytest.approx(expected.llf, **CLOSE)
+        assert found.bic == pytest.approx(expected.bic, **CLOSE)
+
+
+def test_counts_of_rows_equal_repeated_rows():
+    data = Choice(2)
+    places = np.repeat(np.arange(ROWS), data.counts)
+    count = int(data.counts.sum())
+    v = keras.Variable(np.zeros(3), dtype="float64")
+    rows = [tensor(a) for a in (data.x, data.y, data.counts)]
+
+    def losses():
+        return weighted_logit(ops.convert_to_tensor(v), *rows)
+
+    result = kormos.minimize(lambda: ops.sum(losses()) / count, [v], TIGHT)
+    found = result.summary(losses=losses, observations=count)
+    expected = sm.Logit(data.y[places], data.x[places]).fit(disp=0, tol=1e-13)
+    assert found.standard_errors == pytest.approx(expected.bse, **CLOSE)
+    assert found.log_likelihood == pytest.approx(expected.llf, **CLOSE)
+    assert found.bic == pytest.approx(expected.bic, **CLOSE)
+    assert found.observations == count
+
+
+def test_the_number_of_rows_is_enough():
+    data = Choice(3)
+    v = keras.Variable(np.zeros(3), dtype="float64")
+    rows = [tensor(a) for a in (data.x, data.y)]
+    result = kormos.minimize(
+        lambda: ops.mean(logit(ops.convert_to_tensor(v), *rows)), [v], TIGHT
+    )
+    expected = sm.Logit(data.y, data.x).fit(disp=0, tol=1e-13)
+    found = result.summary(observations=ROWS)
+    assert found.standard_errors == pytest.approx(expected.bse, **CLOSE)
+    with pytest.raises(ValueError, match="give `observations`, or `losses`"):
+        result.summary()
+    with pytest.raises(ValueError, match="needs the loss of every row"):
+        result.summary(observations=ROWS, covariance="HC0")
+    with pytest.raises(ValueError, match="as their mean or their sum"):
+        result.summary(losses=lambda: 3 * logit(v, *rows))
+
+
+def negative_binomial(b, x, y, constants):
+    mean = ops.exp(ops.matmul(x, b[:-1]))
+    alpha = b[-1]
+    size = 1 / alpha
+    # log Gamma(y + size) - log Gamma(size), of whole numbers y below 40.
+    steps = tensor(np.arange(40.0))
+    terms = ops.log(steps + size)
+    logs = ops.sum(
+        ops.where(steps[None] < y[:, None], terms[None], 0.0 * terms[None]), 1
+    )
+    return constants - (
+        logs
+        - (y + size) * ops.log(1 + alpha * mean)
+        + y * ops.log(alpha * mean)
+    )
+
+
+def test_a_negative_binomial_regression_has_the_errors_of_statsmodels():
+    rng = np.random.default_rng(4)
+    x = sm.add_constant(rng.normal(size=(ROWS, 1)))
+    mean = np.exp(x @ [0.5, 0.4])
+    y = rng.negative_binomial(2, 2 / (2 + mean))
+    constants = scipy.special.gammaln(y + 1)
+    summary = fitted(negative_binomial, 3, start=0.5, rows=[x, y, constants])()
+    expected = sm.NegativeBinomial(y, x).fit(
+        disp=0, method="newton", maxiter=99, start_params=summary.estimates
+    )
+    assert summary.estimates == pytest.approx(expected.params, **CLOSE)
+    assert summary.log_likelihood == pytest.approx(expected.llf, **CLOSE)
+    # statsmodels takes differences of the score for this Hessian.
+    assert summary.standard_errors == pytest.approx(expected.bse, rel=1e-5)
+
+
+def weibull(b, logs, events):
+    z = (logs - b[0]) * ops.exp(-b[1])
+    return ops.exp(z) - events * (z - b[1] - logs)
+
+
+def test_a_censored_weibull_has_the_errors_of_its_hessian():
+    rng = np.random.default_rng(6)
+    times = 3 * rng.weibull(1.7, ROWS)
+    events = (times < 4).astype("float64")
+    logs = np.log(np.minimum(times, 4))
+    summary = fitted(weibull, 2, rows=[logs, events])()
+    location, log_scale = summary.estimates
+    scale = np.exp(log_scale)
+    z = (logs - location) / scale
+    # Second derivatives in the location and the logarithm of the scale.
+    e = np.exp(z)
+    hessian = np.empty((2, 2))
+    hessian[0, 0] = np.sum(e) / scale**2
+    hessian[0, 1] = np.sum(e * (z + 1) - events) / scale
+    hessian[1, 0] = hessian[0, 1]
+    hessian[1, 1] = np.sum(e * z * (z + 1) - events * z)
+    errors = np.sqrt(np.diag(np.linalg.inv(hessian)))
+    assert summary.standard_errors == pytest.approx(errors, rel=1e-8)
+    likelihood = np.sum(events * (z - log_scale - logs) - e)
+    assert summary.log_likelihood == pytest.approx(likelihood, rel=1e-10)
+
+
+def ordered(b, x, y):
+    z = ops.matmul(x, b[:2])
+    first, second = b[2], b[2] + ops.exp(b[3])
+    low, high = ops.sigmoid(first - z), ops.sigmoid(second - z)
+    chances = ops.stack([low, high - low, 1 - high], axis=1)
+    return -ops.log(ops.sum(chances * y, axis=1))
+
+
+def test_an_ordered_logit_has_the_errors_of_statsmodels():
+    rng = np.random.default_rng(8)
+    x = rng.normal(size=(ROWS, 2))
+    latent = x @ [1.0, -0.5] + rng.logistic(size=ROWS)
+    y = np.digitize(latent, [-0.5, 1.0])
+    summary = fitted(ordered, 4, rows=[x, np.eye(3)[y]])()
+    expected = OrderedModel(y, x, distr="logit").fit(
+        disp=0, method="newton", maxiter=50, tol=1e-12
+    )
+    assert summary.estimates == pytest.approx(expected.params, **CLOSE)
+    assert summary.log_likelihood == pytest.approx(expected.llf, **CLOSE)
+    # The Hessian of statsmodels is one of differences.
+    assert summary.standard_errors == pytest.approx(expected.bse, rel=1e-5)
+
+
+def nested(b, x, chosen):
+    """Alternatives 0 and 1 in a nest, 2 alone; b[2] is the nest's lambda."""
+    utility = ops.matmul(x, b[:2])
+    inside = utility[:, :2] / b[2]
+    inclusive = ops.logsumexp(inside, axis=1)
+    nests = ops.stack([b[2] * inclusive, utility[:, 2]], axis=1)
+    of_nest = nests - ops.logsumexp(nests, axis=1, keepdims=True)
+    within = inside - inclusive[:, None] + of_nest[:, :1]
+    logs = ops.concatenate([within, of_nest[:, 1:]], axis=1)
+    return -ops.sum(chosen * logs, axis=1)
+
+
+def test_conditional_and_nested_logits_agree_with_differences():
+    rng = np.random.default_rng(9)
+    x = rng.normal(size=(ROWS, 3, 2))
+    utility = x @ [1.0, -0.6] + rng.gumbel(size=(ROWS, 3))
+    chosen = np.eye(3)[utility.argmax(axis=1)]
+    summary = fitted(nested, 3, start=0.8, rows=[x, chosen])()
+
+    def total(b):
+        u = x @ b[:2]
+        inside = u[:, :2] / b[2]
+        inclusive = np.log(np.exp(inside).sum(axis=1))
+        top = np.log(np.exp(b[2] * inclusive) + np.exp(u[:, 2]))
+        logs = np.column_stack(
+            [
+                inside - inclusive[:, None] + (b[2] * inclusive - top)[:, None],
+                u[:, 2] - top,
+            ]
+        )
+        return -np.sum(chosen * logs)
+
+    b = summary.estimates
+    assert summary.log_likelihood == pytest.approx(-total(b), rel=1e-10)
+    hessian = approx_hess_cs(b, total)
+    errors = np.sqrt(np.diag(np.linalg.inv(hessian)))
+    assert summary.standard_errors == pytest.approx(errors, rel=1e-6)
