@@ -26,6 +26,14 @@ from kormos.types import Vector
 # the loss, and at most its inverse times that: beyond, rounding hides one of
 # the two. Data without noise, or a group that they do not need, lead there.
 _LEAST_PENALTY = 2.0**-52
+_TINY = float(np.finfo("float64").tiny)
+# The first penalty has this part of the largest curvature of the loss, and a
+# new estimate raises it by no more than this factor. Our choice: estimates at a
+# start take everything for noise that is not fitted yet. They raise the penalty
+# until all parameters are zero, which is stationary, too.
+_FIRST_PENALTY, _GROWTH = 1e-6, 2.0
+# `trainbr`'s first beta where there are fewer errors than parameters.
+_FIRST_BETA = 1.0
 
 
 class Hyperparameters(NamedTuple):
@@ -43,6 +51,11 @@ class Hyperparameters(NamedTuple):
         """The largest relative difference from others."""
         ratios = np.append(self.alpha / other.alpha, self.beta / other.beta)
         return float(np.abs(np.log(ratios)).max())
+
+    def limited(self, before: "Hyperparameters") -> "Hyperparameters":
+        """The same, with a penalty beside the loss that grows slowly."""
+        most = _GROWTH * before.alpha / before.beta
+        return self._replace(alpha=np.minimum(self.alpha, self.beta * most))
 
 
 class Evidence(NamedTuple):
@@ -83,22 +96,33 @@ class EvidenceModel:
         return self.unit * at.alpha[self._groups] / at.beta
 
     def begin(
-        self, theta: Vector, loss: float, largest: float, beta: float | None
+        self, theta: Vector, loss: float, largest: float
     ) -> Hyperparameters:
-        """The first ones, as if data determined all parameters.
+        """The first ones: a penalty that is next to nothing.
 
         Args:
             theta: the start.
             loss: the loss there.
             largest: the largest curvature of the loss in a parameter there.
-            beta: where there are fewer errors than parameters, or `None` for
-                the inverse of twice the mean square of the errors.
         """
-        left = self._count - len(theta)
+        # The mean square of the errors says how large they may be at most.
+        beta = self._count / (2 * max(loss / self.unit, _TINY))
+        penalty = np.full(self._sizes.shape, _FIRST_PENALTY * largest / 2)
+        return Hyperparameters(beta * penalty / self.unit, beta)
+
+    def begin_as_matlab(
+        self, theta: Vector, loss: float, largest: float
+    ) -> Hyperparameters:
+        """The first ones of `trainbr`, as if data determined all parameters.
+
+        Args:
+            theta: as `begin` takes it.
+            loss: as `begin` takes it.
+            largest: as `begin` takes it.
+        """
+        left = float(self._count - len(theta))
         if left <= 0:
-            left = self._count
-            if beta is not None:
-                loss = self.unit * left / (2 * beta)
+            left, loss = _FIRST_BETA, self.unit / 2
         return self._bounded(theta, loss, self._sizes, left, largest)
 
     def estimate(
@@ -163,10 +187,9 @@ class EvidenceModel:
             largest: as `begin` takes it.
         """
         unit = self.unit
-        tiny = np.finfo("float64").tiny
         # An exact fit has no noise: beta then makes the penalty the least one.
-        beta = left / (2 * max(loss / unit, tiny))
-        sums = np.maximum(self._sums(theta), tiny)
+        beta = left / (2 * max(loss / unit, _TINY))
+        sums = np.maximum(self._sums(theta), _TINY)
         penalty = np.clip(
             unit * effective / (2 * sums) / beta,
             _LEAST_PENALTY * largest / 2,

@@ -4,8 +4,9 @@ See `evidence` for the references and the units.
 
 Differs from them in:
 
-1. steps are those of `step_search`, for the loss and the penalty together,
-   unless the preset asks for `trainbr`'s damping;
+1. steps are those of `step_search`, for the loss and the penalty together;
+   the penalty begins next to nothing and grows slowly. The preset has
+   `trainbr`'s damping and first penalty;
 2. the run has converged where neither a step nor a new estimate of the
    hyperparameters changes anything: a minimum of the penalized loss whose
    weights are stationary for the evidence;
@@ -43,16 +44,16 @@ from kormos.types import Vector
 
 KEY = "levenberg marquardt with evidence"
 
-# Hyperparameters are settled if a new estimate changes them by no more than
-# this part. Our choice: parameters then have nine digits and more.
-_SETTLED = 1e-10
+# Hyperparameters are settled if all later estimates together will change them
+# by no more than the first part, or the latest one has by no more than the
+# second. Our choice: they then have nine digits; rounding hides smaller ones.
+_SETTLED, _HIDDEN = 1e-9, 1e-13
 # Where rounding hides what steps gain, this many estimates in a row are made
 # before the run ends. Our choice: they converge linearly, and take no
 # evaluation in float32 and a few in float64.
 _MOST_ROUNDS = 100
-# `trainbr`'s first mu; it begins with a beta of one where there are fewer
-# errors than parameters.
-_FIRST_MU, _FIRST_BETA = 5e-3, 1.0
+# `trainbr`'s first mu.
+_FIRST_MU = 5e-3
 
 
 class State(NamedTuple):
@@ -92,6 +93,8 @@ class EvidenceRun:
         self._penalized = PenalizedProblem(problem)
         groups, self._names = _groups(problem, settings.regularization)
         self._groups = groups
+        # By how much the latest two estimates have changed the hyperparameters.
+        self._changes = np.inf, np.inf
 
     def __call__(
         self, theta: Vector, earlier: SolverState | None, observer: Observer
@@ -153,12 +156,13 @@ class EvidenceRun:
         )
         self._hyper = Hyperparameters(state.alpha, float(state.beta))
         if not self._hyper.beta > 0:
-            is_matlab = settings.preset == "matlab"
-            beta = _FIRST_BETA if is_matlab else None
             largest = self._largest(theta)
             if not np.isfinite(largest):
                 return False
-            self._hyper = self._model.begin(theta, loss, largest, beta)
+            begin = self._model.begin
+            if settings.preset == "matlab":
+                begin = self._model.begin_as_matlab
+            self._hyper = begin(theta, loss, largest)
         if settings.preset == "matlab":
             first = float(state.damping) or _FIRST_MU
             self._search.control = Multiplicative(first, 1.0)
@@ -169,9 +173,9 @@ class EvidenceRun:
 
     def _iterate(self, observer: Observer) -> Outcome | None:
         """Iterates to an end; `None` if the observer asked for it."""
-        rounds, change = 0, np.inf
+        rounds = 0
         while True:
-            ended = self._ended(change)
+            ended = self._ended()
             if ended is not None:
                 return ended
             before = self._here
@@ -185,25 +189,29 @@ class EvidenceRun:
                 ):
                     return self._outcome(found)
                 rounds += 1
-                if change <= _SETTLED or rounds > _MOST_ROUNDS:
+                if self._is_settled or rounds > _MOST_ROUNDS:
                     return self._judged()
                 found = self._polished(before)
-            stop, change = self._move(found, observer)
-            if stop:
+            if self._move(found, observer):
                 return None
-            length = float(np.linalg.norm(before.theta))
-            share = found.length / (length or 1.0)
-            if rounds == 0 and change <= _SETTLED and (
-                share <= self._settings.xtol
-            ):
-                xtol = self._settings.xtol
+            share = found.length / (float(np.linalg.norm(before.theta)) or 1.0)
+            xtol = self._settings.xtol
+            if not rounds and self._is_settled and share <= xtol:
                 return self._outcome(statuses.CONVERGED, "xtol", share, xtol)
-            if isinstance(self._search.control, Multiplicative):
-                continue
-            if rounds:
+            # `trainbr` keeps its mu.
+            if rounds and self._settings.preset is None:
                 self._search.begin_anew(self._here)
 
-    def _ended(self, change: float) -> Outcome | None:
+    @property
+    def _is_settled(self) -> bool:
+        """Whether later estimates will change the hyperparameters no more."""
+        before, change = self._changes
+        if change <= _HIDDEN:
+            return True
+        # They converge linearly: the rest is a geometric series.
+        return change < before and change / (1 - change / before) <= _SETTLED
+
+    def _ended(self) -> Outcome | None:
         """The end that the tests at the point call for, or `None`."""
         spent = self._penalized.spent()
         if spent is not None:
@@ -211,7 +219,7 @@ class EvidenceRun:
         promised = self._here.model.promise
         assert promised is not None  # The model has a matrix.
         loss, gtol = abs(self._here.loss), self._settings.gtol
-        if change <= _SETTLED and promised <= gtol * loss:
+        if self._is_settled and promised <= gtol * loss:
             share = promised / (loss or 1.0)
             return self._outcome(statuses.CONVERGED, "gtol", share, gtol)
         return None
@@ -225,11 +233,11 @@ class EvidenceRun:
             found = Found(polished.here, float(length), trials)
         return found
 
-    def _move(self, found: Found, observer: Observer) -> tuple[bool, float]:
+    def _move(self, found: Found, observer: Observer) -> bool:
         """Goes to a point, estimates anew there, and reports it.
 
         Returns:
-            Whether to stop, and by how much the hyperparameters have changed.
+            Whether to stop.
         """
         self._here, control = found.here, self._search.control
         theta, loss = found.here.theta, self._own_loss()
@@ -247,12 +255,15 @@ class EvidenceRun:
         self._hyper = self._model.estimate(
             theta, loss, evidence, self._largest(theta)
         )
+        if self._settings.preset != "matlab":
+            self._hyper = self._hyper.limited(before)
         self._penalize(theta, loss)
         self._penalized.hand_over_counts()
         iterate = Iterate(
             theta, loss, self._here.grad, self._state(), logs, True
         )
-        return observer.accepted(iterate), self._hyper.change(before)
+        self._changes = self._changes[1], self._hyper.change(before)
+        return observer.accepted(iterate)
 
     def _penalize(self, theta: Vector, loss: float) -> bool:
         """Takes the new penalty at a point; whether all is finite there."""
