@@ -8,7 +8,6 @@ Each seed draws the noise and the weights, which both methods begin from.
 import os
 
 import numpy as np
-
 import recording
 
 WIDTHS = 10, 20, 40

@@ -363,7 +363,7 @@ class Squares(NamedTuple):
     """What is known of a loss that may be a sum of squares, `sum u_i e_i^2`.
 
     Attributes:
-        count: the number of errors e with a weight u above zero.
+        errors: the number of errors e with a weight u above zero.
         weight: the mean of these weights.
         log_weights: the sum of the logarithms of these weights over the mean.
         total: the sum, from first and second derivatives in the outputs; it
@@ -371,7 +371,7 @@ class Squares(NamedTuple):
         loss: the loss.
     """
 
-    count: int
+    errors: int
     weight: float
     log_weights: float
     total: float

@@ -85,7 +85,7 @@ class EvidenceModel:
     """
 
     def __init__(self, squares: Squares, groups: Array):
-        self._count = squares.count
+        self._count = squares.errors
         self.unit = squares.weight
         self._log_weights = squares.log_weights
         self._groups = groups
@@ -160,14 +160,19 @@ class EvidenceModel:
         """
         values, vectors = _relative(matrix, self.penalties(at), has_rows)
         shares = vectors**2 @ (values / (1 + values))
-        effective = np.bincount(self._groups, weights=shares)
+        effective = self._grouped(shares)
         energy = at.beta * loss / self.unit + at.alpha @ self._sums(theta)
         likelihood = self._count * np.log(at.beta / np.pi) + self._log_weights
         occam = np.log1p(values).sum()
         return Evidence(effective, float((likelihood - occam) / 2 - energy))
 
+    def _grouped(self, of_parameters: Vector) -> Vector:
+        """The sum over each group of numbers of the parameters."""
+        sums = np.bincount(self._groups, weights=of_parameters)
+        return sums.astype("float64")
+
     def _sums(self, theta: Vector) -> Vector:
-        return np.bincount(self._groups, weights=theta**2)
+        return self._grouped(theta**2)
 
     def _bounded(
         self,

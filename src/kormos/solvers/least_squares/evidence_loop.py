@@ -46,8 +46,9 @@ KEY = "levenberg marquardt with evidence"
 
 # Hyperparameters are settled if all later estimates together will change them
 # by no more than the first part, or the latest one has by no more than the
-# second. Our choice: they then have nine digits; rounding hides smaller ones.
-_SETTLED, _HIDDEN = 1e-9, 1e-13
+# second, which rounding hides. The estimate before must be small as well. Our
+# choice: they then have nine digits.
+_SETTLED, _HIDDEN, _SMALL = 1e-9, 1e-13, 1e-8
 # Where rounding hides what steps gain, this many estimates in a row are made
 # before the run ends. Our choice: they converge linearly, and take no
 # evaluation in float32 and a few in float64.
@@ -208,8 +209,11 @@ class EvidenceRun:
         before, change = self._changes
         if change <= _HIDDEN:
             return True
-        # They converge linearly: the rest is a geometric series.
-        return change < before and change / (1 - change / before) <= _SETTLED
+        # They converge linearly, and the rest is a geometric series: but not
+        # where a single change is small by chance.
+        if not change < before <= _SMALL:
+            return False
+        return change / (1 - change / before) <= _SETTLED
 
     def _ended(self) -> Outcome | None:
         """The end that the tests at the point call for, or `None`."""

@@ -16,9 +16,7 @@ _SAME = 1e-3
 _ELSEWHERE = 10.0
 
 
-def checked_squares(
-    problem: PenalizedProblem, theta: Vector
-) -> Squares | None:
+def checked_squares(problem: PenalizedProblem, theta: Vector) -> Squares | None:
     """What is known of a sum of squares at a point, or `None` if not finite.
 
     Args:
@@ -29,9 +27,7 @@ def checked_squares(
         ValueError: if the loss is another one.
     """
     if problem.matrix.inner.has_penalty:
-        _refuse(
-            "a loss with a regularizer, or another term besides the errors"
-        )
+        _refuse("a loss with a regularizer, or another term besides the errors")
     rng = np.random.default_rng(0)
     size = _ELSEWHERE * (1.0 + np.abs(theta))
     elsewhere = theta + size * rng.standard_normal(theta.size)
