@@ -53,6 +53,8 @@ _SETTLED, _HIDDEN, _SMALL = 1e-9, 1e-13, 1e-8
 # before the run ends. Our choice: they converge linearly, and take no
 # evaluation in float32 and a few in float64.
 _MOST_ROUNDS = 100
+# The name of the group of all parameters.
+_ALL = "all"
 # `trainbr`'s first mu.
 _FIRST_MU = 5e-3
 
@@ -253,7 +255,8 @@ class EvidenceRun:
             "step": found.length,
             "trials": found.trials,
             **control.logs(),
-            **self._logs(evidence),
+            **_logs(self._names, self._hyper, evidence),
+            "regularized_loss": float(self._here.loss),
         }
         before = self._hyper
         self._hyper = self._model.estimate(
@@ -302,23 +305,6 @@ class EvidenceRun:
             curvatures = np.diagonal(matrix)
         return float(curvatures.max()) or 1.0
 
-    def _logs(self, evidence: Evidence) -> dict[str, float]:
-        """What the History has of the point, all with the same weights."""
-        alpha, beta = self._hyper
-        names = self._names
-        own = {f"alpha/{n}": a for n, a in zip(names, alpha, strict=True)}
-        gammas = zip(names, evidence.effective, strict=True)
-        own |= {f"effective_parameters/{n}": g for n, g in gammas}
-        if len(names) == 1:
-            own = {"alpha": alpha[0]}
-        own |= {
-            "beta": beta,
-            "effective_parameters": evidence.effective.sum(),
-            "log_evidence": evidence.log_evidence,
-            "regularized_loss": self._here.loss,
-        }
-        return {name: float(value) for name, value in own.items()}
-
     def _state(self) -> SolverState:
         control = self._search.control
         state = State(
@@ -352,10 +338,27 @@ class EvidenceRun:
 def _groups(problem: Problem, kind: str | None) -> tuple[Array, list[str]]:
     """The group of each parameter, `(size,)`, and the groups' names."""
     if kind != "evidence-by-variable":
-        return np.zeros(problem.size, "int64"), ["all"]
+        return np.zeros(problem.size, "int64"), [_ALL]
     packing = problem.objective.program.packing
     parts = packing.split_array(np.arange(problem.size, dtype="float64"))
     groups = np.zeros(problem.size, "int64")
     for number, part in enumerate(parts):
         groups[np.asarray(part, "int64").reshape(-1)] = number
     return groups, [variable.path for variable in packing.variables]
+
+
+def _logs(
+    names: list[str], hyper: Hyperparameters, evidence: Evidence
+) -> dict[str, float]:
+    """What the History has of a point, all with the same weights."""
+    groups = list(zip(names, hyper.alpha, evidence.effective, strict=True))
+    own = {f"alpha/{name}": a for name, a, _ in groups}
+    own |= {f"effective_parameters/{name}": gamma for name, _, gamma in groups}
+    if names == [_ALL]:
+        own = {"alpha": hyper.alpha[0]}
+    own |= {
+        "beta": hyper.beta,
+        "effective_parameters": evidence.effective.sum(),
+        "log_evidence": evidence.log_evidence,
+    }
+    return {name: float(value) for name, value in own.items()}
