@@ -12,7 +12,10 @@ from conftest import undoing
 
 ROOT = pathlib.Path(__file__).parents[2]
 README = ROOT / "README.md"
-PAGES = [ROOT / "docs" / f"{name}.md" for name in ("index", "choosing", "faq")]
+PAGES = [
+    ROOT / "docs" / f"{name}.md"
+    for name in ("index", "choosing", "evidence", "faq")
+]
 FENCE = re.compile(r"```(python|text)\n(.*?)```", re.DOTALL)
 
 

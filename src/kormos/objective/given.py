@@ -180,6 +180,9 @@ class _GivenMatrix:
         roots = np.sqrt(np.maximum(eigenvalues, 0.0))
         return loss, grad, roots[:, np.newaxis] * vectors.T
 
+    def squares(self, theta: Vector) -> None:
+        del theta
+
     def product(self, theta: Vector, vector: Vector) -> Vector:
         return self._at(theta) @ vector
 

@@ -30,6 +30,7 @@ import numpy as np
 from kormos.optimizers.native import NativeOptimizer
 from kormos.optimizers.stage import Stage
 from kormos.solvers.least_squares import batches
+from kormos.solvers.least_squares.evidence_loop import EvidenceRun
 from kormos.solvers.least_squares.loop import LeastSquaresRun
 from kormos.solvers.outcome import Outcome
 from kormos.solvers.problem import Problem
@@ -42,6 +43,7 @@ _PRESETS = (None, "matlab")
 MOST_DENSE_PARAMETERS = 20_000
 
 _SOLVERS = ("auto", "rows", "dense", "cg")
+_REGULARIZATIONS = (None, "evidence", "evidence-by-variable")
 
 
 @keras.saving.register_keras_serializable(package="kormos")
@@ -84,10 +86,36 @@ class LevenbergMarquardt(NativeOptimizer):
             an epoch being a pass over the data in a new order. The damping is
             carried from batch to batch. The loss of all of the data may rise,
             and no test of convergence ends a fit.
+        regularization: `"evidence"` for a penalty on the squares of all
+            parameters whose weight the data choose, as below;
+            `"evidence-by-variable"` for a weight for each variable. Defaults to
+            `None`.
         keep_state: where scale, damping and radius, 16 bytes a parameter, are
             kept for `resume=True`: `None` in memory and in the backups of
             `BackupAndRestore`, `True` in saved models too, `False` nowhere.
             Defaults to `None`.
+
+    With `regularization="evidence"` the method minimizes
+
+        F = beta E_D + alpha E_W,
+
+    with the sum of squared errors E_D and the sum of the squares of all
+    parameters E_W, in the units of data and of parameters. Errors then have the
+    variance 1 / (2 beta), and parameters 1 / (2 alpha) before data are seen. At
+    each iterate, alpha and beta are estimated anew, so that they come to
+    maximize the probability density of the data (MacKay 1992; Foresee and Hagan
+    1997; MATLAB's `trainbr`, whose damping `preset="matlab"` adds). Sample and
+    loss weights count relative to their mean. The loss must be a sum or a mean
+    of squared errors, without other regularizers and bounds.
+
+    `loss` remains the loss, without the penalty, and may rise. The History has
+    the further columns `alpha`, `beta`, `effective_parameters` (how many
+    parameters the data determine), `log_evidence` (the logarithm of that
+    density) and `regularized_loss` (F in the unit of the loss, the loss plus
+    alpha / beta E_W), all of them with the weights of the step to that point;
+    and `alpha/<path>` and `effective_parameters/<path>` for each variable with
+    `"evidence-by-variable"`. `grad` is that of the regularized loss. A fit has
+    converged where neither a step nor a new estimate changes anything.
 
     Raises:
         ValueError: if an argument cannot be used.
@@ -116,6 +144,7 @@ class LevenbergMarquardt(NativeOptimizer):
         preset: str | None = None,
         linear_solver: str = "auto",
         stochastic: bool = False,
+        regularization: str | None = None,
         keep_state: bool | None = None,
     ) -> None:
         super().__init__(
@@ -132,6 +161,7 @@ class LevenbergMarquardt(NativeOptimizer):
         for key, value, allowed in (
             ("preset", preset, _PRESETS),
             ("linear_solver", linear_solver, _SOLVERS),
+            ("regularization", regularization, _REGULARIZATIONS),
         ):
             if value not in allowed:
                 raise ValueError(
@@ -142,6 +172,9 @@ class LevenbergMarquardt(NativeOptimizer):
         self.preset = preset
         self.linear_solver = linear_solver
         self.stochastic = stochastic
+        self.regularization = regularization
+        if regularization is not None:
+            self._check_regularization(stochastic)
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -150,16 +183,40 @@ class LevenbergMarquardt(NativeOptimizer):
             "preset": self.preset,
             "linear_solver": self.linear_solver,
             "stochastic": self.stochastic,
+            "regularization": self.regularization,
         }
+
+    def _check_regularization(self, stochastic: bool) -> None:
+        """Refuses what a penalty that data choose does not go with."""
+        received = None
+        if stochastic:
+            received = "stochastic=True"
+        elif self.linear_solver == "cg":
+            received = "linear_solver='cg'"
+        if received is not None:
+            raise ValueError(
+                f"`regularization={self.regularization!r}` needs all of the "
+                "data and the whole matrix at every step: leave out "
+                "`stochastic`, and use `linear_solver='auto'`. "
+                f"Received: {received}"
+            )
 
     def _check(
         self, size: int, bounded: bool, constraint_types: list[str]
     ) -> None:
         super()._check(size, bounded, constraint_types)
-        if self.linear_solver == "dense" and size > MOST_DENSE_PARAMETERS:
+        if self.regularization is not None and bounded:
+            raise ValueError(
+                f"`regularization={self.regularization!r}` takes parameters "
+                "of either sign and any size: fit without bounds, or without "
+                f"it. Received: optimizer='{self.name}' with bounds"
+            )
+        is_dense = self.linear_solver == "dense" or self.regularization
+        if is_dense and size > MOST_DENSE_PARAMETERS:
             raise ValueError(
                 f"Optimizer '{self.name}' forms a dense matrix with "
-                f"`linear_solver='dense'`, for {MOST_DENSE_PARAMETERS:,} "
+                "`linear_solver='dense'` or a `regularization`, for "
+                f"{MOST_DENSE_PARAMETERS:,} "
                 "parameters at most. Use 'auto', or the optimizer 'lbfgs'. "
                 f"Received: {size:,} parameters, a matrix of "
                 f"{8e-6 * size**2:,.0f} MB"
@@ -178,6 +235,8 @@ class LevenbergMarquardt(NativeOptimizer):
             stochastic = self.stochastic
         if not stochastic:
             return [stage]
+        if self.regularization is not None:
+            self._check_regularization(stochastic)
         return [stage._replace(run=self._run_on_batches, uses_batches=True)]
 
     def _run(
@@ -187,8 +246,9 @@ class LevenbergMarquardt(NativeOptimizer):
         state: SolverState | None,
         observer: Observer,
     ) -> Outcome:
+        run = EvidenceRun if self.regularization else LeastSquaresRun
         with np.errstate(all="ignore"):
-            return LeastSquaresRun(problem, self)(theta, state, observer)
+            return run(problem, self)(theta, state, observer)
 
     def _run_on_batches(
         self,

@@ -113,6 +113,9 @@ class Run:
             outcome.status = statuses.NON_FINITE
         elif self._meets_target(self.best[1]):
             outcome = self._target_reached(outcome)
+        if outcome.is_penalized:
+            # What the loss alone would gain from here says nothing.
+            return outcome
         is_kept = outcome.is_polished or self._is_better(
             outcome.theta, outcome.loss
         )
@@ -225,7 +228,9 @@ class Run:
         theta, loss = iterate.theta, iterate.loss
         self.iterations += 1
         self.state = iterate.state
-        if theta is not None and self._is_better(theta, loss):
+        if theta is not None and (
+            iterate.is_penalized or self._is_better(theta, loss)
+        ):
             self.best = theta, loss
         return self._observer.accepted(iterate) or self._meets_target(loss)
 

@@ -265,8 +265,9 @@ class Session:
             outcome.theta, outcome.loss = latest
         else:
             self._reporter.write(outcome.theta)
-            # A feasible point may be worth a higher loss.
-            start = None if problem.constraints else start
+            # A feasible or a smooth point may be worth a higher loss.
+            if problem.constraints or outcome.is_penalized:
+                start = None
             return with_kept_loss(outcome, objective, problem, start)
         return with_kept_loss(outcome, objective, problem)
 

@@ -28,6 +28,8 @@ class Outcome:
         raw: the wrapped library's own result, or `None`.
         is_polished: whether the point is the best although the loss there may
             be above the lowest, by less than its rounding.
+        is_penalized: whether the end is one of the loss and a penalty of the
+            method's, so that a point with a lower loss is no better.
         kept_loss: the loss at the point as the variables round it; `None` if
             that is the same.
         findings: sentences of what was checked at the end, with figures.
@@ -47,6 +49,7 @@ class Outcome:
     detail: str = ""
     raw: Any = None
     is_polished: bool = False
+    is_penalized: bool = False
     kept_loss: float | None = None
     findings: str = ""
     evaluate: Evaluate | None = None

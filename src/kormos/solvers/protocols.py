@@ -55,6 +55,8 @@ class Iterate(NamedTuple):
         state: what a later run can go on from. It is valid until the observer
             returns. `None` for a solver that keeps no state.
         logs: numbers of the method for the History, by name.
+        is_penalized: whether the method minimizes the loss and a penalty of its
+            own, so that an earlier point with a lower loss is no better.
     """
 
     theta: Vector | None
@@ -62,6 +64,7 @@ class Iterate(NamedTuple):
     grad: Vector | float | None
     state: SolverState | None = None
     logs: Mapping[str, Any] = {}
+    is_penalized: bool = False
 
 
 class Observer(Protocol):
@@ -143,11 +146,14 @@ class LeastSquaresSettings(Tolerances, Protocol):
         acceleration: whether half the geodesic acceleration is added to steps.
         preset: `"matlab"` for the rule of MATLAB's `trainlm`, or `None`.
         linear_solver: `"rows"`, `"dense"`, `"cg"` or `"auto"`.
+        regularization: `"evidence"` or `"evidence-by-variable"` for a penalty
+            whose weights the data choose, or `None`.
     """
 
     acceleration: bool
     preset: str | None
     linear_solver: str
+    regularization: str | None
 
 
 class Curvature(Protocol):
@@ -353,6 +359,25 @@ class Damping(Protocol):
         """Numbers for the History."""
 
 
+class Squares(NamedTuple):
+    """What is known of a loss that may be a sum of squares, `sum u_i e_i^2`.
+
+    Attributes:
+        errors: the number of errors e with a weight u above zero.
+        weight: the mean of these weights.
+        log_weights: the sum of the logarithms of these weights over the mean.
+        total: the sum, from first and second derivatives in the outputs; it
+            is the loss if the loss is a sum of squares.
+        loss: the loss.
+    """
+
+    errors: int
+    weight: float
+    log_weights: float
+    total: float
+    loss: float
+
+
 class GaussNewtonMatrix(Protocol):
     """The Gauss-Newton matrix A = J'HJ of a loss of outputs.
 
@@ -386,6 +411,9 @@ class GaussNewtonMatrix(Protocol):
         self, theta: Vector, keep: bool = False
     ) -> tuple[float, Vector, Matrix]:
         """Loss, gradient, and R of shape `(rows, size)`, with R'R = A."""
+
+    def squares(self, theta: Vector) -> Squares | None:
+        """The loss as a sum of squares; `None` if it cannot be one."""
 
     def product(self, theta: Vector, vector: Vector) -> Vector:
         """A times a vector, both `(size,)`."""

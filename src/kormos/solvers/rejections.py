@@ -24,6 +24,7 @@ from kormos.failures import OF_POINT
 from kormos.failures import SharedFailure
 from kormos.failures import severity_of
 from kormos.solvers.protocols import GaussNewtonMatrix
+from kormos.solvers.protocols import Squares
 from kormos.types import Matrix
 from kormos.types import Vector
 from kormos.warn import place_of
@@ -186,6 +187,10 @@ class SafeGaussNewton:
         self, theta: Vector, keep: bool = False
     ) -> tuple[float, Vector, Matrix]:
         return self._try("rows", self._row, theta, keep)
+
+    def squares(self, theta: Vector) -> Squares | None:
+        unknown = Squares(0, np.nan, np.nan, np.nan, np.nan)
+        return self._try("squares", lambda: unknown, theta)
 
     def product(self, theta: Vector, vector: Vector) -> Vector:
         return self._try("product", self._vector, theta, vector)

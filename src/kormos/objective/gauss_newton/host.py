@@ -13,6 +13,7 @@ from kormos.objective.gauss_newton.compiled import GaussNewton
 from kormos.objective.gauss_newton.factors import Factor
 from kormos.objective.gauss_newton.linearization import Linearization
 from kormos.objective.units import size_of
+from kormos.solvers.protocols import Squares
 from kormos.types import Matrix
 from kormos.types import Scalar
 from kormos.types import Tensor
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 # is a choice of ours. More would save the recomputation of J for larger data,
 # and take the memory that the user may need.
 _MOST_BYTES_KEPT = 2**28
+
+# The root of a curvature of at most this is that of an output without any,
+# which has a tiny one of `factors.py`'s.
+_LEAST_ROOT = 2.0**-390
 
 
 class HostGaussNewton:
@@ -149,6 +154,41 @@ class HostGaussNewton:
             root = np.diag(np.sqrt(_positive(diagonal)))
             rows = np.concatenate([rows, root])
         return number(loss), grad, rows
+
+    def squares(self, theta: Vector) -> Squares | None:
+        """The loss as a sum of squares; `None` if it cannot be one.
+
+        The curvature of the loss in an output is twice the weight of its error.
+
+        Args:
+            theta: the point.
+        """
+        if self.has_penalty:
+            return None
+
+        def sums() -> tuple[Vector]:
+            total = np.zeros(6)
+            for factor in self._factors(theta, keep=False):
+                roots, slopes = factor.roots, factor.matrix[:, -1]
+                counted = roots[roots > _LEAST_ROOT].astype("float64")
+                total += (
+                    counted.size,
+                    np.sum(counted**2) / 2,
+                    2 * np.sum(np.log(counted)),
+                    np.sum(slopes**2) / 2,
+                    factor.loss,
+                    roots.ndim > 2,
+                )
+            return (total,)
+
+        processes = self._objective.arguments.processes
+        (total,) = processes.total(sums, [(6,)], [theta])
+        count, weights, logs, squares, loss, mixed = map(float, total)
+        if mixed or not count:
+            return None
+        weight = weights / count
+        logs -= count * np.log(2 * weight)
+        return Squares(int(count), weight, logs, squares, loss)
 
     def _factors(self, theta: Vector, keep: bool) -> Iterator[Factor]:
         """Yields the `Factor` of each chunk."""

@@ -95,6 +95,9 @@ class Multiplicative:
             errors but that times a constant.
         first, increase, decrease, most: `trainlm`'s `mu`, `mu_inc`, `mu_dec`
             and `mu_max`, with its defaults.
+
+    Attributes:
+        unit: the same, which may change from step to step.
     """
 
     def __init__(
@@ -109,7 +112,7 @@ class Multiplicative:
         self.damping = float(mu) or first
         self.radius = 0.0
         self.is_guess = False
-        self._unit = unit
+        self.unit = unit
         self._increase = increase
         self._decrease = decrease
         self._most = most
@@ -118,7 +121,7 @@ class Multiplicative:
         del model, theta, loss
 
     def step(self, model: LocalModel) -> Step:
-        return model.damped(self.damping * self._unit)
+        return model.damped(self.damping * self.unit)
 
     def shorten(self, step: Step) -> None:
         self.reject(step, False)
