@@ -32,6 +32,7 @@ class QuasiNewton(NativeOptimizer):
             loss by more than this part of it. Defaults to 1e-14.
         xtol: converged when a step is this part of the parameters' length.
             Defaults to 0, which is never.
+        bounds: as `BatchOptimizer` takes them.
         keep_state: where the curvature is kept for `resume=True`: `None` in
             memory and in the backups of `BackupAndRestore`, `True` in saved
             models too, `False` nowhere. Of n parameters a dense method keeps
@@ -48,6 +49,7 @@ class QuasiNewton(NativeOptimizer):
         gtol: float = 1e-9,
         ftol: float = 1e-14,
         xtol: float = 0.0,
+        bounds: Any = None,
         keep_state: bool | None = None,
     ) -> None:
         super().__init__(
@@ -58,7 +60,8 @@ class QuasiNewton(NativeOptimizer):
             gtol,
             ftol,
             xtol,
-            keep_state=keep_state,
+            bounds,
+            keep_state,
         )
 
     def method(self, size: int) -> Curvature:
@@ -72,20 +75,9 @@ class QuasiNewton(NativeOptimizer):
     def check_size(self, size: int) -> None:
         """Raises a `ValueError` if there are too many parameters."""
 
-    def get_config(self) -> dict[str, Any]:
-        config = super().get_config()
-        del config["bounds"]
-        return config
-
     def _check(
         self, size: int, bounded: bool, constraint_types: list[str]
     ) -> None:
-        if bounded:
-            raise ValueError(
-                f"Optimizer '{self.name}' takes no bounds (nor a `NonNeg` "
-                "constraint, which is one). Use 'l-bfgs-b', 'tnc' or 'slsqp'. "
-                f"Received: optimizer='{self.name}' with bounds"
-            )
         super()._check(size, bounded, constraint_types)
         self.check_size(size)
 
@@ -97,7 +89,9 @@ class QuasiNewton(NativeOptimizer):
         observer: Observer,
     ) -> Outcome:
         method = self.method(problem.size)
-        first, earlier = states.init(method, theta, problem.stride), None
+        first, earlier = states.init(
+            method, problem.project(theta), problem.stride, problem.is_bounded
+        ), None
         if state is not None:
             earlier = state.restored(
                 method.key, first, theta, problem.storage_eps

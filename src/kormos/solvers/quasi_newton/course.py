@@ -13,6 +13,7 @@ from kormos.arithmetic.vectors import dot
 from kormos.arithmetic.vectors import norm
 from kormos.solvers.protocols import Curvature
 from kormos.solvers.quasi_newton import wolfe_search
+from kormos.solvers.quasi_newton.region import Region
 from kormos.solvers.quasi_newton.state import Pair
 from kormos.solvers.quasi_newton.state import State
 from kormos.types import Scalar
@@ -76,21 +77,37 @@ class Course(NamedTuple):
 
 
 def course_from(
-    curvature: Curvature, state: State, store: Structure, arrival: Arrival
+    curvature: Curvature,
+    region: Region,
+    state: State,
+    store: Structure,
+    arrival: Arrival,
 ) -> Course:
     """The direction from a point, of the curvature or along the gradient."""
     is_start, good, theta, loss, grad = arrival
     moved, units = theta - state.theta, state.units
     step, change = moved / units, (grad - state.grad) * units
-    slopes = grad * units
+    steep, slopes = grad * units, region.pull(theta, grad) * units
     size, one = norm(slopes), constant(1, like=loss)
     is_anew = both(is_start, state.is_anew > 0)
     # s'Bs without B, because the direction is -H times the gradient.
     energy = -state.search.step * dot(moved, state.grad)
     is_first = both(state.pairs == 0, ~is_start)
     before = state.direction / units
-    pair = Pair(good, step, change, energy, before, is_first)
-    known, direction = curvature.update(store, state.curvature, pair, slopes)
+    pair = Pair(good, step, change, energy, before, before, is_first)
+    pair = region.downhill(
+        region.pair(pair, state, theta),
+        state.grad * units,
+        lambda vector: curvature.product(store, state.curvature, vector),
+    )
+    known, direction = curvature.update(store, state.curvature, pair, steep)
+    direction = region.steer(
+        theta,
+        steep,
+        units,
+        direction,
+        lambda vector: curvature.product(store, known, vector),
+    )
     slope = dot(slopes, direction)
     # The direction is not downhill beyond rounding, or it is not finite.
     lost = ~(slope < -_ROUNDING * size * norm(direction))
