@@ -1,7 +1,5 @@
 """Where a quasi-Newton run goes from a point, and how far it tries to go."""
 
-from typing import NamedTuple
-
 from kormos.arithmetic.scalars import both
 from kormos.arithmetic.scalars import cond
 from kormos.arithmetic.scalars import constant
@@ -13,6 +11,8 @@ from kormos.arithmetic.vectors import dot
 from kormos.arithmetic.vectors import norm
 from kormos.solvers.protocols import Curvature
 from kormos.solvers.quasi_newton import wolfe_search
+from kormos.solvers.quasi_newton.arrival import Arrival
+from kormos.solvers.quasi_newton.arrival import Course
 from kormos.solvers.quasi_newton.region import Region
 from kormos.solvers.quasi_newton.state import Pair
 from kormos.solvers.quasi_newton.state import State
@@ -36,44 +36,6 @@ _PROBE_POWER = 1 / 3
 
 # A slope below this part of what its two vectors could make is rounding.
 _ROUNDING = 2.0**-52
-
-
-class Arrival(NamedTuple):
-    """An evaluation at which a run arrives.
-
-    Attributes:
-        is_start: whether it is the start, rather than an accepted trial.
-        good: whether the step there shows the curvature, beyond rounding.
-        theta: the point, `(size,)`.
-        loss: the loss there, scalar.
-        grad: the gradient there, `(size,)`.
-    """
-
-    is_start: Scalar
-    good: Scalar
-    theta: Tensor
-    loss: Scalar
-    grad: Tensor
-
-
-class Course(NamedTuple):
-    """Where a run goes from a point; in the units of the parameters.
-
-    Attributes:
-        known: what is known of the curvature.
-        direction: the direction of the next search, `(size,)`.
-        slope: the directional derivative along it, scalar.
-        far: how far along the gradient the loss would fall to zero, scalar.
-        begins: whether the memory was cleared, bool scalar.
-        lost: whether that was because the direction was of no use, bool scalar.
-    """
-
-    known: Structure
-    direction: Tensor
-    slope: Scalar
-    far: Scalar
-    begins: Scalar
-    lost: Scalar
 
 
 def course_from(

@@ -31,6 +31,8 @@ from kormos.arithmetic.scalars import constant
 from kormos.arithmetic.scalars import where
 from kormos.arithmetic.scalars import while_loop
 from kormos.arithmetic.vectors import dot
+from kormos.solvers.quasi_newton.arrival import Arrival
+from kormos.solvers.quasi_newton.arrival import Course
 from kormos.solvers.quasi_newton.state import Pair
 from kormos.solvers.quasi_newton.state import State
 from kormos.types import Scalar
@@ -105,6 +107,18 @@ class Region(Protocol):
             product: H.
         """
 
+    def hasten(
+        self, course: Course, state: State, arrival: Arrival, length: Scalar
+    ) -> Course:
+        """A course on which a short first trial reaches bounds, too.
+
+        Args:
+            course: the course, on which the whole direction reaches them.
+            state: the state before.
+            arrival: where the course begins.
+            length: the first trial, of the whole direction.
+        """
+
 
 class Everywhere:
     """The region without bounds, as `Region`: nothing is computed for it."""
@@ -143,6 +157,12 @@ class Everywhere:
     ) -> Tensor:
         del theta, slopes, units, product
         return direction
+
+    def hasten(
+        self, course: Course, state: State, arrival: Arrival, length: Scalar
+    ) -> Course:
+        del state, arrival, length
+        return course
 
 
 class Box:
@@ -235,6 +255,19 @@ class Box:
             sent,
             target,
             ops.where(held, ops.zeros_like(slopes), course.direction),
+        )
+
+    def hasten(
+        self, course: Course, state: State, arrival: Arrival, length: Scalar
+    ) -> Course:
+        theta, units = arrival.theta, state.units
+        down, up = (self._lower - theta) / units, (self._upper - theta) / units
+        slopes, direction = arrival.grad * units, course.direction
+        sent = (direction <= down) & (slopes > 0)
+        sent = sent | ((direction >= up) & (slopes < 0))
+        direction = ops.where(sent, direction / length, direction)
+        return course._replace(
+            direction=direction, slope=dot(slopes, direction)
         )
 
     def _at_bound(self, theta: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ from kormos.arithmetic.vectors import largest
 from kormos.arithmetic.vectors import norm
 from kormos.solvers.protocols import Curvature
 from kormos.solvers.quasi_newton import wolfe_search
-from kormos.solvers.quasi_newton.course import Arrival
+from kormos.solvers.quasi_newton.arrival import Arrival
 from kormos.solvers.quasi_newton.course import course_from
 from kormos.solvers.quasi_newton.course import first_trial_of
 from kormos.solvers.quasi_newton.course import probe_of
@@ -192,6 +192,7 @@ def _arrive(
     if curvature.overshoots:
         guess = first_trial_of(state.loss - loss, course.slope, one)
         first_trial = where(either(begins, is_start), one, guess)
+        course = region.hasten(course, state, arrival, first_trial)
     # Along a straight line no trial is too far, and the curvature learns
     # nothing from it: the next search begins where the last one ended.
     straight = ~either(is_start, good, begins)
