@@ -42,8 +42,6 @@ def overlapping(rows, columns, seed=0):
 
 
 def squares_of(matrix, vector):
-    matrix, vector = map(ops.convert_to_tensor, (matrix, vector))
-
     def loss(x):
         return ops.sum((ops.einsum("ij,j->i", matrix, x) - vector) ** 2)
 
@@ -137,11 +135,10 @@ def test_an_obstacle_holds_a_membrane_where_quadratic_programs_say(method):
     ).x
     touching = np.isclose(exact, obstacle, atol=1e-12)
     assert 3 < touching.sum() < size - 3
-    tensors = [ops.convert_to_tensor(a) for a in (stiffness, force)]
 
     def energy(x):
-        bent = ops.einsum("ij,j->i", tensors[0], x)
-        return ops.sum(x * bent) / 2 - ops.sum(tensors[1] * x)
+        bent = ops.einsum("ij,j->i", stiffness, x)
+        return ops.sum(x * bent) / 2 - ops.sum(force * x)
 
     result, x = minimize(
         energy, np.zeros(size), method, bounds=[(o, None) for o in obstacle]
@@ -177,7 +174,7 @@ def test_a_logit_in_a_box_ends_at_the_optimum_of_scipy(method):
     )
     held = np.abs(exact.x) == 2
     assert 0 < held.sum() < 8
-    rows = ops.convert_to_tensor(y[:, None] * x)
+    rows = y[:, None] * x
     result, w = minimize(
         lambda w: ops.sum(ops.softplus(-ops.einsum("ij,j->i", rows, w))),
         np.zeros(8),
@@ -195,12 +192,11 @@ def test_non_negative_factors_are_at_a_kuhn_tucker_point(method):
     random = np.random.default_rng(1)
     matrix = random.uniform(size=(12, 4)) @ random.uniform(size=(4, 9))
     matrix *= random.uniform(size=matrix.shape) < 0.6
-    target = ops.convert_to_tensor(matrix)
 
     def loss(theta):
         left = ops.reshape(theta[:36], (12, 3))
         right = ops.reshape(theta[36:], (3, 9))
-        return ops.sum((ops.einsum("ik,kj->ij", left, right) - target) ** 2)
+        return ops.sum((ops.einsum("ik,kj->ij", left, right) - matrix) ** 2)
 
     result, theta = minimize(
         loss, random.uniform(size=63), method, bounds=[(0, None)] * 63
@@ -217,7 +213,7 @@ def test_non_negative_factors_are_at_a_kuhn_tucker_point(method):
 @pytest.mark.parametrize("method", methods("lbfgs"))
 def test_a_linear_loss_ends_in_the_corner(method):
     result, x = minimize(
-        lambda x: ops.sum(x * ops.convert_to_tensor([1.0, -2.0, 3.0])) + 10,
+        lambda x: ops.sum(x * np.array([1.0, -2.0, 3.0])) + 10,
         [0.2, 0.3, 0.4],
         method,
         bounds=[(0, 1)] * 3,
