@@ -12,10 +12,10 @@ import scipy.optimize
 from keras import ops
 
 import kormos
+import native
 from native import METHODS
 from native import eager_only
 from native import methods
-from native import minimize
 
 
 class Recorded:
@@ -27,6 +27,16 @@ class Recorded:
     def value_and_grad(self, theta):
         self.points.append(np.array(theta))
         return self._fn(theta)
+
+
+def minimize(*args, **kwargs):
+    """As `native.minimize`, of a vector that is float64 on JAX, too."""
+    with kormos.precision("float64"):
+        return native.minimize(*args, **kwargs)
+
+
+def product(matrix, vector):
+    return ops.einsum("ij,j->i", ops.convert_to_tensor(matrix), vector)
 
 
 def outside(points, lower, upper):
@@ -43,7 +53,9 @@ def overlapping(rows, columns, seed=0):
 
 def squares_of(matrix, vector):
     def loss(x):
-        return ops.sum((ops.einsum("ij,j->i", matrix, x) - vector) ** 2)
+        return ops.sum(
+            (product(matrix, x) - ops.convert_to_tensor(vector)) ** 2
+        )
 
     return loss
 
@@ -137,8 +149,8 @@ def test_an_obstacle_holds_a_membrane_where_quadratic_programs_say(method):
     assert 3 < touching.sum() < size - 3
 
     def energy(x):
-        bent = ops.einsum("ij,j->i", stiffness, x)
-        return ops.sum(x * bent) / 2 - ops.sum(force * x)
+        bent = product(stiffness, x)
+        return ops.sum(x * bent) / 2 - ops.sum(ops.convert_to_tensor(force) * x)
 
     result, x = minimize(
         energy, np.zeros(size), method, bounds=[(o, None) for o in obstacle]
@@ -176,7 +188,7 @@ def test_a_logit_in_a_box_ends_at_the_optimum_of_scipy(method):
     assert 0 < held.sum() < 8
     rows = y[:, None] * x
     result, w = minimize(
-        lambda w: ops.sum(ops.softplus(-ops.einsum("ij,j->i", rows, w))),
+        lambda w: ops.sum(ops.softplus(-product(rows, w))),
         np.zeros(8),
         method,
         bounds=[(-2, 2)] * 8,
@@ -196,7 +208,8 @@ def test_non_negative_factors_are_at_a_kuhn_tucker_point(method):
     def loss(theta):
         left = ops.reshape(theta[:36], (12, 3))
         right = ops.reshape(theta[36:], (3, 9))
-        return ops.sum((ops.einsum("ik,kj->ij", left, right) - matrix) ** 2)
+        rest = ops.einsum("ik,kj->ij", left, right)
+        return ops.sum((rest - ops.convert_to_tensor(matrix)) ** 2)
 
     result, theta = minimize(
         loss, random.uniform(size=63), method, bounds=[(0, None)] * 63
@@ -213,7 +226,7 @@ def test_non_negative_factors_are_at_a_kuhn_tucker_point(method):
 @pytest.mark.parametrize("method", methods("lbfgs"))
 def test_a_linear_loss_ends_in_the_corner(method):
     result, x = minimize(
-        lambda x: ops.sum(x * np.array([1.0, -2.0, 3.0])) + 10,
+        lambda x: x[0] - 2 * x[1] + 3 * x[2] + 10,
         [0.2, 0.3, 0.4],
         method,
         bounds=[(0, 1)] * 3,
@@ -239,16 +252,16 @@ def test_parameters_that_bounds_fix_stay(method):
 def test_a_non_negative_layer_ends_at_nnls():
     x, y = overlapping(50, 6)
     exact, residual = scipy.optimize.nnls(x, y)
-    model = keras.Sequential(
-        [
-            keras.Input((6,)),
-            keras.layers.Dense(
-                1, use_bias=False, kernel_constraint="non_neg"
-            ),
-        ]
-    )
-    model.compile(optimizer="lbfgs", loss="mse")
     with kormos.precision("float64"):
+        model = keras.Sequential(
+            [
+                keras.Input((6,)),
+                keras.layers.Dense(
+                    1, use_bias=False, kernel_constraint="non_neg"
+                ),
+            ]
+        )
+        model.compile(optimizer="lbfgs", loss="mse")
         history = model.fit(x, y[:, None], epochs=200, verbose=0)
     kernel = ops.convert_to_numpy(model.layers[0].kernel)[:, 0]
     assert history.result.success
