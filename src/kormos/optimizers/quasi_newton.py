@@ -89,9 +89,15 @@ class QuasiNewton(NativeOptimizer):
         observer: Observer,
     ) -> Outcome:
         method = self.method(problem.size)
-        first, earlier = states.init(
-            method, problem.project(theta), problem.stride, problem.is_bounded
-        ), None
+        first, earlier = (
+            states.init(
+                method,
+                problem.project(theta),
+                problem.stride,
+                problem.is_bounded,
+            ),
+            None,
+        )
         if state is not None:
             earlier = state.restored(
                 method.key, first, theta, problem.storage_eps

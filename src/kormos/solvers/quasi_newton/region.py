@@ -43,8 +43,8 @@ from kormos.types import Tensor
 # along the projected line.
 _MOST_PASSES = 5
 # Conjugate gradients stop where this part of the held parameters' motion is
-# left, or after so many steps. Our choice: each step takes a product with H, and
-# a more exact direction saves no evaluations.
+# left, or after so many steps. Our choice: each step takes a product with H,
+# and a more exact direction saves no evaluations.
 _LEFT, _MOST_STEPS = 1e-2, 20
 # Parameters that are sent to a bound aim so much farther, that rounding does
 # not keep them from it.
@@ -244,8 +244,10 @@ class Box:
             passes=one * 0,
         )
         course = while_loop(
-            lambda course: (course.passes < 1)
-            | both(course.fresh > 0, course.passes < _MOST_PASSES),
+            lambda course: (
+                (course.passes < 1)
+                | both(course.fresh > 0, course.passes < _MOST_PASSES)
+            ),
             on_face,
             first,
         )
@@ -338,9 +340,7 @@ def _eliminated(slopes: Tensor, fixed: Tensor, product: Product) -> Tensor:
         return _Elimination(direction, search, square, at.steps + 1)
 
     found = while_loop(
-        lambda at: both(
-            at.square > _LEFT**2 * square, at.steps < _MOST_STEPS
-        ),
+        lambda at: both(at.square > _LEFT**2 * square, at.steps < _MOST_STEPS),
         step,
         _Elimination(free, residual, square, square * 0),
     )
