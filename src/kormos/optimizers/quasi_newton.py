@@ -21,6 +21,10 @@ class QuasiNewton(NativeOptimizer):
     same steps and stops alike. No end is claimed before a run that begins
     there, with its memory cleared, has gained nothing.
 
+    Within bounds, and those that `NonNeg` constraints set, parameters that the
+    gradient presses against one are held there. Their number is `active` in the
+    History, and ends are judged by the gradient of the others.
+
     Args:
         name: name of the optimizer.
         epochs: the number of epochs when `fit` is not told. Defaults to 20.
