@@ -17,6 +17,7 @@ plains, at which a method that sees the loss alone has nothing to go by.
 
 `--part` says what is minimized: `cutest`, unconstrained problems of CUTEst, on
 PyTorch (`lm`, and all methods on JAX if need be, with `KERAS_BACKEND=jax`);
+`bounded`, problems of CUTEst with bounds, in 5,000 evaluations;
 `mgh`, the functions of Moré, Garbow and Hillstrom; `nist`, the nonlinear
 regressions of the NIST StRD from both starts; `networks`, small ones in many
 units; `float32`, fits that are right and fits that are cut short.
@@ -47,7 +48,7 @@ sys.path.append(str(ROOT / "tests" / "helpers"))
 
 import trials
 
-PARTS = ("cutest", "mgh", "nist", "networks", "float32")
+PARTS = ("cutest", "bounded", "mgh", "nist", "networks", "float32")
 OURS = ("lbfgs", "ssbroyden", "dense-bfgs", "ssbfgs")
 
 # How near the best value is near enough, as a part of the way from the start.
@@ -147,10 +148,10 @@ def campaign(record, part, cases, methods):
 
 
 def cases_of(part):
-    if part == "cutest":
+    if part in ("cutest", "bounded"):
         import cutest
 
-        return cutest.cases()
+        return cutest.cases("unconstrained" if part == "cutest" else part)
     import claim_cases
 
     return getattr(claim_cases, f"{part}_cases")()

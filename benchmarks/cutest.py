@@ -1,4 +1,4 @@
-"""Unconstrained CUTEst problems, by the package sif2jax.
+"""CUTEst problems without constraints, or with bounds, by sif2jax.
 
 On JAX kormos differentiates and compiles them itself. On PyTorch, where it runs
 eagerly, JAX evaluates a problem, compiled once for all methods, and PyTorch's
@@ -22,15 +22,15 @@ import sif2jax
 from claim_cases import FunctionCase
 
 BACKEND = keras.backend.backend()
-TABLE = pathlib.Path(__file__).parent / "data" / "cutest_unconstrained.tsv"
+DATA = pathlib.Path(__file__).parent / "data"
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_enable_compilation_cache", True)
 
 
-def cases():
-    """The problems of the table, in its order."""
-    lines = TABLE.read_text().splitlines()
+def cases(kind="unconstrained"):
+    """The problems of a table, `"unconstrained"` or `"bounded"`, in order."""
+    lines = (DATA / f"cutest_{kind}.tsv").read_text().splitlines()
     table = csv.DictReader(
         (line for line in lines if not line.startswith("#")), delimiter="\t"
     )
@@ -49,6 +49,10 @@ class Case(FunctionCase):
         self._problem = _made(f"{problem} {size}")
         self._equations = _made(equations) if equations else None
         super().__init__(problem, None, self._problem.y0, float(best))
+        if getattr(self._problem, "bounds", None) is not None:
+            lower, upper = map(np.array, self._problem.bounds)
+            bounds = list(zip(lower.tolist(), upper.tolist(), strict=True))
+            self.limits = {"bounds": bounds, "max_evals": 5000}
         self.has_residuals = bool(equations) and BACKEND == "jax"
 
     def _objective(self, theta):
@@ -84,10 +88,10 @@ class Case(FunctionCase):
 
 
 def _made(text):
-    """A problem of sif2jax, from its name and, maybe, `field=value`."""
-    name, _, size = text.strip().partition(" ")
-    field, _, value = size.partition("=")
-    fields = {field: int(value)} if size else {}
+    """A problem of sif2jax, from its name and some `field=value`."""
+    name, *sizes = text.split()
+    pairs = [size.split("=") for size in sizes]
+    fields = {field: int(value) for field, value in pairs}
     return getattr(sif2jax.cutest, name)(**fields)
 
 

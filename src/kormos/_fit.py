@@ -141,8 +141,9 @@ def fit(
         gradient; NaN for a method without), `fg_evals` and `hessp_evals`
         (evaluations and Hessian products of this fit so far), what else the
         method tells (`step`, the 2-norm of the step; `resets`, how often the
-        curvature was cleared; `damping`, `radius` and `trials` of `"lm"`), the
-        compiled metrics and `val_*`.
+        curvature was cleared; `active`, how many parameters are held at
+        bounds; `damping`, `radius` and `trials` of `"lm"`), the compiled
+        metrics and `val_*`.
         `history.iterations` is a dict of lists with an entry for every
         iteration, also those inside an epoch. `history.result` says why the
         fit ended; its `success` is true at an optimum, from which a new run

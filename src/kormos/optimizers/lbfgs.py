@@ -42,7 +42,7 @@ class LBFGS(QuasiNewton):
             `True` for pairs of more than 256 MB where there are several
             devices. Each of several processes uses its own devices.
         **kwargs: `epochs`, `batch_size`, `pretrain_fn`, `gtol`, `ftol`,
-            `xtol` and `keep_state`, as for `QuasiNewton`.
+            `xtol`, `bounds` and `keep_state`, as for `QuasiNewton`.
 
     Raises:
         ValueError: if `memory`, `scaling` or `shard_memory` is another value,

@@ -21,6 +21,10 @@ class QuasiNewton(NativeOptimizer):
     same steps and stops alike. No end is claimed before a run that begins
     there, with its memory cleared, has gained nothing.
 
+    Within bounds, and those that `NonNeg` constraints set, parameters that the
+    gradient presses against one are held there. Their number is `active` in the
+    History, and ends are judged by the gradient of the others.
+
     Args:
         name: name of the optimizer.
         epochs: the number of epochs when `fit` is not told. Defaults to 20.
@@ -32,6 +36,7 @@ class QuasiNewton(NativeOptimizer):
             loss by more than this part of it. Defaults to 1e-14.
         xtol: converged when a step is this part of the parameters' length.
             Defaults to 0, which is never.
+        bounds: as `BatchOptimizer` takes them.
         keep_state: where the curvature is kept for `resume=True`: `None` in
             memory and in the backups of `BackupAndRestore`, `True` in saved
             models too, `False` nowhere. Of n parameters a dense method keeps
@@ -48,6 +53,7 @@ class QuasiNewton(NativeOptimizer):
         gtol: float = 1e-9,
         ftol: float = 1e-14,
         xtol: float = 0.0,
+        bounds: Any = None,
         keep_state: bool | None = None,
     ) -> None:
         super().__init__(
@@ -58,7 +64,8 @@ class QuasiNewton(NativeOptimizer):
             gtol,
             ftol,
             xtol,
-            keep_state=keep_state,
+            bounds,
+            keep_state,
         )
 
     def method(self, size: int) -> Curvature:
@@ -72,20 +79,9 @@ class QuasiNewton(NativeOptimizer):
     def check_size(self, size: int) -> None:
         """Raises a `ValueError` if there are too many parameters."""
 
-    def get_config(self) -> dict[str, Any]:
-        config = super().get_config()
-        del config["bounds"]
-        return config
-
     def _check(
         self, size: int, bounded: bool, constraint_types: list[str]
     ) -> None:
-        if bounded:
-            raise ValueError(
-                f"Optimizer '{self.name}' takes no bounds (nor a `NonNeg` "
-                "constraint, which is one). Use 'l-bfgs-b', 'tnc' or 'slsqp'. "
-                f"Received: optimizer='{self.name}' with bounds"
-            )
         super()._check(size, bounded, constraint_types)
         self.check_size(size)
 
@@ -97,7 +93,15 @@ class QuasiNewton(NativeOptimizer):
         observer: Observer,
     ) -> Outcome:
         method = self.method(problem.size)
-        first, earlier = states.init(method, theta, problem.stride), None
+        first, earlier = (
+            states.init(
+                method,
+                problem.project(theta),
+                problem.stride,
+                problem.is_bounded,
+            ),
+            None,
+        )
         if state is not None:
             earlier = state.restored(
                 method.key, first, theta, problem.storage_eps

@@ -113,6 +113,14 @@ class Problem:
             return theta
         return np.clip(theta, self.lower, self.upper)
 
+    def pull(self, theta: Vector, grad: Vector) -> Vector:
+        """The gradient without what presses parameters against bounds."""
+        if not self.is_bounded:
+            return grad
+        lower, upper = self.box
+        held = (theta <= lower) & (grad >= 0) | (theta >= upper) & (grad <= 0)
+        return np.where(held, 0.0, grad)
+
     @property
     def feasibility(self) -> float:
         """The violation of a constraint that rounding explains."""

@@ -249,6 +249,9 @@ class Curvature(Protocol):
             zeros, or one that is not finite, makes the caller `clear`.
         """
 
+    def product(self, store: Any, known: Any, vector: Tensor) -> Tensor:
+        """H times a vector `(size,)`, with what waits to be settled."""
+
     def settle(self, store: Any, known: Any) -> tuple[Any, Any]:
         """Brings into the store what waits for that in `known`.
 

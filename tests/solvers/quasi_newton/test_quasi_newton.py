@@ -239,12 +239,6 @@ def test_a_first_step_from_a_trained_net_does_not_blow_up(unconverged):
 
 
 class TestRefusals:
-    def test_bounds(self):
-        model = linear()
-        model.compile(optimizer="lbfgs", loss="mse")
-        with pytest.raises(ValueError, match="no bounds.*'l-bfgs-b'"):
-            model.fit(*lindata(20, noise=0), bounds={".*": (0, None)})
-
     def test_constraints(self):
         v = keras.Variable([1.0])
         with pytest.raises(ValueError, match="no constraints.*'slsqp'"):

@@ -1,6 +1,7 @@
 """Whether the gradient at a point is that of the loss, by differences of it."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -43,6 +44,13 @@ _NEAR = 1e-3
 _FARTHER = 10.0
 _KINK_GROWTH = _FARTHER**1.5
 
+Project = Callable[[Vector], Vector]
+
+
+def _anywhere(theta: Vector) -> Vector:
+    """The point itself, where there are no bounds."""
+    return theta
+
 
 def confirmed(
     verdict: Verdict,
@@ -52,6 +60,7 @@ def confirmed(
     loss: float,
     noise: float | None,
     evaluation_eps: float,
+    project: Project = _anywhere,
 ) -> Verdict:
     """The verdict, after a check that the gradient is that of the loss.
 
@@ -63,12 +72,13 @@ def confirmed(
         verdict: by `judge`.
         value: the loss as a function of a float64 array `(size,)`.
         theta: the point.
-        grad: the gradient there.
+        grad: the gradient there, without what presses against bounds.
         loss: the loss there.
         noise: the measured rounding of the loss, or `None` if it was not
             measured. It then is, before a success is denied.
         evaluation_eps: the spacing of numbers near one in the evaluation's
             dtype.
+        project: function that moves a point into the bounds.
     """
     is_success = verdict.status in statuses.SUCCESSES
     size = float(np.linalg.norm(grad))
@@ -81,12 +91,13 @@ def confirmed(
             return Verdict(statuses.STALLED, None, None, None, text)
     if is_success and size * np.abs(theta).max() <= _SMALL_SLOPE * abs(loss):
         return verdict
-    text = _doubt(verdict, value, theta, grad, loss, noise, evaluation_eps)
+    here = verdict, value, theta, grad, loss
+    text = _doubt(*here, noise, evaluation_eps, project)
     if is_success and text and noise is None:
         # Where the terms of a loss nearly cancel, its rounding error is much
         # larger than its size suggests. That error may look like a kink.
         noise = measured_noise(value, theta, loss, evaluation_eps)
-        text = _doubt(verdict, value, theta, grad, loss, noise, evaluation_eps)
+        text = _doubt(*here, noise, evaluation_eps, project)
     if is_success and not text:
         return verdict
     findings = text if is_success else f"{verdict.findings} {text}"
@@ -102,16 +113,17 @@ def _doubt(
     loss: float,
     noise: float | None,
     evaluation_eps: float,
+    project: Project,
 ) -> str:
     """A sentence of what differences of the loss say against the gradient."""
     # Losses are rounded, and so are the points at which they are taken.
     rounded = evaluation_eps / 2 * float(np.abs(theta) @ np.abs(grad))
     noise = max(noise or 0.0, rounded, FINEST * abs(loss))
-    agrees, text = compare_slope(value, theta, grad, loss, noise)
+    agrees, text = compare_slope(value, theta, grad, loss, noise, project)
     if verdict.status not in statuses.SUCCESSES or agrees is False:
         return text
     promise = (verdict.value or 0.0) * abs(loss)
-    return _kink(value, theta, grad, loss, noise, promise)
+    return _kink(value, theta, grad, loss, noise, promise, project)
 
 
 def _cancellation(value: Value, theta: Vector, loss: float) -> str:
@@ -135,6 +147,7 @@ def _kink(
     loss: float,
     noise: float,
     promise: float,
+    project: Project,
 ) -> str:
     """A sentence, if the predicted decrease is small because of a kink.
 
@@ -142,8 +155,11 @@ def _kink(
     that across a kink grows as the step. It takes four evaluations.
     """
     size = float(np.linalg.norm(grad))
-    unit = grad / size
     step = 10 * max(2 * promise, _VISIBLE_KINK * noise) / size
+    kept, rest = _inside(theta, grad, _FARTHER * step / size, project)
+    if not rest > 0:
+        return ""
+    step, unit = step * (rest / size), kept / rest
 
     def bend(step: float) -> float:
         ahead, behind = value(theta - step * unit), value(theta + step * unit)
@@ -165,6 +181,7 @@ def compare_slope(
     grad: Vector,
     loss: float,
     noise: float,
+    project: Project = _anywhere,
 ) -> tuple[bool | None, str]:
     """Whether differences of the loss agree with its gradient.
 
@@ -177,6 +194,8 @@ def compare_slope(
         grad: the gradient there.
         loss: the loss there.
         noise: the measured rounding of the loss.
+        project: function that moves a point into the bounds. Parameters that a
+            step would take out of them stay where they are.
 
     Returns:
         Whether they agree, or `None` where rounding hides it; and a sentence
@@ -188,6 +207,10 @@ def compare_slope(
         return None, ""
     # Long enough to be visible, and short otherwise.
     step = min(reach, max(_VISIBLE * noise / size, _SHORT * reach))
+    grad, rest = _inside(theta, grad, step / size, project)
+    if not rest > 0:
+        return None, ""
+    step, size = step * (rest / size), rest
     ahead = value(theta - step / size * grad)
     behind = value(theta + step / size * grad)
     expected, found = -2 * step * size, ahead - behind
@@ -212,6 +235,26 @@ def compare_slope(
         f"{expected:.3g}. The loss has a kink there, or its derivative is "
         "another function's."
     )
+
+
+def _inside(
+    theta: Vector, grad: Vector, factor: float, project: Project
+) -> tuple[Vector, float]:
+    """The part of the gradient along which both sides lie in the bounds.
+
+    Args:
+        theta: the point.
+        grad: the gradient there.
+        factor: the step to each side, over the gradient.
+        project: function that moves a point into the bounds.
+
+    Returns:
+        The gradient with zeros elsewhere, and its length.
+    """
+    ahead, behind = theta - factor * grad, theta + factor * grad
+    inside = (project(ahead) == ahead) & (project(behind) == behind)
+    kept = np.where(inside, grad, 0.0)
+    return kept, float(np.linalg.norm(kept))
 
 
 def _reach(theta: Vector, grad: Vector, size: float) -> float:

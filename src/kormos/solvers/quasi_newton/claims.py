@@ -165,7 +165,8 @@ class Claims:
         """The decrease of the loss that is predicted at the state."""
         state = self._state
         theta, grad = to_array(state.theta), to_array(state.grad)
-        return convergence.sober(float(state.search.promise), theta, grad)
+        pull = self._problem.pull(theta, grad)
+        return convergence.sober(float(state.search.promise), theta, pull)
 
     def _claim_here(self, kept: State | None = None) -> Claim:
         state = self._state
@@ -232,11 +233,21 @@ class Claims:
         if not is_small or max(self._promises) > _MOST_LEFT * abs(loss):
             return False
         gain = fresh_run.try_to_gain(
-            self._loop.evaluate, theta, loss, grad, self._problem.evaluation_eps
+            self._loop.evaluate,
+            theta,
+            loss,
+            grad,
+            self._problem.evaluation_eps,
+            self._problem.lower,
+            self._problem.upper,
         )
         self._problem.fg_evals = int(self._state.evaluations)
         self._promises.append(
-            convergence.sober(gain.promise, gain.theta, gain.grad)
+            convergence.sober(
+                gain.promise,
+                gain.theta,
+                self._problem.pull(gain.theta, gain.grad),
+            )
         )
         is_lower = self._is_gain(loss, gain.loss)
         if is_lower:

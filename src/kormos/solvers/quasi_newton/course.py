@@ -1,7 +1,5 @@
 """Where a quasi-Newton run goes from a point, and how far it tries to go."""
 
-from typing import NamedTuple
-
 from kormos.arithmetic.scalars import both
 from kormos.arithmetic.scalars import cond
 from kormos.arithmetic.scalars import constant
@@ -13,6 +11,9 @@ from kormos.arithmetic.vectors import dot
 from kormos.arithmetic.vectors import norm
 from kormos.solvers.protocols import Curvature
 from kormos.solvers.quasi_newton import wolfe_search
+from kormos.solvers.quasi_newton.arrival import Arrival
+from kormos.solvers.quasi_newton.arrival import Course
+from kormos.solvers.quasi_newton.region import Region
 from kormos.solvers.quasi_newton.state import Pair
 from kormos.solvers.quasi_newton.state import State
 from kormos.types import Scalar
@@ -37,60 +38,38 @@ _PROBE_POWER = 1 / 3
 _ROUNDING = 2.0**-52
 
 
-class Arrival(NamedTuple):
-    """An evaluation at which a run arrives.
-
-    Attributes:
-        is_start: whether it is the start, rather than an accepted trial.
-        good: whether the step there shows the curvature, beyond rounding.
-        theta: the point, `(size,)`.
-        loss: the loss there, scalar.
-        grad: the gradient there, `(size,)`.
-    """
-
-    is_start: Scalar
-    good: Scalar
-    theta: Tensor
-    loss: Scalar
-    grad: Tensor
-
-
-class Course(NamedTuple):
-    """Where a run goes from a point; in the units of the parameters.
-
-    Attributes:
-        known: what is known of the curvature.
-        direction: the direction of the next search, `(size,)`.
-        slope: the directional derivative along it, scalar.
-        far: how far along the gradient the loss would fall to zero, scalar.
-        begins: whether the memory was cleared, bool scalar.
-        lost: whether that was because the direction was of no use, bool scalar.
-    """
-
-    known: Structure
-    direction: Tensor
-    slope: Scalar
-    far: Scalar
-    begins: Scalar
-    lost: Scalar
-
-
 def course_from(
-    curvature: Curvature, state: State, store: Structure, arrival: Arrival
+    curvature: Curvature,
+    region: Region,
+    state: State,
+    store: Structure,
+    arrival: Arrival,
 ) -> Course:
     """The direction from a point, of the curvature or along the gradient."""
     is_start, good, theta, loss, grad = arrival
     moved, units = theta - state.theta, state.units
     step, change = moved / units, (grad - state.grad) * units
-    slopes = grad * units
+    steep, slopes = grad * units, region.pull(theta, grad) * units
     size, one = norm(slopes), constant(1, like=loss)
     is_anew = both(is_start, state.is_anew > 0)
     # s'Bs without B, because the direction is -H times the gradient.
     energy = -state.search.step * dot(moved, state.grad)
     is_first = both(state.pairs == 0, ~is_start)
     before = state.direction / units
-    pair = Pair(good, step, change, energy, before, is_first)
-    known, direction = curvature.update(store, state.curvature, pair, slopes)
+    pair = Pair(good, step, change, energy, before, before, is_first)
+    pair = region.downhill(
+        region.pair(pair, state, theta),
+        state.grad * units,
+        lambda vector: curvature.product(store, state.curvature, vector),
+    )
+    known, direction = curvature.update(store, state.curvature, pair, steep)
+    direction = region.steer(
+        theta,
+        steep,
+        units,
+        direction,
+        lambda vector: curvature.product(store, known, vector),
+    )
     slope = dot(slopes, direction)
     # The direction is not downhill beyond rounding, or it is not finite.
     lost = ~(slope < -_ROUNDING * size * norm(direction))

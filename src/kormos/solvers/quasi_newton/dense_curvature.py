@@ -143,6 +143,18 @@ class Dense:
             lambda: (known, -product),
         )
 
+    def product(
+        self, store: Tensor, known: PendingUpdate, vector: Tensor
+    ) -> Tensor:
+        _, kept, factors, vectors, identity = known
+        product = matvec(store, vector)
+        # Infinity or NaN would survive a multiplication by zero.
+        product = where(kept > 0, product, ops.zeros_like(product)) * kept
+        product = product + vector * identity
+        for factor, column in zip(factors, vectors, strict=True):
+            product = product + column * (factor * dot(column, vector))
+        return product
+
     def _changed(
         self,
         known: PendingUpdate,
@@ -157,7 +169,7 @@ class Dense:
         ratio = norm(step) / norm(pair.direction)
         ratio = where(pair.is_first, ratio, ratio * 0 + 1)
         product = product * ratio
-        pulled = product + pair.direction * ratio
+        pulled = product + pair.downhill * ratio
         spread = dot(change, pulled)
         energy = pair.energy / ratio
         tau, phi = self._factors(energy / sy, spread / sy, grad.shape[0])

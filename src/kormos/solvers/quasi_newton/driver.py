@@ -20,6 +20,9 @@ from kormos.solvers.quasi_newton.flat_state import on_host
 from kormos.solvers.quasi_newton.flat_state import pack
 from kormos.solvers.quasi_newton.flat_state import skeleton
 from kormos.solvers.quasi_newton.flat_state import unpack
+from kormos.solvers.quasi_newton.region import Box
+from kormos.solvers.quasi_newton.region import Everywhere
+from kormos.solvers.quasi_newton.region import Region
 from kormos.solvers.quasi_newton.state import State
 from kormos.solvers.rejections import is_rejection
 from kormos.types import Array
@@ -59,6 +62,7 @@ class CompiledLoop:
     def __init__(self, curvature: Curvature, problem: Problem, state: State):
         self._curvature = curvature
         self._problem = problem
+        self._box = problem.box if problem.is_bounded else ()
         self._frame = skeleton(state)
         self._packed = pack(state)
         self.state: State = state
@@ -95,7 +99,7 @@ class CompiledLoop:
     ) -> tuple[State, Packed]:
         arguments = self._arguments_at(self.state)
         packed = self._advance(
-            self._packed, np.array(tolerances), counts, *arguments
+            self._packed, np.array(tolerances), counts, *self._box, *arguments
         )
         # JAX computes later, and raises an error when the result is read.
         return unpack(on_host(packed), self._frame), packed
@@ -188,7 +192,7 @@ class CompiledLoop:
         """Compiles the loop, once for an objective and a curvature."""
         self.is_stepped = is_stepped
         problem, frame = self._problem, self._frame
-        curvature = self._curvature
+        curvature, sides = self._curvature, len(self._box)
         if is_stepped:
             value_and_grad = _as_given
             self._arguments_at = functools.partial(_evaluated, problem)
@@ -200,12 +204,13 @@ class CompiledLoop:
             packed: Packed, tolerances: Tensor, counts: Tensor, *args: Any
         ) -> Packed:
             state = unpack(packed, frame)
-            evaluate = value_and_grad
+            evaluate, region = value_and_grad, _region(args[:sides])
             if is_eager(state.loss):
                 evaluate = functools.partial(problem.tried_tensors, evaluate)
             state = step.advance(
                 curvature,
-                lambda theta: evaluate(theta, *args),
+                region,
+                lambda theta: evaluate(theta, *args[sides:]),
                 states.Limits._make(
                     [*(tolerances[i] for i in range(5)), counts[0], counts[1]]
                 ),
@@ -213,8 +218,13 @@ class CompiledLoop:
             )
             return pack(state)
 
-        key = curvature.key, is_stepped
+        key = curvature.key, is_stepped, sides
         self._advance = problem.objective.compiled_loop(key, advance)
+
+
+def _region(sides: tuple[Tensor, ...]) -> Region:
+    """The region within bounds, which may be none."""
+    return Box(*map(as_tensor, sides)) if sides else Everywhere()
 
 
 def _as_given(
@@ -233,5 +243,5 @@ def _evaluated(problem: Problem, state: State) -> tuple[Tensor, Tensor]:
         theta=to_array(state.theta), direction=to_array(state.direction)
     )
     trial = step.trial_of(state, state.status == states.STARTING)
-    loss, grad = problem.evaluate(trial)
+    loss, grad = problem.evaluate(problem.project(trial))
     return as_tensor(np.array(loss)), as_tensor(grad)

@@ -91,10 +91,11 @@ class QuasiNewtonEnd:
                 verdict,
                 self._loop.value,
                 theta,
-                grad,
+                problem.pull(theta, grad),
                 loss,
                 noise,
                 problem.evaluation_eps,
+                problem.project,
             )
         outcome = Outcome(
             verdict.status,

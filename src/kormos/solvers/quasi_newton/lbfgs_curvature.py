@@ -172,6 +172,13 @@ class LimitedMemory:
         known = known._replace(products=products)
         return known, self._direction(store, known, grad)
 
+    def product(
+        self, store: Store, known: MiddleMatrix, vector: Tensor
+    ) -> Tensor:
+        products = self._products(store, known.used, vector)
+        known = known._replace(products=products)
+        return -self._direction(store, known, vector)
+
     def _products(self, store: Store, used: Scalar, vector: Tensor) -> Tensor:
         """The products of all pairs with a vector, `(slots, 2)`."""
         vector, found = _as_long_as(store[0], vector), []

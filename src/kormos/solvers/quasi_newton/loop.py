@@ -173,10 +173,11 @@ class QuasiNewtonRun:
         count = int(state.iterations) - done
         rows = backend.to_numpy(state.rows)[:count].tolist()
         stop = False
-        for i, (loss, grad, step, evaluations, resets) in enumerate(rows):
+        for i, (loss, grad, step, evaluations, *counts) in enumerate(rows):
             problem.fg_evals = int(evaluations)
             theta = to_array(state.theta) if i == count - 1 else None
-            logs = {"step": step, "resets": resets}
+            names = states.BOUNDED_ROW[4:]
+            logs = {"step": step, **dict(zip(names, counts, strict=False))}
             iterate = Iterate(theta, loss, grad, self._kept, logs)
             stop = stop or self._observer.accepted(iterate)
         problem.fg_evals = int(state.evaluations)

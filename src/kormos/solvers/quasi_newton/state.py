@@ -25,8 +25,9 @@ from kormos.types import Vector
     NON_FINITE,
 ) = range(9)
 
-# Columns of `State.rows`.
+# Columns of `State.rows`, and those that bounds add.
 ROW = ("loss", "grad", "step", "evaluations", "resets")
+BOUNDED_ROW = (*ROW, "active")
 
 
 class Limits(NamedTuple):
@@ -60,7 +61,10 @@ class Pair(NamedTuple):
         step: s, of shape `(size,)`.
         change: y, the change of the gradient along it, of shape `(size,)`.
         energy: s'Bs, with B the inverse of H, scalar.
-        direction: -Hg before the step, of shape `(size,)`.
+        direction: where the step went, of shape `(size,)`: the step is a
+            multiple of it.
+        downhill: -Hg before the step, of shape `(size,)`; without bounds the
+            same.
         is_first: whether it is the first since the memory was cleared, so
             that the step was along the gradient.
     """
@@ -70,6 +74,7 @@ class Pair(NamedTuple):
     change: Tensor
     energy: Scalar
     direction: Tensor
+    downhill: Tensor
     is_first: Scalar
 
 
@@ -100,7 +105,7 @@ class State(NamedTuple):
         status: one of the constants above, int32.
         value: the quantity of the test that ended the run, scalar.
         rows: a row for each iteration of the present call, with the columns
-            of `ROW`: `(most, len(ROW))`.
+            of `ROW` or `BOUNDED_ROW`: `(most, columns)`.
     """
 
     theta: Tensor
@@ -126,15 +131,19 @@ class State(NamedTuple):
     rows: Tensor
 
 
-def init(curvature: Curvature, theta: Vector, rows: int) -> State:
+def init(
+    curvature: Curvature, theta: Vector, rows: int, is_bounded: bool = False
+) -> State:
     """The state before the first evaluation, of NumPy arrays.
 
     Args:
         curvature: the formulas of the curvature.
         theta: the start, float64 array of shape `(size,)`.
         rows: the most iterations of a call of `advance`.
+        is_bounded: whether the parameters have bounds.
     """
     zero, none = np.float64(0), np.int32(0)
+    columns = BOUNDED_ROW if is_bounded else ROW
     store, known = curvature.empty(theta.size)
     return State(
         theta=theta,
@@ -157,5 +166,5 @@ def init(curvature: Curvature, theta: Vector, rows: int) -> State:
         latest=zero,
         status=np.int32(STARTING),
         value=zero,
-        rows=np.zeros((rows, len(ROW))),
+        rows=np.zeros((rows, len(columns))),
     )

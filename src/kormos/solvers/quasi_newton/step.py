@@ -31,10 +31,11 @@ from kormos.arithmetic.vectors import largest
 from kormos.arithmetic.vectors import norm
 from kormos.solvers.protocols import Curvature
 from kormos.solvers.quasi_newton import wolfe_search
-from kormos.solvers.quasi_newton.course import Arrival
+from kormos.solvers.quasi_newton.arrival import Arrival
 from kormos.solvers.quasi_newton.course import course_from
 from kormos.solvers.quasi_newton.course import first_trial_of
 from kormos.solvers.quasi_newton.course import probe_of
+from kormos.solvers.quasi_newton.region import Region
 from kormos.solvers.quasi_newton.state import DECREASE
 from kormos.solvers.quasi_newton.state import GRADIENT
 from kormos.solvers.quasi_newton.state import LINE_SEARCH
@@ -71,6 +72,7 @@ _ROUNDING = 2.0**-52
 
 def advance(
     curvature: Curvature,
+    region: Region,
     value_and_grad: Callable[[Tensor], tuple[Tensor, Tensor]],
     limits: Limits,
     state: State,
@@ -79,6 +81,7 @@ def advance(
 
     Args:
         curvature: the formulas of the curvature.
+        region: where it may evaluate.
         value_and_grad: loss and gradient as a function of a flat tensor.
         limits: what ends the call.
         state: the state. If it is `STARTING`, only its `theta` is evaluated.
@@ -102,10 +105,10 @@ def advance(
 
     def body(state: State) -> State:
         is_start = state.status == STARTING
-        trial = trial_of(state, is_start)
+        trial = region.point(trial_of(state, is_start))
         loss, grad = value_and_grad(trial)
         loss = backend.scalar(loss)
-        slope = dot(grad, state.direction)
+        slope = dot(grad, region.ahead(trial, state.direction))
         noise = limits.noise
         verdict = wolfe_search.verdict(state.search, loss, slope, noise)
         accepted = both(verdict == wolfe_search.ACCEPTED, ~is_start)
@@ -123,7 +126,9 @@ def advance(
         )
         small = cond(
             either(is_start, accepted),
-            lambda: _arrive(curvature, limits, small, store, arrival, first),
+            lambda: _arrive(
+                curvature, region, limits, small, store, arrival, first
+            ),
             lambda: cond(
                 verdict == wolfe_search.SEARCHING,
                 lambda: small._replace(
@@ -144,7 +149,7 @@ def advance(
 
 
 def trial_of(state: State, is_start: Scalar) -> Tensor:
-    """The point to evaluate: the start, or a trial of the line search."""
+    """The point to evaluate, if it is in the region: the start, or a trial."""
     length = where(is_start, state.search.step * 0, state.search.step)
     return state.theta + state.direction * length
 
@@ -158,6 +163,7 @@ def _is_curved(step: Tensor, change: Tensor) -> Scalar:
 
 def _arrive(
     curvature: Curvature,
+    region: Region,
     limits: Limits,
     state: State,
     store: Structure,
@@ -168,6 +174,7 @@ def _arrive(
 
     Args:
         curvature: the formulas of the curvature.
+        region: where it may evaluate.
         limits: what ends the call.
         state: the state before.
         store: the store, in which the step was recorded.
@@ -178,13 +185,14 @@ def _arrive(
     moved, moved_grad = theta - state.theta, grad - state.grad
     units = state.units
     one, none = constant(1, like=loss), constant(0, like=state.resets)
-    course = course_from(curvature, state, store, arrival)
+    course = course_from(curvature, region, state, store, arrival)
     begins = course.begins
     resets = state.resets + where(both(course.lost, ~is_start), none + 1, none)
     first_trial = one
     if curvature.overshoots:
         guess = first_trial_of(state.loss - loss, course.slope, one)
         first_trial = where(either(begins, is_start), one, guess)
+        course = region.hasten(course, state, arrival, first_trial)
     # Where the loss is straight, a search may run out of trials, and it shows
     # no curvature. The next one then begins with the step that was reached.
     straight = ~either(is_start, good, begins)
@@ -214,8 +222,11 @@ def _arrive(
         pairs=where(begins, none, state.pairs + where(good, none + 1, none)),
         iterations=state.iterations + where(is_start, none, none + 1),
     )
-    arrived = _judge(limits, state, arrived, is_start)
-    row = (loss, norm(grad), norm(moved), state.evaluations, resets)
+    pull = region.pull(theta, grad)
+    arrived = _judge(limits, state, arrived, is_start, largest(pull))
+    row = [loss, norm(pull), norm(moved), state.evaluations, resets]
+    if region.is_bounded:
+        row.append(region.active(theta, grad))
     rows = backend.set_row(
         state.rows,
         state.iterations - first,
@@ -225,7 +236,11 @@ def _arrive(
 
 
 def _judge(
-    limits: Limits, state: State, arrived: State, is_start: Scalar
+    limits: Limits,
+    state: State,
+    arrived: State,
+    is_start: Scalar,
+    gradient: Scalar,
 ) -> State:
     """Sets the status where the run may have ended.
 
@@ -234,6 +249,8 @@ def _judge(
         state: the state before.
         arrived: the state at the new point.
         is_start: whether it is the start.
+        gradient: the largest entry of the gradient that does not press against
+            a bound, scalar.
     """
     loss, one = arrived.loss, constant(1, like=arrived.loss)
     promised = arrived.search.promise
@@ -246,7 +263,6 @@ def _judge(
     is_stalled = both(~is_start, gain <= limits.ftol * scale)
     stalled = where(is_stalled, state.stalled + 1, state.stalled * 0)
     lowest = where(is_start, loss, smaller(state.lowest, loss))
-    gradient = largest(arrived.grad)
     # What a curvature predicts from few pairs means nothing.
     few = min(arrived.theta.shape[0], _PAIRS_AFTER_RESET)
     trusted = both(

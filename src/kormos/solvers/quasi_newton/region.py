@@ -1,0 +1,352 @@
+"""Where a quasi-Newton run may go: everywhere, or within bounds.
+
+Within bounds, a run follows the projection of a line into the box: D. P.
+Bertsekas, "Projected Newton methods for optimization problems with simple
+constraints", SIAM J. Control Optim. 20(2), 1982. A parameter at a bound against
+which the gradient presses is held there, and the direction of the others is
+that of the curvature on this face: the one of H with the held parameters
+eliminated, as the subspace minimization of R. H. Byrd, P. Lu, J. Nocedal and C.
+Zhu, SIAM J. Sci. Comput. 16(5), 1995, section 5.
+
+Differs from them in:
+
+1. which other parameters will reach their bounds is found from the direction
+   itself: those that the whole direction takes there, downhill, are sent there
+   and held in turn;
+2. H is only ever multiplied with vectors. Conjugate gradients eliminate the
+   held parameters, so that any curvature will do, and each of their iterates
+   is downhill.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+from typing import Protocol
+
+from keras import ops
+
+from kormos import backend
+from kormos.arithmetic.scalars import both
+from kormos.arithmetic.scalars import cond
+from kormos.arithmetic.scalars import constant
+from kormos.arithmetic.scalars import where
+from kormos.arithmetic.scalars import while_loop
+from kormos.arithmetic.vectors import dot
+from kormos.solvers.quasi_newton.arrival import Arrival
+from kormos.solvers.quasi_newton.arrival import Course
+from kormos.solvers.quasi_newton.state import Pair
+from kormos.solvers.quasi_newton.state import State
+from kormos.types import Scalar
+from kormos.types import Tensor
+
+# How often a direction is computed anew because it takes more parameters to
+# their bounds. Our choice: most directions need two, and what is left goes
+# along the projected line.
+_MOST_PASSES = 5
+# Conjugate gradients stop where this part of the held parameters' motion is
+# left, or after so many steps. Our choice: each step takes a product with H,
+# and a more exact direction saves no evaluations.
+_LEFT, _MOST_STEPS = 1e-2, 20
+# Parameters that are sent to a bound aim so much farther, that rounding does
+# not keep them from it.
+_BEYOND = 1 + 2.0**-40
+
+# H times a vector.
+Product = Callable[[Tensor], Tensor]
+
+
+class Region(Protocol):
+    """The points at which a run may evaluate, and the paths among them."""
+
+    is_bounded: bool
+
+    def point(self, theta: Tensor) -> Tensor:
+        """The nearest point of the region, `(size,)`."""
+
+    def ahead(self, theta: Tensor, direction: Tensor) -> Tensor:
+        """A direction without what bounds stop at a point, `(size,)`."""
+
+    def pull(self, theta: Tensor, grad: Tensor) -> Tensor:
+        """The gradient without what presses against bounds, `(size,)`."""
+
+    def active(self, theta: Tensor, grad: Tensor) -> Scalar:
+        """How many parameters are held at bounds, scalar."""
+
+    def pair(self, pair: Pair, state: State, theta: Tensor) -> Pair:
+        """A pair, if bounds changed what is known of the step.
+
+        Args:
+            pair: the pair as it is where nothing is bounded.
+            state: the state before the step.
+            theta: the point after it.
+        """
+
+    def downhill(self, pair: Pair, grad: Tensor, product: Product) -> Pair:
+        """The pair with -H times the gradient before the step.
+
+        Args:
+            pair: the pair.
+            grad: the gradient before the step, in units.
+            product: H before the step.
+        """
+
+    def steer(
+        self,
+        theta: Tensor,
+        slopes: Tensor,
+        units: Tensor,
+        direction: Tensor,
+        product: Product,
+    ) -> Tensor:
+        """The direction within the region, in units, `(size,)`.
+
+        Args:
+            theta: the point.
+            slopes: the gradient, in units.
+            units: the units of the parameters.
+            direction: -H times the gradient.
+            product: H.
+        """
+
+    def hasten(
+        self, course: Course, state: State, arrival: Arrival, length: Scalar
+    ) -> Course:
+        """A course on which a short first trial reaches bounds, too.
+
+        Args:
+            course: the course, on which the whole direction reaches them.
+            state: the state before.
+            arrival: where the course begins.
+            length: the first trial, of the whole direction.
+        """
+
+
+class Everywhere:
+    """The region without bounds, as `Region`: nothing is computed for it."""
+
+    is_bounded = False
+
+    def point(self, theta: Tensor) -> Tensor:
+        return theta
+
+    def ahead(self, theta: Tensor, direction: Tensor) -> Tensor:
+        del theta
+        return direction
+
+    def pull(self, theta: Tensor, grad: Tensor) -> Tensor:
+        del theta
+        return grad
+
+    def active(self, theta: Tensor, grad: Tensor) -> Scalar:
+        raise NotImplementedError
+
+    def pair(self, pair: Pair, state: State, theta: Tensor) -> Pair:
+        del state, theta
+        return pair
+
+    def downhill(self, pair: Pair, grad: Tensor, product: Product) -> Pair:
+        del grad, product
+        return pair
+
+    def steer(
+        self,
+        theta: Tensor,
+        slopes: Tensor,
+        units: Tensor,
+        direction: Tensor,
+        product: Product,
+    ) -> Tensor:
+        del theta, slopes, units, product
+        return direction
+
+    def hasten(
+        self, course: Course, state: State, arrival: Arrival, length: Scalar
+    ) -> Course:
+        del state, arrival, length
+        return course
+
+
+class Box:
+    """The points within bounds, as `Region`.
+
+    Args:
+        lower, upper: the bounds, `(size,)`, which may be infinite.
+    """
+
+    is_bounded = True
+
+    def __init__(self, lower: Tensor, upper: Tensor):
+        self._lower, self._upper = lower, upper
+
+    def point(self, theta: Tensor) -> Tensor:
+        theta = ops.where(theta < self._lower, self._lower, theta)
+        return ops.where(theta > self._upper, self._upper, theta)
+
+    def ahead(self, theta: Tensor, direction: Tensor) -> Tensor:
+        stopped = (theta <= self._lower) & (direction < 0)
+        stopped = stopped | ((theta >= self._upper) & (direction > 0))
+        return ops.where(stopped, ops.zeros_like(direction), direction)
+
+    def pull(self, theta: Tensor, grad: Tensor) -> Tensor:
+        held = self._held(theta, grad)
+        return ops.where(held, ops.zeros_like(grad), grad)
+
+    def active(self, theta: Tensor, grad: Tensor) -> Scalar:
+        return _count(self._held(theta, grad), grad)
+
+    def pair(self, pair: Pair, state: State, theta: Tensor) -> Pair:
+        # A step that bounds have bent is no multiple of a product with H, so
+        # s'Bs is unknown. With s'y in its place, nothing is scaled.
+        reached = self._at_bound(theta) & ~self._at_bound(state.theta)
+        is_straight = _count(reached, theta) == 0
+        usual = dot(pair.step, pair.change)
+        return pair._replace(
+            energy=where(is_straight, pair.energy, usual),
+            direction=pair.step / state.search.step,
+        )
+
+    def downhill(self, pair: Pair, grad: Tensor, product: Product) -> Pair:
+        return pair._replace(downhill=-product(grad))
+
+    def steer(
+        self,
+        theta: Tensor,
+        slopes: Tensor,
+        units: Tensor,
+        direction: Tensor,
+        product: Product,
+    ) -> Tensor:
+        down, up = (self._lower - theta) / units, (self._upper - theta) / units
+        held = self._held(theta, slopes)
+        one = constant(1, like=dot(slopes, slopes))
+
+        def on_face(course: _Course) -> _Course:
+            fixed = course.fixed > 0
+            found = cond(
+                course.fresh > 0,
+                lambda: _eliminated(slopes, fixed, product),
+                lambda: direction,
+            )
+            hits = (found < down) & (slopes > 0)
+            hits = (hits | ((found > up) & (slopes < 0))) & ~fixed
+            return _Course(
+                direction=found,
+                fixed=ops.where(hits, ops.ones_like(found), course.fixed),
+                fresh=_count(hits, found),
+                passes=course.passes + 1,
+            )
+
+        first = _Course(
+            direction=direction,
+            fixed=ops.where(
+                held, ops.ones_like(slopes), ops.zeros_like(slopes)
+            ),
+            fresh=_count(held, slopes),
+            passes=one * 0,
+        )
+        course = while_loop(
+            lambda course: (
+                (course.passes < 1)
+                | both(course.fresh > 0, course.passes < _MOST_PASSES)
+            ),
+            on_face,
+            first,
+        )
+        sent = (course.fixed > 0) & ~held
+        target = ops.where(slopes > 0, down, up) * _BEYOND
+        return ops.where(
+            sent,
+            target,
+            ops.where(held, ops.zeros_like(slopes), course.direction),
+        )
+
+    def hasten(
+        self, course: Course, state: State, arrival: Arrival, length: Scalar
+    ) -> Course:
+        theta, units = arrival.theta, state.units
+        down, up = (self._lower - theta) / units, (self._upper - theta) / units
+        slopes, direction = arrival.grad * units, course.direction
+        sent = (direction <= down) & (slopes > 0)
+        sent = sent | ((direction >= up) & (slopes < 0))
+        direction = ops.where(sent, direction / length, direction)
+        return course._replace(
+            direction=direction, slope=dot(slopes, direction)
+        )
+
+    def _at_bound(self, theta: Tensor) -> Tensor:
+        return (theta <= self._lower) | (theta >= self._upper)
+
+    def _held(self, theta: Tensor, grad: Tensor) -> Tensor:
+        """A mask of the parameters that the gradient presses on bounds."""
+        low = (theta <= self._lower) & (grad >= 0)
+        return low | ((theta >= self._upper) & (grad <= 0))
+
+
+class _Course(NamedTuple):
+    """A direction that is being found.
+
+    Attributes:
+        direction: the direction, `(size,)`.
+        fixed: one for the parameters that are not to move with it, `(size,)`.
+        fresh: how many of these it does not know yet, scalar.
+        passes: how often it was computed, scalar.
+    """
+
+    direction: Tensor
+    fixed: Tensor
+    fresh: Scalar
+    passes: Scalar
+
+
+class _Elimination(NamedTuple):
+    """Conjugate gradients that take the motion of fixed parameters away.
+
+    Attributes:
+        direction: the direction so far, `(size,)`; that of fixed parameters is
+            the residual.
+        search: the search direction, zero for the others, `(size,)`.
+        square: of the residual, scalar.
+        steps: how many were made, scalar.
+    """
+
+    direction: Tensor
+    search: Tensor
+    square: Scalar
+    steps: Scalar
+
+
+def _eliminated(slopes: Tensor, fixed: Tensor, product: Product) -> Tensor:
+    """-H' times the gradient, with H' of parameters that are not fixed.
+
+    Of H = B^-1, H' is the inverse of a part of B. It is found as -H times a
+    gradient to which forces are added that keep the fixed parameters in place.
+
+    Args:
+        slopes: the gradient, `(size,)`.
+        fixed: bool, `(size,)`.
+        product: H.
+    """
+    zeros = ops.zeros_like(slopes)
+    free = -product(ops.where(fixed, zeros, slopes))
+    residual = ops.where(fixed, free, zeros)
+    square = dot(residual, residual)
+
+    def step(at: _Elimination) -> _Elimination:
+        turned = product(at.search)
+        length = at.square / dot(at.search, turned)
+        direction = at.direction - turned * length
+        residual = ops.where(fixed, direction, zeros)
+        square = dot(residual, residual)
+        search = residual + at.search * (square / at.square)
+        return _Elimination(direction, search, square, at.steps + 1)
+
+    found = while_loop(
+        lambda at: both(at.square > _LEFT**2 * square, at.steps < _MOST_STEPS),
+        step,
+        _Elimination(free, residual, square, square * 0),
+    )
+    return ops.where(fixed, zeros, found.direction)
+
+
+def _count(mask: Tensor, like: Tensor) -> Scalar:
+    """How many entries of a mask are true, a float scalar."""
+    return backend.scalar(ops.sum(ops.cast(mask, like.dtype)))
