@@ -105,7 +105,7 @@ def fit(
         validation_freq: validate every so many epochs, or in a list of
             epochs, counted from 1.
         optimizer: a `BatchOptimizer` or a name. Defaults to the one that the
-            model is compiled with, or `"l-bfgs-b"` if that is not of kormos.
+            model is compiled with, or `"lbfgs"` if that is not of kormos.
         training: whether layers behave as in training. Every seed is then
             frozen for the length of the fit. Batch normalization takes the
             averages of each `batch_size` rows, and keeps them for inference.
@@ -158,7 +158,7 @@ def fit(
 
     ```python
     model.compile(optimizer="adam", loss="mse")
-    history = kormos.fit(model, x, y, optimizer="l-bfgs-b", epochs=100)
+    history = kormos.fit(model, x, y, optimizer="lbfgs", epochs=100)
     print(history.result)
     ```
     """
@@ -283,7 +283,7 @@ def _optimizer_for(
     if optimizer is None:
         optimizer = getattr(model, "optimizer", None)
         if not isinstance(optimizer, BatchOptimizer):
-            optimizer = "l-bfgs-b"
+            optimizer = "lbfgs"
     optimizer = optimizers.get(optimizer)
     if resume and not optimizer.keeps_state:
         warn(

@@ -9,19 +9,18 @@ import numpy as np
 
 from kormos import optimizers
 from kormos.checks import check_count
+from kormos.checks import check_reduction
 from kormos.float64.evaluation import check_precision
 from kormos.objective.bounds import moved_into_bounds
 from kormos.objective.functions import robust
 from kormos.objective.functions.broadcasts import warn_of_broadcasts
 from kormos.objective.functions.residuals import ResidualObjective
 from kormos.objective.functions.sigma import over_sigma
-from kormos.processes import ALONE
-from kormos.processes import Processes
-from kormos.processes import processes_of
 from kormos.processes import shared
 from kormos.session.result import Result
 from kormos.session.run import checked_budget
 from kormos.session.session import Session
+from kormos.session.sharing import processes_of_data
 from kormos.session.sharing import share_values
 from kormos.session.task import Task
 from kormos.session.trace_observer import TraceObserver
@@ -38,18 +37,7 @@ _MOST_ROUNDS = 10
 _AGREE = 0.01
 
 
-def _processes_for(
-    residual_fn: Any,
-    variables: Any,
-    *args: Any,
-    data: Any = None,
-    **kwargs: Any,
-) -> Processes:
-    """The processes that have a part of the data each."""
-    return ALONE if data is None else processes_of(variables)
-
-
-@shared(_processes_for)
+@shared(processes_of_data)
 def least_squares(
     residual_fn: Callable[..., Any],
     variables: list[keras.Variable],
@@ -219,11 +207,7 @@ def _check_choices(loss: Any, reduction: Any, nan_policy: Any) -> None:
             f"Argument `loss` must be one of {sorted(robust.LOSSES)}. "
             f"Received: loss={loss!r}"
         )
-    if reduction not in ("mean", "sum"):
-        raise ValueError(
-            "Argument `reduction` must be 'mean' or 'sum'. "
-            f"Received: reduction={reduction!r}"
-        )
+    check_reduction(reduction)
     if nan_policy not in ("raise", "omit"):
         raise ValueError(
             "Argument `nan_policy` must be 'raise' or 'omit'. "

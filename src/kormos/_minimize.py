@@ -6,12 +6,19 @@ from typing import Any
 import keras
 
 from kormos import optimizers
+from kormos.checks import check_count
+from kormos.checks import check_reduction
 from kormos.float64.evaluation import check_precision
+from kormos.objective.base import FlatObjective
 from kormos.objective.bounds import moved_into_bounds
+from kormos.objective.functions.row_losses import RowLossObjective
 from kormos.objective.functions.scalar import FunctionObjective
+from kormos.processes import shared
 from kormos.session.result import Result
 from kormos.session.run import checked_budget
 from kormos.session.session import Session
+from kormos.session.sharing import processes_of_data
+from kormos.session.sharing import share_values
 from kormos.session.task import Task
 from kormos.session.trace_observer import TraceObserver
 from kormos.session.trace_observer import the_stage
@@ -19,11 +26,15 @@ from kormos.statistics.results import of_loss
 from kormos.statistics.results import with_summary
 
 
+@shared(processes_of_data)
 def minimize(
-    loss_fn: Callable[[], Any],
+    loss_fn: Callable[..., Any],
     variables: list[keras.Variable],
-    method: Any = "l-bfgs-b",
+    method: Any = "lbfgs",
     *,
+    data: Any = None,
+    batch_size: int | None = None,
+    reduction: str = "mean",
     max_iterations: int | None = None,
     bounds: Any = None,
     constraints: Any = None,
@@ -48,9 +59,19 @@ def minimize(
     Args:
         loss_fn: function of no arguments that computes a scalar tensor from
             variables with `keras.ops` or the backend's functions. Make tensors
-            of NumPy arrays first, by `keras.ops.convert_to_tensor`.
+            of NumPy arrays first, by `keras.ops.convert_to_tensor`. With
+            `data`, it is a function of rows of these, and returns the loss of
+            each, `(rows,)`; or a dict of such tensors and of scalars that
+            depend on no data, a penalty say, whose means are added up.
         variables: list of the `keras.Variable`s to optimize.
-        method: a name, in any letter case, or a `BatchOptimizer`.
+        method: a name, in any letter case, or a `BatchOptimizer`. Defaults to
+            `"lbfgs"`.
+        data: arrays in any structure, of which a DataFrame is a dict by its
+            columns. Arrays of equal length belong together. The rows are
+            spread over devices and processes, as those of `fit` are.
+        batch_size: the most rows in memory at once. It changes memory and
+            speed, never the result.
+        reduction: `"mean"`, or `"sum"` for the sum of the losses of rows.
         max_iterations: the most accepted iterations. Defaults to 1000.
         bounds: dict from a variable's path, or a regular expression on paths,
             to `(low, high)`; or a list of pairs `(variable, (low, high))`.
@@ -113,9 +134,13 @@ def minimize(
         own_limit=max_iterations is not None or optimizer.epochs is not None,
         is_evaluated_too=loss_callback is not None,
     )
-    observer.refuse_resamplers("minimize")
+    if data is None:
+        observer.refuse_resamplers("minimize")
+    share_values(variables if data is not None else [])
     with moved_into_bounds(variables, bounds):
-        objective = FunctionObjective(loss_fn, variables, precision)
+        objective = _objective(
+            loss_fn, variables, data, batch_size, reduction, precision
+        )
         task = Task(optimizer, lambda: (objective, None), bounds, constraints)
         session = Session(
             optimizer,
@@ -127,3 +152,34 @@ def minimize(
             loss_callback=loss_callback,
         )
     return with_summary(session(), of_loss, task)
+
+
+def _objective(
+    loss_fn: Callable[..., Any],
+    variables: list[keras.Variable],
+    data: Any,
+    batch_size: int | None,
+    reduction: str,
+    precision: str | None,
+) -> FlatObjective:
+    """The loss of a function, of rows of data or of none."""
+    check_reduction(reduction)
+    if batch_size is not None:
+        check_count("batch_size", batch_size, 1)
+    if data is not None:
+        return RowLossObjective(
+            loss_fn,
+            variables,
+            data,
+            reduction=reduction,
+            batch_size=batch_size,
+            with_jacobian=False,
+            precision=precision,
+        )
+    if batch_size is not None or reduction != "mean":
+        raise ValueError(
+            "Arguments `batch_size` and `reduction` speak of rows: give these "
+            f"as `data`. Received: batch_size={batch_size}, "
+            f"reduction={reduction!r}, data=None"
+        )
+    return FunctionObjective(loss_fn, variables, precision)

@@ -10,3 +10,12 @@ def check_count(name: str, value: object, least: int) -> None:
             f"Argument `{name}` must be an integer, {least} or more. "
             f"Received: {name}={value!r}"
         )
+
+
+def check_reduction(reduction: object) -> None:
+    """Refuses an argument that names no way to put losses together."""
+    if reduction not in ("mean", "sum"):
+        raise ValueError(
+            "Argument `reduction` must be 'mean' or 'sum'. "
+            f"Received: reduction={reduction!r}"
+        )

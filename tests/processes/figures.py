@@ -203,6 +203,25 @@ def least_squares(name, cut, **settings):
     note(f"fit least squares {name}", loss=result.loss, a=found)
 
 
+def losses_of_rows(cut):
+    """A likelihood of rows, with a penalty."""
+    a = keras.Variable(np.array([0.5, 0.0]), name="a")
+
+    def losses(data):
+        mean = a[0] + a[1] * data["t"]
+        rows = keras.ops.exp(mean) - data["count"] * mean
+        return {"rows": rows, "penalty": 0.01 * keras.ops.sum(a**2)}
+
+    t = np.linspace(0, 1, ROWS)
+    result = kormos.minimize(
+        losses,
+        [a],
+        data={"t": own(t, cut), "count": own(np.arange(ROWS) % 5.0, cut)},
+    )
+    found = keras.ops.convert_to_numpy(a)
+    note("fit losses of rows", loss=result.loss, a=found)
+
+
 def main():
     folder, *part = sys.argv[1:]
     if part:
@@ -219,6 +238,7 @@ def main():
     for method in ("lbfgs", "l-bfgs-b", "trust-ncg", *others):
         fit(method, 44)
     fit("l-bfgs-b", 44, stream=True, batch_size=8)
+    losses_of_rows(44)
     least_squares("plain", 44)
     least_squares("robust", 44, loss="soft_l1", f_scale="auto")
     save(folder)

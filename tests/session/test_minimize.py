@@ -44,7 +44,8 @@ def test_two_networks_in_one_loss(float64):
     def loss():
         return ops.mean((first(x[:, :2]) + last(x[:, 2:]) - targets) ** 2)
 
-    kormos.minimize(loss, variables, options={"ftol": 1e-14, "gtol": 1e-9})
+    options = {"ftol": 1e-14, "gtol": 1e-9}
+    kormos.minimize(loss, variables, "l-bfgs-b", options=options)
     design = np.column_stack([x[:, :2], np.ones(200), x[:, 2:]])
     expected = np.linalg.lstsq(design, y[:, 0], rcond=None)[0]
     found = np.concatenate([value(v).ravel() for v in variables])
@@ -64,7 +65,11 @@ def test_frozen_network_and_an_image_as_input(float64):
         return ops.sum((network(image) - features) ** 2)
 
     result = kormos.minimize(
-        loss, [image], bounds={"image": (0, 1)}, options={"gtol": 1e-10}
+        loss,
+        [image],
+        "l-bfgs-b",
+        bounds={"image": (0, 1)},
+        options={"gtol": 1e-10},
     )
     kernel, bias = weights
     expected = scipy.optimize.least_squares(
@@ -99,7 +104,10 @@ def test_losses_that_layers_add_are_read(float64):
         return ops.sum(residuals**2) + sum(model.losses)
 
     kormos.minimize(
-        loss, model.trainable_variables, options={"ftol": 0, "gtol": 1e-6}
+        loss,
+        model.trainable_variables,
+        "l-bfgs-b",
+        options={"ftol": 0, "gtol": 1e-6},
     )
     # Keras divides the penalty on the outputs by the rows.
     gram = (1 + 0.25 / 50) * x.T @ x + 0.5 * np.eye(5)
@@ -121,7 +129,10 @@ def test_negative_loss(float64):
         return ops.mean(z**2 / 2) + log_scale + 0.5 * np.log(2 * np.pi)
 
     result = kormos.minimize(
-        loss, [mean, log_scale], options={"ftol": 0, "gtol": 1e-6}
+        loss,
+        [mean, log_scale],
+        "l-bfgs-b",
+        options={"ftol": 0, "gtol": 1e-6},
     )
     assert result.success
     assert result.loss < -2

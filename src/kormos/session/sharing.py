@@ -11,11 +11,28 @@ import numpy as np
 
 from kormos import backend
 from kormos.data.variables import assign
+from kormos.processes import ALONE
+from kormos.processes import Processes
 from kormos.processes import current
+from kormos.processes import processes_of
 from kormos.solvers import solver_state
 
 if TYPE_CHECKING:
     from kormos.optimizers.base import BatchOptimizer
+
+
+def processes_of_data(
+    fn: Any, variables: Any, *args: Any, data: Any = None, **kwargs: Any
+) -> Processes:
+    """The processes that have a part of the data each, of a function's call.
+
+    Args:
+        fn: the function of the data.
+        variables: the variables that it reads.
+        *args, **kwargs: other arguments of the call, which do not matter.
+        data: the data, or `None`.
+    """
+    return ALONE if data is None else processes_of(variables)
 
 
 def share_values(variables: Sequence[keras.Variable]) -> None:

@@ -4,11 +4,13 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import keras
 import numpy as np
 from keras import ops
 
+from kormos.checks import check_reduction
+from kormos.objective.base import FlatObjective
 from kormos.objective.functions.residuals import ResidualObjective
+from kormos.objective.functions.row_losses import RowLossObjective
 from kormos.session.result import Result
 from kormos.session.task import Task
 from kormos.statistics import likelihoods
@@ -103,19 +105,18 @@ def of_loss(
         level: as `kormos.summary` takes it.
         names: as `kormos.summary` takes it.
         losses: function of no arguments that returns the negative
-            log-likelihood of every row, `(rows,)`.
+            log-likelihood of every row, `(rows,)`. Not needed for a loss of
+            rows of `data`.
         observations: the number of rows.
         reduction: `"mean"` or `"sum"`: what the loss is of the rows.
     """
     objective = task.objective
-    if reduction not in ("mean", "sum"):
-        raise ValueError(
-            "Argument `reduction` must be 'mean' or 'sum'. "
-            f"Received: reduction={reduction!r}"
-        )
+    check_reduction(reduction)
     values, scores = None, None
     if losses is not None:
-        values, scores = _by_row(losses, objective.variables, theta)
+        values, scores = _by_row(_residuals_of(losses, objective), theta)
+    elif isinstance(objective, RowLossObjective) and observations is None:
+        values, scores = _by_row(objective.by_row(), theta)
     likelihood = likelihoods.of_rows(
         float(objective.value(theta)), values, observations, reduction
     )
@@ -134,23 +135,28 @@ def of_loss(
     return Summary(fit, estimate(fit, covariance, groups), level, names)
 
 
-def _by_row(
-    losses: Callable[[], Any], variables: list[keras.Variable], theta: Vector
-) -> tuple[Vector, Matrix]:
-    """The values of a function of variables, and their gradients.
-
-    Args:
-        losses: function of no arguments that returns a tensor `(rows,)`.
-        variables: the variables.
-        theta: the point.
-    """
-    # As residuals, with a loss of their squares: its slope is twice the value.
-    objective = ResidualObjective(
+def _residuals_of(
+    losses: Callable[[], Any], objective: FlatObjective
+) -> ResidualObjective:
+    """The values of a function of the variables of a loss, as residuals."""
+    return ResidualObjective(
         lambda: ops.reshape(losses(), (-1,)),
-        variables,
+        objective.variables,
         reduction="sum",
         precision="float64",
     )
+
+
+def _by_row(
+    objective: ResidualObjective, theta: Vector
+) -> tuple[Vector, Matrix]:
+    """The residuals at a point, and their gradients.
+
+    Args:
+        objective: the sum of their squares.
+        theta: the point.
+    """
+    # Its slope is twice the value.
     values, scores = [], []
     for block in row_blocks(objective, theta):
         values.append(block.slopes[:, 0] / 2)

@@ -35,6 +35,9 @@ from kormos.types import Tensor
 # and a row that depends on other rows differs by far more.
 _SAME = 1e-3
 
+# What the only block is called, by the name of the function.
+_ONLY = {"residual_fn": "residuals", "loss_fn": "losses"}
+
 
 class ResidualFunction(VariableReader):
     """A function that reads Keras variables, as a function of their values.
@@ -50,8 +53,10 @@ class ResidualFunction(VariableReader):
         variables: the variables whose values become arguments.
         data: arrays in any structure, or `None`.
         points: the `Points` of the data.
+        name: what errors call `fn`.
 
     Attributes:
+        fn: the function.
         points: the `Points` of the data.
         names: the names of the blocks.
         widths: the number of residuals in a row of each block, or in the whole
@@ -66,18 +71,19 @@ class ResidualFunction(VariableReader):
         variables: Sequence[keras.Variable],
         data: Structure,
         points: Points,
+        name: str = "residual_fn",
     ) -> None:
-        self._fn = fn
+        self.fn = fn
+        self._name = name
         self.variables = list(variables)
         self.points = points
         self._has_data = not points.is_empty
         if not takes(fn, int(self._has_data)):
             raise ValueError(
-                "Argument `residual_fn` must be a function "
+                f"Argument `{name}` must be a function "
                 + ("of the data" if self._has_data else "of no arguments")
-                + " that reads variables and returns residuals. The points "
-                "at which it is evaluated are given as `data`. "
-                f"Received: {fn!r}"
+                + " that reads variables. The points at which it is evaluated "
+                f"are given as `data`. Received: {fn!r}"
             )
         # The first rows of each array, with which the function is tried.
         self._heads = [a[:3] for a in points.arrays(data)]
@@ -85,7 +91,7 @@ class ResidualFunction(VariableReader):
         with arithmetic.learning(), ReadRecorder() as scope:
             head = self._head([])
             blocks = arithmetic.first_call(backend.dry_run, self._call, head)
-        _check_blocks(blocks)
+        _check_blocks(blocks, name)
         super().__init__(variables, scope, arithmetic)
         refuse_hidden_reads(
             self.unused_variables,
@@ -150,12 +156,13 @@ class ResidualFunction(VariableReader):
         heads = [as_tensor(h) for h in self._heads]
         parts = snapshot(self.variables)
         try:
-            mixed = self._mixed(heads, parts)
+            # At a solution the terms of a row cancel, and what is left may be
+            # their rounding; where all variables are zero, rows may all be
+            # alike. Away from both they are as a fit meets them.
+            mixed = self._mixed(heads, _moved(parts, 0.1))
             if mixed:
-                # Near a solution the terms of a row cancel, and what is left
-                # may be their rounding. Elsewhere they do not cancel.
-                away = self._mixed(heads, _moved(parts))
-                mixed = [name for name in mixed if name in away]
+                again = self._mixed(heads, _moved(parts, 0.2))
+                mixed = [name for name in mixed if name in again]
         except Exception as error:
             if backend.is_numerical(error):
                 return  # The fit fails at its start, and reports it.
@@ -229,10 +236,10 @@ class ResidualFunction(VariableReader):
                 "changes when it is computed again"
             )
         raise ValueError(
-            "A row of residuals must depend only on the same row of the "
-            "data, and a block without a row for each of these on no data. "
-            "Give points that belong together as one row. Received: "
-            f"block '{name}', which changes with other rows"
+            f"Function `{self._name}` must return a value, or several, for "
+            "each row of the data, not a sum or a mean of them, and each must "
+            "depend only on its row. Give points that belong together as one "
+            f"row. Received: block '{name}', which changes with other rows"
         )
 
     def grouped(self, data: Structure) -> list[list[Array]]:
@@ -248,17 +255,17 @@ class ResidualFunction(VariableReader):
 
     def _call(self, leaves: Sequence[Tensor]) -> dict[str, Tensor]:
         """The blocks by name."""
-        with naming_conversions("residual_fn", self.variables):
+        with naming_conversions(self._name, self.variables):
             if self._has_data:
-                blocks = self.points.given_to(self._fn, leaves)
+                blocks = self.points.given_to(self.fn, leaves)
             else:
-                blocks = self._fn()
+                blocks = self.fn()
         if isinstance(blocks, dict):
             blocks = {str(name): block for name, block in blocks.items()}
         elif isinstance(blocks, (list, tuple)):
             blocks = {f"block_{i}": block for i, block in enumerate(blocks)}
         else:
-            blocks = {"residuals": blocks}
+            blocks = {_ONLY[self._name]: blocks}
         # The order in which the function returns the blocks. The backend may
         # sort the dict that this method returns when it traces it.
         self.names = list(blocks)
@@ -297,9 +304,9 @@ class ResidualFunction(VariableReader):
                     or shape[1:] != shapes[name][1:]
                 ):
                     raise ValueError(
-                        "A block of residuals must have one row for each row "
-                        "of the data that it depends on, or depend on no "
-                        f"data. Received: block '{name}' of shape "
+                        f"A block of `{self._name}` must have one row for "
+                        "each row of the data that it depends on, or depend "
+                        f"on no data. Received: block '{name}' of shape "
                         f"{shapes[name]} for 2 rows and {shape} for 3"
                         + (f"; {HINT}" if shape == (3, 3) else "")
                     )
@@ -313,23 +320,23 @@ class ResidualFunction(VariableReader):
         ]
 
 
-def _moved(parts: list[Tensor]) -> list[Tensor]:
-    """Values that differ by up to a tenth of their size."""
-    moved = moved_parts(map(backend.to_numpy, parts), 0.1)
+def _moved(parts: list[Tensor], part: float) -> list[Tensor]:
+    """Values that differ by up to this part of their size."""
+    moved = moved_parts(map(backend.to_numpy, parts), part)
     return [
         ops.cast(values, part.dtype)
         for values, part in zip(moved, parts, strict=True)
     ]
 
 
-def _check_blocks(blocks: dict[str, Tensor]) -> None:
+def _check_blocks(blocks: dict[str, Tensor], name: str) -> None:
     """Refuses what is not a tensor of floating-point numbers."""
-    for name, block in blocks.items():
+    for key, block in blocks.items():
         if not ops.is_tensor(block) or not keras.backend.is_float_dtype(
             keras.backend.standardize_dtype(block.dtype)
         ):
             raise ValueError(
-                "Function `residual_fn` must return a tensor of floating-"
+                f"Function `{name}` must return a tensor of floating-"
                 "point numbers, or a dict, list or tuple of these. "
-                f"Received: {name}={block!r}"
+                f"Received: {key}={block!r}"
             )

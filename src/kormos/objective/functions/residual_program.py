@@ -29,7 +29,7 @@ class ResidualTerm:
         function: the function of all residuals.
         group: the number of the group, or `None` for the blocks that depend on
             no data.
-        rho: one of `robust.LOSSES`.
+        measure: function of residuals over their scale: the loss of each.
 
     Attributes:
         blocks: the places of its blocks in the function's `names`.
@@ -48,11 +48,11 @@ class ResidualTerm:
         self,
         function: ResidualFunction,
         group: int | None,
-        rho: Callable[[Tensor], Tensor],
+        measure: Callable[[Tensor], Tensor],
     ) -> None:
         self._function = function
         self._group = group
-        self._rho = rho
+        self._measure = measure
         self.blocks = [
             i for i, g in enumerate(function.block_groups) if g == group
         ]
@@ -110,7 +110,7 @@ class ResidualTerm:
         sums = [ops.zeros((), dtype=term_factors.dtype)] * count
         for i, part in zip(self.blocks, parts, strict=True):
             f = term_factors[count + i]
-            sums[i] = ops.sum(self._rho(ops.square(part / f))) * f**2
+            sums[i] = ops.sum(self._measure(part / f)) * f**2
         return ops.stack(sums)
 
     def loss(
@@ -167,7 +167,7 @@ class ResidualProgram(Program):
     Args:
         packing: the `Packing` of the variables.
         function: the function of all residuals.
-        rho: one of `robust.LOSSES`.
+        measure: as `ResidualTerm` takes it.
 
     Attributes:
         terms: a term for each group that has blocks.
@@ -179,9 +179,11 @@ class ResidualProgram(Program):
         self,
         packing: Packing,
         function: ResidualFunction,
-        rho: Callable[[Tensor], Tensor],
+        measure: Callable[[Tensor], Tensor],
     ) -> None:
-        self.terms = [ResidualTerm(function, g, rho) for g in function.groups]
+        self.terms = [
+            ResidualTerm(function, g, measure) for g in function.groups
+        ]
         super().__init__(
             packing,
             function.frozen_variables,

@@ -36,6 +36,7 @@ from kormos.processes import processes_of
 from kormos.types import Array
 from kormos.types import Matrix
 from kormos.types import Structure
+from kormos.types import Tensor
 from kormos.types import Vector
 
 
@@ -66,6 +67,8 @@ class ResidualObjective(FlatObjective):
     """
 
     program: ResidualProgram
+    # What errors call the function.
+    _fn_name = "residual_fn"
     # The latest point that `_sums` evaluated, and its result.
     _latest: tuple[Vector, Vector] | None
 
@@ -92,8 +95,10 @@ class ResidualObjective(FlatObjective):
         self._kept = kept(
             residual_fn,
             packing.variables,
-            points.layout,
-            lambda: _checked(residual_fn, packing.variables, data, points),
+            (self._fn_name, points.layout),
+            lambda: _checked(
+                residual_fn, packing.variables, data, points, self._fn_name
+            ),
         )
         self._function = self._kept.function
         self.names = self._function.names
@@ -121,11 +126,15 @@ class ResidualObjective(FlatObjective):
 
     def _compiled(self, packing: Packing) -> ResidualProgram:
         """Compiles the function, or takes what was compiled before."""
-        function, loss = self._function, self.loss
+        function = self._function
         return self._kept.made(
-            (loss, packing.dtype),
-            lambda: ResidualProgram(packing, function, robust.LOSSES[loss]),
+            (self.loss, packing.dtype),
+            lambda: ResidualProgram(packing, function, self._measure()),
         )
+
+    def _measure(self) -> Callable[[Tensor], Tensor]:
+        """The loss of each residual, over its `f_scale`."""
+        return robust.of_residuals(self.loss)
 
     def _prepare_float64(self) -> None:
         # A function that fails in float64 is refused now, not during the fit.
@@ -308,7 +317,8 @@ def _checked(
     variables: list[keras.Variable],
     data: Structure,
     points: Points,
+    name: str,
 ) -> ResidualFunction:
-    function = ResidualFunction(fn, variables, data, points)
+    function = ResidualFunction(fn, variables, data, points, name)
     function.check_rows()
     return function

@@ -5,6 +5,8 @@ residuals much smaller than f it is about the square, r^2. Tukey's biweight is
 constant beyond f (Beaton and Tukey 1974).
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from keras import ops
 
@@ -43,6 +45,13 @@ def tukey(z: Tensor) -> Tensor:
 LOSSES = {
     fn.__name__: fn for fn in (linear, soft_l1, huber, cauchy, arctan, tukey)
 }
+
+
+def of_residuals(name: str) -> Callable[[Tensor], Tensor]:
+    """The loss of each residual, by the name of one of `LOSSES`."""
+    rho = LOSSES[name]
+    return lambda residuals: rho(ops.square(residuals))
+
 
 # The standard deviation of a normal distribution over its median absolute
 # deviation, 1 / 0.6745.
