@@ -1,11 +1,14 @@
 """Limited-memory BFGS."""
 
+import functools
 from typing import Any
 
 import keras
 
 from kormos import backend
+from kormos.optimizers.quasi_newton import MakeCurvature
 from kormos.optimizers.quasi_newton import QuasiNewton
+from kormos.solvers.constrained.curvature import LimitedCurvature
 from kormos.solvers.protocols import Curvature
 from kormos.solvers.quasi_newton.lbfgs_curvature import LimitedMemory
 
@@ -42,7 +45,8 @@ class LBFGS(QuasiNewton):
             `True` for pairs of more than 256 MB where there are several
             devices. Each of several processes uses its own devices.
         **kwargs: `epochs`, `batch_size`, `pretrain_fn`, `gtol`, `ftol`,
-            `xtol`, `bounds` and `keep_state`, as for `QuasiNewton`.
+            `xtol`, `bounds`, `constraints` and `keep_state`, as for
+            `QuasiNewton`.
 
     Raises:
         ValueError: if `memory`, `scaling` or `shard_memory` is another value,
@@ -97,6 +101,12 @@ class LBFGS(QuasiNewton):
         if is_spread is None:
             is_spread = 2 * pairs * size >= _SPREAD_FROM
         return LimitedMemory(pairs, self.scaling or default, is_spread)
+
+    def constrained_curvature(self, size: int) -> MakeCurvature:
+        pairs = self.pairs(size)
+        if size <= pairs:
+            return super().constrained_curvature(size)
+        return functools.partial(LimitedCurvature, size, memory=pairs)
 
     def check_size(self, size: int) -> None:
         if self.shard_memory and backend.devices() == 1:

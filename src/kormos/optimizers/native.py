@@ -29,11 +29,14 @@ class NativeOptimizer(BatchOptimizer):
         ftol: as `gtol`.
         xtol: as `gtol`.
         bounds: as `BatchOptimizer` takes them.
+        constraints: as `BatchOptimizer` takes them, for a method that
+            `takes_constraints`.
         keep_state: as `BatchOptimizer` takes it.
     """
 
     keeps_state = True
     uses_jacobian = False
+    takes_constraints = False
 
     def __init__(
         self,
@@ -46,6 +49,7 @@ class NativeOptimizer(BatchOptimizer):
         xtol: float,
         bounds: Any = None,
         keep_state: bool | None = None,
+        constraints: Any = None,
     ) -> None:
         super().__init__(
             name=name,
@@ -53,6 +57,7 @@ class NativeOptimizer(BatchOptimizer):
             batch_size=batch_size,
             pretrain_fn=pretrain_fn,
             bounds=bounds,
+            constraints=constraints,
             keep_state=keep_state,
         )
         for key, value in (("gtol", gtol), ("ftol", ftol), ("xtol", xtol)):
@@ -91,7 +96,8 @@ class NativeOptimizer(BatchOptimizer):
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
-        del config["constraints"]
+        if not self.takes_constraints:
+            del config["constraints"]
         tolerances = {"gtol": self.gtol, "ftol": self.ftol, "xtol": self.xtol}
         return {**config, **tolerances}
 
@@ -99,10 +105,10 @@ class NativeOptimizer(BatchOptimizer):
         self, size: int, bounded: bool, constraint_types: list[str]
     ) -> None:
         del size, bounded
-        if constraint_types:
+        if constraint_types and not self.takes_constraints:
             raise ValueError(
-                f"Optimizer '{self.name}' takes no constraints. Use 'slsqp' "
-                f"or 'trust-constr'. Received: optimizer='{self.name}' with "
+                f"Optimizer '{self.name}' takes no constraints. Use 'lbfgs' "
+                f"or 'slsqp'. Received: optimizer='{self.name}' with "
                 f"constraints {sorted(set(constraint_types))}"
             )
 

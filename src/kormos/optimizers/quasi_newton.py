@@ -1,8 +1,16 @@
 """The quasi-Newton methods that kormos compiles itself: what they share."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
+from typing import TypeAlias
 
 from kormos.optimizers.native import NativeOptimizer
+from kormos.solvers.constrained.curvature import (
+    Curvature as ConstrainedCurvature,
+)
+from kormos.solvers.constrained.curvature import DenseCurvature
+from kormos.solvers.constrained.run import ConstrainedRun
 from kormos.solvers.outcome import Outcome
 from kormos.solvers.problem import Problem
 from kormos.solvers.protocols import Curvature
@@ -11,6 +19,8 @@ from kormos.solvers.quasi_newton import state as states
 from kormos.solvers.quasi_newton.loop import QuasiNewtonRun
 from kormos.solvers.solver_state import SolverState
 from kormos.types import Vector
+
+MakeCurvature: TypeAlias = Callable[[float], ConstrainedCurvature]
 
 
 class QuasiNewton(NativeOptimizer):
@@ -25,6 +35,13 @@ class QuasiNewton(NativeOptimizer):
     gradient presses against one are held there. Their number is `active` in the
     History, and ends are judged by the gradient of the others.
 
+    Under constraints, each iteration takes a step of an augmented Lagrangian,
+    with the curvature of damped BFGS: a dense matrix, or for `"lbfgs"` of more
+    parameters than pairs, limited memory. It is learned anew by each fit;
+    multipliers are kept for `resume=True`. The History has `violation`, the
+    largest one of a constraint, and `complementarity`, the multipliers times
+    what is violated or not active; `result.multipliers` are those of the end.
+
     Args:
         name: name of the optimizer.
         epochs: the number of epochs when `fit` is not told. Defaults to 20.
@@ -37,6 +54,7 @@ class QuasiNewton(NativeOptimizer):
         xtol: converged when a step is this part of the parameters' length.
             Defaults to 0, which is never.
         bounds: as `BatchOptimizer` takes them.
+        constraints: as `BatchOptimizer` takes them.
         keep_state: where the curvature is kept for `resume=True`: `None` in
             memory and in the backups of `BackupAndRestore`, `True` in saved
             models too, `False` nowhere. Of n parameters a dense method keeps
@@ -54,6 +72,7 @@ class QuasiNewton(NativeOptimizer):
         ftol: float = 1e-14,
         xtol: float = 0.0,
         bounds: Any = None,
+        constraints: Any = None,
         keep_state: bool | None = None,
     ) -> None:
         super().__init__(
@@ -66,7 +85,10 @@ class QuasiNewton(NativeOptimizer):
             xtol,
             bounds,
             keep_state,
+            constraints,
         )
+
+    takes_constraints = True
 
     def method(self, size: int) -> Curvature:
         """What `solvers.quasi_newton.state.init` calls a method of curvature.
@@ -75,6 +97,14 @@ class QuasiNewton(NativeOptimizer):
             size: the number of parameters.
         """
         raise NotImplementedError
+
+    def constrained_curvature(self, size: int) -> MakeCurvature:
+        """What makes the curvature under constraints, of its first scale.
+
+        Args:
+            size: the number of parameters.
+        """
+        return functools.partial(DenseCurvature, size)
 
     def check_size(self, size: int) -> None:
         """Raises a `ValueError` if there are too many parameters."""
@@ -93,6 +123,10 @@ class QuasiNewton(NativeOptimizer):
         observer: Observer,
     ) -> Outcome:
         method = self.method(problem.size)
+        if problem.constraints:
+            make = self.constrained_curvature(problem.size)
+            run = ConstrainedRun(problem, make, observer, method.key)
+            return run(theta, state)
         first, earlier = (
             states.init(
                 method,
@@ -107,5 +141,5 @@ class QuasiNewton(NativeOptimizer):
                 method.key, first, theta, problem.storage_eps
             )
             first = first if earlier is None else earlier
-        run = QuasiNewtonRun(problem, self, observer)
-        return run(method, first, earlier)
+        free = QuasiNewtonRun(problem, self, observer)
+        return free(method, first, earlier)

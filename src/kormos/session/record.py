@@ -140,4 +140,5 @@ class Record:
             test=outcome.test,
             value=outcome.value,
             threshold=outcome.threshold,
+            multipliers=outcome.multipliers,
         )

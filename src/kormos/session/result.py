@@ -42,6 +42,10 @@ class Result:
         theta: for `kormos.solve`, the final point, float64 array `(size,)`.
         history: for `kormos.minimize`, a dict of lists with an entry for each
             iteration: `loss`, `grad`, `fg_evals`, `hessp_evals`, `seconds`.
+        multipliers: of kormos' own methods under constraints, the multipliers
+            of each constraint, a list of arrays `(m,)`: by how much the loss
+            falls when a constraint's zero becomes a small number below it,
+            per unit. `None` otherwise.
     """
 
     status: str
@@ -61,6 +65,7 @@ class Result:
     float64_from: int | None = None
     history: dict[str, list[Any]] | None = None
     theta: Vector | None = None
+    multipliers: list[Vector] | None = None
     _summarize: Callable[..., Any] | None = dataclasses.field(
         default=None, repr=False, compare=False
     )

@@ -38,6 +38,8 @@ class Outcome:
         state: the `SolverState` that a later run can go on from, or `None`.
         hessian: function of a point to the Hessian of the method's model there,
             or `None`.
+        multipliers: those of each constraint, arrays `(m,)`, or `None` for a
+            method that has none.
     """
 
     status: str | None
@@ -55,3 +57,4 @@ class Outcome:
     evaluate: Evaluate | None = None
     state: SolverState | None = None
     hessian: Hessian | None = None
+    multipliers: list[Any] | None = None

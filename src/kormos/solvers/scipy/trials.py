@@ -7,12 +7,12 @@ import numpy as np
 
 from kormos.solvers import convergence
 from kormos.solvers import statuses
+from kormos.solvers.constrained.optimality import ConstrainedOptimality
 from kormos.solvers.fresh_run import MOST_NEWTON
 from kormos.solvers.fresh_run import Gain
 from kormos.solvers.fresh_run import try_to_gain
 from kormos.solvers.outcome import Outcome
 from kormos.solvers.problem import Problem
-from kormos.solvers.scipy.constrained_optimality import ConstrainedOptimality
 from kormos.solvers.scipy.evaluator import Evaluation
 from kormos.solvers.scipy.evaluator import Evaluator
 from kormos.solvers.scipy.methods import ScipyMethod

@@ -1,0 +1,1 @@
+"""Constraints for kormos' own methods: an augmented Lagrangian."""

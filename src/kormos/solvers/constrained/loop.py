@@ -1,0 +1,331 @@
+"""Minimizes under constraints: an augmented Lagrangian, a step a multiplier.
+
+Each iteration takes one step of a convex quadratic program (`subproblem.py`)
+with the curvature that the method has learned (`curvature.py`), searches along
+it for a lower augmented Lagrangian (`merit.py`), and takes the program's
+multipliers over. Near a solution its steps are those of sequential quadratic
+programming. Penalties are in the units of the curvature, so that neither the
+units of the loss nor those of a constraint matter.
+
+P. E. Gill and D. P. Robinson, "A globally convergent stabilized SQP method",
+SIAM J. Optim. 23(4), 2013, is the closest published method. Differs from it in
+the line search, which looks at the augmented Lagrangian alone, and in that
+multipliers are taken over after every step.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from kormos.solvers.constrained import merit
+from kormos.solvers.constrained import subproblem
+from kormos.solvers.constrained.curvature import Curvature
+from kormos.solvers.constrained.subproblem import Conditions
+from kormos.solvers.constrained.subproblem import Step
+from kormos.solvers.problem import Problem
+from kormos.types import Array
+from kormos.types import Matrix
+from kormos.types import Vector
+
+# A penalty is at least this many times the curvature along its constraint. Our
+# choice: a step then leaves a tenth of a violation.
+_LEAST_PENALTY = 10.0
+# It grows so where a full step leaves more than this part of the violation.
+_GROWTH, _ENOUGH = 10.0, 0.3
+_MOST_PENALTY = 1e10
+# Armijo's condition, and how far one trial may shorten the step.
+_ARMIJO, _SHORTEST, _LONGEST = 1e-4, 0.1, 0.5
+_MOST_TRIALS = 25
+# A bound that a step would cross joins the program; so often at most.
+_MOST_ROUNDS = 20
+
+
+@dataclasses.dataclass
+class At:
+    """A point of the run.
+
+    Attributes:
+        theta: the point, `(size,)`.
+        loss: the loss.
+        grad: its gradient, `(size,)`.
+        constraints: the constraints, without bounds.
+    """
+
+    theta: Vector
+    loss: float
+    grad: Vector
+    constraints: Conditions
+
+
+class ConstrainedLoop:
+    """The iterations of one run.
+
+    Args:
+        problem: the problem.
+        make_curvature: function of the first scale that makes a `Curvature`.
+
+    Attributes:
+        at: the present point.
+        multipliers: those of the constraints, `(m,)`.
+        promise: the decrease of the loss that the latest program predicted.
+        gap: the multipliers times what is violated, or is not active.
+        step: the length of the latest step.
+    """
+
+    def __init__(
+        self, problem: Problem, make_curvature: Callable[[float], Curvature]
+    ) -> None:
+        self._problem = problem
+        self._make_curvature = make_curvature
+        lower = np.full(problem.size, -np.inf)
+        self._lower, self._upper = lower, -lower
+        if problem.is_bounded:
+            self._lower, self._upper = problem.box
+        self.promise = self.gap = np.inf
+        self.step = 0.0
+
+    def begin(self, theta: Vector, multipliers: Vector | None = None) -> None:
+        """Evaluates the start."""
+        self.at = self.evaluated(theta)
+        count = self.at.constraints.values.size
+        self.multipliers = np.zeros(count)
+        if multipliers is not None and multipliers.shape == (count,):
+            self.multipliers = multipliers.copy()
+        self._penalties = np.zeros(count)
+        self._strength = _LEAST_PENALTY
+        self._turned: tuple[Vector, Matrix] | None = None
+        self.curvature = self._make_curvature(self._first_scale())
+        self.is_fresh = True
+
+    def evaluated(self, theta: Vector) -> At:
+        """The loss and the constraints at a point."""
+        loss, grad = self._problem.value_and_grad(theta)
+        return At(theta, loss, grad, self._constraints(theta))
+
+    def clear(self) -> None:
+        """Forgets the curvature."""
+        self.curvature.clear(self._first_scale())
+        self._turned = None
+        self.is_fresh = True
+
+    def go_to(self, at: At) -> None:
+        """Makes another point the present one, with a cleared memory."""
+        self.at = at
+        self.clear()
+
+    @property
+    def left(self) -> float:
+        """How much lower the loss may become, by the latest program."""
+        return max(self.promise, 0.0) + self.gap
+
+    def violation(self) -> float:
+        """The largest violation of a constraint."""
+        return float(self.at.constraints.violation().max(initial=0.0))
+
+    def iterate(self) -> bool:
+        """Takes a step; returns whether one was found."""
+        at, step = self.at, self._program()
+        count = self.multipliers.size
+        new = step.multipliers[:count]
+        self._predict(step, new)
+        slope = merit.slope(
+            at.grad,
+            step.direction,
+            at.constraints,
+            self.multipliers,
+            self._penalties,
+        )
+        found = self._searched(step, slope)
+        if found is None:
+            return False
+        length, after, step = found
+        self.step = float(np.linalg.norm(after.theta - at.theta))
+        self._turned = None
+        # All multipliers, those of bounds as well: bounds do not bend.
+        change = after.grad - at.grad
+        change -= (after.constraints.rows - at.constraints.rows).T @ new
+        self.curvature.learn(
+            after.theta - at.theta, change, length * step.force
+        )
+        self.is_fresh = False
+        before, left = self.violation(), after.constraints.violation()
+        self.at, self.multipliers = after, new
+        if length < 1 and left.max(initial=0.0) <= before:
+            # Penalties that are too large make the valley along the
+            # constraints so narrow that steps are short.
+            self._strength = max(self._strength / _GROWTH, _LEAST_PENALTY)
+            self._penalties = self._penalties / _GROWTH
+        return True
+
+    def _first_scale(self) -> float:
+        """How far the first step goes: the length of the parameters."""
+        size = float(np.linalg.norm(self.at.grad))
+        reach = max(float(np.linalg.norm(self.at.theta)), 1.0)
+        return min(1.0, reach / size) if size > 0 else 1.0
+
+    def _constraints(self, theta: Vector) -> Conditions:
+        values, rows, equal = [], [], []
+        for constraint in self._problem.constraints:
+            found = np.atleast_1d(constraint.fun(theta))
+            values.append(found)
+            rows.append(constraint.jac(theta))
+            equal.append(np.full(found.size, constraint.type == "eq"))
+        return Conditions(
+            np.concatenate(values),
+            np.concatenate(rows),
+            np.concatenate(equal),
+            np.zeros(sum(map(len, values)), dtype=bool),
+        )
+
+    def _program(self, values: Vector | None = None) -> Step:
+        """The step of the program, with penalties that make it feasible.
+
+        Args:
+            values: of the constraints, in place of those at the point.
+        """
+        at = self.at
+        if self._turned is None:
+            rows = at.constraints.rows
+            turned = self.curvature.product(np.vstack([at.grad, rows]).T)
+            self._turned = turned[:, 0], turned[:, 1:]
+        turned_rows = self._turned[1]
+        along = np.einsum("ij,ji->i", at.constraints.rows, turned_rows)
+        along[along <= 0] = 1.0
+        constraints = at.constraints
+        if values is not None:
+            constraints = constraints._replace(values=values)
+        before = constraints.violation().max(initial=0.0)
+        while True:
+            self._penalties = np.maximum(
+                self._penalties, self._strength / along
+            )
+            step = self._within_bounds(constraints)
+            reached = constraints.values + constraints.rows @ step.direction
+            left = constraints._replace(values=reached).violation()
+            is_enough = left.max(initial=0.0) <= _ENOUGH * before
+            # Beside a large decrease a small violation does not matter yet.
+            count = left.size
+            weight = np.abs(step.multipliers[:count]) @ constraints.violation()
+            is_enough |= weight <= step.force @ step.direction / 2
+            if is_enough or self._strength >= _MOST_PENALTY:
+                return step
+            self._strength *= _GROWTH
+
+    def _within_bounds(self, constraints: Conditions) -> Step:
+        """The step of the program, with the bounds that it would cross."""
+        at = self.at
+        assert self._turned is not None
+        turned_grad, turned_rows = self._turned
+        lower = np.zeros(at.theta.size, dtype=bool)
+        upper = lower.copy()
+        for _ in range(_MOST_ROUNDS):
+            conditions, signs = self._with_bounds(constraints, lower, upper)
+            extra = np.zeros((at.theta.size, len(signs)))
+            places = np.flatnonzero(np.concatenate([lower, upper]))
+            extra[places % at.theta.size, np.arange(len(signs))] = signs
+            turned = turned_rows
+            if len(signs):
+                turned = np.hstack([turned, self.curvature.product(extra)])
+            padding = np.zeros(len(signs))
+            step = subproblem.solve(
+                at.grad,
+                conditions,
+                np.concatenate([self.multipliers, padding]),
+                np.concatenate([self._penalties, padding + 1]),
+                (turned_grad, turned),
+            )
+            reached = at.theta + step.direction
+            slack = 1e-12 * (1 + np.abs(at.theta))
+            crossed_low = (reached < self._lower - slack) & ~lower
+            crossed_high = (reached > self._upper + slack) & ~upper
+            if not (crossed_low.any() or crossed_high.any()):
+                break
+            lower |= crossed_low
+            upper |= crossed_high
+        return step
+
+    def _with_bounds(
+        self, own: Conditions, lower: Array, upper: Array
+    ) -> tuple[Conditions, Vector]:
+        """The constraints, and bounds as further conditions."""
+        at = self.at
+        low = (at.theta - self._lower)[lower]
+        high = (self._upper - at.theta)[upper]
+        signs = np.concatenate([np.ones(low.size), -np.ones(high.size)])
+        if signs.size == 0:
+            return own, signs
+        rows = np.zeros((signs.size, at.theta.size))
+        places = np.concatenate([np.flatnonzero(lower), np.flatnonzero(upper)])
+        rows[np.arange(signs.size), places] = signs
+        return Conditions(
+            np.concatenate([own.values, low, high]),
+            np.concatenate([own.rows, rows]),
+            np.concatenate([own.equal, np.zeros(signs.size, bool)]),
+            np.concatenate([own.hard, np.ones(signs.size, bool)]),
+        ), signs
+
+    def _predict(self, step: Step, new: Vector) -> None:
+        """Notes what the program predicts."""
+        constraints = self.at.constraints
+        self.promise = float(step.force @ step.direction) / 2
+        open_ = np.where(
+            constraints.equal,
+            np.abs(constraints.values),
+            np.abs(constraints.values) * ((new > 0) | (constraints.values < 0)),
+        )
+        self.gap = float(np.abs(new) @ open_)
+
+    def _searched(
+        self, step: Step, slope: float
+    ) -> tuple[float, At, Step] | None:
+        """The length of the step, the point there and the step; or `None`."""
+        at, problem = self.at, self._problem
+        if not np.isfinite(step.direction).all() or not slope < 0:
+            return None
+        before = self._merit(at)
+        noise = 4 * problem.evaluation_eps * max(abs(at.loss), abs(before))
+        length = 1.0
+        for _ in range(_MOST_TRIALS):
+            trial = problem.project(at.theta + length * step.direction)
+            if problem.spent() is not None or np.array_equal(trial, at.theta):
+                return None
+            after = self.evaluated(trial)
+            rise = self._merit(after) - before
+            if rise <= _ARMIJO * length * slope + noise:
+                return length, after, step
+            if length == 1 and np.isfinite(rise):
+                other = self._corrected(step, after)
+                corrected = self.evaluated(
+                    problem.project(at.theta + other.direction)
+                )
+                if self._merit(corrected) - before <= _ARMIJO * slope + noise:
+                    return length, corrected, other
+            shorter = _SHORTEST
+            if np.isfinite(rise):
+                bend = rise - length * slope
+                shorter = -length * slope / (2 * bend) if bend > 0 else _LONGEST
+            length *= min(max(shorter, _SHORTEST), _LONGEST)
+        return None
+
+    def _corrected(self, step: Step, after: At) -> Step:
+        """The step, corrected for how the constraints bend along it.
+
+        Near a solution it keeps full steps acceptable: section 18.3 of
+        Nocedal and Wright.
+        """
+        own = self.at.constraints
+        bent = after.constraints.values - own.rows @ step.direction
+        return self._within_bounds(own._replace(values=bent))
+
+    def _merit(self, at: At) -> float:
+        """The augmented Lagrangian at a point, infinite where not finite."""
+        found = merit.merit(
+            at.loss, at.constraints, self.multipliers, self._penalties
+        )
+        known = (
+            np.isfinite(found)
+            and np.isfinite(at.grad).all()
+            and np.isfinite(at.constraints.rows).all()
+        )
+        return found if known else np.inf

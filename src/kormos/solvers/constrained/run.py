@@ -1,0 +1,213 @@
+"""One run of a method of kormos' own under constraints, and its end."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from kormos.solvers import convergence
+from kormos.solvers import statuses
+from kormos.solvers.constrained.curvature import Curvature
+from kormos.solvers.constrained.loop import ConstrainedLoop
+from kormos.solvers.constrained.optimality import ConstrainedOptimality
+from kormos.solvers.fresh_run import MOST_NEWTON
+from kormos.solvers.outcome import Outcome
+from kormos.solvers.problem import Problem
+from kormos.solvers.protocols import Iterate
+from kormos.solvers.protocols import Observer
+from kormos.solvers.protocols import Point
+from kormos.solvers.solver_state import SolverState
+from kormos.types import Vector
+
+# Iterations end where constraints hold so much better than what counts as
+# feasible. Our choice: the loss is then right to as many digits.
+_WELL_FEASIBLE = 2.0**-10
+# They end too where so many in a row predict no less than the best before, and
+# that is within so many roundings of the loss.
+_MOST_VAIN, _VAIN = 10, 1e4
+# How often an end may be tried. Our choice: each trial that gains makes the
+# next one less likely to.
+_MOST_TRIALS = 6
+
+
+class ConstrainedRun:
+    """One run.
+
+    Args:
+        problem: the `Problem`.
+        make_curvature: function of the first scale that makes a `Curvature`.
+        observer: the `Observer`.
+        key: the method, in words.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        make_curvature: Callable[[float], Curvature],
+        observer: Observer,
+        key: str,
+    ) -> None:
+        self._problem, self._observer = problem, observer
+        self._loop = ConstrainedLoop(problem, make_curvature)
+        self._key = f"{key}, with constraints"
+        self._is_stopped = False
+        # The loss at which the memory was last cleared to try an end.
+        self._tried: float | None = None
+
+    def __call__(self, theta: Vector, state: SolverState | None) -> Outcome:
+        """Runs.
+
+        Args:
+            theta: the start.
+            state: the state of an earlier run, whose multipliers it begins
+                with, or `None`.
+        """
+        problem, loop = self._problem, self._loop
+        problem.verify(Problem.evaluate, theta)
+        multipliers = None
+        if state is not None:
+            theta, multipliers = self._earlier(state, theta)
+        loop.begin(theta, multipliers)
+        at = loop.at
+        if self._observer.started(Point(at.theta, at.loss, at.grad)):
+            return self._outcome(None)
+        for _ in range(_MOST_TRIALS):
+            failure = self._iterate()
+            if self._is_stopped:
+                return self._outcome(problem.spent())
+            outcome = self._judged(failure)
+            if outcome is not None:
+                return outcome
+        return self._outcome(statuses.STALLED)
+
+    def _earlier(
+        self, state: SolverState, theta: Vector
+    ) -> tuple[Vector, Vector | None]:
+        """The point and the multipliers of an earlier run."""
+        if state.key != self._key:
+            # It refuses the state of another method.
+            state.restored(self._key, (), theta, self._problem.storage_eps)
+        point = state.point(theta, self._problem.storage_eps)
+        return self._problem.project(point), state.arrays().get("multipliers")
+
+    def _iterate(self) -> str:
+        """Iterates until nothing is gained; what that is called if wrong."""
+        loop, problem = self._loop, self._problem
+        vain, lowest = 0, np.inf
+        while True:
+            was_fresh = loop.is_fresh
+            if problem.spent() is not None or not loop.iterate():
+                if problem.spent() is not None:
+                    self._is_stopped = True
+                    return statuses.STALLED
+                if was_fresh:
+                    return statuses.LINE_SEARCH_FAILED
+                loop.clear()
+                continue
+            self._is_stopped = self._reported()
+            if self._is_stopped or self._is_small():
+                return statuses.STALLED
+            rounding = problem.evaluation_eps * abs(loop.at.loss)
+            vain = 0 if loop.left < lowest else vain + 1
+            lowest = min(loop.left, lowest)
+            if vain >= _MOST_VAIN and loop.left <= _VAIN * rounding:
+                return statuses.STALLED
+
+    def _is_small(self) -> bool:
+        """Whether the latest program predicted next to nothing."""
+        loop, problem = self._loop, self._problem
+        eps = problem.evaluation_eps
+        feasible = max(_WELL_FEASIBLE * problem.feasibility, 4 * eps)
+        return (
+            loop.left <= eps * abs(loop.at.loss)
+            and loop.violation() <= feasible
+        )
+
+    def _reported(self) -> bool:
+        """Reports the point; returns whether to stop."""
+        loop, at = self._loop, self._loop.at
+        pull = at.grad - at.constraints.rows.T @ loop.multipliers
+        return self._observer.accepted(
+            Iterate(
+                at.theta,
+                at.loss,
+                self._problem.pull(at.theta, pull),
+                state=self._state(),
+                logs={
+                    "step": loop.step,
+                    "violation": loop.violation(),
+                    "complementarity": loop.gap,
+                },
+            )
+        )
+
+    def _state(self) -> SolverState:
+        at = self._loop.at
+        arrays = {
+            "theta": at.theta,
+            "loss": np.float64(at.loss),
+            "grad": at.grad,
+            "multipliers": self._loop.multipliers,
+        }
+        return SolverState(self._key, arrays)
+
+    def _judged(self, failure: str) -> Outcome | None:
+        """The end at the present point, or `None` to go on.
+
+        Args:
+            failure: the status if it is no optimum.
+        """
+        problem, loop, at = self._problem, self._loop, self._loop.at
+        eps = problem.evaluation_eps
+        if not problem.is_feasible(at.theta):
+            return self._outcome(statuses.INFEASIBLE)
+        if problem.size > MOST_NEWTON:
+            before, self._tried = self._tried, at.loss
+            if before is None or convergence.is_gain(
+                before, at.loss, eps, convergence.LEAST_GAIN, 0.0
+            ):
+                # What a run with a cleared memory gains is the test.
+                loop.clear()
+                return None
+            promise = loop.left
+        else:
+            gain = ConstrainedOptimality(problem, problem.value_and_grad)(
+                at.theta, at.loss, at.grad
+            )
+            if convergence.is_gain(
+                at.loss, gain.loss, eps, convergence.LEAST_GAIN, 0.0
+            ):
+                loop.go_to(loop.evaluated(gain.theta))
+                self._is_stopped = self._reported()
+                return self._outcome(None) if self._is_stopped else None
+            promise = convergence.sober(gain.promise, gain.theta, gain.grad)
+        noise = 0.0
+        if convergence.is_promising(promise, at.loss, convergence.LEAST_GAIN):
+            noise = convergence.measured_noise(
+                lambda point: problem.value(problem.project(point)),
+                at.theta,
+                at.loss,
+                eps,
+            )
+        verdict = convergence.judge(
+            promise, at.loss, convergence.LEAST_GAIN, noise, failure
+        )
+        outcome = self._outcome(verdict.status)
+        outcome.test, outcome.value = verdict.test, verdict.value
+        outcome.threshold = verdict.threshold
+        outcome.findings = f"{verdict.findings} {outcome.findings}"
+        return outcome
+
+    def _outcome(self, status: str | None) -> Outcome:
+        loop, at = self._loop, self._loop.at
+        ends = np.cumsum(
+            [np.size(c.fun(at.theta)) for c in self._problem.constraints]
+        )
+        return Outcome(
+            status,
+            at.theta,
+            at.loss,
+            findings=f"The constraints hold to {loop.violation():.2g}.",
+            evaluate=self._problem.evaluate,
+            state=self._state(),
+            multipliers=np.split(loop.multipliers, ends[:-1]),
+        )

@@ -1,0 +1,117 @@
+"""The step of an augmented Lagrangian: a convex quadratic program.
+
+With a positive definite model B of the Lagrangian's Hessian, the step d
+minimizes
+
+    g'd + d'Bd / 2 + sum_i rho_i / 2 (c_i + a_i'd - m_i / rho_i)^2
+
+where inequalities, c_i >= 0, count only as far as they are violated. Bounds
+and other `hard` conditions are kept exactly. It is solved for the multipliers,
+of which there are as many as conditions, so that B is never formed: all that is
+needed is H = B^-1 times the gradients of the conditions. As the penalties rho
+grow, it becomes the step of sequential quadratic programming; where conditions
+contradict one another, it still has a solution.
+
+P. E. Gill and D. P. Robinson, "A primal-dual augmented Lagrangian", Comput.
+Optim. Appl. 51(1), 2012, section 3, has the same program.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import scipy.optimize
+
+from kormos.types import Array
+from kormos.types import Matrix
+from kormos.types import Vector
+
+
+class Conditions(NamedTuple):
+    """Constraints and bounds at a point.
+
+    Attributes:
+        values: their values, which are to be zero, or zero and above, `(m,)`.
+        rows: their gradients, `(m, size)`.
+        equal: which are equalities, bool, `(m,)`.
+        hard: which are kept exactly, bool, `(m,)`.
+    """
+
+    values: Vector
+    rows: Matrix
+    equal: Array
+    hard: Array
+
+    def violation(self) -> Vector:
+        """By how much each is violated, `(m,)`."""
+        return np.where(
+            self.equal, np.abs(self.values), np.maximum(-self.values, 0.0)
+        )
+
+
+class Step(NamedTuple):
+    """The solution of the program.
+
+    Attributes:
+        direction: d, `(size,)`.
+        multipliers: the new multipliers, `(m,)`.
+        force: B d, `(size,)`.
+    """
+
+    direction: Vector
+    multipliers: Vector
+    force: Vector
+
+
+def solve(
+    grad: Vector,
+    conditions: Conditions,
+    multipliers: Vector,
+    penalties: Vector,
+    turned: tuple[Vector, Matrix],
+) -> Step:
+    """Solves the program.
+
+    Args:
+        grad: g, `(size,)`.
+        conditions: the conditions.
+        multipliers: m, `(m,)`.
+        penalties: rho, `(m,)`; those of hard conditions do not count.
+        turned: H times g, `(size,)`, and H times the gradients of the
+            conditions, `(size, m)`.
+    """
+    rows, values = conditions.rows, conditions.values
+    turned_grad, turned_rows = turned
+    soft = np.where(conditions.hard, 0.0, 1 / penalties)
+    matrix = rows @ turned_rows + np.diag(soft)
+    matrix = (matrix + matrix.T) / 2
+    right = rows @ turned_grad - values + soft * multipliers
+    found = _dual(matrix, right, conditions.equal)
+    direction = turned_rows @ found - turned_grad
+    return Step(direction, found, rows.T @ found - grad)
+
+
+def _dual(matrix: Matrix, right: Vector, free: Array) -> Vector:
+    """Minimizes x'Mx / 2 - r'x, where only the `free` may be negative."""
+    scale = np.sqrt(np.maximum(np.diag(matrix), 0.0))
+    scale[scale == 0] = 1.0
+    matrix = matrix / np.outer(scale, scale)
+    eigenvalues, vectors = np.linalg.eigh(matrix)
+    least = len(right) * np.finfo(float).eps * eigenvalues[-1]
+    roots = np.sqrt(np.maximum(eigenvalues, least))
+    root = roots[:, None] * vectors.T
+    target = (vectors.T @ (right / scale)) / roots
+    if free.all():
+        return np.linalg.solve(root, target) / scale
+    # A free one is the difference of two that are not negative.
+    columns = np.hstack([root, -root[:, free]])
+    size = np.linalg.norm(target)
+    if size == 0:
+        return np.zeros(len(right))
+    try:
+        found, _ = scipy.optimize.nnls(columns, target / size)
+    except RuntimeError:
+        found = scipy.optimize.lsq_linear(columns, target / size, (0, np.inf)).x
+    count = len(right)
+    signed = found[:count].copy()
+    signed[free] -= found[count:]
+    return signed * size / scale
