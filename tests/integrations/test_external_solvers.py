@@ -178,7 +178,13 @@ def check(solver, rel):
     model.set_weights(before)
     options = {"ftol": 0, "gtol": 1e-6}
     fitted = kormos.fit(
-        model, x, y, epochs=1000, options=options, verbose=0
+        model,
+        x,
+        y,
+        optimizer="l-bfgs-b",
+        epochs=1000,
+        options=options,
+        verbose=0,
     ).result
     assert fitted.status in ("converged", "noise floor")
     assert reached == pytest.approx(fitted.loss, rel=rel)

@@ -77,7 +77,8 @@ class NativeOptimizer(BatchOptimizer):
         if given:
             raise ValueError(
                 f"Give '{self.name}' its options where it is made, as "
-                f"`{type(self).__name__}(gtol=...)`."
+                f"`{type(self).__name__}(gtol=...)`; `options` and `tol` are "
+                "of SciPy's methods, such as 'l-bfgs-b'."
                 f"{predecessor.advice(given, predecessor.ARGUMENTS)} "
                 f"Received: {given}"
             )
