@@ -28,6 +28,7 @@ from kormos.objective.gauss_newton.host import HostGaussNewton
 from kormos.objective.units import size_of
 from kormos.processes import Processes
 from kormos.solvers.protocols import GaussNewtonMatrix
+from kormos.solvers.protocols import PartsObjective
 from kormos.types import Matrix
 from kormos.types import Scalar
 from kormos.types import Structure
@@ -268,6 +269,17 @@ class FlatObjective:
             ValueError: if the loss is not one of outputs with curvature.
         """
         return HostGaussNewton(self.program.gauss_newton, self)
+
+    def in_parts(
+        self, lower: Vector | None, upper: Vector | None
+    ) -> PartsObjective | None:
+        """The loss without the kinks of L1 regularizers, where it has some.
+
+        Args:
+            lower, upper: the bounds, `(size,)`, or `None`.
+        """
+        del lower, upper
+        return None
 
     def traceable(
         self,

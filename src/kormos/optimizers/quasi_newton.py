@@ -11,6 +11,7 @@ from kormos.solvers.constrained.curvature import (
 )
 from kormos.solvers.constrained.curvature import DenseCurvature
 from kormos.solvers.constrained.run import ConstrainedRun
+from kormos.solvers.in_two_parts import run_in_parts
 from kormos.solvers.outcome import Outcome
 from kormos.solvers.problem import Problem
 from kormos.solvers.protocols import Curvature
@@ -34,6 +35,11 @@ class QuasiNewton(NativeOptimizer):
     Within bounds, and those that `NonNeg` constraints set, parameters that the
     gradient presses against one are held there. Their number is `active` in the
     History, and ends are judged by the gradient of the others.
+
+    Weights with Keras' `L1` or `L1L2` regularizers are minimized as differences
+    of two parts that are not negative, so that the loss has no kinks there and
+    weights of zero are exactly zero: `active` counts these too. Their curvature
+    is learned anew by each fit.
 
     Under constraints, each iteration takes a step of an augmented Lagrangian,
     with the curvature of damped BFGS: a dense matrix, or for `"lbfgs"` of more
@@ -122,6 +128,28 @@ class QuasiNewton(NativeOptimizer):
         state: SolverState | None,
         observer: Observer,
     ) -> Outcome:
+        parts = problem.objective.in_parts(problem.lower, problem.upper)
+        if parts is None:
+            return self._solve(problem, theta, state, observer)
+        self._check(parts.size, True, [c.type for c in problem.constraints])
+        return run_in_parts(
+            problem,
+            parts,
+            theta,
+            observer,
+            lambda problem, theta, observer: self._solve(
+                problem, theta, None, observer
+            ),
+        )
+
+    def _solve(
+        self,
+        problem: Problem,
+        theta: Vector,
+        state: SolverState | None,
+        observer: Observer,
+    ) -> Outcome:
+        """Minimizes a loss without known kinks; see `_run`."""
         method = self.method(problem.size)
         if problem.constraints:
             make = self.constrained_curvature(problem.size)

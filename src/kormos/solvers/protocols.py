@@ -537,6 +537,37 @@ class ProblemObjective(ComparableObjective, Protocol):
     ) -> Callable[..., Structure]:
         """The function `fn(state, *args) -> state`, compiled once for a key."""
 
+    def in_parts(
+        self, lower: Vector | None, upper: Vector | None
+    ) -> PartsObjective | None:
+        """The loss without the kinks of L1 regularizers.
+
+        Args:
+            lower, upper: the bounds, `(size,)`, or `None`.
+
+        Returns:
+            The loss of weights in two parts, or `None` if no weight has an L1
+            regularizer.
+        """
+
+
+class PartsObjective(ProblemObjective, Protocol):
+    """A loss of weights in two parts, as `objective/l1.py` has it."""
+
+    def parts_of(self, theta: Vector) -> Vector:
+        """The vector of a point."""
+
+    def point_of(self, parts: Vector) -> Vector:
+        """The point of a vector."""
+
+    def box_of(
+        self, lower: Vector | None, upper: Vector | None
+    ) -> tuple[Vector, Vector]:
+        """The bounds of the vector, of those of the point."""
+
+    def columns_of(self, jacobian: Matrix) -> Matrix:
+        """Derivatives in the vector, of those in the point."""
+
 
 class BatchedObjective(Protocol):
     """A loss of data that can be divided into batches."""

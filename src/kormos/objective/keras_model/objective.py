@@ -35,6 +35,8 @@ from kormos.objective.keras_model.program import ModelProgram
 from kormos.objective.keras_model.program import is_new
 from kormos.objective.keras_model.program import program_for
 from kormos.objective.keras_model.training_data import TrainingData
+from kormos.objective.l1 import SplitObjective
+from kormos.objective.l1 import in_parts
 from kormos.objective.units import largest
 from kormos.objective.units import unit_for
 from kormos.processes import processes_of
@@ -319,6 +321,11 @@ class Objective(FlatObjective):
                 "rows. "
                 f"Received: {[int(count) for count in counts]} batches"
             )
+
+    def in_parts(
+        self, lower: Vector | None, upper: Vector | None
+    ) -> SplitObjective | None:
+        return in_parts(self, lower, upper)
 
     def in_memory(self) -> Self:
         """The same loss; of the first rows alone if data are streamed."""

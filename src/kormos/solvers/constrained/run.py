@@ -137,6 +137,8 @@ class ConstrainedRun:
                     "violation": loop.violation(),
                     "complementarity": loop.gap,
                 },
+                # Lower losses are those of points that violate more.
+                is_penalized=True,
             )
         )
 
@@ -207,6 +209,7 @@ class ConstrainedRun:
             at.theta,
             at.loss,
             findings=f"The constraints hold to {loop.violation():.2g}.",
+            is_penalized=True,
             evaluate=self._problem.evaluate,
             state=self._state(),
             multipliers=np.split(loop.multipliers, ends[:-1]),

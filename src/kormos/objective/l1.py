@@ -1,0 +1,274 @@
+"""L1 regularizers without their kinks: weights as differences of two parts.
+
+A weight w with the penalty c |w| is p - q with p, q >= 0. Then
+
+    f(p - q) + c (p + q - |p - q|)
+
+is smooth, where f is the loss with its penalty, and has its minima where f has
+them: one of the two parts is zero there. A weight of zero is exactly zero.
+
+M. Schmidt, G. Fung and R. Rosales, "Fast optimization methods for L1
+regularization", ECML 2007, section 3.3, has this form of the problem.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from collections.abc import Hashable
+from typing import TYPE_CHECKING
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from kormos import backend
+from kormos.backend.common import as_tensor
+from kormos.solvers.protocols import ProblemObjective
+from kormos.types import Array
+from kormos.types import Matrix
+from kormos.types import Scalar
+from kormos.types import Structure
+from kormos.types import Tensor
+from kormos.types import Vector
+
+if TYPE_CHECKING:
+    from kormos.objective.base import FlatObjective
+
+_WITH_L1 = (keras.regularizers.L1, keras.regularizers.L1L2)
+
+
+def strength(variable: Any) -> float:
+    """The factor of a variable's L1 penalty, which may be zero."""
+    regularizer: Any = getattr(variable, "regularizer", None)
+    if type(regularizer) not in _WITH_L1:
+        return 0.0
+    return float(backend.to_numpy(regularizer.l1))
+
+
+def in_parts(
+    objective: FlatObjective, lower: Vector | None, upper: Vector | None
+) -> SplitObjective | None:
+    """The loss with its L1 regularized weights in two parts.
+
+    Args:
+        objective: the loss of a Keras model.
+        lower, upper: the bounds, `(size,)`, or `None`. A weight that they keep
+            on one side of zero has no kink.
+
+    Returns:
+        The loss, or `None` if there is no such weight.
+    """
+    packing = objective.program.packing
+    found = [strength(v) for v in packing.variables]
+    if not any(found):
+        return None
+    factors = packing.join_arrays(
+        [
+            np.full(v.shape, factor)
+            for v, factor in zip(packing.variables, found, strict=True)
+        ]
+    )
+    chosen = factors > 0
+    if lower is not None and upper is not None:
+        chosen &= (lower < 0) & (upper > 0)
+    places = np.flatnonzero(chosen)
+    if not places.size:
+        return None
+    return SplitObjective(objective, places, factors[places])
+
+
+@functools.cache
+def _slope_at_zero() -> float:
+    """The slope that the backend gives the absolute value at zero.
+
+    It is one on JAX, and zero on the others.
+    """
+    slope = backend.jacobian(lambda parts: ops.abs(parts[0]))
+    return float(backend.to_numpy(slope([ops.zeros((1,))])[0])[0, 0])
+
+
+def _slopes(weights: Vector) -> Vector:
+    """The slopes of the absolute values, as the backend has them."""
+    return np.where(weights == 0, _slope_at_zero(), np.sign(weights))
+
+
+class SplitObjective:
+    """A loss of weights in two parts; a `ProblemObjective`.
+
+    Its vector has the weights, of those that are split the parts p, and then
+    the parts q.
+
+    Args:
+        objective: the loss f.
+        places: the places of the weights that are split, `(k,)`.
+        factors: the factors of their penalties, `(k,)`.
+    """
+
+    def __init__(
+        self, objective: ProblemObjective, places: Array, factors: Vector
+    ) -> None:
+        self.whole = objective
+        self._places, self._factors = places, factors
+        self.size = objective.size + len(places)
+
+    @property
+    def program(self) -> Any:
+        """What was compiled of the loss."""
+        return self.whole.program
+
+    @property
+    def evaluation_eps(self) -> float:
+        """As that of the loss."""
+        return self.whole.evaluation_eps
+
+    @property
+    def storage_eps(self) -> float:
+        """As that of the loss."""
+        return self.whole.storage_eps
+
+    @property
+    def is_streamed(self) -> bool:
+        """As that of the loss."""
+        return self.whole.is_streamed
+
+    @property
+    def is_hosted(self) -> bool:
+        """As that of the loss."""
+        return self.whole.is_hosted
+
+    has_float64 = False
+
+    def name_of(self, index: int) -> str:
+        """What to call an entry."""
+        own = self.whole.size
+        place = index if index < own else int(self._places[index - own])
+        return self.whole.name_of(place)
+
+    def parts_of(self, theta: Vector) -> Vector:
+        """The vector of a point."""
+        own = np.array(theta)
+        split = own[self._places]
+        own[self._places] = np.maximum(split, 0.0)
+        return np.concatenate([own, np.maximum(-split, 0.0)])
+
+    def point_of(self, parts: Vector) -> Vector:
+        """The point of a vector."""
+        own = np.array(parts[: self.whole.size])
+        own[self._places] -= parts[self.whole.size :]
+        return own
+
+    def box_of(
+        self, lower: Vector | None, upper: Vector | None
+    ) -> tuple[Vector, Vector]:
+        """The bounds of the vector, of those of the point."""
+        size, count = self.whole.size, len(self._places)
+        low = np.full(size, -np.inf) if lower is None else np.array(lower)
+        high = np.full(size, np.inf) if upper is None else np.array(upper)
+        most = np.maximum(-low[self._places], 0.0)
+        low[self._places] = 0.0
+        return (
+            np.concatenate([low, np.zeros(count)]),
+            np.concatenate([high, most]),
+        )
+
+    def columns_of(self, jacobian: Matrix) -> Matrix:
+        """Derivatives in the vector, of those in the point."""
+        return np.hstack([jacobian, -jacobian[:, self._places]])
+
+    def value(self, theta: Vector) -> float:
+        """The loss."""
+        point = self.point_of(theta)
+        return float(self.whole.value(point)) + self._surplus(theta, point)
+
+    def value_and_grad(self, theta: Vector) -> tuple[float, Vector]:
+        """The loss and its gradient."""
+        point = self.point_of(theta)
+        loss, grad = self.whole.value_and_grad(point)
+        signs = _slopes(point[self._places])
+        slopes = grad[self._places] - self._factors * signs
+        own = np.array(grad)
+        own[self._places] = slopes + self._factors
+        return (
+            float(loss) + self._surplus(theta, point),
+            np.concatenate([own, self._factors - slopes]),
+        )
+
+    def hvp(self, theta: Vector, vector: Vector) -> Vector:
+        """The Hessian times a vector."""
+        found = self.whole.hvp(self.point_of(theta), self.point_of(vector))
+        return np.concatenate([found, -found[self._places]])
+
+    def hessian(self, theta: Vector) -> Matrix:
+        """The Hessian."""
+        return np.stack([self.hvp(theta, row) for row in np.eye(self.size)])
+
+    def gauss_newton(self) -> Any:
+        """Refused: no method that uses it splits weights."""
+        raise NotImplementedError
+
+    def reference(self, theta: Vector) -> tuple[Vector, float]:
+        """The point as the variables round it, and the loss as written."""
+        raise NotImplementedError
+
+    def in_memory(self) -> SplitObjective:
+        """The same loss; of the first rows alone if data are streamed."""
+        return SplitObjective(
+            self.whole.in_memory(), self._places, self._factors
+        )
+
+    def in_float64(self) -> SplitObjective:
+        """The same loss, evaluated in float64."""
+        return SplitObjective(
+            self.whole.in_float64(), self._places, self._factors
+        )
+
+    def traceable(
+        self,
+    ) -> tuple[Callable[..., tuple[Scalar, Tensor]], tuple[Structure, ...]]:
+        """Loss and gradient for use inside a compiled function."""
+        value_and_grad, arguments = self.whole.traceable()
+        size, places = self.whole.size, self._places.astype("int32")
+        at_zero = _slope_at_zero()
+
+        def split(
+            theta: Tensor, factors: Tensor, *arguments: Structure
+        ) -> tuple[Scalar, Tensor]:
+            where = ops.convert_to_tensor(places[:, None])
+            other = theta[size:]
+            point = ops.scatter_update(
+                theta[:size],
+                where,
+                ops.take(theta[:size], places, axis=0) - other,
+            )
+            loss, grad = value_and_grad(point, *arguments)
+            chosen = ops.take(point, places, axis=0)
+            own = ops.take(theta[:size], places, axis=0)
+            surplus = ops.sum(factors * (own + other - ops.abs(chosen)))
+            slopes = ops.take(grad, places, axis=0)
+            signs = ops.where(chosen == 0, at_zero, ops.sign(chosen))
+            slopes = slopes - factors * signs
+            grad = ops.scatter_update(grad, where, slopes + factors)
+            return (
+                loss + backend.scalar(surplus),
+                ops.concatenate([grad, factors - slopes]),
+            )
+
+        return split, (as_tensor(self._factors), *arguments)
+
+    def compiled_loop(
+        self, key: Hashable, fn: Callable[..., Structure]
+    ) -> Callable[..., Structure]:
+        """The function `fn(state, *args) -> state`, compiled once for a key."""
+        places = self._places.tobytes()
+        return self.whole.compiled_loop((key, "in two parts", places), fn)
+
+    def in_parts(self, lower: Vector | None, upper: Vector | None) -> None:
+        """Its weights are in parts already."""
+        del lower, upper
+
+    def _surplus(self, theta: Vector, point: Vector) -> float:
+        """c (p + q - |p - q|), which is zero where one part is zero."""
+        both = theta[self._places] + theta[self.whole.size :]
+        return float(self._factors @ (both - np.abs(point[self._places])))

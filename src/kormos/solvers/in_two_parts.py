@@ -1,0 +1,117 @@
+"""Runs a solver on a loss whose L1 regularized weights are in two parts."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+from kormos.solvers.outcome import Outcome
+from kormos.solvers.problem import Constraint
+from kormos.solvers.problem import Problem
+from kormos.solvers.protocols import Iterate
+from kormos.solvers.protocols import Observer
+from kormos.solvers.protocols import PartsObjective
+from kormos.solvers.protocols import Point
+from kormos.types import Matrix
+from kormos.types import Vector
+
+
+class _Whole:
+    """Tells an observer of the weights where a solver has their parts.
+
+    Args:
+        observer: the observer of the run.
+        problem: the problem of the whole weights, which counts for the run.
+        parts: that of the parts.
+        objective: the loss of the parts.
+    """
+
+    def __init__(
+        self,
+        observer: Observer,
+        problem: Problem,
+        parts: Problem,
+        objective: PartsObjective,
+    ) -> None:
+        self._observer = observer
+        self._problem, self._parts = problem, parts
+        self._objective = objective
+
+    def started(self, point: Point) -> bool:
+        self._count()
+        grad = point.grad
+        return self._observer.started(
+            Point(
+                self._objective.point_of(point.theta),
+                point.loss,
+                None if grad is None else grad[: self._problem.size],
+            )
+        )
+
+    def accepted(self, iterate: Iterate) -> bool:
+        self._count()
+        theta = iterate.theta
+        logs = dict(iterate.logs)
+        if "active" in logs:
+            # One part of every weight is at its bound.
+            split = self._parts.size - self._problem.size
+            logs["active"] = max(logs["active"] - split, 0)
+        return self._observer.accepted(
+            iterate._replace(
+                theta=None
+                if theta is None
+                else self._objective.point_of(theta),
+                state=None,
+                logs=logs,
+            )
+        )
+
+    def _count(self) -> None:
+        self._problem.fg_evals = self._parts.fg_evals
+
+
+def _of_parts(constraint: Constraint, objective: PartsObjective) -> Constraint:
+    """A constraint of the weights as one of their parts."""
+
+    def fun(parts: Vector) -> Vector:
+        return constraint.fun(objective.point_of(parts))
+
+    def jac(parts: Vector) -> Matrix:
+        return objective.columns_of(constraint.jac(objective.point_of(parts)))
+
+    return constraint._replace(fun=fun, jac=jac)
+
+
+def run_in_parts(
+    problem: Problem,
+    objective: PartsObjective,
+    theta: Vector,
+    observer: Observer,
+    solve: Callable[[Problem, Vector, Observer], Outcome],
+) -> Outcome:
+    """Runs a solver that takes bounds.
+
+    Args:
+        problem: the problem of the whole weights.
+        objective: its loss, in parts.
+        theta: the start, `(size,)`.
+        observer: the observer.
+        solve: function of a problem, a start and an observer.
+
+    Returns:
+        The `Outcome` of the whole weights. It has no state: the curvature is
+        that of the parts.
+    """
+    problem.verify(Problem.evaluate, theta)
+    parts = copy.copy(problem)
+    parts.objective, parts.size = objective, objective.size
+    parts.lower, parts.upper = objective.box_of(problem.lower, problem.upper)
+    parts.is_bounded = True
+    parts.constraints = [_of_parts(c, objective) for c in problem.constraints]
+    whole = _Whole(observer, problem, parts, objective)
+    outcome = solve(parts, objective.parts_of(theta), whole)
+    problem.fg_evals = parts.fg_evals
+    outcome.theta = objective.point_of(outcome.theta)
+    # What kinks have no slope to tell is told by the parts.
+    outcome.evaluate = outcome.state = outcome.hessian = None
+    return outcome
