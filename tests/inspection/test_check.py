@@ -245,9 +245,8 @@ def test_kinks_of_regularizers_are_named(regularizer):
     assert name.endswith("sparse/kernel") and name in finding.detail
     report.raise_if_fatal()
     # The methods that stop at a kink are not suggested, and told apart.
-    assert report.method == "l-bfgs-b"
-    assert "two non-negative parts" in " ".join(report.reason.split())
-    assert [c.method for c in report.costs if c.fits] == ["l-bfgs-b"]
+    fitting = {c.method for c in report.costs if c.fits}
+    assert report.method in fitting == {"lbfgs", "ssbroyden"}
 
 
 def test_no_kinks_are_seen_where_there_are_none():

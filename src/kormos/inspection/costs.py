@@ -38,8 +38,8 @@ _MOST_NEWTON_CG = 10 * _MOST_DENSE
 # worth tens of L-BFGS steps, and one with a dense matrix a few.
 _WORTH_OF_LEAST_SQUARES = 50
 _WORTH_OF_DENSE = 3
-# The curvature pairs of SciPy's L-BFGS-B: `maxcor` is 10 by default.
-_SCIPY_PAIRS = 10
+# Methods that minimize L1 regularized weights in two parts, without kinks.
+_IN_PARTS = "lbfgs", "ssbroyden"
 # The most numbers in a chunk of a Jacobian, as `Data.chunk_rows` cuts it.
 _CHUNK_NUMBERS = 1.5 * 2**20
 # Bytes of a float64 number.
@@ -96,30 +96,26 @@ def estimate(
         seconds: the time of an evaluation.
         is_smooth: whether the loss has no known kinks, at which methods stop.
     """
-    methods = _estimate_smooth(objective, seconds)
     if is_smooth:
-        return methods
-    stopped = [
-        dataclasses.replace(cost, remark="stops at the kinks", fits=False)
-        for cost in methods
+        return _estimate_smooth(objective, seconds, objective.size)
+    parts = objective.in_parts(None, None)
+    size = objective.size if parts is None else parts.size
+    return [
+        cost
+        if cost.method in _IN_PARTS
+        else dataclasses.replace(cost, remark="stops at the kinks", fits=False)
+        for cost in _estimate_smooth(objective, seconds, size)
     ]
-    size = objective.size
-    split = MethodCost(
-        "l-bfgs-b",
-        _EVALUATIONS * seconds,
-        2 * _BYTES * size * min(size, _SCIPY_PAIRS),
-        "for weights in two non-negative parts",
-    )
-    return [*stopped, split]
 
 
-def _estimate_smooth(objective: Objective, seconds: float) -> list[MethodCost]:
+def _estimate_smooth(
+    objective: Objective, seconds: float, size: int
+) -> list[MethodCost]:
     """The costs if the loss has no kinks.
 
     A step reads its memory as often as the factors below say: a pair of L-BFGS
     twice, a dense matrix eight times, with the update.
     """
-    size = objective.size
     dense = _BYTES * size**2
     pace = _Pace()
     # A pair is a difference of points and one of gradients, in float64.
@@ -174,12 +170,6 @@ def _least_squares(
 def choose(methods: list[MethodCost]) -> tuple[str, str]:
     """The name of the method to choose, and the reason, a sentence."""
     by_name = {cost.method: cost for cost in methods}
-    if "l-bfgs-b" in by_name:
-        return "l-bfgs-b", (
-            "With weights written as differences of two non-negative parts, "
-            "the loss is smooth, and this method keeps the parts within their "
-            "bounds. With the model as it is, no method reaches the minimum."
-        )
     cheap = by_name["lbfgs"]
     lm, dense = by_name["lm"], by_name["ssbroyden"]
     if lm.fits and lm.seconds <= _WORTH_OF_LEAST_SQUARES * cheap.seconds:

@@ -1,14 +1,11 @@
 """Kinks of a loss in its parameters, as those of Keras' L1 regularizers."""
 
-import keras
 import numpy as np
 
-from kormos import backend
 from kormos.inspection.report import Finding
 from kormos.objective import Objective
+from kormos.objective.l1 import strength
 from kormos.types import Vector
-
-_WITH_L1 = (keras.regularizers.L1, keras.regularizers.L1L2)
 
 # Two choices of ours: the least size of a parameter for steps, which a
 # parameter that is zero needs, and the length of a step away from kinks, over
@@ -33,22 +30,16 @@ def away_from_kinks(theta: Vector, rng: np.random.Generator) -> Vector:
 
 def kinks(objective: Objective) -> Finding:
     """Whether a regularizer gives the loss kinks, at which methods stop."""
-    names = tuple(v.path for v in objective.variables if _has_l1(v))
+    names = tuple(v.path for v in objective.variables if strength(v) > 0)
     if not names:
         return Finding("kinks", True, "No variable has an L1 regularizer.")
     return Finding(
         "kinks",
         False,
         f"The L1 regularizer of {', '.join(names)} has a kink where an entry "
-        "is zero. Methods stop there, above the minimum: write these weights "
-        "as differences of two non-negative parts.",
+        "is zero. 'lbfgs' and kormos' other quasi-Newton methods write these "
+        "weights as differences of two non-negative parts, and reach zeros "
+        "exactly; other methods stop there, above the minimum.",
         names,
         is_fatal=False,
     )
-
-
-def _has_l1(variable: keras.Variable) -> bool:
-    regularizer = getattr(variable, "regularizer", None)
-    if not isinstance(regularizer, _WITH_L1):
-        return False
-    return float(backend.to_numpy(regularizer.l1)) > 0

@@ -55,7 +55,7 @@ def in_parts(
     Args:
         objective: the loss of a Keras model.
         lower, upper: the bounds, `(size,)`, or `None`. A weight that they keep
-            on one side of zero has no kink.
+            away from zero has no kink.
 
     Returns:
         The loss, or `None` if there is no such weight.
@@ -72,7 +72,7 @@ def in_parts(
     )
     chosen = factors > 0
     if lower is not None and upper is not None:
-        chosen &= (lower < 0) & (upper > 0)
+        chosen &= (lower <= 0) & (upper >= 0)
     places = np.flatnonzero(chosen)
     if not places.size:
         return None

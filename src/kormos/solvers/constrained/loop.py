@@ -243,7 +243,12 @@ class ConstrainedLoop:
                 break
             lower |= crossed_low
             upper |= crossed_high
-        return step
+        landing = np.full(at.theta.size, np.nan)
+        is_held = step.multipliers[constraints.values.size :] > 0
+        held = places[is_held]
+        ends = np.concatenate([self._lower[lower], self._upper[upper]])
+        landing[held % at.theta.size] = ends[is_held]
+        return step._replace(landing=landing)
 
     def _with_bounds(
         self, own: Conditions, lower: Array, upper: Array
@@ -287,7 +292,7 @@ class ConstrainedLoop:
         noise = 4 * problem.evaluation_eps * max(abs(at.loss), abs(before))
         length = 1.0
         for _ in range(_MOST_TRIALS):
-            trial = problem.project(at.theta + length * step.direction)
+            trial = self._moved(step, length)
             if problem.spent() is not None or np.array_equal(trial, at.theta):
                 return None
             after = self.evaluated(trial)
@@ -296,9 +301,7 @@ class ConstrainedLoop:
                 return length, after, step
             if length == 1 and np.isfinite(rise):
                 other = self._corrected(step, after)
-                corrected = self.evaluated(
-                    problem.project(at.theta + other.direction)
-                )
+                corrected = self.evaluated(self._moved(other))
                 if self._merit(corrected) - before <= _ARMIJO * slope + noise:
                     return length, corrected, other
             shorter = _SHORTEST
@@ -307,6 +310,13 @@ class ConstrainedLoop:
                 shorter = -length * slope / (2 * bend) if bend > 0 else _LONGEST
             length *= min(max(shorter, _SHORTEST), _LONGEST)
         return None
+
+    def _moved(self, step: Step, length: float = 1.0) -> Vector:
+        """The point after a step; a full one ends exactly on its bounds."""
+        theta = self.at.theta + length * step.direction
+        if length == 1 and step.landing is not None:
+            theta = np.where(np.isnan(step.landing), theta, step.landing)
+        return self._problem.project(theta)
 
     def _corrected(self, step: Step, after: At) -> Step:
         """The step, corrected for how the constraints bend along it.

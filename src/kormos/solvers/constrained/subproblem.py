@@ -55,11 +55,13 @@ class Step(NamedTuple):
         direction: d, `(size,)`.
         multipliers: the new multipliers, `(m,)`.
         force: B d, `(size,)`.
+        landing: the bounds that it ends on, NaN elsewhere, `(size,)`.
     """
 
     direction: Vector
     multipliers: Vector
     force: Vector
+    landing: Vector | None = None
 
 
 def solve(
