@@ -8,6 +8,7 @@ import keras
 from kormos import optimizers
 from kormos.float64.evaluation import check_precision
 from kormos.objective.bounds import moved_into_bounds
+from kormos.objective.fixed import with_fixed
 from kormos.objective.functions.scalar import FunctionObjective
 from kormos.session.result import Result
 from kormos.session.run import checked_budget
@@ -26,6 +27,7 @@ def minimize(
     *,
     max_iterations: int | None = None,
     bounds: Any = None,
+    fixed: Any = None,
     constraints: Any = None,
     options: dict[str, Any] | None = None,
     tol: float | None = None,
@@ -56,6 +58,10 @@ def minimize(
             to `(low, high)`; or a list of pairs `(variable, (low, high))`.
             Each broadcasts to the variable's shape, and `None` is no bound.
             SciPy's bounds of the flat vector of all variables do as well.
+        fixed: parameters that keep their values: dict from a variable's path,
+            or a regular expression on paths, to a list of flat indices, or
+            `True` for all of its entries; or a list of pairs `(variable,
+            indices)`. The method must take bounds.
         constraints: a dict `{"type": "eq" or "ineq", "fun": fn}` or a list of
             these, with `fn` a function of no arguments that reads variables;
             its values are held at zero, or at zero and above.
@@ -106,6 +112,7 @@ def minimize(
     budget = checked_budget(max_evals, max_seconds, target_loss)
     check_precision(precision)
     bounds = optimizer.bounds if bounds is None else bounds
+    bounds = with_fixed(bounds, fixed, variables)
     observer = TraceObserver(
         stage,
         [callback, *(callbacks or [])] if callback else callbacks or [],

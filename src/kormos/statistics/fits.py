@@ -114,7 +114,10 @@ def active_constraints(
     found: list[Array] = [np.zeros((0, size))]
     if lower is not None and upper is not None:
         is_held = (theta <= lower) | (theta >= upper)
-        found.append(np.eye(size)[is_held])
+        places = np.flatnonzero(is_held)
+        rows = np.zeros((places.size, size))
+        rows[np.arange(places.size), places] = 1.0
+        found.append(rows)
     for constraint in constraints:
         values, rows = constraint.fun(theta), constraint.jac(theta)
         scale = np.abs(rows) @ np.maximum(np.abs(theta), 1.0)
