@@ -88,8 +88,9 @@ class Fit:
             raise ValueError(
                 "The covariance of all parameters needs about "
                 f"{needed / 2**20:,.0f} MB of memory, and may take "
-                f"{_MOST_BYTES / 2**20:,.0f} MB. Freeze layers whose errors "
-                "are not needed, by `trainable = False`. "
+                f"{_MOST_BYTES / 2**20:,.0f} MB. Ask for some of them by "
+                "`parameters=[...]` (an empty list is enough for `predict`), "
+                "or freeze layers by `trainable = False`. "
                 f"Received: {self.objective.size:,} parameters"
             )
 

@@ -287,9 +287,7 @@ def test_the_width_of_a_network_hardly_matters():
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [10, 20])
 def test_the_preset_keeps_weights_that_begin_as_in_keras(width):
-    found, history = sine_fit(
-        width, regularization="evidence", preset="matlab"
-    )
+    found, history = sine_fit(width, regularization="evidence", preset="matlab")
     plain, _ = sine_fit(width, preset="matlab")
     assert 8 < history["effective_parameters"][-1] < 14
     assert found < plain

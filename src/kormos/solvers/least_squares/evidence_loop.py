@@ -19,7 +19,6 @@ import numpy as np
 
 from kormos.solvers import statuses
 from kormos.solvers.least_squares.end import LeastSquaresEnd
-from kormos.solvers.least_squares.evidence import Evidence
 from kormos.solvers.least_squares.evidence import EvidenceModel
 from kormos.solvers.least_squares.evidence import Hyperparameters
 from kormos.solvers.least_squares.evidence_records import KEY
