@@ -126,11 +126,7 @@ def _weighted(
 
 def dtype_for(model: keras.Model, precision: str | None = None) -> str:
     """The dtype of floating-point data for a model."""
-    dtypes = {
-        model.compute_dtype,
-        *(v.dtype for v in model.trainable_variables),
-    }
-    if precision is not None or "float64" in dtypes:
+    if precision is not None or model.compute_dtype == "float64":
         return "float64"
     return keras.config.floatx()
 
