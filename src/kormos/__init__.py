@@ -19,6 +19,7 @@ from kormos.objective import Objective
 from kormos.session.run import ConvergenceWarning
 from kormos.statistics.comparison import compare
 from kormos.statistics.models import summary
+from kormos.statistics.partial import PartialSummary
 from kormos.statistics.plots import plot_fit
 from kormos.statistics.summary import Summary
 
@@ -27,6 +28,7 @@ __all__ = [
     "LostProcessError",
     "Objective",
     "OtherProcessFailed",
+    "PartialSummary",
     "Summary",
     "callbacks",
     "check",

@@ -17,6 +17,7 @@ from kormos.float64.evaluation import check_precision
 from kormos.inspection.check import check as check_objective
 from kormos.inspection.report import Report
 from kormos.objective import Objective
+from kormos.objective.fixed import with_fixed
 from kormos.optimizers.base import BatchOptimizer
 from kormos.optimizers.stage import Stage
 from kormos.processes import apart
@@ -54,6 +55,7 @@ def fit(
     optimizer: Any = None,
     training: bool = False,
     bounds: Any = None,
+    fixed: Any = None,
     constraints: Any = None,
     max_evals: int | None = None,
     max_seconds: float | None = None,
@@ -110,6 +112,7 @@ def fit(
             frozen for the length of the fit. Batch normalization takes the
             averages of each `batch_size` rows, and keeps them for inference.
         bounds: replaces the optimizer's `bounds`.
+        fixed: as `kormos.minimize` takes it. `kormos.summary` takes it again.
         constraints: replaces the optimizer's `constraints`.
         max_evals: the most evaluations of the loss (and its gradient).
         max_seconds: the most seconds, kept to within one evaluation.
@@ -198,6 +201,9 @@ def fit(
         model, stages, train, validation, training, precision
     )
     report = objectives.check(verbose) if check else None
+    if fixed is not None:
+        given = optimizer.bounds if bounds is None else bounds
+        bounds = with_fixed(given, fixed, model.trainable_variables)
     task = Task(optimizer, objectives, bounds, constraints, model)
     Session(optimizer, stages, task, observer, budget=budget, resume=resume)()
     model.history.check = report

@@ -12,6 +12,7 @@ from kormos.checks import check_count
 from kormos.checks import check_reduction
 from kormos.float64.evaluation import check_precision
 from kormos.objective.bounds import moved_into_bounds
+from kormos.objective.fixed import with_fixed
 from kormos.objective.functions import robust
 from kormos.objective.functions.broadcasts import warn_of_broadcasts
 from kormos.objective.functions.residuals import ResidualObjective
@@ -53,6 +54,7 @@ def least_squares(
     reduction: str = "mean",
     max_iterations: int | None = None,
     bounds: Any = None,
+    fixed: Any = None,
     callbacks: Any = None,
     verbose: int | str = "auto",
     max_evals: int | None = None,
@@ -102,6 +104,7 @@ def least_squares(
         reduction: `"mean"`, or `"sum"` for sums in place of means.
         max_iterations: the most accepted iterations. Defaults to 1000.
         bounds: as `kormos.minimize` takes them.
+        fixed: as `kormos.minimize` takes it.
         callbacks: list of functions, each called as `callback(iteration, logs)`
             after each accepted iteration, counted from 1, with the variables
             at that iterate. If one returns true, the fit ends. A
@@ -180,6 +183,7 @@ def least_squares(
     is_automatic = isinstance(f_scale, str) and f_scale == "auto"
     scale: Any = 1.0 if is_automatic else f_scale
     bounds = optimizer.bounds if bounds is None else bounds
+    bounds = with_fixed(bounds, fixed, variables)
     share_values(variables)
     with moved_into_bounds(variables, bounds):
         objective = make_objective(data, loss, scale)

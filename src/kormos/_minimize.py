@@ -11,6 +11,7 @@ from kormos.checks import check_reduction
 from kormos.float64.evaluation import check_precision
 from kormos.objective.base import FlatObjective
 from kormos.objective.bounds import moved_into_bounds
+from kormos.objective.fixed import with_fixed
 from kormos.objective.functions.row_losses import RowLossObjective
 from kormos.objective.functions.scalar import FunctionObjective
 from kormos.processes import shared
@@ -37,6 +38,7 @@ def minimize(
     reduction: str = "mean",
     max_iterations: int | None = None,
     bounds: Any = None,
+    fixed: Any = None,
     constraints: Any = None,
     options: dict[str, Any] | None = None,
     tol: float | None = None,
@@ -77,6 +79,10 @@ def minimize(
             to `(low, high)`; or a list of pairs `(variable, (low, high))`.
             Each broadcasts to the variable's shape, and `None` is no bound.
             SciPy's bounds of the flat vector of all variables do as well.
+        fixed: parameters that keep their values: dict from a variable's path,
+            or a regular expression on paths, to a list of flat indices, or
+            `True` for all of its entries; or a list of pairs `(variable,
+            indices)`. The method must take bounds.
         constraints: a dict `{"type": "eq" or "ineq", "fun": fn}` or a list of
             these, with `fn` a function of no arguments that reads variables;
             its values are held at zero, or at zero and above.
@@ -127,6 +133,7 @@ def minimize(
     budget = checked_budget(max_evals, max_seconds, target_loss)
     check_precision(precision)
     bounds = optimizer.bounds if bounds is None else bounds
+    bounds = with_fixed(bounds, fixed, variables)
     observer = TraceObserver(
         stage,
         [callback, *(callbacks or [])] if callback else callbacks or [],

@@ -758,3 +758,22 @@ def test_the_example_of_the_docstring(precision):
     np.testing.assert_allclose(
         keras.ops.convert_to_numpy(b), [2.0, 3.0], rtol=1e-5
     )
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("order", [1, -1])
+def test_data_keep_the_digits_of_the_finest_variable(order):
+    x = np.linspace(0.0, 1.0, 7)
+    y = np.array([0.1, 0.7, 0.2, 0.9, 1.1, 0.3, 1.3])
+    coarse = keras.Variable(0.0, dtype="float32")
+    fine = keras.Variable(0.0, dtype="float64")
+    kormos.least_squares(
+        lambda d: {
+            "line": fine * d["x"] - d["y"],
+            "own": ops.reshape(coarse - 1.0, (1,)),
+        },
+        [coarse, fine][::order],
+        data={"x": x, "y": y},
+    )
+    slope = float(ops.convert_to_numpy(fine))
+    assert slope == pytest.approx(x @ y / (x @ x), rel=1e-14)

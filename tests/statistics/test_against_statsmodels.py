@@ -242,6 +242,55 @@ def test_a_multinomial_logit_agrees(case):
     assert summary.bic == pytest.approx(expected.bic, rel=1e-9)
 
 
+def multinomial_errors(case, y, params, kind):
+    """Standard errors of a sandwich, in NumPy, in a layer's order.
+
+    A row has a leverage matrix. With the covariance S of the row's classes and
+    F its root without the first class, it is F'A^-1 F.
+    """
+    scores = np.column_stack([np.zeros(ROWS), case.design @ params])
+    chances = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    rows = np.einsum("np,kj->npkj", case.design, np.eye(3)[1:])
+    rows = rows.transpose(0, 2, 1, 3).reshape(ROWS, -1, 3)
+    spread = np.einsum("nk,kj->nkj", chances, np.eye(3))
+    spread -= chances[:, :, None] * chances[:, None]
+    inverse = np.linalg.inv(
+        np.einsum("npi,nij,nqj->pq", rows, spread, rows, optimize=True)
+    )
+    left = np.eye(3)[y] - chances
+    power = {"HC2": -0.5, "HC3": -1.0}.get(kind, 0.0)
+    own = []
+    for i in range(ROWS):
+        values, vectors = np.linalg.eigh(spread[i])
+        root = vectors[:, 1:] * np.sqrt(values[1:])
+        turned = rows[i] @ root
+        lever, basis = np.linalg.eigh(np.eye(2) - turned.T @ inverse @ turned)
+        error = vectors[:, 1:].T @ left[i] / np.sqrt(values[1:])
+        own.append(turned @ basis @ (lever**power * (basis.T @ error)))
+    own = np.array(own)
+    count = params.size
+    factor = ROWS / (ROWS - count) if kind == "HC1" else 1.0
+    if kind == "cluster":
+        own = np.array(
+            [own[case.groups == g].sum(axis=0) for g in set(case.groups)]
+        )
+        factor = len(own) / (len(own) - 1) * (ROWS - 1) / (ROWS - count)
+    errors = np.sqrt(factor * np.diag(inverse @ own.T @ own @ inverse))
+    return of_layer(errors.reshape(2, SIZE).T)
+
+
+@pytest.mark.parametrize("kind", [*SANDWICHES, "cluster"])
+def test_a_multinomial_logit_has_the_sandwiches_of_numpy(kind):
+    case = Case(3)
+    model, y, expected = multinomial(case, 2, True)
+    groups = {"groups": case.groups} if kind == "cluster" else {}
+    summary = kormos.summary(model, case.x, y, covariance=kind, **groups)
+    params = np.roll(summary.estimates.reshape(SIZE, 2), 1, axis=0)
+    errors = multinomial_errors(case, y, params, kind)
+    assert summary.standard_errors == pytest.approx(errors, rel=1e-8)
+    assert params == pytest.approx(np.asarray(expected.params), rel=1e-6)
+
+
 def test_a_softmax_of_all_classes_determines_differences_of_them():
     # Adding the same number to the scores of all classes changes nothing.
     case = Case(2)

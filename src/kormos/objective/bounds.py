@@ -90,9 +90,9 @@ def resolve_bounds(
         sides = map(packing.split_array, flat)
         pairs_of = zip(*sides, strict=True)
         bounds = list(zip(packing.variables, pairs_of, strict=True))
-    for key, pair in _items(bounds):
-        found = _matches(key, packing.variables)
-        known = found or _matches(key, frozen)
+    for key, pair in items_of(bounds):
+        found = matches(key, packing.variables)
+        known = found or matches(key, frozen)
         if not known:
             found = _matches_end(key, packing.variables)
             known = found or _matches_end(key, frozen)
@@ -186,21 +186,30 @@ def resolve_constraints(
     return resolved
 
 
-def _items(bounds: Any) -> list[tuple[Any, Any]]:
-    if bounds is None:
+def items_of(
+    given: Any, name: str = "bounds", value: str = "(low, high)"
+) -> list[tuple[Any, Any]]:
+    """The entries of a dict or a list of pairs.
+
+    Args:
+        given: the argument.
+        name: what errors call it.
+        value: what errors call the second part of an entry.
+    """
+    if given is None:
         return []
-    items = bounds.items() if isinstance(bounds, dict) else bounds
+    items = given.items() if isinstance(given, dict) else given
     try:
         return [(key, pair) for key, pair in items]
     except (TypeError, ValueError):
         raise ValueError(
-            "Argument `bounds` must be a dict from a variable's path, or a "
-            "regular expression on paths, to `(low, high)`, or a list of pairs "
-            f"`(variable, (low, high))`. Received: bounds={bounds!r}"
+            f"Argument `{name}` must be a dict from a variable's path, or a "
+            f"regular expression on paths, to `{value}`, or a list of pairs "
+            f"`(variable, {value})`. Received: {name}={given!r}"
         ) from None
 
 
-def _matches(key: Any, variables: Sequence[keras.Variable]) -> list[int]:
+def matches(key: Any, variables: Sequence[keras.Variable]) -> list[int]:
     """The places of the variables that a key names."""
     if not isinstance(key, str):
         return [i for i, v in enumerate(variables) if v is key]

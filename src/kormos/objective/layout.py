@@ -104,6 +104,11 @@ class Packing:
         return f"{self.variables[which].path}[{inside}]"
 
     @property
+    def widest(self) -> str:
+        """The dtype of the variables with the most digits."""
+        return min(self.dtypes, key=rounding)
+
+    @property
     def storage_eps(self) -> float:
         """The spacing of numbers near one in the coarsest variable."""
         return max(map(rounding, set(self._stored)))

@@ -97,7 +97,7 @@ def estimate(
     information, middle = _information(fit, kind, sums)
     # The Hessian of the loss without its penalty, in the root's basis.
     effective = float(np.trace(middle)) if is_penalized else information.rank
-    scale, deviation = _scale(likelihood, sums, effective, absolute_sigma)
+    scale, deviation = scale_of(likelihood, sums, effective, absolute_sigma)
     if kind in covariances.SANDWICHES:
         matrix = covariances.sandwich(fit, information, kind, scale, groups)
     else:
@@ -111,7 +111,7 @@ def estimate(
         scale=scale,
         deviation=deviation,
         noise=1.0 if absolute_sigma else deviation,
-        log_likelihood=_log_likelihood(fit, sums, absolute_sigma),
+        log_likelihood=likelihood_of(fit, sums, absolute_sigma),
         spread=np.nan
         if sums is None
         else sums.spread / _unit(likelihood, sums),
@@ -165,7 +165,7 @@ def _squares(likelihood: Likelihood, sums: Totals | None) -> float:
     return sums.squares / _unit(likelihood, sums)
 
 
-def _scale(
+def scale_of(
     likelihood: Likelihood,
     sums: Totals | None,
     effective: float,
@@ -185,9 +185,7 @@ def _scale(
     return Scale(factor, sums.entries, effective), float(np.sqrt(variance))
 
 
-def _log_likelihood(
-    fit: Fit, sums: Totals | None, absolute_sigma: bool
-) -> float:
+def likelihood_of(fit: Fit, sums: Totals | None, absolute_sigma: bool) -> float:
     """The log-likelihood of the data, without any penalty."""
     likelihood = fit.likelihood
     if not likelihood.is_known:

@@ -88,8 +88,9 @@ class Fit:
             raise ValueError(
                 "The covariance of all parameters needs about "
                 f"{needed / 2**20:,.0f} MB of memory, and may take "
-                f"{_MOST_BYTES / 2**20:,.0f} MB. Freeze layers whose errors "
-                "are not needed, by `trainable = False`. "
+                f"{_MOST_BYTES / 2**20:,.0f} MB. Ask for some of them by "
+                "`parameters=[...]` (an empty list is enough for `predict`), "
+                "or freeze layers by `trainable = False`. "
                 f"Received: {self.objective.size:,} parameters"
             )
 
@@ -114,7 +115,10 @@ def active_constraints(
     found: list[Array] = [np.zeros((0, size))]
     if lower is not None and upper is not None:
         is_held = (theta <= lower) | (theta >= upper)
-        found.append(np.eye(size)[is_held])
+        places = np.flatnonzero(is_held)
+        rows = np.zeros((places.size, size))
+        rows[np.arange(places.size), places] = 1.0
+        found.append(rows)
     for constraint in constraints:
         values, rows = constraint.fun(theta), constraint.jac(theta)
         scale = np.abs(rows) @ np.maximum(np.abs(theta), 1.0)

@@ -1,5 +1,6 @@
 """`kormos.summary`: how sure a Keras model's parameters are."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -8,6 +9,7 @@ import numpy as np
 from kormos.data.memory import leaves
 from kormos.float64.evaluation import Float64Error
 from kormos.objective.bounds import resolve_bounds
+from kormos.objective.fixed import with_fixed
 from kormos.objective.keras_model.objective import Objective
 from kormos.objective.keras_model.with_loss import with_loss
 from kormos.optimizers.base import BatchOptimizer
@@ -18,6 +20,7 @@ from kormos.statistics.fits import Fit
 from kormos.statistics.fits import active_constraints
 from kormos.statistics.likelihoods import Likelihood
 from kormos.statistics.likelihoods import of_model
+from kormos.statistics.partial import PartialSummary
 from kormos.statistics.rows import check_alone
 from kormos.statistics.summary import Summary
 from kormos.types import Matrix
@@ -39,7 +42,9 @@ def summary(
     absolute_sigma: bool = False,
     batch_size: int | None = None,
     names: list[str] | None = None,
-) -> Summary:
+    parameters: Sequence[Any] | None = None,
+    fixed: Any = None,
+) -> Summary | PartialSummary:
     """Tells how sure the parameters of a fitted model are.
 
     The model is to be at the optimum of its loss: what a step of Newton's would
@@ -76,6 +81,10 @@ def summary(
         batch_size: the most rows in memory at once.
         names: names of the parameters, in the order of the flat vector of all
             trainable variables. Defaults to paths of variables and places.
+        parameters: the parameters to tell of, by names or by places in the
+            flat vector. The summary is then a `PartialSummary`, which needs no
+            covariance of all parameters; with `[]` it only predicts.
+        fixed: parameters that the fit held, as `kormos.fit` took them.
 
     Returns:
         A `Summary`. `print` shows it as a table; a program reads `estimates`,
@@ -104,6 +113,7 @@ def summary(
     if isinstance(optimizer, BatchOptimizer):
         given = optimizer.bounds
         constraints = resolved(objective, optimizer.constraints)
+    given = with_fixed(given, fixed, objective.variables)
     box = resolve_bounds(given, objective.program.packing, ())
     theta = objective.initial_position()
     fit = Fit(
@@ -118,6 +128,10 @@ def summary(
         box=box,
         is_constrained=bool(constraints),
     )
+    if parameters is not None:
+        return PartialSummary(
+            fit, parameters, covariance, level, names, absolute_sigma
+        )
     return Summary(
         fit, estimate(fit, covariance, groups, absolute_sigma), level, names
     )

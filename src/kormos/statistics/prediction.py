@@ -40,7 +40,8 @@ class Prediction:
 
 def predict(
     fit: Fit,
-    estimate: Estimate,
+    errors_at: Callable[[Array], Matrix],
+    noise: float,
     x: Any,
     quantile: float,
     function: Callable[..., Any] | None,
@@ -49,7 +50,9 @@ def predict(
 
     Args:
         fit: the fit.
-        estimate: its numbers.
+        errors_at: function of the derivatives of predictions, `(n, k, size)`,
+            that returns their standard errors, `(n, k)`.
+        noise: the standard deviation of an observation of weight one, or NaN.
         x: the inputs to predict for.
         quantile: how many standard errors a band is wide, on each side.
         function: function of `x` that predicts, with `keras.ops`.
@@ -75,15 +78,15 @@ def predict(
         # A sum of squares has slopes of twice the values, and weights of two.
         means.append(block.slopes / 2)
         jacobian = block.matrix / np.sqrt(block.weights)[:, :, None]
-        errors.append(_errors(jacobian, estimate))
+        errors.append(errors_at(jacobian))
     mean, error = np.concatenate(means), np.concatenate(errors)
     bands = None
-    if not np.isnan(estimate.noise):
-        bands = _band(mean, quantile * np.hypot(error, estimate.noise))
+    if not np.isnan(noise):
+        bands = _band(mean, quantile * np.hypot(error, noise))
     return Prediction(mean, error, _band(mean, quantile * error), bands)
 
 
-def _errors(jacobian: Array, estimate: Estimate) -> Matrix:
+def errors_of(jacobian: Array, estimate: Estimate) -> Matrix:
     """The standard errors of predictions with these derivatives."""
     squares = np.einsum("nkq,nkq->nk", jacobian @ estimate.covariance, jacobian)
     free = estimate.information.free

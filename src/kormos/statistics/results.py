@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from kormos.statistics import likelihoods
 from kormos.statistics.estimate import estimate
 from kormos.statistics.fits import Fit
 from kormos.statistics.fits import active_constraints
+from kormos.statistics.partial import PartialSummary
 from kormos.statistics.rows import row_blocks
 from kormos.statistics.summary import Summary
 from kormos.types import Matrix
@@ -24,7 +26,9 @@ from kormos.types import Vector
 
 
 def with_summary(
-    result: Result, summarize: Callable[..., Summary], task: Task
+    result: Result,
+    summarize: Callable[..., Summary | PartialSummary],
+    task: Task,
 ) -> Result:
     """The result of a session, which can tell how sure its parameters are.
 
@@ -47,7 +51,8 @@ def of_residuals(
     absolute_sigma: bool = False,
     names: list[str] | None = None,
     targets: Any = None,
-) -> Summary:
+    parameters: Sequence[Any] | None = None,
+) -> Summary | PartialSummary:
     """The summary of a fit of residuals.
 
     Args:
@@ -60,6 +65,7 @@ def of_residuals(
             deviations, so that their variance is one.
         names: as `kormos.summary` takes it.
         targets: the observed values, for R-squared.
+        parameters: as `kormos.summary` takes it.
     """
     objective = task.objective
     assert isinstance(objective, ResidualObjective)
@@ -79,6 +85,10 @@ def of_residuals(
         box=task.box,
         is_constrained=bool(task.constraints),
     )
+    if parameters is not None:
+        return PartialSummary(
+            fit, parameters, covariance, level, names, absolute_sigma
+        )
     return Summary(
         fit, estimate(fit, covariance, groups, absolute_sigma), level, names
     )

@@ -16,6 +16,7 @@ from kormos.statistics.bootstrap import bootstrap
 from kormos.statistics.estimate import Estimate
 from kormos.statistics.fits import Fit
 from kormos.statistics.prediction import Prediction
+from kormos.statistics.prediction import errors_of
 from kormos.statistics.prediction import predict
 from kormos.statistics.profile import check_profile
 from kormos.statistics.profile import profile_interval
@@ -79,7 +80,7 @@ class Summary:
     ) -> None:
         check_level(level)
         self._fit, self._estimate, self.level = fit, estimate, level
-        self.names = _names(fit, names)
+        self.names = names_of(fit, names)
         self.estimates = np.array(fit.theta)
         self.kind = estimate.kind
         self.covariance = estimate.covariance
@@ -264,7 +265,14 @@ class Summary:
             ValueError: if an argument cannot be used.
         """
         quantile = self._quantile(self.level if level is None else level)
-        return predict(self._fit, self._estimate, x, quantile, function)
+        return predict(
+            self._fit,
+            lambda jacobian: errors_of(jacobian, self._estimate),
+            self._estimate.noise,
+            x,
+            quantile,
+            function,
+        )
 
     def _quantile(self, level: float) -> float:
         """How many standard errors an interval is wide, on each side."""
@@ -317,7 +325,7 @@ def check_level(level: Any) -> None:
         )
 
 
-def _names(fit: Fit, names: Sequence[str] | None) -> list[str]:
+def names_of(fit: Fit, names: Sequence[str] | None) -> list[str]:
     """The names of the parameters."""
     size = fit.theta.size
     if names is None:

@@ -93,6 +93,22 @@ class _Sums:
         self.predicted += float(np.sum(predicted**2))
         self.kept.append((block.weights, targets))
 
+    def totals(
+        self, factor: Matrix, spread: float, has_constant: bool
+    ) -> Totals:
+        """All sums, with these that `Totals` has besides."""
+        return Totals(
+            factor,
+            np.maximum(self.penalty, 0.0),
+            self.penalty_loss,
+            self.squares,
+            self.curvatures,
+            self.logs,
+            self.count,
+            spread,
+            has_constant,
+        )
+
     def spread(self, factor: Matrix) -> tuple[float, bool]:
         """The spread of the targets, and whether it is around their mean."""
         if not self.kept:
@@ -113,6 +129,24 @@ class _Sums:
             return float(np.sum(weights * targets**2)), False
         center = (weights * targets).sum(axis=0) / weights.sum(axis=0)
         return float(np.sum(weights * (targets - center) ** 2)), True
+
+
+def sums_alone(fit: Fit) -> tuple[Totals, Vector]:
+    """The sums over the rows without the factor, and its squared columns.
+
+    Args:
+        fit: the fit.
+
+    Returns:
+        A `Totals` with no rows in its factor and no spread; and the diagonal
+        of the Gauss-Newton matrix without the penalty, `(size,)`.
+    """
+    size = fit.theta.size
+    sums, diagonal = _Sums(size), np.zeros(size)
+    for block in fit.rows():
+        sums.add(block)
+        diagonal += np.einsum("nkp,nkp->p", block.matrix, block.matrix)
+    return sums.totals(np.zeros((0, size)), np.nan, True), diagonal
 
 
 def totals(fit: Fit) -> Totals:
@@ -138,15 +172,4 @@ def totals(fit: Fit) -> Totals:
             "no standard errors: fit the model first, or look for what makes "
             "them so by `kormos.check`. Received: NaN or infinite derivatives"
         )
-    spread, has_constant = sums.spread(factor)
-    return Totals(
-        factor,
-        np.maximum(sums.penalty, 0.0),
-        sums.penalty_loss,
-        sums.squares,
-        sums.curvatures,
-        sums.logs,
-        sums.count,
-        spread,
-        has_constant,
-    )
+    return sums.totals(factor, *sums.spread(factor))

@@ -197,6 +197,8 @@ def curve():
 def trainbr(theta, epochs):
     """MATLAB's rule: mu from 0.005, times 10 and 0.1, and Foresee and Hagan's.
 
+    The penalty begins with 1e-6 of J'J, and at most doubles with a step.
+
     Returns:
         For each epoch alpha, beta, and the number of effective parameters.
     """
@@ -208,12 +210,15 @@ def trainbr(theta, epochs):
     def sums(t):
         return np.array([np.sum(errors(t) ** 2), np.sum(t**2)])
 
-    squares, decay = sums(theta)
-    beta, alpha = (15 - 2) / (2 * squares), 2 / (2 * decay)
+    def derivatives(t):
+        e = np.exp(-t[1] * x)
+        return np.column_stack([e, -t[0] * x * e])
+
+    beta = 15 / (2 * sums(theta)[0])
+    alpha = 1e-6 * beta * np.max(np.sum(derivatives(theta) ** 2, axis=0))
     mu, found = 5e-3, []
     for _ in range(epochs):
-        e = np.exp(-theta[1] * x)
-        jacobian = np.column_stack([e, -theta[0] * x * e])
+        jacobian = derivatives(theta)
         gram, slope = jacobian.T @ jacobian, jacobian.T @ errors(theta)
         before = [beta, alpha] @ sums(theta)
         while True:
@@ -223,13 +228,14 @@ def trainbr(theta, epochs):
                 break
             mu *= 10
         mu, theta = 0.1 * mu, theta - step
-        e = np.exp(-theta[1] * x)
-        jacobian = np.column_stack([e, -theta[0] * x * e])
+        jacobian = derivatives(theta)
         hessian = beta * jacobian.T @ jacobian + alpha * np.eye(2)
         gamma = 2 - alpha * np.trace(np.linalg.inv(hessian))
         found.append([alpha, beta, gamma])
         squares, decay = sums(theta)
-        beta, alpha = (15 - gamma) / (2 * squares), gamma / (2 * decay)
+        most = 2 * alpha / beta
+        beta = (15 - gamma) / (2 * squares)
+        alpha = min(gamma / (2 * decay), most * beta)
     return np.transpose(found)
 
 
@@ -276,6 +282,15 @@ def test_the_width_of_a_network_hardly_matters():
     assert 8 < min(numbers) and max(numbers) < 14
     plain, _ = sine_fit(20)
     assert fits[1][0] < plain
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [10, 20])
+def test_the_preset_keeps_weights_that_begin_as_in_keras(width):
+    found, history = sine_fit(width, regularization="evidence", preset="matlab")
+    plain, _ = sine_fit(width, preset="matlab")
+    assert 8 < history["effective_parameters"][-1] < 14
+    assert found < plain
 
 
 @pytest.mark.parametrize("precision", [None, "auto"])

@@ -89,9 +89,7 @@ class ResidualObjective(FlatObjective):
     ) -> None:
         check_precision(precision)
         packing = Packing(variables)
-        points = Points(
-            data, data_name, packing.dtypes[0], nan_policy == "omit"
-        )
+        points = Points(data, data_name, packing.widest, nan_policy == "omit")
         self._kept = kept(
             residual_fn,
             packing.variables,

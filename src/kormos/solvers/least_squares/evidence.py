@@ -32,8 +32,6 @@ _TINY = float(np.finfo("float64").tiny)
 # start take everything for noise that is not fitted yet. They raise the penalty
 # until all parameters are zero, which is stationary, too.
 _FIRST_PENALTY, _GROWTH = 1e-6, 2.0
-# `trainbr`'s first beta where there are fewer errors than parameters.
-_FIRST_BETA = 1.0
 
 
 class Hyperparameters(NamedTuple):
@@ -109,21 +107,6 @@ class EvidenceModel:
         beta = self._count / (2 * max(loss / self.unit, _TINY))
         penalty = np.full(self._sizes.shape, _FIRST_PENALTY * largest / 2)
         return Hyperparameters(beta * penalty / self.unit, beta)
-
-    def begin_as_matlab(
-        self, theta: Vector, loss: float, largest: float
-    ) -> Hyperparameters:
-        """The first ones of `trainbr`, as if data determined all parameters.
-
-        Args:
-            theta: as `begin` takes it.
-            loss: as `begin` takes it.
-            largest: as `begin` takes it.
-        """
-        left = float(self._count - len(theta))
-        if left <= 0:
-            left, loss = _FIRST_BETA, self.unit / 2
-        return self._bounded(theta, loss, self._sizes, left, largest)
 
     def estimate(
         self, theta: Vector, loss: float, evidence: Evidence, largest: float

@@ -5,23 +5,26 @@ See `evidence` for the references and the units.
 Differs from them in:
 
 1. steps are those of `step_search`, for the loss and the penalty together;
-   the penalty begins next to nothing and grows slowly. The preset has
-   `trainbr`'s damping and first penalty;
+   the preset has `trainbr`'s damping. The penalty begins next to nothing, as in
+   Foresee and Hagan, and at most doubles with a step. That of `trainbr` begins
+   as if data determined all parameters. Where weights begin small, it then
+   drives all of them to zero, which is stationary, too;
 2. the run has converged where neither a step nor a new estimate of the
    hyperparameters changes anything: a minimum of the penalized loss whose
    weights are stationary for the evidence;
 3. parameters may be in groups, each with an alpha of its own.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 
 from kormos.solvers import statuses
 from kormos.solvers.least_squares.end import LeastSquaresEnd
-from kormos.solvers.least_squares.evidence import Evidence
 from kormos.solvers.least_squares.evidence import EvidenceModel
 from kormos.solvers.least_squares.evidence import Hyperparameters
+from kormos.solvers.least_squares.evidence_records import KEY
+from kormos.solvers.least_squares.evidence_records import State
+from kormos.solvers.least_squares.evidence_records import groups_of
+from kormos.solvers.least_squares.evidence_records import logs
 from kormos.solvers.least_squares.local_models import Linearized
 from kormos.solvers.least_squares.local_models import LocalModels
 from kormos.solvers.least_squares.penalty import PenalizedProblem
@@ -39,10 +42,7 @@ from kormos.solvers.protocols import Observer
 from kormos.solvers.protocols import Point
 from kormos.solvers.solver_state import SolverState
 from kormos.types import Array
-from kormos.types import Scalar
 from kormos.types import Vector
-
-KEY = "levenberg marquardt with evidence"
 
 # Hyperparameters are settled if all later estimates together will change them
 # by no more than the first part, or the latest one has by no more than the
@@ -53,33 +53,8 @@ _SETTLED, _HIDDEN, _SMALL = 1e-9, 1e-13, 1e-8
 # before the run ends. Our choice: they converge linearly, and take no
 # evaluation in float32 and a few in float64.
 _MOST_ROUNDS = 100
-# The name of the group of all parameters.
-_ALL = "all"
 # `trainbr`'s first mu.
 _FIRST_MU = 5e-3
-
-
-class State(NamedTuple):
-    """What a later run goes on from.
-
-    Attributes:
-        theta: the accepted point, `(size,)`.
-        loss: the loss there, without the penalty.
-        scale: the scale D of the parameters, `(size,)`.
-        damping: the damping of the latest step.
-        radius: the trust radius.
-        alpha: the weight of each group of parameters, `(groups,)`; zeros
-            before the first estimate.
-        beta: the weight of the errors.
-    """
-
-    theta: Vector
-    loss: Scalar
-    scale: Vector
-    damping: Scalar
-    radius: Scalar
-    alpha: Vector
-    beta: Scalar
 
 
 class EvidenceRun:
@@ -94,7 +69,7 @@ class EvidenceRun:
         self._problem = problem
         self._settings = settings
         self._penalized = PenalizedProblem(problem)
-        groups, self._names = _groups(problem, settings.regularization)
+        groups, self._names = groups_of(problem, settings.regularization)
         self._groups = groups
         # By how much the latest two estimates have changed the hyperparameters.
         self._changes = np.inf, np.inf
@@ -162,10 +137,7 @@ class EvidenceRun:
             largest = self._largest(theta)
             if not np.isfinite(largest):
                 return False
-            begin = self._model.begin
-            if settings.preset == "matlab":
-                begin = self._model.begin_as_matlab
-            self._hyper = begin(theta, loss, largest)
+            self._hyper = self._model.begin(theta, loss, largest)
         if settings.preset == "matlab":
             first = float(state.damping) or _FIRST_MU
             self._search.control = Multiplicative(first, 1.0)
@@ -251,23 +223,20 @@ class EvidenceRun:
         evidence = self._model.measure(
             theta, loss, matrix, self._models.solver == "rows", self._hyper
         )
-        logs = {
+        row = {
             "step": found.length,
             "trials": found.trials,
             **control.logs(),
-            **_logs(self._names, self._hyper, evidence),
+            **logs(self._names, self._hyper, evidence),
             "regularized_loss": float(self._here.loss),
         }
         before = self._hyper
-        self._hyper = self._model.estimate(
-            theta, loss, evidence, self._largest(theta)
-        )
-        if self._settings.preset != "matlab":
-            self._hyper = self._hyper.limited(before)
+        new = self._model.estimate(theta, loss, evidence, self._largest(theta))
+        self._hyper = new.limited(before)
         self._penalize(theta, loss)
         self._penalized.hand_over_counts()
         iterate = Iterate(
-            theta, loss, self._here.grad, self._state(), logs, True
+            theta, loss, self._here.grad, self._state(), row, True
         )
         self._changes = self._changes[1], self._hyper.change(before)
         return observer.accepted(iterate)
@@ -333,32 +302,3 @@ class EvidenceRun:
     ) -> Outcome:
         theta, loss = self._here.theta, self._here.loss
         return Outcome(status, theta, loss, test, value, threshold)
-
-
-def _groups(problem: Problem, kind: str | None) -> tuple[Array, list[str]]:
-    """The group of each parameter, `(size,)`, and the groups' names."""
-    if kind != "evidence-by-variable":
-        return np.zeros(problem.size, "int64"), [_ALL]
-    packing = problem.objective.program.packing
-    parts = packing.split_array(np.arange(problem.size, dtype="float64"))
-    groups = np.zeros(problem.size, "int64")
-    for number, part in enumerate(parts):
-        groups[np.asarray(part, "int64").reshape(-1)] = number
-    return groups, [variable.path for variable in packing.variables]
-
-
-def _logs(
-    names: list[str], hyper: Hyperparameters, evidence: Evidence
-) -> dict[str, float]:
-    """What the History has of a point, all with the same weights."""
-    groups = list(zip(names, hyper.alpha, evidence.effective, strict=True))
-    own = {f"alpha/{name}": a for name, a, _ in groups}
-    own |= {f"effective_parameters/{name}": gamma for name, _, gamma in groups}
-    if names == [_ALL]:
-        own = {"alpha": hyper.alpha[0]}
-    own |= {
-        "beta": hyper.beta,
-        "effective_parameters": evidence.effective.sum(),
-        "log_evidence": evidence.log_evidence,
-    }
-    return {name: float(value) for name, value in own.items()}

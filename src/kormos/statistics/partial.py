@@ -1,0 +1,273 @@
+"""Errors of some parameters, or of predictions, without a matrix.
+
+A standard error needs the inverse of the information times one vector only.
+Conjugate gradients find it from products (Hestenes and Stiefel, 1952),
+preconditioned by the diagonal. Memory is then that of a few vectors.
+"""
+
+from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import scipy.stats
+
+from kormos.statistics import tables
+from kormos.statistics.estimate import likelihood_of
+from kormos.statistics.estimate import scale_of
+from kormos.statistics.fits import Fit
+from kormos.statistics.prediction import Prediction
+from kormos.statistics.prediction import predict
+from kormos.statistics.summary import check_level
+from kormos.statistics.summary import names_of
+from kormos.statistics.totals import sums_alone
+from kormos.types import Array
+from kormos.types import Matrix
+from kormos.types import Vector
+
+# A solution leaves this part of its right side, in the norm of the
+# preconditioner. Our choice: a standard error then has about eight digits.
+_LEFT = 1e-10
+# What takes more products has no error that is known. Our choice: minutes for
+# a large network.
+_MOST_PRODUCTS = 2000
+# A direction of a smaller curvature than this, where parameters have curvature
+# one, is not determined.
+_LEAST_CURVATURE = 1e-13
+# The effective parameters of a penalized loss are a mean over random vectors
+# (Hutchinson, 1990). Our choice: the error is then a few percent.
+_PROBES = 32
+
+
+class PartialSummary:
+    """What a fit tells of some parameters, or of predictions alone.
+
+    It is for models whose covariance does not fit into memory. Attributes are
+    as those of `Summary`, of the parameters that were asked for.
+
+    Attributes:
+        names: the names of the parameters.
+        indices: their places in the flat vector of all variables.
+        estimates: their estimates, `(count,)`.
+        covariance: their covariance matrix, `(count, count)`; NaN where the
+            data, or conjugate gradients, do not determine a parameter, or
+            a bound holds it.
+        standard_errors: the roots of its diagonal.
+        observations: how many observations there are.
+        parameters: the number of all parameters that nothing holds; with a
+            penalty, an estimate of the effective number of them.
+        degrees_of_freedom: the difference of these two.
+        residual_standard_error: the standard deviation of the residuals, or
+            NaN.
+        log_likelihood: the log-likelihood at the estimate.
+    """
+
+    def __init__(
+        self,
+        fit: Fit,
+        parameters: Sequence[Any],
+        covariance: str = "classical",
+        level: float = 0.95,
+        names: Sequence[str] | None = None,
+        absolute_sigma: bool = False,
+    ) -> None:
+        check_level(level)
+        _check(fit, covariance)
+        self._fit, self.level = fit, level
+        named = names_of(fit, names) if names or _has_names(parameters) else []
+        self.indices = [_index(p, named, fit) for p in parameters]
+        self.names = [
+            named[i] if named else fit.objective.name_of(i)
+            for i in self.indices
+        ]
+        self.estimates = np.array(fit.theta[self.indices])
+        self._inverse = _Inverse(fit)
+        sums = self._inverse.sums
+        scale, deviation = scale_of(
+            fit.likelihood, sums, self._inverse.effective(), absolute_sigma
+        )
+        self._factor, self._noise = scale.factor, deviation
+        if absolute_sigma:
+            self._noise = 1.0
+        self._is_t = fit.likelihood.is_gaussian and not absolute_sigma
+        self.observations = scale.observations
+        self.parameters = scale.parameters
+        self.degrees_of_freedom = scale.observations - scale.parameters
+        self.residual_standard_error = deviation
+        self.log_likelihood = likelihood_of(fit, sums, absolute_sigma)
+        vectors = np.zeros((len(self.indices), fit.theta.size))
+        vectors[np.arange(len(vectors)), self.indices] = 1.0
+        self.covariance = self._factor * self._inverse.products(vectors)
+
+    @property
+    def standard_errors(self) -> Vector:
+        """The standard errors, `(count,)`."""
+        return np.sqrt(np.diag(self.covariance))
+
+    def intervals(self, level: float | None = None) -> Matrix:
+        """Confidence intervals by standard errors, `(count, 2)`.
+
+        Args:
+            level: as `Summary.intervals` takes it.
+        """
+        reach = self._quantile(level) * self.standard_errors
+        return np.stack([self.estimates - reach, self.estimates + reach], 1)
+
+    def predict(
+        self,
+        x: Any,
+        level: float | None = None,
+        function: Callable[..., Any] | None = None,
+    ) -> Prediction:
+        """As `Summary.predict`, by a solution for each output of each row."""
+        return predict(
+            self._fit,
+            self._errors,
+            self._noise,
+            x,
+            self._quantile(level),
+            function,
+        )
+
+    def _errors(self, jacobian: Array) -> Matrix:
+        """The standard errors of predictions with these derivatives."""
+        rows = jacobian.reshape(-1, jacobian.shape[-1])
+        squares = [self._inverse.products(row[None])[0, 0] for row in rows]
+        errors = np.sqrt(self._factor * np.array(squares))
+        return np.asarray(errors).reshape(jacobian.shape[:2])
+
+    def _quantile(self, level: float | None) -> float:
+        level = self.level if level is None else level
+        check_level(level)
+        distribution = scipy.stats.norm()
+        if self._is_t:
+            distribution = scipy.stats.t(self.degrees_of_freedom)
+        return float(distribution.ppf((1 + level) / 2))
+
+    def __str__(self) -> str:
+        percent = f"{100 * self.level:g}%"
+        rows = [
+            ["", "estimate", "std. error", f"low {percent}", f"high {percent}"]
+        ]
+        columns = self.estimates, self.standard_errors, *self.intervals().T
+        for name, *numbers in zip(self.names, *columns, strict=True):
+            rows.append([name, *map(tables.number, numbers)])
+        return (
+            f"{len(self.names)} of {self._fit.theta.size:,} parameters, "
+            f"{self.observations:g} observations, log-likelihood "
+            f"{self.log_likelihood:.6g}\n{tables.aligned(rows)}"
+        )
+
+
+class _Inverse:
+    """The inverse of the information, by products.
+
+    Args:
+        fit: the fit.
+
+    Attributes:
+        sums: the sums over the rows of data.
+    """
+
+    def __init__(self, fit: Fit) -> None:
+        gauss_newton, theta = fit.objective.gauss_newton(), fit.theta
+        self._product = lambda vector: gauss_newton.product(theta, vector)
+        self.sums, diagonal = sums_alone(fit)
+        self._penalty = self.sums.penalty
+        diagonal = diagonal + self._penalty
+        self._is_free = np.ones(theta.size, bool)
+        lower, upper = fit.box
+        if lower is not None and upper is not None:
+            self._is_free = (theta > lower) & (theta < upper)
+        # Zero for what is held, or has no effect.
+        is_used = self._is_free & (diagonal > 0)
+        self._units = np.where(
+            is_used, 1 / np.sqrt(np.where(is_used, diagonal, 1.0)), 0.0
+        )
+
+    def products(self, vectors: Matrix) -> Matrix:
+        """The covariance of linear functions of the parameters.
+
+        Args:
+            vectors: their coefficients, `(count, size)`.
+
+        Returns:
+            A matrix `(count, count)`, to be multiplied by the scale; NaN for
+            functions that are not determined.
+        """
+        found = np.array([self._solved(v) for v in vectors])
+        found = found.reshape(vectors.shape)
+        # Without penalty: A^-1; with it, A^-1 (A - P) A^-1.
+        own = vectors * self._is_free - found * self._penalty
+        return found @ own.T
+
+    def effective(self) -> float:
+        """How many parameters the data determine."""
+        if not (self._penalty.any() or self.sums.penalty_loss):
+            return float(self._is_free.sum())
+        rng, total = np.random.default_rng(0), 0.0
+        for _ in range(_PROBES):
+            probe = rng.choice([-1.0, 1.0], self._is_free.size) * self._is_free
+            own = self._product(probe) - self._penalty * probe
+            total += float(self._solved(own) @ probe)
+        return total / _PROBES
+
+    def _solved(self, right: Vector) -> Vector:
+        """The inverse times a vector; NaN where there is none."""
+        nothing = np.full(right.size, np.nan)
+        if (right[self._is_free & (self._units == 0)] != 0).any():
+            return nothing
+        if not (right * self._is_free).any():
+            # A held parameter has no error, and a constant none but zero.
+            return nothing if right.any() else np.zeros(right.size)
+        left = right * self._units
+        found, direction, square = np.zeros(right.size), left, left @ left
+        least = _LEFT**2 * square
+        for _ in range(_MOST_PRODUCTS):
+            product = self._units * self._product(self._units * direction)
+            curvature = direction @ product
+            if not curvature > _LEAST_CURVATURE * (direction @ direction):
+                return nothing
+            length = square / curvature
+            found = found + length * direction
+            left = left - length * product
+            before, square = square, left @ left
+            if square <= least:
+                return found * self._units
+            direction = left + square / before * direction
+        return nothing
+
+
+def _check(fit: Fit, covariance: str) -> None:
+    likelihood = fit.likelihood
+    is_expected = likelihood.is_known and likelihood.is_expected
+    if covariance != "classical" or not (fit.has_rows and is_expected):
+        raise ValueError(
+            "`parameters` uses the expected information, of a loss of outputs "
+            "that is a likelihood: leave it out, or use "
+            f"`covariance='classical'`. Received: covariance={covariance!r} "
+            f"for {likelihood.name}"
+        )
+    if fit.is_constrained:
+        raise ValueError(
+            "`parameters` goes with bounds, but not with constraints: leave it "
+            "out. Received: a fit with constraints"
+        )
+
+
+def _has_names(parameters: Sequence[Any]) -> bool:
+    return any(isinstance(parameter, str) for parameter in parameters)
+
+
+def _index(parameter: Any, names: list[str], fit: Fit) -> int:
+    """The place of a parameter that is given by its name or its place."""
+    if isinstance(parameter, str) and parameter in names:
+        return names.index(parameter)
+    is_place = isinstance(parameter, (int, np.integer))
+    if not is_place or not 0 <= parameter < fit.theta.size:
+        raise ValueError(
+            "Argument `parameters` must be a list of names of parameters, or "
+            "of their places in the flat vector of all variables, from 0 to "
+            f"{fit.theta.size - 1}. Received: {parameter!r}"
+        )
+    return int(parameter)
