@@ -194,23 +194,25 @@ class CompiledLoop:
         problem, frame = self._problem, self._frame
         curvature, sides = self._curvature, len(self._box)
         if is_stepped:
-            value_and_grad = _as_given
+            evaluate: Callable[..., Any] = _as_given
             self._arguments_at = functools.partial(_evaluated, problem)
         else:
             value_and_grad, arguments = problem.objective.traceable()
+            evaluate = functools.partial(
+                _evaluated_here, problem, value_and_grad
+            )
             self._arguments_at = lambda state: arguments
 
         def advance(
             packed: Packed, tolerances: Tensor, counts: Tensor, *args: Any
         ) -> Packed:
             state = unpack(packed, frame)
-            evaluate, region = value_and_grad, _region(args[:sides])
-            if is_eager(state.loss):
-                evaluate = functools.partial(problem.tried_tensors, evaluate)
             state = step.advance(
                 curvature,
-                region,
-                lambda theta: evaluate(theta, *args[sides:]),
+                _region(args[:sides]),
+                lambda theta: evaluate(
+                    is_eager(state.loss), theta, *args[sides:]
+                ),
                 states.Limits._make(
                     [*(tolerances[i] for i in range(5)), counts[0], counts[1]]
                 ),
@@ -227,21 +229,46 @@ def _region(sides: tuple[Tensor, ...]) -> Region:
     return Box(*map(as_tensor, sides)) if sides else Everywhere()
 
 
+_Evaluation = tuple[Tensor, Tensor, Tensor]
+
+
+def _evaluated_here(
+    problem: Problem,
+    value_and_grad: Callable[..., tuple[Tensor, Tensor]],
+    may_raise: bool,
+    theta: Tensor,
+    *args: Any,
+) -> _Evaluation:
+    """A point, and the loss and gradient there."""
+    if may_raise:
+        return theta, *problem.tried_tensors(value_and_grad, theta, *args)
+    return theta, *value_and_grad(theta, *args)
+
+
 def _as_given(
-    theta: Tensor, loss: Tensor, grad: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Loss and gradient that were evaluated outside."""
-    del theta
-    return loss, grad
+    may_raise: bool, theta: Tensor, point: Tensor, loss: Tensor, grad: Tensor
+) -> _Evaluation:
+    """What was evaluated outside, and where.
+
+    A compiled function rounds `theta` in its own way, to a point at which
+    nobody has evaluated the loss.
+    """
+    del may_raise, theta
+    return point, loss, grad
 
 
-def _evaluated(problem: Problem, state: State) -> tuple[Tensor, Tensor]:
-    """The loss and gradient that a state waits for, as tensors."""
+def _evaluated(problem: Problem, state: State) -> _Evaluation:
+    """The evaluation that a state waits for, as tensors."""
     # Both are NumPy's: in a state that was read from a file, only some of the
     # vectors are tensors.
     state = state._replace(
         theta=to_array(state.theta), direction=to_array(state.direction)
     )
     trial = step.trial_of(state, state.status == states.STARTING)
-    loss, grad = problem.evaluate(problem.project(trial))
-    return as_tensor(np.array(loss)), as_tensor(grad)
+    point = problem.project(trial)
+    loss, grad = problem.evaluate(point)
+    return (
+        as_tensor(np.array(point)),
+        as_tensor(np.array(loss)),
+        as_tensor(grad),
+    )

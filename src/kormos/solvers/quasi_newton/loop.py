@@ -25,6 +25,10 @@ from kormos.solvers.solver_state import SolverState
 from kormos.types import Vector
 
 _NO_LIMIT = 2**31 - 1
+# What a resumed run has from the evaluation at its start. All else is as it was
+# left: an entry that is computed again may differ by a rounding, or forget what
+# happened before. JAX has used up the memory of the earlier store.
+_OF_THE_START = "store", "rows", "status", "value", "evaluations", "latest"
 
 
 class QuasiNewtonRun:
@@ -212,8 +216,10 @@ def _as_it_was(state: State, earlier: State, noise: float) -> dict[str, Any]:
     )
     if not is_same:
         return {}
-    names = "loss", "grad", "direction", "search"
-    return {name: getattr(earlier, name) for name in names}
+    fields = earlier._asdict()
+    for name in _OF_THE_START:
+        del fields[name]
+    return fields
 
 
 class _Pace:

@@ -73,7 +73,7 @@ _ROUNDING = 2.0**-52
 def advance(
     curvature: Curvature,
     region: Region,
-    value_and_grad: Callable[[Tensor], tuple[Tensor, Tensor]],
+    evaluate: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]],
     limits: Limits,
     state: State,
 ) -> State:
@@ -82,7 +82,9 @@ def advance(
     Args:
         curvature: the formulas of the curvature.
         region: where it may evaluate.
-        value_and_grad: loss and gradient as a function of a flat tensor.
+        evaluate: function of a flat tensor that returns the point where it
+            evaluated, which is that one but for rounding, and the loss and the
+            gradient there.
         limits: what ends the call.
         state: the state. If it is `STARTING`, only its `theta` is evaluated.
 
@@ -105,8 +107,7 @@ def advance(
 
     def body(state: State) -> State:
         is_start = state.status == STARTING
-        trial = region.point(trial_of(state, is_start))
-        loss, grad = value_and_grad(trial)
+        trial, loss, grad = evaluate(region.point(trial_of(state, is_start)))
         loss = backend.scalar(loss)
         slope = dot(grad, region.ahead(trial, state.direction))
         noise = limits.noise
