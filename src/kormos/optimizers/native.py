@@ -34,6 +34,7 @@ class NativeOptimizer(BatchOptimizer):
 
     keeps_state = True
     uses_jacobian = False
+    uses_hessian = False
 
     def __init__(
         self,
@@ -85,6 +86,7 @@ class NativeOptimizer(BatchOptimizer):
                 pretrain_fn or self.pretrain_fn,
                 self._check,
                 self._run,
+                uses_hessian=self.uses_hessian,
                 uses_jacobian=self.uses_jacobian,
             )
         ]

@@ -5,10 +5,11 @@ from typing import Any
 from kormos.optimizers.native import NativeOptimizer
 from kormos.solvers.outcome import Outcome
 from kormos.solvers.problem import Problem
-from kormos.solvers.protocols import Curvature
+from kormos.solvers.protocols import Method
 from kormos.solvers.protocols import Observer
 from kormos.solvers.quasi_newton import state as states
 from kormos.solvers.quasi_newton.loop import QuasiNewtonRun
+from kormos.solvers.quasi_newton.state import State
 from kormos.solvers.solver_state import SolverState
 from kormos.types import Vector
 
@@ -44,6 +45,8 @@ class QuasiNewton(NativeOptimizer):
             `None`.
     """
 
+    _run_type: type[QuasiNewtonRun] = QuasiNewtonRun
+
     def __init__(
         self,
         name: str,
@@ -68,7 +71,7 @@ class QuasiNewton(NativeOptimizer):
             keep_state,
         )
 
-    def method(self, size: int) -> Curvature:
+    def method(self, size: int) -> Method:
         """What `solvers.quasi_newton.state.init` calls a method of curvature.
 
         Args:
@@ -93,19 +96,24 @@ class QuasiNewton(NativeOptimizer):
         observer: Observer,
     ) -> Outcome:
         method = self.method(problem.size)
-        first, earlier = (
-            states.init(
-                method,
-                problem.project(theta),
-                problem.stride,
-                problem.is_bounded,
-            ),
-            None,
-        )
+        first, earlier = self._first_state(problem, theta), None
         if state is not None:
             earlier = state.restored(
                 method.key, first, theta, problem.storage_eps
             )
-            first = first if earlier is None else earlier
-        run = QuasiNewtonRun(problem, self, observer)
+            first = first if earlier is None else self._resumed(earlier)
+        run = self._run_type(problem, self, observer)
         return run(method, first, earlier)
+
+    def _first_state(self, problem: Problem, theta: Vector) -> State:
+        """The state of a run that has not begun."""
+        return states.init(
+            self.method(problem.size),
+            problem.project(theta),
+            problem.stride,
+            problem.is_bounded,
+        )
+
+    def _resumed(self, state: State) -> State:
+        """The state of an earlier run, as this one goes on from it."""
+        return state
