@@ -304,6 +304,21 @@ class FlatObjective:
 
         return hvp
 
+    def traceable_gauss_newton(self) -> Callable[..., Tensor]:
+        """As `traceable_hvp`, with the Gauss-Newton matrix.
+
+        Raises:
+            ValueError: if the loss is not one of outputs with curvature.
+        """
+        trace = self.program.gauss_newton.trace_product
+
+        def product(
+            theta: Tensor, vector: Tensor, unit: Tensor, *arguments: Structure
+        ) -> Tensor:
+            return trace(theta, vector, *arguments) / unit
+
+        return product
+
     def compiled_loop(
         self, key: Hashable, fn: Callable[..., Structure]
     ) -> Callable[..., Structure]:

@@ -12,6 +12,7 @@ from kormos.optimizers.lbfgs import LBFGS as LBFGS
 from kormos.optimizers.levenberg_marquardt import (
     LevenbergMarquardt as LevenbergMarquardt,
 )
+from kormos.optimizers.newton import GaussNewton as GaussNewton
 from kormos.optimizers.newton import Newton as Newton
 from kormos.optimizers.scipy import ScipyBatchOptimizer as ScipyBatchOptimizer
 from kormos.solvers.scipy.methods import METHODS
@@ -21,6 +22,7 @@ NAMES: dict[str, Callable[[], BatchOptimizer]] = {
     "lbfgs": LBFGS,
     "lm": LevenbergMarquardt,
     "newton": Newton,
+    "gauss-newton": GaussNewton,
     "dense-bfgs": BFGS,
     "ssbfgs": SSBFGS,
     "ssbroyden": SSBroyden,
@@ -37,8 +39,8 @@ def get(identifier: Any) -> BatchOptimizer:
 
     Args:
         identifier: a name, in any letter case: `"lbfgs"`, `"dense-bfgs"`,
-            `"ssbfgs"`, `"ssbroyden"`, `"newton"` or `"lm"`; a method of
-            `scipy.optimize.minimize`, or `"scipy"` for its L-BFGS-B; or an
+            `"ssbfgs"`, `"ssbroyden"`, `"newton"`,
+            `"gauss-newton"` or `"lm"`; a method of `scipy.optimize.minimize`, or `"scipy"` for its L-BFGS-B; or an
             instance, which is returned.
 
     Returns:

@@ -18,10 +18,10 @@ from kormos.types import Vector
 class Newton(QuasiNewton):
     """Newton's method within a trust region, compiled on the device.
 
-    Conjugate gradients find each step from exact products with the Hessian. They
-    are preconditioned by the L-BFGS matrix of the steps before. A direction of
-    negative curvature is followed to the edge of the region, so that the run
-    leaves saddle points.
+    Conjugate gradients find each step from exact products with the Hessian.
+    They are preconditioned by the L-BFGS matrix of the steps before. A
+    direction of negative curvature is followed to the edge of the region, so
+    that the run leaves saddle points.
 
     A product takes about as long as two or three evaluations. The method pays
     where the loss is badly conditioned and is to be driven far down, and where
@@ -49,6 +49,7 @@ class Newton(QuasiNewton):
     """
 
     uses_hessian = True
+    _is_gauss_newton = False
     _run_type = NewtonRun
 
     def __init__(
@@ -71,7 +72,9 @@ class Newton(QuasiNewton):
 
     def method(self, size: int) -> NewtonMethod:
         del size
-        return NewtonMethod(self.memory, self.max_products)
+        return NewtonMethod(
+            self.memory, self.max_products, self._is_gauss_newton
+        )
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -94,8 +97,8 @@ class Newton(QuasiNewton):
     def _first_state(self, problem: Problem, theta: Vector) -> State:
         if problem.objective.is_hosted:
             raise ValueError(
-                f"Optimizer '{self.name}' compiles the loss with its Hessian "
-                "products, which needs data in memory, one process, and a "
+                f"Optimizer '{self.name}' compiles the loss with its second "
+                "derivatives, which needs data in memory, one process, and a "
                 "loss that the backend differentiates. Use 'trust-krylov' or "
                 f"'lbfgs'. Received: optimizer='{self.name}' with a loss that "
                 "is summed up in Python"
@@ -107,3 +110,30 @@ class Newton(QuasiNewton):
         # Products are counted for each run.
         known = state.curvature._replace(products=np.int32(0))
         return state._replace(curvature=known)
+
+
+@keras.saving.register_keras_serializable(package="kormos")
+class GaussNewton(Newton):
+    """Gauss-Newton steps by conjugate gradients, compiled on the device.
+
+    As `Newton`, with products of the generalized Gauss-Newton matrix, that of
+    `"lm"`, which has no negative curvature. No matrix is kept, so that the
+    number of parameters has no limit. The loss must be one of outputs or of
+    residuals.
+
+    Args:
+        name: name of the optimizer.
+        memory: as for `Newton`.
+        max_products: as for `Newton`.
+        **kwargs: as for `Newton`.
+
+    Raises:
+        ValueError: as `Newton`, and for a loss of other things than outputs.
+    """
+
+    uses_hessian = False
+    uses_jacobian = True
+    _is_gauss_newton = True
+
+    def __init__(self, name: str = "gauss-newton", **kwargs: Any) -> None:
+        super().__init__(name=name, **kwargs)

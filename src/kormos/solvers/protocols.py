@@ -557,6 +557,9 @@ class ProblemObjective(ComparableObjective, Protocol):
     def traceable_hvp(self) -> Callable[..., Tensor]:
         """A function `(theta, vector, *arguments)`: the Hessian times it."""
 
+    def traceable_gauss_newton(self) -> Callable[..., Tensor]:
+        """As `traceable_hvp`, with the Gauss-Newton matrix."""
+
     def compiled_loop(
         self, key: Hashable, fn: Callable[..., Structure]
     ) -> Callable[..., Structure]:

@@ -15,7 +15,9 @@ from kormos.solvers.quasi_newton.state import State
 
 
 class NewtonLoop(CompiledLoop):
-    """The compiled loop, which makes Hessian products too."""
+    """The compiled loop, which makes products with a matrix too."""
+
+    _curvature: NewtonMethod
 
     can_be_stepped = False
     columns = NEWTON_ROW
@@ -23,11 +25,16 @@ class NewtonLoop(CompiledLoop):
     def _functions(self) -> tuple[Sequence[Callable[..., Any]], Any]:
         objective = self._problem.objective
         value_and_grad, arguments = objective.traceable()
-        return (value_and_grad, objective.traceable_hvp()), arguments
+        products = (
+            objective.traceable_gauss_newton()
+            if self._curvature.is_gauss_newton
+            else objective.traceable_hvp()
+        )
+        return (value_and_grad, products), arguments
 
     @staticmethod
     def _on(
-        method: NewtonMethod,
+        curvature: Any,
         region: Region,
         functions: Sequence[Callable[..., Any]],
         limits: Limits,
@@ -35,7 +42,7 @@ class NewtonLoop(CompiledLoop):
     ) -> State:
         del region
         value_and_grad, hvp = functions
-        return step.advance(method, value_and_grad, hvp, limits, state)
+        return step.advance(curvature, value_and_grad, hvp, limits, state)
 
 
 class NewtonRun(QuasiNewtonRun):

@@ -10,6 +10,8 @@ from kormos.solvers.quasi_newton.lbfgs_curvature import Store
 from kormos.solvers.quasi_newton.state import ROW
 from kormos.types import Scalar
 
+import os
+SCALING = os.environ.get('SCALING', 'usual')
 # Columns of `State.rows`.
 NEWTON_ROW = (*ROW, "products")
 
@@ -34,13 +36,18 @@ class NewtonMethod:
 
     Args:
         memory: the number of pairs of the preconditioner.
-        most_products: the most Hessian products for a step.
+        most_products: the most products for a step.
+        is_gauss_newton: whether products are those with the Gauss-Newton matrix.
     """
 
-    def __init__(self, memory: int, most_products: int):
-        self.memory = LimitedMemory(memory, "usual")
+    def __init__(
+        self, memory: int, most_products: int, is_gauss_newton: bool = False
+    ):
+        self.memory = LimitedMemory(memory, SCALING)
+        self.is_gauss_newton = is_gauss_newton
+        name = "gauss-newton" if is_gauss_newton else "newton"
         self.most_products = most_products
-        self.key = f"newton, products={most_products}, {self.memory.key}"
+        self.key = f"{name}, products={most_products}, {self.memory.key}"
 
     def empty(self, size: int) -> tuple[Store, Known]:
         store, known = self.memory.empty(size)

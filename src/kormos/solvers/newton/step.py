@@ -4,8 +4,8 @@ Nocedal and Wright, "Numerical Optimization", 2nd edition, algorithm 4.1, with
 the steps of `steihaug.py`, preconditioned by the L-BFGS matrix of the run's own
 steps. Differs from it in:
 
-1. a pass of the compiled loop makes one step and one evaluation, of the start or
-   of a trial, so that the model is traced once;
+1. a pass of the compiled loop makes one step and one evaluation, of the start
+   or of a trial, so that the model is traced once;
 2. the radius is measured in the norm of the preconditioner's inverse, which
    changes from step to step. A step's length in the new norm is known, because
    L-BFGS maps the change of the gradient to the step: the radius changes alike;
@@ -114,7 +114,9 @@ def advance(
         trial = _Trial(
             path=path,
             ratio=_ratio(limits, state, path, loss, grad),
-            promise=where(path.leaves, larger(path.promise, guess), path.promise),
+            promise=where(
+                path.leaves, larger(path.promise, guess), path.promise
+            ),
             step=path.step,
             change=(grad - state.grad) * state.units,
         )
@@ -137,7 +139,9 @@ def advance(
         arrival = Arrival(is_start, good, theta, loss, grad)
         small = cond(
             either(is_start, accepted),
-            lambda: _arrive(method, limits, small, store, arrival, trial, first),
+            lambda: _arrive(
+                method, limits, small, store, arrival, trial, first
+            ),
             lambda: _stay(limits, small, trial),
         )
         return small._replace(store=store)

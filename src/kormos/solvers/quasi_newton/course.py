@@ -106,9 +106,7 @@ def first_trial_of(gain: Scalar, slope: Scalar, one: Scalar) -> Scalar:
     return larger(length, one * _SHORTEST)
 
 
-def far_from(
-    theta: Tensor, loss: Scalar, grad: Tensor, size: Scalar
-) -> Scalar:
+def far_from(theta: Tensor, loss: Scalar, grad: Tensor, size: Scalar) -> Scalar:
     """How far along the gradient a straight loss falls to zero, a scalar.
 
     If the loss is zero, the size of the parameters that the gradient moves.

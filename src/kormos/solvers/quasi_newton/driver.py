@@ -12,7 +12,6 @@ from kormos.arithmetic.scalars import is_eager
 from kormos.arithmetic.vectors import to_array
 from kormos.backend.common import as_tensor
 from kormos.solvers.problem import Problem
-from kormos.solvers.protocols import Curvature
 from kormos.solvers.protocols import Method
 from kormos.solvers.quasi_newton import state as states
 from kormos.solvers.quasi_newton import step
@@ -212,7 +211,9 @@ class CompiledLoop:
             functions, arguments = self._functions()
             self._arguments_at = lambda state: arguments
 
-        on, tried = self._on, (problem.tried_tensors, problem.tried_hvp)
+        on = self._on
+        tried: list[Callable[..., Any]]
+        tried = [problem.tried_tensors, problem.tried_hvp]
 
         def advance(
             packed: Packed, tolerances: Tensor, counts: Tensor, *args: Any
@@ -221,7 +222,7 @@ class CompiledLoop:
             made = functions
             if is_eager(state.loss):
                 pairs = zip(tried, functions, strict=False)
-                made = [functools.partial(*pair) for pair in pairs]
+                made = [functools.partial(safe, fn) for safe, fn in pairs]
             state = on(
                 curvature,
                 _region(args[:sides]),
@@ -251,7 +252,7 @@ class CompiledLoop:
     # A static method: a compiled function outlives the loop.
     @staticmethod
     def _on(
-        curvature: Curvature,
+        curvature: Any,
         region: Region,
         functions: Sequence[Callable[..., Any]],
         limits: states.Limits,
