@@ -20,7 +20,7 @@ from native import methods
 from native import minimize
 
 pytestmark = pytest.mark.usefixtures("float64")
-METHODS = methods("lbfgs")
+METHODS = [*methods("lbfgs"), "newton"]
 each_method = pytest.mark.parametrize("method", METHODS)
 
 

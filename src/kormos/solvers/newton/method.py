@@ -10,8 +10,11 @@ from kormos.solvers.quasi_newton.lbfgs_curvature import Store
 from kormos.solvers.quasi_newton.state import ROW
 from kormos.types import Scalar
 
-import os
-SCALING = os.environ.get('SCALING', 'usual')
+# The size of the preconditioner where it knows nothing. Our choice: with the
+# usual one the radius holds flat directions back, and a network's loss falls
+# half as far in the same number of steps.
+_SCALING = "geometric"
+
 # Columns of `State.rows`.
 NEWTON_ROW = (*ROW, "products")
 
@@ -43,7 +46,7 @@ class NewtonMethod:
     def __init__(
         self, memory: int, most_products: int, is_gauss_newton: bool = False
     ):
-        self.memory = LimitedMemory(memory, SCALING)
+        self.memory = LimitedMemory(memory, _SCALING)
         self.is_gauss_newton = is_gauss_newton
         name = "gauss-newton" if is_gauss_newton else "newton"
         self.most_products = most_products

@@ -27,8 +27,9 @@ from kormos.types import Tensor
 
 # The method ends where the latest product's part of the predicted decrease,
 # times the number of products, is below this. Our choice: Nash and Sofer have
-# 0.5, with which networks take more steps of little more time.
-_LEAST_PART = 0.1
+# 0.5. Predictions of networks hold for longer steps, to which a smaller part
+# leads, and far smaller ones only add products.
+_LEAST_PART = 1e-3
 
 
 class Path(NamedTuple):
