@@ -39,8 +39,9 @@ def get(identifier: Any) -> BatchOptimizer:
 
     Args:
         identifier: a name, in any letter case: `"lbfgs"`, `"dense-bfgs"`,
-            `"ssbfgs"`, `"ssbroyden"`, `"newton"`,
-            `"gauss-newton"` or `"lm"`; a method of `scipy.optimize.minimize`, or `"scipy"` for its L-BFGS-B; or an
+            `"ssbfgs"`, `"ssbroyden"`, `"newton"`, `"gauss-newton"` or `"lm"`;
+            a method of `scipy.optimize.minimize`, or `"scipy"` for its
+            L-BFGS-B; or an
             instance, which is returned.
 
     Returns:

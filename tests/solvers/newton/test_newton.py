@@ -12,7 +12,6 @@ from conftest import BACKEND
 from native import eager_only
 from native import minimize
 
-
 # https://www.itl.nist.gov/div898/strd/nls/data/mgh10.shtml
 MGH10 = [
     *(34780.0, 28610.0, 23650.0, 19630.0, 16370.0, 13720.0, 11540.0, 9744.0),
@@ -87,10 +86,11 @@ def test_radius_and_units_follow_the_scale_of_the_loss(float64):
 
 @eager_only
 def test_a_wall_of_nan_shortens_the_radius(float64):
-    wall = ops.convert_to_tensor(np.nan)
+    factors = ops.convert_to_tensor(np.array([1.0, 100.0]))
+    wall = ops.convert_to_tensor(np.array(np.nan))
 
     def loss(x):
-        inside = ops.sum((x - 1) ** 2 * ops.convert_to_tensor([1.0, 100.0]))
+        inside = ops.sum((x - 1) ** 2 * factors)
         return ops.where(ops.max(x) > 1.001, wall, inside)
 
     result, x = minimize(loss, [-50.0, 0.5], "newton")
@@ -245,7 +245,7 @@ def test_gauss_newton_takes_residuals(float64):
     # Meyer's curve, in the parameters of NIST's MGH10.
     v = keras.Variable([0.02, 4000.0, 250.0], dtype="float64")
     t = ops.convert_to_tensor(50.0 + 5.0 * np.arange(16))
-    y = ops.convert_to_tensor(MGH10)
+    y = ops.convert_to_tensor(np.array(MGH10))
 
     def residuals():
         return v[0] * ops.exp(v[1] / (t + v[2])) - y

@@ -40,7 +40,7 @@ class NewtonMethod:
     Args:
         memory: the number of pairs of the preconditioner.
         most_products: the most products for a step.
-        is_gauss_newton: whether products are those with the Gauss-Newton matrix.
+        is_gauss_newton: whether products are with the Gauss-Newton matrix.
     """
 
     def __init__(
