@@ -23,9 +23,9 @@ class Newton(QuasiNewton):
     direction of negative curvature is followed to the edge of the region, so
     that the run leaves saddle points.
 
-    A product takes about as long as two or three evaluations. The method pays
-    where the loss is badly conditioned and is to be driven far down, and where
-    `"lbfgs"` stalls. It takes memory in proportion to the parameters.
+    The method is for losses that are badly conditioned and are to be driven far
+    down, from where `"lbfgs"` goes slowly. It takes memory in proportion to the
+    parameters. A first step from a plateau may be long, and lead to another.
 
     Args:
         name: name of the optimizer.
