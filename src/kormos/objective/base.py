@@ -301,6 +301,36 @@ class FlatObjective:
         pieces = self.arguments.pieces(self._loss_unit)
         return value_and_grad, (unit, *next(pieces))
 
+    def traceable_hvp(self) -> Callable[..., Tensor]:
+        """The Hessian times a vector, for use inside a compiled function.
+
+        Returns:
+            A function `(theta, vector, *arguments) -> product` of tensors,
+            with the arguments that `traceable` returns.
+        """
+
+        def hvp(
+            theta: Tensor, vector: Tensor, unit: Tensor, *arguments: Structure
+        ) -> Tensor:
+            return self.program.trace_hvp(theta, vector, *arguments) / unit
+
+        return hvp
+
+    def traceable_gauss_newton(self) -> Callable[..., Tensor]:
+        """As `traceable_hvp`, with the Gauss-Newton matrix.
+
+        Raises:
+            ValueError: if the loss is not one of outputs with curvature.
+        """
+        trace = self.program.gauss_newton.trace_product
+
+        def product(
+            theta: Tensor, vector: Tensor, unit: Tensor, *arguments: Structure
+        ) -> Tensor:
+            return trace(theta, vector, *arguments) / unit
+
+        return product
+
     def compiled_loop(
         self, key: Hashable, fn: Callable[..., Structure]
     ) -> Callable[..., Structure]:

@@ -96,7 +96,7 @@ class Program:
         self._hessians = [backend.hvp(fn) for fn in chunk_losses]
         self.value = compile(self._value)
         self.value_and_grad = compile(self.trace_value_and_grad)
-        self.hvp = compile(self._hvp)
+        self.hvp = compile(self.trace_hvp)
 
         # Code that XLA compiled draws other random numbers on TensorFlow, and
         # all functions of a fit must draw the same.
@@ -174,7 +174,7 @@ class Program:
         zeros = (scalar_zero(theta), ops.zeros_like(theta))
         return sum_over_chunks(term, self._gradients, chunks, zeros)
 
-    def _hvp(
+    def trace_hvp(
         self,
         theta: Tensor,
         vector: Tensor,
@@ -182,6 +182,7 @@ class Program:
         term_factors: Tensor,
         chunks: Chunks,
     ) -> Tensor:
+        """The Hessian times a vector, for use inside a compiled function."""
         self.traces["hvp"] += 1
         parts = self.packing.unpack(theta)
         tangents = self.packing.unpack(vector)

@@ -12,6 +12,8 @@ from kormos.optimizers.lbfgs import LBFGS as LBFGS
 from kormos.optimizers.levenberg_marquardt import (
     LevenbergMarquardt as LevenbergMarquardt,
 )
+from kormos.optimizers.newton import GaussNewton as GaussNewton
+from kormos.optimizers.newton import Newton as Newton
 from kormos.optimizers.scipy import ScipyBatchOptimizer as ScipyBatchOptimizer
 from kormos.solvers.scipy.methods import METHODS
 
@@ -19,6 +21,8 @@ from kormos.solvers.scipy.methods import METHODS
 NAMES: dict[str, Callable[[], BatchOptimizer]] = {
     "lbfgs": LBFGS,
     "lm": LevenbergMarquardt,
+    "newton": Newton,
+    "gauss-newton": GaussNewton,
     "dense-bfgs": BFGS,
     "ssbfgs": SSBFGS,
     "ssbroyden": SSBroyden,
@@ -35,8 +39,9 @@ def get(identifier: Any) -> BatchOptimizer:
 
     Args:
         identifier: a name, in any letter case: `"lbfgs"`, `"dense-bfgs"`,
-            `"ssbfgs"`, `"ssbroyden"` or `"lm"`; a method of
-            `scipy.optimize.minimize`, or `"scipy"` for its L-BFGS-B; or an
+            `"ssbfgs"`, `"ssbroyden"`, `"newton"`, `"gauss-newton"` or `"lm"`;
+            a method of `scipy.optimize.minimize`, or `"scipy"` for its
+            L-BFGS-B; or an
             instance, which is returned.
 
     Returns:

@@ -37,6 +37,7 @@ class NativeOptimizer(BatchOptimizer):
     keeps_state = True
     uses_jacobian = False
     takes_constraints = False
+    uses_hessian = False
 
     def __init__(
         self,
@@ -91,6 +92,7 @@ class NativeOptimizer(BatchOptimizer):
                 pretrain_fn or self.pretrain_fn,
                 self._check,
                 self._run,
+                uses_hessian=self.uses_hessian,
                 uses_jacobian=self.uses_jacobian,
             )
         ]

@@ -14,10 +14,11 @@ from kormos.solvers.constrained.run import ConstrainedRun
 from kormos.solvers.in_two_parts import run_in_parts
 from kormos.solvers.outcome import Outcome
 from kormos.solvers.problem import Problem
-from kormos.solvers.protocols import Curvature
+from kormos.solvers.protocols import Method
 from kormos.solvers.protocols import Observer
 from kormos.solvers.quasi_newton import state as states
 from kormos.solvers.quasi_newton.loop import QuasiNewtonRun
+from kormos.solvers.quasi_newton.state import State
 from kormos.solvers.solver_state import SolverState
 from kormos.types import Vector
 
@@ -68,6 +69,8 @@ class QuasiNewton(NativeOptimizer):
             `None`.
     """
 
+    _run_type: type[QuasiNewtonRun] = QuasiNewtonRun
+
     def __init__(
         self,
         name: str,
@@ -95,8 +98,10 @@ class QuasiNewton(NativeOptimizer):
         )
 
     takes_constraints = True
+    # Whether L1 regularized weights are minimized in two parts.
+    takes_parts = True
 
-    def method(self, size: int) -> Curvature:
+    def method(self, size: int) -> Method:
         """What `solvers.quasi_newton.state.init` calls a method of curvature.
 
         Args:
@@ -128,7 +133,9 @@ class QuasiNewton(NativeOptimizer):
         state: SolverState | None,
         observer: Observer,
     ) -> Outcome:
-        parts = problem.objective.in_parts(problem.lower, problem.upper)
+        parts = None
+        if self.takes_parts:
+            parts = problem.objective.in_parts(problem.lower, problem.upper)
         if parts is None:
             return self._solve(problem, theta, state, observer)
         self._check(parts.size, True, [c.type for c in problem.constraints])
@@ -153,21 +160,26 @@ class QuasiNewton(NativeOptimizer):
         method = self.method(problem.size)
         if problem.constraints:
             make = self.constrained_curvature(problem.size)
-            run = ConstrainedRun(problem, make, observer, method.key)
-            return run(theta, state)
-        first, earlier = (
-            states.init(
-                method,
-                problem.project(theta),
-                problem.stride,
-                problem.is_bounded,
-            ),
-            None,
-        )
+            constrained = ConstrainedRun(problem, make, observer, method.key)
+            return constrained(theta, state)
+        first, earlier = self._first_state(problem, theta), None
         if state is not None:
             earlier = state.restored(
                 method.key, first, theta, problem.storage_eps
             )
-            first = first if earlier is None else earlier
-        free = QuasiNewtonRun(problem, self, observer)
-        return free(method, first, earlier)
+            first = first if earlier is None else self._resumed(earlier)
+        run = self._run_type(problem, self, observer)
+        return run(method, first, earlier)
+
+    def _first_state(self, problem: Problem, theta: Vector) -> State:
+        """The state of a run that has not begun."""
+        return states.init(
+            self.method(problem.size),
+            problem.project(theta),
+            problem.stride,
+            problem.is_bounded,
+        )
+
+    def _resumed(self, state: State) -> State:
+        """The state of an earlier run, as this one goes on from it."""
+        return state

@@ -266,6 +266,18 @@ class Problem:
             "value_and_grad", value_and_grad, instead, theta, *args
         )
 
+    def tried_hvp(
+        self,
+        hvp: Callable[..., Tensor],
+        theta: Tensor,
+        vector: Tensor,
+        *args: Any,
+    ) -> Tensor:
+        """The Hessian times a vector, which is NaN where that raises."""
+        return self.tried(
+            "hvp", hvp, lambda: theta * np.nan, theta, vector, *args
+        )
+
     def spent(self) -> str | None:
         """The limit that is reached, as a status, or `None`."""
         return self.budget.spent(self.fg_evals)

@@ -156,7 +156,29 @@ class LeastSquaresSettings(Tolerances, Protocol):
     regularization: str | None
 
 
-class Curvature(Protocol):
+class Method(Protocol):
+    """What the compiled loop of a method knows, beside a point.
+
+    Attributes:
+        key: a name of the formulas and their options. Two methods of the same
+            key share a compiled function and can resume each other's state.
+    """
+
+    key: str
+
+    def empty(self, size: int) -> tuple[Structure, Structure]:
+        """The store and what is known before the first step.
+
+        Args:
+            size: the number of parameters.
+
+        Returns:
+            A tuple of NumPy arrays, or of tuples of these, for large arrays;
+            and a named tuple of NumPy arrays and scalars.
+        """
+
+
+class Curvature(Method, Protocol):
     """What a quasi-Newton method knows of the inverse Hessian H.
 
     The object has the formulas; it holds no numbers of a run. What it knows is
@@ -531,6 +553,12 @@ class ProblemObjective(ComparableObjective, Protocol):
             A function `(theta, *arguments) -> (loss, gradient)` of tensors,
             and the arguments.
         """
+
+    def traceable_hvp(self) -> Callable[..., Tensor]:
+        """A function `(theta, vector, *arguments)`: the Hessian times it."""
+
+    def traceable_gauss_newton(self) -> Callable[..., Tensor]:
+        """As `traceable_hvp`, with the Gauss-Newton matrix."""
 
     def compiled_loop(
         self, key: Hashable, fn: Callable[..., Structure]

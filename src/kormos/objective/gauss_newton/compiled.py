@@ -51,6 +51,7 @@ class GaussNewton:
         terms: the terms.
         normal_equations: the loss, the gradient and the matrix at a point.
         product: the matrix times a vector.
+        trace_product: the same, for use inside a compiled function.
         bend: J'H times the second derivative of the outputs along a vector.
     """
 
@@ -62,7 +63,8 @@ class GaussNewton:
         self._directional = DirectionalDerivative()
         self._derivatives = [TermDerivatives(packing, term) for term in terms]
         self.normal_equations = compile(self._normal_equations)
-        self.product = compile(functools.partial(self._pulled_back, 1))
+        self.trace_product = functools.partial(self._pulled_back, 1)
+        self.product = compile(self.trace_product)
         self.bend = compile(functools.partial(self._pulled_back, 2))
         self._factored, self._second, self._linearized = (
             [

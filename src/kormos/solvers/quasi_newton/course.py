@@ -80,7 +80,7 @@ def course_from(
     )
     lost = either(lost, both(blocked, ~is_start))
     begins = either(is_anew, lost)
-    far = _far(theta / units, loss, slopes, size)
+    far = far_from(theta / units, loss, slopes, size)
     steepest = far / where(size > 0, size, one)
     known = cond(
         begins, lambda: curvature.clear(known, steepest), lambda: known
@@ -106,7 +106,7 @@ def first_trial_of(gain: Scalar, slope: Scalar, one: Scalar) -> Scalar:
     return larger(length, one * _SHORTEST)
 
 
-def _far(theta: Tensor, loss: Scalar, grad: Tensor, size: Scalar) -> Scalar:
+def far_from(theta: Tensor, loss: Scalar, grad: Tensor, size: Scalar) -> Scalar:
     """How far along the gradient a straight loss falls to zero, a scalar.
 
     If the loss is zero, the size of the parameters that the gradient moves.

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from kormos.arithmetic.scalars import is_eager
 from kormos.arithmetic.vectors import to_array
 from kormos.backend.common import as_tensor
 from kormos.solvers.problem import Problem
-from kormos.solvers.protocols import Curvature
+from kormos.solvers.protocols import Method
 from kormos.solvers.quasi_newton import state as states
 from kormos.solvers.quasi_newton import step
 from kormos.solvers.quasi_newton import wolfe_search
@@ -55,11 +56,14 @@ class CompiledLoop:
             given its result.
     """
 
+    # Whether evaluations may be made outside of the compiled function.
+    can_be_stepped = True
+
     is_stepped: bool
     _advance: Callable[..., Packed]
     _arguments_at: Callable[[State], Any]
 
-    def __init__(self, curvature: Curvature, problem: Problem, state: State):
+    def __init__(self, curvature: Method, problem: Problem, state: State):
         self._curvature = curvature
         self._problem = problem
         self._box = problem.box if problem.is_bounded else ()
@@ -68,6 +72,11 @@ class CompiledLoop:
         self.state: State = state
         self._has_run = False
         self._compile(problem.objective.is_hosted)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of the state's rows."""
+        return states.BOUNDED_ROW if self._box else states.ROW
 
     def advance(
         self, tolerances: tuple[float, ...], evaluations: int, iterations: int
@@ -84,7 +93,8 @@ class CompiledLoop:
             state, packed = self._called(tolerances, counts)
         except Exception as error:
             is_rejected = is_rejection(error, self._has_run)
-            if self.is_stepped or not is_rejected or self._is_used_up:
+            is_final = self.is_stepped or not self.can_be_stepped
+            if is_final or not is_rejected or self._is_used_up:
                 raise
             # A compiled function fails as a whole. From now on evaluations are
             # made outside of it.
@@ -193,26 +203,33 @@ class CompiledLoop:
         self.is_stepped = is_stepped
         problem, frame = self._problem, self._frame
         curvature, sides = self._curvature, len(self._box)
+        functions: Sequence[Callable[..., Any]]
         if is_stepped:
-            evaluate: Callable[..., Any] = _as_given
+            functions = (_as_given,)
             self._arguments_at = functools.partial(_evaluated, problem)
         else:
-            value_and_grad, arguments = problem.objective.traceable()
-            evaluate = functools.partial(
-                _evaluated_here, problem, value_and_grad
-            )
+            functions, arguments = self._functions()
             self._arguments_at = lambda state: arguments
+
+        on = self._on
+        tried: list[Callable[..., Any]]
+        tried = [problem.tried_tensors, problem.tried_hvp]
 
         def advance(
             packed: Packed, tolerances: Tensor, counts: Tensor, *args: Any
         ) -> Packed:
             state = unpack(packed, frame)
-            state = step.advance(
+            made = functions
+            if is_eager(state.loss):
+                pairs = zip(tried, functions, strict=False)
+                made = [functools.partial(safe, fn) for safe, fn in pairs]
+            state = on(
                 curvature,
                 _region(args[:sides]),
-                lambda theta: evaluate(
-                    is_eager(state.loss), theta, *args[sides:]
-                ),
+                [
+                    lambda *at, fn=fn: fn(*at, *args[sides:])  # type: ignore[misc]
+                    for fn in made
+                ],
                 states.Limits._make(
                     [*(tolerances[i] for i in range(5)), counts[0], counts[1]]
                 ),
@@ -223,6 +240,32 @@ class CompiledLoop:
         key = curvature.key, is_stepped, sides
         self._advance = problem.objective.compiled_loop(key, advance)
 
+    def _functions(self) -> tuple[Sequence[Callable[..., Any]], Any]:
+        """What a pass computes with, `(theta, ..., *arguments)`.
+
+        Returns:
+            The functions, loss and gradient first, and the arguments.
+        """
+        value_and_grad, arguments = self._problem.objective.traceable()
+        return (value_and_grad,), arguments
+
+    # A static method: a compiled function outlives the loop.
+    @staticmethod
+    def _on(
+        curvature: Any,
+        region: Region,
+        functions: Sequence[Callable[..., Any]],
+        limits: states.Limits,
+        state: State,
+    ) -> State:
+        """The state after a call, as a function of tensors."""
+
+        def evaluate(theta: Tensor) -> _Evaluation:
+            found = functions[0](theta)
+            return found if len(found) == 3 else (theta, *found)
+
+        return step.advance(curvature, region, evaluate, limits, state)
+
 
 def _region(sides: tuple[Tensor, ...]) -> Region:
     """The region within bounds, which may be none."""
@@ -232,28 +275,15 @@ def _region(sides: tuple[Tensor, ...]) -> Region:
 _Evaluation = tuple[Tensor, Tensor, Tensor]
 
 
-def _evaluated_here(
-    problem: Problem,
-    value_and_grad: Callable[..., tuple[Tensor, Tensor]],
-    may_raise: bool,
-    theta: Tensor,
-    *args: Any,
-) -> _Evaluation:
-    """A point, and the loss and gradient there."""
-    if may_raise:
-        return theta, *problem.tried_tensors(value_and_grad, theta, *args)
-    return theta, *value_and_grad(theta, *args)
-
-
 def _as_given(
-    may_raise: bool, theta: Tensor, point: Tensor, loss: Tensor, grad: Tensor
+    theta: Tensor, point: Tensor, loss: Tensor, grad: Tensor
 ) -> _Evaluation:
     """What was evaluated outside, and where.
 
     A compiled function rounds `theta` in its own way, to a point at which
     nobody has evaluated the loss.
     """
-    del may_raise, theta
+    del theta
     return point, loss, grad
 
 

@@ -11,8 +11,8 @@ from kormos.arithmetic.vectors import to_array
 from kormos.solvers import statuses
 from kormos.solvers.outcome import Outcome
 from kormos.solvers.problem import Problem
-from kormos.solvers.protocols import Curvature
 from kormos.solvers.protocols import Iterate
+from kormos.solvers.protocols import Method
 from kormos.solvers.protocols import Observer
 from kormos.solvers.protocols import Point
 from kormos.solvers.protocols import Tolerances
@@ -40,6 +40,8 @@ class QuasiNewtonRun:
         observer: the `Observer`.
     """
 
+    _loop_type: type[CompiledLoop] = CompiledLoop
+
     def __init__(
         self, problem: Problem, optimizer: Tolerances, observer: Observer
     ):
@@ -51,7 +53,7 @@ class QuasiNewtonRun:
         self._claims: Claims | None = None
 
     def __call__(
-        self, method: Curvature, state: State, earlier: State | None
+        self, method: Method, state: State, earlier: State | None
     ) -> Outcome:
         """Runs.
 
@@ -64,7 +66,7 @@ class QuasiNewtonRun:
             An `Outcome`.
         """
         self._key = method.key
-        self._loop = CompiledLoop(method, self._problem, state)
+        self._loop = self._loop_type(method, self._problem, state)
         self._rounding = Rounding(self._loop, self._problem)
         first = self._goal = int(state.iterations)
         with backend.float64():
@@ -109,7 +111,7 @@ class QuasiNewtonRun:
             self._loop.replace(**fields)
             self._keep(self._state)
         state = self._state
-        self._problem.fg_evals = int(state.evaluations)
+        self._count()
         theta, grad = to_array(state.theta), to_array(state.grad)
         self._verify(theta)
         return self._observer.started(Point(theta, float(state.loss), grad))
@@ -177,15 +179,21 @@ class QuasiNewtonRun:
         count = int(state.iterations) - done
         rows = backend.to_numpy(state.rows)[:count].tolist()
         stop = False
-        for i, (loss, grad, step, evaluations, *counts) in enumerate(rows):
-            problem.fg_evals = int(evaluations)
+        for i, row in enumerate(rows):
+            logs = dict(zip(self._loop.columns, row, strict=True))
+            loss, grad = logs.pop("loss"), logs.pop("grad")
+            problem.fg_evals = int(logs.pop("evaluations"))
+            if "products" in logs:
+                problem.hessp_evals = int(logs.pop("products"))
             theta = to_array(state.theta) if i == count - 1 else None
-            names = states.BOUNDED_ROW[4:]
-            logs = {"step": step, **dict(zip(names, counts, strict=False))}
             iterate = Iterate(theta, loss, grad, self._kept, logs)
             stop = stop or self._observer.accepted(iterate)
-        problem.fg_evals = int(state.evaluations)
+        self._count()
         return stop
+
+    def _count(self) -> None:
+        """Tells the problem what was evaluated so far."""
+        self._problem.fg_evals = int(self._state.evaluations)
 
     def _ended(self) -> Outcome | None:
         """The end that is no claim, or `None`."""

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kormos.solvers.protocols import Curvature
+from kormos.solvers.protocols import Method
 from kormos.solvers.quasi_newton import wolfe_search
 from kormos.solvers.quasi_newton.search_interval import Search
 from kormos.types import Scalar
@@ -132,7 +132,7 @@ class State(NamedTuple):
 
 
 def init(
-    curvature: Curvature, theta: Vector, rows: int, is_bounded: bool = False
+    curvature: Method, theta: Vector, rows: int, is_bounded: bool = False
 ) -> State:
     """The state before the first evaluation, of NumPy arrays.
 

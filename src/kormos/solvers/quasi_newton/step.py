@@ -94,17 +94,6 @@ def advance(
     first = state.iterations
     starting = state.status == STARTING
 
-    def goes_on(state: State) -> Scalar:
-        return either(
-            state.status == STARTING,
-            both(
-                state.status == RUNNING,
-                state.iterations < limits.iterations,
-                state.evaluations < limits.evaluations,
-                ~starting,
-            ),
-        )
-
     def body(state: State) -> State:
         is_start = state.status == STARTING
         trial, loss, grad = evaluate(region.point(trial_of(state, is_start)))
@@ -116,7 +105,7 @@ def advance(
         # The curvature is that of the parameters in their units.
         step = (trial - state.theta) / state.units
         change = (grad - state.grad) * state.units
-        good = both(accepted, _is_curved(step, change))
+        good = both(accepted, is_curved(step, change))
         store = curvature.record(
             state.store, state.curvature, good, step, change
         )
@@ -146,7 +135,28 @@ def advance(
         store, known = curvature.settle(store, small.curvature)
         return small._replace(store=store, curvature=known)
 
-    return while_loop(goes_on, body, state)
+    return while_loop(
+        lambda state: goes_on(limits, state, starting), body, state
+    )
+
+
+def goes_on(limits: Limits, state: State, starting: Scalar) -> Scalar:
+    """Whether a call goes on.
+
+    Args:
+        limits: what ends the call.
+        state: the state.
+        starting: whether the call began with a start, which ends it.
+    """
+    return either(
+        state.status == STARTING,
+        both(
+            state.status == RUNNING,
+            state.iterations < limits.iterations,
+            state.evaluations < limits.evaluations,
+            ~starting,
+        ),
+    )
 
 
 def trial_of(state: State, is_start: Scalar) -> Tensor:
@@ -155,7 +165,7 @@ def trial_of(state: State, is_start: Scalar) -> Tensor:
     return state.theta + state.direction * length
 
 
-def _is_curved(step: Tensor, change: Tensor) -> Scalar:
+def is_curved(step: Tensor, change: Tensor) -> Scalar:
     """Whether the curvature along a step is positive, beyond rounding."""
     curvature = dot(step, change)
     squares = dot(step, step) * dot(change, change)
@@ -183,8 +193,7 @@ def _arrive(
         first: the count of iterations at the beginning of the call.
     """
     is_start, good, theta, loss, grad = arrival
-    moved, moved_grad = theta - state.theta, grad - state.grad
-    units = state.units
+    moved, units = theta - state.theta, state.units
     one, none = constant(1, like=loss), constant(0, like=state.resets)
     course = course_from(curvature, region, state, store, arrival)
     begins = course.begins
@@ -202,17 +211,12 @@ def _arrive(
     )
     probes = where(begins, larger(state.probes, none + 1), state.probes)
     probe = probe_of(theta / units, course.direction, course.far, limits.noise)
-    change = norm(moved_grad * units)
     arrived = state._replace(
         theta=theta,
         loss=loss,
         grad=grad,
         direction=course.direction * units,
-        spread=where(
-            good,
-            state.spread * _FORGETTING + (moved_grad / change) ** 2,
-            state.spread,
-        ),
+        spread=spread_after(state, grad, good),
         search=wolfe_search.begin(
             loss, course.slope, first_trial, where(probes > 0, probe, probe * 0)
         ),
@@ -224,7 +228,14 @@ def _arrive(
         iterations=state.iterations + where(is_start, none, none + 1),
     )
     pull = region.pull(theta, grad)
-    arrived = _judge(limits, state, arrived, is_start, largest(pull))
+    arrived = judge(
+        limits,
+        state,
+        arrived,
+        is_start,
+        largest(pull),
+        _is_trusted(state, arrived),
+    )
     row = [loss, norm(pull), norm(moved), state.evaluations, resets]
     if region.is_bounded:
         row.append(region.active(theta, grad))
@@ -236,12 +247,35 @@ def _arrive(
     return arrived._replace(rows=rows)
 
 
-def _judge(
+def spread_after(state: State, grad: Tensor, good: Scalar) -> Tensor:
+    """`State.spread` after a step, if that shows the curvature."""
+    moved = grad - state.grad
+    change = norm(moved * state.units)
+    return where(
+        good, state.spread * _FORGETTING + (moved / change) ** 2, state.spread
+    )
+
+
+def _is_trusted(state: State, arrived: State) -> Scalar:
+    """Whether what the curvature predicts at a new point is believed.
+
+    What it predicts from few pairs means nothing.
+    """
+    few = min(arrived.theta.shape[0], _PAIRS_AFTER_RESET)
+    return both(
+        arrived.pairs > 0,
+        state.probes == 0,
+        either(arrived.resets == 0, arrived.pairs >= few),
+    )
+
+
+def judge(
     limits: Limits,
     state: State,
     arrived: State,
     is_start: Scalar,
     gradient: Scalar,
+    trusted: Scalar,
 ) -> State:
     """Sets the status where the run may have ended.
 
@@ -252,6 +286,7 @@ def _judge(
         is_start: whether it is the start.
         gradient: the largest entry of the gradient that does not press against
             a bound, scalar.
+        trusted: whether the predicted decrease is believed.
     """
     loss, one = arrived.loss, constant(1, like=arrived.loss)
     promised = arrived.search.promise
@@ -264,13 +299,6 @@ def _judge(
     is_stalled = both(~is_start, gain <= limits.ftol * scale)
     stalled = where(is_stalled, state.stalled + 1, state.stalled * 0)
     lowest = where(is_start, loss, smaller(state.lowest, loss))
-    # What a curvature predicts from few pairs means nothing.
-    few = min(arrived.theta.shape[0], _PAIRS_AFTER_RESET)
-    trusted = both(
-        arrived.pairs > 0,
-        state.probes == 0,
-        either(arrived.resets == 0, arrived.pairs >= few),
-    )
     converged = both(trusted, promised <= limits.gtol**2 * abs(loss))
     converged = either(converged, gradient <= 0)
     noisy = both(trusted, ~is_start, promised <= limits.noise * scale, small)

@@ -1,0 +1,1 @@
+"""A trust-region Newton method, compiled on the device."""

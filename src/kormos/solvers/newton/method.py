@@ -1,0 +1,57 @@
+"""What the trust-region Newton method knows, beside a point."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from kormos.solvers.quasi_newton.lbfgs_curvature import LimitedMemory
+from kormos.solvers.quasi_newton.lbfgs_curvature import MiddleMatrix
+from kormos.solvers.quasi_newton.lbfgs_curvature import Store
+from kormos.solvers.quasi_newton.state import ROW
+from kormos.types import Scalar
+
+# The size of the preconditioner where it knows nothing. Our choice: with the
+# usual one the radius holds flat directions back, and a network's loss falls
+# half as far in the same number of steps.
+_SCALING = "geometric"
+
+# Columns of `State.rows`.
+NEWTON_ROW = (*ROW, "products")
+
+
+class Known(NamedTuple):
+    """What is known, but for the pairs.
+
+    Attributes:
+        memory: that of the preconditioner.
+        radius: the longest step, in the norm of the preconditioner's inverse,
+            scalar.
+        products: Hessian products so far, int32.
+    """
+
+    memory: MiddleMatrix
+    radius: Scalar
+    products: Scalar
+
+
+class NewtonMethod:
+    """The method and its preconditioner, as `protocols.Method`.
+
+    Args:
+        memory: the number of pairs of the preconditioner.
+        most_products: the most products for a step.
+        is_gauss_newton: whether products are with the Gauss-Newton matrix.
+    """
+
+    def __init__(
+        self, memory: int, most_products: int, is_gauss_newton: bool = False
+    ):
+        self.memory = LimitedMemory(memory, _SCALING)
+        self.is_gauss_newton = is_gauss_newton
+        name = "gauss-newton" if is_gauss_newton else "newton"
+        self.most_products = most_products
+        self.key = f"{name}, products={most_products}, {self.memory.key}"
+
+    def empty(self, size: int) -> tuple[Store, Known]:
+        store, known = self.memory.empty(size)
+        return store, Known(known, np.float64(0), np.int32(0))
