@@ -18,6 +18,7 @@ from collections.abc import Callable
 from collections.abc import Hashable
 from typing import TYPE_CHECKING
 from typing import Any
+from typing import NoReturn
 
 import keras
 import numpy as np
@@ -204,7 +205,7 @@ class SplitObjective:
         """The Hessian."""
         return np.stack([self.hvp(theta, row) for row in np.eye(self.size)])
 
-    def gauss_newton(self) -> Any:
+    def gauss_newton(self) -> NoReturn:
         """Refused: no method that uses it splits weights."""
         raise NotImplementedError
 
@@ -256,6 +257,14 @@ class SplitObjective:
             )
 
         return split, (as_tensor(self._factors), *arguments)
+
+    def traceable_hvp(self) -> NoReturn:
+        """Refused, as `gauss_newton` is."""
+        raise NotImplementedError
+
+    def traceable_gauss_newton(self) -> NoReturn:
+        """Refused, as `gauss_newton` is."""
+        raise NotImplementedError
 
     def compiled_loop(
         self, key: Hashable, fn: Callable[..., Structure]

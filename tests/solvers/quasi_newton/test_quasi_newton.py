@@ -239,16 +239,6 @@ def test_a_first_step_from_a_trained_net_does_not_blow_up(unconverged):
 
 
 class TestRefusals:
-    def test_constraints(self):
-        v = keras.Variable([1.0])
-        with pytest.raises(ValueError, match="no constraints.*'slsqp'"):
-            kormos.minimize(
-                lambda: ops.sum(v**2),
-                [v],
-                "ssbfgs",
-                constraints={"type": "eq", "fun": lambda: v - 1},
-            )
-
     @pytest.mark.parametrize("given", [{"options": {"m": 3}}, {"tol": 1e-3}])
     def test_options_of_scipy(self, given):
         v = keras.Variable([1.0])
