@@ -283,6 +283,18 @@ def test_a_constraint_that_is_undefined_somewhere(low, float64):
     np.testing.assert_allclose(value(v), [1, 0.5], atol=1e-8)
 
 
+def test_a_constraint_that_is_undefined_at_the_start(float64):
+    v = keras.Variable(np.full(2, -1.0))
+    with pytest.warns(kormos.ConvergenceWarning, match="constraint is not fin"):
+        result = kormos.minimize(
+            lambda: ops.sum((v + 1) ** 2),
+            [v],
+            constraints={"type": "ineq", "fun": lambda: ops.log(v)},
+        )
+    assert result.status == "non-finite"
+    np.testing.assert_array_equal(value(v), [-1, -1])
+
+
 def test_nothing_is_evaluated_outside_of_the_bounds(float64):
     v = keras.Variable(np.full(2, 3.0))
     packing = Packing([v])

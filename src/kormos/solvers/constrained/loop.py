@@ -19,26 +19,22 @@ from collections.abc import Callable
 import numpy as np
 
 from kormos.solvers.constrained import merit
-from kormos.solvers.constrained import subproblem
 from kormos.solvers.constrained.curvature import Curvature
+from kormos.solvers.constrained.program import Program
 from kormos.solvers.constrained.subproblem import Conditions
 from kormos.solvers.constrained.subproblem import Step
 from kormos.solvers.problem import Problem
-from kormos.types import Array
-from kormos.types import Matrix
 from kormos.types import Vector
 
 # A penalty is at least this many times the curvature along its constraint. Our
 # choice: a step then leaves a tenth of a violation.
 _LEAST_PENALTY = 10.0
-# It grows so where a full step leaves more than this part of the violation.
+# It grows so while the program leaves more than this part of the violation.
 _GROWTH, _ENOUGH = 10.0, 0.3
 _MOST_PENALTY = 1e10
 # Armijo's condition, and how far one trial may shorten the step.
 _ARMIJO, _SHORTEST, _LONGEST = 1e-4, 0.1, 0.5
 _MOST_TRIALS = 25
-# A bound that a step would cross joins the program; so often at most.
-_MOST_ROUNDS = 20
 
 
 @dataclasses.dataclass
@@ -94,7 +90,7 @@ class ConstrainedLoop:
             self.multipliers = multipliers.copy()
         self._penalties = np.zeros(count)
         self._strength = _LEAST_PENALTY
-        self._turned: tuple[Vector, Matrix] | None = None
+        self._program: Program | None = None
         self.curvature = self._make_curvature(self._first_scale())
         self.is_fresh = True
 
@@ -106,7 +102,7 @@ class ConstrainedLoop:
     def clear(self) -> None:
         """Forgets the curvature."""
         self.curvature.clear(self._first_scale())
-        self._turned = None
+        self._program = None
         self.is_fresh = True
 
     def go_to(self, at: At) -> None:
@@ -125,7 +121,11 @@ class ConstrainedLoop:
 
     def iterate(self) -> bool:
         """Takes a step; returns whether one was found."""
-        at, step = self.at, self._program()
+        at = self.at
+        try:
+            step = self._step()
+        except np.linalg.LinAlgError:
+            return False  # The gradients are not finite, or too large.
         count = self.multipliers.size
         new = step.multipliers[:count]
         self._predict(step, new)
@@ -141,8 +141,8 @@ class ConstrainedLoop:
             return False
         length, after, step = found
         self.step = float(np.linalg.norm(after.theta - at.theta))
-        self._turned = None
-        # All multipliers, those of bounds as well: bounds do not bend.
+        self._program = None
+        # Bounds do not bend, so that their multipliers change nothing.
         change = after.grad - at.grad
         change -= (after.constraints.rows - at.constraints.rows).T @ new
         self.curvature.learn(
@@ -178,97 +178,33 @@ class ConstrainedLoop:
             np.zeros(sum(map(len, values)), dtype=bool),
         )
 
-    def _program(self, values: Vector | None = None) -> Step:
-        """The step of the program, with penalties that make it feasible.
-
-        Args:
-            values: of the constraints, in place of those at the point.
-        """
-        at = self.at
-        if self._turned is None:
-            rows = at.constraints.rows
-            turned = self.curvature.product(np.vstack([at.grad, rows]).T)
-            self._turned = turned[:, 0], turned[:, 1:]
-        turned_rows = self._turned[1]
-        along = np.einsum("ij,ji->i", at.constraints.rows, turned_rows)
-        along[along <= 0] = 1.0
-        constraints = at.constraints
-        if values is not None:
-            constraints = constraints._replace(values=values)
-        before = constraints.violation().max(initial=0.0)
+    def _step(self) -> Step:
+        """The step of the program, with penalties that make it feasible."""
+        constraints = self.at.constraints
+        self._program = self._program or Program(
+            self.at.theta,
+            self.at.grad,
+            constraints.rows,
+            (self._lower, self._upper),
+            self.curvature,
+        )
+        before = constraints.violation()
         while True:
             self._penalties = np.maximum(
-                self._penalties, self._strength / along
+                self._penalties, self._strength / self._program.along
             )
-            step = self._within_bounds(constraints)
+            step = self._program(constraints, self.multipliers, self._penalties)
             reached = constraints.values + constraints.rows @ step.direction
             left = constraints._replace(values=reached).violation()
-            is_enough = left.max(initial=0.0) <= _ENOUGH * before
             # Beside a large decrease a small violation does not matter yet.
-            count = left.size
-            weight = np.abs(step.multipliers[:count]) @ constraints.violation()
-            is_enough |= weight <= step.force @ step.direction / 2
+            weight = np.abs(step.multipliers[: left.size]) @ before
+            is_enough = (
+                left.max(initial=0.0) <= _ENOUGH * before.max(initial=0.0)
+                or weight <= step.force @ step.direction / 2
+            )
             if is_enough or self._strength >= _MOST_PENALTY:
                 return step
             self._strength *= _GROWTH
-
-    def _within_bounds(self, constraints: Conditions) -> Step:
-        """The step of the program, with the bounds that it would cross."""
-        at = self.at
-        assert self._turned is not None
-        turned_grad, turned_rows = self._turned
-        lower = np.zeros(at.theta.size, dtype=bool)
-        upper = lower.copy()
-        for _ in range(_MOST_ROUNDS):
-            conditions, signs = self._with_bounds(constraints, lower, upper)
-            extra = np.zeros((at.theta.size, len(signs)))
-            places = np.flatnonzero(np.concatenate([lower, upper]))
-            extra[places % at.theta.size, np.arange(len(signs))] = signs
-            turned = turned_rows
-            if len(signs):
-                turned = np.hstack([turned, self.curvature.product(extra)])
-            padding = np.zeros(len(signs))
-            step = subproblem.solve(
-                at.grad,
-                conditions,
-                np.concatenate([self.multipliers, padding]),
-                np.concatenate([self._penalties, padding + 1]),
-                (turned_grad, turned),
-            )
-            reached = at.theta + step.direction
-            slack = 1e-12 * (1 + np.abs(at.theta))
-            crossed_low = (reached < self._lower - slack) & ~lower
-            crossed_high = (reached > self._upper + slack) & ~upper
-            if not (crossed_low.any() or crossed_high.any()):
-                break
-            lower |= crossed_low
-            upper |= crossed_high
-        landing = np.full(at.theta.size, np.nan)
-        is_held = step.multipliers[constraints.values.size :] > 0
-        held = places[is_held]
-        ends = np.concatenate([self._lower[lower], self._upper[upper]])
-        landing[held % at.theta.size] = ends[is_held]
-        return step._replace(landing=landing)
-
-    def _with_bounds(
-        self, own: Conditions, lower: Array, upper: Array
-    ) -> tuple[Conditions, Vector]:
-        """The constraints, and bounds as further conditions."""
-        at = self.at
-        low = (at.theta - self._lower)[lower]
-        high = (self._upper - at.theta)[upper]
-        signs = np.concatenate([np.ones(low.size), -np.ones(high.size)])
-        if signs.size == 0:
-            return own, signs
-        rows = np.zeros((signs.size, at.theta.size))
-        places = np.concatenate([np.flatnonzero(lower), np.flatnonzero(upper)])
-        rows[np.arange(signs.size), places] = signs
-        return Conditions(
-            np.concatenate([own.values, low, high]),
-            np.concatenate([own.rows, rows]),
-            np.concatenate([own.equal, np.zeros(signs.size, bool)]),
-            np.concatenate([own.hard, np.ones(signs.size, bool)]),
-        ), signs
 
     def _predict(self, step: Step, new: Vector) -> None:
         """Notes what the program predicts."""
@@ -326,7 +262,10 @@ class ConstrainedLoop:
         """
         own = self.at.constraints
         bent = after.constraints.values - own.rows @ step.direction
-        return self._within_bounds(own._replace(values=bent))
+        assert self._program is not None  # It has made the step.
+        return self._program(
+            own._replace(values=bent), self.multipliers, self._penalties
+        )
 
     def _merit(self, at: At) -> float:
         """The augmented Lagrangian at a point, infinite where not finite."""
