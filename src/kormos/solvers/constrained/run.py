@@ -70,13 +70,11 @@ class ConstrainedRun:
         at = loop.at
         if self._observer.started(Point(at.theta, at.loss, at.grad)):
             return self._outcome(None)
-        known = at.constraints
-        if not (
-            np.isfinite(known.values).all() and np.isfinite(known.rows).all()
-        ):
-            outcome = self._outcome(statuses.NON_FINITE)
-            outcome.findings = "A constraint is not finite at the start."
-            return outcome
+        known = at.constraints.values, at.constraints.rows
+        if not all(np.isfinite(part).all() for part in known):
+            ended = self._outcome(statuses.NON_FINITE)
+            ended.findings = "A constraint is not finite at the start."
+            return ended
         for _ in range(_MOST_TRIALS):
             failure = self._iterate()
             if self._is_stopped:
