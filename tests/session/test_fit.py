@@ -1,6 +1,7 @@
 """Epochs, stages, History and the result of a fit."""
 
 import functools
+import warnings
 
 import keras
 import numpy as np
@@ -330,3 +331,33 @@ def test_a_net_of_4417_parameters_in_700_evaluations(dtype, unconverged):
         assert history.result.evaluations <= 700
         assert history.result.loss <= 1e-5
         assert model.evaluate(x, y, verbose=0) <= 1e-5
+
+
+@pytest.mark.parametrize("method", ["lbfgs", "ssbroyden"])
+def test_the_iterates_are_the_same_whether_somebody_looks_or_not(
+    method, float64
+):
+    # Where nobody looks, a compiled call makes many iterations.
+    x, y = lindata(100, noise=0.3)
+    histories, weights = [], []
+    for callbacks in ([], [keras.callbacks.Callback()]):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential(
+            [
+                keras.Input((5,)),
+                keras.layers.Dense(4, "tanh"),
+                keras.layers.Dense(1),
+            ]
+        )
+        model.compile(optimizer=method, loss="mse")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", kormos.ConvergenceWarning)
+            history = model.fit(x, y, epochs=70, callbacks=callbacks, verbose=0)
+        histories.append(history)
+        weights.append(model.get_weights())
+    quiet, watched = histories
+    assert quiet.epoch == watched.epoch
+    for name in ("loss", "grad", "step", "fg_evals"):
+        assert quiet.history[name] == watched.history[name]
+    for a, b in zip(*weights, strict=True):
+        np.testing.assert_array_equal(a, b)

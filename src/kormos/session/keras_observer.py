@@ -15,6 +15,7 @@ from kormos.checks import check_count
 from kormos.objective import Objective
 from kormos.optimizers.stage import Stage
 from kormos.processes import current
+from kormos.session.observer import STRIDE
 from kormos.session.observer import SessionObserver
 from kormos.session.progress import Progress
 from kormos.session.resample import Resample
@@ -134,8 +135,20 @@ class KerasObserver(SessionObserver):
         model._initial_epoch = None
         self.done = restored or self._initial_epoch
         self._has_epochs = self.done < last
+        if not self._looks() and processes.is_alone:
+            self.stride = self.steps * max(1, STRIDE // self.steps)
         if self._has_epochs:
             self._begin_epoch()
+
+    def _looks(self) -> bool:
+        """Whether anything needs the weights at the end of every epoch."""
+        task = self._reporter.task
+        objective = cast(Objective, task.objective)
+        return (
+            self._is_watching
+            or task.validation is not None
+            or objective.has_metrics
+        )
 
     def begins(self, stage: Stage) -> bool:
         epochs = stage.epochs or 0
@@ -224,13 +237,17 @@ class KerasObserver(SessionObserver):
 
     def _end_epoch(self) -> None:
         """Writes weights, validates, and tells the callbacks."""
-        theta = self._latest_theta()
+        theta = self._latest.theta
+        if theta is None:
+            # Of an iterate within a compiled call, at which nobody looks.
+            self._tell_epoch_end(None)
+            return
         if self._is_watching:
             self._reporter.write(theta)
         self._standing = theta
         self._tell(theta, self._tell_epoch_end, theta)
 
-    def _tell_epoch_end(self, theta: Vector) -> None:
+    def _tell_epoch_end(self, theta: Vector | None) -> None:
         logs = self._logs = self._logs_at(theta)
         if self._batch_is_open:
             self._batch_is_open = False
@@ -267,10 +284,12 @@ class KerasObserver(SessionObserver):
         else:
             fn(*args)
 
-    def _logs_at(self, theta: Vector) -> dict[str, Any]:
+    def _logs_at(self, theta: Vector | None) -> dict[str, Any]:
         task, record = self._reporter.task, self._reporter.record
         objective = cast(Objective, task.objective)
         logs = dict(self._row or record.row(self._latest))
+        if theta is None:
+            return logs
         if objective.has_metrics:
             metrics = _evaluated(objective, theta)
             logs.update({k: v for k, v in metrics.items() if k != "loss"})

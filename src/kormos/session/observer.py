@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from kormos.session.reporter import Reporter
     from kormos.session.resample import Resample
 
+# Iterations in one compiled call, where nobody looks at each of them.
+STRIDE = 50
+
 
 class SessionObserver:
     """Base class of what a session reports to.

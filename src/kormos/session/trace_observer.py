@@ -15,6 +15,7 @@ from kormos.objective.base import FlatObjective
 from kormos.objective.functions.residuals import ResidualObjective
 from kormos.optimizers.stage import Stage
 from kormos.processes import current
+from kormos.session.observer import STRIDE
 from kormos.session.observer import SessionObserver
 from kormos.session.progress import Progress
 from kormos.session.progress import is_interactive
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from kormos.optimizers.base import BatchOptimizer
     from kormos.session.reporter import Reporter
 
-# Iterations in one compiled call, where nobody looks at each of them.
-_STRIDE = 50
 
 # The most iterations where neither the user nor the optimizer says.
 DEFAULT_ITERATIONS = 1000
@@ -145,7 +144,7 @@ class TraceObserver(SessionObserver):
         looks = (
             self._is_watching or self._blocks[1:] or reporter.task.validation
         )
-        self.stride = 1 if looks else _STRIDE
+        self.stride = 1 if looks else STRIDE
         for name in ("loss", "grad", "fg_evals", "hessp_evals", "seconds"):
             reporter.record.trace[name] = []
         current().together(self._keras.on_train_begin)

@@ -25,6 +25,11 @@ from kormos.solvers.solver_state import SolverState
 from kormos.types import Vector
 
 _NO_LIMIT = 2**31 - 1
+
+# A call lasts so many seconds, unless one iteration takes longer, and makes at
+# most so many times the iterations of the one before. Our choice: an interrupt
+# and a line of progress wait for the end of a call.
+_CALL, _LONGER = 0.1, 8
 # What a resumed run has from the evaluation at its start. All else is as it was
 # left: an entry that is computed again may differ by a rounding, or forget what
 # happened before. JAX has used up the memory of the earlier store.
@@ -50,6 +55,7 @@ class QuasiNewtonRun:
         self._observer = observer
         self._kept: SolverState | None = None
         self._pace = _Pace(problem.budget.deadline)
+        self._burst = _Burst()
         self._claims: Claims | None = None
 
     def __call__(
@@ -87,9 +93,7 @@ class QuasiNewtonRun:
                     and int(self._state.status) == states.RUNNING
                 ):
                     if int(self._state.iterations) == self._goal:
-                        self._goal = _next_goal(
-                            self._problem, self._goal, first
-                        )
+                        self._goal = self._next_goal(first)
                     stop = self._advance()
             self._keep(self._state)
         outcome = outcome or self._outcome(None)
@@ -129,9 +133,20 @@ class QuasiNewtonRun:
 
     def _advance(self) -> bool:
         """Goes on to the next look; returns whether to stop."""
-        done = int(self._state.iterations)
+        done, began = int(self._state.iterations), time.perf_counter()
         self._call()
+        made = int(self._state.iterations) - done
+        self._burst.note(made, time.perf_counter() - began)
         return self._report_since(done)
+
+    def _next_goal(self, first: int) -> int:
+        """The count of iterations after which to look again."""
+        problem, goal = self._problem, self._goal
+        # Looks are due at every multiple of the stride.
+        due = problem.stride - (goal - first) % problem.stride
+        goal += due if self._loop.is_stepped else min(due, self._burst.count)
+        most = problem.budget.iterations
+        return goal if most is None else min(goal, first + most)
 
     def _call(self) -> None:
         spent = int(self._state.evaluations)
@@ -260,9 +275,22 @@ class _Pace:
             self._calls += 1
 
 
-def _next_goal(problem: Problem, goal: int, first: int) -> int:
-    """The count of iterations after which to look again."""
-    most = problem.budget.iterations
-    if most is None:
-        return goal + problem.stride
-    return min(goal + problem.stride, first + most)
+class _Burst:
+    """How many iterations a call makes, so that one can look and interrupt.
+
+    Attributes:
+        count: the number for the next call.
+    """
+
+    def __init__(self) -> None:
+        self.count = 1
+        self._calls = 0
+
+    def note(self, iterations: int, seconds: float) -> None:
+        """Notes how long a call took."""
+        self._calls += 1
+        # The first call compiles: its time says nothing.
+        if self._calls < 2 or iterations == 0:
+            return
+        fitting = int(_CALL * iterations / max(seconds, 1e-9))
+        self.count = max(1, min(fitting, _LONGER * self.count))
