@@ -28,8 +28,9 @@ MakeCurvature: TypeAlias = Callable[[float], ConstrainedCurvature]
 class QuasiNewton(NativeOptimizer):
     """Base class of the quasi-Newton methods that kormos compiles itself.
 
-    The whole iteration runs on the device, `steps_per_epoch` of them in one
-    call, in float64 but for the model. The loss times a constant takes the
+    Iterations run on the device, in float64 but for the model: as many to a
+    call as take a tenth of a second where nothing looks at each epoch (a
+    callback, a metric, validation), else `steps_per_epoch` of them. The loss times a constant takes the
     same steps and stops alike. No end is claimed before a run that begins
     there, with its memory cleared, has gained nothing.
 
