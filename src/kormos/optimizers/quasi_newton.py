@@ -30,9 +30,9 @@ class QuasiNewton(NativeOptimizer):
 
     Iterations run on the device, in float64 but for the model: as many to a
     call as take a tenth of a second where nothing looks at each epoch (a
-    callback, a metric, validation), else `steps_per_epoch` of them. The loss times a constant takes the
-    same steps and stops alike. No end is claimed before a run that begins
-    there, with its memory cleared, has gained nothing.
+    callback, a metric, validation), else `steps_per_epoch` of them. The loss
+    times a constant takes the same steps and stops alike. No end is claimed
+    before a run that begins there, with its memory cleared, has gained nothing.
 
     Within bounds, and those that `NonNeg` constraints set, parameters that the
     gradient presses against one are held there. Their number is `active` in the
