@@ -9,6 +9,9 @@ import scipy.optimize
 from keras import ops
 
 import kormos
+from kormos.solvers.problem import Problem
+from kormos.solvers.scipy.evaluation import Halt
+from kormos.solvers.scipy.evaluator import Evaluator
 from kormos.solvers.scipy.methods import METHODS
 
 # A quadratic that is so small that kormos scales it up for SciPy.
@@ -152,3 +155,16 @@ def test_multipliers_of_trust_constr_cancel_the_gradient(limits, float64):
     found = by_kormos("trust-constr", limits).v
     for values, right in zip(found, expected[limits], strict=True):
         np.testing.assert_allclose(values, right, atol=1e-3 * UNIT)
+
+
+def test_a_lost_direction_is_no_fault_of_the_loss(float64):
+    # SciPy's trust-krylov may ask for a product with NaN.
+    v = keras.Variable(np.ones(2))
+    objective = kormos.objective.FunctionObjective(lambda: ops.sum(v**2), [v])
+    evaluator = Evaluator(
+        Problem(objective), np.ones(2), METHODS["trust-krylov"]
+    )
+    with pytest.raises(Halt) as halt:
+        evaluator.hvp(np.ones(2), np.full(2, np.nan))
+    assert halt.value.status == "line search failed"
+    np.testing.assert_array_equal(evaluator.hvp(np.ones(2), np.ones(2)), [2, 2])

@@ -200,6 +200,13 @@ class Evaluator:
     def hvp(self, x: Vector, vector: Vector, *args: Any) -> Vector:
         """The product of the Hessian and a vector that SciPy sees."""
         self.check_budget()
+        if not np.isfinite(vector).all():
+            # SciPy's Krylov methods divide by zero where their space is used
+            # up. The loss is not to blame.
+            raise Halt(
+                statuses.LINE_SEARCH_FAILED,
+                "the method has lost its search direction",
+            )
         direction = np.zeros(self._problem.size)
         direction[self._free] = vector
         product = self._problem.hvp(self.point(x), direction)
