@@ -39,7 +39,6 @@ SUITES = (
     ("predecessor", "predecessor", "jax", ()),
     ("quasi-newton-torch", "quasi_newton", "torch", FEWER),
     ("style", "style", "tensorflow", ()),
-    ("coverage", "coverage", "torch", ()),
     ("overhead", "overhead", "jax", ()),
     ("repeated-tensorflow", "repeated_calls", "tensorflow", ()),
     ("repeated-jax", "repeated_calls", "jax", ()),
