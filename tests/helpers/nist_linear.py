@@ -43,7 +43,7 @@ def problems():
 def _problem(fields):
     x = np.asarray(fields["x"], "float64")
     if x.ndim == 1:
-        # A polynomial, whose degree the number of parameters tells.
+        # The model is a polynomial with as many terms as parameters.
         design = x[:, None] ** np.arange(len(fields["certified"]))
     else:
         design = np.column_stack([np.ones(len(x)), x])

@@ -196,14 +196,13 @@ class SplitObjective:
             np.concatenate([own, self._factors - slopes]),
         )
 
-    def hvp(self, theta: Vector, vector: Vector) -> Vector:
-        """The Hessian times a vector."""
-        found = self.whole.hvp(self.point_of(theta), self.point_of(vector))
-        return np.concatenate([found, -found[self._places]])
+    def hvp(self, theta: Vector, vector: Vector) -> NoReturn:
+        """Refused, as `gauss_newton` is."""
+        raise NotImplementedError
 
-    def hessian(self, theta: Vector) -> Matrix:
-        """The Hessian."""
-        return np.stack([self.hvp(theta, row) for row in np.eye(self.size)])
+    def hessian(self, theta: Vector) -> NoReturn:
+        """Refused, as `gauss_newton` is."""
+        raise NotImplementedError
 
     def gauss_newton(self) -> NoReturn:
         """Refused: no method that uses it splits weights."""

@@ -8,10 +8,7 @@ from keras import ops
 import kormos
 from conftest import lindata
 from conftest import linear
-from kormos.objective.bounds import resolve_constraints
-from kormos.objective.layout import Packing
-from kormos.solvers.problem import Constraint
-from observing import watch
+from recorded_constraint import run_recorded
 
 METHODS = ["lbfgs", "dense-bfgs", "ssbroyden"]
 
@@ -296,29 +293,9 @@ def test_a_constraint_that_is_undefined_at_the_start(float64):
 
 
 def test_nothing_is_evaluated_outside_of_the_bounds(float64):
-    v = keras.Variable(np.full(2, 3.0))
-    packing = Packing([v])
-    (constraint,) = resolve_constraints(
-        {"type": "ineq", "fun": lambda: ops.sum(v) - 1}, packing, Constraint
-    )
-    points = []
-
-    def recording(x):
-        points.append(x.copy())
-        return constraint.fun(x)
-
-    objective = kormos.objective.FunctionObjective(lambda: ops.sum(v**2), [v])
-    problem = kormos.solvers.problem.Problem(
-        objective,
-        np.array([0.7, -9.0]),
-        np.array([9.0, 9.0]),
-        constraints=[constraint._replace(fun=recording)],
-    )
     (stage,) = kormos.optimizers.LBFGS().stages(99)
-    observer = watch(lambda *point: False)
-    outcome = stage.run(problem, np.ones(2), None, observer)
+    outcome, points = run_recorded(stage)
     np.testing.assert_allclose(outcome.theta, [0.7, 0.3], atol=1e-8)
-    points = np.array(points)
     assert (points >= [0.7, -9]).all() and (points <= 9).all()
 
 

@@ -14,6 +14,8 @@ from keras import ops
 
 import kormos
 import nist
+from lasso import lasso
+from lasso import loss_at
 from likelihoods import weibull
 from native import eager_only
 from native import methods
@@ -221,22 +223,6 @@ def test_exact_data_leave_no_loss(method, float64):
 # Kinks
 
 
-def lasso(factor, x, y):
-    """The least of a logit with an L1 penalty, by proximal gradients."""
-    w = z = np.zeros(x.shape[1])
-    momentum, length = 1.0, 4 * len(x) / np.linalg.norm(x, 2) ** 2
-    for _ in range(5000):
-        chance = 1 / (1 + np.exp(-x @ z))
-        ahead = z - length * x.T @ (chance - y) / len(x)
-        shrunk = np.sign(ahead) * np.maximum(abs(ahead) - factor * length, 0)
-        after = (1 + (1 + 4 * momentum**2) ** 0.5) / 2
-        z = shrunk + (momentum - 1) / after * (shrunk - w)
-        w, momentum = shrunk, after
-    utility = x @ w
-    penalty = factor * np.abs(w).sum()
-    return np.mean(np.logaddexp(0, utility) - y * utility) + penalty
-
-
 @pytest.mark.parametrize(
     "method",
     ["lm", "l-bfgs-b", "cg"],
@@ -261,7 +247,7 @@ def test_no_success_above_the_optimum_of_an_l1_penalty(method, float64):
     loss = keras.losses.BinaryCrossentropy(from_logits=True)
     model.compile(optimizer=method, loss=loss)
     result = model.fit(x, y[:, None], epochs=300, verbose=0).result
-    least = lasso(0.0625, x, y)
+    least = loss_at(lasso(0.0625, x, y), 0.0625, x, y)
     assert result.loss >= least * (1 - 1e-9)
     assert not result.success or result.loss <= least * (1 + 1e-6), result
 

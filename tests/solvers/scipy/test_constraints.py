@@ -13,7 +13,7 @@ from kormos.objective.bounds import resolve_constraints
 from kormos.objective.layout import Packing
 from kormos.optimizers import ScipyBatchOptimizer
 from kormos.solvers.problem import Constraint
-from observing import watch
+from recorded_constraint import run_recorded
 
 CONSTRAINED = ["cobyla", "cobyqa", "slsqp", "trust-constr"]
 UNCONSTRAINED = [
@@ -135,29 +135,9 @@ def test_a_constraint_that_is_undefined_somewhere(method, low, float64):
 
 @pytest.mark.parametrize("method", ["slsqp", "trust-constr"])
 def test_constraints_are_evaluated_within_the_bounds(method, float64):
-    v = keras.Variable(np.full(2, 3.0))
-    packing = Packing([v])
-    (constraint,) = resolve_constraints(
-        {"type": "ineq", "fun": lambda: ops.sum(v) - 1}, packing, Constraint
-    )
-    points = []
-
-    def recording(x):
-        points.append(x.copy())
-        return constraint.fun(x)
-
-    objective = kormos.objective.FunctionObjective(lambda: ops.sum(v**2), [v])
-    problem = kormos.solvers.problem.Problem(
-        objective,
-        np.array([0.7, -9.0]),
-        np.array([9.0, 9.0]),
-        constraints=[constraint._replace(fun=recording)],
-    )
     (stage,) = ScipyBatchOptimizer(method=method).stages(99)
-    observer = watch(lambda *point: False)
-    outcome = stage.run(problem, np.ones(2), None, observer)
+    outcome, points = run_recorded(stage)
     np.testing.assert_allclose(outcome.theta, [0.7, 0.3], atol=1e-6)
-    points = np.array(points)
     assert (points >= [0.7, -9]).all() and (points <= 9).all()
 
 

@@ -153,7 +153,7 @@ def _link(
 
 
 def is_own_class(loss: keras.losses.Loss) -> bool:
-    """Whether a loss is of one of Keras' own classes, and computes theirs."""
+    """Whether a loss is of one of Keras' own classes, not of a subclass."""
     return type(loss) in _CLASSES
 
 

@@ -46,12 +46,14 @@ class At:
         loss: the loss.
         grad: its gradient, `(size,)`.
         constraints: the constraints, without bounds.
+        sizes: how many values each constraint of the problem has.
     """
 
     theta: Vector
     loss: float
     grad: Vector
     constraints: Conditions
+    sizes: list[int]
 
 
 class ConstrainedLoop:
@@ -97,7 +99,7 @@ class ConstrainedLoop:
     def evaluated(self, theta: Vector) -> At:
         """The loss and the constraints at a point."""
         loss, grad = self._problem.value_and_grad(theta)
-        return At(theta, loss, grad, self._constraints(theta))
+        return At(theta, loss, grad, *self._constraints(theta))
 
     def clear(self) -> None:
         """Forgets the curvature."""
@@ -164,19 +166,22 @@ class ConstrainedLoop:
         reach = max(float(np.linalg.norm(self.at.theta)), 1.0)
         return min(1.0, reach / size) if size > 0 else 1.0
 
-    def _constraints(self, theta: Vector) -> Conditions:
+    def _constraints(self, theta: Vector) -> tuple[Conditions, list[int]]:
+        """All constraints at a point, and how many values each has."""
         values, rows, equal = [], [], []
         for constraint in self._problem.constraints:
             found = np.atleast_1d(constraint.fun(theta))
             values.append(found)
             rows.append(constraint.jac(theta))
             equal.append(np.full(found.size, constraint.type == "eq"))
-        return Conditions(
+        sizes = [len(found) for found in values]
+        every = Conditions(
             np.concatenate(values),
             np.concatenate(rows),
             np.concatenate(equal),
-            np.zeros(sum(map(len, values)), dtype=bool),
+            np.zeros(sum(sizes), dtype=bool),
         )
+        return every, sizes
 
     def _step(self) -> Step:
         """The step of the program, with penalties that make it feasible."""

@@ -163,37 +163,20 @@ class ConstrainedRun:
         Args:
             failure: the status if it is no optimum.
         """
-        problem, loop, at = self._problem, self._loop, self._loop.at
-        eps = problem.evaluation_eps
+        problem, at = self._problem, self._loop.at
         if not problem.is_feasible(at.theta):
             return self._outcome(statuses.INFEASIBLE)
-        if problem.size > MOST_NEWTON:
-            before, self._tried = self._tried, at.loss
-            if before is None or convergence.is_gain(
-                before, at.loss, eps, convergence.LEAST_GAIN, 0.0
-            ):
-                # What a run with a cleared memory gains is the test.
-                loop.clear()
-                return None
-            promise = loop.left
-        else:
-            gain = ConstrainedOptimality(problem, problem.value_and_grad)(
-                at.theta, at.loss, at.grad
-            )
-            if convergence.is_gain(
-                at.loss, gain.loss, eps, convergence.LEAST_GAIN, 0.0
-            ):
-                loop.go_to(loop.evaluated(gain.theta))
-                self._is_stopped = self._reported()
-                return self._outcome(None) if self._is_stopped else None
-            promise = convergence.sober(gain.promise, gain.theta, gain.grad)
+        is_small = problem.size <= MOST_NEWTON
+        promise = self._by_conditions() if is_small else self._by_own_steps()
+        if promise is None:
+            return self._outcome(None) if self._is_stopped else None
         noise = 0.0
         if convergence.is_promising(promise, at.loss, convergence.LEAST_GAIN):
             noise = convergence.measured_noise(
                 lambda point: problem.value(problem.project(point)),
                 at.theta,
                 at.loss,
-                eps,
+                problem.evaluation_eps,
             )
         verdict = convergence.judge(
             promise, at.loss, convergence.LEAST_GAIN, noise, failure
@@ -204,11 +187,42 @@ class ConstrainedRun:
         outcome.findings = f"{verdict.findings} {outcome.findings}"
         return outcome
 
+    def _by_own_steps(self) -> float | None:
+        """What is left to gain, if a run with a cleared memory gained nothing.
+
+        Returns:
+            The predicted decrease, or `None` where such a run is to begin.
+        """
+        loss = self._loop.at.loss
+        before, self._tried = self._tried, loss
+        if before is None or self._is_gain(before, loss):
+            self._loop.clear()
+            return None
+        return self._loop.left
+
+    def _by_conditions(self) -> float | None:
+        """What is left to gain by the conditions of optimality.
+
+        Returns:
+            The predicted decrease, or `None` where a step has gained.
+        """
+        problem, loop, at = self._problem, self._loop, self._loop.at
+        gain = ConstrainedOptimality(problem, problem.value_and_grad)(
+            at.theta, at.loss, at.grad
+        )
+        if self._is_gain(at.loss, gain.loss):
+            loop.go_to(loop.evaluated(gain.theta))
+            self._is_stopped = self._reported()
+            return None
+        return convergence.sober(gain.promise, gain.theta, gain.grad)
+
+    def _is_gain(self, before: float, after: float) -> bool:
+        eps = self._problem.evaluation_eps
+        return convergence.is_gain(before, after, eps, convergence.LEAST_GAIN)
+
     def _outcome(self, status: str | None) -> Outcome:
         loop, at = self._loop, self._loop.at
-        ends = np.cumsum(
-            [np.size(c.fun(at.theta)) for c in self._problem.constraints]
-        )
+        ends = np.cumsum(at.sizes)
         return Outcome(
             status,
             at.theta,

@@ -102,10 +102,7 @@ def step_within(
             2 * path.cross + length * path.search_square
         )
         leaves = either(~is_convex, ~(longer < radius * radius))
-        left = larger(radius * radius - path.square, zero)
-        root = (path.cross**2 + path.search_square * left) ** 0.5
-        to_radius = left / (path.cross + root)
-        length = where(leaves, to_radius, length)
+        length = where(leaves, _to_radius(path, radius), length)
         gain = length * (path.slope - length * bend / 2)
         promise = path.promise + gain
         residual = path.residual + image * length
@@ -148,3 +145,10 @@ def step_within(
         ends=either(is_idle, ~(slope > 0)),
     )
     return while_loop(lambda path: ~path.ends, advance, start), slope / 2
+
+
+def _to_radius(path: Path, radius: Scalar) -> Scalar:
+    """How far the search direction goes until the step is as long as that."""
+    left = larger(radius * radius - path.square, path.square * 0)
+    root = (path.cross**2 + path.search_square * left) ** 0.5
+    return left / (path.cross + root)

@@ -30,9 +30,9 @@ _NO_LIMIT = 2**31 - 1
 # most so many times the iterations of the one before. Our choice: an interrupt
 # and a line of progress wait for the end of a call.
 _CALL, _LONGER = 0.1, 8
-# What a resumed run has from the evaluation at its start. All else is as it was
-# left: an entry that is computed again may differ by a rounding, or forget what
-# happened before. JAX has used up the memory of the earlier store.
+# A resumed run takes these from the evaluation at its start, and all else from
+# the earlier run: what is computed again may differ by a rounding, or forget
+# what happened before. JAX has used up the memory of the earlier store.
 _OF_THE_START = "store", "rows", "status", "value", "evaluations", "latest"
 
 
