@@ -310,7 +310,8 @@ def _check_batch_sizes(
     ):
         if value is not None:
             check_count(name, value, 1)
-    if batch_size is None and any(stage.uses_batches for stage in stages):
+    is_stochastic = any(s.uses_batches and not s.assigns for s in stages)
+    if batch_size is None and is_stochastic:
         raise ValueError(
             "Argument `stochastic=True` takes a step on each batch of rows: "
             "give `batch_size`. Received: batch_size=None"

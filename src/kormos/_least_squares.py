@@ -25,7 +25,7 @@ from kormos.session.sharing import processes_of_data
 from kormos.session.sharing import share_values
 from kormos.session.task import Task
 from kormos.session.trace_observer import TraceObserver
-from kormos.session.trace_observer import the_stage
+from kormos.session.trace_observer import stages_of
 from kormos.solvers.rejections import or_else
 from kormos.statistics.results import of_residuals
 from kormos.statistics.results import with_summary
@@ -160,11 +160,11 @@ def least_squares(
             )
         residual_fn, data = over_sigma(residual_fn, data, sigma)
     optimizer = optimizers.get(method)
-    stage = the_stage("least_squares", optimizer, max_iterations)
+    stages = stages_of("least_squares", optimizer, max_iterations)
     budget = checked_budget(max_evals, max_seconds, target_loss)
     check_precision(precision)
     observer = TraceObserver(
-        stage,
+        stages,
         callbacks or [],
         verbose,
         own_limit=max_iterations is not None or optimizer.epochs is not None,
@@ -176,7 +176,7 @@ def least_squares(
         loss_weights=loss_weights,
         reduction=reduction,
         batch_size=batch_size,
-        with_jacobian=stage.uses_jacobian,
+        with_jacobian=any(stage.uses_jacobian for stage in stages),
         precision=precision,
         nan_policy=nan_policy,
     )
@@ -190,7 +190,8 @@ def least_squares(
         warn_of_broadcasts(objective)
         if is_automatic and loss != "linear":
             trial = make_objective(data, "soft_l1", scale)
-            scale = _automatic_scales(loss, trial, stage.epochs, bounds)
+            most = max(stage.epochs or 0 for stage in stages)
+            scale = _automatic_scales(loss, trial, most, bounds)
             objective.rescale(scale)
         held_out = None
         if validation_data is not None:
@@ -200,7 +201,7 @@ def least_squares(
             )
         task = Task(optimizer, lambda: (objective, held_out), bounds)
         session = Session(
-            optimizer, [stage], task, observer, budget=budget, resume=resume
+            optimizer, stages, task, observer, budget=budget, resume=resume
         )
     return with_summary(session(), of_residuals, task)
 
@@ -262,7 +263,7 @@ def _estimated_spreads(
             optimizer,
             [stage],
             Task(optimizer, lambda: (objective, None), bounds),
-            TraceObserver(stage, is_quiet=True),
+            TraceObserver([stage], is_quiet=True),
         )()
         before, found = found, spreads()
         if all(abs(found[k] - before[k]) <= _AGREE * before[k] for k in found):

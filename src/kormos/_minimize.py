@@ -22,7 +22,7 @@ from kormos.session.sharing import processes_of_data
 from kormos.session.sharing import share_values
 from kormos.session.task import Task
 from kormos.session.trace_observer import TraceObserver
-from kormos.session.trace_observer import the_stage
+from kormos.session.trace_observer import stages_of
 from kormos.statistics.results import of_loss
 from kormos.statistics.results import with_summary
 
@@ -127,7 +127,7 @@ def minimize(
     ```
     """
     optimizer = optimizers.get(method)
-    stage = the_stage(
+    stages = stages_of(
         "minimize", optimizer, max_iterations, options=options, tol=tol
     )
     budget = checked_budget(max_evals, max_seconds, target_loss)
@@ -135,7 +135,7 @@ def minimize(
     bounds = optimizer.bounds if bounds is None else bounds
     bounds = with_fixed(bounds, fixed, variables)
     observer = TraceObserver(
-        stage,
+        stages,
         [callback, *(callbacks or [])] if callback else callbacks or [],
         verbose,
         own_limit=max_iterations is not None or optimizer.epochs is not None,
@@ -151,7 +151,7 @@ def minimize(
         task = Task(optimizer, lambda: (objective, None), bounds, constraints)
         session = Session(
             optimizer,
-            [stage],
+            stages,
             task,
             observer,
             budget=budget,

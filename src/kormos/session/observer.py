@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from typing import Any
 
-from kormos.optimizers.stage import Stage
 from kormos.session.result import Result
 from kormos.solvers.outcome import Outcome
 from kormos.solvers.protocols import Iterate
@@ -47,10 +46,6 @@ class SessionObserver:
 
     def begin(self, reporter: Reporter) -> None:
         """Called before anything is evaluated; it may assign variables."""
-
-    def begins(self, stage: Stage) -> bool:
-        """Called before a stage; returns whether the stage is to run."""
-        return True
 
     def run_begins(self, theta: Vector) -> None:
         """Called before each run of a solver, with its start."""

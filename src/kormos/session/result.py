@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from kormos.session.plan import StageEnd
 from kormos.solvers.outcome import Outcome
 from kormos.solvers.statuses import ADVICE
 from kormos.types import Vector
@@ -18,7 +19,7 @@ class Result:
     Attributes:
         status: `"converged"`, `"noise floor"`, `"iteration limit"`,
             `"evaluation limit"`, `"time limit"`, `"target reached"`,
-            `"stopped by callback"`, `"interrupted"`, `"line search failed"`,
+            `"stopped by callback"`, `"plateau"`, `"interrupted"`, `"line search failed"`,
             `"stalled"`, `"unbounded"`, `"infeasible"` or `"non-finite"`.
         message: a sentence that says so, with figures and advice.
         success: whether the end is an optimum: `"converged"`, by a tolerance,
@@ -46,6 +47,9 @@ class Result:
             of each constraint, a list of arrays `(m,)`: by how much the loss
             falls when a constraint's zero becomes a small number below it,
             per unit. `None` otherwise.
+        stages: how each stage ended, with `name`, `status`, `loss`,
+            `iterations`, `evaluations` and `seconds`; one entry for a method
+            that is not a `Chain`.
     """
 
     status: str
@@ -66,6 +70,7 @@ class Result:
     history: dict[str, list[Any]] | None = None
     theta: Vector | None = None
     multipliers: list[Vector] | None = None
+    stages: list[StageEnd] = dataclasses.field(default_factory=list)
     _summarize: Callable[..., Any] | None = dataclasses.field(
         default=None, repr=False, compare=False
     )
