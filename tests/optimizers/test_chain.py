@@ -126,7 +126,9 @@ def test_full_batch_steps_of_gradient_descent_are_those_of_the_formula():
 
 def test_learning_rate_schedules_count_the_steps_of_their_stage():
     v = keras.Variable([1.0])
-    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([3], [1.0, 0])
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay(
+        [3], [1.0, 0.0]
+    )
     optimizer = Chain(
         [keras.optimizers.SGD(schedule)], epochs=[9], full_batch=True
     )

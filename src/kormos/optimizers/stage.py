@@ -8,7 +8,6 @@ import numpy as np
 
 from kormos.solvers.protocols import Solver
 from kormos.solvers.solver_state import SolverState
-
 from kormos.types import Array
 
 
@@ -16,13 +15,13 @@ class StageProgress(NamedTuple):
     """How far a chain of stages has got.
 
     Attributes:
-        index: the number of the stage, from 0.
+        number: the number of the stage, from 0.
         done: the epochs of it that are done.
         best: the loss from which `patience` counts.
         waited: the epochs since then.
     """
 
-    index: int = 0
+    number: int = 0
     done: int = 0
     best: float = np.inf
     waited: int = 0
@@ -30,14 +29,14 @@ class StageProgress(NamedTuple):
     @classmethod
     def of(cls, array: Array) -> "StageProgress":
         """The progress that was written as an array."""
-        index, done, best, waited = array
-        return cls(int(index), int(done), float(best), int(waited))
+        number, done, best, waited = array
+        return cls(int(number), int(done), float(best), int(waited))
 
     def after(self, loss: float, min_delta: float) -> "StageProgress":
         """The progress after an epoch with a loss at its end."""
         fell = self.best - loss > min_delta * abs(self.best)
         if fell or not np.isfinite(self.best):
-            return StageProgress(self.index, self.done + 1, loss)
+            return StageProgress(self.number, self.done + 1, loss)
         return self._replace(done=self.done + 1, waited=self.waited + 1)
 
 

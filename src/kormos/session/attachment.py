@@ -68,7 +68,7 @@ class Attachment:
             self.progress = progress
         elif progress is not None and resume:
             # It is given its epochs anew.
-            self.progress = StageProgress(progress.index)
+            self.progress = StageProgress(progress.number)
         self._earlier_iterations = int(backend.to_numpy(optimizer.iterations))
         self.state = optimizer.solver_state if resume else None
         is_lost = self.state is None and optimizer.loads

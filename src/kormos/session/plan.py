@@ -55,12 +55,12 @@ class Plan:
     @property
     def is_on_plateau(self) -> bool:
         """Whether the present stage has fallen too little for too long."""
-        patience = self._stages[self.progress.index].patience
+        patience = self._stages[self.progress.number].patience
         return patience is not None and self.progress.waited >= patience
 
     def continue_from(self, progress: StageProgress) -> None:
         """Begins within the stage that an earlier session was in."""
-        if progress.index < len(self._stages):
+        if progress.number < len(self._stages):
             self.progress = progress
             self._is_continued = True
 
@@ -73,7 +73,7 @@ class Plan:
         Returns:
             Pairs of a stage and whether an earlier session has begun it.
         """
-        first = self.progress.index
+        first = self.progress.number
         if not self._is_continued:
             while first < len(self._stages) - 1 and done >= self._planned(
                 first
@@ -93,7 +93,7 @@ class Plan:
         Args:
             done: the epochs that are behind the session now.
         """
-        index = self.progress.index
+        index = self.progress.number
         stage, planned = self._stages[index], self._planned(index)
         if stage.takes_rest:
             return planned
@@ -103,11 +103,11 @@ class Plan:
 
     def count(self, loss: float) -> None:
         """Counts an epoch of the present stage, with the loss at its end."""
-        stage = self._stages[self.progress.index]
+        stage = self._stages[self.progress.number]
         self.progress = self.progress.after(loss, stage.min_delta)
 
     def _is_over(self) -> bool:
-        epochs = self._stages[self.progress.index].epochs or 0
+        epochs = self._stages[self.progress.number].epochs or 0
         return self.progress.done >= epochs or self.is_on_plateau
 
     def _planned(self, index: int) -> int:

@@ -141,7 +141,7 @@ class Session:
         if stage.share is not None and self._seconds is not None:
             self._stage_deadline = now() + stage.share * self._seconds
         if self._plan.has_several:
-            record.stage = self._plan.progress.index
+            record.stage = self._plan.progress.number
         self._observer.end = self._plan.end(self._observer.done)
         self._task.pretrain(stage)
         state = attachment.state

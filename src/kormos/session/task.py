@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -93,6 +94,13 @@ class Task:
                 stage.check(self.objective.size, is_bounded, types)
                 if stage.uses_jacobian:
                     self.objective.gauss_newton()
+
+    def without_validation(self) -> Task:
+        """The same task, prepared, for runs that nothing validates."""
+        task = copy.copy(self)
+        task._make_objectives = lambda: (self.objective, None)
+        task.validation = None
+        return task
 
     @property
     def box(self) -> tuple[Vector | None, Vector | None]:
