@@ -31,6 +31,7 @@ class SessionObserver:
         steps: accepted iterations in each of them.
         stride: iterations between two looks at a run.
         resamplers: the `Resample`s among the user's callbacks.
+        is_quiet: whether not to warn of what a run finds.
     """
 
     done: int = 0
@@ -38,6 +39,7 @@ class SessionObserver:
     steps: int = 1
     stride: int = 1
     resamplers: Sequence[Resample] = ()
+    is_quiet: bool = False
 
     @property
     def is_stopped(self) -> bool:

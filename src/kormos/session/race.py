@@ -36,7 +36,7 @@ from kormos.types import Vector
 
 # Evaluations of each start in the first round, a choice of ours: fewer tell
 # little of where a start leads to.
-_FIRST_EVALUATIONS = 8
+_FIRST_EVALUATIONS = 5
 # The part by which the parameters of two ends at one minimum may differ.
 _SAME_POINT = 1e-3
 
@@ -120,9 +120,12 @@ class Race:
                 runners[runner.number] = runner
             if self._shown is not None:
                 self._shown(_line(field))
-            field = field[: (len(field) + 1) // 2]
-            if field[0].is_over and all(r.is_over for r in field):
+            if field[0].status in statuses.SUCCESSES:
                 break
+            left = field[: (len(field) + 1) // 2]
+            # A good start may lie behind for long: the user's own goes on.
+            own = [r for r in field[len(left) :] if r.number == 0]
+            field = [r for r in left + own if not r.is_over]
             share *= 2
         winner = _ranked(runners)[0]
         self._take_over(winner)

@@ -70,8 +70,13 @@ class Reporter:
         theta, loss, grad = point
         if not self.record.knows_start:
             self.record.initial_loss = loss
-            project = self._run.problem.project
-            warn_of_unused_variables(self.task.objective, theta, grad, project)
+            if not self._observer.is_quiet:
+                warn_of_unused_variables(
+                    self.task.objective,
+                    theta,
+                    grad,
+                    self._run.problem.project,
+                )
         self._observer.starts(point)
         return self._observer.done >= self._end
 

@@ -119,7 +119,7 @@ class TraceObserver(SessionObserver):
         self._is_watching = bool(self._functions or mine)
         self._is_evaluated_too = is_evaluated_too
         self._own_limit = own_limit
-        self._is_quiet = is_quiet
+        self.is_quiet = is_quiet
         self._is_stopped = False
         self._logs: dict[str, Any] = {}
 
@@ -171,7 +171,7 @@ class TraceObserver(SessionObserver):
         self._model.history = types.SimpleNamespace(result=result)
         self._keras.on_train_end(self._logs)
         is_due = is_worth_a_warning(result, self._own_limit)
-        if is_due and not self._is_quiet:
+        if is_due and not self.is_quiet:
             warn(str(result), ConvergenceWarning)
 
     def _tell(self, logs: dict[str, Any]) -> None:
