@@ -22,6 +22,7 @@ from kormos.optimizers.auto import Auto
 from kormos.processes import shared
 from kormos.session import race
 from kormos.session.result import Result
+from kormos.session.reweigh import Reweigh
 from kormos.session.run import checked_budget
 from kormos.session.session import Session
 from kormos.session.sharing import processes_of_data
@@ -34,6 +35,8 @@ from kormos.solvers.rejections import or_else
 from kormos.statistics.results import of_residuals
 from kormos.statistics.results import with_summary
 
+# The iterations between two calls of a function that weighs blocks.
+_REWEIGHED = 10
 # The most fits that estimate `f_scale="auto"`. Our choice: they agree after a
 # few, and more would only cost time.
 _MOST_ROUNDS = 10
@@ -54,7 +57,7 @@ def least_squares(
     batch_size: int | None = None,
     loss: str = "linear",
     f_scale: float | str | dict[str, float] = 1.0,
-    loss_weights: dict[str, float] | None = None,
+    loss_weights: Any = None,
     reduction: str = "mean",
     max_iterations: int | None = None,
     bounds: Any = None,
@@ -107,7 +110,10 @@ def least_squares(
             deviation of the residuals of fits by `"soft_l1"`, which are run
             first and not part of the result, and 4.685 times that for
             `"tukey"`.
-        loss_weights: dict from a block's name to its weight in the loss.
+        loss_weights: dict from a block's name to its weight in the loss; or a
+            function `(iteration, residuals)` that returns one, which is called
+            at the start and every ten iterations, as `kormos.callbacks.Reweigh`
+            calls it.
         reduction: `"mean"`, or `"sum"` for sums in place of means.
         max_iterations: the most accepted iterations. Defaults to 1000.
         bounds: as `kormos.minimize` takes them.
@@ -179,6 +185,10 @@ def least_squares(
     stages = stages_of("least_squares", optimizer, max_iterations)
     budget = checked_budget(max_evals, max_seconds, target_loss)
     check_precision(precision)
+    follows = None
+    if callable(loss_weights):
+        follows, loss_weights = Reweigh(loss_weights, _REWEIGHED), None
+        callbacks = [*(callbacks or []), follows]
     observer = TraceObserver(
         stages,
         callbacks or [],
@@ -205,6 +215,8 @@ def least_squares(
     with moved_into_bounds(variables, bounds):
         objective = make_objective(data, loss, scale)
         warn_of_broadcasts(objective)
+        if follows is not None:
+            follows.replace(objective, 0)
         if is_automatic and loss != "linear":
             trial = make_objective(data, "soft_l1", scale)
             most = max(stage.epochs or 0 for stage in stages)

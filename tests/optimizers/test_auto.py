@@ -65,7 +65,7 @@ def test_constraints_get_a_method_that_takes_them():
     assert float(np.array(bias)[0]) == pytest.approx(1, abs=1e-4)
 
 
-def test_functions_and_residuals_get_theirs():
+def test_functions_and_residuals_get_theirs(float64):
     v = keras.Variable([3.0, -2.0], dtype="float64")
     result = kormos.least_squares(lambda: v - 1, [v], "auto", verbose=0)
     assert result.stages[0].name == "lm"
@@ -78,7 +78,7 @@ def test_functions_and_residuals_get_theirs():
     assert result.success and "was chosen" in result.choice
 
 
-def test_nothing_outside_bounds_is_evaluated_for_the_choice():
+def test_nothing_outside_bounds_is_evaluated_for_the_choice(float64):
     seen = []
     v = keras.Variable([3.0], dtype="float64")
 

@@ -16,6 +16,9 @@ def hill(v):
     )
 
 
+pytestmark = pytest.mark.usefixtures("float64")
+
+
 def minimized(**settings):
     v = keras.Variable([-1.5], dtype="float64")
     result = kormos.minimize(lambda: hill(v), [v], verbose=0, **settings)

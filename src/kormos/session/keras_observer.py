@@ -19,7 +19,7 @@ from kormos.session.observer import STRIDE
 from kormos.session.observer import SessionObserver
 from kormos.session.progress import Progress
 from kormos.session.record import aligned
-from kormos.session.resample import Resample
+from kormos.session.replacement import Replacement
 from kormos.session.result import Result
 from kormos.session.run import ConvergenceWarning
 from kormos.session.run import is_worth_a_warning
@@ -80,7 +80,7 @@ class KerasObserver(SessionObserver):
         check_count("initial_epoch", initial_epoch, 0)
         _check_validation_freq(validation_freq)
         callbacks = _checked(callbacks)
-        self.resamplers = [c for c in callbacks if isinstance(c, Resample)]
+        self.resamplers = [c for c in callbacks if isinstance(c, Replacement)]
         callbacks = [c for c in callbacks if c not in self.resamplers]
         self._model = model
         self._given_callbacks = callbacks

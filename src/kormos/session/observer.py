@@ -13,8 +13,8 @@ from kormos.solvers.protocols import Point
 from kormos.types import Vector
 
 if TYPE_CHECKING:
+    from kormos.session.replacement import Replacement
     from kormos.session.reporter import Reporter
-    from kormos.session.resample import Resample
 
 # Iterations in one compiled call, where nobody looks at each of them.
 STRIDE = 50
@@ -30,7 +30,7 @@ class SessionObserver:
         end: the number of them at which the present stage ends.
         steps: accepted iterations in each of them.
         stride: iterations between two looks at a run.
-        resamplers: the `Resample`s among the user's callbacks.
+        resamplers: the `Replacement`s among the user's callbacks.
         is_quiet: whether not to warn of what a run finds.
     """
 
@@ -38,7 +38,7 @@ class SessionObserver:
     end: int = 0
     steps: int = 1
     stride: int = 1
-    resamplers: Sequence[Resample] = ()
+    resamplers: Sequence[Replacement] = ()
     is_quiet: bool = False
 
     @property

@@ -247,7 +247,7 @@ class Session:
             if outcome.status or resampler.is_due(self._observer.done)
         ]
         for resampler in due:
-            resampler.replace(self._task.objective)
+            resampler.replace(self._task.objective, self._observer.done)
         return bool(due)
 
     def _spent(self) -> str | None:

@@ -19,7 +19,7 @@ from kormos.session.observer import STRIDE
 from kormos.session.observer import SessionObserver
 from kormos.session.progress import Progress
 from kormos.session.progress import is_interactive
-from kormos.session.resample import Resample
+from kormos.session.replacement import Replacement
 from kormos.session.result import Result
 from kormos.session.run import ConvergenceWarning
 from kormos.session.run import is_worth_a_warning
@@ -97,11 +97,11 @@ class TraceObserver(SessionObserver):
         is_quiet: bool = False,
     ):
         callbacks = _checked(callbacks)
-        self.resamplers = [c for c in callbacks if isinstance(c, Resample)]
+        self.resamplers = [c for c in callbacks if isinstance(c, Replacement)]
         self._functions = [
             c
             for c in callbacks
-            if not isinstance(c, (Resample, keras.callbacks.Callback))
+            if not isinstance(c, (Replacement, keras.callbacks.Callback))
         ]
         mine = [c for c in callbacks if isinstance(c, keras.callbacks.Callback)]
         level = is_interactive() if verbose == "auto" else verbose
@@ -250,7 +250,7 @@ def _checked(callbacks: Any) -> Sequence[Any]:
     for callback in callbacks:
         if isinstance(callback, keras.callbacks.Callback):
             _refuse_needs(callback)
-        elif not (callable(callback) or isinstance(callback, Resample)):
+        elif not (callable(callback) or isinstance(callback, Replacement)):
             raise ValueError(
                 "Argument `callbacks` must be a list of functions "
                 "`(iteration, logs)`, Keras callbacks that need no model and "
