@@ -27,6 +27,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kormos.free_memory import check_square
 from kormos.optimizers.native import NativeOptimizer
 from kormos.optimizers.stage import Stage
 from kormos.solvers.least_squares import batches
@@ -39,8 +40,8 @@ from kormos.solvers.solver_state import SolverState
 from kormos.types import Vector
 
 _PRESETS = (None, "matlab")
-# The matrix takes 3 GB, and its eigenvectors as much.
-MOST_DENSE_PARAMETERS = 20_000
+# The matrix, its eigenvectors, and as much as two of them for LAPACK.
+_MATRICES = 4
 
 _SOLVERS = ("auto", "rows", "dense", "cg")
 _REGULARIZATIONS = (None, "evidence", "evidence-by-variable")
@@ -212,14 +213,13 @@ class LevenbergMarquardt(NativeOptimizer):
                 f"it. Received: optimizer='{self.name}' with bounds"
             )
         is_dense = self.linear_solver == "dense" or self.regularization
-        if is_dense and size > MOST_DENSE_PARAMETERS:
-            raise ValueError(
+        if is_dense:
+            check_square(
                 f"Optimizer '{self.name}' forms a dense matrix with "
-                "`linear_solver='dense'` or a `regularization`, for "
-                f"{MOST_DENSE_PARAMETERS:,} "
-                "parameters at most. Use 'auto', or the optimizer 'lbfgs'. "
-                f"Received: {size:,} parameters, a matrix of "
-                f"{8e-6 * size**2:,.0f} MB"
+                "`linear_solver='dense'` or a `regularization`",
+                size,
+                _MATRICES,
+                "Use 'auto', or the optimizer 'lbfgs'.",
             )
 
     def stages(
