@@ -28,9 +28,12 @@ import keras
 import numpy as np
 
 from kormos.free_memory import check_square
+from kormos.optimizers.lbfgs import LBFGS
 from kormos.optimizers.native import NativeOptimizer
 from kormos.optimizers.stage import Stage
+from kormos.solvers import statuses
 from kormos.solvers.least_squares import batches
+from kormos.solvers.least_squares import beginning
 from kormos.solvers.least_squares.evidence_loop import EvidenceRun
 from kormos.solvers.least_squares.loop import LeastSquaresRun
 from kormos.solvers.outcome import Outcome
@@ -42,6 +45,13 @@ from kormos.types import Vector
 _PRESETS = (None, "matlab")
 # The matrix, its eigenvectors, and as much as two of them for LAPACK.
 _MATRICES = 4
+
+# Ends of a cheap beginning that are ends of the run.
+_ENDS = (
+    statuses.NON_FINITE,
+    statuses.EVALUATION_LIMIT,
+    statuses.TIME_LIMIT,
+)
 
 _SOLVERS = ("auto", "rows", "dense", "cg")
 _REGULARIZATIONS = (None, "evidence", "evidence-by-variable")
@@ -246,9 +256,28 @@ class LevenbergMarquardt(NativeOptimizer):
         state: SolverState | None,
         observer: Observer,
     ) -> Outcome:
+        if state is None:
+            count = beginning.window(problem, self)
+            if count:
+                watch = beginning.Beginning(observer, problem, count)
+                begun = self._begun(problem, theta, watch)
+                is_over = begun.status is None or begun.status in _ENDS
+                if is_over and not watch.has_ended:
+                    return begun
+                theta, observer = begun.theta, beginning.Begun(observer)
         run = EvidenceRun if self.regularization else LeastSquaresRun
         with np.errstate(all="ignore"):
             return run(problem, self)(theta, state, observer)
+
+    def _begun(
+        self, problem: Problem, theta: Vector, observer: Observer
+    ) -> Outcome:
+        """The outcome of a cheap beginning, without a state."""
+        (stage,) = LBFGS().stages(0)
+        with beginning.looks(problem):
+            begun = stage.run(problem, theta, None, observer)
+        begun.state = None
+        return begun
 
     def _run_on_batches(
         self,
