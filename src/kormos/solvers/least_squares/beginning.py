@@ -11,7 +11,6 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from kormos.solvers.least_squares import row_factors
 from kormos.solvers.least_squares.local_models import LocalModels
 from kormos.solvers.problem import Problem
 from kormos.solvers.protocols import Iterate
@@ -19,12 +18,12 @@ from kormos.solvers.protocols import LeastSquaresSettings
 from kormos.solvers.protocols import Observer
 from kormos.solvers.protocols import Point
 
-# From so many rows on, a step takes as long as dozens of evaluations.
-_FEWEST_ROWS = 1_000
-# A step takes as long as an evaluation for each so many rows: it takes rows^2
-# size operations, of 50 a nanosecond, and an evaluation rows size of these,
-# times a few dozens. Our choice, from a Poisson equation in five dimensions.
-_ROWS_AN_EVALUATION = 100
+# From so long a shorter side of J on, a step takes dozens of evaluations.
+_FEWEST = 1_000
+# A step takes as long as an evaluation for each so many of them: it takes as
+# many operations for each number in J, of 50 a nanosecond, and an evaluation a
+# few dozens. Our choice, from Poisson's equation in three and five dimensions.
+_SIDE_AN_EVALUATION = 100
 # The beginning ends where the loss falls by less than this factor in the time
 # of a step. Our choice: early steps gain a factor of 1.3 to 2.
 _WORTH = 2.0
@@ -45,16 +44,10 @@ def window(problem: Problem, settings: LeastSquaresSettings) -> int:
     is_plain = settings.linear_solver == "auto" and settings.preset is None
     if not is_plain or problem.is_bounded or settings.regularization:
         return 0
-    models = LocalModels(
-        problem, "auto", True, np.zeros(problem.size), False
-    )
-    rows, most = models.outputs, problem.budget.iterations
-    is_slow = (
-        models.solver == "rows"
-        and rows >= _FEWEST_ROWS
-        and row_factors.is_fast(rows, problem.size)
-    )
-    count = -(-rows // _ROWS_AN_EVALUATION)
+    models = LocalModels(problem, "auto", True, np.zeros(problem.size), False)
+    shorter, most = min(models.outputs, problem.size), problem.budget.iterations
+    is_slow = models.solver != "cg" and shorter >= _FEWEST
+    count = -(-shorter // _SIDE_AN_EVALUATION)
     is_short = most is not None and most <= _MOST_SHORT * count
     return 0 if is_short or not is_slow else count
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kormos.solvers.least_squares import row_factors
+from kormos.solvers.least_squares import factors
 from kormos.solvers.least_squares import spectrum
 from kormos.solvers.least_squares import steihaug
 from kormos.solvers.problem import Problem
@@ -123,7 +123,7 @@ class LocalModels:
         make: Callable[[Matrix, Vector, Vector, float], LocalModel]
         if self.solver == "rows":
             # Factors of JJ' bend with the rows themselves.
-            keeps = self._keeps and not self._has_row_factors
+            keeps = self._keeps and not self._has_factors
             own, grad, matrix = self._curvature.rows(theta, keeps)
             squares, make = (
                 np.einsum("mp,mp->p", matrix, matrix),
@@ -145,8 +145,10 @@ class LocalModels:
             straight = added > 0
             matrix[straight, straight] = squares[straight]
         scale = self._rescaled(np.sqrt(squares), theta, grad)
-        if self._has_row_factors and make is spectrum.of_rows:
-            make = row_factors.RowFactors
+        if self._has_factors and make is spectrum.of_matrix:
+            make = factors.MatrixFactors
+        elif self._has_factors and len(matrix) < len(grad):
+            make = factors.RowFactors
         model = make(matrix, scale, grad, self._problem.evaluation_eps)
         return Linearized(theta, loss, own, grad, model)
 
@@ -183,7 +185,7 @@ class LocalModels:
     ) -> Vector | None:
         """The geodesic acceleration along a step, or `None` if not finite."""
         model = here.model
-        if isinstance(model, row_factors.RowFactors):
+        if isinstance(model, factors.RowFactors):
             rows = self._curvature.bend_of_rows(here.theta, step)
             if rows is not None:
                 self._problem.hessp_evals += 1
@@ -214,8 +216,8 @@ class LocalModels:
         return Linearized(theta, loss, own, grad, model)
 
     @property
-    def _has_row_factors(self) -> bool:
-        return not self._curvature.has_penalty and row_factors.is_fast(
+    def _has_factors(self) -> bool:
+        return not self._curvature.has_penalty and factors.are_fast(
             self.outputs, self._problem.size
         )
 

@@ -1,15 +1,17 @@
 """Damped Gauss-Newton steps from Cholesky factors, a factor a damping.
 
-For R of fewer rows than columns, with the scale D, Q = R D^-1 and K = QQ', the
-damped step follows from the identity (Sherman, Morrison and Woodbury)
+With the scale D, the matrix is B = D^-1 A D^-1. For A = R'R with R of fewer
+rows than columns, Q = R D^-1 and K = QQ', the damped step follows from the
+identity (Sherman, Morrison and Woodbury)
 
-    (Q'Q + l)^-1 v = (v - Q'(K + l)^-1 Q v) / l.
+    (B + l)^-1 v = (v - Q'(K + l)^-1 Q v) / l.
 
-The eigenvalues of K, from which `spectrum.py` has the step of every damping,
-take some thirty times as long as a Cholesky factor. A few dampings are tried at
-a point, so that factors are faster where K is large.
+The eigenvalues, from which `spectrum.py` has the step of every damping, take
+some thirty times as long as a Cholesky factor. A few dampings are tried at a
+point, so that factors are faster where the matrix is large.
 """
 
+import abc
 import math
 
 import numpy as np
@@ -19,9 +21,9 @@ from kormos.solvers.least_squares.spectrum import Step
 from kormos.types import Matrix
 from kormos.types import Vector
 
-# Rows from which factors are faster than eigenvalues. Our choice: below it both
-# take a few hundredths of a second, and eigenvalues tell more.
-_FEWEST_ROWS = 500
+# The shorter side of J from which factors are used. Our choice: below it
+# eigenvalues take a tenth of a second, and they tell more.
+_FEWEST = 1_000
 # A step may differ from the radius by this part. Our choice: `lmder` has 0.1,
 # but the radius is a guess itself, and here each damping takes a factor.
 _RADIUS_TOLERANCE = 0.3
@@ -35,52 +37,60 @@ _FIRST_DAMPING = 1e-3
 _ROUNDINGS = 4.0
 
 
-class RowFactors:
+class Factors(abc.ABC):
     """The model of the loss at a point, as `protocols.LocalModel`.
 
     Args:
-        rows: R, `(rows, size)`, with fewer rows than columns. It is
-            overwritten.
+        square: the matrix to factorize, `(n, n)`, right in the upper triangle.
         scale: D, `(size,)`, positive; infinite for what is held fixed.
         grad: the gradient g, `(size,)`.
-        evaluation_eps: the spacing of numbers near one in the dtype in which R
+        evaluation_eps: the spacing of numbers near one in the dtype in which J
             was evaluated.
+        name: the linear algebra, in words.
     """
 
+    # A factor does not tell the rank.
     has_full_rank = False
 
     def __init__(
-        self, rows: Matrix, scale: Vector, grad: Vector, evaluation_eps: float
+        self,
+        square: Matrix,
+        scale: Vector,
+        grad: Vector,
+        evaluation_eps: float,
+        name: str,
     ):
-        count = len(rows)
-        self.name = f"Cholesky factors of JJ', {count} x {count}"
+        self.name = name
         self.scale = scale
         self._inverse = 1 / scale
         self._lengths = np.where(np.isfinite(scale), scale, 0.0)
-        rows *= self._inverse
-        self._rows = rows
-        # NumPy computes one half of such a product.
-        self._square = rows @ rows.T
+        self._square = square
         self._slope = grad * self._inverse
-        self._image = rows @ self._slope
-        largest = float(np.diagonal(self._square).max(initial=0.0))
-        rounding = max(_ROUNDINGS * count * 2.0**-52, evaluation_eps**2)
+        largest = float(np.diagonal(square).max(initial=0.0))
+        rounding = max(_ROUNDINGS * len(square) * 2.0**-52, evaluation_eps**2)
         self._least = rounding * largest or 1.0
         # Steps that were found, by their damping, and the latest factor.
         self._known: dict[float, Step] = {}
         self._factor: tuple[float, Matrix] | None = None
 
+    @abc.abstractmethod
+    def _solved(self, vector: Vector, damping: float) -> Vector:
+        """`(B + l)^-1` times a vector `(size,)`."""
+
+    @abc.abstractmethod
+    def _bend(self) -> float:
+        """`v'Bv` for the scaled gradient v."""
+
     @property
     def promise(self) -> float:
-        """The decrease that the model predicts for the undamped step.
+        """The decrease that the model predicts for the undamped step, or less.
 
-        The best step along the gradient predicts no more. It is told instead
-        where it is far above any tolerance.
+        It is that of the best step along the gradient, without a factor, where
+        that is above zero.
         """
-        square = float(self._slope @ self._slope)
-        bend = float(self._image @ self._image)
+        square, bend = float(self._slope @ self._slope), self._bend()
         cauchy = square**2 / (2 * bend) if bend > 0 else 0.0
-        return max(cauchy, 0.0) or self.damped(0.0).promised
+        return cauchy or self.damped(0.0).promised
 
     def scaled(self, step: Vector) -> float:
         """The 2-norm of D times a step."""
@@ -90,7 +100,7 @@ class RowFactors:
         """The step that a damping makes."""
         damping = max(damping, self._least)
         if damping not in self._known:
-            step = self._solved(self._slope, self._image, damping)
+            step = self._solved(self._slope, damping)
             length = float(np.linalg.norm(step))
             fall = float(self._slope @ step) + damping * length**2
             self._known[damping] = Step(
@@ -104,15 +114,7 @@ class RowFactors:
     def bend(self, slope: Vector, damping: float) -> Vector:
         """`-(A + l D^2)^-1 slope`."""
         slope = slope * self._inverse
-        damping = max(damping, self._least)
-        solved = self._solved(slope, self._rows @ slope, damping)
-        return -self._inverse * solved
-
-    def bend_of_rows(self, rows: Vector, damping: float) -> Vector:
-        """As `bend`, of the slope R' times a vector `(rows,)`."""
-        factor = self._factored(max(damping, self._least)), True
-        inner = scipy.linalg.cho_solve(factor, rows, check_finite=False)
-        return -self._inverse * (inner @ self._rows)
+        return -self._inverse * self._solved(slope, max(damping, self._least))
 
     def within(self, radius: float, guess: float) -> Step:
         """A step of about this length, or the undamped one if it is shorter.
@@ -150,12 +152,12 @@ class RowFactors:
         known = below[-1] if below else above[0]
         return float(known.damping * (known.length / radius) ** 2)
 
-    def _solved(self, vector: Vector, image: Vector, damping: float) -> Vector:
-        """`(Q'Q + l)^-1` times a vector, of which Q times it is given."""
-        inner = scipy.linalg.cho_solve(
-            (self._factored(damping), True), image, check_finite=False
+    def _through(self, vector: Vector, damping: float) -> Vector:
+        """The inverse of the damped matrix times a vector `(n,)`."""
+        found = scipy.linalg.cho_solve(
+            (self._factored(damping), True), vector, check_finite=False
         )
-        return (vector - inner @ self._rows) / damping
+        return np.asarray(found)
 
     def _factored(self, damping: float) -> Matrix:
         """The lower Cholesky factor of K + l."""
@@ -174,6 +176,68 @@ class RowFactors:
         return self._factor[1]
 
 
-def is_fast(rows: int, size: int) -> bool:
-    """Whether factors are faster than eigenvalues for R of this shape."""
-    return _FEWEST_ROWS <= rows < size
+class RowFactors(Factors):
+    """The model from R, `(rows, size)`, of fewer rows than columns.
+
+    Args:
+        rows: R. It is overwritten.
+        scale: as `Factors` takes it.
+        grad: as `Factors` takes it.
+        evaluation_eps: as `Factors` takes it.
+    """
+
+    def __init__(
+        self, rows: Matrix, scale: Vector, grad: Vector, evaluation_eps: float
+    ):
+        rows *= 1 / scale
+        self._rows = rows
+        name = f"Cholesky factors of JJ', {len(rows)} x {len(rows)}"
+        # NumPy computes one half of such a product.
+        super().__init__(rows @ rows.T, scale, grad, evaluation_eps, name)
+
+    def bend_of_rows(self, rows: Vector, damping: float) -> Vector:
+        """As `bend`, of the slope R' times a vector `(rows,)`."""
+        inner = self._through(rows, max(damping, self._least))
+        return -self._inverse * (inner @ self._rows)
+
+    def _solved(self, vector: Vector, damping: float) -> Vector:
+        inner = self._through(self._rows @ vector, damping)
+        return (vector - inner @ self._rows) / damping
+
+    def _bend(self) -> float:
+        image = self._rows @ self._slope
+        return float(image @ image)
+
+
+class MatrixFactors(Factors):
+    """The model from A, `(size, size)`, right in the upper triangle.
+
+    Args:
+        matrix: A. It is overwritten.
+        scale: as `Factors` takes it.
+        grad: as `Factors` takes it.
+        evaluation_eps: as `Factors` takes it.
+    """
+
+    def __init__(
+        self, matrix: Matrix, scale: Vector, grad: Vector, evaluation_eps: float
+    ):
+        size = len(matrix)
+        matrix /= scale
+        matrix /= scale[:, None]
+        name = f"Cholesky factors of J'J, {size} x {size}"
+        super().__init__(matrix, scale, grad, evaluation_eps, name)
+
+    def _solved(self, vector: Vector, damping: float) -> Vector:
+        return self._through(vector, damping)
+
+    def _bend(self) -> float:
+        image = scipy.linalg.blas.dsymv(
+            1.0, self._square.T, self._slope, lower=1
+        )
+        return float(self._slope @ image)
+
+
+def are_fast(rows: int, size: int) -> bool:
+    """Whether factors are faster than eigenvalues for J of this shape."""
+    return min(rows, size) >= _FEWEST
