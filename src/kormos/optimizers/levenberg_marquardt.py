@@ -8,9 +8,10 @@ Differs from them in:
 
 1. the matrix is the generalized Gauss-Newton matrix of any smooth loss, J'HJ;
    of a sum of squares it is J'J;
-2. one factorization an accepted point, its eigenvalues, serves every radius;
-   the first radius is the scaled length of the parameters, not 100 times it,
-   and it changes in smaller steps;
+2. one factorization an accepted point, its eigenvalues, serves every radius,
+   up to 1,000 rows or parameters, whichever are fewer; beyond, each damping
+   takes a Cholesky factor. The first radius is the scaled length of the
+   parameters, not 100 times it, and it changes in smaller steps;
 3. a step whose acceleration is more than three quarters of it is shortened
    twice and then taken without acceleration;
 4. tests of convergence are relative: what the undamped step promises to lower
@@ -18,7 +19,8 @@ Differs from them in:
    iterations in a row have lowered it by;
 5. undamped steps end a run in float64 while they contract, for digits that the
    loss no longer shows;
-6. within bounds, parameters that the gradient presses against one are held,
+6. a run whose steps take long begins with L-BFGS (`beginning.py`);
+7. within bounds, parameters that the gradient presses against one are held,
    and trial points are projected (Kanzow, Yamashita and Fukushima 2004).
 """
 
@@ -92,7 +94,11 @@ class LevenbergMarquardt(NativeOptimizer):
             fewer rows than parameters; `"dense"` accumulates J'J over chunks of
             rows; `"cg"` is matrix-free, but for 16 parameters or fewer it is
             `"dense"`. `"auto"` chooses by memory, and the result names the
-            choice.
+            choice. With `"auto"`, without bounds, and from 1,000 rows or
+            parameters on, whichever are fewer, a run begins with L-BFGS for
+            as long as that lowers the loss faster, unless `epochs` or
+            `max_iterations` are fewer than 20 for each hundred of these. Such
+            iterations have no `damping` and `radius`: these are NaN.
         stochastic: whether to take one step on each batch of `batch_size` rows,
             an epoch being a pass over the data in a new order. The damping is
             carried from batch to batch. The loss of all of the data may rise,
