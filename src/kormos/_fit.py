@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 from kormos import optimizers
 from kormos.checks import check_count
@@ -18,17 +19,21 @@ from kormos.inspection.check import check as check_objective
 from kormos.inspection.report import Report
 from kormos.objective import Objective
 from kormos.objective.fixed import with_fixed
+from kormos.objective.keras_model.initial_weights import draw_weights
 from kormos.optimizers.base import BatchOptimizer
 from kormos.optimizers.stage import Stage
 from kormos.processes import apart
 from kormos.processes import current
 from kormos.processes import processes_of
 from kormos.processes import shared
+from kormos.session import race
 from kormos.session.keras_observer import KerasObserver
 from kormos.session.run import checked_budget
 from kormos.session.session import Session
 from kormos.session.sharing import share_values
 from kormos.session.task import Task
+from kormos.solvers.budget import Budget
+from kormos.types import Vector
 from kormos.warn import warn
 
 
@@ -61,6 +66,8 @@ def fit(
     max_seconds: float | None = None,
     target_loss: float | None = None,
     resume: bool = False,
+    restarts: int | None = None,
+    seed: int = 0,
     precision: str | None = None,
     check: bool = False,
     stream: bool = False,
@@ -122,6 +129,12 @@ def fit(
             unchanged data and weights the iterates are those of one long fit.
             After `BackupAndRestore` restored a state, that is so anyway.
             SciPy's methods keep none, and go on from the weights only.
+        restarts: the number of starts that race against one another: the
+            present weights, and others that the layers' own initializers
+            draw. Each is given as many evaluations, and the better half goes
+            on, until one is left, which runs to its end and stays in the
+            model. `history.result.restarts` tells how far each got.
+        seed: of what `restarts` draws.
         precision: `"float64"` to evaluate in float64 whatever the dtype of the
             model is, which keeps its weights rounded; `"auto"` to go on so
             where float32 ends, at its noise floor or where it is not finite.
@@ -205,7 +218,18 @@ def fit(
         given = optimizer.bounds if bounds is None else bounds
         bounds = with_fixed(given, fixed, model.trainable_variables)
     task = Task(optimizer, objectives, bounds, constraints, model)
-    Session(optimizer, stages, task, observer, budget=budget, resume=resume)()
+
+    def session_for(budget: Budget, resume: bool) -> Session:
+        return Session(
+            optimizer, stages, task, observer, budget=budget, resume=resume
+        )
+
+    def drawn(rng: np.random.Generator) -> Vector:
+        packing = task.objective.program.packing
+        return packing.join_arrays(draw_weights(model, rng))
+
+    asked = race.Restarts(restarts, None, seed, drawn, bool(verbose))
+    race.run(session_for, optimizer, stages, task, budget, resume, asked)
     model.history.check = report
     return model.history
 
@@ -310,7 +334,8 @@ def _check_batch_sizes(
     ):
         if value is not None:
             check_count(name, value, 1)
-    if batch_size is None and any(stage.uses_batches for stage in stages):
+    is_stochastic = any(s.uses_batches and not s.assigns for s in stages)
+    if batch_size is None and is_stochastic:
         raise ValueError(
             "Argument `stochastic=True` takes a step on each batch of rows: "
             "give `batch_size`. Received: batch_size=None"

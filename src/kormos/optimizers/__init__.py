@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kormos.optimizers.base import BatchOptimizer as BatchOptimizer
+from kormos.optimizers.chain import Chain as Chain
 from kormos.optimizers.dense import BFGS as BFGS
 from kormos.optimizers.dense import SSBFGS as SSBFGS
 from kormos.optimizers.dense import SSBroyden as SSBroyden
