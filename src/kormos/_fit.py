@@ -16,10 +16,12 @@ from kormos.data.rows import RowReader
 from kormos.data.rows import Rows
 from kormos.float64.evaluation import check_precision
 from kormos.inspection.check import check as check_objective
+from kormos.inspection.choice import choose
 from kormos.inspection.report import Report
 from kormos.objective import Objective
 from kormos.objective.fixed import with_fixed
 from kormos.objective.keras_model.initial_weights import draw_weights
+from kormos.optimizers.auto import Auto
 from kormos.optimizers.base import BatchOptimizer
 from kormos.optimizers.stage import Stage
 from kormos.processes import apart
@@ -189,16 +191,20 @@ def fit(
     _check_steps(steps_per_epoch, validation_steps, validation_data)
     _check_split(x, validation_split, validation_data, stream)
     batches = steps_per_epoch if needs_steps(x) else None
-    observer = KerasObserver(
-        model,
-        stages,
-        callbacks,
-        verbose,
-        initial_epoch,
-        1 if batches else steps_per_epoch or 1,
-        validation_freq,
-        own_limit=epochs is not None or optimizer.epochs is not None,
-    )
+
+    def observer_of(stages: Sequence[Stage]) -> KerasObserver:
+        return KerasObserver(
+            model,
+            stages,
+            callbacks,
+            verbose,
+            initial_epoch,
+            1 if batches else steps_per_epoch or 1,
+            validation_freq,
+            own_limit=epochs is not None or optimizer.epochs is not None,
+        )
+
+    observer = observer_of(stages)
     validation_batch_size = validation_batch_size or batch_size
     read = RowReader(reading.dtype_for(model, precision), stream, allow_nan)
     train = read.training(x, y, sample_weight, batch_size, batches)
@@ -213,11 +219,18 @@ def fit(
     objectives = _Objectives(
         model, stages, train, validation, training, precision
     )
-    report = objectives.check(verbose) if check else None
     if fixed is not None:
         given = optimizer.bounds if bounds is None else bounds
         bounds = with_fixed(given, fixed, model.trainable_variables)
     task = Task(optimizer, objectives, bounds, constraints, model)
+    if isinstance(optimizer, Auto):
+        task.prepare([])
+        optimizer.take(choose(task, is_timed=max_seconds is not None))
+        stages = optimizer.stages(epochs, **settings)
+        objectives.stages, observer = stages, observer_of(stages)
+        if verbose:
+            print(optimizer.choice)
+    report = objectives.check(verbose) if check else None
 
     def session_for(budget: Budget, resume: bool) -> Session:
         return Session(
@@ -256,7 +269,7 @@ class _Objectives:
         precision: str | None,
     ):
         self._model = model
-        self._stages = stages
+        self.stages = stages
         self._train = train
         self._validation = validation
         self._training = training
@@ -267,7 +280,7 @@ class _Objectives:
         model, precision = self._model, self._precision
         with_jacobian = any(
             stage.uses_jacobian and not stage.uses_batches
-            for stage in self._stages
+            for stage in self.stages
         )
         objective = Objective(
             model,
@@ -298,7 +311,7 @@ class _Objectives:
                 batch_size=self._train.batch_size,
                 training=self._training,
                 precision=None if precision == "auto" else precision,
-                hessian=any(stage.uses_hessian for stage in self._stages),
+                hessian=any(stage.uses_hessian for stage in self.stages),
             )
         if verbose and current().is_first:
             print(report)

@@ -11,12 +11,14 @@ from kormos import optimizers
 from kormos.checks import check_count
 from kormos.checks import check_reduction
 from kormos.float64.evaluation import check_precision
+from kormos.inspection.choice import choose
 from kormos.objective.bounds import moved_into_bounds
 from kormos.objective.fixed import with_fixed
 from kormos.objective.functions import robust
 from kormos.objective.functions.broadcasts import warn_of_broadcasts
 from kormos.objective.functions.residuals import ResidualObjective
 from kormos.objective.functions.sigma import over_sigma
+from kormos.optimizers.auto import Auto
 from kormos.processes import shared
 from kormos.session import race
 from kormos.session.result import Result
@@ -190,7 +192,8 @@ def least_squares(
         loss_weights=loss_weights,
         reduction=reduction,
         batch_size=batch_size,
-        with_jacobian=any(stage.uses_jacobian for stage in stages),
+        with_jacobian=isinstance(optimizer, Auto)
+        or any(stage.uses_jacobian for stage in stages),
         precision=precision,
         nan_policy=nan_policy,
     )
@@ -214,6 +217,10 @@ def least_squares(
                 validation_data, loss, scale, data_name="validation_data"
             )
         task = Task(optimizer, lambda: (objective, held_out), bounds)
+        if isinstance(optimizer, Auto):
+            task.prepare([])
+            optimizer.take(choose(task, has_residuals=True))
+            stages = stages_of("least_squares", optimizer, max_iterations)
 
         def session_for(budget: Budget, resume: bool) -> Session:
             return Session(

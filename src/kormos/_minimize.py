@@ -9,11 +9,13 @@ from kormos import optimizers
 from kormos.checks import check_count
 from kormos.checks import check_reduction
 from kormos.float64.evaluation import check_precision
+from kormos.inspection.choice import choose
 from kormos.objective.base import FlatObjective
 from kormos.objective.bounds import moved_into_bounds
 from kormos.objective.fixed import with_fixed
 from kormos.objective.functions.row_losses import RowLossObjective
 from kormos.objective.functions.scalar import FunctionObjective
+from kormos.optimizers.auto import Auto
 from kormos.processes import shared
 from kormos.session import race
 from kormos.session.result import Result
@@ -163,6 +165,10 @@ def minimize(
             loss_fn, variables, data, batch_size, reduction, precision
         )
         task = Task(optimizer, lambda: (objective, None), bounds, constraints)
+        if isinstance(optimizer, Auto):
+            task.prepare([])
+            optimizer.take(choose(task))
+            stages = stages_of("minimize", optimizer, max_iterations)
 
         def session_for(budget: Budget, resume: bool) -> Session:
             return Session(

@@ -117,6 +117,8 @@ class BatchOptimizer(keras.optimizers.Optimizer):
         self.jacobians = 0
         # What a later fit can go on from: a `SolverState`, or `None`.
         self.solver_state: SolverState | None = None
+        # What was chosen for the latest fit and why, by one that chooses.
+        self.choice = ""
         # How far a chain of stages has got, or `None`.
         self.stage_progress: StageProgress | None = None
         # How often it was read from a file.

@@ -122,7 +122,7 @@ class Chain(BatchOptimizer):
                 "such as `[keras.optimizers.Adam(1e-3), 'lbfgs']`. "
                 f"Received: optimizers={optimizers!r}"
             )
-        self.optimizers = Members(map(_resolved, optimizers))
+        self.optimizers = Members(map(resolved, optimizers))
         self.rows_of_a_batch = batch_size
         self.full_batch = full_batch
         self.patience = patience
@@ -251,7 +251,7 @@ class Members(Sequence[Any]):
         return repr(list(self._optimizers))
 
 
-def _resolved(identifier: Any) -> Any:
+def resolved(identifier: Any) -> Any:
     """An optimizer of kormos, or of Keras, from a name or an instance."""
     # The list of names has this module's optimizer in it.
     from kormos import optimizers

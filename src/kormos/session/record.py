@@ -130,8 +130,13 @@ class Record:
         for name, value in {**row, "seconds": self.seconds}.items():
             self.trace.setdefault(name, []).append(value)
 
-    def result(self, outcome: Outcome) -> Result:
-        """The `Result` for the user, at the end of the session."""
+    def result(self, outcome: Outcome, choice: str = "") -> Result:
+        """The `Result` for the user, at the end of the session.
+
+        Args:
+            outcome: the `Outcome` of the last run.
+            choice: what was chosen and why, of a method that was chosen.
+        """
         assert outcome.status is not None  # The session has named the end.
         counts, initial = self.counts, self.initial_loss
         kept = outcome.loss if outcome.kept_loss is None else outcome.kept_loss
@@ -155,6 +160,7 @@ class Record:
             threshold=outcome.threshold,
             multipliers=outcome.multipliers,
             stages=self.stages,
+            choice=choice,
         )
 
 

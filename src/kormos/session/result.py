@@ -71,6 +71,7 @@ class Result:
             of each constraint, a list of arrays `(m,)`: by how much the loss
             falls when a constraint's zero becomes a small number below it,
             per unit. `None` otherwise.
+        choice: with the optimizer `"auto"`, what was chosen and why.
         restarts: with `restarts`, how far each start got, a list of tuples
             with `loss`, `status`, `iterations`, `evaluations`, `minimum` and
             `theta`.
@@ -97,6 +98,7 @@ class Result:
     history: dict[str, list[Any]] | None = None
     theta: Vector | None = None
     multipliers: list[Vector] | None = None
+    choice: str = ""
     restarts: list[Restart] = dataclasses.field(default_factory=list)
     stages: list[StageEnd] = dataclasses.field(default_factory=list)
     _summarize: Callable[..., Any] | None = dataclasses.field(

@@ -87,6 +87,7 @@ class Session:
         self._loss_callback = loss_callback
         self._raised = Raised()
         self._record = Record()
+        self._optimizer = optimizer
         self._attachment = Attachment(optimizer)
         self._plan = Plan(self._stages)
         self._reporter = Reporter(
@@ -114,7 +115,7 @@ class Session:
         self._budget = self._budget.started(self._record.begin())
         outcome = self._run_stages()
         observer.close()
-        result = self._record.result(outcome)
+        result = self._record.result(outcome, self._optimizer.choice)
         self._attachment.tell(self._record.counts)
         observer.finish(result)
         return result
