@@ -73,6 +73,7 @@ class ModelProgram(Program):
             self.packing,
             [ModelOutputs(model, model_loss, chunks, compile)],
             compile,
+            self.graphs,
         )
         self._gauss_newton: GaussNewton | None = None
 
@@ -165,7 +166,7 @@ def _program_key(model: keras.Model, training: bool) -> tuple[Hashable, ...]:
 
 def _compiler(model: keras.Model) -> Compiler:
     """The function that compiles as the model is compiled for Keras."""
-    if model.run_eagerly and keras.backend.backend() != "torch":
+    if model.run_eagerly:
         return _uncompiled
     # XLA compiles for one device.
     xla = bool(model.jit_compile) and not backend.replicas(model)
@@ -182,10 +183,12 @@ def _loop_compiler(model: keras.Model, draws: bool, head: Data) -> Compiler:
         draws: whether its loss may draw random numbers.
         head: rows of its data, as tensors.
     """
+    if model.run_eagerly and keras.backend.backend() == "torch":
+        return lambda fn: _eagerly(backend.compile_loop(fn))
     is_eager = model.run_eagerly or (
         keras.backend.backend() == "jax" and not model.jit_compile
     )
-    if is_eager and keras.backend.backend() != "torch":
+    if is_eager:
         return _uncompiled
     has_strings = any(
         keras.backend.standardize_dtype(a.dtype) == "string"
@@ -198,7 +201,18 @@ def _loop_compiler(model: keras.Model, draws: bool, head: Data) -> Compiler:
     return backend.compile_loop
 
 
+def _eagerly(fn: Callable[..., Structure]) -> Callable[..., Structure]:
+    def call(*args: Structure) -> Structure:
+        with backend.eagerly():
+            return fn(*args)
+
+    return call
+
+
 def _uncompiled(fn: Callable[..., Structure]) -> Callable[..., Structure]:
+    if keras.backend.backend() == "torch":
+        return _eagerly(backend.compile(fn))
+
     def call(*args: Structure) -> Structure:
         # The solver's state, too, consists of tensors.
         return fn(*tree.map_structure(as_tensor, backend.whole(args)))
