@@ -14,7 +14,7 @@ from typing import Any
 from typing import TypeVar
 
 import numpy as np
-from keras import ops
+from kormos.backend import ops
 from keras import tree
 
 from kormos.types import Scalar

@@ -7,7 +7,7 @@ Unless Keras computes in true float64, `keras.ops` rounds `dot`, `matmul`,
 
 import keras
 import numpy as np
-from keras import ops
+from kormos.backend import ops
 
 from kormos import backend
 from kormos.types import Array

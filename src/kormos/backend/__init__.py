@@ -27,6 +27,8 @@ Compilation and calls:
 
 Tensors:
 
+- `ops`: the functions of `keras.ops` that solvers call, without what they cost
+  on an eager backend.
 - `on_cpu()`: whether tensors are in the memory of the CPU.
 - `chunk_numbers()`: how many numbers a layer should return at once.
 - `scalar(tensor)`: a scalar tensor in the form in which solvers decide by it:
@@ -118,6 +120,8 @@ TensorFlow's `MirroredStrategy`:
 import keras
 
 if keras.backend.backend() == "jax":
+    from keras import ops as ops
+
     from kormos.backend.common import Graphs as Graphs
     from kormos.backend.common import eagerly as eagerly
     from kormos.backend.common import on_device as on_device
@@ -172,6 +176,8 @@ if keras.backend.backend() == "jax":
     from kormos.backend.jax_processes import process_group as process_group
     from kormos.backend.jax_processes import unasked as unasked
 elif keras.backend.backend() == "tensorflow":
+    from keras import ops as ops
+
     from kormos.backend.common import Graphs as Graphs
     from kormos.backend.common import alone as alone
     from kormos.backend.common import check_forward_mode as check_forward_mode
@@ -228,6 +234,7 @@ elif keras.backend.backend() == "tensorflow":
     from kormos.backend.tensorflow_rows import map_rows as map_rows
     from kormos.backend.tensorflow_rows import row_jacobian as row_jacobian
 elif keras.backend.backend() == "torch":
+    from kormos.backend import torch_ops as ops
     from kormos.backend.common import alone as alone
     from kormos.backend.common import check_forward_mode as check_forward_mode
     from kormos.backend.common import devices as devices

@@ -11,7 +11,7 @@ from typing import TypeAlias
 from typing import TypeVar
 
 import keras
-from keras import ops
+from kormos.backend import ops
 from keras import tree
 
 from kormos import backend

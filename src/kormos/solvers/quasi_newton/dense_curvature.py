@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from keras import ops
+from kormos.backend import ops
 
 from kormos.arithmetic.scalars import cond
 from kormos.arithmetic.scalars import constant

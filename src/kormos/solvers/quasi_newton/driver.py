@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from keras import ops
+from kormos.backend import ops
 
 from kormos.arithmetic.scalars import is_eager
 from kormos.arithmetic.vectors import to_array

@@ -4,7 +4,7 @@ from typing import Any
 from typing import NamedTuple
 
 import numpy as np
-from keras import ops
+from kormos.backend import ops
 from keras import tree
 
 from kormos import backend

@@ -24,7 +24,7 @@ Differs from it in:
 from typing import NamedTuple
 
 import numpy as np
-from keras import ops
+from kormos.backend import ops
 
 from kormos import backend
 from kormos.arithmetic.scalars import both

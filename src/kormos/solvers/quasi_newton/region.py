@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 from typing import Protocol
 
-from keras import ops
+from kormos.backend import ops
 
 from kormos import backend
 from kormos.arithmetic.scalars import both
