@@ -13,6 +13,7 @@ are changed in place are seen as they are.
 """
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -25,6 +26,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from kormos.backend.torch_recording import Recorder
 from kormos.backend.torch_recording import Unrecordable
+from kormos.backend.torch_recording import is_recording
+from kormos.backend.torch_recording import mapped
 from kormos.backend.torch_source import compiled
 from kormos.types import Structure
 from kormos.types import Tensor
@@ -40,11 +43,6 @@ _CALLS_BEFORE = 12
 _MOST_GRAPHS = 8
 
 _state = threading.local()
-
-
-def is_recording() -> bool:
-    """Whether this thread records a graph at the moment."""
-    return getattr(_state, "is_recording", False)
 
 
 @contextlib.contextmanager
@@ -187,7 +185,7 @@ def _settings() -> tuple[Any, ...]:
 def _flattened(value: Any, leaves: list[Any]) -> Any:
     """Appends the leaves of a structure, and returns what tells it apart."""
     kind = type(value)
-    if kind is list or kind is tuple:
+    if kind is list or kind is tuple or hasattr(kind, "_fields"):
         return kind, *[_flattened(item, leaves) for item in value]
     if kind is dict:
         own = [(key, _flattened(item, leaves)) for key, item in value.items()]
@@ -232,23 +230,18 @@ def _record(
         stand_ins.append(own)
         return own
 
-    _state.is_recording = True
-    try:
-        copies = _mapped(fake, args)
-        recorder.begin(stand_ins)
-        with fakes, recorder:
-            found = fn(*copies)
-    finally:
-        _state.is_recording = False
+    copies = _with_leaves(fake, args)
+    recorder.begin(stand_ins)
+    with fakes, recorder:
+        found = fn(*copies)
     return compiled(recorder, found)
 
 
-def _mapped(fn: Callable[[Any], Any], value: Any) -> Any:
+def _with_leaves(fn: Callable[[Any], Any], value: Any) -> Any:
+    """A structure with `fn` of each of its leaves, as `_flattened` has them."""
     kind = type(value)
-    if kind is list or kind is tuple:
-        return kind(_mapped(fn, item) for item in value)
-    if kind is dict:
-        return {key: _mapped(fn, item) for key, item in value.items()}
+    if kind in (list, tuple, dict) or hasattr(kind, "_fields"):
+        return mapped(functools.partial(_with_leaves, fn), value)
     return fn(value)
 
 

@@ -1,5 +1,6 @@
 """Records the operations that code calls on PyTorch tensors without values."""
 
+import threading
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Sequence
@@ -42,6 +43,18 @@ class Call(NamedTuple):
     def given(self) -> set[int]:
         """The numbers of the tensors among its arguments."""
         return {*numbers(self.args), *numbers(self.kwargs)}
+
+
+# A function that calls more operations is not recorded. Our choice: to record
+# so many takes seconds.
+_MOST_CALLS = 10_000
+
+_state = threading.local()
+
+
+def is_recording() -> bool:
+    """Whether this thread records operations at the moment."""
+    return getattr(_state, "is_recording", False)
 
 
 # These read the values of a tensor without calling an operation that a
@@ -93,10 +106,12 @@ class Recorder(TorchDispatchMode):
 
     def __enter__(self) -> "Recorder":
         self._readers.__enter__()
+        _state.is_recording = True
         super().__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
+        _state.is_recording = False
         super().__exit__(*error)
         self._readers.__exit__(*error)
 
@@ -112,7 +127,11 @@ class Recorder(TorchDispatchMode):
             raise Unrecordable
         if torch.Tag.nondeterministic_seeded in fn.tags:
             raise Unrecordable
-        if fn is torch.ops.aten._local_scalar_dense.default:
+        if len(self.calls) >= _MOST_CALLS:
+            raise Unrecordable
+        is_read = fn is torch.ops.aten._local_scalar_dense.default
+        # PyTorch knows the value of a tensor that was made from a number.
+        if is_read and getattr(args[0], "constant", None) is None:
             raise Unrecordable
         own_args, own_kwargs = self.refs(args), self.refs(kwargs)
         self._check(fn, args, kwargs)
@@ -129,13 +148,13 @@ class Recorder(TorchDispatchMode):
             if number is None:
                 number = self._constant(value)
             return Ref(number)
-        return _mapped(self.refs, value)
+        return mapped(self.refs, value)
 
     def _noted(self, value: Any) -> Any:
         """As `refs`, of what an operation returned."""
         if isinstance(value, torch.Tensor):
             return Ref(self._number(value))
-        return _mapped(self._noted, value)
+        return mapped(self._noted, value)
 
     def _number(self, tensor: Tensor) -> int:
         if id(tensor) not in self._numbers:
@@ -197,7 +216,10 @@ class _Readers(TorchFunctionMode):
         return fn(*args, **(kwargs or {}))
 
 
-def _mapped(fn: Callable[[Any], Any], value: Any) -> Any:
+def mapped(fn: Callable[[Any], Any], value: Any) -> Any:
+    """A list, a tuple or a dict with `fn` of each item, and else the value."""
+    if hasattr(value, "_fields"):
+        return type(value)(*map(fn, value))
     if isinstance(value, (list, tuple)):
         return type(value)([fn(item) for item in value])
     if isinstance(value, dict):

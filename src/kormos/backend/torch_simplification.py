@@ -9,6 +9,7 @@ import torch
 from kormos.backend.torch_recording import Call
 from kormos.backend.torch_recording import Recorder
 from kormos.backend.torch_recording import Ref
+from kormos.backend.torch_recording import mapped
 from kormos.backend.torch_recording import memory
 from kormos.backend.torch_recording import numbers
 from kormos.types import Tensor
@@ -143,11 +144,7 @@ class Simplified:
     def _replaced(self, value: Any) -> Any:
         if isinstance(value, Ref):
             return Ref(self._same.get(value.number, value.number))
-        if isinstance(value, (list, tuple)):
-            return type(value)([self._replaced(item) for item in value])
-        if isinstance(value, dict):
-            return {key: self._replaced(item) for key, item in value.items()}
-        return value
+        return mapped(self._replaced, value)
 
     def _is_returned(self, call: Call) -> bool:
         """Whether other code is given the memory of what a call returns."""

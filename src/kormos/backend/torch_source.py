@@ -134,6 +134,8 @@ class _Source:
             return _name(value.number)
         if isinstance(value, (list, tuple)):
             inner = "".join(f"{self._text(item)}, " for item in value)
+            if hasattr(value, "_fields"):
+                return f"{self._text(type(value))}({inner})"
             return f"[{inner}]" if isinstance(value, list) else f"({inner})"
         if isinstance(value, dict):
             pairs = value.items()
