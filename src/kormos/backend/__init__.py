@@ -234,7 +234,9 @@ elif keras.backend.backend() == "tensorflow":
     from kormos.backend.tensorflow_rows import map_rows as map_rows
     from kormos.backend.tensorflow_rows import row_jacobian as row_jacobian
 elif keras.backend.backend() == "torch":
-    from kormos.backend import torch_ops as ops
+    from kormos.backend import torch_ops
+
+    ops = torch_ops
     from kormos.backend.common import alone as alone
     from kormos.backend.common import check_forward_mode as check_forward_mode
     from kormos.backend.common import devices as devices
@@ -282,7 +284,7 @@ elif keras.backend.backend() == "torch":
     from kormos.backend.torch import values as values
     from kormos.backend.torch import view as view
     from kormos.backend.torch import vjp as vjp
-    from kormos.backend.torch_graphs import Graphs as Graphs
+    from kormos.backend.torch_graphs import Graphs as Graphs  # type: ignore[assignment]
     from kormos.backend.torch_graphs import eagerly as eagerly
     from kormos.backend.torch_processes import add_up as add_up
     from kormos.backend.torch_processes import named_loss as named_loss

@@ -73,6 +73,11 @@ class Graphs:
         self._recorded.append(_Recorded(fn))
         return self._recorded[-1]
 
+    @property
+    def in_use(self) -> int:
+        """How many graphs are called in place of functions."""
+        return sum(recorded.in_use for recorded in self._recorded)
+
     def clear(self) -> None:
         """Forgets all graphs, because what the functions read has changed."""
         for recorded in self._recorded:
@@ -102,6 +107,11 @@ class _Recorded:
         if graph.call is not None:
             return graph.call(leaves)
         return graph.next(args, leaves)
+
+    @property
+    def in_use(self) -> int:
+        """How many of its graphs are called in its place."""
+        return sum(g.call is not None for g in [*self._graphs.values()])
 
     def clear(self) -> None:
         """Forgets all graphs."""

@@ -148,7 +148,9 @@ class Simplified:
 
     def _is_returned(self, call: Call) -> bool:
         """Whether other code is given the memory of what a call returns."""
-        return any(self._place(n) in self._returned for n in numbers(call.found))
+        return any(
+            self._place(n) in self._returned for n in numbers(call.found)
+        )
 
     def _is_identity(self, call: Call) -> bool:
         """Whether a call returns its first argument."""

@@ -139,8 +139,8 @@ class _Source:
             return f"[{inner}]" if isinstance(value, list) else f"({inner})"
         if isinstance(value, dict):
             pairs = value.items()
-            inner = [f"{self._text(k)}: {self._text(v)}" for k, v in pairs]
-            return "{" + ", ".join(inner) + "}"
+            items = [f"{self._text(k)}: {self._text(v)}" for k, v in pairs]
+            return "{" + ", ".join(items) + "}"
         if value is None or isinstance(value, (bool, int, str)):
             return repr(value)
         name = f"c{len(self.names)}"

@@ -11,10 +11,10 @@ from typing import TypeAlias
 from typing import TypeVar
 
 import keras
-from kormos.backend import ops
 from keras import tree
 
 from kormos import backend
+from kormos.backend import ops
 from kormos.data.memory import ByDevice
 from kormos.data.variables import reads_seeds
 from kormos.data.variables import snapshot

@@ -6,10 +6,10 @@ from typing import Any
 import keras
 import numpy as np
 import numpy.typing as npt
-from kormos.backend import ops
 
 from kormos import backend
 from kormos.arithmetic.vectors import rounding
+from kormos.backend import ops
 from kormos.data.variables import assign
 from kormos.types import Array
 from kormos.types import Tensor

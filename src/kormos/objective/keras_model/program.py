@@ -15,6 +15,8 @@ from kormos.data.memory import leaves
 from kormos.objective.compiled import Chunk
 from kormos.objective.compiled import Compiler
 from kormos.objective.compiled import Program
+from kormos.objective.functions.fingerprint import Fingerprint
+from kormos.objective.functions.fingerprint import fingerprint
 from kormos.objective.gauss_newton.compiled import GaussNewton
 from kormos.objective.keras_model.evaluation import ModelEvaluation
 from kormos.objective.keras_model.layer_states import LayerStates
@@ -76,6 +78,7 @@ class ModelProgram(Program):
             self.graphs,
         )
         self._gauss_newton: GaussNewton | None = None
+        self._fingerprint: Fingerprint | None = None
 
     def gauss_newton_for(
         self, chunks: Callable[[], Iterable[Chunk]]
@@ -98,6 +101,17 @@ class ModelProgram(Program):
         """What `gauss_newton_for` has returned before."""
         assert self._gauss_newton is not None  # It needs chunks to be made.
         return self._gauss_newton
+
+    def follow(self, present: Fingerprint | None) -> None:
+        """Forgets what was recorded of a model that has changed since.
+
+        Args:
+            present: what the model computes from at this time, or `None` if
+                that is unknown.
+        """
+        known, self._fingerprint = self._fingerprint, present
+        if present is None or known is None or present.digest != known.digest:
+            self.graphs.clear()
 
     @property
     def jacobian_width(self) -> int:
@@ -143,7 +157,10 @@ def program_for(
         return ModelProgram(model, loss, compile, loop_compiler, dtype)
 
     programs = model.__dict__.setdefault(_PROGRAMS, ProgramCache())
-    return programs.get((dtype, *_program_key(model, training)), make)
+    program = programs.get((dtype, *_program_key(model, training)), make)
+    if keras.backend.backend() == "torch":
+        program.follow(fingerprint((model, model.loss)))
+    return program
 
 
 def forget_programs(model: keras.Model) -> None:
