@@ -26,6 +26,7 @@ import numpy as np
 import pytest
 
 import kormos
+from kormos.session import interrupts
 
 pytest_plugins = ["faults.table"]
 
@@ -61,6 +62,12 @@ def undoing(dtype):
             import jax
 
             jax.config.update("jax_enable_x64", False)
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    """Tests interrupt one fit after another, faster than people do."""
+    monkeypatch.setattr(interrupts, "SECONDS", 0.0)
 
 
 @pytest.fixture(autouse=True)

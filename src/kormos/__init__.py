@@ -8,6 +8,7 @@ from kormos._fit import fit
 from kormos._least_squares import least_squares
 from kormos._minimize import minimize
 from kormos._solve import solve
+from kormos._version import __version__
 from kormos.backend import rematerialization
 from kormos.failures import LostProcessError
 from kormos.failures import OtherProcessFailed
@@ -30,6 +31,7 @@ __all__ = [
     "OtherProcessFailed",
     "PartialSummary",
     "Summary",
+    "__version__",
     "callbacks",
     "check",
     "compare",
@@ -46,12 +48,10 @@ __all__ = [
     "summary",
 ]
 
-__version__ = "1.0.0.dev0"
-
 keras_patch.install()
 rematerialization.install()
 
 
 def __dir__() -> list[str]:
     """The public names: parts of the house are imported by their paths."""
-    return [*__all__, "__version__"]
+    return list(__all__)

@@ -15,9 +15,12 @@ from kormos.checks import check_count
 from kormos.objective import Objective
 from kormos.optimizers.stage import Stage
 from kormos.processes import current
+from kormos.session.history import History
 from kormos.session.observer import STRIDE
 from kormos.session.observer import SessionObserver
 from kormos.session.progress import Progress
+from kormos.session.progress import level_of
+from kormos.session.progress import warning_of
 from kormos.session.resample import Resample
 from kormos.session.result import Result
 from kormos.session.run import ConvergenceWarning
@@ -54,7 +57,7 @@ class KerasObserver(SessionObserver):
         stages: the stages of the fit.
         callbacks: the user's Keras callbacks and `Resample`s, in any form that
             `fit` of Keras takes.
-        verbose: 0, 1, 2 or `"auto"`.
+        verbose: 0, 1, 2, 3 or `"auto"`.
         initial_epoch: the number at which to start counting epochs.
         steps_per_epoch: accepted iterations to an epoch.
         validation_freq: validate every so many epochs, or in a list of
@@ -84,7 +87,8 @@ class KerasObserver(SessionObserver):
         self._model = model
         self._stages = list(stages)
         self._given_callbacks = callbacks
-        self._verbose = 1 if verbose == "auto" else int(verbose)
+        self._verbose = level_of(verbose, auto=1)
+        self._shown: list[Progress] = []
         self._initial_epoch = initial_epoch
         self._validation_freq = validation_freq
         self._own_limit = own_limit
@@ -113,10 +117,15 @@ class KerasObserver(SessionObserver):
         self._batch_hooks = processes.agree(self._batch_hooks)
         verbose = self._verbose if processes.is_first else 0
         last = self._last_epoch
-        shown = [Progress(last, verbose)] if verbose else []
+        self._shown = [Progress(last, verbose)] if verbose else []
+        for progress in self._shown:
+            progress.of_method = reporter.record.of_method
         self._callbacks = keras.callbacks.CallbackList(
-            [*shown, *own_callbacks(self._given_callbacks)],
-            add_history=True,
+            [
+                *self._shown,
+                *own_callbacks(self._given_callbacks),
+                *self._own_history(),
+            ],
             model=model,
             verbose=verbose,
             epochs=last,
@@ -139,6 +148,12 @@ class KerasObserver(SessionObserver):
             self.stride = self.steps * max(1, STRIDE // self.steps)
         if self._has_epochs:
             self._begin_epoch()
+
+    def _own_history(self) -> list[History]:
+        """A History, unless the user has brought one, as Keras does it."""
+        given = self._given_callbacks
+        is_given = any(isinstance(c, keras.callbacks.History) for c in given)
+        return [] if is_given else [History()]
 
     def _looks(self) -> bool:
         """Whether anything needs the weights at the end of every epoch."""
@@ -210,15 +225,23 @@ class KerasObserver(SessionObserver):
         return theta
 
     def close(self) -> None:
-        if self._epoch_is_open:
-            # A fit without an iteration has a row for where it stands.
+        # A fit without an iteration has a row for where it stands, unless it
+        # was interrupted before it knew that.
+        is_known = self._reporter.record.initial_loss is not None
+        if self._epoch_is_open and is_known:
             self._end_epoch()
 
     def finish(self, result: Result) -> None:
+        result.history = self._reporter.record.trace
         self._model.history.result = result
         self._callbacks.on_train_end(self._logs)
         if self._has_epochs and is_worth_a_warning(result, self._own_limit):
-            warn(f"{self._model.name}: {result}", ConvergenceWarning)
+            text = warning_of(result, self._shown)
+            warn(f"{self._model.name}: {text}", ConvergenceWarning)
+
+    def abandon(self) -> None:
+        for progress in self._shown:
+            progress.abandon()
 
     def _tell(self, theta: Vector, fn: Any, *args: Any) -> None:
         """Calls what calls callbacks, and follows what they assign."""
@@ -294,9 +317,19 @@ class KerasObserver(SessionObserver):
             metrics = _evaluated(objective, theta)
             logs.update({k: v for k, v in metrics.items() if k != "loss"})
         if task.validation is not None and self._validates():
-            values = _evaluated(cast(Objective, task.validation), theta)
+            values = self._validated(cast(Objective, task.validation), theta)
             logs.update({f"val_{k}": v for k, v in values.items()})
         return logs
+
+    def _validated(self, objective: Objective, theta: Vector) -> dict[str, Any]:
+        """The loss and the metrics, between the hooks that Keras calls."""
+        callbacks = self._callbacks
+        self._together(callbacks.on_test_begin)
+        self._together(callbacks.on_test_batch_begin, 0)
+        values = _evaluated(objective, theta)
+        self._together(callbacks.on_test_batch_end, 0, values)
+        self._together(callbacks.on_test_end, values)
+        return values
 
     def _validates(self) -> bool:
         every = self._validation_freq

@@ -83,3 +83,6 @@ class SessionObserver:
 
     def finish(self, result: Result) -> None:
         """Called with the result."""
+
+    def abandon(self) -> None:
+        """Called instead where an exception ends the session."""

@@ -52,6 +52,7 @@ class Record:
         initial_loss: the loss at the start, or `None` before that is known.
         float64_from: the iterations after which float64 took over, or `None`.
         run: the `Run` that is going on, or `None`.
+        of_method: the names of the numbers that the method has told so far.
     """
 
     def __init__(self) -> None:
@@ -59,6 +60,7 @@ class Record:
         self.initial_loss: float | None = None
         self.float64_from: int | None = None
         self.run: Run | None = None
+        self.of_method: set[str] = set()
         # Of the runs that are over.
         self._counts, self._iterations = Counts(), 0
         self._began = 0.0
@@ -103,6 +105,7 @@ class Record:
     def row(self, iterate: Iterate) -> dict[str, Any]:
         """The numbers that every History keeps of an iterate."""
         grad, counts = iterate.grad, self.counts
+        self.of_method.update(iterate.logs)
         return {
             "loss": float(iterate.loss),
             # A solver reports a vector, its norm, or nothing.
