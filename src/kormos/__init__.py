@@ -1,5 +1,12 @@
 """Deterministic, full-batch optimizers for Keras 3 models."""
 
+try:
+    import keras as _keras  # noqa: F401
+except ImportError as error:
+    from kormos import missing_backend
+
+    raise missing_backend.explained(error) from error
+
 from kormos import callbacks
 from kormos import keras_patch
 from kormos import models

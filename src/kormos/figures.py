@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from typing import Any
 
+import matplotlib
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
@@ -18,11 +19,19 @@ class ShownFigure(Figure):
 
     def _ipython_display_(self) -> None:
         number: Any = getattr(self, "number", None)
-        if number is not None and plt.fignum_exists(number):
-            return
+        is_known = number is not None and plt.fignum_exists(number)
+        if is_known and not is_inline():
+            return  # It has a window.
         from IPython.display import Image
         from IPython.display import display
 
         out = io.BytesIO()
         self.savefig(out, format="png")
         display(Image(out.getvalue()))  # type: ignore[no-untyped-call]
+        if is_known:
+            plt.close(self)
+
+
+def is_inline() -> bool:
+    """Whether figures are shown below the cells of a notebook."""
+    return "inline" in matplotlib.get_backend().lower()

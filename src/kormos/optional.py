@@ -43,7 +43,7 @@ def new_figure(
     )
     figures = importlib.import_module("kormos.figures")
     kind = figures.ShownFigure
-    if path is None or pyplot.isinteractive():
+    if path is None or pyplot.isinteractive() or figures.is_inline():
         figure: Figure = pyplot.figure(
             figsize=size, layout="constrained", FigureClass=kind
         )

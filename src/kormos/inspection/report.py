@@ -25,9 +25,9 @@ class Finding:
     """The outcome of one test of an objective.
 
     Attributes:
-        test: `"deterministic"`, `"batch size"`, `"finite"`, `"gradient"`,
-            `"hessian"`, `"variables"`, `"identification"`, `"precision"`,
-            `"scaling"` or `"kinks"`.
+        test: `"shapes"`, `"deterministic"`, `"batch size"`, `"finite"`,
+            `"gradient"`, `"hessian"`, `"variables"`, `"identification"`,
+            `"precision"`, `"scaling"` or `"kinks"`.
         passed: whether nothing is wrong.
         detail: a sentence that says what was found.
         names: the layers, terms of the loss, variables or arrays concerned.
