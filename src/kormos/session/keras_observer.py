@@ -15,6 +15,7 @@ from kormos.checks import check_count
 from kormos.objective import Objective
 from kormos.optimizers.stage import Stage
 from kormos.processes import current
+from kormos.session.epoch_logs import EpochLogs
 from kormos.session.history import History
 from kormos.session.observer import STRIDE
 from kormos.session.observer import SessionObserver
@@ -30,7 +31,6 @@ from kormos.session.sharing import share_values
 from kormos.solvers.outcome import Outcome
 from kormos.solvers.protocols import Iterate
 from kormos.solvers.protocols import Point
-from kormos.solvers.rejections import or_else
 from kormos.types import Vector
 from kormos.warn import warn
 
@@ -80,7 +80,6 @@ class KerasObserver(SessionObserver):
         own_limit: bool,
     ):
         check_count("initial_epoch", initial_epoch, 0)
-        _check_validation_freq(validation_freq)
         callbacks = _checked(callbacks)
         self.resamplers = [c for c in callbacks if isinstance(c, Resample)]
         callbacks = [c for c in callbacks if c not in self.resamplers]
@@ -90,7 +89,7 @@ class KerasObserver(SessionObserver):
         self._verbose = level_of(verbose, auto=1)
         self._shown: list[Progress] = []
         self._initial_epoch = initial_epoch
-        self._validation_freq = validation_freq
+        self._epoch_logs = EpochLogs(validation_freq)
         self._own_limit = own_limit
         self.steps = self.stride = steps_per_epoch
         # Nobody looks: the variables are written only at the end.
@@ -313,36 +312,17 @@ class KerasObserver(SessionObserver):
         logs = dict(self._row or record.row(self._latest))
         if theta is None:
             return logs
-        if objective.has_metrics:
-            metrics = _evaluated(objective, theta)
-            logs.update({k: v for k, v in metrics.items() if k != "loss"})
-        if task.validation is not None and self._validates():
-            values = self._validated(cast(Objective, task.validation), theta)
-            logs.update({f"val_{k}": v for k, v in values.items()})
+        logs.update(self._epoch_logs.metrics(objective, theta))
+        if task.validation is not None and self._epoch_logs.validates(
+            self.done + 1
+        ):
+            validation = cast(Objective, task.validation)
+            logs.update(
+                self._epoch_logs.validation(
+                    validation, theta, self._callbacks, self._together
+                )
+            )
         return logs
-
-    def _validated(self, objective: Objective, theta: Vector) -> dict[str, Any]:
-        """The loss and the metrics, between the hooks that Keras calls."""
-        callbacks = self._callbacks
-        self._together(callbacks.on_test_begin)
-        self._together(callbacks.on_test_batch_begin, 0)
-        values = _evaluated(objective, theta)
-        self._together(callbacks.on_test_batch_end, 0, values)
-        self._together(callbacks.on_test_end, values)
-        return values
-
-    def _validates(self) -> bool:
-        every = self._validation_freq
-        if isinstance(every, (int, np.integer)):
-            return (self.done + 1) % every == 0
-        return self.done + 1 in every
-
-
-def _evaluated(objective: Objective, theta: Vector) -> dict[str, Any]:
-    """The loss and the metrics, NaN where the numerics fail."""
-    names = ["loss", *objective.metric_names]
-    instead = dict.fromkeys(names, np.nan)
-    return or_else(instead, objective.evaluate, theta)
 
 
 def _has_batch_hooks(callback: keras.callbacks.Callback) -> bool:
@@ -352,12 +332,6 @@ def _has_batch_hooks(callback: keras.callbacks.Callback) -> bool:
         is not getattr(keras.callbacks.Callback, hook)
         for hook in _BATCH_HOOKS
     )
-
-
-def _check_validation_freq(value: Any) -> None:
-    epochs = value if isinstance(value, (list, tuple, set)) else [value]
-    for epoch in epochs:
-        check_count("validation_freq", epoch, 1)
 
 
 def _checked(callbacks: Any) -> list[Any]:
