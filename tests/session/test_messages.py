@@ -39,9 +39,7 @@ def test_compile_asks_too(given, meant):
 
 
 def test_what_is_close_to_nothing_gets_the_list():
-    with pytest.raises(
-        ValueError, match="xyzzy. The .*'lm'.*'xyzzy'"
-    ):
+    with pytest.raises(ValueError, match="xyzzy. The .*'lm'.*'xyzzy'"):
         linear().compile("xyzzy", "mse")
     assert did_you_mean("xyzzy", ["lm"]) == ""
     assert did_you_mean(3, ["lm"]) == ""

@@ -24,9 +24,9 @@ def fit(**kwargs):
     return model.fit(x, y, verbose=0, **kwargs)
 
 
-def minimize():
-    v = keras.Variable([3.0, 1.0])
-    scales = ops.convert_to_tensor([1.0, 9.0])
+def minimize(dtype="float32"):
+    v = keras.Variable(np.array([3.0, 1.0], dtype))
+    scales = ops.convert_to_tensor(np.array([1.0, 9.0], dtype))
     return kormos.minimize(lambda: ops.sum(scales * v**2), [v])
 
 
@@ -122,7 +122,7 @@ def test_the_stamp_tells_the_arithmetic_apart_from_the_dtype():
     stamp = fit(epochs=2, precision="float64").result.stamp
     assert (stamp.dtype, stamp.arithmetic) == ("float32", "float64")
     with kormos.precision("float64"):
-        stamp = minimize().stamp
+        stamp = minimize("float64").stamp
     assert (stamp.dtype, stamp.arithmetic) == ("float64", "float64")
 
 
@@ -152,7 +152,7 @@ def test_reports_are_text_and_html_in_a_notebook_too(monkeypatch, capsys):
 
 def test_comparisons_have_html():
     x = np.linspace(0, 1, 20)
-    a, b = (keras.Variable(np.zeros(n)) for n in (1, 2))
+    a, b = (keras.Variable(np.zeros(n, "float32")) for n in (1, 2))
     t = ops.convert_to_tensor(x, "float32")
     y = ops.convert_to_tensor(1 + 2 * x + 0.1 * np.cos(40 * x), "float32")
     flat = kormos.least_squares(lambda: a[0] - y, [a])

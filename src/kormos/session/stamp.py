@@ -91,12 +91,15 @@ def _versions(backend: str) -> dict[str, str]:
 
 
 def _device(value: Any) -> str:
-    """The device of a tensor, in the words of its backend."""
-    device = getattr(value, "device", None)
-    if device is None or callable(device):
-        return "unknown"
+    """The device of a tensor, or the first one and how many there are."""
+    if keras.backend.backend() == "jax":
+        devices = sorted(value.devices(), key=lambda device: device.id)
+        first = f"{devices[0].platform}:{devices[0].id}"
+        more = len(devices) - 1
+        return f"{first} and {more} more" if more else first
     # TensorFlow's is a path through jobs and tasks.
-    return str(device).rpartition("device:")[2].lower()
+    device = str(getattr(value, "device", "unknown"))
+    return device.rpartition("device:")[2].lower()
 
 
 def _dtype_with(eps: float) -> str:
