@@ -31,7 +31,7 @@ _OTHERS = ("#6E6E6E", "#8A8A8A")
 _MOST_MARKERS = 40
 
 # Panels that hold counts, and panels that span many powers of ten.
-_COUNTED = ("trials", "resets", "active")
+_COUNTED = ("trials", "resets", "active", "stage")
 _LOGARITHMIC = ("loss", "grad", "damping", "radius", "step")
 
 _LABELS = {"grad": "gradient norm"}

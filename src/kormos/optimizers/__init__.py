@@ -6,7 +6,9 @@ from typing import Any
 
 import keras
 
+from kormos.optimizers.auto import Auto as Auto
 from kormos.optimizers.base import BatchOptimizer as BatchOptimizer
+from kormos.optimizers.chain import Chain as Chain
 from kormos.optimizers.dense import BFGS as BFGS
 from kormos.optimizers.dense import SSBFGS as SSBFGS
 from kormos.optimizers.dense import SSBroyden as SSBroyden
@@ -23,6 +25,7 @@ from kormos.suggestions import did_you_mean
 
 # Every name that `compile(optimizer=...)` takes, and what it makes.
 NAMES: dict[str, Callable[[], BatchOptimizer]] = {
+    "auto": Auto,
     "lbfgs": LBFGS,
     "lm": LevenbergMarquardt,
     "newton": Newton,
@@ -42,11 +45,10 @@ def get(identifier: Any) -> BatchOptimizer:
     """An optimizer of kormos, from its name or from an instance.
 
     Args:
-        identifier: a name, in any letter case: `"lbfgs"`, `"dense-bfgs"`,
-            `"ssbfgs"`, `"ssbroyden"`, `"newton"`, `"gauss-newton"` or `"lm"`;
-            a method of `scipy.optimize.minimize`, or `"scipy"` for its
-            L-BFGS-B; or an
-            instance, which is returned.
+        identifier: a name, in any letter case: `"auto"`, `"lbfgs"`,
+            `"dense-bfgs"`, `"ssbfgs"`, `"ssbroyden"`, `"newton"`,
+            `"gauss-newton"` or `"lm"`; a method of `scipy.optimize.minimize`,
+            or `"scipy"` for its L-BFGS-B; or an instance, which is returned.
 
     Returns:
         A `BatchOptimizer`.

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from typing import Any
 
-from kormos.optimizers.stage import Stage
 from kormos.session.result import Result
 from kormos.solvers.outcome import Outcome
 from kormos.solvers.protocols import Iterate
@@ -32,6 +31,7 @@ class SessionObserver:
         steps: accepted iterations in each of them.
         stride: iterations between two looks at a run.
         resamplers: the `Resample`s among the user's callbacks.
+        is_quiet: whether not to warn of what a run finds.
     """
 
     done: int = 0
@@ -39,6 +39,7 @@ class SessionObserver:
     steps: int = 1
     stride: int = 1
     resamplers: Sequence[Resample] = ()
+    is_quiet: bool = False
 
     @property
     def is_stopped(self) -> bool:
@@ -47,10 +48,6 @@ class SessionObserver:
 
     def begin(self, reporter: Reporter) -> None:
         """Called before anything is evaluated; it may assign variables."""
-
-    def begins(self, stage: Stage) -> bool:
-        """Called before a stage; returns whether the stage is to run."""
-        return True
 
     def run_begins(self, theta: Vector) -> None:
         """Called before each run of a solver, with its start."""

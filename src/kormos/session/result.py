@@ -7,10 +7,12 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 from typing import Any
+from typing import NamedTuple
 
 from kormos.markup import pairs_table
 from kormos.markup import paragraph
 from kormos.optional import pandas_module
+from kormos.session.plan import StageEnd
 from kormos.session.stamp import Stamp
 from kormos.solvers.outcome import Outcome
 from kormos.solvers.statuses import ADVICE
@@ -20,6 +22,28 @@ if TYPE_CHECKING:
     import pandas
 
 
+class Restart(NamedTuple):
+    """How far one of several starts got.
+
+    Attributes:
+        loss: the loss at its end.
+        status: `"winner"`, which ran on to the result; `"left behind"` by
+            better ones; or how it ended by itself.
+        iterations: its accepted iterations in the race.
+        evaluations: its evaluations in the race.
+        minimum: the number of the minimum that it has converged to, the same
+            for ends at the same point; `None` if it did not converge.
+        theta: its point, float64 array of shape `(size,)`.
+    """
+
+    loss: float
+    status: str
+    iterations: int
+    evaluations: int
+    minimum: int | None
+    theta: Vector
+
+
 @dataclasses.dataclass(repr=False)
 class Result:
     """How a fit or a minimization ended.
@@ -27,8 +51,9 @@ class Result:
     Attributes:
         status: `"converged"`, `"noise floor"`, `"iteration limit"`,
             `"evaluation limit"`, `"time limit"`, `"target reached"`,
-            `"stopped by callback"`, `"interrupted"`, `"line search failed"`,
-            `"stalled"`, `"unbounded"`, `"infeasible"` or `"non-finite"`.
+            `"stopped by callback"`, `"plateau"`, `"interrupted"`,
+            `"line search failed"`, `"stalled"`, `"unbounded"`,
+            `"infeasible"` or `"non-finite"`.
         message: a sentence that says so, with figures and advice.
         success: whether the end is an optimum: `"converged"`, by a tolerance,
             or `"noise floor"`, by the rounding of the loss.
@@ -57,6 +82,13 @@ class Result:
             of each constraint, a list of arrays `(m,)`: by how much the loss
             falls when a constraint's zero becomes a small number below it,
             per unit. `None` otherwise.
+        choice: with the optimizer `"auto"`, what was chosen and why.
+        restarts: with `restarts`, how far each start got, a list of tuples
+            with `loss`, `status`, `iterations`, `evaluations`, `minimum` and
+            `theta`.
+        stages: how each stage ended, with `name`, `status`, `loss`,
+            `iterations`, `evaluations` and `seconds`; one entry for a method
+            that is not a `Chain`.
     """
 
     status: str
@@ -78,6 +110,9 @@ class Result:
     theta: Vector | None = None
     multipliers: list[Vector] | None = None
     stamp: Stamp | None = None
+    choice: str = ""
+    restarts: list[Restart] = dataclasses.field(default_factory=list)
+    stages: list[StageEnd] = dataclasses.field(default_factory=list)
     _summarize: Callable[..., Any] | None = dataclasses.field(
         default=None, compare=False
     )

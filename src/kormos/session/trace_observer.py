@@ -49,36 +49,38 @@ _NEED_A_MODEL = (
 )
 
 
-def the_stage(
+def stages_of(
     name: str,
     optimizer: BatchOptimizer,
     max_iterations: int | None,
     **settings: Any,
-) -> Stage:
-    """The one stage of an optimizer."""
+) -> list[Stage]:
+    """The stages of an optimizer, for a door without a model."""
     if max_iterations is None:
         max_iterations = optimizer.epochs
     if max_iterations is None:
         max_iterations = DEFAULT_ITERATIONS
     stages = optimizer.stages(max_iterations, **settings)
-    if len(stages) != 1 or stages[0].pretrain_fn is not None:
+    if any(stage.pretrain_fn is not None for stage in stages):
         raise ValueError(
-            f"`kormos.{name}` runs one stage without `pretrain_fn`; call it "
-            f"once a stage. Received: {len(stages)} stages"
+            f"`kormos.{name}` has no model for a `pretrain_fn`: call it once "
+            f"a stage. Received: {len(stages)} stages, with a `pretrain_fn`"
         )
-    if stages[0].uses_batches:
+    if any(stage.uses_batches for stage in stages):
         raise ValueError(
-            f"`kormos.{name}` takes its steps on all of the data. "
-            "Received: an optimizer with stochastic=True"
+            f"`kormos.{name}` takes its steps on all of the data: leave out "
+            "`stochastic`, and give a `Chain` with one of Keras' optimizers "
+            "`full_batch=True`. Received: an optimizer that takes its steps "
+            "on batches"
         )
-    return stages[0]
+    return stages
 
 
 class TraceObserver(SessionObserver):
     """Records the iterations of a session.
 
     Args:
-        stage: the one stage.
+        stages: the stages.
         callbacks: functions `(iteration, logs)`, Keras callbacks that need no
             model, and `Resample`s.
         verbose: 0, 1, 2, 3 or `"auto"`.
@@ -89,7 +91,7 @@ class TraceObserver(SessionObserver):
 
     def __init__(
         self,
-        stage: Stage,
+        stages: Sequence[Stage],
         callbacks: Sequence[Any] = (),
         verbose: int | str = 0,
         own_limit: bool = True,
@@ -106,20 +108,18 @@ class TraceObserver(SessionObserver):
         mine = [c for c in callbacks if isinstance(c, keras.callbacks.Callback)]
         level = level_of(verbose, auto=int(is_interactive()))
         level = level if current().is_first else 0
-        self.end = stage.epochs or 0
-        self._shown = [Progress(self.end, level)] if level else []
+        last = sum(stage.epochs or 0 for stage in stages)
+        self._shown = [Progress(last, level)] if level else []
         self._model = _StandIn()
         self._keras = keras.callbacks.CallbackList([*self._shown, *mine])
         for callback in self._keras.callbacks:
             callback.set_model(self._model)
-            callback.set_params(
-                {"verbose": level, "epochs": self.end, "steps": 1}
-            )
+            callback.set_params({"verbose": level, "epochs": last, "steps": 1})
         # Progress only reads what is recorded, and needs no look at each.
         self._is_watching = bool(self._functions or mine)
         self._is_evaluated_too = is_evaluated_too
         self._own_limit = own_limit
-        self._is_quiet = is_quiet
+        self.is_quiet = is_quiet
         self._is_stopped = False
         self._logs: dict[str, Any] = {}
 
@@ -158,6 +158,7 @@ class TraceObserver(SessionObserver):
         self._logs = logs = {**logs, **self._looked(theta)}
         reporter.record.add(logs)
         self.done += 1
+        reporter.count(logs["loss"])
         if self._is_watching or self._is_evaluated_too:
             # Where somebody looks, a compiled call has one iterate.
             assert theta is not None
@@ -172,7 +173,7 @@ class TraceObserver(SessionObserver):
         self._model.history = types.SimpleNamespace(result=result)
         self._keras.on_train_end(self._logs)
         is_due = is_worth_a_warning(result, self._own_limit)
-        if is_due and not self._is_quiet:
+        if is_due and not self.is_quiet:
             warn(warning_of(result, self._shown), ConvergenceWarning)
 
     def abandon(self) -> None:
