@@ -109,12 +109,16 @@ def study(record, case, count):
     clean = ops.convert_to_numpy(case.predict(ops.convert_to_tensor(x)))
     at = ops.convert_to_numpy(case.predict(ops.convert_to_tensor(POINTS)))
     held, bands, unsure = [], [], 0
+
+    def residuals(data):
+        return case.predict(data["x"]) - data["y"]
+
     for seed in range(count):
         rng = np.random.default_rng(seed)
         y = clean + case.noise * rng.normal(size=ROWS)
         case.start()
         result = kormos.least_squares(
-            lambda d: case.predict(d["x"]) - d["y"],
+            residuals,
             case.variables,
             data={"x": x, "y": y},
             max_iterations=case.most_iterations,
