@@ -15,7 +15,7 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/$(VENV)/jax-cache
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 
 .PHONY: quickstart test $(addprefix test-,jax tensorflow torch) lint format clean
-.PHONY: bench bench-quick docs gallery
+.PHONY: bench bench-quick docs docs-check gallery
 .PHONY: test-compat test-oldest test-newest test-middle test-faults
 .PHONY: test-rounding test-fast
 
@@ -112,14 +112,19 @@ bench bench-quick: $(VENV)-bench/bench
 	$(VENV)-bench/bin/python benchmarks/report.py $(RESULTS) $(RESULTS)/performance
 
 # The site, in site/; `make gallery` runs the examples for its pages anew.
-docs: $(VENV)/docs
-	$(BIN)/mkdocs build --strict
+# `make docs-check` looks at every page in headless Chromium.
+docs: $(VENV)-docs/docs
+	KERAS_BACKEND=jax $(VENV)-docs/bin/sphinx-build -q -W --keep-going docs site
+
+docs-check: docs
+	$(VENV)-docs/bin/python -m pytest docs/checks $(PYTEST_ARGS)
 
 gallery: $(VENV)/test
 	KERAS_BACKEND=$(BACKEND) $(BIN)/python docs/make_gallery.py
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-middle $(VENV)-newest $(VENV)-bench out site
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-middle $(VENV)-newest \
+	    $(VENV)-bench $(VENV)-docs out site
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -152,8 +157,10 @@ $(VENV)/xla-flags: $(VENV)/test
 	    $(BIN)/python -c $(TRIAL) || exit 0; \
 	done 2> /dev/null && echo $(QUICK_XLA) > $@
 
-$(VENV)/docs: $(BIN)/python pyproject.toml
-	$(BIN)/python -m pip install --quiet -e ".[docs,jax]"
+$(VENV)-docs/docs: pyproject.toml docs/requirements.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --upgrade pip
+	$(@D)/bin/python -m pip install --quiet -e ".[jax]" -r docs/requirements.txt
 	@touch $@
 
 $(VENV)-oldest/test: pyproject.toml oldest.txt
