@@ -19,6 +19,7 @@ copyright = author
 extensions = [
     "keras_docstrings",
     "mathml",
+    "notebook",
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
