@@ -23,7 +23,13 @@ PAGES = [
 # One backend is enough for what no solver is tested by.
 PAGES_OF_USE = [
     ROOT / "docs" / f"{name}.md"
-    for name in ("why_did_it_stop", "saving", "tutorial", "likelihood")
+    for name in (
+        "why_did_it_stop",
+        "saving",
+        "tutorial",
+        "likelihood",
+        "residuals",
+    )
 ]
 FENCE = re.compile(r"```(python|text)\n(.*?)```", re.DOTALL)
 
