@@ -5,6 +5,7 @@ import pathlib
 
 import matplotlib.pyplot as plt
 from matplotlib import colors
+from matplotlib.figure import Figure
 
 # Contrasts of 3 and more against white and against the dark page.
 OURS = "#D1570A"
@@ -82,3 +83,38 @@ def markdown(path, about, classes=""):
         f"{{.only-{scheme}{classes}}}"
         for scheme in INKS
     )
+
+
+# Curves of other libraries, and what a curve is compared with.
+PEERS = ("Adam", "jaxopt", "optax", "TFP", "torch", "measured", "true")
+
+
+def stand_out(figure):
+    """Gives our curves the strong colors, and others thin grey ones."""
+    for axis in figure.axes:
+        lines = [line for line in axis.lines if not is_ink(line.get_color())]
+        peers = [n for n in lines if any(p in n.get_label() for p in PEERS)]
+        ours = [line for line in lines if line not in peers]
+        for i, line in enumerate(ours):
+            strong = (OURS, *OURS_TOO)
+            line.set(color=strong[i % len(strong)], linewidth=2.2)
+        for i, line in enumerate(peers):
+            line.set(color=OTHERS[i % len(OTHERS)], linewidth=1.3)
+        legend = axis.get_legend()
+        if legend and lines:
+            # A legend copies the colors that it finds.
+            axis.legend(frameon=False)
+
+
+def write_both():
+    """Makes `savefig` of a script write the pictures of both pages."""
+    original = Figure.savefig
+
+    def savefig(figure, path, **options):
+        stand_out(figure)
+        Figure.savefig = original
+        with style():
+            save(figure, path, **options)
+        Figure.savefig = savefig
+
+    Figure.savefig = savefig

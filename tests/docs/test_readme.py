@@ -29,6 +29,7 @@ PAGES_OF_USE = [
         "tutorial",
         "likelihood",
         "residuals",
+        "coming_from",
     )
 ]
 FENCE = re.compile(r"```(python|text)\n(.*?)```", re.DOTALL)
