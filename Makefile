@@ -98,6 +98,7 @@ lint: $(VENV)/test
 	$(BIN)/ruff check .
 	KERAS_BACKEND=jax $(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python docs/lint_prose.py
 
 format: $(VENV)/test
 	$(BIN)/ruff check --fix .

@@ -86,7 +86,7 @@ def markdown(path, about, classes=""):
 
 
 # Curves of other libraries, and what a curve is compared with.
-PEERS = ("Adam", "jaxopt", "optax", "TFP", "torch", "measured", "true")
+PEERS = ("Adam", "jaxopt", "optax", "TFP", "torch", "SciPy", "true")
 
 
 def stand_out(figure):
