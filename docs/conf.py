@@ -51,6 +51,7 @@ html_css_files = ["kormos.css"]
 html_math_renderer = "mathml"
 html_copy_source = False
 html_show_sourcelink = False
+html_context = {"default_mode": "auto"}
 html_theme_options = {
     "logo": {"text": "kormos"},
     "header_links_before_dropdown": 8,
