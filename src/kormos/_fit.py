@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 from kormos import optimizers
 from kormos.checks import check_count
@@ -15,20 +16,26 @@ from kormos.data.rows import RowReader
 from kormos.data.rows import Rows
 from kormos.float64.evaluation import check_precision
 from kormos.inspection.check import check as check_objective
+from kormos.inspection.choice import choose
 from kormos.inspection.report import Report
 from kormos.objective import Objective
 from kormos.objective.fixed import with_fixed
+from kormos.objective.keras_model.initial_weights import draw_weights
+from kormos.optimizers.auto import Auto
 from kormos.optimizers.base import BatchOptimizer
 from kormos.optimizers.stage import Stage
 from kormos.processes import apart
 from kormos.processes import current
 from kormos.processes import processes_of
 from kormos.processes import shared
+from kormos.session import race
 from kormos.session.keras_observer import KerasObserver
 from kormos.session.run import checked_budget
 from kormos.session.session import Session
 from kormos.session.sharing import share_values
 from kormos.session.task import Task
+from kormos.solvers.budget import Budget
+from kormos.types import Vector
 from kormos.warn import warn
 
 
@@ -61,6 +68,8 @@ def fit(
     max_seconds: float | None = None,
     target_loss: float | None = None,
     resume: bool = False,
+    restarts: int | None = None,
+    seed: int = 0,
     precision: str | None = None,
     check: bool = False,
     stream: bool = False,
@@ -122,6 +131,12 @@ def fit(
             unchanged data and weights the iterates are those of one long fit.
             After `BackupAndRestore` restored a state, that is so anyway.
             SciPy's methods keep none, and go on from the weights only.
+        restarts: the number of starts that race against one another: the
+            present weights, and others that the layers' own initializers
+            draw. Each is given as many evaluations, and the better half goes
+            on, until one is left, which runs to its end and stays in the
+            model. `history.result.restarts` tells how far each got.
+        seed: of what `restarts` draws.
         precision: `"float64"` to evaluate in float64 whatever the dtype of the
             model is, which keeps its weights rounded; `"auto"` to go on so
             where float32 ends, at its noise floor or where it is not finite.
@@ -176,16 +191,20 @@ def fit(
     _check_steps(steps_per_epoch, validation_steps, validation_data)
     _check_split(x, validation_split, validation_data, stream)
     batches = steps_per_epoch if needs_steps(x) else None
-    observer = KerasObserver(
-        model,
-        stages,
-        callbacks,
-        verbose,
-        initial_epoch,
-        1 if batches else steps_per_epoch or 1,
-        validation_freq,
-        own_limit=epochs is not None or optimizer.epochs is not None,
-    )
+
+    def observer_of(stages: Sequence[Stage]) -> KerasObserver:
+        return KerasObserver(
+            model,
+            stages,
+            callbacks,
+            verbose,
+            initial_epoch,
+            1 if batches else steps_per_epoch or 1,
+            validation_freq,
+            own_limit=epochs is not None or optimizer.epochs is not None,
+        )
+
+    observer = observer_of(stages)
     validation_batch_size = validation_batch_size or batch_size
     read = RowReader(reading.dtype_for(model, precision), stream, allow_nan)
     train = read.training(x, y, sample_weight, batch_size, batches)
@@ -200,12 +219,30 @@ def fit(
     objectives = _Objectives(
         model, stages, train, validation, training, precision
     )
-    report = objectives.check(verbose) if check else None
     if fixed is not None:
         given = optimizer.bounds if bounds is None else bounds
         bounds = with_fixed(given, fixed, model.trainable_variables)
     task = Task(optimizer, objectives, bounds, constraints, model)
-    Session(optimizer, stages, task, observer, budget=budget, resume=resume)()
+    if isinstance(optimizer, Auto):
+        task.prepare([])
+        optimizer.take(choose(task, is_timed=max_seconds is not None))
+        stages = optimizer.stages(epochs, **settings)
+        objectives.stages, observer = stages, observer_of(stages)
+        if verbose:
+            print(optimizer.choice)
+    report = objectives.check(verbose) if check else None
+
+    def session_for(budget: Budget, resume: bool) -> Session:
+        return Session(
+            optimizer, stages, task, observer, budget=budget, resume=resume
+        )
+
+    def drawn(rng: np.random.Generator) -> Vector:
+        packing = task.objective.program.packing
+        return packing.join_arrays(draw_weights(model, rng))
+
+    asked = race.Restarts(restarts, None, seed, drawn, bool(verbose))
+    race.run(session_for, optimizer, stages, task, budget, resume, asked)
     model.history.check = report
     return model.history
 
@@ -232,7 +269,7 @@ class _Objectives:
         precision: str | None,
     ):
         self._model = model
-        self._stages = stages
+        self.stages = stages
         self._train = train
         self._validation = validation
         self._training = training
@@ -243,7 +280,7 @@ class _Objectives:
         model, precision = self._model, self._precision
         with_jacobian = any(
             stage.uses_jacobian and not stage.uses_batches
-            for stage in self._stages
+            for stage in self.stages
         )
         objective = Objective(
             model,
@@ -274,7 +311,7 @@ class _Objectives:
                 batch_size=self._train.batch_size,
                 training=self._training,
                 precision=None if precision == "auto" else precision,
-                hessian=any(stage.uses_hessian for stage in self._stages),
+                hessian=any(stage.uses_hessian for stage in self.stages),
             )
         if verbose and current().is_first:
             print(report)
@@ -310,7 +347,8 @@ def _check_batch_sizes(
     ):
         if value is not None:
             check_count(name, value, 1)
-    if batch_size is None and any(stage.uses_batches for stage in stages):
+    is_stochastic = any(s.uses_batches and not s.assigns for s in stages)
+    if batch_size is None and is_stochastic:
         raise ValueError(
             "Argument `stochastic=True` takes a step on each batch of rows: "
             "give `batch_size`. Received: batch_size=None"

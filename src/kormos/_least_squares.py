@@ -11,25 +11,32 @@ from kormos import optimizers
 from kormos.checks import check_count
 from kormos.checks import check_reduction
 from kormos.float64.evaluation import check_precision
+from kormos.inspection.choice import choose
 from kormos.objective.bounds import moved_into_bounds
 from kormos.objective.fixed import with_fixed
 from kormos.objective.functions import robust
 from kormos.objective.functions.broadcasts import warn_of_broadcasts
 from kormos.objective.functions.residuals import ResidualObjective
 from kormos.objective.functions.sigma import over_sigma
+from kormos.optimizers.auto import Auto
 from kormos.processes import shared
+from kormos.session import race
 from kormos.session.result import Result
+from kormos.session.reweigh import Reweigh
 from kormos.session.run import checked_budget
 from kormos.session.session import Session
 from kormos.session.sharing import processes_of_data
 from kormos.session.sharing import share_values
 from kormos.session.task import Task
 from kormos.session.trace_observer import TraceObserver
-from kormos.session.trace_observer import the_stage
+from kormos.session.trace_observer import stages_of
+from kormos.solvers.budget import Budget
 from kormos.solvers.rejections import or_else
 from kormos.statistics.results import of_residuals
 from kormos.statistics.results import with_summary
 
+# The iterations between two calls of a function that weighs blocks.
+_REWEIGHED = 10
 # The most fits that estimate `f_scale="auto"`. Our choice: they agree after a
 # few, and more would only cost time.
 _MOST_ROUNDS = 10
@@ -50,7 +57,7 @@ def least_squares(
     batch_size: int | None = None,
     loss: str = "linear",
     f_scale: float | str | dict[str, float] = 1.0,
-    loss_weights: dict[str, float] | None = None,
+    loss_weights: Any = None,
     reduction: str = "mean",
     max_iterations: int | None = None,
     bounds: Any = None,
@@ -61,6 +68,9 @@ def least_squares(
     max_seconds: float | None = None,
     target_loss: float | None = None,
     resume: bool = False,
+    restarts: int | None = None,
+    starts: Any = None,
+    seed: int = 0,
     precision: str | None = None,
     nan_policy: str = "raise",
 ) -> Result:
@@ -100,7 +110,10 @@ def least_squares(
             deviation of the residuals of fits by `"soft_l1"`, which are run
             first and not part of the result, and 4.685 times that for
             `"tukey"`.
-        loss_weights: dict from a block's name to its weight in the loss.
+        loss_weights: dict from a block's name to its weight in the loss; or a
+            function `(iteration, residuals)` that returns one, which is called
+            at the start and every ten iterations, as `kormos.callbacks.Reweigh`
+            calls it.
         reduction: `"mean"`, or `"sum"` for sums in place of means.
         max_iterations: the most accepted iterations. Defaults to 1000.
         bounds: as `kormos.minimize` takes them.
@@ -120,6 +133,15 @@ def least_squares(
         target_loss: the loss at which to end.
         resume: whether to go on with what `method`, an optimizer of kormos'
             own, knows of its latest run.
+        restarts: the number of starts that race against one another: each is
+            given as many evaluations, and the better half goes on, until one
+            is left, which runs to its end. What the variables hold is the
+            first start. `result.restarts` tells how far each got.
+        starts: where the others come from: a function `(count, rng)` that
+            returns an array of shape `(count, size)`, of all variables in
+            order, or an array of shape `(count, *shape)` for each variable;
+            or such arrays. Defaults to points drawn from finite `bounds`.
+        seed: of `rng`, a `numpy.random.Generator`.
         precision: `"float64"` to evaluate in float64 whatever the dtype of the
             variables is, which keep the solution rounded; `"auto"` to go on so
             where float32 ends, at its noise floor or where it is not finite.
@@ -160,11 +182,15 @@ def least_squares(
             )
         residual_fn, data = over_sigma(residual_fn, data, sigma)
     optimizer = optimizers.get(method)
-    stage = the_stage("least_squares", optimizer, max_iterations)
+    stages = stages_of("least_squares", optimizer, max_iterations)
     budget = checked_budget(max_evals, max_seconds, target_loss)
     check_precision(precision)
+    follows = None
+    if callable(loss_weights):
+        follows, loss_weights = Reweigh(loss_weights, _REWEIGHED), None
+        callbacks = [*(callbacks or []), follows]
     observer = TraceObserver(
-        stage,
+        stages,
         callbacks or [],
         verbose,
         own_limit=max_iterations is not None or optimizer.epochs is not None,
@@ -176,7 +202,8 @@ def least_squares(
         loss_weights=loss_weights,
         reduction=reduction,
         batch_size=batch_size,
-        with_jacobian=stage.uses_jacobian,
+        with_jacobian=isinstance(optimizer, Auto)
+        or any(stage.uses_jacobian for stage in stages),
         precision=precision,
         nan_policy=nan_policy,
     )
@@ -188,9 +215,12 @@ def least_squares(
     with moved_into_bounds(variables, bounds):
         objective = make_objective(data, loss, scale)
         warn_of_broadcasts(objective)
+        if follows is not None:
+            follows.replace(objective, 0)
         if is_automatic and loss != "linear":
             trial = make_objective(data, "soft_l1", scale)
-            scale = _automatic_scales(loss, trial, stage.epochs, bounds)
+            most = max(stage.epochs or 0 for stage in stages)
+            scale = _automatic_scales(loss, trial, most, bounds)
             objective.rescale(scale)
         held_out = None
         if validation_data is not None:
@@ -199,10 +229,26 @@ def least_squares(
                 validation_data, loss, scale, data_name="validation_data"
             )
         task = Task(optimizer, lambda: (objective, held_out), bounds)
-        session = Session(
-            optimizer, [stage], task, observer, budget=budget, resume=resume
+        if isinstance(optimizer, Auto):
+            task.prepare([])
+            optimizer.take(choose(task, has_residuals=True))
+            stages = stages_of("least_squares", optimizer, max_iterations)
+
+        def session_for(budget: Budget, resume: bool) -> Session:
+            return Session(
+                optimizer, stages, task, observer, budget=budget, resume=resume
+            )
+
+        result = race.run(
+            session_for,
+            optimizer,
+            stages,
+            task,
+            budget,
+            resume,
+            race.Restarts(restarts, starts, seed),
         )
-    return with_summary(session(), of_residuals, task)
+    return with_summary(result, of_residuals, task)
 
 
 def _check_choices(loss: Any, reduction: Any, nan_policy: Any) -> None:
@@ -262,7 +308,7 @@ def _estimated_spreads(
             optimizer,
             [stage],
             Task(optimizer, lambda: (objective, None), bounds),
-            TraceObserver(stage, is_quiet=True),
+            TraceObserver([stage], is_quiet=True),
         )()
         before, found = found, spreads()
         if all(abs(found[k] - before[k]) <= _AGREE * before[k] for k in found):

@@ -9,12 +9,15 @@ from kormos import optimizers
 from kormos.checks import check_count
 from kormos.checks import check_reduction
 from kormos.float64.evaluation import check_precision
+from kormos.inspection.choice import choose
 from kormos.objective.base import FlatObjective
 from kormos.objective.bounds import moved_into_bounds
 from kormos.objective.fixed import with_fixed
 from kormos.objective.functions.row_losses import RowLossObjective
 from kormos.objective.functions.scalar import FunctionObjective
+from kormos.optimizers.auto import Auto
 from kormos.processes import shared
+from kormos.session import race
 from kormos.session.result import Result
 from kormos.session.run import checked_budget
 from kormos.session.session import Session
@@ -22,7 +25,8 @@ from kormos.session.sharing import processes_of_data
 from kormos.session.sharing import share_values
 from kormos.session.task import Task
 from kormos.session.trace_observer import TraceObserver
-from kormos.session.trace_observer import the_stage
+from kormos.session.trace_observer import stages_of
+from kormos.solvers.budget import Budget
 from kormos.statistics.results import of_loss
 from kormos.statistics.results import with_summary
 
@@ -50,6 +54,9 @@ def minimize(
     max_seconds: float | None = None,
     target_loss: float | None = None,
     resume: bool = False,
+    restarts: int | None = None,
+    starts: Any = None,
+    seed: int = 0,
     precision: str | None = None,
 ) -> Result:
     """Minimizes a loss over Keras variables, of models or free ones.
@@ -103,6 +110,15 @@ def minimize(
         target_loss: the loss at which to end.
         resume: whether to go on with the curvature that `method`, an
             optimizer of kormos' own, has of its latest run.
+        restarts: the number of starts that race against one another: each is
+            given as many evaluations, and the better half goes on, until one
+            is left, which runs to its end. What the variables hold is the
+            first start. `result.restarts` tells how far each got.
+        starts: where the others come from: a function `(count, rng)` that
+            returns an array of shape `(count, size)`, of all variables in
+            order, or an array of shape `(count, *shape)` for each variable;
+            or such arrays. Defaults to points drawn from finite `bounds`.
+        seed: of `rng`, a `numpy.random.Generator`.
         precision: `"float64"` to evaluate in float64 whatever the dtype of the
             variables is, which keep the solution rounded; `"auto"` to go on so
             where float32 ends, at its noise floor or where it is not finite.
@@ -127,7 +143,7 @@ def minimize(
     ```
     """
     optimizer = optimizers.get(method)
-    stage = the_stage(
+    stages = stages_of(
         "minimize", optimizer, max_iterations, options=options, tol=tol
     )
     budget = checked_budget(max_evals, max_seconds, target_loss)
@@ -135,7 +151,7 @@ def minimize(
     bounds = optimizer.bounds if bounds is None else bounds
     bounds = with_fixed(bounds, fixed, variables)
     observer = TraceObserver(
-        stage,
+        stages,
         [callback, *(callbacks or [])] if callback else callbacks or [],
         verbose,
         own_limit=max_iterations is not None or optimizer.epochs is not None,
@@ -149,16 +165,32 @@ def minimize(
             loss_fn, variables, data, batch_size, reduction, precision
         )
         task = Task(optimizer, lambda: (objective, None), bounds, constraints)
-        session = Session(
+        if isinstance(optimizer, Auto):
+            task.prepare([])
+            optimizer.take(choose(task))
+            stages = stages_of("minimize", optimizer, max_iterations)
+
+        def session_for(budget: Budget, resume: bool) -> Session:
+            return Session(
+                optimizer,
+                stages,
+                task,
+                observer,
+                budget=budget,
+                resume=resume,
+                loss_callback=loss_callback,
+            )
+
+        result = race.run(
+            session_for,
             optimizer,
-            [stage],
+            stages,
             task,
-            observer,
-            budget=budget,
-            resume=resume,
-            loss_callback=loss_callback,
+            budget,
+            resume,
+            race.Restarts(restarts, starts, seed),
         )
-    return with_summary(session(), of_loss, task)
+    return with_summary(result, of_loss, task)
 
 
 def _objective(

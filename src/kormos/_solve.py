@@ -10,7 +10,7 @@ from kormos.session.run import checked_budget
 from kormos.session.session import Session
 from kormos.session.task import Task
 from kormos.session.trace_observer import TraceObserver
-from kormos.session.trace_observer import the_stage
+from kormos.session.trace_observer import stages_of
 from kormos.solvers.protocols import Objective
 
 
@@ -92,23 +92,29 @@ def solve(
     ```
     """
     optimizer = optimizers.get(method)
-    stage = the_stage(
+    stages = stages_of(
         "solve", optimizer, max_iterations, options=options, tol=tol
     )
+    if any(stage.assigns for stage in stages):
+        raise ValueError(
+            "Keras' own optimizers update variables, and `kormos.solve` has "
+            "a vector: use `kormos.minimize`, or a `Chain` of methods of "
+            f"kormos. Received: method='{optimizer.name}'"
+        )
     budget = checked_budget(max_evals, max_seconds, target_loss)
     observer = TraceObserver(
-        stage,
+        stages,
         callbacks or [],
         verbose,
         own_limit=max_iterations is not None or optimizer.epochs is not None,
     )
     observer.refuse_resamplers("solve")
     given = GivenObjective(objective, theta)
-    if stage.uses_hessian:
+    if any(stage.uses_hessian for stage in stages):
         given.check_hessian()
     result = Session(
         optimizer,
-        [stage],
+        stages,
         Task(
             optimizer,
             lambda: (given, None),

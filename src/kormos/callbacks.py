@@ -2,5 +2,6 @@
 
 from kormos.session.backup import BackupAndRestore
 from kormos.session.resample import Resample
+from kormos.session.reweigh import Reweigh
 
-__all__ = ["BackupAndRestore", "Resample"]
+__all__ = ["BackupAndRestore", "Resample", "Reweigh"]

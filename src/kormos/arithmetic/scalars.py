@@ -14,9 +14,9 @@ from typing import Any
 from typing import TypeVar
 
 import numpy as np
-from keras import ops
 from keras import tree
 
+from kormos.backend import ops
 from kormos.types import Scalar
 from kormos.types import Tensor
 

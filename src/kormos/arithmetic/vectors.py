@@ -7,9 +7,9 @@ Unless Keras computes in true float64, `keras.ops` rounds `dot`, `matmul`,
 
 import keras
 import numpy as np
-from keras import ops
 
 from kormos import backend
+from kormos.backend import ops
 from kormos.types import Array
 from kormos.types import Scalar
 from kormos.types import Tensor

@@ -12,6 +12,9 @@ Compilation and calls:
 - `compile_loop(fn)`: `fn(state, *args) -> state`, compiled as one program if
   the backend can. A state is a list of arrays, whose memory may be used again,
   and vectors of numbers, which are NumPy's on an eager backend.
+- `Graphs().recorded(fn)`: `fn`, called without its Python code where that is
+  possible, on a backend that is eager. `clear()` forgets what was recorded.
+- `eagerly()`: a scope in which a function so recorded is called as it is.
 - `attempt(fn, *args)`: `fn(*args)`, or tensors of the right shapes if the
   numerics fail.
 - `dry_run(fn, *args)`: tensors of the shapes of `fn(*args)`, with any values.
@@ -24,6 +27,8 @@ Compilation and calls:
 
 Tensors:
 
+- `ops`: the functions of `keras.ops` that solvers call, without what they cost
+  on an eager backend.
 - `on_cpu()`: whether tensors are in the memory of the CPU.
 - `chunk_numbers()`: how many numbers a layer should return at once.
 - `scalar(tensor)`: a scalar tensor in the form in which solvers decide by it:
@@ -115,6 +120,10 @@ TensorFlow's `MirroredStrategy`:
 import keras
 
 if keras.backend.backend() == "jax":
+    from keras import ops as ops
+
+    from kormos.backend.common import Graphs as Graphs
+    from kormos.backend.common import eagerly as eagerly
     from kormos.backend.common import on_device as on_device
     from kormos.backend.common import own_copies as own_copies
     from kormos.backend.common import parameters_met as parameters_met
@@ -167,9 +176,13 @@ if keras.backend.backend() == "jax":
     from kormos.backend.jax_processes import process_group as process_group
     from kormos.backend.jax_processes import unasked as unasked
 elif keras.backend.backend() == "tensorflow":
+    from keras import ops as ops
+
+    from kormos.backend.common import Graphs as Graphs
     from kormos.backend.common import alone as alone
     from kormos.backend.common import check_forward_mode as check_forward_mode
     from kormos.backend.common import devices as devices
+    from kormos.backend.common import eagerly as eagerly
     from kormos.backend.common import gather as gather
     from kormos.backend.common import keep_spread as keep_spread
     from kormos.backend.common import laid_out as laid_out
@@ -221,6 +234,9 @@ elif keras.backend.backend() == "tensorflow":
     from kormos.backend.tensorflow_rows import map_rows as map_rows
     from kormos.backend.tensorflow_rows import row_jacobian as row_jacobian
 elif keras.backend.backend() == "torch":
+    from kormos.backend import torch_ops
+
+    ops = torch_ops
     from kormos.backend.common import alone as alone
     from kormos.backend.common import check_forward_mode as check_forward_mode
     from kormos.backend.common import devices as devices
@@ -268,6 +284,8 @@ elif keras.backend.backend() == "torch":
     from kormos.backend.torch import values as values
     from kormos.backend.torch import view as view
     from kormos.backend.torch import vjp as vjp
+    from kormos.backend.torch_graphs import Graphs as Graphs  # type: ignore[assignment]
+    from kormos.backend.torch_graphs import eagerly as eagerly
     from kormos.backend.torch_processes import add_up as add_up
     from kormos.backend.torch_processes import named_loss as named_loss
     from kormos.backend.torch_processes import place_in as place_in

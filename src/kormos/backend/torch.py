@@ -22,6 +22,8 @@ from kormos.backend import common
 from kormos.backend.common import as_tensor
 from kormos.backend.common import values_and_jacobian
 from kormos.backend.torch_operations import differentiable
+from kormos.backend.torch_recording import Unrecordable
+from kormos.backend.torch_recording import is_recording
 from kormos.types import Array
 from kormos.types import Scalar
 from kormos.types import Structure
@@ -347,7 +349,7 @@ def row_jacobian(
                 is_mapped = True
                 return values, list(map(_in_memory, derivatives))
             except Exception as error:
-                if is_mapped or is_numerical(error):
+                if is_mapped or is_recording() or is_numerical(error):
                     raise
                 # `torch.func` cannot map some operation.
         found = map_rows(functools.partial(_jacobian, fn, parts), rows)
@@ -357,10 +359,17 @@ def row_jacobian(
     return wrapped
 
 
+# A loop over more rows is not recorded. Our choice: it may call hundreds of
+# operations for each.
+_MOST_RECORDED = 32
+
+
 def map_rows(
     fn: Callable[[Structure], Structure], rows: Structure
 ) -> Structure:
     count = pytree.tree_leaves(rows)[0].shape[0]
+    if is_recording() and count > _MOST_RECORDED:
+        raise Unrecordable
     found = [
         fn(pytree.tree_map(lambda array, i=i: array[i], rows))
         for i in range(count)

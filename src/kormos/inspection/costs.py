@@ -187,6 +187,18 @@ def choose(methods: list[MethodCost]) -> tuple[str, str]:
     )
 
 
+def is_dense_cheap(size: int, seconds: float) -> bool:
+    """Whether a dense matrix costs little compared to an evaluation.
+
+    Args:
+        size: the number of parameters.
+        seconds: the seconds of an evaluation.
+    """
+    step = _EVALUATIONS * seconds
+    algebra = 8 * _BYTES * size**2 / _Pace().bytes
+    return step + algebra <= _WORTH_OF_DENSE * step
+
+
 class _Pace:
     """How fast this machine computes in float64.
 

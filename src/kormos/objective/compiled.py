@@ -11,10 +11,10 @@ from typing import TypeAlias
 from typing import TypeVar
 
 import keras
-from keras import ops
 from keras import tree
 
 from kormos import backend
+from kormos.backend import ops
 from kormos.data.memory import ByDevice
 from kormos.data.variables import reads_seeds
 from kormos.data.variables import snapshot
@@ -40,12 +40,13 @@ Chunks: TypeAlias = tuple[SpreadPair, ...]
 ChunkLoss: TypeAlias = Callable[
     [list[Tensor] | None, list[Tensor] | None, Tensor, Chunk], Scalar
 ]
+# A function `(..., chunk) -> tensors` of what a chunk adds to sums.
+ChunkTerm: TypeAlias = Callable[..., tuple[Tensor, ...]]
 # A function that compiles a function.
 Compiler: TypeAlias = Callable[
     [Callable[..., Structure]], Callable[..., Structure]
 ]
 
-_Fn = TypeVar("_Fn")
 _State = TypeVar("_State")
 
 
@@ -77,6 +78,7 @@ class Program:
             one or two calls.
         traces: how often each function was traced, which tests of the caches
             read.
+        graphs: what an eager backend records of the functions of a chunk.
     """
 
     def __init__(
@@ -92,8 +94,15 @@ class Program:
         self.is_verified = False
         self.traces: collections.Counter[str] = collections.Counter()
         self.chunk_losses = chunk_losses
-        self._gradients = [backend.value_and_grad(fn) for fn in chunk_losses]
-        self._hessians = [backend.hvp(fn) for fn in chunk_losses]
+        self.graphs = backend.Graphs()
+        self._values, self._gradients, self._hessians = (
+            [self.graphs.recorded(of_chunk(fn)) for fn in chunk_losses]
+            for of_chunk in (
+                self._value_of,
+                self._value_and_grad_of,
+                self._hvp_of,
+            )
+        )
         self.value = compile(self._value)
         self.value_and_grad = compile(self.trace_value_and_grad)
         self.hvp = compile(self.trace_hvp)
@@ -142,14 +151,9 @@ class Program:
         chunks: Chunks,
     ) -> Scalar:
         self.traces["value"] += 1
-        parts = self.packing.unpack(theta)
-
-        def term(fn: ChunkLoss, chunk: Chunk) -> tuple[Tensor, ...]:
-            loss = fn(parts, frozen, term_factors, chunk)
-            return (ops.cast(loss, theta.dtype),)
-
+        known = theta, frozen, term_factors
         zeros = (scalar_zero(theta),)
-        return sum_over_chunks(term, self.chunk_losses, chunks, zeros)[0]
+        return sum_over_chunks(self._values, known, chunks, zeros)[0]
 
     def trace_value_and_grad(
         self,
@@ -160,19 +164,9 @@ class Program:
     ) -> tuple[Scalar, Tensor]:
         """Loss and gradient, for use inside a compiled function."""
         self.traces["value_and_grad"] += 1
-        parts = self.packing.unpack(theta)
-
-        def term(
-            fn: Callable[..., Structure], chunk: Chunk
-        ) -> tuple[Tensor, ...]:
-            loss, gradients = fn(parts, frozen, term_factors, chunk)
-            return (
-                ops.cast(loss, theta.dtype),
-                self.packing.pack(gradients, theta.dtype),
-            )
-
-        zeros = (scalar_zero(theta), ops.zeros_like(theta))
-        return sum_over_chunks(term, self._gradients, chunks, zeros)
+        known = theta, frozen, term_factors
+        zeros = scalar_zero(theta), ops.zeros_like(theta)
+        return sum_over_chunks(self._gradients, known, chunks, zeros)
 
     def trace_hvp(
         self,
@@ -184,17 +178,54 @@ class Program:
     ) -> Tensor:
         """The Hessian times a vector, for use inside a compiled function."""
         self.traces["hvp"] += 1
-        parts = self.packing.unpack(theta)
-        tangents = self.packing.unpack(vector)
+        known = theta, vector, frozen, term_factors
+        zeros = (ops.zeros_like(theta),)
+        return sum_over_chunks(self._hessians, known, chunks, zeros)[0]
+
+    def _value_of(self, fn: ChunkLoss) -> ChunkTerm:
+        """What a chunk adds to `value`."""
 
         def term(
-            fn: Callable[..., Structure], chunk: Chunk
+            theta: Tensor, frozen: list[Tensor], factors: Tensor, chunk: Chunk
         ) -> tuple[Tensor, ...]:
-            products = fn(parts, tangents, frozen, term_factors, chunk)
+            loss = fn(self.packing.unpack(theta), frozen, factors, chunk)
+            return (ops.cast(loss, theta.dtype),)
+
+        return term
+
+    def _value_and_grad_of(self, fn: ChunkLoss) -> ChunkTerm:
+        """What a chunk adds to `value_and_grad`."""
+        differentiated = backend.value_and_grad(fn)
+
+        def term(
+            theta: Tensor, frozen: list[Tensor], factors: Tensor, chunk: Chunk
+        ) -> tuple[Tensor, ...]:
+            loss, gradients = differentiated(
+                self.packing.unpack(theta), frozen, factors, chunk
+            )
+            return (
+                ops.cast(loss, theta.dtype),
+                self.packing.pack(gradients, theta.dtype),
+            )
+
+        return term
+
+    def _hvp_of(self, fn: ChunkLoss) -> ChunkTerm:
+        """What a chunk adds to `hvp`."""
+        product = backend.hvp(fn)
+
+        def term(
+            theta: Tensor,
+            vector: Tensor,
+            frozen: list[Tensor],
+            factors: Tensor,
+            chunk: Chunk,
+        ) -> tuple[Tensor, ...]:
+            parts, tangents = map(self.packing.unpack, (theta, vector))
+            products = product(parts, tangents, frozen, factors, chunk)
             return (self.packing.pack(products, theta.dtype),)
 
-        zeros = (ops.zeros_like(theta),)
-        return sum_over_chunks(term, self._hessians, chunks, zeros)[0]
+        return term
 
 
 def refuse_gauss_newton(received: str) -> NoReturn:
@@ -216,16 +247,16 @@ def scalar_zero(theta: Tensor) -> Scalar:
 
 
 def sum_over_chunks(
-    term: Callable[[_Fn, Chunk], tuple[Tensor, ...]],
-    fns: Sequence[_Fn],
+    fns: Sequence[ChunkTerm],
+    known: Sequence[Structure],
     chunks: Chunks,
     total: tuple[Tensor, ...],
 ) -> tuple[Tensor, ...]:
     """Sums of tensors over the chunks of every function.
 
     Args:
-        term: function `(fn, chunk) -> tensors`, of what is added up.
-        fns: the functions.
+        fns: functions `(*known, chunk) -> tensors`, of what is added up.
+        known: their first arguments.
         chunks: a pair for each of them.
         total: where the sums start: zeros.
     """
@@ -233,9 +264,9 @@ def sum_over_chunks(
     for fn, pair in zip(fns, chunks, strict=True):
 
         def add(
-            total: tuple[Tensor, ...], chunk: Chunk, fn: _Fn = fn
+            total: tuple[Tensor, ...], chunk: Chunk, fn: ChunkTerm = fn
         ) -> tuple[Tensor, ...]:
-            pairs = zip(total, term(fn, chunk), strict=True)
+            pairs = zip(total, fn(*known, chunk), strict=True)
             return tuple(a + b for a, b in pairs)
 
         total = fold_chunks(add, pair, total, zeros, is_sum=True)

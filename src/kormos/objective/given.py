@@ -189,6 +189,10 @@ class _GivenMatrix:
     def bend(self, theta: Vector, vector: Vector) -> NoReturn:
         raise NotImplementedError
 
+    def bend_of_rows(self, theta: Vector, vector: Vector) -> None:
+        """`None`: second derivatives are not known."""
+        del theta, vector
+
     def _at(self, theta: Vector) -> Matrix:
         size = self._objective.size
         matrix = to_array(self._matrix(np.array(theta)))

@@ -6,10 +6,10 @@ from typing import Any
 import keras
 import numpy as np
 import numpy.typing as npt
-from keras import ops
 
 from kormos import backend
 from kormos.arithmetic.vectors import rounding
+from kormos.backend import ops
 from kormos.data.variables import assign
 from kormos.types import Array
 from kormos.types import Tensor
@@ -56,11 +56,16 @@ class Packing:
 
     def unpack(self, theta: Tensor) -> list[Tensor]:
         """Splits a flat tensor into tensors like the variables."""
+        is_alike = len(set(self.dtypes)) == 1
+        if is_alike:
+            # On an eager backend every operation takes as long as any other.
+            theta = ops.cast(theta, self.dtypes[0])
         parts, start = [], 0
         for end, dtype, shape in zip(
             self._ends, self.dtypes, self.shapes, strict=True
         ):
-            part = ops.cast(theta[start:end], dtype)
+            part = theta[start:end]
+            part = part if is_alike else ops.cast(part, dtype)
             # On an eager backend a reshape takes as long as a small layer.
             parts.append(part if len(shape) == 1 else ops.reshape(part, shape))
             start = end
@@ -68,8 +73,11 @@ class Packing:
 
     def pack(self, parts: Sequence[Tensor], dtype: Any) -> Tensor:
         """Joins tensors like the variables into one flat tensor."""
-        flat = [ops.cast(ops.reshape(part, (-1,)), dtype) for part in parts]
-        return ops.concatenate(flat) if flat[1:] else flat[0]
+        flat = [ops.reshape(part, (-1,)) for part in parts]
+        if len({part.dtype for part in flat}) > 1:
+            flat = [ops.cast(part, dtype) for part in flat]
+        joined = ops.concatenate(flat) if flat[1:] else flat[0]
+        return ops.cast(joined, dtype)
 
     def split_array(self, theta: Vector) -> list[Array]:
         """Splits a flat NumPy array into arrays shaped like the variables."""

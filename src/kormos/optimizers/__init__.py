@@ -4,7 +4,9 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from kormos.optimizers.auto import Auto as Auto
 from kormos.optimizers.base import BatchOptimizer as BatchOptimizer
+from kormos.optimizers.chain import Chain as Chain
 from kormos.optimizers.dense import BFGS as BFGS
 from kormos.optimizers.dense import SSBFGS as SSBFGS
 from kormos.optimizers.dense import SSBroyden as SSBroyden
@@ -19,6 +21,7 @@ from kormos.solvers.scipy.methods import METHODS
 
 # Every name that `compile(optimizer=...)` takes, and what it makes.
 NAMES: dict[str, Callable[[], BatchOptimizer]] = {
+    "auto": Auto,
     "lbfgs": LBFGS,
     "lm": LevenbergMarquardt,
     "newton": Newton,
@@ -38,11 +41,10 @@ def get(identifier: Any) -> BatchOptimizer:
     """An optimizer of kormos, from its name or from an instance.
 
     Args:
-        identifier: a name, in any letter case: `"lbfgs"`, `"dense-bfgs"`,
-            `"ssbfgs"`, `"ssbroyden"`, `"newton"`, `"gauss-newton"` or `"lm"`;
-            a method of `scipy.optimize.minimize`, or `"scipy"` for its
-            L-BFGS-B; or an
-            instance, which is returned.
+        identifier: a name, in any letter case: `"auto"`, `"lbfgs"`,
+            `"dense-bfgs"`, `"ssbfgs"`, `"ssbroyden"`, `"newton"`,
+            `"gauss-newton"` or `"lm"`; a method of `scipy.optimize.minimize`,
+            or `"scipy"` for its L-BFGS-B; or an instance, which is returned.
 
     Returns:
         A `BatchOptimizer`.

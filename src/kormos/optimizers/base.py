@@ -22,6 +22,7 @@ import numpy as np
 import scipy.optimize
 
 from kormos.optimizers import predecessor
+from kormos.optimizers.stage import StageProgress
 from kormos.solvers import solver_state
 from kormos.warn import warn
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from kormos.solvers.solver_state import SolverState
 
 DEFAULT_EPOCHS = 20
+# What the progress of a chain is called in a file.
+_PROGRESS = "stage_progress"
 
 # Whether a thread is saving all that a fit needs to go on.
 _saving = threading.local()
@@ -114,6 +117,10 @@ class BatchOptimizer(keras.optimizers.Optimizer):
         self.jacobians = 0
         # What a later fit can go on from: a `SolverState`, or `None`.
         self.solver_state: SolverState | None = None
+        # What was chosen for the latest fit and why, by one that chooses.
+        self.choice = ""
+        # How far a chain of stages has got, or `None`.
+        self.stage_progress: StageProgress | None = None
         # How often it was read from a file.
         self.loads = 0
 
@@ -184,17 +191,24 @@ class BatchOptimizer(keras.optimizers.Optimizer):
 
     def save_own_variables(self, store: Any) -> None:
         super().save_own_variables(store)
-        is_wanted = self.keep_state or getattr(_saving, "is_whole", False)
-        if self.solver_state is not None and is_wanted:
+        if not (self.keep_state or getattr(_saving, "is_whole", False)):
+            return
+        if self.solver_state is not None:
             self.solver_state.save(store)
+        if self.stage_progress is not None:
+            store[_PROGRESS] = np.array(self.stage_progress)
 
     def load_own_variables(self, store: Any) -> None:
         self.solver_state, rest = solver_state.load(store)
+        progress = rest.pop(_PROGRESS, None)
+        self.stage_progress = (
+            None if progress is None else (StageProgress.of(progress))
+        )
         super().load_own_variables(rest)
         self.loads += 1
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in ("bounds", "results", "solver_state"):
+        if name in ("bounds", "optimizers", "results", "solver_state"):
             # Keras would save the variables in bounds as state of the
             # optimizer, and make SciPy's results into plain dicts.
             object.__setattr__(self, name, value)

@@ -8,9 +8,10 @@ Differs from them in:
 
 1. the matrix is the generalized Gauss-Newton matrix of any smooth loss, J'HJ;
    of a sum of squares it is J'J;
-2. one factorization an accepted point, its eigenvalues, serves every radius;
-   the first radius is the scaled length of the parameters, not 100 times it,
-   and it changes in smaller steps;
+2. one factorization an accepted point, its eigenvalues, serves every radius,
+   up to 1,000 rows or parameters, whichever are fewer; beyond, each damping
+   takes a Cholesky factor. The first radius is the scaled length of the
+   parameters, not 100 times it, and it changes in smaller steps;
 3. a step whose acceleration is more than three quarters of it is shortened
    twice and then taken without acceleration;
 4. tests of convergence are relative: what the undamped step promises to lower
@@ -18,7 +19,8 @@ Differs from them in:
    iterations in a row have lowered it by;
 5. undamped steps end a run in float64 while they contract, for digits that the
    loss no longer shows;
-6. within bounds, parameters that the gradient presses against one are held,
+6. a run whose steps take long begins with L-BFGS (`beginning.py`);
+7. within bounds, parameters that the gradient presses against one are held,
    and trial points are projected (Kanzow, Yamashita and Fukushima 2004).
 """
 
@@ -27,9 +29,13 @@ from typing import Any
 import keras
 import numpy as np
 
+from kormos.free_memory import check_square
+from kormos.optimizers.lbfgs import LBFGS
 from kormos.optimizers.native import NativeOptimizer
 from kormos.optimizers.stage import Stage
+from kormos.solvers import statuses
 from kormos.solvers.least_squares import batches
+from kormos.solvers.least_squares import beginning
 from kormos.solvers.least_squares.evidence_loop import EvidenceRun
 from kormos.solvers.least_squares.loop import LeastSquaresRun
 from kormos.solvers.outcome import Outcome
@@ -39,8 +45,15 @@ from kormos.solvers.solver_state import SolverState
 from kormos.types import Vector
 
 _PRESETS = (None, "matlab")
-# The matrix takes 3 GB, and its eigenvectors as much.
-MOST_DENSE_PARAMETERS = 20_000
+# The matrix, its eigenvectors, and as much as two of them for LAPACK.
+_MATRICES = 4
+
+# Ends of a cheap beginning that are ends of the run.
+_ENDS = (
+    statuses.NON_FINITE,
+    statuses.EVALUATION_LIMIT,
+    statuses.TIME_LIMIT,
+)
 
 _SOLVERS = ("auto", "rows", "dense", "cg")
 _REGULARIZATIONS = (None, "evidence", "evidence-by-variable")
@@ -81,7 +94,11 @@ class LevenbergMarquardt(NativeOptimizer):
             fewer rows than parameters; `"dense"` accumulates J'J over chunks of
             rows; `"cg"` is matrix-free, but for 16 parameters or fewer it is
             `"dense"`. `"auto"` chooses by memory, and the result names the
-            choice.
+            choice. With `"auto"`, without bounds, and from 1,000 rows or
+            parameters on, whichever are fewer, a run begins with L-BFGS for
+            as long as that lowers the loss faster, unless `epochs` or
+            `max_iterations` are fewer than 20 for each hundred of these. Such
+            iterations have no `damping` and `radius`: these are NaN.
         stochastic: whether to take one step on each batch of `batch_size` rows,
             an epoch being a pass over the data in a new order. The damping is
             carried from batch to batch. The loss of all of the data may rise,
@@ -212,14 +229,13 @@ class LevenbergMarquardt(NativeOptimizer):
                 f"it. Received: optimizer='{self.name}' with bounds"
             )
         is_dense = self.linear_solver == "dense" or self.regularization
-        if is_dense and size > MOST_DENSE_PARAMETERS:
-            raise ValueError(
+        if is_dense:
+            check_square(
                 f"Optimizer '{self.name}' forms a dense matrix with "
-                "`linear_solver='dense'` or a `regularization`, for "
-                f"{MOST_DENSE_PARAMETERS:,} "
-                "parameters at most. Use 'auto', or the optimizer 'lbfgs'. "
-                f"Received: {size:,} parameters, a matrix of "
-                f"{8e-6 * size**2:,.0f} MB"
+                "`linear_solver='dense'` or a `regularization`",
+                size,
+                _MATRICES,
+                "Use 'auto', or the optimizer 'lbfgs'.",
             )
 
     def stages(
@@ -246,9 +262,28 @@ class LevenbergMarquardt(NativeOptimizer):
         state: SolverState | None,
         observer: Observer,
     ) -> Outcome:
+        if state is None:
+            count = beginning.window(problem, self)
+            if count:
+                watch = beginning.Beginning(observer, problem, count)
+                begun = self._begun(problem, theta, watch)
+                is_over = begun.status is None or begun.status in _ENDS
+                if is_over and not watch.has_ended:
+                    return begun
+                theta, observer = begun.theta, beginning.Begun(observer)
         run = EvidenceRun if self.regularization else LeastSquaresRun
         with np.errstate(all="ignore"):
             return run(problem, self)(theta, state, observer)
+
+    def _begun(
+        self, problem: Problem, theta: Vector, observer: Observer
+    ) -> Outcome:
+        """The outcome of a cheap beginning, without a state."""
+        (stage,) = LBFGS().stages(0)
+        with beginning.looks(problem):
+            begun = stage.run(problem, theta, None, observer)
+        begun.state = None
+        return begun
 
     def _run_on_batches(
         self,

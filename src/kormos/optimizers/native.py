@@ -94,6 +94,8 @@ class NativeOptimizer(BatchOptimizer):
                 self._run,
                 uses_hessian=self.uses_hessian,
                 uses_jacobian=self.uses_jacobian,
+                takes_state=self._takes_state,
+                name=self.name,
             )
         ]
 
@@ -103,6 +105,11 @@ class NativeOptimizer(BatchOptimizer):
             del config["constraints"]
         tolerances = {"gtol": self.gtol, "ftol": self.ftol, "xtol": self.xtol}
         return {**config, **tolerances}
+
+    def _takes_state(self, state: SolverState, size: int) -> bool:
+        """Whether a run can go on with what another stage has left."""
+        del state, size
+        return False
 
     def _check(
         self, size: int, bounded: bool, constraint_types: list[str]

@@ -121,6 +121,9 @@ class QuasiNewton(NativeOptimizer):
     def check_size(self, size: int) -> None:
         """Raises a `ValueError` if there are too many parameters."""
 
+    def _takes_state(self, state: SolverState, size: int) -> bool:
+        return state.key == self.method(size).key
+
     def _check(
         self, size: int, bounded: bool, constraint_types: list[str]
     ) -> None:

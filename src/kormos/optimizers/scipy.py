@@ -183,4 +183,11 @@ def _stage(
     tol = None if tol is None else float(tol)
     run = ScipyRun(spec, options, tol)
     uses_hessian = spec.hessp or spec.hessian
-    return Stage(min(counts), pretrain_fn, run.check, run, uses_hessian)
+    return Stage(
+        min(counts),
+        pretrain_fn,
+        run.check,
+        run,
+        uses_hessian=uses_hessian,
+        name=spec.name,
+    )

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from kormos import backend
+from kormos.optimizers.stage import StageProgress
 from kormos.session.record import Counts
 from kormos.session.sharing import share_optimizer
 from kormos.types import Vector
@@ -29,6 +30,7 @@ class Attachment:
 
     Attributes:
         state: the `SolverState` to go on from, or `None`.
+        progress: how far an earlier session had got that goes on, or `None`.
     """
 
     def __init__(self, optimizer: BatchOptimizer):
@@ -38,6 +40,7 @@ class Attachment:
         # optimizer at the same time.
         self._results: list[Any] = []
         self.state: SolverState | None = None
+        self.progress: StageProgress | None = None
 
     def build(self, variables: Sequence[Any]) -> None:
         """Builds the optimizer, before a backup may be read into it."""
@@ -58,7 +61,14 @@ class Attachment:
                 was read since `build` is gone on with anyway.
         """
         optimizer = self._optimizer
-        resume = resume or optimizer.loads > self._loads
+        is_restored = optimizer.loads > self._loads
+        resume = resume or is_restored
+        progress = optimizer.stage_progress
+        if progress is not None and is_restored:
+            self.progress = progress
+        elif progress is not None and resume:
+            # It is given its epochs anew.
+            self.progress = StageProgress(progress.number)
         self._earlier_iterations = int(backend.to_numpy(optimizer.iterations))
         self.state = optimizer.solver_state if resume else None
         is_lost = self.state is None and optimizer.loads
@@ -86,6 +96,10 @@ class Attachment:
         if self.state is not None:
             self.state.position = theta
         self._optimizer.iterations.assign(self._earlier_iterations + iterations)
+
+    def keep_progress(self, progress: StageProgress) -> None:
+        """Keeps how far the stages have got, for callbacks to save."""
+        self._optimizer.stage_progress = progress
 
     def add_result(self, raw: Any) -> None:
         """Adds what a method returned."""

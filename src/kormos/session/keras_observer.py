@@ -18,7 +18,8 @@ from kormos.processes import current
 from kormos.session.observer import STRIDE
 from kormos.session.observer import SessionObserver
 from kormos.session.progress import Progress
-from kormos.session.resample import Resample
+from kormos.session.record import aligned
+from kormos.session.replacement import Replacement
 from kormos.session.result import Result
 from kormos.session.run import ConvergenceWarning
 from kormos.session.run import is_worth_a_warning
@@ -79,10 +80,9 @@ class KerasObserver(SessionObserver):
         check_count("initial_epoch", initial_epoch, 0)
         _check_validation_freq(validation_freq)
         callbacks = _checked(callbacks)
-        self.resamplers = [c for c in callbacks if isinstance(c, Resample)]
+        self.resamplers = [c for c in callbacks if isinstance(c, Replacement)]
         callbacks = [c for c in callbacks if c not in self.resamplers]
         self._model = model
-        self._stages = list(stages)
         self._given_callbacks = callbacks
         self._verbose = 1 if verbose == "auto" else int(verbose)
         self._initial_epoch = initial_epoch
@@ -92,8 +92,8 @@ class KerasObserver(SessionObserver):
         # Nobody looks: the variables are written only at the end.
         self._is_watching = bool(callbacks)
         self._batch_hooks = any(_has_batch_hooks(c) for c in callbacks)
-        self._last_epoch = sum(stage.epochs or 0 for stage in self._stages)
-        self._planned = self._taken = 0
+        self._last_epoch = sum(stage.epochs or 0 for stage in stages)
+        self._taken = 0
         self._epoch_is_open = self._batch_is_open = False
         self._is_stopped_everywhere = False
         self._logs: dict[str, Any] = {}
@@ -149,15 +149,6 @@ class KerasObserver(SessionObserver):
             or task.validation is not None
             or objective.has_metrics
         )
-
-    def begins(self, stage: Stage) -> bool:
-        epochs = stage.epochs or 0
-        self._planned += epochs
-        if self.done >= self._planned and stage is not self._stages[-1]:
-            return False  # A resumed fit has this stage behind it.
-        # An earlier stage may have converged before its last epoch.
-        self.end = min(self._planned, self.done + epochs)
-        return True
 
     def run_begins(self, theta: Vector) -> None:
         self._taken = 0
@@ -257,11 +248,15 @@ class KerasObserver(SessionObserver):
         self._epoch_is_open = False
         history, epoch = self._model.history, self.done
         self.done += 1
+        self._reporter.count(logs["loss"])
         record = self._reporter.record
         history.iteration.append(record.iterations)
         history.seconds.append(record.seconds)
         if any(name.startswith("val_") for name in logs):
             history.val_epoch.append(epoch)
+        history.history.update(
+            aligned(history.history, self._row or {}, len(history.epoch))
+        )
         try:
             self._together(self._callbacks.on_epoch_end, epoch, logs)
         except BaseException:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from typing import Any
 
-from kormos.optimizers.stage import Stage
 from kormos.session.result import Result
 from kormos.solvers.outcome import Outcome
 from kormos.solvers.protocols import Iterate
@@ -14,8 +13,8 @@ from kormos.solvers.protocols import Point
 from kormos.types import Vector
 
 if TYPE_CHECKING:
+    from kormos.session.replacement import Replacement
     from kormos.session.reporter import Reporter
-    from kormos.session.resample import Resample
 
 # Iterations in one compiled call, where nobody looks at each of them.
 STRIDE = 50
@@ -31,14 +30,16 @@ class SessionObserver:
         end: the number of them at which the present stage ends.
         steps: accepted iterations in each of them.
         stride: iterations between two looks at a run.
-        resamplers: the `Resample`s among the user's callbacks.
+        resamplers: the `Replacement`s among the user's callbacks.
+        is_quiet: whether not to warn of what a run finds.
     """
 
     done: int = 0
     end: int = 0
     steps: int = 1
     stride: int = 1
-    resamplers: Sequence[Resample] = ()
+    resamplers: Sequence[Replacement] = ()
+    is_quiet: bool = False
 
     @property
     def is_stopped(self) -> bool:
@@ -47,10 +48,6 @@ class SessionObserver:
 
     def begin(self, reporter: Reporter) -> None:
         """Called before anything is evaluated; it may assign variables."""
-
-    def begins(self, stage: Stage) -> bool:
-        """Called before a stage; returns whether the stage is to run."""
-        return True
 
     def run_begins(self, theta: Vector) -> None:
         """Called before each run of a solver, with its start."""

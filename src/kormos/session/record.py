@@ -16,6 +16,7 @@ from kormos.solvers.outcome import Outcome
 from kormos.solvers.protocols import Iterate
 
 if TYPE_CHECKING:
+    from kormos.session.plan import StageEnd
     from kormos.session.run import Run
     from kormos.solvers.problem import Problem
 
@@ -51,6 +52,8 @@ class Record:
         trace: a dict of columns with an entry for each accepted iterate.
         initial_loss: the loss at the start, or `None` before that is known.
         float64_from: the iterations after which float64 took over, or `None`.
+        stage: the number of the present stage, or `None` if there is one only.
+        stages: how the stages so far have ended.
         run: the `Run` that is going on, or `None`.
     """
 
@@ -58,9 +61,12 @@ class Record:
         self.trace: dict[str, list[Any]] = {}
         self.initial_loss: float | None = None
         self.float64_from: int | None = None
+        self.stage: int | None = None
+        self.stages: list[StageEnd] = []
         self.run: Run | None = None
         # Of the runs that are over.
         self._counts, self._iterations = Counts(), 0
+        self._columns: dict[str, None] = {}
         self._began = 0.0
 
     def begin(self) -> float:
@@ -103,22 +109,34 @@ class Record:
     def row(self, iterate: Iterate) -> dict[str, Any]:
         """The numbers that every History keeps of an iterate."""
         grad, counts = iterate.grad, self.counts
-        return {
+        row = {
             "loss": float(iterate.loss),
             # A solver reports a vector, its norm, or nothing.
             "grad": np.nan if grad is None else float(np.linalg.norm(grad)),
             "fg_evals": counts.evaluations,
             "hessp_evals": counts.hessian_products,
+            **({} if self.stage is None else {"stage": self.stage}),
             **iterate.logs,
         }
+        # What an earlier stage has told, and this one does not.
+        row = {**dict.fromkeys(self._columns, np.nan), **row}
+        self._columns.update(dict.fromkeys(row))
+        return row
 
     def add(self, row: dict[str, Any]) -> None:
         """Adds a row to the trace."""
+        before = len(self.trace.get("seconds", ()))
+        self.trace.update(aligned(self.trace, row, before))
         for name, value in {**row, "seconds": self.seconds}.items():
             self.trace.setdefault(name, []).append(value)
 
-    def result(self, outcome: Outcome) -> Result:
-        """The `Result` for the user, at the end of the session."""
+    def result(self, outcome: Outcome, choice: str = "") -> Result:
+        """The `Result` for the user, at the end of the session.
+
+        Args:
+            outcome: the `Outcome` of the last run.
+            choice: what was chosen and why, of a method that was chosen.
+        """
         assert outcome.status is not None  # The session has named the end.
         counts, initial = self.counts, self.initial_loss
         kept = outcome.loss if outcome.kept_loss is None else outcome.kept_loss
@@ -141,4 +159,26 @@ class Record:
             value=outcome.value,
             threshold=outcome.threshold,
             multipliers=outcome.multipliers,
+            stages=self.stages,
+            choice=choice,
         )
+
+
+def aligned(
+    table: dict[str, list[Any]], row: dict[str, Any], rows: int
+) -> dict[str, list[Any]]:
+    """The columns of a table that a row makes as long as the others.
+
+    Stages with other methods tell other numbers, of which the rows of the
+    others have NaN.
+
+    Args:
+        table: the columns.
+        row: the row that is to be added.
+        rows: the number of rows before it.
+    """
+    found = {}
+    for name in row.keys() - table.keys():
+        if rows:
+            found[name] = [np.nan] * rows
+    return found

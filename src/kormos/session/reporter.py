@@ -8,6 +8,7 @@ from typing import Any
 from kormos.objective.start_checks import warn_of_unused_variables
 from kormos.session.attachment import Attachment
 from kormos.session.observer import SessionObserver
+from kormos.session.plan import Plan
 from kormos.session.record import Record
 from kormos.session.run import Run
 from kormos.session.task import Task
@@ -27,6 +28,7 @@ class Reporter:
         record: the `Record`.
         attachment: the `Attachment`.
         observer: the `SessionObserver`.
+        plan: the `Plan`.
 
     Attributes:
         task: the same.
@@ -42,11 +44,13 @@ class Reporter:
         record: Record,
         attachment: Attachment,
         observer: SessionObserver,
+        plan: Plan,
     ):
         self.task = task
         self.record = record
         self._attachment = attachment
         self._observer = observer
+        self._plan = plan
         self.has_started = False
         self.followed: Vector | None = None
         self._end = 0
@@ -66,8 +70,13 @@ class Reporter:
         theta, loss, grad = point
         if not self.record.knows_start:
             self.record.initial_loss = loss
-            project = self._run.problem.project
-            warn_of_unused_variables(self.task.objective, theta, grad, project)
+            if not self._observer.is_quiet:
+                warn_of_unused_variables(
+                    self.task.objective,
+                    theta,
+                    grad,
+                    self._run.problem.project,
+                )
         self._observer.starts(point)
         return self._observer.done >= self._end
 
@@ -75,6 +84,8 @@ class Reporter:
         """Told of every accepted iterate; returns whether to stop."""
         observer = self._observer
         self._attachment.keep(iterate.state)
+        if self._run.stage.assigns:
+            self.task.refresh_validation()
         observer.opens(iterate)
         if self.followed is not None:
             # A callback has changed the loss or the variables: the run is to
@@ -84,7 +95,17 @@ class Reporter:
             return True
         observer.accepts(iterate, self.record.row(iterate))
         is_over = observer.is_stopped or observer.done >= self._end
+        is_over = is_over or self._plan.is_on_plateau
         return is_over or self.followed is not None
+
+    def count(self, loss: float) -> None:
+        """Counts an epoch, before callbacks are told of it.
+
+        Args:
+            loss: the loss at its end.
+        """
+        self._plan.count(loss)
+        self._attachment.keep_progress(self._plan.progress)
 
     def call_out(
         self, theta: Vector, fn: Callable[..., object], *args: Any

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from collections.abc import Hashable
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ import scipy.spatial
 from keras import tree
 
 from kormos.checks import check_count
+from kormos.session.replacement import Replacement
 from kormos.types import Array
 from kormos.types import Structure
 from kormos.types import Vector
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from kormos.objective.functions.residuals import ResidualObjective
 
 
-class Resample:
+class Resample(Replacement):
     """Draws new data between iterations of `least_squares` and of `fit`.
 
     A fit on fixed points can make the residuals small there and the solution
@@ -39,7 +41,8 @@ class Resample:
     Args:
         sampler: function `(count, rng)` that returns `count` new points, in
             the structure of what they replace. `rng` is a
-            `numpy.random.Generator`.
+            `numpy.random.Generator`. If it has a third argument `iteration`,
+            it is also told how many iterations, or epochs, there were.
         every: the number of iterations (in `fit`, of epochs) between two draws.
         candidates: the number of points to draw from, or `None` to take the
             sampler's as they come. Not for `fit`, where rows have no residuals.
@@ -72,7 +75,7 @@ class Resample:
 
     def __init__(
         self,
-        sampler: Callable[[int, np.random.Generator], Structure],
+        sampler: Callable[..., Structure],
         every: int,
         candidates: int | None = None,
         power: float = 1.0,
@@ -85,11 +88,11 @@ class Resample:
                 "Argument `sampler` must be a function `(count, rng)` that "
                 f"returns points. Received: {sampler!r}"
             )
-        check_count("every", every, 1)
+        super().__init__(every)
         if candidates is not None:
             check_count("candidates", candidates, 1)
         self._sampler = sampler
-        self._every = every
+        self._knows_iteration = _takes_iteration(sampler)
         self._candidates = candidates
         self._power = power
         self._offset = offset
@@ -129,26 +132,22 @@ class Resample:
                 f"Received: candidates={self._candidates}"
             )
 
-    def is_due(self, iteration: int) -> bool:
-        """Whether new points follow an iteration."""
-        return iteration > 0 and iteration % self._every == 0
-
-    def next_after(self, iteration: int) -> int:
-        """The next iteration that new points follow."""
-        return (iteration // self._every + 1) * self._every
-
-    def replace(self, objective: FlatObjective) -> None:
-        """Replaces the data of a `ResidualObjective`."""
+    def replace(self, objective: FlatObjective, iteration: int) -> None:
         residuals = cast("ResidualObjective", objective)
         data, key = residuals.data, self._key
         count = self._rows(data)
-        points = self._sampler(self._candidates or count, self._rng)
+        points = self._draw(self._candidates or count, iteration)
         if self._candidates is not None:
             points = _rows_of(points, _along_neighbours(points))
             norms = residuals.row_norms(_with(data, key, points), key)
             chosen = self._chosen(norms, count)
             points = _rows_of(points, chosen)
         residuals.replace(_with(data, key, points))
+
+    def _draw(self, count: int, iteration: int) -> Structure:
+        if self._knows_iteration:
+            return self._sampler(count, self._rng, iteration=iteration)
+        return self._sampler(count, self._rng)
 
     def _rows(self, data: Structure) -> int:
         old = data if self._key is None else data[self._key]
@@ -161,6 +160,15 @@ class Resample:
         marks = np.arange(count) + self._rng.uniform()
         # The last end is the count, except for rounding.
         return np.searchsorted(ends, np.minimum(marks, ends[-1]))
+
+
+def _takes_iteration(sampler: Callable[..., Structure]) -> bool:
+    """Whether a sampler has an argument `iteration`."""
+    try:
+        parameters = inspect.signature(sampler).parameters
+    except (TypeError, ValueError):  # A function of C has no signature.
+        return False
+    return "iteration" in parameters
 
 
 def _along_neighbours(points: Structure) -> Array:

@@ -5,10 +5,34 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from typing import Any
+from typing import NamedTuple
 
+from kormos.session.plan import StageEnd
 from kormos.solvers.outcome import Outcome
 from kormos.solvers.statuses import ADVICE
 from kormos.types import Vector
+
+
+class Restart(NamedTuple):
+    """How far one of several starts got.
+
+    Attributes:
+        loss: the loss at its end.
+        status: `"winner"`, which ran on to the result; `"left behind"` by
+            better ones; or how it ended by itself.
+        iterations: its accepted iterations in the race.
+        evaluations: its evaluations in the race.
+        minimum: the number of the minimum that it has converged to, the same
+            for ends at the same point; `None` if it did not converge.
+        theta: its point, float64 array of shape `(size,)`.
+    """
+
+    loss: float
+    status: str
+    iterations: int
+    evaluations: int
+    minimum: int | None
+    theta: Vector
 
 
 @dataclasses.dataclass
@@ -18,8 +42,9 @@ class Result:
     Attributes:
         status: `"converged"`, `"noise floor"`, `"iteration limit"`,
             `"evaluation limit"`, `"time limit"`, `"target reached"`,
-            `"stopped by callback"`, `"interrupted"`, `"line search failed"`,
-            `"stalled"`, `"unbounded"`, `"infeasible"` or `"non-finite"`.
+            `"stopped by callback"`, `"plateau"`, `"interrupted"`,
+            `"line search failed"`, `"stalled"`, `"unbounded"`,
+            `"infeasible"` or `"non-finite"`.
         message: a sentence that says so, with figures and advice.
         success: whether the end is an optimum: `"converged"`, by a tolerance,
             or `"noise floor"`, by the rounding of the loss.
@@ -46,6 +71,13 @@ class Result:
             of each constraint, a list of arrays `(m,)`: by how much the loss
             falls when a constraint's zero becomes a small number below it,
             per unit. `None` otherwise.
+        choice: with the optimizer `"auto"`, what was chosen and why.
+        restarts: with `restarts`, how far each start got, a list of tuples
+            with `loss`, `status`, `iterations`, `evaluations`, `minimum` and
+            `theta`.
+        stages: how each stage ended, with `name`, `status`, `loss`,
+            `iterations`, `evaluations` and `seconds`; one entry for a method
+            that is not a `Chain`.
     """
 
     status: str
@@ -66,6 +98,9 @@ class Result:
     history: dict[str, list[Any]] | None = None
     theta: Vector | None = None
     multipliers: list[Vector] | None = None
+    choice: str = ""
+    restarts: list[Restart] = dataclasses.field(default_factory=list)
+    stages: list[StageEnd] = dataclasses.field(default_factory=list)
     _summarize: Callable[..., Any] | None = dataclasses.field(
         default=None, repr=False, compare=False
     )

@@ -57,6 +57,7 @@ class Run:
         observer: the `Observer` of the session.
 
     Attributes:
+        stage: the same.
         problem: the same.
         initial_loss: the loss at the start, or `None` before that is known.
         iterations: the number of accepted iterates so far.
@@ -67,7 +68,7 @@ class Run:
     best: tuple[Vector, float]
 
     def __init__(self, stage: Stage, problem: Problem, observer: Observer):
-        self._stage = stage
+        self.stage = stage
         self.problem = problem
         self._observer = observer
         self.initial_loss: float | None = None
@@ -94,7 +95,7 @@ class Run:
         self._is_resumed = state is not None
         self._start, self._began = np.array(theta), now()
         try:
-            outcome = self._stage.run(self.problem, theta, state, self)
+            outcome = self.stage.run(self.problem, theta, state, self)
             self.state = outcome.state
             outcome = self._judged(outcome)
         except KeyboardInterrupt as error:

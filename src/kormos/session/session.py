@@ -9,6 +9,7 @@ session consists of has a file of its own:
 - `run.py`: one run of a solver: its best point and why it ended.
 - `reporter.py`: callbacks between iterations, and what they change.
 - `record.py`: what was done so far, and the result.
+- `plan.py`: which stage is due, and where it ends.
 - `attachment.py`: what the optimizer keeps of it.
 """
 
@@ -22,11 +23,14 @@ import numpy as np
 
 from kormos.objective.start_checks import check_hessian_products
 from kormos.processes import current
+from kormos.processes import now
 from kormos.session.attachment import Attachment
 from kormos.session.float64_tail import goes_on_in_float64
 from kormos.session.float64_tail import warn_of_staying
 from kormos.session.float64_tail import with_kept_loss
 from kormos.session.observer import SessionObserver
+from kormos.session.plan import Plan
+from kormos.session.plan import StageEnd
 from kormos.session.record import Record
 from kormos.session.reporter import Reporter
 from kormos.session.result import Result
@@ -77,14 +81,23 @@ class Session:
         self._task = task
         self._observer = observer
         self._budget = budget
+        self._seconds = budget.deadline
+        self._stage_deadline: float | None = None
         self._resume = resume
         self._loss_callback = loss_callback
         self._raised = Raised()
         self._record = Record()
+        self._optimizer = optimizer
         self._attachment = Attachment(optimizer)
+        self._plan = Plan(self._stages)
         self._reporter = Reporter(
-            task, self._record, self._attachment, observer
+            task, self._record, self._attachment, observer, self._plan
         )
+        if any(stage.share for stage in stages) and self._seconds is None:
+            raise ValueError(
+                "A `share` of the time of a stage needs `max_seconds`. "
+                "Received: max_seconds=None"
+            )
         task.prepare(self._stages)
         for resampler in observer.resamplers:
             resampler.check(task.objective)
@@ -97,35 +110,71 @@ class Session:
         observer.begin(self._reporter)
         self._attachment.share()
         self._attachment.take_over(self._resume)
+        if self._attachment.progress is not None:
+            self._plan.continue_from(self._attachment.progress)
         self._budget = self._budget.started(self._record.begin())
         outcome = self._run_stages()
         observer.close()
-        result = self._record.result(outcome)
+        result = self._record.result(outcome, self._optimizer.choice)
         self._attachment.tell(self._record.counts)
         observer.finish(result)
         return result
 
     def _run_stages(self) -> Outcome:
-        is_first = True
-        for stage in self._stages:
-            if not self._observer.begins(stage):
-                continue
-            if not is_first:
-                # It has another method, which cannot use this state.
-                self._attachment.state = None
-            is_first = False
-            self._task.pretrain(stage)
-            outcome = self._run_to_end(stage)
-            if outcome.status is None:
-                outcome.status = self._spent() or (
-                    statuses.STOPPED_BY_CALLBACK
-                    if self._observer.is_stopped
-                    else statuses.ITERATION_LIMIT
-                )
-            self._attachment.add_result(outcome.raw)
-            if self._is_ended() or outcome.status in statuses.FINAL:
+        for stage, is_begun in self._plan.due(self._observer.done):
+            outcome = self._run_stage(stage, is_begun)
+            is_shared = outcome.status == statuses.TIME_LIMIT and stage.share
+            is_final = outcome.status in statuses.FINAL and not is_shared
+            if self._is_ended() or is_final:
                 break
         return outcome
+
+    def _run_stage(self, stage: Stage, is_begun: bool) -> Outcome:
+        """Runs a stage to its end, and notes how it ended.
+
+        Args:
+            stage: the stage.
+            is_begun: whether an earlier session has begun it.
+        """
+        record, attachment = self._record, self._attachment
+        before = record.iterations, record.counts.evaluations, record.seconds
+        self._stage_deadline = None
+        if stage.share is not None and self._seconds is not None:
+            self._stage_deadline = now() + stage.share * self._seconds
+        if self._plan.has_several:
+            record.stage = self._plan.progress.number
+        self._observer.end = self._plan.end(self._observer.done)
+        self._task.pretrain(stage)
+        state = attachment.state
+        if state is not None and not is_begun:
+            size = self._task.objective.size
+            if not stage.takes_state(state, size):
+                attachment.state = None
+        outcome = self._run_to_end(stage)
+        if outcome.status is None:
+            outcome.status = self._end_without_a_test()
+        attachment.add_result(outcome.raw)
+        record.stages.append(
+            StageEnd(
+                stage.name,
+                outcome.status,
+                float(outcome.loss),
+                record.iterations - before[0],
+                record.counts.evaluations - before[1],
+                record.seconds - before[2],
+            )
+        )
+        return outcome
+
+    def _end_without_a_test(self) -> str:
+        """The status where neither a test nor the method has ended a stage."""
+        if self._spent() is not None:
+            return self._spent() or ""
+        if self._observer.is_stopped:
+            return statuses.STOPPED_BY_CALLBACK
+        if self._plan.is_on_plateau:
+            return statuses.PLATEAU
+        return statuses.ITERATION_LIMIT
 
     def _run_to_end(self, stage: Stage) -> Outcome:
         """The runs of a stage.
@@ -198,7 +247,7 @@ class Session:
             if outcome.status or resampler.is_due(self._observer.done)
         ]
         for resampler in due:
-            resampler.replace(self._task.objective)
+            resampler.replace(self._task.objective, self._observer.done)
         return bool(due)
 
     def _spent(self) -> str | None:
@@ -211,7 +260,11 @@ class Session:
 
     def _is_over(self) -> bool:
         """Whether no run of the stage may follow."""
-        return self._observer.done >= self._observer.end or self._is_ended()
+        is_done = self._observer.done >= self._observer.end
+        deadline = self._stage_deadline
+        is_late = deadline is not None and now() >= deadline
+        is_over = is_done or is_late or self._plan.is_on_plateau
+        return is_over or self._is_ended()
 
     def _run_once(
         self, stage: Stage, theta: Vector | None, is_first: bool
@@ -227,7 +280,7 @@ class Session:
         end = self._end_of_run()
         self._reporter.begin_run(end)
         self._task.refresh()
-        problem = self._new_problem(end)
+        problem = self._new_problem(stage, end)
         start = objective.initial_position()
         begins = problem.project(start if theta is None else theta)
         is_checked = is_first and not objective.has_own_derivatives
@@ -277,13 +330,15 @@ class Session:
         draws = [r.next_after(observer.done) for r in observer.resamplers]
         return min([observer.end, *draws])
 
-    def _new_problem(self, end: int) -> Problem:
+    def _new_problem(self, stage: Stage, end: int) -> Problem:
         observer, evaluations = self._observer, self._record.counts.evaluations
         self._raised.earlier = evaluations
         left = (end - observer.done) * observer.steps
+        budget = self._budget.until(self._stage_deadline)
         return self._task.problem(
-            self._budget.without(evaluations)._replace(iterations=left),
-            observer.stride,
+            budget.without(evaluations)._replace(iterations=left),
+            # A plateau is looked for at each iteration.
+            1 if stage.patience else observer.stride,
             self._loss_callback,
             self._raised,
         )

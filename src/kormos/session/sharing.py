@@ -11,6 +11,7 @@ import numpy as np
 
 from kormos import backend
 from kormos.data.variables import assign
+from kormos.optimizers.stage import StageProgress
 from kormos.processes import ALONE
 from kormos.processes import Processes
 from kormos.processes import current
@@ -57,14 +58,15 @@ def share_optimizer(optimizer: BatchOptimizer) -> None:
         return
     share_values(optimizer.variables)
 
-    def state() -> tuple[int, dict[str, Any]]:
+    def state() -> tuple[int, dict[str, Any], StageProgress | None]:
         store: dict[str, Any] = {}
         if optimizer.solver_state is not None:
             optimizer.solver_state.save(store)
         arrays = {name: np.asarray(value) for name, value in store.items()}
-        return optimizer.loads, arrays
+        return optimizer.loads, arrays, optimizer.stage_progress
 
-    loads, store = processes.from_first(state)
+    loads, store, progress = processes.from_first(state)
     if not processes.is_first:
         optimizer.loads = loads
+        optimizer.stage_progress = progress
         optimizer.solver_state = solver_state.load(store)[0]

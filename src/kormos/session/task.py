@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -94,6 +95,13 @@ class Task:
                 if stage.uses_jacobian:
                     self.objective.gauss_newton()
 
+    def without_validation(self) -> Task:
+        """The same task, prepared, for runs that nothing validates."""
+        task = copy.copy(self)
+        task._make_objectives = lambda: (self.objective, None)
+        task.validation = None
+        return task
+
     @property
     def box(self) -> tuple[Vector | None, Vector | None]:
         """The lower and upper bounds, or a pair of `None`."""
@@ -109,13 +117,13 @@ class Task:
     def refresh(self) -> None:
         """Reads again what the losses depend on besides the flat vector."""
         self.objective.refresh()
-        self._refresh_validation()
+        self.refresh_validation()
 
     def assign(self, theta: Vector) -> None:
         """Writes a point into the variables."""
         self.objective.assign(theta)
         # In training, averages of layers are assigned too.
-        self._refresh_validation()
+        self.refresh_validation()
 
     def followed(self, before: Vector, theta: Vector) -> Vector | None:
         """Takes over what callbacks have assigned.
@@ -132,7 +140,7 @@ class Task:
         if point is None and any(are_others):
             point = theta
         if point is not None:
-            self._refresh_validation()
+            self.refresh_validation()
         return point
 
     def go_on_in_float64(self) -> Callable[[], None]:
@@ -182,7 +190,8 @@ class Task:
             model.trainable_variables, self._given_bounds, frozen
         )
 
-    def _refresh_validation(self) -> None:
+    def refresh_validation(self) -> None:
+        """Reads again what the loss of validation depends on."""
         if self.validation is not None:
             self.validation.refresh()
 

@@ -19,7 +19,7 @@ from kormos.session.observer import STRIDE
 from kormos.session.observer import SessionObserver
 from kormos.session.progress import Progress
 from kormos.session.progress import is_interactive
-from kormos.session.resample import Resample
+from kormos.session.replacement import Replacement
 from kormos.session.result import Result
 from kormos.session.run import ConvergenceWarning
 from kormos.session.run import is_worth_a_warning
@@ -47,36 +47,38 @@ _NEED_A_MODEL = (
 )
 
 
-def the_stage(
+def stages_of(
     name: str,
     optimizer: BatchOptimizer,
     max_iterations: int | None,
     **settings: Any,
-) -> Stage:
-    """The one stage of an optimizer."""
+) -> list[Stage]:
+    """The stages of an optimizer, for a door without a model."""
     if max_iterations is None:
         max_iterations = optimizer.epochs
     if max_iterations is None:
         max_iterations = DEFAULT_ITERATIONS
     stages = optimizer.stages(max_iterations, **settings)
-    if len(stages) != 1 or stages[0].pretrain_fn is not None:
+    if any(stage.pretrain_fn is not None for stage in stages):
         raise ValueError(
-            f"`kormos.{name}` runs one stage without `pretrain_fn`; call it "
-            f"once a stage. Received: {len(stages)} stages"
+            f"`kormos.{name}` has no model for a `pretrain_fn`: call it once "
+            f"a stage. Received: {len(stages)} stages, with a `pretrain_fn`"
         )
-    if stages[0].uses_batches:
+    if any(stage.uses_batches for stage in stages):
         raise ValueError(
-            f"`kormos.{name}` takes its steps on all of the data. "
-            "Received: an optimizer with stochastic=True"
+            f"`kormos.{name}` takes its steps on all of the data: leave out "
+            "`stochastic`, and give a `Chain` with one of Keras' optimizers "
+            "`full_batch=True`. Received: an optimizer that takes its steps "
+            "on batches"
         )
-    return stages[0]
+    return stages
 
 
 class TraceObserver(SessionObserver):
     """Records the iterations of a session.
 
     Args:
-        stage: the one stage.
+        stages: the stages.
         callbacks: functions `(iteration, logs)`, Keras callbacks that need no
             model, and `Resample`s.
         verbose: 0, 1, 2 or `"auto"`.
@@ -87,7 +89,7 @@ class TraceObserver(SessionObserver):
 
     def __init__(
         self,
-        stage: Stage,
+        stages: Sequence[Stage],
         callbacks: Sequence[Any] = (),
         verbose: int | str = 0,
         own_limit: bool = True,
@@ -95,29 +97,29 @@ class TraceObserver(SessionObserver):
         is_quiet: bool = False,
     ):
         callbacks = _checked(callbacks)
-        self.resamplers = [c for c in callbacks if isinstance(c, Resample)]
+        self.resamplers = [c for c in callbacks if isinstance(c, Replacement)]
         self._functions = [
             c
             for c in callbacks
-            if not isinstance(c, (Resample, keras.callbacks.Callback))
+            if not isinstance(c, (Replacement, keras.callbacks.Callback))
         ]
         mine = [c for c in callbacks if isinstance(c, keras.callbacks.Callback)]
         level = is_interactive() if verbose == "auto" else verbose
         level = level if current().is_first else 0
-        self.end = stage.epochs or 0
-        shown = [Progress(self.end, int(level), "iteration")] if level else []
+        last = sum(stage.epochs or 0 for stage in stages)
+        shown = [Progress(last, int(level), "iteration")] if level else []
         self._model = _StandIn()
         self._keras = keras.callbacks.CallbackList([*shown, *mine])
         for callback in self._keras.callbacks:
             callback.set_model(self._model)
             callback.set_params(
-                {"verbose": int(level), "epochs": self.end, "steps": 1}
+                {"verbose": int(level), "epochs": last, "steps": 1}
             )
         # Progress only reads what is recorded, and needs no look at each.
         self._is_watching = bool(self._functions or mine)
         self._is_evaluated_too = is_evaluated_too
         self._own_limit = own_limit
-        self._is_quiet = is_quiet
+        self.is_quiet = is_quiet
         self._is_stopped = False
         self._logs: dict[str, Any] = {}
 
@@ -154,6 +156,7 @@ class TraceObserver(SessionObserver):
         self._logs = logs = {**logs, **self._looked(theta)}
         reporter.record.add(logs)
         self.done += 1
+        reporter.count(logs["loss"])
         if self._is_watching or self._is_evaluated_too:
             # Where somebody looks, a compiled call has one iterate.
             assert theta is not None
@@ -168,7 +171,7 @@ class TraceObserver(SessionObserver):
         self._model.history = types.SimpleNamespace(result=result)
         self._keras.on_train_end(self._logs)
         is_due = is_worth_a_warning(result, self._own_limit)
-        if is_due and not self._is_quiet:
+        if is_due and not self.is_quiet:
             warn(str(result), ConvergenceWarning)
 
     def _tell(self, logs: dict[str, Any]) -> None:
@@ -247,7 +250,7 @@ def _checked(callbacks: Any) -> Sequence[Any]:
     for callback in callbacks:
         if isinstance(callback, keras.callbacks.Callback):
             _refuse_needs(callback)
-        elif not (callable(callback) or isinstance(callback, Resample)):
+        elif not (callable(callback) or isinstance(callback, Replacement)):
             raise ValueError(
                 "Argument `callbacks` must be a list of functions "
                 "`(iteration, logs)`, Keras callbacks that need no model and "

@@ -28,6 +28,14 @@ class Budget(NamedTuple):
             return self
         return self._replace(deadline=now + self.deadline)
 
+    def until(self, deadline: float | None) -> Self:
+        """The same, with a deadline that may be earlier."""
+        if deadline is None:
+            return self
+        if self.deadline is not None:
+            deadline = min(deadline, self.deadline)
+        return self._replace(deadline=deadline)
+
     def without(self, evaluations: int) -> Self:
         """What is left after so many evaluations."""
         if self.evaluations is None:

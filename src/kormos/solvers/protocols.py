@@ -446,6 +446,12 @@ class GaussNewtonMatrix(Protocol):
     def bend(self, theta: Vector, vector: Vector) -> Vector:
         """J'H times the second derivative of the outputs along a vector."""
 
+    def bend_of_rows(self, theta: Vector, vector: Vector) -> Vector | None:
+        """The vector w, `(rows,)`, for which `bend` is R'w with R of `rows`.
+
+        `None` where `rows` was not called at the point last.
+        """
+
 
 class Layout(Protocol):
     """Where each variable lies in the flat vector.

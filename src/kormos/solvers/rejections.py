@@ -198,6 +198,9 @@ class SafeGaussNewton:
     def bend(self, theta: Vector, vector: Vector) -> Vector:
         return self._try("bend", self._vector, theta, vector)
 
+    def bend_of_rows(self, theta: Vector, vector: Vector) -> Vector | None:
+        return self._try("bend_of_rows", lambda: None, theta, vector)
+
     def _try(self, name: str, instead: Callable[[], Any], *args: Any) -> Any:
         return self._tried(name, getattr(self._matrix, name), instead, *args)
 

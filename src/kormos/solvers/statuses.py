@@ -7,6 +7,7 @@ EVALUATION_LIMIT = "evaluation limit"
 TIME_LIMIT = "time limit"
 TARGET_REACHED = "target reached"
 STOPPED_BY_CALLBACK = "stopped by callback"
+PLATEAU = "plateau"
 INTERRUPTED = "interrupted"
 LINE_SEARCH_FAILED = "line search failed"
 STALLED = "stalled"
@@ -28,7 +29,13 @@ ADVICE = {
 SUCCESSES = (CONVERGED, NOISE_FLOOR)
 
 # No warning is due: they are right, or the user asked for them.
-QUIET = (*SUCCESSES, TARGET_REACHED, STOPPED_BY_CALLBACK, INTERRUPTED)
+QUIET = (
+    *SUCCESSES,
+    TARGET_REACHED,
+    STOPPED_BY_CALLBACK,
+    PLATEAU,
+    INTERRUPTED,
+)
 
 # At these a wider dtype may go further.
 WIDENING = (

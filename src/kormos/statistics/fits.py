@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from kormos.free_memory import check_square
 from kormos.objective.base import FlatObjective
 from kormos.solvers.problem import Constraint
 from kormos.statistics.likelihoods import Likelihood
@@ -17,10 +18,9 @@ from kormos.types import Array
 from kormos.types import Matrix
 from kormos.types import Vector
 
-# A matrix of this many numbers is held several times: 2 GiB for all of them.
-# Our choice: half of a small machine's memory.
-_MOST_BYTES = 2**31
-_COPIES = 8
+# The matrices that are held at once: the information and the covariance, their
+# factors, products and workspace.
+_MATRICES = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,16 +83,13 @@ class Fit:
         Raises:
             ValueError: if they are.
         """
-        needed = 8 * _COPIES * self.objective.size**2
-        if needed > _MOST_BYTES:
-            raise ValueError(
-                "The covariance of all parameters needs about "
-                f"{needed / 2**20:,.0f} MB of memory, and may take "
-                f"{_MOST_BYTES / 2**20:,.0f} MB. Ask for some of them by "
-                "`parameters=[...]` (an empty list is enough for `predict`), "
-                "or freeze layers by `trainable = False`. "
-                f"Received: {self.objective.size:,} parameters"
-            )
+        check_square(
+            "The covariance of all parameters is a dense matrix",
+            self.objective.size,
+            _MATRICES,
+            "Ask for some of them by `parameters=[...]` (an empty list is "
+            "enough for `predict`), or freeze layers by `trainable = False`.",
+        )
 
 
 def active_constraints(

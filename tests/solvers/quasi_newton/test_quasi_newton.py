@@ -252,11 +252,6 @@ class TestRefusals:
         with pytest.raises(ValueError, match="an integer.*Received"):
             model.fit(*lindata(20, noise=0), epochs=epochs)
 
-    def test_too_many_parameters_for_a_dense_matrix(self):
-        v = keras.Variable(np.zeros(10_001))
-        with pytest.raises(ValueError, match="10,001 parameters.*0.8 GB"):
-            kormos.minimize(lambda: ops.sum(v**2), [v], "ssbroyden")
-
     @pytest.mark.parametrize(
         "wrong",
         [

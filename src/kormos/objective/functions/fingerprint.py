@@ -20,7 +20,6 @@ import pickle
 import sys
 import sysconfig
 import types
-from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from typing import Any
@@ -82,11 +81,11 @@ class Fingerprint(NamedTuple):
     held: list[Any]
 
 
-def fingerprint(fn: Callable[..., Any]) -> Fingerprint | None:
+def fingerprint(fn: Any) -> Fingerprint | None:
     """What a function computes from at this time.
 
     Args:
-        fn: the function.
+        fn: the function, or a tuple of models, losses and functions.
 
     Returns:
         The fingerprint, or `None` if it reads an object that cannot be pickled,

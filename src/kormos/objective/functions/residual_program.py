@@ -9,6 +9,7 @@ from keras import ops
 from kormos import backend
 from kormos.objective.compiled import Chunk
 from kormos.objective.compiled import Chunks
+from kormos.objective.compiled import ChunkTerm
 from kormos.objective.compiled import Program
 from kormos.objective.compiled import sum_over_chunks
 from kormos.objective.functions.residual_blocks import ResidualFunction
@@ -191,6 +192,9 @@ class ResidualProgram(Program):
             backend.compile,
         )
         self.sums = backend.compile(self._sums)
+        self._chunk_sums = [
+            self.graphs.recorded(self._chunk_sums_of(t)) for t in self.terms
+        ]
         self.outputs = [
             backend.compile(self._outputs_of(term)) for term in self.terms
         ]
@@ -198,7 +202,9 @@ class ResidualProgram(Program):
     @functools.cached_property
     def gauss_newton(self) -> GaussNewton:
         """Derivatives of the residuals."""
-        return GaussNewton(self.packing, self.terms, backend.compile)
+        return GaussNewton(
+            self.packing, self.terms, backend.compile, self.graphs
+        )
 
     def _sums(
         self,
@@ -207,20 +213,23 @@ class ResidualProgram(Program):
         term_factors: Tensor,
         chunks: Chunks,
     ) -> Tensor:
-        parts = self.packing.unpack(theta)
-
-        def add(fn: Callable[..., Tensor], chunk: Chunk) -> tuple[Tensor, ...]:
-            return (
-                ops.cast(fn(parts, frozen, term_factors, chunk), theta.dtype),
-            )
-
         count = term_factors.shape[0] // 2
         return sum_over_chunks(
-            add,
-            [term.chunk_sums for term in self.terms],
+            self._chunk_sums,
+            (theta, frozen, term_factors),
             chunks,
             (ops.zeros((count,), dtype=theta.dtype),),
         )[0]
+
+    def _chunk_sums_of(self, term: ResidualTerm) -> ChunkTerm:
+        def add(
+            theta: Tensor, frozen: list[Tensor], factors: Tensor, chunk: Chunk
+        ) -> tuple[Tensor, ...]:
+            parts = self.packing.unpack(theta)
+            sums = term.chunk_sums(parts, frozen, factors, chunk)
+            return (ops.cast(sums, theta.dtype),)
+
+        return add
 
     def _outputs_of(self, term: ResidualTerm) -> Callable[..., Tensor]:
         def outputs(

@@ -196,6 +196,15 @@ class ResidualObjective(FlatObjective):
         self._factors = self._factors.rescaled(f_scale)
         self._weigh()
 
+    def reweigh(self, loss_weights: dict[str, float]) -> None:
+        """Replaces `loss_weights`.
+
+        Args:
+            loss_weights: a dict from a block's name to its weight.
+        """
+        self._factors = self._factors.reweighted(loss_weights)
+        self._weigh()
+
     def value(self, theta: npt.ArrayLike) -> float:
         """The loss at `theta`."""
         theta = np.asarray(theta, dtype="float64")

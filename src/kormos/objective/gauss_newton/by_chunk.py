@@ -21,9 +21,17 @@ class ByChunk:
     Args:
         fn: function of a chunk and further arguments.
         compile: function that compiles a function.
+        graphs: what an eager backend records of it.
     """
 
-    def __init__(self, fn: Callable[..., Structure], compile: Compiler) -> None:
+    def __init__(
+        self,
+        fn: Callable[..., Structure],
+        compile: Compiler,
+        graphs: backend.Graphs,
+    ) -> None:
+        fn = graphs.recorded(fn)
+
         def of_stacked(
             stacked: Structure, index: Scalar, *known: Structure
         ) -> Structure:

@@ -46,6 +46,7 @@ class GaussNewton:
         packing: the `Packing` of the variables.
         terms: a term for each pair of chunks.
         compile: function that compiles a function.
+        graphs: what an eager backend records of the functions of a chunk.
 
     Attributes:
         terms: the terms.
@@ -56,19 +57,36 @@ class GaussNewton:
     """
 
     def __init__(
-        self, packing: Packing, terms: Sequence[OutputTerm], compile: Compiler
+        self,
+        packing: Packing,
+        terms: Sequence[OutputTerm],
+        compile: Compiler,
+        graphs: backend.Graphs,
     ) -> None:
         self.terms = terms
         self._packing = packing
         self._directional = DirectionalDerivative()
         self._derivatives = [TermDerivatives(packing, term) for term in terms]
+        self._chunk_equations = [
+            graphs.recorded(functools.partial(_equations, derivatives))
+            for derivatives in self._derivatives
+        ]
+        self._pulled = {
+            order: [
+                graphs.recorded(
+                    functools.partial(self._chunk_pulled, order, derivatives)
+                )
+                for derivatives in self._derivatives
+            ]
+            for order in (1, 2)
+        }
         self.normal_equations = compile(self._normal_equations)
         self.trace_product = functools.partial(self._pulled_back, 1)
         self.product = compile(self.trace_product)
         self.bend = compile(functools.partial(self._pulled_back, 2))
         self._factored, self._second, self._linearized = (
             [
-                ByChunk(functools.partial(fn, derivatives), compile)
+                ByChunk(functools.partial(fn, derivatives), compile, graphs)
                 for derivatives in self._derivatives
             ]
             for fn in (factor_of, self._second_directional, _linearized)
@@ -87,23 +105,14 @@ class GaussNewton:
         over all rows, the negative part is to be left out.
         """
         size = theta.shape[0]
-
-        def add(term: TermDerivatives, chunk: Chunk) -> tuple[Tensor, ...]:
-            at = term.linearize(theta, frozen, term_factors, chunk)
-            weights = term.convex(at.weights)
-            jacobian = ops.concatenate(at.blocks, axis=2)
-            columns = ops.reshape(jacobian, (-1, size))
-            weighted = ops.reshape(_weigh(weights, jacobian), (-1, size))
-            matrix = gram(columns, weighted)
-            return at.loss, at.grad + at.gradient(), matrix, at.diagonal
-
         zeros = (
             scalar_zero(theta),
             ops.zeros_like(theta),
             ops.zeros((size, size), dtype=theta.dtype),
             ops.zeros_like(theta),
         )
-        sums = sum_over_chunks(add, self._derivatives, chunks, zeros)
+        known = theta, frozen, term_factors
+        sums = sum_over_chunks(self._chunk_equations, known, chunks, zeros)
         loss, grad, matrix, diagonal = sums
         return loss, grad, matrix, diagonal
 
@@ -187,39 +196,64 @@ class GaussNewton:
             term_factors: as `Program` has it.
             chunks: as `Program` has it.
         """
-        parts = self._packing.unpack(theta)
-        tangents = self._packing.unpack(vector)
-
-        def add(term: TermDerivatives, chunk: Chunk) -> tuple[Tensor, ...]:
-            outputs = term.outputs(frozen, chunk)
-            own, directional = self._directional(
-                order, outputs, parts, tangents
-            )
-            values, directional = (
-                ops.cast(a, theta.dtype) for a in (own, directional)
-            )
-            weighted = term.weighted(
-                values, directional, frozen, term_factors, chunk
-            )
-            # Small numbers would vanish in the products of a float32 model.
-            size = ops.max(ops.abs(weighted))
-            size = ops.where(size > 0, size, ops.ones_like(size))
-            products = backend.vjp(outputs)(
-                parts, ops.cast(weighted / size, own.dtype)
-            )
-            products = self._packing.pack(products, theta.dtype) * size
-            diagonal = ops.zeros_like(theta)
-            if order == 1:
-                _, _, diagonal = term.penalty(
-                    parts, frozen, term_factors, chunk, theta.dtype
-                )
-            return products, diagonal
-
+        known = theta, vector, frozen, term_factors
         zeros = ops.zeros_like(theta), ops.zeros_like(theta)
         products, diagonal = sum_over_chunks(
-            add, self._derivatives, chunks, zeros
+            self._pulled[order], known, chunks, zeros
         )
         return products + ops.relu(diagonal) * vector
+
+    def _chunk_pulled(
+        self,
+        order: int,
+        term: TermDerivatives,
+        theta: Tensor,
+        vector: Tensor,
+        frozen: list[Tensor],
+        term_factors: Tensor,
+        chunk: Chunk,
+    ) -> tuple[Tensor, ...]:
+        """What a chunk adds to J'H times a derivative, and to the diagonal."""
+        parts, tangents = map(self._packing.unpack, (theta, vector))
+        outputs = term.outputs(frozen, chunk)
+        own, directional = self._directional(order, outputs, parts, tangents)
+        values, directional = (
+            ops.cast(a, theta.dtype) for a in (own, directional)
+        )
+        weighted = term.weighted(
+            values, directional, frozen, term_factors, chunk
+        )
+        # Small numbers would vanish in the products of a float32 model.
+        size = ops.max(ops.abs(weighted))
+        size = ops.where(size > 0, size, ops.ones_like(size))
+        products = backend.vjp(outputs)(
+            parts, ops.cast(weighted / size, own.dtype)
+        )
+        products = self._packing.pack(products, theta.dtype) * size
+        diagonal = ops.zeros_like(theta)
+        if order == 1:
+            _, _, diagonal = term.penalty(
+                parts, frozen, term_factors, chunk, theta.dtype
+            )
+        return products, diagonal
+
+
+def _equations(
+    term: TermDerivatives,
+    theta: Tensor,
+    frozen: list[Tensor],
+    term_factors: Tensor,
+    chunk: Chunk,
+) -> tuple[Tensor, ...]:
+    """What a chunk adds to the normal equations."""
+    size = theta.shape[0]
+    at = term.linearize(theta, frozen, term_factors, chunk)
+    weights = term.convex(at.weights)
+    jacobian = ops.concatenate(at.blocks, axis=2)
+    columns = ops.reshape(jacobian, (-1, size))
+    weighted = ops.reshape(_weigh(weights, jacobian), (-1, size))
+    matrix = gram(columns, weighted)
+    return at.loss, at.grad + at.gradient(), matrix, at.diagonal
 
 
 def _linearized(

@@ -51,11 +51,23 @@ class Factor(NamedTuple):
         Returns:
             A vector of shape `(size,)`.
         """
-        if self.roots.ndim == 2:
-            weighted = self.roots * directional
-        else:
-            weighted = np.einsum("nkl,nl->nk", self.roots, directional)
-        return weighted.reshape(-1) @ self.matrix[:, :-1]
+        return weighted(self.roots, directional) @ self.matrix[:, :-1]
+
+
+def weighted(roots: Array, directional: Array) -> Vector:
+    """Square roots S of Hessians times a directional derivative.
+
+    Args:
+        roots: as `Factor` has them.
+        directional: the derivative, of shape `(n, k)`.
+
+    Returns:
+        A vector of shape `(n * k,)`, of the rows of R.
+    """
+    if roots.ndim == 2:
+        return np.asarray(roots * directional).reshape(-1)
+    product = np.einsum("nkl,nl->nk", roots, directional)
+    return np.asarray(product).reshape(-1)
 
 
 def factor_of(

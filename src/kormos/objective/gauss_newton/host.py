@@ -11,9 +11,11 @@ from kormos.arithmetic.vectors import number
 from kormos.arithmetic.vectors import to_array
 from kormos.objective.gauss_newton.compiled import GaussNewton
 from kormos.objective.gauss_newton.factors import Factor
+from kormos.objective.gauss_newton.factors import weighted
 from kormos.objective.gauss_newton.linearization import Linearization
 from kormos.objective.units import size_of
 from kormos.solvers.protocols import Squares
+from kormos.types import Array
 from kormos.types import Matrix
 from kormos.types import Scalar
 from kormos.types import Tensor
@@ -57,6 +59,9 @@ class HostGaussNewton:
         self.outputs = sum(width * rows for width, rows in counts)
         # The latest point and its factors, if they are kept.
         self._kept: tuple[Vector, list[Factor]] | None = None
+        # The roots of the curvatures of the latest `rows`, and its point.
+        self._roots: list[Array] = []
+        self._at_roots: Vector | None = None
 
     @property
     def has_penalty(self) -> bool:
@@ -127,25 +132,34 @@ class HostGaussNewton:
             theta: the point.
             keep: whether to keep J for `bend`, where it is small.
         """
-        size, own = len(theta), np.zeros((0, len(theta)))
+        size, processes = len(theta), self._objective.arguments.processes
+        # All rows of data are here, unless there are other processes.
+        whole = np.empty((self.outputs if processes.is_alone else 0, size + 1))
+        self._roots, self._at_roots = [], np.array(theta)
 
         def sums() -> tuple[Scalar, Vector, Vector]:
-            nonlocal own
-            loss, grad, parts = 0.0, np.zeros(size), [own]
-            diagonal = np.zeros(size)
+            nonlocal whole
+            loss, grad, count = 0.0, np.zeros(size), 0
+            diagonal, parts = np.zeros(size), [whole[:0]]
             for factor in self._factors(theta, keep):
-                part, slope = factor.matrix[:, :-1], factor.matrix[:, -1]
                 loss += factor.loss
-                grad += factor.grad + part.T @ slope
-                # A copy: the array may be a view of the device's memory.
-                parts.append(np.array(part))
+                grad += factor.grad
                 diagonal += factor.diagonal
-            own = np.concatenate(parts)
+                self._roots.append(factor.roots)
+                # A copy: the array may be a view of the device's memory.
+                if processes.is_alone:
+                    end = count + len(factor.matrix)
+                    whole[count:end], count = factor.matrix, end
+                else:
+                    parts.append(np.array(factor.matrix))
+            if not processes.is_alone:
+                whole = np.concatenate(parts)
+            grad += whole[:, :-1].T @ whole[:, -1].copy()
             return np.float64(loss), grad, diagonal
 
-        processes = self._objective.arguments.processes
         shapes = [(), (size,), (size,)]
         loss, grad, diagonal = processes.total(sums, shapes, [theta])
+        own = whole[:, :-1]
         if not processes.is_alone and len(own) > size:
             # With as many rows as columns, less has to be sent.
             own = np.asarray(np.linalg.qr(own, "r"))
@@ -245,6 +259,26 @@ class HostGaussNewton:
 
         found = arguments.processes.total(own, [theta.shape], [theta, vector])
         return to_array(found)
+
+    def bend_of_rows(self, theta: Vector, vector: Vector) -> Vector | None:
+        """The vector w for which `bend` is R'w, with R of `rows`.
+
+        It needs no derivative but the second one along the vector.
+
+        Returns:
+            w, `(rows,)`, or `None` at another point than that of the latest
+            `rows`, and where other processes have a part of R.
+        """
+        arguments, at = self._objective.arguments, self._at_roots
+        is_here = at is not None and np.array_equal(theta, at)
+        if not (is_here and arguments.processes.is_alone) or self.has_penalty:
+            return None
+        roots, parts = iter(self._roots), []
+        with backend.float64():
+            for piece in arguments.pieces():
+                for second in self._compiled.second(theta, vector, *piece):
+                    parts.append(weighted(next(roots), second))
+        return np.concatenate(parts)
 
     def _total(
         self, compiled: Callable[..., Tensor], *vectors: Vector

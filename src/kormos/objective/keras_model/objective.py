@@ -31,6 +31,7 @@ from kormos.objective.keras_model.coupled_rows import warn_of_coupling
 from kormos.objective.keras_model.model_checks import build
 from kormos.objective.keras_model.model_checks import check_model
 from kormos.objective.keras_model.model_checks import warn_of_custom_steps
+from kormos.objective.keras_model.own_training import train_epoch
 from kormos.objective.keras_model.program import ModelProgram
 from kormos.objective.keras_model.program import is_new
 from kormos.objective.keras_model.program import program_for
@@ -308,6 +309,39 @@ class Objective(FlatObjective):
                 self.arguments, chunks=((None, chunk),), read=None
             )
             yield batch
+
+    @property
+    def seed_states(self) -> list[keras.Variable]:
+        """The variables of the model's random numbers."""
+        weights = {id(weight) for weight in self.model.weights}
+        return [v for v in self.model.variables if id(v) not in weights]
+
+    def train_epoch(
+        self,
+        optimizer: keras.optimizers.Optimizer,
+        batch_size: int | None,
+        rng: np.random.Generator,
+    ) -> None:
+        """Trains the model for an epoch by Keras' own `train_step`.
+
+        Args:
+            optimizer: the Keras optimizer, built for the model's variables.
+            batch_size: the rows of a batch. Defaults to that of the data, or
+                32.
+            rng: what draws the order of the rows.
+
+        Raises:
+            ValueError: if the data are streamed.
+        """
+        rows = self._data.in_memory
+        if rows is None:
+            raise ValueError(
+                "A stage of one of Keras' own optimizers shuffles rows, which "
+                "have to be in memory: fit without `stream=True`, or give "
+                "the stage `full_batch=True`. Received: stream=True"
+            )
+        batch_size = batch_size or self._data.batch_size
+        train_epoch(self.model, rows, optimizer, batch_size, rng)
 
     def _check_batches(self) -> None:
         """Refuses processes with different numbers of batches."""

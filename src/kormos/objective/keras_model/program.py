@@ -15,6 +15,8 @@ from kormos.data.memory import leaves
 from kormos.objective.compiled import Chunk
 from kormos.objective.compiled import Compiler
 from kormos.objective.compiled import Program
+from kormos.objective.functions.fingerprint import Fingerprint
+from kormos.objective.functions.fingerprint import fingerprint
 from kormos.objective.gauss_newton.compiled import GaussNewton
 from kormos.objective.keras_model.evaluation import ModelEvaluation
 from kormos.objective.keras_model.layer_states import LayerStates
@@ -73,8 +75,10 @@ class ModelProgram(Program):
             self.packing,
             [ModelOutputs(model, model_loss, chunks, compile)],
             compile,
+            self.graphs,
         )
         self._gauss_newton: GaussNewton | None = None
+        self._fingerprint: Fingerprint | None = None
 
     def gauss_newton_for(
         self, chunks: Callable[[], Iterable[Chunk]]
@@ -97,6 +101,17 @@ class ModelProgram(Program):
         """What `gauss_newton_for` has returned before."""
         assert self._gauss_newton is not None  # It needs chunks to be made.
         return self._gauss_newton
+
+    def follow(self, present: Fingerprint | None) -> None:
+        """Forgets what was recorded of a model that has changed since.
+
+        Args:
+            present: what the model computes from at this time, or `None` if
+                that is unknown.
+        """
+        known, self._fingerprint = self._fingerprint, present
+        if present is None or known is None or present.digest != known.digest:
+            self.graphs.clear()
 
     @property
     def jacobian_width(self) -> int:
@@ -142,7 +157,10 @@ def program_for(
         return ModelProgram(model, loss, compile, loop_compiler, dtype)
 
     programs = model.__dict__.setdefault(_PROGRAMS, ProgramCache())
-    return programs.get((dtype, *_program_key(model, training)), make)
+    program = programs.get((dtype, *_program_key(model, training)), make)
+    if keras.backend.backend() == "torch":
+        program.follow(fingerprint((model, model.loss)))
+    return program
 
 
 def forget_programs(model: keras.Model) -> None:
@@ -165,7 +183,7 @@ def _program_key(model: keras.Model, training: bool) -> tuple[Hashable, ...]:
 
 def _compiler(model: keras.Model) -> Compiler:
     """The function that compiles as the model is compiled for Keras."""
-    if model.run_eagerly and keras.backend.backend() != "torch":
+    if model.run_eagerly:
         return _uncompiled
     # XLA compiles for one device.
     xla = bool(model.jit_compile) and not backend.replicas(model)
@@ -182,10 +200,12 @@ def _loop_compiler(model: keras.Model, draws: bool, head: Data) -> Compiler:
         draws: whether its loss may draw random numbers.
         head: rows of its data, as tensors.
     """
+    if model.run_eagerly and keras.backend.backend() == "torch":
+        return lambda fn: _eagerly(backend.compile_loop(fn))
     is_eager = model.run_eagerly or (
         keras.backend.backend() == "jax" and not model.jit_compile
     )
-    if is_eager and keras.backend.backend() != "torch":
+    if is_eager:
         return _uncompiled
     has_strings = any(
         keras.backend.standardize_dtype(a.dtype) == "string"
@@ -198,7 +218,18 @@ def _loop_compiler(model: keras.Model, draws: bool, head: Data) -> Compiler:
     return backend.compile_loop
 
 
+def _eagerly(fn: Callable[..., Structure]) -> Callable[..., Structure]:
+    def call(*args: Structure) -> Structure:
+        with backend.eagerly():
+            return fn(*args)
+
+    return call
+
+
 def _uncompiled(fn: Callable[..., Structure]) -> Callable[..., Structure]:
+    if keras.backend.backend() == "torch":
+        return _eagerly(backend.compile(fn))
+
     def call(*args: Structure) -> Structure:
         # The solver's state, too, consists of tensors.
         return fn(*tree.map_structure(as_tensor, backend.whole(args)))

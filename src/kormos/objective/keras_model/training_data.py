@@ -50,6 +50,9 @@ class TrainingData:
 
     Raises:
         ValueError: if the data cannot be used.
+
+    Attributes:
+        batch_size: the same.
     """
 
     def __init__(
@@ -79,7 +82,7 @@ class TrainingData:
         )
         self._samples = reading.weigh(data, class_weight, dtype)
         self._model = model
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         self._devices = backend.replicas(model)
         self._allow_nan = allow_nan
 
@@ -91,7 +94,7 @@ class TrainingData:
     @property
     def batches(self) -> int:
         """The number of batches of `batch_size` rows."""
-        return -(-self.rows // (self._batch_size or self.rows))
+        return -(-self.rows // (self.batch_size or self.rows))
 
     @property
     def first(self) -> Data:
@@ -104,6 +107,11 @@ class TrainingData:
         if isinstance(self._samples, Stream):
             return None
         return tuple(a for a in self._samples if a is not None)
+
+    @property
+    def in_memory(self) -> Data | None:
+        """The data; `None` if streamed."""
+        return self._samples if isinstance(self._samples, Data) else None
 
     @property
     def largest_target(self) -> float:
@@ -136,7 +144,7 @@ class TrainingData:
             x,
             y,
             sample_weight,
-            batch_size=self._batch_size,
+            batch_size=self.batch_size,
             precision=dtype,
             allow_nan=self._allow_nan,
         )
@@ -155,7 +163,7 @@ class TrainingData:
         """As `head`, but arrays."""
         data = self._in(dtype)
         if rows is None:
-            rows = data.chunk_rows(self._batch_size)
+            rows = data.chunk_rows(self.batch_size)
         return data.first.map(lambda array: array[:rows])
 
     def chunked(
@@ -169,7 +177,7 @@ class TrainingData:
             widest: as `Data.chunk_rows` takes it.
         """
         data = self._in(dtype)
-        cut = self._batch_size, width, widest, self._devices
+        cut = self.batch_size, width, widest, self._devices
         if isinstance(data, Stream):
             return None, lambda: data.chunks(*cut)
         return (data.chunks(*cut),), None
@@ -185,7 +193,7 @@ class TrainingData:
             widest: as `Data.chunk_rows` takes it.
         """
         data = self._in(dtype).first
-        cut = self._batch_size, width, widest, self._devices
+        cut = self.batch_size, width, widest, self._devices
         return (data.chunks(*cut),)
 
     def shuffled(
@@ -204,7 +212,7 @@ class TrainingData:
         shuffled = data.map(lambda array: array[order])
         # Batches of about equal size: a last batch with only a few rows would
         # lead to a bad step.
-        return each_chunk(shuffled.chunks(self._batch_size, is_even=True))
+        return each_chunk(shuffled.chunks(self.batch_size, is_even=True))
 
     def _in(self, dtype: str | None) -> Data | Stream:
         """The data in the dtype of an evaluation."""

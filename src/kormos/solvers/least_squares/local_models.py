@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kormos.solvers.least_squares import factors
 from kormos.solvers.least_squares import spectrum
 from kormos.solvers.least_squares import steihaug
 from kormos.solvers.problem import Problem
@@ -121,7 +122,9 @@ class LocalModels:
             return self._by_products(theta, loss)
         make: Callable[[Matrix, Vector, Vector, float], LocalModel]
         if self.solver == "rows":
-            own, grad, matrix = self._curvature.rows(theta, self._keeps)
+            # Factors of JJ' bend with the rows themselves.
+            keeps = self._keeps and not self._has_factors
+            own, grad, matrix = self._curvature.rows(theta, keeps)
             squares, make = (
                 np.einsum("mp,mp->p", matrix, matrix),
                 spectrum.of_rows,
@@ -142,6 +145,10 @@ class LocalModels:
             straight = added > 0
             matrix[straight, straight] = squares[straight]
         scale = self._rescaled(np.sqrt(squares), theta, grad)
+        if self._has_factors and make is spectrum.of_matrix:
+            make = factors.MatrixFactors
+        elif self._has_factors and len(matrix) < len(grad):
+            make = factors.RowFactors
         model = make(matrix, scale, grad, self._problem.evaluation_eps)
         return Linearized(theta, loss, own, grad, model)
 
@@ -173,6 +180,21 @@ class LocalModels:
         self._problem.hessp_evals += 1
         return self._curvature.bend(theta, step)
 
+    def acceleration(
+        self, here: Linearized, step: Vector, damping: float
+    ) -> Vector | None:
+        """The geodesic acceleration along a step, or `None` if not finite."""
+        model = here.model
+        if isinstance(model, factors.RowFactors):
+            rows = self._curvature.bend_of_rows(here.theta, step)
+            if rows is not None:
+                self._problem.hessp_evals += 1
+                is_finite = np.isfinite(rows).all()
+                return model.bend_of_rows(rows, damping) if is_finite else None
+        slope = self.bend(here.theta, step)
+        is_finite = np.isfinite(slope).all()
+        return model.bend(slope, damping) if is_finite else None
+
     def _by_products(self, theta: Vector, loss: float) -> Linearized | None:
         problem = self._problem
         own, grad = problem.value_and_grad(theta)
@@ -192,6 +214,12 @@ class LocalModels:
             lambda vector: product(vector) + added * vector, scale, grad
         )
         return Linearized(theta, loss, own, grad, model)
+
+    @property
+    def _has_factors(self) -> bool:
+        return not self._curvature.has_penalty and factors.are_fast(
+            self.outputs, self._problem.size
+        )
 
     def _chosen(self) -> str:
         rows, size = self.outputs, self._problem.size

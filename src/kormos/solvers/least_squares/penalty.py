@@ -145,6 +145,10 @@ class PenalizedMatrix:
         # The square roots of the penalty are linear, and do not bend.
         return self._matrix.inner.bend(theta, vector)
 
+    def bend_of_rows(self, theta: Vector, vector: Vector) -> None:
+        """`None`: the rows have those of the penalty too."""
+        del theta, vector
+
     def _with_penalty(
         self, theta: Vector, loss: float, grad: Vector
     ) -> tuple[float, Vector]:

@@ -192,7 +192,4 @@ class StepSearch:
 
     def _bend(self, here: Linearized, step: Step) -> Vector | None:
         """The acceleration along a step, or `None` if it is not finite."""
-        slope = self._models.bend(here.theta, step.vector)
-        if not np.isfinite(slope).all():
-            return None
-        return here.model.bend(slope, step.damping)
+        return self._models.acceleration(here, step.vector, step.damping)

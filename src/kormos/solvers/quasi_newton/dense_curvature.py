@@ -22,7 +22,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from keras import ops
 
 from kormos.arithmetic.scalars import cond
 from kormos.arithmetic.scalars import constant
@@ -34,6 +33,7 @@ from kormos.arithmetic.vectors import dot
 from kormos.arithmetic.vectors import matvec
 from kormos.arithmetic.vectors import norm
 from kormos.arithmetic.vectors import outer
+from kormos.backend import ops
 from kormos.solvers.quasi_newton.state import Pair
 from kormos.types import Matrix
 from kormos.types import Scalar

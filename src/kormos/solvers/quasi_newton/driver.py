@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from keras import ops
 
 from kormos.arithmetic.scalars import is_eager
 from kormos.arithmetic.vectors import to_array
+from kormos.backend import ops
 from kormos.backend.common import as_tensor
 from kormos.solvers.problem import Problem
 from kormos.solvers.protocols import Method

@@ -4,11 +4,11 @@ from typing import Any
 from typing import NamedTuple
 
 import numpy as np
-from keras import ops
 from keras import tree
 
 from kormos import backend
 from kormos.arithmetic.scalars import is_eager
+from kormos.backend import ops
 from kormos.types import Structure
 from kormos.types import Tensor
 

@@ -24,7 +24,6 @@ Differs from it in:
 from typing import NamedTuple
 
 import numpy as np
-from keras import ops
 
 from kormos import backend
 from kormos.arithmetic.scalars import both
@@ -37,6 +36,7 @@ from kormos.arithmetic.vectors import dot
 from kormos.arithmetic.vectors import matvec
 from kormos.arithmetic.vectors import norm
 from kormos.arithmetic.vectors import vecmat
+from kormos.backend import ops
 from kormos.solvers.quasi_newton.state import Pair
 from kormos.types import Scalar
 from kormos.types import Tensor

@@ -22,8 +22,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 from typing import Protocol
 
-from keras import ops
-
 from kormos import backend
 from kormos.arithmetic.scalars import both
 from kormos.arithmetic.scalars import cond
@@ -31,6 +29,7 @@ from kormos.arithmetic.scalars import constant
 from kormos.arithmetic.scalars import where
 from kormos.arithmetic.scalars import while_loop
 from kormos.arithmetic.vectors import dot
+from kormos.backend import ops
 from kormos.solvers.quasi_newton.arrival import Arrival
 from kormos.solvers.quasi_newton.arrival import Course
 from kormos.solvers.quasi_newton.state import Pair

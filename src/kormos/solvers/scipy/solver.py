@@ -25,6 +25,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
+from kormos.free_memory import check_square
 from kormos.solvers import statuses
 from kormos.solvers.outcome import Outcome
 from kormos.solvers.problem import Problem
@@ -38,10 +39,8 @@ from kormos.solvers.scipy.methods import ScipyMethod
 from kormos.solvers.solver_state import SolverState
 from kormos.types import Vector
 
-# A dense Hessian takes as many products as there are parameters.
-MOST_DENSE_PARAMETERS = 2000
-# A matrix takes 3 GB, and methods keep several.
-MOST_SQUARE_PARAMETERS = 20_000
+# A matrix, its next one or factors, and as much for products and workspace.
+_MATRICES = 4
 
 
 class ScipyRun:
@@ -82,20 +81,20 @@ class ScipyRun:
                 f"{_able('constraints')}. "
                 f"Received: method='{spec.name}' with constraints {refused}"
             )
-        if spec.square and size > MOST_SQUARE_PARAMETERS:
-            raise ValueError(
-                f"Method '{spec.name}' keeps a dense matrix, for "
-                f"{MOST_SQUARE_PARAMETERS:,} parameters at most. Use 'lbfgs' "
-                f"or 'l-bfgs-b'. Received: {size:,} parameters, a matrix of "
-                f"{8e-6 * size**2:,.0f} MB or more"
+        if spec.square:
+            check_square(
+                f"Method '{spec.name}' keeps a dense matrix",
+                size,
+                _MATRICES,
+                "Use 'lbfgs' or 'l-bfgs-b'.",
             )
-        if spec.hessian and size > MOST_DENSE_PARAMETERS:
-            raise ValueError(
-                f"Method '{spec.name}' needs a dense Hessian, which is formed "
-                f"for {MOST_DENSE_PARAMETERS:,} parameters at most. Use "
-                "'trust-ncg', 'trust-krylov' or 'newton-cg'. "
-                f"Received: {size:,} parameters, a Hessian of "
-                f"{8e-6 * size**2:,.0f} MB from {size:,} products"
+        if spec.hessian:
+            check_square(
+                f"Method '{spec.name}' forms a dense Hessian from as many "
+                "products as there are parameters",
+                size,
+                _MATRICES,
+                "Use 'trust-ncg', 'trust-krylov' or 'newton-cg'.",
             )
 
     def __call__(

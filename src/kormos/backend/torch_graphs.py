@@ -1,0 +1,287 @@
+"""Functions of PyTorch tensors as graphs of operations, without their Python.
+
+A call of a model spends most of its time, while the model is small, in the
+code of Keras and in the bookkeeping of automatic differentiation. Here the
+operations that a function calls are recorded once, derivatives included, and
+then called again in the same order, so that the results are the same bits.
+
+A graph is recorded from tensors without values. A function that decides by
+values cannot be recorded so, and neither can one that draws random numbers: it
+is called as it was. What a function reads besides its arguments stays what it
+was when it was recorded, as in what JAX and TensorFlow compile; tensors that
+are changed in place are seen as they are.
+"""
+
+import contextlib
+import functools
+import threading
+from collections.abc import Callable
+from collections.abc import Iterator
+from typing import Any
+from typing import TypeVar
+
+import keras
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from kormos.backend.torch_recording import Recorder
+from kormos.backend.torch_recording import Unrecordable
+from kormos.backend.torch_recording import is_recording
+from kormos.backend.torch_recording import mapped
+from kormos.backend.torch_source import compiled
+from kormos.types import Structure
+from kormos.types import Tensor
+
+try:
+    # `keras.backend.result_type` takes a tenth of the time of a small model.
+    from keras.src.backend.common.dtypes import BIT64_TO_BIT32_DTYPE
+except ImportError:
+    BIT64_TO_BIT32_DTYPE = {}
+
+_Result = TypeVar("_Result")
+
+# A function is recorded at its call of this number. Our choice: recording takes
+# as long as 30 to 60 calls, so that a function that is called a few times only
+# is not worth it.
+_CALLS_BEFORE = 12
+# A function has at most this many graphs, for different shapes and dtypes. Our
+# choice: a function with more shapes than that has other ones at every call.
+_MOST_GRAPHS = 8
+
+_state = threading.local()
+
+
+@contextlib.contextmanager
+def eagerly() -> Iterator[None]:
+    """A scope in which no graph is recorded or called."""
+    before = getattr(_state, "is_eager", False)
+    _state.is_eager = True
+    try:
+        yield
+    finally:
+        _state.is_eager = before
+
+
+class Graphs:
+    """The graphs of functions that belong together, those of a loss say."""
+
+    def __init__(self) -> None:
+        self._recorded: list[_Recorded] = []
+
+    def recorded(self, fn: Callable[..., _Result]) -> Callable[..., _Result]:
+        """`fn`, called by a graph of its operations once that is recorded.
+
+        Args:
+            fn: a function of structures (lists, tuples and dicts) of tensors,
+                which returns one. Numbers among its arguments are constants of
+                a graph. It has no side effects, and nobody differentiates it.
+        """
+        self._recorded.append(_Recorded(fn))
+        return self._recorded[-1]
+
+    @property
+    def in_use(self) -> int:
+        """How many graphs are called in place of functions."""
+        return sum(recorded.in_use for recorded in self._recorded)
+
+    def clear(self) -> None:
+        """Forgets all graphs, because what the functions read has changed."""
+        for recorded in self._recorded:
+            recorded.clear()
+
+
+class _Recorded:
+    """A function and its graphs, by the shapes and dtypes of its arguments."""
+
+    def __init__(self, fn: Callable[..., Any]) -> None:
+        self._fn = fn
+        self._graphs: dict[Any, _Graph] = {}
+
+    def __call__(self, *args: Structure) -> Any:
+        if not _is_plain():
+            return self._fn(*args)
+        leaves: list[Any] = []
+        try:
+            key = (_flattened(args, leaves), *map(_kind, leaves), *_settings())
+            graph = self._graphs.get(key)
+        except TypeError:  # A leaf cannot be hashed.
+            return self._fn(*args)
+        if graph is None:
+            if len(self._graphs) >= _MOST_GRAPHS:
+                return self._fn(*args)
+            graph = self._graphs.setdefault(key, _Graph(self._fn))
+        if graph.call is not None:
+            return graph.call(leaves)
+        return graph.next(args, leaves)
+
+    @property
+    def in_use(self) -> int:
+        """How many of its graphs are called in its place."""
+        return sum(g.call is not None for g in [*self._graphs.values()])
+
+    def clear(self) -> None:
+        """Forgets all graphs."""
+        self._graphs = {}
+
+
+class _Graph:
+    """A function for arguments of one kind, and its graph.
+
+    The graph is used after it has given the same bits as the function at two
+    points.
+
+    Attributes:
+        call: function of the leaves of the arguments, or `None` while the
+            function itself is called.
+    """
+
+    def __init__(self, fn: Callable[..., Any]) -> None:
+        self._fn = fn
+        self._calls = 0
+        self._tried: Callable[[list[Any]], Any] | None = None
+        self._is_refused = False
+        self._turn = threading.Lock()
+        self.call: Callable[[list[Any]], Any] | None = None
+
+    def next(self, args: tuple[Structure, ...], leaves: list[Any]) -> Any:
+        """Calls the function, and records or tries the graph."""
+        found = self._fn(*args)
+        self._calls += 1
+        is_due = self._calls >= _CALLS_BEFORE and not self._is_refused
+        if is_due and self._turn.acquire(blocking=False):
+            try:
+                self._go_on(args, leaves, found)
+            finally:
+                self._turn.release()
+        return found
+
+    def _go_on(
+        self, args: tuple[Structure, ...], leaves: list[Any], found: Any
+    ) -> None:
+        try:
+            if self._tried is None:
+                self._tried = _record(self._fn, args)
+                if not _agree(self._tried(leaves), found):
+                    self._refuse()
+            elif _agree(self._tried(leaves), found):
+                self.call = self._tried
+            else:
+                self._refuse()
+        except Exception:
+            # Whatever the reason is, the function itself gives the result.
+            self._refuse()
+
+    def _refuse(self) -> None:
+        self._tried, self._is_refused = None, True
+
+
+def _is_plain() -> bool:
+    """Whether operations do nothing but compute, in this thread and now."""
+    return not (
+        is_recording()
+        or getattr(_state, "is_eager", False)
+        or torch.is_grad_enabled()
+        or torch._C._len_torch_function_stack()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch.is_autocast_enabled("cpu")
+        or torch.is_autocast_enabled("cuda")
+    )
+
+
+def _settings() -> tuple[Any, ...]:
+    """The settings on which the operations of a function may depend."""
+    return (
+        keras.config.floatx(),
+        BIT64_TO_BIT32_DTYPE.get("float64"),
+        torch.get_default_dtype(),
+    )
+
+
+def _flattened(value: Any, leaves: list[Any]) -> Any:
+    """Appends the leaves of a structure, and returns what tells it apart."""
+    kind = type(value)
+    if kind is list or kind is tuple or hasattr(kind, "_fields"):
+        return kind, *[_flattened(item, leaves) for item in value]
+    if kind is dict:
+        own = [(key, _flattened(item, leaves)) for key, item in value.items()]
+        return kind, *own
+    leaves.append(value)
+    return None
+
+
+def _kind(leaf: Any) -> Any:
+    """What the graph of a function depends on, of a leaf of its arguments."""
+    if isinstance(leaf, torch.Tensor):
+        return (
+            type(leaf),
+            leaf.shape,
+            leaf.stride(),
+            leaf.dtype,
+            leaf.device,
+            leaf.requires_grad,
+        )
+    return type(leaf), leaf
+
+
+def _record(
+    fn: Callable[..., Any], args: tuple[Structure, ...]
+) -> Callable[[list[Any]], Any]:
+    """The graph of a function, as a function of the leaves of its arguments.
+
+    Raises:
+        Unrecordable: if it has none.
+        Exception: whatever the function raises of tensors without values.
+    """
+    fakes = FakeTensorMode(allow_non_fake_inputs=True)
+    recorder = Recorder()
+    stand_ins: list[Any] = []
+
+    def fake(leaf: Any) -> Any:
+        own = leaf
+        if isinstance(leaf, torch.Tensor):
+            if type(leaf) is not torch.Tensor or leaf.requires_grad:
+                raise Unrecordable
+            own = fakes.from_tensor(leaf)
+        stand_ins.append(own)
+        return own
+
+    copies = _with_leaves(fake, args)
+    recorder.begin(stand_ins)
+    with fakes, recorder:
+        found = fn(*copies)
+    return compiled(recorder, found)
+
+
+def _with_leaves(fn: Callable[[Any], Any], value: Any) -> Any:
+    """A structure with `fn` of each of its leaves, as `_flattened` has them."""
+    kind = type(value)
+    if kind in (list, tuple, dict) or hasattr(kind, "_fields"):
+        return mapped(functools.partial(_with_leaves, fn), value)
+    return fn(value)
+
+
+def _agree(a: Any, b: Any) -> bool:
+    """Whether two structures of tensors hold the same bits."""
+    ours: list[Any] = []
+    theirs: list[Any] = []
+    if _flattened(a, ours) != _flattened(b, theirs):
+        return False
+    return all(map(_same, ours, theirs))
+
+
+def _same(a: Any, b: Any) -> bool:
+    if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor):
+        return type(a) is type(b) and bool(a == b)
+    return (
+        (a.shape, a.stride(), a.dtype) == (b.shape, b.stride(), b.dtype)
+        and a.device == b.device
+        and _bits_agree(a, b)
+    )
+
+
+def _bits_agree(a: Tensor, b: Tensor) -> bool:
+    is_same = a == b
+    if a.is_floating_point() or a.is_complex():
+        is_same = is_same | ((a != a) & (b != b))
+    return bool(is_same.all())

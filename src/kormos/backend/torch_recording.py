@@ -1,0 +1,251 @@
+"""Records the operations that code calls on PyTorch tensors without values."""
+
+import threading
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Sequence
+from typing import Any
+from typing import NamedTuple
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from kormos.types import Tensor
+
+
+class Unrecordable(Exception):
+    """The operations of a function depend on more than shapes and dtypes."""
+
+
+class Ref(NamedTuple):
+    """The tensor of a number, among the arguments of an operation."""
+
+    number: int
+
+
+class Call(NamedTuple):
+    """A call of an operation.
+
+    Attributes:
+        operation: the operation, a `torch._ops.OpOverload`.
+        args: its arguments, with a `Ref` in place of every tensor.
+        kwargs: its other arguments, so too.
+        found: what it returned, so too.
+    """
+
+    operation: Any
+    args: Any
+    kwargs: dict[str, Any]
+    found: Any
+
+    @property
+    def given(self) -> set[int]:
+        """The numbers of the tensors among its arguments."""
+        return {*numbers(self.args), *numbers(self.kwargs)}
+
+
+# A function that calls more operations is not recorded. Our choice: to record
+# so many takes seconds.
+_MOST_CALLS = 10_000
+
+_state = threading.local()
+
+
+def is_recording() -> bool:
+    """Whether this thread records operations at the moment."""
+    return getattr(_state, "is_recording", False)
+
+
+# These read the values of a tensor without calling an operation that a
+# dispatch mode would see.
+_READERS = frozenset(
+    (
+        torch.Tensor.__array__,
+        torch.Tensor.data_ptr,
+        torch.Tensor.item,
+        torch.Tensor.numpy,
+        torch.Tensor.tolist,
+    )
+)
+
+
+class Recorder(TorchDispatchMode):
+    """A mode that records operations on tensors without values.
+
+    Attributes:
+        calls: the calls, in order.
+        metas: the tensors without values, by their numbers.
+        inputs: the numbers of the inputs; `None` of one that is no tensor.
+        constants: the tensors with values that operations were given, by their
+            numbers.
+        changes: whether an operation changes a tensor.
+        foreign: the memory that other code sees: that of inputs and constants.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+        self.metas: list[Tensor] = []
+        self.inputs: list[int | None] = []
+        self.constants: dict[int, Tensor] = {}
+        self.changes = False
+        # Numbers by the ids of tensors, all of which are in `metas`, so that
+        # no new tensor gets the id of one.
+        self._numbers: dict[int, int] = {}
+        self.foreign: set[int] = set()
+        self._readers = _Readers()
+
+    def begin(self, inputs: Sequence[Any]) -> None:
+        """Notes what the code is given."""
+        for value in inputs:
+            is_tensor = isinstance(value, torch.Tensor)
+            self.inputs.append(self._number(value) if is_tensor else None)
+            if is_tensor:
+                self.foreign.add(memory(value))
+
+    def __enter__(self) -> "Recorder":
+        self._readers.__enter__()
+        _state.is_recording = True
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        _state.is_recording = False
+        super().__exit__(*error)
+        self._readers.__exit__(*error)
+
+    def __torch_dispatch__(
+        self,
+        fn: Any,
+        types: Iterable[type],
+        args: Sequence[Any] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if not isinstance(fn, torch._ops.OpOverload):
+            raise Unrecordable
+        if torch.Tag.nondeterministic_seeded in fn.tags:
+            raise Unrecordable
+        if len(self.calls) >= _MOST_CALLS:
+            raise Unrecordable
+        is_read = fn is torch.ops.aten._local_scalar_dense.default
+        # PyTorch knows the value of a tensor that was made from a number.
+        if is_read and getattr(args[0], "constant", None) is None:
+            raise Unrecordable
+        own_args, own_kwargs = self.refs(args), self.refs(kwargs)
+        self._check(fn, args, kwargs)
+        found = fn(*args, **kwargs)
+        self._note_memory(fn, args, found)
+        call = Call(fn, own_args, own_kwargs, self._noted(found))
+        self.calls.append(call)
+        return found
+
+    def refs(self, value: Any) -> Any:
+        """A structure with a `Ref` in place of every tensor."""
+        if isinstance(value, torch.Tensor):
+            number = self._numbers.get(id(value))
+            if number is None:
+                number = self._constant(value)
+            return Ref(number)
+        return mapped(self.refs, value)
+
+    def _noted(self, value: Any) -> Any:
+        """As `refs`, of what an operation returned."""
+        if isinstance(value, torch.Tensor):
+            return Ref(self._number(value))
+        return mapped(self._noted, value)
+
+    def _number(self, tensor: Tensor) -> int:
+        if id(tensor) not in self._numbers:
+            self._numbers[id(tensor)] = len(self.metas)
+            self.metas.append(tensor)
+        return self._numbers[id(tensor)]
+
+    def _constant(self, tensor: Tensor) -> int:
+        if isinstance(tensor, torch._subclasses.FakeTensor):
+            raise Unrecordable  # It is one of another recording.
+        number = self._number(tensor)
+        self.constants[number] = tensor
+        self.foreign.add(memory(tensor))
+        return number
+
+    def _check(self, fn: Any, args: Sequence[Any], kwargs: Any) -> None:
+        """Refuses to change a tensor that other code sees."""
+        schema = fn._schema
+        if not schema.is_mutable:
+            return
+        self.changes = True
+        given = [*args, *kwargs.values()]
+        names = [a.name for a in schema.arguments[: len(args)]] + [*kwargs]
+        writes = {
+            a.name
+            for a in schema.arguments
+            if a.alias_info is not None and a.alias_info.is_write
+        }
+        for name, value in zip(names, given, strict=True):
+            if name not in writes:
+                continue
+            for tensor in _tensors(value):
+                number = self._numbers[id(tensor)]
+                is_constant = number in self.constants
+                if is_constant or memory(tensor) in self.foreign:
+                    raise Unrecordable
+
+    def _note_memory(self, fn: Any, args: Sequence[Any], found: Any) -> None:
+        """Notes that views of constants lie in the constants' memory."""
+        is_view = any(a.alias_info is not None for a in fn._schema.arguments)
+        if is_view and any(
+            self._numbers.get(id(t)) in self.constants for t in _tensors(args)
+        ):
+            self.foreign.update(map(memory, _tensors(found)))
+
+
+class _Readers(TorchFunctionMode):
+    """Refuses code that reads values of a tensor that has some."""
+
+    def __torch_function__(
+        self,
+        fn: Callable[..., Any],
+        types: Iterable[type],
+        args: Sequence[Any] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if fn in _READERS:
+            raise Unrecordable
+        return fn(*args, **(kwargs or {}))
+
+
+def mapped(fn: Callable[[Any], Any], value: Any) -> Any:
+    """A list, a tuple or a dict with `fn` of each item, and else the value."""
+    if hasattr(value, "_fields"):
+        return type(value)(*map(fn, value))
+    if isinstance(value, (list, tuple)):
+        return type(value)([fn(item) for item in value])
+    if isinstance(value, dict):
+        return {key: fn(item) for key, item in value.items()}
+    return value
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, (list, tuple)):
+        return [tensor for item in value for tensor in _tensors(item)]
+    return []
+
+
+def memory(tensor: Tensor) -> int:
+    """What tensors in the same memory have in common."""
+    return tensor.untyped_storage()._cdata
+
+
+def numbers(value: Any) -> list[int]:
+    """The numbers of all tensors in a structure with a `Ref` for each."""
+    if isinstance(value, Ref):
+        return [value.number]
+    if isinstance(value, dict):
+        value = [*value.values()]
+    if isinstance(value, (list, tuple)):
+        return [number for item in value for number in numbers(item)]
+    return []

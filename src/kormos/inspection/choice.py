@@ -1,0 +1,106 @@
+"""Chooses the method of `optimizer="auto"`."""
+
+from __future__ import annotations
+
+import time
+
+from kormos.inspection import costs
+from kormos.inspection.kinks import kinks
+from kormos.objective import Objective
+from kormos.objective.base import FlatObjective
+from kormos.optimizers.auto import Choice
+from kormos.session.task import Task
+
+# The most parameters of a dense matrix, and of a matrix of least squares, for a
+# loss of which no more is known.
+_MOST_DENSE = 5_000
+_MOST_SQUARE = 2_000
+# The seconds of an evaluation from which steps on batches get further at first:
+# Adam then takes more than a hundred steps in the time of a few iterations. A
+# choice of ours.
+_SLOW = 0.2
+# The epochs without an improvement that end Adam.
+_PATIENCE = 3
+_ADAM_SHARE = 0.2
+
+
+def choose(
+    task: Task, has_residuals: bool = False, is_timed: bool = False
+) -> Choice:
+    """Chooses a method for a prepared task.
+
+    Args:
+        task: the `Task`. Its loss is evaluated a few times.
+        has_residuals: whether the loss is a sum of squares of residuals.
+        is_timed: whether the fit has a limit of seconds.
+    """
+    objective = task.objective
+    if task.constraints:
+        return Choice(
+            ["lbfgs"], "It takes constraints, for any number of parameters."
+        )
+    if isinstance(objective, Objective):
+        return _for_model(objective, is_timed)
+    if has_residuals:
+        if objective.size <= _MOST_SQUARE:
+            return Choice(
+                ["lm"],
+                "The loss is a sum of squares of residuals, and with "
+                f"{objective.size:,} parameters its steps are cheap.",
+            )
+        return Choice(
+            ["lbfgs"],
+            f"With {objective.size:,} parameters, steps of least squares "
+            "would take longer than they save.",
+        )
+    if objective.size <= _MOST_DENSE:
+        return _dense_or_not(objective)
+    return Choice(
+        ["lbfgs"],
+        "Its memory and time grow only in proportion to the "
+        f"{objective.size:,} parameters.",
+    )
+
+
+def _for_model(objective: Objective, is_timed: bool) -> Choice:
+    seconds = _seconds(objective)
+    methods = costs.estimate(objective, seconds, kinks(objective).passed)
+    name, reason = costs.choose(methods)
+    if not (name == "lbfgs" and seconds > _SLOW and _can_shuffle(objective)):
+        return Choice([name], reason)
+    return Choice(
+        ["adam", "lbfgs"],
+        f"An evaluation of all rows takes {seconds:.2g} s: steps on batches "
+        "get further at first, and those on all rows end at the optimum.",
+        patience=[_PATIENCE, None],
+        share=[_ADAM_SHARE, None] if is_timed else None,
+    )
+
+
+def _can_shuffle(objective: Objective) -> bool:
+    return not objective.is_streamed and objective.processes.is_alone
+
+
+def _dense_or_not(objective: FlatObjective) -> Choice:
+    """Of a loss of which only the size and the time are known."""
+    seconds = _seconds(objective)
+    if costs.is_dense_cheap(objective.size, seconds):
+        return Choice(
+            ["ssbroyden"],
+            f"With {objective.size:,} parameters a dense matrix costs little "
+            "compared to an evaluation, and saves iterations.",
+        )
+    return Choice(
+        ["lbfgs"],
+        "An evaluation is cheap, and a dense matrix of "
+        f"{objective.size:,} parameters would cost more than it saves.",
+    )
+
+
+def _seconds(objective: FlatObjective) -> float:
+    """The seconds of an evaluation, compiled."""
+    theta = objective.initial_position()
+    objective.value_and_grad(theta)
+    began = time.perf_counter()
+    objective.value_and_grad(theta)
+    return time.perf_counter() - began

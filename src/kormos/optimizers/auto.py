@@ -1,0 +1,90 @@
+"""An optimizer that is chosen when a fit begins."""
+
+from __future__ import annotations
+
+from typing import Any
+from typing import NamedTuple
+
+import keras
+
+from kormos.optimizers.chain import Chain
+from kormos.optimizers.chain import Members
+from kormos.optimizers.chain import resolved
+
+
+class Choice(NamedTuple):
+    """What was chosen.
+
+    Attributes:
+        optimizers: names of the stages' optimizers.
+        reason: a sentence that says why.
+        patience: of each stage, or `None`.
+        share: of each stage, or `None`.
+    """
+
+    optimizers: list[str]
+    reason: str
+    patience: list[int | None] | None = None
+    share: list[float | None] | None = None
+
+    def __str__(self) -> str:
+        names = " and then ".join(f"'{name}'" for name in self.optimizers)
+        return f"{names} was chosen. {self.reason}"
+
+
+@keras.saving.register_keras_serializable(package="kormos")
+class Auto(Chain):
+    """Chooses the method by the size, the loss, the data and the limits.
+
+    The choice is made when a fit begins, from what an evaluation and an
+    iteration of each method cost there. `choice` and `result.choice` say in a
+    sentence what was chosen and why.
+
+    Args:
+        epochs: the number of epochs when `fit` is not told. Defaults to 20.
+        bounds: as `BatchOptimizer` takes them.
+        constraints: as `BatchOptimizer` takes them.
+        keep_state: as `BatchOptimizer` takes it.
+        name: name of the optimizer.
+
+    Attributes:
+        choice: what was chosen and why, of the latest fit.
+
+    Example:
+
+    ```python
+    model.compile(optimizer="auto", loss="mse")
+    history = model.fit(x, y, epochs=200)
+    print(history.result.choice)
+    ```
+    """
+
+    def __init__(
+        self,
+        epochs: int | None = None,
+        bounds: Any = None,
+        constraints: Any = None,
+        keep_state: bool | None = None,
+        name: str = "auto",
+        **others: Any,
+    ) -> None:
+        super().__init__(
+            ["lbfgs"],
+            epochs=epochs,
+            bounds=bounds,
+            constraints=constraints,
+            keep_state=keep_state,
+            name=name,
+            **others,
+        )
+
+    def take(self, choice: Choice) -> None:
+        """Makes the stages those that were chosen."""
+        self.optimizers = Members(map(resolved, choice.optimizers))
+        self.patience, self.share = choice.patience, choice.share
+        self.choice = str(choice)
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        kept = "epochs", "bounds", "constraints", "keep_state", "name"
+        return {name: config[name] for name in kept}

@@ -1,0 +1,311 @@
+"""Several methods, one after the other, as one optimizer."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Iterable
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from kormos.checks import check_count
+from kormos.optimizers.base import DEFAULT_EPOCHS
+from kormos.optimizers.base import BatchOptimizer
+from kormos.optimizers.base import check_epochs
+from kormos.optimizers.stage import Stage
+from kormos.solvers.keras_steps import KerasSteps
+
+# The part of the loss by which it must fall within `patience` epochs. A choice
+# of ours.
+_MIN_DELTA = 1e-3
+
+
+@keras.saving.register_keras_serializable(package="kormos")
+class Chain(BatchOptimizer):
+    """Runs several optimizers one after the other in one `fit`.
+
+    The usual recipe is Adam first, and then a method of kormos, which goes on
+    from where Adam has arrived to the last digit. A stage is one of:
+
+    - a name, such as `"lbfgs"`;
+    - an optimizer of kormos, such as `kormos.optimizers.LBFGS(memory=50)`;
+    - one of Keras' own, such as `keras.optimizers.Adam(1e-3)`, also with a
+      learning rate schedule. In `fit` it trains the model by `train_step` of
+      Keras on shuffled batches of `batch_size` rows. With `full_batch=True`
+      it takes a step an epoch on the loss of all rows, which is the only way
+      in `kormos.minimize` and `kormos.least_squares`.
+
+    A stage ends at its number of epochs, at its own tests of convergence, on a
+    plateau (`patience`), or after its share of the time. There is one History,
+    whose column `stage` counts the stages from 0. `loss` is that of all rows
+    in every stage, at the weights of that epoch, so that it can be compared.
+
+    An argument of the list below that is a list has an entry for each stage;
+    what is not a list serves all stages.
+
+    Args:
+        optimizers: list of the stages' optimizers.
+        epochs: list of the number of epochs of each stage, where `None` shares
+            equally in what `fit(epochs=...)` leaves; or the number of all.
+            Without both, a stage has the `epochs` of its own optimizer, or 20.
+            In `minimize` and `least_squares` an epoch is an iteration.
+        batch_size: the rows of a batch of Keras' optimizers. Defaults to the
+            `batch_size` of `fit`, or 32.
+        full_batch: whether Keras' optimizers take their steps on all rows.
+        patience: how many epochs without an improvement end a stage, or
+            `None` for no such end.
+        min_delta: by which part of itself the loss must fall within
+            `patience` epochs. Defaults to 1e-3.
+        share: the part of `max_seconds` that a stage has, from 0 to 1, or
+            `None` for no such end.
+        pretrain_fn: function of the model, called before a stage starts, to
+            freeze layers or to change the loss for instance.
+        bounds: as `BatchOptimizer` takes them, for all stages.
+        constraints: as `BatchOptimizer` takes them. Keras' optimizers take
+            none.
+        seed: of the order of the rows in Keras' stages.
+        keep_state: as `BatchOptimizer` takes it.
+        name: name of the optimizer.
+
+    Raises:
+        ValueError: if a stage is no optimizer, or lists differ in length.
+
+    Attributes:
+        optimizers: the stages' optimizers, a sequence.
+
+    Example:
+
+    ```python
+    model.compile(
+        optimizer=kormos.optimizers.Chain(
+            [keras.optimizers.Adam(1e-3), "lbfgs"], epochs=[200, 1000]
+        ),
+        loss="mse",
+    )
+    history = model.fit(x, y)
+    ```
+    """
+
+    keeps_state = True
+
+    def __init__(
+        self,
+        optimizers: Sequence[Any],
+        epochs: Any = None,
+        batch_size: Any = None,
+        full_batch: Any = False,
+        patience: Any = None,
+        min_delta: Any = _MIN_DELTA,
+        share: Any = None,
+        pretrain_fn: Any = None,
+        bounds: Any = None,
+        constraints: Any = None,
+        seed: int = 0,
+        keep_state: bool | None = None,
+        name: str = "chain",
+        **others: Any,
+    ) -> None:
+        super().__init__(
+            name=name,
+            epochs=epochs,
+            pretrain_fn=pretrain_fn,
+            bounds=bounds,
+            constraints=constraints,
+            keep_state=keep_state,
+            **others,
+        )
+        if not isinstance(optimizers, (list, tuple)) or not optimizers:
+            raise ValueError(
+                "Argument `optimizers` must be a list of names and optimizers, "
+                "such as `[keras.optimizers.Adam(1e-3), 'lbfgs']`. "
+                f"Received: optimizers={optimizers!r}"
+            )
+        self.optimizers = Members(map(resolved, optimizers))
+        self.rows_of_a_batch = batch_size
+        self.full_batch = full_batch
+        self.patience = patience
+        self.min_delta = min_delta
+        self.share = share
+        self.seed = seed
+        self.stages()
+
+    def stages(self, epochs: Any = None, **overrides: Any) -> list[Stage]:
+        given = sorted(k for k, v in overrides.items() if v is not None)
+        if given:
+            raise ValueError(
+                "Give the stages of a `Chain` their options where they are "
+                "made, as `kormos.optimizers.LBFGS(memory=50)`. "
+                f"Received: {given}"
+            )
+        settings = self._settings(self.epochs if epochs is None else epochs)
+        total = None
+        if isinstance(epochs, (int, np.integer)):
+            check_epochs(epochs)
+            total = int(epochs)
+        elif isinstance(self.epochs, (int, np.integer)) and epochs is None:
+            check_epochs(self.epochs)
+            total = int(self.epochs)
+        stages = [
+            stage
+            for optimizer, values in zip(self.optimizers, settings, strict=True)
+            for stage in self._stages_of(optimizer, values)
+        ]
+        return _sharing(stages, total)
+
+    def _settings(self, epochs: Any) -> list[dict[str, Any]]:
+        """The arguments of each stage."""
+        count = len(self.optimizers)
+        if isinstance(epochs, (int, np.integer)):
+            # The number of all. A list of the constructor's is kept.
+            epochs = self.epochs if isinstance(self.epochs, list) else None
+        settings = {
+            "epochs": epochs,
+            "batch_size": self.rows_of_a_batch,
+            "full_batch": self.full_batch,
+            "patience": self.patience,
+            "min_delta": self.min_delta,
+            "share": self.share,
+            "pretrain_fn": self.pretrain_fn,
+        }
+        for name, value in settings.items():
+            if isinstance(value, (list, tuple)) and len(value) != count:
+                raise ValueError(
+                    f"Argument `{name}` of a `Chain` must have an entry for "
+                    f"each of the {count} stages, or be no list. "
+                    f"Received: {name}={value!r}"
+                )
+        return [
+            {
+                name: value[i] if isinstance(value, (list, tuple)) else value
+                for name, value in settings.items()
+            }
+            for i in range(count)
+        ]
+
+    def _stages_of(
+        self, optimizer: Any, settings: dict[str, Any]
+    ) -> list[Stage]:
+        _check(settings)
+        epochs = settings["epochs"]
+        if isinstance(optimizer, BatchOptimizer):
+            is_told = epochs is not None or optimizer.epochs is not None
+            stages = optimizer.stages(epochs)
+        else:
+            is_told = epochs is not None
+            is_full = bool(settings["full_batch"])
+            run = KerasSteps(
+                optimizer, is_full, settings["batch_size"], self.seed
+            )
+            stages = [
+                Stage(
+                    DEFAULT_EPOCHS if epochs is None else epochs,
+                    None,
+                    run.check,
+                    run,
+                    uses_batches=not is_full,
+                    assigns=True,
+                )
+            ]
+        return [
+            stage._replace(
+                name=stage.name or optimizer.name,
+                takes_rest=not is_told,
+                pretrain_fn=settings["pretrain_fn"] or stage.pretrain_fn,
+                **{k: settings[k] for k in ("patience", "min_delta", "share")},
+            )
+            for stage in stages
+        ]
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        settings = {
+            "optimizers": [_saved(o) for o in self.optimizers],
+            "batch_size": self.rows_of_a_batch,
+            "full_batch": self.full_batch,
+            "patience": self.patience,
+            "min_delta": self.min_delta,
+            "share": self.share,
+            "seed": self.seed,
+        }
+        return {**config, **keras.saving.serialize_keras_object(settings)}
+
+
+class Members(Sequence[Any]):
+    """The optimizers of a chain.
+
+    It is no list, of which Keras would save what its stages keep anyway.
+    """
+
+    def __init__(self, optimizers: Iterable[Any]):
+        self._optimizers = tuple(optimizers)
+
+    def __len__(self) -> int:
+        return len(self._optimizers)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._optimizers[index]
+
+    def __repr__(self) -> str:
+        return repr(list(self._optimizers))
+
+
+def resolved(identifier: Any) -> Any:
+    """An optimizer of kormos, or of Keras, from a name or an instance."""
+    # The list of names has this module's optimizer in it.
+    from kormos import optimizers
+
+    if isinstance(identifier, Chain):
+        raise ValueError(
+            "A `Chain` has no `Chain` among its stages: give it their "
+            f"optimizers. Received: {identifier!r}"
+        )
+    if isinstance(identifier, str) and not optimizers.is_name(identifier):
+        try:
+            return keras.optimizers.get(identifier)
+        except ValueError:
+            pass  # The error below lists the names.
+    if isinstance(identifier, keras.optimizers.Optimizer):
+        return identifier
+    return optimizers.get(identifier)
+
+
+def _saved(optimizer: Any) -> Any:
+    return keras.saving.serialize_keras_object(optimizer)
+
+
+def _check(settings: dict[str, Any]) -> None:
+    if settings["epochs"] is not None:
+        check_epochs(settings["epochs"])
+    for name in ("batch_size", "patience"):
+        if settings[name] is not None:
+            check_count(name, settings[name], 1)
+    for name in ("min_delta", "share"):
+        value = settings[name]
+        is_part = isinstance(value, numbers.Real) and 0 <= float(value) <= 1
+        if not (is_part or (value is None and name == "share")):
+            raise ValueError(
+                f"Argument `{name}` of a `Chain` is a part, from 0 to 1. "
+                f"Received: {name}={value!r}"
+            )
+
+
+def _sharing(stages: list[Stage], total: int | None) -> list[Stage]:
+    """The stages, of which some share equally in a number of epochs."""
+    if total is None:
+        return [stage._replace(takes_rest=False) for stage in stages]
+    told = sum(s.epochs or 0 for s in stages if not s.takes_rest)
+    rest, open_ones = max(0, total - told), sum(s.takes_rest for s in stages)
+    found = []
+    left = total
+    for stage in stages:
+        epochs = stage.epochs or 0
+        if stage.takes_rest:
+            # The last one takes what the division leaves.
+            epochs = rest // open_ones
+            rest, open_ones = rest - epochs, open_ones - 1
+        epochs = min(epochs, left)
+        left -= epochs
+        found.append(stage._replace(epochs=epochs))
+    return found

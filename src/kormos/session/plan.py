@@ -1,0 +1,114 @@
+"""Which stage of a session is due, and where it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from kormos.optimizers.stage import Stage
+from kormos.optimizers.stage import StageProgress
+
+
+class StageEnd(NamedTuple):
+    """How a stage ended.
+
+    Attributes:
+        name: the name of its optimizer.
+        status: as `Result` has it, or `"plateau"` where `patience` ended it.
+        loss: the loss at its end.
+        iterations: the iterations accepted in it.
+        evaluations: the evaluations of the loss in it.
+        seconds: the seconds of wall time that it took.
+    """
+
+    name: str
+    status: str
+    loss: float
+    iterations: int
+    evaluations: int
+    seconds: float
+
+
+class Plan:
+    """The stages of a session in order, and how far the present one has got.
+
+    An epoch is an iteration of a door without epochs.
+
+    Args:
+        stages: the stages.
+
+    Attributes:
+        progress: how far the stages have got.
+    """
+
+    def __init__(self, stages: Sequence[Stage]):
+        self._stages = list(stages)
+        self._is_continued = False
+        self.progress = StageProgress()
+
+    @property
+    def has_several(self) -> bool:
+        """Whether there is more than one stage."""
+        return len(self._stages) > 1
+
+    @property
+    def is_on_plateau(self) -> bool:
+        """Whether the present stage has fallen too little for too long."""
+        patience = self._stages[self.progress.number].patience
+        return patience is not None and self.progress.waited >= patience
+
+    def continue_from(self, progress: StageProgress) -> None:
+        """Begins within the stage that an earlier session was in."""
+        if progress.number < len(self._stages):
+            self.progress = progress
+            self._is_continued = True
+
+    def due(self, done: int) -> Iterator[tuple[Stage, bool]]:
+        """Yields the stages that are still to run.
+
+        Args:
+            done: the epochs that are behind the session when it begins.
+
+        Returns:
+            Pairs of a stage and whether an earlier session has begun it.
+        """
+        first = self.progress.number
+        if not self._is_continued:
+            while first < len(self._stages) - 1 and done >= self._planned(
+                first
+            ):
+                first += 1
+        for index in range(first, len(self._stages)):
+            is_begun = self._is_continued and index == first
+            if not is_begun:
+                self.progress = StageProgress(index)
+            is_last = index == len(self._stages) - 1
+            if is_last or not (is_begun and self._is_over()):
+                yield self._stages[index], is_begun
+
+    def end(self, done: int) -> int:
+        """The epoch at which the present stage ends.
+
+        Args:
+            done: the epochs that are behind the session now.
+        """
+        index = self.progress.number
+        stage, planned = self._stages[index], self._planned(index)
+        if stage.takes_rest:
+            return planned
+        # An earlier stage may have converged before its last epoch.
+        began = done - self.progress.done
+        return min(planned, began + (stage.epochs or 0))
+
+    def count(self, loss: float) -> None:
+        """Counts an epoch of the present stage, with the loss at its end."""
+        stage = self._stages[self.progress.number]
+        self.progress = self.progress.after(loss, stage.min_delta)
+
+    def _is_over(self) -> bool:
+        epochs = self._stages[self.progress.number].epochs or 0
+        return self.progress.done >= epochs or self.is_on_plateau
+
+    def _planned(self, index: int) -> int:
+        return sum(stage.epochs or 0 for stage in self._stages[: index + 1])

@@ -1,0 +1,360 @@
+"""Steps of Keras' own optimizers, on batches of rows or on the whole loss.
+
+Unlike those of kormos' methods, a step may raise the loss. A run keeps the
+point that it arrives at, as `fit` of Keras does, unless the loss there is
+above that of its start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Sequence
+from typing import Protocol
+from typing import cast
+
+import keras
+import numpy as np
+
+from kormos import backend
+from kormos.processes import current
+from kormos.solvers import statuses
+from kormos.solvers.outcome import Outcome
+from kormos.solvers.problem import Problem
+from kormos.solvers.protocols import Iterate
+from kormos.solvers.protocols import Observer
+from kormos.solvers.protocols import Point
+from kormos.solvers.protocols import ProblemObjective
+from kormos.solvers.solver_state import SolverState
+from kormos.types import Array
+from kormos.types import Vector
+
+# How entries of the state that is kept are called.
+_SLOT = "slot"
+_PASSES = "passes"
+
+
+class VariablesObjective(ProblemObjective, Protocol):
+    """The loss of variables that a Keras optimizer can update."""
+
+    def initial_position(self) -> Vector:
+        """The variables' present values."""
+
+    def assign(self, theta: Vector) -> None:
+        """Writes a flat vector into the variables."""
+
+    def refresh(self) -> None:
+        """Reads again what the loss depends on besides the variables."""
+
+
+class TrainableObjective(VariablesObjective, Protocol):
+    """The loss of a model that Keras' own `fit` can train.
+
+    Attributes:
+        seed_states: the variables of the model's random numbers, which files
+            of Keras do not have.
+    """
+
+    seed_states: list[keras.Variable]
+
+    def train_epoch(
+        self,
+        optimizer: keras.optimizers.Optimizer,
+        batch_size: int | None,
+        rng: np.random.Generator,
+    ) -> None:
+        """Trains the model for an epoch, on batches in a random order.
+
+        Args:
+            optimizer: the Keras optimizer.
+            batch_size: the rows of a batch, or `None` for a default.
+            rng: what draws the order of the rows.
+        """
+
+
+class KerasSteps:
+    """A `Solver` that is one of Keras' own optimizers.
+
+    Args:
+        optimizer: the Keras optimizer. Each run begins with it as it is new,
+            except a run that goes on from an earlier one's state.
+        is_full: whether an iteration is a step on the whole loss, not an epoch
+            of steps on batches of shuffled rows.
+        batch_size: the rows of a batch, or `None` for a default.
+        seed: of the order of the rows.
+    """
+
+    def __init__(
+        self,
+        optimizer: keras.optimizers.Optimizer,
+        is_full: bool,
+        batch_size: int | None,
+        seed: int,
+    ):
+        self.optimizer = optimizer
+        self._is_full = is_full
+        self._batch_size = batch_size
+        self._seed = seed
+        self._key = f"keras {type(optimizer).__name__}"
+        self._passes = 0
+
+    def check(
+        self, size: int, bounded: bool, constraint_types: list[str]
+    ) -> None:
+        """Raises a `ValueError` where Keras' optimizer cannot do the task."""
+        del size, bounded
+        received = None
+        if constraint_types:
+            received = f"constraints {sorted(set(constraint_types))}"
+        elif not (self._is_full or current().is_alone):
+            received = "several processes"
+        if received is not None:
+            raise ValueError(
+                "A stage of one of Keras' own optimizers takes bounds, but no "
+                "constraints, and on several processes only "
+                "`full_batch=True`. Begin with 'lbfgs' there. "
+                f"Received: optimizer '{self.optimizer.name}' with {received}"
+            )
+
+    def __call__(
+        self,
+        problem: Problem,
+        theta: Vector,
+        state: SolverState | None,
+        observer: Observer,
+    ) -> Outcome:
+        objective = cast(VariablesObjective, problem.objective)
+        objective.assign(theta)
+        self._seeds: list[keras.Variable] = []
+        if not self._is_full:
+            self._seeds = cast(TrainableObjective, objective).seed_states
+        self._prepare(objective.program.packing.variables, state)
+        with _kept_in_box(problem, objective):
+            if self._is_full:
+                return self._on_all_rows(problem, objective, observer)
+            return self._on_batches(problem, objective, observer)
+
+    def _on_all_rows(
+        self,
+        problem: Problem,
+        objective: VariablesObjective,
+        observer: Observer,
+    ) -> Outcome:
+        update = _compiled_update(self.optimizer)
+
+        def evaluate(theta: Vector) -> Point:
+            return Point(theta, *problem.value_and_grad(theta))
+
+        def advance(point: Point) -> Point:
+            assert point.grad is not None
+            update(objective.program.packing.split_array(point.grad))
+            return evaluate(objective.initial_position())
+
+        first = evaluate(objective.initial_position())
+        problem.verify(Problem.evaluate, first.theta)
+        return self._run(problem, observer, first, advance)
+
+    def _on_batches(
+        self,
+        problem: Problem,
+        objective: VariablesObjective,
+        observer: Observer,
+    ) -> Outcome:
+        model_loss = cast(TrainableObjective, objective)
+        size = self._batch_size
+
+        def here() -> Point:
+            theta = objective.initial_position()
+            return Point(theta, problem.value(theta), None)
+
+        def advance(point: Point) -> Point:
+            del point
+            # A resumed run draws the orders of one long run.
+            rng = np.random.default_rng([self._seed, self._passes])
+            model_loss.train_epoch(self.optimizer, size, rng)
+            objective.refresh()
+            return here()
+
+        first = here()
+        problem.verify(Problem.peek, first.theta)
+        return self._run(problem, observer, first, advance)
+
+    def _run(
+        self,
+        problem: Problem,
+        observer: Observer,
+        first: Point,
+        advance: Callable[[Point], Point],
+    ) -> Outcome:
+        """Steps until a limit, or until the observer says stop.
+
+        Args:
+            problem: the `Problem`.
+            observer: the `Observer`.
+            first: the start.
+            advance: function of a point that makes the next step from there.
+        """
+        point, state = first, self._keep(first.theta)
+        stop = observer.started(first)
+        status = problem.spent() if _is_finite(first) else statuses.NON_FINITE
+        detail = ""
+        while not stop and status is None:
+            before, point = point, advance(point)
+            self._passes += 1
+            if not _is_finite(point):
+                status, point = statuses.STALLED, before
+                detail = "a step led to where the loss is not finite"
+                break
+            state = self._keep(point.theta)
+            stop = observer.accepted(
+                Iterate(
+                    *point,
+                    state=state,
+                    logs={
+                        "step": float(
+                            np.linalg.norm(point.theta - before.theta)
+                        )
+                    },
+                    # The point goes on from here, wherever it has been.
+                    is_penalized=bool(point.loss <= first.loss),
+                )
+            )
+            status = problem.spent()
+        if not point.loss <= first.loss:
+            point = first
+        ended = None if stop else status
+        return Outcome(
+            ended,
+            point.theta,
+            point.loss,
+            detail=detail,
+            state=state,
+            is_penalized=True,
+        )
+
+    def _prepare(
+        self, variables: list[keras.Variable], state: SolverState | None
+    ) -> None:
+        """Makes the optimizer that of a new run, or as a state has it."""
+        optimizer, kind = self.optimizer, type(self.optimizer)
+        known = getattr(optimizer, "_trainable_variables", None)
+        is_fit = optimizer.built and [id(v) for v in known or ()] == [
+            id(v) for v in variables
+        ]
+        if optimizer.built and not is_fit:
+            # It was built for other variables, of layers that are frozen now.
+            optimizer = kind.from_config(optimizer.get_config())
+            self.optimizer = optimizer
+        if not optimizer.built:
+            optimizer.build(variables)
+        arrays = {} if state is None else state.arrays()
+        if state is not None and state.key == self._key:
+            kept = [*optimizer.variables, *self._seeds]
+            values = [arrays[f"{_SLOT}{i}"] for i in range(len(kept))]
+            self._passes = int(arrays[_PASSES])
+        else:
+            fresh = kind.from_config(optimizer.get_config())
+            fresh.build(variables)
+            kept = optimizer.variables
+            values = [backend.to_numpy(v) for v in fresh.variables]
+            self._passes = 0
+        for variable, value in zip(kept, values, strict=True):
+            variable.assign(value)
+
+    def _keep(self, theta: Vector) -> SolverState:
+        """The optimizer's variables as a state to go on from."""
+        kept = [*self.optimizer.variables, *self._seeds]
+        slots = {
+            f"{_SLOT}{i}": np.array(backend.to_numpy(variable))
+            for i, variable in enumerate(kept)
+        }
+        arrays = {"theta": theta, _PASSES: np.array(self._passes), **slots}
+        return SolverState(self._key, arrays)
+
+
+def _is_finite(point: Point) -> bool:
+    grad = point.grad
+    return bool(
+        np.isfinite(point.loss) and (grad is None or np.isfinite(grad).all())
+    )
+
+
+def _compiled_update(
+    optimizer: keras.optimizers.Optimizer,
+) -> Callable[[Sequence[Array]], None]:
+    """A function of gradients that makes a step of a built optimizer."""
+    variables = optimizer._trainable_variables
+    own = optimizer.variables
+    if keras.backend.backend() == "jax":
+        stateless = backend.compile(optimizer.stateless_apply)
+
+        def step(grads: list[keras.KerasTensor]) -> None:
+            found = stateless(
+                [v.value for v in own], grads, [v.value for v in variables]
+            )
+            for target, values in zip((variables, own), found, strict=True):
+                for variable, value in zip(target, values, strict=True):
+                    variable.assign(value)
+
+    else:
+        # TensorFlow's optimizers assign variables also where Keras does not.
+        applied = backend.compile(lambda *grads: optimizer.apply(list(grads)))
+
+        def step(grads: list[keras.KerasTensor]) -> None:
+            applied(*grads)
+
+    def update(grads: Sequence[Array]) -> None:
+        step(
+            [
+                keras.ops.convert_to_tensor(grad, dtype=variable.dtype)
+                for grad, variable in zip(grads, variables, strict=True)
+            ]
+        )
+
+    return update
+
+
+class _Inside(keras.constraints.Constraint):
+    """Keeps a variable within bounds, as a Keras optimizer has it."""
+
+    def __init__(
+        self,
+        lower: Array,
+        upper: Array,
+        earlier: Callable[[keras.KerasTensor], keras.KerasTensor] | None,
+    ):
+        self._lower = lower
+        self._upper = upper
+        self._earlier = earlier
+
+    def __call__(self, value: keras.KerasTensor) -> keras.KerasTensor:
+        if self._earlier is not None:
+            value = self._earlier(value)
+        dtype = keras.backend.standardize_dtype(value.dtype)
+        return keras.ops.clip(
+            value, self._lower.astype(dtype), self._upper.astype(dtype)
+        )
+
+
+@contextlib.contextmanager
+def _kept_in_box(
+    problem: Problem, objective: VariablesObjective
+) -> Iterator[None]:
+    """A scope in which Keras' optimizers do not leave the bounds."""
+    if not problem.is_bounded:
+        yield
+        return
+    packing = objective.program.packing
+    lower, upper = map(packing.split_array, problem.box)
+    variables = packing.variables
+    earlier = [variable.constraint for variable in variables]
+    try:
+        for variable, *bounds in zip(
+            variables, lower, upper, earlier, strict=True
+        ):
+            variable.constraint = _Inside(*bounds)
+        yield
+    finally:
+        for variable, constraint in zip(variables, earlier, strict=True):
+            variable.constraint = constraint

@@ -1,0 +1,223 @@
+"""Operations that PyTorch calls from a graph are those of the eager call."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from keras import ops
+
+import kormos
+from conftest import BACKEND
+from kormos import backend
+
+pytestmark = pytest.mark.skipif(
+    BACKEND != "torch", reason="other backends compile"
+)
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(24, 8)).astype("float32")
+IMAGES = RNG.normal(size=(24, 6, 6, 2)).astype("float32")
+SERIES = RNG.normal(size=(24, 5, 4)).astype("float32")
+Y = RNG.normal(size=(24, 1)).astype("float32")
+# More calls than it takes until graphs are in use.
+CALLS = 20
+
+MODELS = {
+    "dense": (X, [layers.Dense(5, "tanh"), layers.Dense(4, "gelu")]),
+    "normalized": (
+        X,
+        [layers.Dense(5, "relu"), layers.LayerNormalization()],
+    ),
+    "batch": (X, [layers.Dense(5), layers.BatchNormalization()]),
+    "convolution": (
+        IMAGES,
+        [layers.Conv2D(3, 3, activation="elu"), layers.Flatten()],
+    ),
+    "recurrent": (SERIES, [layers.LSTM(3)]),
+    "regularized": (
+        X,
+        [
+            layers.Dense(
+                4,
+                "sigmoid",
+                kernel_regularizer="l2",
+                activity_regularizer="l2",
+            )
+        ],
+    ),
+}
+
+
+def network(parts, x, **options):
+    keras.utils.set_random_seed(0)
+    parts = [type(part).from_config(part.get_config()) for part in parts]
+    model = keras.Sequential(
+        [keras.Input(x.shape[1:]), *parts, layers.Dense(1, name="last")]
+    )
+    model.compile(loss="mse", **options)
+    return model
+
+
+def bits(*arrays):
+    return [np.asarray(a, "float64").tobytes() for a in arrays]
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_graph_gives_the_bits_of_the_eager_call(name, training):
+    x, parts = MODELS[name]
+    eager, recorded = (
+        kormos.Objective(
+            network(parts, x, run_eagerly=is_eager), x, Y, training=training
+        )
+        for is_eager in (True, False)
+    )
+    theta = eager.initial_position()
+    for i in range(CALLS):
+        point = theta + 0.01 * i
+        assert bits(*recorded.value_and_grad(point)) == bits(
+            *eager.value_and_grad(point)
+        )
+        assert bits(recorded.hvp(point, theta)) == bits(eager.hvp(point, theta))
+    assert recorded.program.graphs.in_use == 2
+    assert eager.program.graphs.in_use == 0
+
+
+def test_rows_of_a_jacobian_have_the_same_bits():
+    x, parts = MODELS["dense"]
+    eager, recorded = (
+        kormos.Objective(network(parts, x, run_eagerly=is_eager), x, Y)
+        for is_eager in (True, False)
+    )
+    ours, theirs = recorded.gauss_newton(), eager.gauss_newton()
+    theta = eager.initial_position()
+    for i in range(CALLS):
+        point = theta + 0.01 * i
+        assert bits(*ours.normal_equations(point)) == bits(
+            *theirs.normal_equations(point)
+        )
+    assert recorded.program.graphs.in_use > 0
+
+
+class Branching(layers.Layer):
+    """Doubles positive sums, by a decision that Python makes."""
+
+    def call(self, inputs):
+        return inputs * (2.0 if float(ops.sum(inputs)) > 0 else 1.0)
+
+
+def test_a_decision_by_values_is_made_at_every_call():
+    w = keras.Variable(np.ones(3, "float32"))
+    layer = Branching()
+    objective = kormos.objective.FunctionObjective(
+        lambda: ops.sum(layer(w)), [w]
+    )
+    for _ in range(CALLS):
+        assert objective.value(np.ones(3)) == 6
+        assert objective.value(-np.ones(3)) == -3
+    assert objective.program.graphs.in_use == 0
+
+
+def test_random_numbers_are_drawn_by_the_layer():
+    x, parts = MODELS["dense"]
+    parts = [*parts, layers.Dropout(0.5, seed=1), layers.GaussianNoise(0.1)]
+    eager, drawn = (
+        kormos.Objective(
+            network(parts, x, run_eagerly=is_eager), x, Y, training=True
+        )
+        for is_eager in (True, False)
+    )
+    theta = eager.initial_position()
+    for _ in range(CALLS):
+        assert drawn.value(theta) == eager.value(theta)
+    assert drawn.program.graphs.in_use == 0
+
+
+def test_what_a_loss_reads_may_change_in_place():
+    w, factor = keras.Variable(np.ones(3, "float32")), keras.Variable(2.0)
+    shift = ops.zeros(3)
+    objective = kormos.objective.FunctionObjective(
+        lambda: ops.sum(factor * (w + shift)), [w]
+    )
+    for _ in range(CALLS):
+        assert objective.value(np.ones(3)) == 6
+    shift += 1
+    assert objective.value(np.ones(3)) == 12
+    factor.assign(3.0)
+    objective.refresh()
+    assert objective.value(np.ones(3)) == 18
+    assert objective.program.graphs.in_use == 1
+
+
+class Scaled(layers.Layer):
+    scale = 1.0
+
+    def call(self, inputs):
+        return self.scale * inputs
+
+
+def test_a_model_that_has_changed_is_another_one_at_the_next_fit():
+    layer = Scaled()
+    model = keras.Sequential([keras.Input((8,)), layer, layers.Dense(1)])
+    model.compile(loss="mse")
+    objective = kormos.Objective(model, X, Y)
+    theta = objective.initial_position()
+    for _ in range(CALLS):
+        objective.value(theta)
+    layer.scale = 3.0
+    later = kormos.Objective(model, X, Y)
+    assert later.value(theta) == pytest.approx(
+        model.evaluate(X, Y, verbose=0), rel=1e-5
+    )
+
+
+def test_rows_of_every_number_have_their_own_graph():
+    x, parts = MODELS["dense"]
+    model = network(parts, x)
+    objective = kormos.Objective(model, X, Y)
+    theta = objective.initial_position()
+    for rows in (24, 7, 24, 7):
+        objective.replace((X[:rows], Y[:rows]))
+        for _ in range(CALLS):
+            found = objective.value(theta)
+        own = np.mean((model.predict(X[:rows], verbose=0) - Y[:rows]) ** 2)
+        assert found == pytest.approx(own, rel=1e-5)
+    assert objective.program.graphs.in_use == 2
+
+
+def test_a_matrix_without_a_root_is_told_from_others():
+    w = keras.Variable(np.ones(1, "float64"), dtype="float64")
+    eye = ops.eye(2, dtype="float64")
+    objective = kormos.objective.FunctionObjective(
+        lambda: ops.sum(ops.cholesky(w * eye)), [w]
+    )
+    for _ in range(CALLS):
+        assert objective.value(np.full(1, 4.0)) == 4
+    assert objective.program.graphs.in_use == 1
+    with pytest.raises(Exception) as caught:
+        objective.value(np.full(1, -1.0))
+    assert backend.is_numerical(caught.value)
+
+
+def test_what_a_function_changes_in_place_is_as_without_a_graph():
+    import torch
+
+    def fn(data, w):
+        own = data * w
+        own += 1
+        return own.sum(), own
+
+    def change(data, w):
+        data += 1
+        return (data * w).sum()
+
+    graphs = backend.Graphs()
+    pure, impure = graphs.recorded(fn), graphs.recorded(change)
+    data, w = torch.ones(3), torch.full((3,), 2.0)
+    with torch.no_grad():
+        for i in range(CALLS):
+            total, own = pure(torch.ones(3), w)
+            assert (float(total), own.tolist()) == (9, [3, 3, 3])
+            own += 1
+            assert float(impure(data, w)) == 6 * (i + 2)
+    assert graphs.in_use == 1
+    np.testing.assert_array_equal(w, 2)

@@ -1,0 +1,336 @@
+"""Chains of optimizers: one fit of several stages."""
+
+import keras
+import numpy as np
+import pytest
+
+import kormos
+from kormos.optimizers import LBFGS
+from kormos.optimizers import Chain
+
+
+def rows(count=64, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.uniform(-2, 2, (count, 2)).astype("float32")
+    return x, np.sin(2 * x[:, :1]) * x[:, 1:]
+
+
+def network(seed=0, layers=()):
+    keras.utils.set_random_seed(seed)
+    return keras.Sequential(
+        [
+            keras.Input((2,)),
+            keras.layers.Dense(8, "tanh"),
+            *layers,
+            keras.layers.Dense(1),
+        ]
+    )
+
+
+def weights(model):
+    return [np.array(w) for w in model.get_weights()]
+
+
+def assert_same_weights(model, other):
+    for one, two in zip(weights(model), weights(other), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_a_chain_does_what_two_compiles_by_hand_do():
+    x, y = rows()
+    by_hand, chained = network(), network()
+    by_hand.compile(keras.optimizers.Adam(0.02), "mse")
+    by_hand.fit(x, y, epochs=6, batch_size=64, shuffle=False, verbose=0)
+    by_hand.compile("lbfgs", "mse")
+    by_hand.fit(x, y, epochs=8, verbose=0)
+    chained.compile(
+        Chain(
+            [keras.optimizers.Adam(0.02), "lbfgs"],
+            epochs=[6, 8],
+            batch_size=64,
+        ),
+        "mse",
+    )
+    chained.fit(x, y, verbose=0)
+    assert_same_weights(chained, by_hand)
+
+
+def test_there_is_one_history_and_its_loss_is_that_of_evaluate():
+    x, y = rows()
+    model = network(layers=[keras.layers.BatchNormalization()])
+    seen = []
+
+    class Watch(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            found = self.model.evaluate(x, y, verbose=0, return_dict=True)
+            seen.append((epoch, logs["loss"], found["loss"], logs["val_loss"]))
+
+    model.compile(
+        Chain(["adam", "lbfgs", "lm"], epochs=[3, 4, 2]), "mse", metrics=["mae"]
+    )
+    history = model.fit(
+        x, y, verbose=0, callbacks=[Watch()], validation_data=(x, y)
+    )
+    assert history.epoch == list(range(9))
+    assert history.history["stage"] == [0] * 3 + [1] * 4 + [2] * 2
+    assert {len(column) for column in history.history.values()} == {9}
+    assert [epoch for epoch, *_ in seen] == list(range(9))
+    for _, told, evaluated, validated in seen:
+        assert told == pytest.approx(evaluated, rel=1e-5)
+        assert validated == pytest.approx(evaluated, rel=1e-5)
+    names = [stage.name for stage in history.result.stages]
+    assert names[1:] == ["lbfgs", "lm"] and names[0].startswith("adam")
+    assert [s.iterations for s in history.result.stages] == [3, 4, 2]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("second", ["lbfgs", "lm", "l-bfgs-b"])
+def test_the_step_after_adam_at_a_high_rate_does_not_raise_the_loss(
+    seed, second
+):
+    x, y = rows(seed=seed)
+    model = network(seed)
+    optimizer = Chain([keras.optimizers.Adam(0.3), second], epochs=[5, 1])
+    model.compile(optimizer, "mse")
+    losses = model.fit(x, y, verbose=0).history["loss"]
+    assert losses[5] <= losses[4]
+
+
+def test_a_number_of_all_epochs_is_shared_among_stages_without_their_own():
+    x, y = rows()
+    model = network()
+    model.compile(Chain(["adam", "lbfgs", LBFGS(epochs=2)]), "mse")
+    history = model.fit(x, y, epochs=9, verbose=0)
+    assert [s.iterations for s in history.result.stages] == [3, 4, 2]
+
+
+def test_a_stage_leaves_its_epochs_to_one_without_epochs_of_its_own():
+    v = keras.Variable([3.0])
+
+    def loss():
+        return keras.ops.sum((v - 1) ** 2)
+
+    chain = Chain([LBFGS(gtol=0.1), "lbfgs"], full_batch=True)
+    result = kormos.minimize(loss, [v], chain, max_iterations=10)
+    assert result.stages[0].status == "converged"
+    assert result.success
+
+
+def test_full_batch_steps_of_gradient_descent_are_those_of_the_formula():
+    v = keras.Variable([3.0, -1.0])
+    optimizer = Chain([keras.optimizers.SGD(0.1)], epochs=[10], full_batch=True)
+    kormos.minimize(lambda: keras.ops.sum((v - 1) ** 2), [v], optimizer)
+    expected = 1 + (np.array([3.0, -1.0]) - 1) * 0.8**10
+    np.testing.assert_allclose(np.array(v), expected, rtol=1e-5)
+
+
+def test_learning_rate_schedules_count_the_steps_of_their_stage():
+    v = keras.Variable([1.0])
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay(
+        [3], [1.0, 0.0]
+    )
+    optimizer = Chain(
+        [keras.optimizers.SGD(schedule)], epochs=[9], full_batch=True
+    )
+    # The gradient is 1: steps 0 to 3 have a rate of 1, the others of 0.
+    kormos.minimize(lambda: keras.ops.sum(v), [v], optimizer)
+    np.testing.assert_allclose(np.array(v), [-3.0])
+
+
+def test_bounds_hold_in_every_stage():
+    x, y = rows()
+    model = network()
+    outside = []
+
+    class Watch(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            kernel = np.array(self.model.trainable_variables[0])
+            outside.append(np.abs(kernel).max() > 0.5)
+
+    model.compile(
+        Chain(
+            [keras.optimizers.Adam(0.1), "lbfgs"],
+            epochs=[3, 3],
+            bounds=[(model.trainable_variables[0], (-0.5, 0.5))],
+        ),
+        "mse",
+    )
+    model.fit(x, y, verbose=0, callbacks=[Watch()])
+    assert outside and not any(outside)
+    assert model.trainable_variables[0].constraint is None
+
+
+def test_patience_ends_a_stage_and_the_next_one_follows():
+    v = keras.Variable([1.0, 1.0])
+    target = keras.ops.convert_to_tensor([0.0, 0.5])
+    optimizer = Chain(
+        [keras.optimizers.SGD(1e-6), "lbfgs"],
+        epochs=[500, 50],
+        full_batch=True,
+        patience=[4, None],
+    )
+    result = kormos.minimize(
+        lambda: keras.ops.sum((v - target) ** 2), [v], optimizer
+    )
+    # The first epoch sets the loss from which four more count.
+    assert result.stages[0][1] == "plateau"
+    assert result.stages[0].iterations == 5
+    assert result.success
+
+
+def test_a_share_of_the_time_ends_a_stage_and_the_next_one_follows():
+    v = keras.Variable([1.0, 1.0])
+    optimizer = Chain(
+        [keras.optimizers.SGD(1e-9), "lbfgs"],
+        epochs=[10**6, 50],
+        full_batch=True,
+        share=[0.02, None],
+    )
+    result = kormos.minimize(
+        lambda: keras.ops.sum(v**4), [v], optimizer, max_seconds=30
+    )
+    assert result.stages[0].status == "time limit"
+    assert result.stages[1].iterations > 5
+
+
+def test_curvature_is_handed_to_a_stage_that_can_use_it():
+    x, y = rows()
+    whole, parted = network(), network()
+    whole.compile("lbfgs", "mse")
+    parted.compile(Chain(["lbfgs", LBFGS()], epochs=[9, 9]), "mse")
+    one = whole.fit(x, y, epochs=18, verbose=0)
+    two = parted.fit(x, y, verbose=0)
+    assert two.history["loss"] == pytest.approx(one.history["loss"], rel=1e-6)
+
+
+class _Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("at", [1, 4, 5, 8, 9, 11])
+def test_an_interrupted_chain_goes_on_in_its_stage(at, tmp_path):
+    x, y = rows()
+
+    def fitted(*callbacks):
+        model = network(layers=[keras.layers.Dropout(0.1, seed=1)])
+        model.compile(
+            Chain(
+                [keras.optimizers.Adam(0.02), "lbfgs", "lm"],
+                epochs=[5, 4, 3],
+                batch_size=16,
+            ),
+            "mse",
+        )
+        model.fit(x, y, verbose=0, callbacks=callbacks)
+        return model
+
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == at:
+                raise _Stop
+
+    def backup():
+        return kormos.callbacks.BackupAndRestore(tmp_path / "backup")
+
+    expected = fitted(backup())
+    with pytest.raises(_Stop):
+        fitted(backup(), Stop())
+    assert_same_weights(fitted(backup()), expected)
+
+
+def test_a_chain_is_saved_and_loaded_with_its_stages(tmp_path):
+    x, y = rows()
+    model = network()
+    model.compile(
+        Chain(
+            [keras.optimizers.Adam(0.02), LBFGS(memory=7)],
+            epochs=[2, 3],
+            patience=[5, None],
+        ),
+        "mse",
+    )
+    model.fit(x, y, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    adam, lbfgs = loaded.optimizer.optimizers
+    assert isinstance(adam, keras.optimizers.Adam)
+    assert float(adam.learning_rate) == pytest.approx(0.02)
+    assert lbfgs.memory == 7
+    assert loaded.optimizer.patience == [5, None]
+    assert loaded.fit(x, y, verbose=0).epoch == list(range(5))
+
+
+def test_resume_goes_on_in_the_stage_that_the_latest_fit_ended_in():
+    x, y = rows()
+    whole, parted = network(), network()
+    whole.compile(Chain(["adam", "lbfgs"], epochs=[3, 12]), "mse")
+    parted.compile(Chain(["adam", "lbfgs"], epochs=[3, 6]), "mse")
+    whole.fit(x, y, verbose=0)
+    parted.fit(x, y, verbose=0)
+    parted.fit(x, y, verbose=0, resume=True)
+    assert_same_weights(parted, whole)
+
+
+def test_an_epoch_that_is_interrupted_loses_no_weights():
+    x, y = rows()
+    model = network(layers=[keras.layers.BatchNormalization()])
+    calls = []
+
+    def loss(y_true, y_pred):
+        calls.append(1)
+        return keras.losses.mean_squared_error(y_true, y_pred)
+
+    model.compile(Chain(["adam", "lbfgs"], epochs=[50, 5]), loss)
+    train_step = model.train_step
+
+    class Interrupt(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == 3:
+
+                def interrupted(*args):
+                    raise KeyboardInterrupt
+
+                model.train_step = interrupted
+                object.__setattr__(model, "_kormos_trained", (None, None))
+
+    history = model.fit(x, y, verbose=0, callbacks=[Interrupt()])
+    model.train_step = train_step
+    assert history.result.status == "interrupted"
+    assert len(history.epoch) == 4
+    assert all(np.isfinite(w).all() for w in weights(model))
+    found = model.evaluate(x, y, verbose=0)
+    assert found == pytest.approx(history.history["loss"][-1], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Chain([]), "list of names and optimizers"),
+        (lambda: Chain("lbfgs"), "list of names and optimizers"),
+        (lambda: Chain(["adam", "lbfsg"]), "lbfsg"),
+        (lambda: Chain(["adam", "lbfgs"], epochs=[1]), "each of the 2"),
+        (lambda: Chain(["adam"], patience=0), "patience"),
+        (lambda: Chain(["adam"], share=2.0), "share"),
+        (lambda: Chain([Chain(["lbfgs"])]), "no `Chain` among"),
+    ],
+)
+def test_what_is_no_chain_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_what_a_stage_cannot_do_is_refused_before_any_work():
+    x, y = rows()
+    model = network()
+    before = weights(model)
+    v = model.trainable_variables[0]
+    constraint = {"type": "eq", "fun": lambda: keras.ops.sum(v)}
+    model.compile(Chain(["adam", "lbfgs"]), "mse")
+    with pytest.raises(ValueError, match="no constraints"):
+        model.fit(x, y, verbose=0, constraints=constraint)
+    with pytest.raises(ValueError, match="max_seconds"):
+        kormos.fit(model, x, y, verbose=0, optimizer=Chain(["adam"], share=0.5))
+    with pytest.raises(ValueError, match="full_batch=True"):
+        kormos.minimize(lambda: keras.ops.sum(v**2), [v], Chain(["adam"]))
+    for one, two in zip(weights(model), before, strict=True):
+        np.testing.assert_array_equal(one, two)

@@ -1,0 +1,145 @@
+"""Several starts that race against one another."""
+
+import keras
+import numpy as np
+import pytest
+
+import kormos
+import nist
+from kormos.objective.keras_model.initial_weights import draw_weights
+
+
+def hill(v):
+    # Minima at -1, of loss -1, and near 3, of loss -2.
+    return keras.ops.sum(
+        -keras.ops.exp(-((v + 1) ** 2)) - 2 * keras.ops.exp(-((v - 3) ** 2))
+    )
+
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def minimized(**settings):
+    v = keras.Variable([-1.5], dtype="float64")
+    result = kormos.minimize(lambda: hill(v), [v], verbose=0, **settings)
+    return result, float(np.array(v)[0])
+
+
+def test_the_best_of_several_starts_is_kept():
+    result, end = minimized(starts=np.array([[-2.0], [2.5], [-0.5]]))
+    assert result.success
+    assert end == pytest.approx(3.0, abs=1e-5)
+    assert result.loss == pytest.approx(-2 - np.exp(-16.0), abs=1e-6)
+    assert [r.status for r in result.restarts].count("winner") == 1
+    assert result.restarts[2].status == "winner"
+    assert result.evaluations > sum(r.evaluations for r in result.restarts)
+
+
+def test_ends_at_one_minimum_are_told_from_others():
+    result, _ = minimized(starts=np.array([[-0.9], [3.1], [2.9], [-1.1]]))
+    minima = [r.minimum for r in result.restarts]
+    assert minima[2] == minima[3] is not None
+    assert minima[1] not in (None, minima[2])
+
+
+def test_starts_are_drawn_within_bounds_and_by_seed():
+    seen = []
+
+    def sample(count, rng):
+        points = rng.uniform(-4, 4, (count, 1))
+        seen.append(points)
+        return points
+
+    first = minimized(restarts=5, starts=sample, seed=3, bounds={".*": (-2, 2)})
+    again = minimized(restarts=5, starts=sample, seed=3, bounds={".*": (-2, 2)})
+    np.testing.assert_array_equal(*seen)
+    assert first[0].loss == again[0].loss
+    assert all(abs(r.theta[0]) <= 2 for r in first[0].restarts)
+    drawn, _ = minimized(restarts=6, bounds={".*": (-4, 4)})
+    assert len(drawn.restarts) == 6
+
+
+@pytest.mark.parametrize("name", ["Misra1a", "MGH10", "Eckerle4", "Hahn1"])
+def test_hard_starts_of_nist_reach_the_certified_minimum(name):
+    (problem,) = [p for p in nist.problems() if p.name == name]
+    hard, easy = map(np.array, problem.starts)
+    middle, half = (hard + easy) / 2, 5 * np.abs(hard - easy)
+    evaluations = []
+    for start, settings in (
+        (easy, {}),
+        (
+            hard,
+            {
+                "restarts": 8,
+                "starts": lambda count, rng: rng.uniform(
+                    middle - half, middle + half, (count, len(hard))
+                ),
+            },
+        ),
+    ):
+        b = keras.Variable(start, dtype="float64")
+        result = kormos.least_squares(
+            lambda b=b: problem.residuals(b), [b], verbose=0, **settings
+        )
+        evaluations.append(result.evaluations)
+    assert problem.digits(b) >= 6
+    assert evaluations[1] <= 8 * evaluations[0]
+
+
+def test_a_race_of_a_model_keeps_the_best_weights():
+    rng = np.random.default_rng(0)
+    x = rng.uniform(-2, 2, (60, 2)).astype("float32")
+    y = np.sin(2 * x[:, :1]) * x[:, 1:]
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((2,)),
+            keras.layers.Dense(6, "tanh"),
+            keras.layers.Dense(1),
+        ]
+    )
+    model.compile("lm", "mse")
+    history = kormos.fit(model, x, y, epochs=30, verbose=0, restarts=6)
+    result = history.result
+    assert len(result.restarts) == 6
+    assert result.loss <= min(r.loss for r in result.restarts)
+    assert model.evaluate(x, y, verbose=0) == pytest.approx(
+        result.loss, rel=1e-5
+    )
+
+
+def test_weights_are_drawn_by_the_layers_own_initializers():
+    model = keras.Sequential(
+        [
+            keras.Input((40,)),
+            keras.layers.Dense(
+                50, kernel_initializer=keras.initializers.RandomNormal(3.0, 0.1)
+            ),
+            keras.layers.BatchNormalization(),
+            keras.layers.Dense(1, bias_initializer="ones"),
+        ]
+    )
+    drawn = draw_weights(model, np.random.default_rng(0))
+    kernel, bias, gamma, beta, last, ones = drawn
+    assert kernel.mean() == pytest.approx(3.0, abs=0.02)
+    assert kernel.std() == pytest.approx(0.1, abs=0.01)
+    assert not bias.any() and not beta.any()
+    assert (gamma == 1).all() and (ones == 1).all()
+    limit = np.sqrt(6 / 51)
+    assert np.abs(last).max() <= limit
+    other = draw_weights(model, np.random.default_rng(1))
+    assert not np.array_equal(kernel, other[0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"restarts": 3}, "needs `starts`"),
+        ({"restarts": 0}, "restarts"),
+        ({"starts": lambda count, rng: None}, "says how many"),
+        ({"starts": np.zeros((3, 2))}, r"\(count, 1\)"),
+    ],
+)
+def test_starts_that_cannot_be_used_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        minimized(**settings)
