@@ -73,7 +73,8 @@ def main():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_text(text, encoding="utf-8")
         linted = subprocess.run(
-            [sys.executable, "-m", "proselint", "check"] + [str(p) for p in PATHS],
+            [sys.executable, "-m", "proselint", "check"]
+            + [str(p) for p in PATHS],
             cwd=folder,
             capture_output=True,
             text=True,
