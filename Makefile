@@ -17,7 +17,7 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 .PHONY: quickstart test $(addprefix test-,jax tensorflow torch) lint format clean
 .PHONY: bench bench-quick docs docs-check gallery
 .PHONY: test-compat test-oldest test-newest test-middle test-faults
-.PHONY: test-rounding test-fast
+.PHONY: test-rounding test-fast package test-wheel
 
 quickstart: $(VENV)/quickstart-$(BACKEND)
 	KERAS_BACKEND=$(BACKEND) $(BIN)/python examples/quickstart.py
@@ -104,6 +104,21 @@ format: $(VENV)/test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The sdist and the wheel, in dist/, and what PyPI would say of them.
+package: $(VENV)/package
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+
+# The README's first code, by the wheel in an environment that has no more.
+test-wheel: package
+	rm -rf $(VENV)-wheel
+	$(PYTHON) -m venv $(VENV)-wheel
+	$(VENV)-wheel/bin/python -m pip install --quiet \
+	    $(if $(filter torch,$(BACKEND)),$(TORCH)) "$$(ls dist/*.whl)[$(BACKEND)]"
+	cd $(VENV)-wheel && KERAS_BACKEND=$(BACKEND) bin/python \
+	    "$(CURDIR)/tests/helpers/first_code.py" "$(CURDIR)/README.md"
+
 # Twenty minutes on two cores; then a page and plots of what was measured.
 RESULTS := benchmarks/results
 bench-quick: RESULTS := benchmarks/results/quick
@@ -124,23 +139,30 @@ gallery: $(VENV)/test
 	KERAS_BACKEND=$(BACKEND) $(BIN)/python docs/make_gallery.py
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-middle $(VENV)-newest \
-	    $(VENV)-bench $(VENV)-docs out site
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-middle $(VENV)-newest $(VENV)-bench \
+	    $(VENV)-wheel $(VENV)-docs dist out site
+
+# Older ones know no dependency groups.
+PIP := "pip>=25.1"
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/pip: $(BIN)/python
+	$(BIN)/python -m pip install --quiet --upgrade $(PIP)
+	@touch $@
 
 # The tested torch first, in its CPU build where the machine offers one.
 TORCH := torch==2.13.0
 
-$(VENV)/quickstart-%: $(BIN)/python pyproject.toml
-	$(BIN)/python -m pip install --quiet $(if $(filter torch,$*),$(TORCH)) -e ".[quickstart,$*]"
+$(VENV)/quickstart-%: $(VENV)/pip pyproject.toml
+	$(BIN)/python -m pip install --quiet $(if $(filter torch,$*),$(TORCH)) \
+	    -e ".[$*]" --group quickstart
 	@touch $@
 
-$(VENV)/test: $(BIN)/python pyproject.toml
+$(VENV)/test: $(VENV)/pip pyproject.toml
 	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet -e ".[test]"
+	$(BIN)/python -m pip install --quiet -e . --group test
 	@touch $@
 
 # Without its newer emitters and LLVM's passes XLA compiles in a quarter of the
@@ -158,22 +180,26 @@ $(VENV)/xla-flags: $(VENV)/test
 	    $(BIN)/python -c $(TRIAL) || exit 0; \
 	done 2> /dev/null && echo $(QUICK_XLA) > $@
 
-$(VENV)-docs/docs: pyproject.toml docs/requirements.txt
+$(VENV)-docs/docs: pyproject.toml
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install --quiet --upgrade pip
-	$(@D)/bin/python -m pip install --quiet -e ".[jax]" -r docs/requirements.txt
+	$(@D)/bin/python -m pip install --quiet --upgrade $(PIP)
+	$(@D)/bin/python -m pip install --quiet -e ".[jax]" --group docs
+	@touch $@
+
+$(VENV)/package: $(VENV)/pip pyproject.toml
+	$(BIN)/python -m pip install --quiet --group package
 	@touch $@
 
 $(VENV)-oldest/test: pyproject.toml oldest.txt
 	$(PYTHON_OLDEST) -m venv $(@D)
-	$(@D)/bin/python -m pip install --quiet --upgrade pip
+	$(@D)/bin/python -m pip install --quiet --upgrade $(PIP)
 	$(@D)/bin/python -m pip install --quiet -c oldest.txt $(TORCH)
-	$(@D)/bin/python -m pip install --quiet -c oldest.txt -e ".[test]"
+	$(@D)/bin/python -m pip install --quiet -c oldest.txt -e . --group test
 	@touch $@
 
 $(VENV)-bench/bench: pyproject.toml benchmarks/requirements.txt
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install --quiet --upgrade pip
+	$(@D)/bin/python -m pip install --quiet --upgrade $(PIP)
 	$(@D)/bin/python -m pip install --quiet $(TORCH)
 	$(@D)/bin/python -m pip install --quiet -e ".[tensorflow,jax,torch]" \
 	    -r benchmarks/requirements.txt
@@ -181,7 +207,7 @@ $(VENV)-bench/bench: pyproject.toml benchmarks/requirements.txt
 
 $(VENV)-middle/test $(VENV)-newest/test: $(VENV)-%/test: pyproject.toml
 	$(if $(filter newest,$*),$(PYTHON_NEWEST),$(PYTHON_MIDDLE)) -m venv $(@D)
-	$(@D)/bin/python -m pip install --quiet --upgrade pip
+	$(@D)/bin/python -m pip install --quiet --upgrade $(PIP)
 	$(@D)/bin/python -m pip install --quiet --upgrade \
-	    -e ".[test-tools,tensorflow,jax]"
+	    -e ".[tensorflow,jax]" --group test-tools
 	@touch $@

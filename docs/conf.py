@@ -11,7 +11,7 @@ project = "kormos"
 author = "the kormos authors"
 release = re.search(
     r'__version__ = "(.*)"',
-    (HERE.parent / "src/kormos/__init__.py").read_text(),
+    (HERE.parent / "src/kormos/_version.py").read_text(),
 )[1]
 version = release
 copyright = author
@@ -26,7 +26,7 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
 ]
-exclude_patterns = ["_build", "requirements.txt"]
+exclude_patterns = ["_build"]
 
 myst_enable_extensions = ["colon_fence", "dollarmath", "attrs_inline"]
 myst_heading_anchors = 3

@@ -26,6 +26,7 @@ import numpy as np
 import pytest
 
 import kormos
+from kormos.session import interrupts
 
 pytest_plugins = ["faults.table"]
 
@@ -64,6 +65,12 @@ def undoing(dtype):
 
 
 @pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    """Tests interrupt one fit after another, faster than people do."""
+    monkeypatch.setattr(interrupts, "SECONDS", 0.0)
+
+
+@pytest.fixture(autouse=True)
 def seeded():
     keras.utils.set_random_seed(0)
     yield
@@ -86,6 +93,7 @@ _WITHOUT_XLA = {
     "test_claims",
     "test_custom_gradients",
     "test_data_sources",
+    "test_displays",
     "test_endless_data",
     "test_every_layer",
     "test_every_loss",
@@ -101,11 +109,13 @@ _WITHOUT_XLA = {
     "test_least_squares_convergence",
     "test_logit_convergence",
     "test_losses_of_variables",
+    "test_messages",
     "test_models",
     "test_non_finite",
     "test_objective_effects",
     "test_objective_losses",
     "test_own_loss",
+    "test_plots",
     "test_precision",
     "test_progress",
     "test_quasi_newton_convergence",
@@ -115,10 +125,12 @@ _WITHOUT_XLA = {
     "test_rejections",
     "test_repeats",
     "test_resample_in_fit",
+    "test_results",
     "test_rows",
     "test_saturated_units",
     "test_saving",
     "test_scipy_convergence",
+    "test_second_interrupts",
     "test_sizes",
     "test_sklearn",
     "test_start_checks",

@@ -1,5 +1,12 @@
 """Deterministic, full-batch optimizers for Keras 3 models."""
 
+try:
+    import keras as _keras  # noqa: F401
+except ImportError as error:
+    from kormos import missing_backend
+
+    raise missing_backend.explained(error) from error
+
 from kormos import callbacks
 from kormos import keras_patch
 from kormos import models
@@ -8,6 +15,7 @@ from kormos._fit import fit
 from kormos._least_squares import least_squares
 from kormos._minimize import minimize
 from kormos._solve import solve
+from kormos._version import __version__
 from kormos.backend import rematerialization
 from kormos.failures import LostProcessError
 from kormos.failures import OtherProcessFailed
@@ -30,6 +38,7 @@ __all__ = [
     "OtherProcessFailed",
     "PartialSummary",
     "Summary",
+    "__version__",
     "callbacks",
     "check",
     "compare",
@@ -46,12 +55,10 @@ __all__ = [
     "summary",
 ]
 
-__version__ = "1.0.0.dev0"
-
 keras_patch.install()
 rematerialization.install()
 
 
 def __dir__() -> list[str]:
     """The public names: parts of the house are imported by their paths."""
-    return [*__all__, "__version__"]
+    return list(__all__)

@@ -23,6 +23,7 @@ from kormos.objective.fixed import with_fixed
 from kormos.objective.keras_model.initial_weights import draw_weights
 from kormos.optimizers.auto import Auto
 from kormos.optimizers.base import BatchOptimizer
+from kormos.optimizers.names import check_settings
 from kormos.optimizers.stage import Stage
 from kormos.processes import apart
 from kormos.processes import current
@@ -95,7 +96,7 @@ def fit(
             epoch is `steps_per_epoch` accepted iterations of the optimizer.
             Defaults to the optimizer's own `epochs`, or 20.
         verbose: 0 for silence, 1 for a live line, 2 for a line an epoch.
-            `"auto"` is 1.
+            3 adds the numbers of the method, such as `damping`. `"auto"` is 1.
         callbacks: Keras callbacks, called once an epoch with the weights of
             that iterate. After `stop_training` is set, the fit ends. A
             `kormos.callbacks.Resample` among them draws new rows.
@@ -185,6 +186,7 @@ def fit(
     optimizer = _optimizer_for(model, optimizer, resume)
     budget = checked_budget(max_evals, max_seconds, target_loss)
     check_precision(precision)
+    check_settings(fit, optimizer, settings)
     stages = optimizer.stages(epochs, **settings)
     batch_size = optimizer.batch_size if batch_size is None else batch_size
     _check_batch_sizes(stages, batch_size, validation_batch_size)

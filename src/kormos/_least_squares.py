@@ -125,7 +125,8 @@ def least_squares(
             callbacks do as well if they need no model, such as
             `EarlyStopping`, `CSVLogger`, `TensorBoard` and `LambdaCallback`;
             an iteration is an epoch to them.
-        verbose: 0 for silence, 1 for a live line, 2 for a line an iteration.
+        verbose: 0 for silence, 1 for a live line, 2 for a line an iteration,
+            3 for one with the numbers of the method.
             `"auto"` is 1 in a terminal or a notebook, and 0 elsewhere.
         max_evals: the most evaluations of the residuals (and their
             derivatives).

@@ -103,7 +103,8 @@ def minimize(
         callbacks: list of functions as `callback`, and of Keras callbacks that
             need no model, such as `EarlyStopping`, `CSVLogger`, `TensorBoard`
             and `LambdaCallback`; an iteration is an epoch to them.
-        verbose: 0 for silence, 1 for a live line, 2 for a line an iteration.
+        verbose: 0 for silence, 1 for a live line, 2 for a line an iteration,
+            3 for one with the numbers of the method.
             `"auto"` is 1 in a terminal or a notebook, and 0 elsewhere.
         max_evals: the most evaluations of the loss (and its gradient).
         max_seconds: the most seconds, kept to within one evaluation.

@@ -64,7 +64,8 @@ def solve(
         callbacks: list of functions, each called as `callback(iteration, logs)`
             after each accepted iteration, and of Keras callbacks that need no
             model. If a function returns true, the session ends.
-        verbose: 0 for silence, 1 for a live line, 2 for a line an iteration.
+        verbose: 0 for silence, 1 for a live line, 2 for a line an iteration,
+            3 for one with the numbers of the method.
             `"auto"` is 1 in a terminal or a notebook, and 0 elsewhere.
         max_evals: the most evaluations of the loss (and its gradient).
         max_seconds: the most seconds, kept to within one evaluation.

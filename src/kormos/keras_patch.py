@@ -38,8 +38,10 @@ def _wrap_compile(stock: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(stock)
     def compile(self: keras.Model, *args: Any, **kwargs: Any) -> None:
         bound = signature.bind(self, *args, **kwargs)
-        if optimizers.is_name(bound.arguments.get("optimizer")):
-            name = bound.arguments["optimizer"]
+        name = bound.arguments.get("optimizer")
+        if isinstance(name, str):
+            optimizers.check_compiled(name)
+        if optimizers.is_name(name):
             bound.arguments["optimizer"] = optimizers.get(name)
         stock(*bound.args, **bound.kwargs)
         forget_programs(self)

@@ -12,6 +12,7 @@ from kormos.inspection import faults
 from kormos.inspection.kinks import kinks
 from kormos.inspection.report import Finding
 from kormos.inspection.report import Report
+from kormos.inspection.shapes import shapes
 from kormos.inspection.watch import Watch
 from kormos.objective import Objective
 from kormos.objective.keras_model.with_loss import with_loss
@@ -34,7 +35,8 @@ def check(
 ) -> Report:
     """Looks for what would make a fit go wrong, before the fit.
 
-    It tests whether the loss is finite, the same twice and the same for every
+    It tests whether targets and outputs have the same shapes, and whether the
+    loss is finite, the same twice and the same for every
     batch size, and whether its gradient is right. It finds variables that the
     loss does not depend on and, of a few parameters, those that the data do
     not determine; parts of a float64 model that compute in float32; data and
@@ -99,7 +101,7 @@ def check(
     looked = watch.first()
     finite = faults.finite(objective, looked, start)
     same = faults.deterministic(objective, watch, looked, start)
-    findings = [finite, same]
+    findings = [shapes(objective), finite, same]
     if same.passed:
         findings.append(
             faults.batch_size(objective, watch, looked, start, objective_for)

@@ -1,31 +1,40 @@
-"""Plots of a fit."""
+"""Plots of fits."""
+
+from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from typing import Any
 
 import numpy as np
 
-from kormos.types import Array
+from kormos.inspection.curves import Curves
+from kormos.inspection.curves import curves_of
+from kormos.optional import new_figure
 from kormos.types import Vector
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Columns that are axes, not curves.
-_COUNTS = ("fg_evals", "hessp_evals", "seconds")
-
-# The colors of training (`False`) and validation (`True`): two of the palette
-# of Okabe and Ito, whose colors color-blind readers can tell apart.
-_COLOR = {False: "#0072B2", True: "#D55E00"}
+# Colors of the palette of Okabe and Ito that color-blind readers can tell apart
+# and that have a contrast of 3 to white, and black. Keras' own optimizers, to
+# compare with, have greys.
+_TRAINING, _VALIDATION = "#0072B2", "#D55E00"
+_OURS = (_TRAINING, _VALIDATION, "#00785A", "#A8487F", "#000000")
+_OTHERS = ("#6E6E6E", "#8A8A8A")
 
 # Curves with more points than this have no markers, which would overlap: a
 # choice of ours.
 _MOST_MARKERS = 40
 
-_LOGARITHMIC = ("loss", "gradient norm")
+# Panels that hold counts, and panels that span many powers of ten.
+_COUNTED = ("trials", "resets", "active", "stage")
+_LOGARITHMIC = ("loss", "grad", "damping", "radius", "step")
 
+_LABELS = {"grad": "gradient norm"}
 _AXES = {
     "iterations": "iterations",
     "evaluations": "evaluations of the loss",
@@ -37,118 +46,156 @@ def plot_history(
     history: Any,
     against: str = "iterations",
     path: str | os.PathLike[str] | None = None,
-) -> "Figure":
-    """Draws the loss, the gradient norm and the metrics of a fit.
+    *,
+    columns: Sequence[str] | None = None,
+    ax: Any = None,
+) -> Figure:
+    """Draws the loss, the gradient norm and the metrics of fits.
 
-    Losses and gradient norms have logarithmic axes if they are positive.
+    A notebook shows the figure, and so does `plt.show()`. Losses, gradient
+    norms, steps, damping and radii have logarithmic axes unless they are
+    negative. A column and the same column of the validation share a panel.
 
     Args:
         history: the `History` that `fit` returned, or the result of
-            `kormos.minimize`.
+            `kormos.minimize`, `kormos.least_squares` or `kormos.solve`; or a
+            dict from names to several of these, to compare them in one figure.
         against: the horizontal axis: `"iterations"`, `"evaluations"` or
             `"seconds"`, from the start of the fit.
         path: file to write, in the format that its extension says, or `None`.
+            In a script, a figure that is written is not shown as well.
+        columns: names of the columns to draw, each in a panel. Defaults to all
+            of a single history, and of several to those that two or more have.
+        ax: matplotlib `Axes` to draw into, or a list of one for each panel.
+            Draws the loss alone if it is a single one and `columns` is not
+            given. Defaults to a new figure.
 
     Returns:
         A matplotlib `Figure`.
 
     Raises:
-        ValueError: if `against` is unknown or the history is empty.
+        ImportError: if matplotlib is not installed.
+        ValueError: if `against` or a column is unknown, a history is empty, or
+            there are not as many `Axes` as panels.
 
     Example:
 
     ```python
-    kormos.plot_history(history, against="seconds", path="fit.png")
+    kormos.plot_history({"adam": first, "lm": second}, against="seconds")
     ```
     """
-    from matplotlib.figure import Figure
-
-    columns, places = _columns(history, against)
-    panels = _panels(columns)
-    figure = Figure(figsize=(6.4, 2.4 * len(panels)), layout="constrained")
-    axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
-    for axis, (label, names) in zip(axes, panels.items(), strict=True):
-        for name in names:
-            validation = name.startswith("val_")
-            where = _validated(history, places) if validation else places
-            _draw(axis, where, columns[name], validation)
-        values = np.concatenate([columns[name] for name in names])
-        if label in _LOGARITHMIC and (values[np.isfinite(values)] > 0).all():
-            axis.set_yscale("log")
-        axis.set_ylabel(label)
-        axis.grid(True, which="major", color="0.9")
-        axis.spines[["top", "right"]].set_visible(False)
-        if len(names) > 1:
-            axis.legend(frameon=False)
+    given = history if isinstance(history, Mapping) else {None: history}
+    fits = [curves_of(name, one, against) for name, one in given.items()]
+    if not fits:
+        raise ValueError(
+            "There is nothing to plot: give a history, or a dict of some. "
+            "Received: an empty dict"
+        )
+    if columns is None and ax is not None and not np.iterable(ax):
+        columns = ["loss"]
+    panels = _panels(fits, columns)
+    axes = _axes(panels, path, ax)
+    colors = _colors(fits)
+    for axis, name in zip(axes, panels, strict=True):
+        for fit, color in zip(fits, colors, strict=True):
+            _draw(axis, fit, name, color)
+        _finish(axis, fits, name)
     axes[-1].set_xlabel(_AXES[against])
     axes[-1].locator_params(axis="x", integer=against != "seconds")
+    figure: Figure = axes[0].figure
     if path is not None:
         figure.savefig(path, dpi=150)
     return figure
 
 
-def _columns(history: Any, against: str) -> tuple[dict[str, Vector], Vector]:
-    """The columns of numbers, by name, and the places of their rows."""
-    rows = history.history
-    if not rows or not rows.get("loss"):
+def _panels(fits: Sequence[Curves], columns: Sequence[str] | None) -> list[str]:
+    """The names of the columns that have a panel."""
+    names: dict[str, None] = {"loss": None, "grad": None}
+    for fit in fits:
+        names.update(dict.fromkeys(fit.base_names))
+    if columns is None:
+        least = min(2, len(fits))
+        owners = {n: sum(n in f.base_names for f in fits) for n in names}
+        return [name for name in names if owners[name] >= least]
+    known = [n for n in names if any(n in f.base_names for f in fits)]
+    columns = [columns] if isinstance(columns, str) else list(columns)
+    unknown = [name for name in columns if name not in known]
+    if unknown or not columns:
         raise ValueError(
-            "There is nothing to plot: the history has no rows. "
-            f"Received: {history!r}"
+            f"Argument `columns` must name some of {known}; the validation's "
+            f"are drawn with them. Received: columns={columns!r}"
         )
-    places = {
-        # The result of `minimize`, and a stock `History`, lack `iteration`.
-        "iterations": getattr(
-            history, "iteration", range(1, len(rows["loss"]) + 1)
-        ),
-        "evaluations": rows.get("fg_evals"),
-        "seconds": rows.get("seconds", getattr(history, "seconds", None)),
-    }
-    if places.get(against) is None:
+    return columns
+
+
+def _axes(
+    panels: Sequence[str], path: str | os.PathLike[str] | None, ax: Any
+) -> list[Axes]:
+    """The `Axes` of each panel: the user's, or new ones."""
+    if ax is None:
+        figure = new_figure((6.4, 2.4 * len(panels)), path)
+        grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False)
+        return list(grid[:, 0])
+    axes = list(np.ravel(np.asarray(ax, dtype=object)))
+    if len(axes) != len(panels):
         raise ValueError(
-            "Argument `against` must be 'iterations', or, for a fit by "
-            "kormos, 'evaluations' or 'seconds'. "
-            f"Received: against={against!r}"
+            f"Argument `ax` must hold {len(panels)} Axes, one for each of "
+            f"{list(panels)}: choose fewer by `columns`. "
+            f"Received: {len(axes)} Axes"
         )
-    columns = {
-        name: np.asarray(values, dtype="float64")
-        for name, values in rows.items()
-        if name not in _COUNTS and np.ndim(values[0]) == 0
-    }
-    return columns, np.asarray(places[against], dtype="float64")
+    return axes
 
 
-def _panels(columns: dict[str, Vector]) -> dict[str, list[str]]:
-    """The names of the columns of each panel, by its label.
-
-    A column and the same column of the validation share a panel.
-    """
-    losses: list[str] = [n for n in ("loss", "val_loss") if n in columns]
-    panels = {"loss": losses}
-    if np.isfinite(columns.get("grad", [np.nan])).any():
-        panels["gradient norm"] = ["grad"]
-    for name in columns:
-        base = name.removeprefix("val_")
-        if base in ("loss", "grad"):
-            continue
-        panels.setdefault(base, []).append(name)
-    return panels
+def _colors(fits: Sequence[Curves]) -> list[str]:
+    """A color for each fit: strong ones for ours, greys for others."""
+    used = {True: 0, False: 0}
+    found = []
+    for fit in fits:
+        # A single fit has no other to stand out from.
+        is_strong = fit.is_ours or len(fits) == 1
+        palette = _OURS if is_strong else _OTHERS
+        found.append(palette[used[is_strong] % len(palette)])
+        used[is_strong] += 1
+    return found
 
 
-def _validated(history: Any, places: Vector) -> Vector:
-    """The places of the rows that were validated."""
-    validated = getattr(history, "val_epoch", None)
-    if validated is None:
-        return places
-    return places[np.isin(history.epoch, validated)]
+def _draw(axis: Axes, fit: Curves, name: str, color: str) -> None:
+    """Draws a column of a fit, and the same of its validation."""
+    is_alone = fit.name is None
+    for column, places, values in fit.of(name):
+        is_validation = column.startswith("val_")
+        label = "validation" if is_validation else "training"
+        if fit.name is not None:
+            label = f"{fit.name}, {label}" if is_validation else fit.name
+        axis.plot(
+            places,
+            values,
+            "--" if is_validation else "-",
+            color=_VALIDATION if is_validation and is_alone else color,
+            linewidth=1.5 if fit.is_ours or is_alone else 1.0,
+            marker="o" if len(values) <= _MOST_MARKERS else None,
+            markersize=3,
+            label=label,
+        )
 
 
-def _draw(axis: "Axes", places: Array, values: Array, validation: bool) -> None:
-    axis.plot(
-        places[: len(values)],
-        values,
-        "--" if validation else "-",
-        color=_COLOR[validation],
-        marker="o" if len(values) <= _MOST_MARKERS else None,
-        markersize=3,
-        label="validation" if validation else "training",
-    )
+def _finish(axis: Axes, fits: Sequence[Curves], name: str) -> None:
+    """Scales and labels a panel."""
+    parts = [values for fit in fits for _, _, values in fit.of(name)]
+    values = np.concatenate(parts) if parts else np.zeros(0)
+    if name in _LOGARITHMIC and _is_positive(values):
+        # Zeros fall below the axis.
+        axis.set_yscale("log", nonpositive="clip")
+    elif name in _COUNTED:
+        axis.locator_params(axis="y", integer=True)
+    axis.set_ylabel(_LABELS.get(name, name))
+    axis.grid(True, which="major", color="0.9")
+    axis.spines[["top", "right"]].set_visible(False)
+    if len(axis.get_lines()) > 1:
+        axis.legend(frameon=False)
+
+
+def _is_positive(values: Vector) -> bool:
+    """Whether no value is negative, and not all are zero."""
+    values = values[np.isfinite(values)]
+    return bool((values >= 0).all() and (values > 0).any())

@@ -2,10 +2,13 @@
 
 import dataclasses
 import io
+from collections.abc import Sequence
 
 from rich.box import Box
 from rich.console import Console
 from rich.table import Table
+
+from kormos import markup
 
 # Characters of a line, a choice of ours: most terminals and notebooks show it.
 _WIDTH = 88
@@ -13,15 +16,18 @@ _WIDTH = 88
 # A table with one line, below its heads, of characters that all terminals have.
 _PLAIN = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
 
+_TEST_HEADS = ("test", "", "found")
+_COST_HEADS = ("method", "time", "memory", "remark")
+
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
     """The outcome of one test of an objective.
 
     Attributes:
-        test: `"deterministic"`, `"batch size"`, `"finite"`, `"gradient"`,
-            `"hessian"`, `"variables"`, `"identification"`, `"precision"`,
-            `"scaling"` or `"kinks"`.
+        test: `"shapes"`, `"deterministic"`, `"batch size"`, `"finite"`,
+            `"gradient"`, `"hessian"`, `"variables"`, `"identification"`,
+            `"precision"`, `"scaling"` or `"kinks"`.
         passed: whether nothing is wrong.
         detail: a sentence that says what was found.
         names: the layers, terms of the loss, variables or arrays concerned.
@@ -54,7 +60,7 @@ class MethodCost:
     fits: bool = True
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Report:
     """What `kormos.check` found; `print` shows it.
 
@@ -104,46 +110,81 @@ class Report:
                 + " ".join(f"{f.test}: {f.detail}" for f in fatal)
             )
 
+    def __repr__(self) -> str:
+        failed = [finding.test for finding in self.failures]
+        said = f"look at {', '.join(failed)}" if failed else "all tests passed"
+        return f"<Report of {self.title}: {said}; suggested: {self.method!r}>"
+
+    def _repr_html_(self) -> str:
+        return "".join(
+            [
+                markup.paragraph(self.title, is_bold=True),
+                markup.table(_TEST_HEADS, self._tests()),
+                markup.paragraph(self._said_of_costs()),
+                markup.table(_COST_HEADS, self._costs()),
+                markup.paragraph(self._suggestion()),
+            ]
+        )
+
     def __str__(self) -> str:
         out = io.StringIO()
+        # Plain text, whatever a notebook or `FORCE_COLOR` asks of rich.
         console = Console(
-            file=out, width=_WIDTH, markup=False, emoji=False, highlight=False
+            file=out,
+            width=_WIDTH,
+            markup=False,
+            emoji=False,
+            highlight=False,
+            color_system=None,
+            force_terminal=False,
+            force_jupyter=False,
         )
         console.print(self.title)
-        console.print(self._table_of_tests())
-        console.print(
-            f"An evaluation takes {_time(self.seconds)} (the first one "
-            f"{_time(self.compile_seconds)} more) and about "
-            f"{_bytes(self.memory)}. An iteration, estimated:"
-        )
-        console.print(self._table_of_costs())
-        console.print(f"Suggested: '{self.method}'. {self.reason}")
+        console.print(_table(_TEST_HEADS, self._tests()))
+        console.print(self._said_of_costs())
+        console.print(_table(_COST_HEADS, self._costs()))
+        console.print(self._suggestion())
         lines = out.getvalue().splitlines()
         return "\n".join(line.rstrip() for line in lines).strip()
 
-    def _table_of_tests(self) -> Table:
-        table = Table(box=_PLAIN)
-        for column in ("test", "", "found"):
-            table.add_column(column)
-        for finding in self.findings:
-            mark = "ok" if finding.passed else "LOOK"
-            table.add_row(finding.test, mark, finding.detail)
-        return table
+    def _tests(self) -> list[list[str]]:
+        """The cells of the table of tests."""
+        return [
+            [f.test, "ok" if f.passed else "LOOK", f.detail]
+            for f in self.findings
+        ]
 
-    def _table_of_costs(self) -> Table:
-        table = Table(box=_PLAIN)
-        table.add_column("method")
-        table.add_column("time", justify="right")
-        table.add_column("memory", justify="right")
-        table.add_column("remark")
-        for cost in self.costs:
-            table.add_row(
+    def _costs(self) -> list[list[str]]:
+        """The cells of the table of methods."""
+        return [
+            [
                 cost.method,
                 _time(cost.seconds) if cost.fits else "-",
                 _bytes(cost.memory) if cost.fits else "-",
                 cost.remark,
-            )
-        return table
+            ]
+            for cost in self.costs
+        ]
+
+    def _said_of_costs(self) -> str:
+        return (
+            f"An evaluation takes {_time(self.seconds)} (the first one "
+            f"{_time(self.compile_seconds)} more) and about "
+            f"{_bytes(self.memory)}. An iteration, estimated:"
+        )
+
+    def _suggestion(self) -> str:
+        return f"Suggested: '{self.method}'. {self.reason}"
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(box=_PLAIN)
+    for head in heads:
+        is_number = head in ("time", "memory")
+        table.add_column(head, justify="right" if is_number else "left")
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def _time(seconds: float) -> str:

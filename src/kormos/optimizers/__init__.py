@@ -4,6 +4,8 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import keras
+
 from kormos.optimizers.auto import Auto as Auto
 from kormos.optimizers.base import BatchOptimizer as BatchOptimizer
 from kormos.optimizers.chain import Chain as Chain
@@ -16,8 +18,10 @@ from kormos.optimizers.levenberg_marquardt import (
 )
 from kormos.optimizers.newton import GaussNewton as GaussNewton
 from kormos.optimizers.newton import Newton as Newton
+from kormos.optimizers.predecessor import OTHER_NAMES
 from kormos.optimizers.scipy import ScipyBatchOptimizer as ScipyBatchOptimizer
 from kormos.solvers.scipy.methods import METHODS
+from kormos.suggestions import did_you_mean
 
 # Every name that `compile(optimizer=...)` takes, and what it makes.
 NAMES: dict[str, Callable[[], BatchOptimizer]] = {
@@ -64,8 +68,38 @@ def get(identifier: Any) -> BatchOptimizer:
         return NAMES[identifier.lower()]()
     raise ValueError(
         "Argument `identifier` must be a `BatchOptimizer` or, in any letter "
-        f"case, one of {sorted(NAMES)}. Received: {identifier!r}"
+        f"case, one of {sorted(NAMES)}."
+        f"{did_you_mean(identifier, NAMES, OTHER_NAMES)} "
+        f"Received: {identifier!r}"
     )
+
+
+def check_compiled(identifier: str) -> None:
+    """Refuses a name that neither kormos nor Keras has an optimizer for.
+
+    Args:
+        identifier: what `compile` was given.
+
+    Raises:
+        ValueError: if the name is unknown.
+    """
+    if is_name(identifier):
+        return
+    try:
+        keras.optimizers.get(identifier)
+    except ValueError as error:
+        own = did_you_mean(identifier, NAMES, OTHER_NAMES)
+        raise ValueError(
+            f"{error}.{own or _of_keras(identifier)} The optimizers of kormos "
+            f"are {sorted(NAMES)}; others are in `keras.optimizers`. "
+            f"Received: optimizer={identifier!r}"
+        ) from error
+
+
+def _of_keras(identifier: str) -> str:
+    kinds = vars(keras.optimizers).items()
+    names = [name.lower() for name, kind in kinds if isinstance(kind, type)]
+    return did_you_mean(identifier, names)
 
 
 def is_name(identifier: Any) -> bool:

@@ -22,6 +22,7 @@ import numpy as np
 import scipy.optimize
 
 from kormos.optimizers import predecessor
+from kormos.optimizers.names import check_names
 from kormos.optimizers.stage import StageProgress
 from kormos.solvers import solver_state
 from kormos.warn import warn
@@ -123,6 +124,12 @@ class BatchOptimizer(keras.optimizers.Optimizer):
         self.stage_progress: StageProgress | None = None
         # How often it was read from a file.
         self.loads = 0
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        # Python would name the class that takes none of the others.
+        if cls.__module__.startswith("kormos."):
+            check_names(cls, kwargs)
+        return super().__new__(cls)
 
     def stages(self, epochs: Any = None, **overrides: Any) -> list[Stage]:
         """The runs of which a fit consists.

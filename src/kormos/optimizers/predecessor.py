@@ -7,6 +7,17 @@ _DERIVATIVES = "Leave it out: derivatives are exact."
 _LOADING = "Leave it out: a `keras.utils.PyDataset` has it."
 _OBJECTIVE = "`kormos.Objective(model, x, y)` has"
 
+# What others call our methods.
+OTHER_NAMES = {
+    "levenberg-marquardt": "lm",
+    "l-m": "lm",
+    "quasi-newton": "lbfgs",
+    "limited-memory bfgs": "lbfgs",
+    "gn": "gauss-newton",
+    "self-scaled broyden": "ssbroyden",
+    "simplex": "nelder-mead",
+    "trust-region": "trust-ncg",
+}
 ARGUMENTS = {
     "dtype": "Leave it out: every solver computes in float64. "
     "`fit(..., precision='float64')` evaluates the model in it too.",

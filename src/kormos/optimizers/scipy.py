@@ -13,6 +13,7 @@ from kormos.optimizers.base import check_epochs
 from kormos.optimizers.stage import Stage
 from kormos.solvers.scipy.methods import METHODS
 from kormos.solvers.scipy.solver import ScipyRun
+from kormos.suggestions import did_you_mean
 
 DEFAULT_METHOD = "l-bfgs-b"
 
@@ -155,7 +156,8 @@ def _stage(
     if not isinstance(method, str) or method.lower() not in METHODS:
         raise ValueError(
             "Argument `method` must be one of SciPy's method names, in any "
-            f"letter case: {sorted(METHODS)}. Received: method={method!r}"
+            f"letter case: {sorted(METHODS)}.{did_you_mean(method, METHODS)} "
+            f"Received: method={method!r}"
         )
     spec = METHODS[method.lower()]
     if not isinstance(options, (dict, types.NoneType)):

@@ -15,9 +15,13 @@ from kormos.checks import check_count
 from kormos.objective import Objective
 from kormos.optimizers.stage import Stage
 from kormos.processes import current
+from kormos.session.epoch_logs import EpochLogs
+from kormos.session.history import History
 from kormos.session.observer import STRIDE
 from kormos.session.observer import SessionObserver
 from kormos.session.progress import Progress
+from kormos.session.progress import level_of
+from kormos.session.progress import warning_of
 from kormos.session.record import aligned
 from kormos.session.replacement import Replacement
 from kormos.session.result import Result
@@ -28,7 +32,6 @@ from kormos.session.sharing import share_values
 from kormos.solvers.outcome import Outcome
 from kormos.solvers.protocols import Iterate
 from kormos.solvers.protocols import Point
-from kormos.solvers.rejections import or_else
 from kormos.types import Vector
 from kormos.warn import warn
 
@@ -55,7 +58,7 @@ class KerasObserver(SessionObserver):
         stages: the stages of the fit.
         callbacks: the user's Keras callbacks and `Resample`s, in any form that
             `fit` of Keras takes.
-        verbose: 0, 1, 2 or `"auto"`.
+        verbose: 0, 1, 2, 3 or `"auto"`.
         initial_epoch: the number at which to start counting epochs.
         steps_per_epoch: accepted iterations to an epoch.
         validation_freq: validate every so many epochs, or in a list of
@@ -78,15 +81,15 @@ class KerasObserver(SessionObserver):
         own_limit: bool,
     ):
         check_count("initial_epoch", initial_epoch, 0)
-        _check_validation_freq(validation_freq)
         callbacks = _checked(callbacks)
         self.resamplers = [c for c in callbacks if isinstance(c, Replacement)]
         callbacks = [c for c in callbacks if c not in self.resamplers]
         self._model = model
         self._given_callbacks = callbacks
-        self._verbose = 1 if verbose == "auto" else int(verbose)
+        self._verbose = level_of(verbose, auto=1)
+        self._shown: list[Progress] = []
         self._initial_epoch = initial_epoch
-        self._validation_freq = validation_freq
+        self._epoch_logs = EpochLogs(validation_freq)
         self._own_limit = own_limit
         self.steps = self.stride = steps_per_epoch
         # Nobody looks: the variables are written only at the end.
@@ -113,10 +116,15 @@ class KerasObserver(SessionObserver):
         self._batch_hooks = processes.agree(self._batch_hooks)
         verbose = self._verbose if processes.is_first else 0
         last = self._last_epoch
-        shown = [Progress(last, verbose)] if verbose else []
+        self._shown = [Progress(last, verbose)] if verbose else []
+        for progress in self._shown:
+            progress.of_method = reporter.record.of_method
         self._callbacks = keras.callbacks.CallbackList(
-            [*shown, *own_callbacks(self._given_callbacks)],
-            add_history=True,
+            [
+                *self._shown,
+                *own_callbacks(self._given_callbacks),
+                *self._own_history(),
+            ],
             model=model,
             verbose=verbose,
             epochs=last,
@@ -139,6 +147,12 @@ class KerasObserver(SessionObserver):
             self.stride = self.steps * max(1, STRIDE // self.steps)
         if self._has_epochs:
             self._begin_epoch()
+
+    def _own_history(self) -> list[History]:
+        """A History, unless the user has brought one, as Keras does it."""
+        given = self._given_callbacks
+        is_given = any(isinstance(c, keras.callbacks.History) for c in given)
+        return [] if is_given else [History()]
 
     def _looks(self) -> bool:
         """Whether anything needs the weights at the end of every epoch."""
@@ -201,15 +215,23 @@ class KerasObserver(SessionObserver):
         return theta
 
     def close(self) -> None:
-        if self._epoch_is_open:
-            # A fit without an iteration has a row for where it stands.
+        # A fit without an iteration has a row for where it stands, unless it
+        # was interrupted before it knew that.
+        is_known = self._reporter.record.initial_loss is not None
+        if self._epoch_is_open and is_known:
             self._end_epoch()
 
     def finish(self, result: Result) -> None:
+        result.history = self._reporter.record.trace
         self._model.history.result = result
         self._callbacks.on_train_end(self._logs)
         if self._has_epochs and is_worth_a_warning(result, self._own_limit):
-            warn(f"{self._model.name}: {result}", ConvergenceWarning)
+            text = warning_of(result, self._shown)
+            warn(f"{self._model.name}: {text}", ConvergenceWarning)
+
+    def abandon(self) -> None:
+        for progress in self._shown:
+            progress.abandon()
 
     def _tell(self, theta: Vector, fn: Any, *args: Any) -> None:
         """Calls what calls callbacks, and follows what they assign."""
@@ -285,26 +307,17 @@ class KerasObserver(SessionObserver):
         logs = dict(self._row or record.row(self._latest))
         if theta is None:
             return logs
-        if objective.has_metrics:
-            metrics = _evaluated(objective, theta)
-            logs.update({k: v for k, v in metrics.items() if k != "loss"})
-        if task.validation is not None and self._validates():
-            values = _evaluated(cast(Objective, task.validation), theta)
-            logs.update({f"val_{k}": v for k, v in values.items()})
+        logs.update(self._epoch_logs.metrics(objective, theta))
+        if task.validation is not None and self._epoch_logs.validates(
+            self.done + 1
+        ):
+            validation = cast(Objective, task.validation)
+            logs.update(
+                self._epoch_logs.validation(
+                    validation, theta, self._callbacks, self._together
+                )
+            )
         return logs
-
-    def _validates(self) -> bool:
-        every = self._validation_freq
-        if isinstance(every, (int, np.integer)):
-            return (self.done + 1) % every == 0
-        return self.done + 1 in every
-
-
-def _evaluated(objective: Objective, theta: Vector) -> dict[str, Any]:
-    """The loss and the metrics, NaN where the numerics fail."""
-    names = ["loss", *objective.metric_names]
-    instead = dict.fromkeys(names, np.nan)
-    return or_else(instead, objective.evaluate, theta)
 
 
 def _has_batch_hooks(callback: keras.callbacks.Callback) -> bool:
@@ -314,12 +327,6 @@ def _has_batch_hooks(callback: keras.callbacks.Callback) -> bool:
         is not getattr(keras.callbacks.Callback, hook)
         for hook in _BATCH_HOOKS
     )
-
-
-def _check_validation_freq(value: Any) -> None:
-    epochs = value if isinstance(value, (list, tuple, set)) else [value]
-    for epoch in epochs:
-        check_count("validation_freq", epoch, 1)
 
 
 def _checked(callbacks: Any) -> list[Any]:

@@ -80,3 +80,6 @@ class SessionObserver:
 
     def finish(self, result: Result) -> None:
         """Called with the result."""
+
+    def abandon(self) -> None:
+        """Called instead where an exception ends the session."""

@@ -1,12 +1,45 @@
-"""The progress of a session, by Keras' own progress bar."""
+"""The progress of a session, as a callback of Keras."""
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Collection
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
+
+from kormos.session.displays import Display
+from kormos.session.displays import Step
+from kormos.session.displays import display_for
+from kormos.session.result import Result
+
+# What every line begins with, and what a live line has, if there is room.
+_FIRST = ("loss", "grad", "fg_evals")
+_LIVE = (*_FIRST, "val_loss")
+
+LEVELS = (0, 1, 2, 3)
+
+
+def level_of(verbose: int | str, auto: int) -> int:
+    """The number that `verbose` means.
+
+    Args:
+        verbose: what the user gave.
+        auto: what `"auto"` means.
+
+    Raises:
+        ValueError: if it means nothing.
+    """
+    if verbose == "auto":
+        return auto
+    if not isinstance(verbose, (int, np.integer)) or verbose not in LEVELS:
+        raise ValueError(
+            "Argument `verbose` must be 'auto', 0 for silence, 1 for a live "
+            "line, 2 for a line each, or 3 for a line each with the numbers of "
+            f"the method. Received: verbose={verbose!r}"
+        )
+    return int(verbose)
 
 
 class Progress(keras.callbacks.Callback):
@@ -14,66 +47,76 @@ class Progress(keras.callbacks.Callback):
 
     Args:
         last: the number of the last epoch or iteration.
-        verbose: 1 for a live line with the time left, 2 for a line each.
-        unit: what is counted.
+        verbose: 1 for a live line with the time left, 2 for a line each, 3
+            for a line each with the numbers of the method too.
+
+    Attributes:
+        of_method: the names of the numbers of the method.
+        is_told: whether the sentence that ends the session was shown.
     """
 
-    def __init__(self, last: int, verbose: int, unit: str = "epoch"):
+    def __init__(self, last: int, verbose: int):
         super().__init__()
         self._last = last
         self._verbose = verbose
-        self._unit = unit
-        self._done = 0
-        self._values: list[tuple[str, Any]] = []
+        self._step: Step | None = None
+        self._display: Display | None = None
+        self.of_method: Collection[str] = ()
+        self.is_told = False
 
     def on_train_begin(self, logs: Any = None) -> None:
-        self._bar = keras.utils.Progbar(
-            self._last, verbose=self._verbose, unit_name=self._unit
-        )
+        self._display = display_for(self._verbose == 1, self._last)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        logs = dict(logs or {})
-        first = [k for k in ("loss", "grad", "fg_evals") if k in logs]
-        if logs.get("hessp_evals") == 0:
-            del logs["hessp_evals"]
-        names = [*first, *(k for k in logs if k not in first)]
-        self._done = epoch + 1
-        self._values = [(name, _shown(logs[name])) for name in names]
-        # Shown as they are, not averaged over the epochs.
-        self._bar.stateful_metrics = set(names)
-        if self._verbose == 2:
-            self._bar.update(self._done, self._values, finalize=True)
-        elif self._done < self._last:
-            # The bar ends its line when it is full; `on_train_end` does that.
-            self._bar.update(self._done, self._values, finalize=False)
+        self._step = Step(epoch + 1, self._last, self._figures(logs or {}))
+        if self._display is not None:
+            self._display.step(self._step)
 
     def on_train_end(self, logs: Any = None) -> None:
-        if self._verbose == 1 and self._values:
-            self._bar.update(self._done, self._values, finalize=True)
+        self._close()
         result = getattr(self.model.history, "result", None)
-        if result is not None:
-            print(result, file=sys.stdout, flush=True)
+        if result is not None and self._display is not None:
+            self._display.say(str(result))
+            self.is_told = True
+
+    def abandon(self) -> None:
+        """Gives the terminal back after an error."""
+        self._close()
+
+    def _close(self) -> None:
+        if self._display is not None:
+            self._display.close(self._step)
+
+    def _figures(self, logs: dict[str, Any]) -> list[tuple[str, str]]:
+        if self._verbose == 1:
+            names = [name for name in _LIVE if name in logs]
+        else:
+            names = [name for name in _FIRST if name in logs]
+            names += [name for name in logs if name not in names]
+        if logs.get("hessp_evals") == 0 and "hessp_evals" in names:
+            names.remove("hessp_evals")
+        if self._verbose == 2:
+            names = [name for name in names if name not in self.of_method]
+        return [(name, _text(logs[name])) for name in names]
 
 
-def is_interactive() -> bool:
-    """Whether a person looks at the output: in a terminal or a notebook."""
-    return sys.stdout.isatty() or "ipykernel" in sys.modules
+def _text(value: Any) -> str:
+    """A number as text: counts without decimals, others with six digits."""
+    if np.ndim(value):
+        return str(value)
+    value = float(value)
+    is_count = value.is_integer() and abs(value) < 1e15
+    return str(int(value)) if is_count else f"{value:.6g}"
 
 
-class _Number(float):
-    """A number that Keras' bar shows as it is, not in four decimals.
+def warning_of(result: Result, shown: Sequence[Progress]) -> str:
+    """What a warning says of how a session ended.
 
-    The differences that matter at the end of a fit are smaller than that, and
-    counts have none.
+    Args:
+        result: the `Result`.
+        shown: what has shown the session, if anything.
     """
-
-    def __truediv__(self, other: float) -> _Number:
-        return _Number(super().__truediv__(other))
-
-    def __format__(self, spec: str) -> str:
-        is_count = self.is_integer() and abs(self) < 1e15
-        return str(int(self)) if is_count else f"{float(self):.6g}"
-
-
-def _shown(value: Any) -> Any:
-    return _Number(value) if np.ndim(value) == 0 else value
+    if any(progress.is_told for progress in shown):
+        # Nobody reads a long sentence twice.
+        return f"no optimum is known to be reached ({result.status})."
+    return str(result)

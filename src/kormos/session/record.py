@@ -55,6 +55,7 @@ class Record:
         stage: the number of the present stage, or `None` if there is one only.
         stages: how the stages so far have ended.
         run: the `Run` that is going on, or `None`.
+        of_method: the names of the numbers that the method has told so far.
     """
 
     def __init__(self) -> None:
@@ -64,6 +65,7 @@ class Record:
         self.stage: int | None = None
         self.stages: list[StageEnd] = []
         self.run: Run | None = None
+        self.of_method: set[str] = set()
         # Of the runs that are over.
         self._counts, self._iterations = Counts(), 0
         self._columns: dict[str, None] = {}
@@ -109,6 +111,7 @@ class Record:
     def row(self, iterate: Iterate) -> dict[str, Any]:
         """The numbers that every History keeps of an iterate."""
         grad, counts = iterate.grad, self.counts
+        self.of_method.update(iterate.logs)
         row = {
             "loss": float(iterate.loss),
             # A solver reports a vector, its norm, or nothing.

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 from typing import Any
 from typing import NamedTuple
 
+from kormos.markup import pairs_table
+from kormos.markup import paragraph
+from kormos.optional import pandas_module
 from kormos.session.plan import StageEnd
+from kormos.session.stamp import Stamp
 from kormos.solvers.outcome import Outcome
 from kormos.solvers.statuses import ADVICE
 from kormos.types import Vector
+
+if TYPE_CHECKING:
+    import pandas
 
 
 class Restart(NamedTuple):
@@ -35,7 +44,7 @@ class Restart(NamedTuple):
     theta: Vector
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(repr=False)
 class Result:
     """How a fit or a minimization ended.
 
@@ -65,8 +74,10 @@ class Result:
         float64_from: with `precision="auto"`, after how many iterations
             float32 was left, or `None`.
         theta: for `kormos.solve`, the final point, float64 array `(size,)`.
-        history: for `kormos.minimize`, a dict of lists with an entry for each
-            iteration: `loss`, `grad`, `fg_evals`, `hessp_evals`, `seconds`.
+        history: a dict of lists with an entry for each iteration: `loss`,
+            `grad`, `fg_evals`, `hessp_evals`, `seconds`.
+        stamp: versions, backend, device, dtype, seed and threads of the run, a
+            `Stamp`.
         multipliers: of kormos' own methods under constraints, the multipliers
             of each constraint, a list of arrays `(m,)`: by how much the loss
             falls when a constraint's zero becomes a small number below it,
@@ -98,11 +109,12 @@ class Result:
     history: dict[str, list[Any]] | None = None
     theta: Vector | None = None
     multipliers: list[Vector] | None = None
+    stamp: Stamp | None = None
     choice: str = ""
     restarts: list[Restart] = dataclasses.field(default_factory=list)
     stages: list[StageEnd] = dataclasses.field(default_factory=list)
     _summarize: Callable[..., Any] | None = dataclasses.field(
-        default=None, repr=False, compare=False
+        default=None, compare=False
     )
 
     def summary(self, **settings: Any) -> Any:
@@ -133,8 +145,44 @@ class Result:
             )
         return self._summarize(**settings)
 
+    def to_frame(self) -> pandas.DataFrame:
+        """The iterations as a pandas `DataFrame`, with a row for each.
+
+        Its index is the iteration, counted from 1.
+
+        Raises:
+            ImportError: if pandas is not installed.
+        """
+        table = pandas_module()
+        rows = self.history or {}
+        frame: pandas.DataFrame = table.DataFrame(rows)
+        frame.index = table.RangeIndex(1, len(frame) + 1, name="iteration")
+        return frame
+
     def __str__(self) -> str:
         return self.message
+
+    def __repr__(self) -> str:
+        return (
+            f"<Result: {self.status}, loss {self.loss:.6g}, "
+            f"{_counted(self.iterations, 'iteration')}, "
+            f"{_counted(self.evaluations, 'evaluation')}, {self.time:.3g} s>"
+        )
+
+    def _repr_html_(self) -> str:
+        pairs = [
+            ("status", self.status),
+            ("loss", f"{self.loss:.6g}"),
+            ("initial loss", f"{self.initial_loss:.6g}"),
+            ("iterations", str(self.iterations)),
+            ("evaluations", str(self.evaluations)),
+            ("Hessian products", str(self.hessian_products)),
+            ("Jacobians", str(self.jacobians)),
+            ("time", f"{self.time:.3g} s"),
+        ]
+        pairs = [pair for pair in pairs if pair[1] != "0"]
+        notes = "" if self.stamp is None else paragraph(str(self.stamp))
+        return paragraph(self.message) + pairs_table(pairs) + notes
 
     def __getstate__(self) -> dict[str, Any]:
         # Functions and variables stay in their process.
@@ -157,8 +205,10 @@ def sentence(
     """
     text = (
         f"{outcome.status} after {_counted(iterations, 'iteration')} and "
-        f"{_counted(evaluations, 'evaluation')} at loss {outcome.loss:.6g}"
+        f"{_counted(evaluations, 'evaluation')}"
     )
+    if evaluations or not math.isnan(outcome.loss):
+        text += f" at loss {outcome.loss:.6g}"
     if outcome.test is not None and outcome.value is not None:
         text += (
             f": {outcome.test}, {outcome.value:.3g} <= {outcome.threshold:.3g}"

@@ -11,8 +11,8 @@ import numpy as np
 
 from kormos.checks import check_count
 from kormos.optimizers.stage import Stage
-from kormos.processes import current
 from kormos.processes import now
+from kormos.session import interrupts
 from kormos.session.float64_trial import tried_in_float64
 from kormos.session.result import Result
 from kormos.solvers import statuses
@@ -99,7 +99,7 @@ class Run:
             self.state = outcome.state
             outcome = self._judged(outcome)
         except KeyboardInterrupt as error:
-            current().tell(error)
+            interrupts.take(error)
             theta, loss = self.best
             outcome = Outcome(statuses.INTERRUPTED, theta, loss)
         if self.state is not None and self.state.is_lost:

@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kormos.objective.start_checks import check_hessian_products
-from kormos.processes import current
 from kormos.processes import now
+from kormos.session import interrupts
 from kormos.session.attachment import Attachment
+from kormos.session.displays import logger
 from kormos.session.float64_tail import goes_on_in_float64
 from kormos.session.float64_tail import warn_of_staying
 from kormos.session.float64_tail import with_kept_loss
@@ -36,6 +37,7 @@ from kormos.session.reporter import Reporter
 from kormos.session.result import Result
 from kormos.session.run import Run
 from kormos.session.run import taken_over
+from kormos.session.stamp import stamp_of
 from kormos.session.task import Task
 from kormos.solvers import statuses
 from kormos.solvers.budget import UNLIMITED
@@ -104,6 +106,13 @@ class Session:
 
     def __call__(self) -> Result:
         """Runs all stages."""
+        try:
+            return self._run()
+        except BaseException:
+            self._observer.abandon()
+            raise
+
+    def _run(self) -> Result:
         observer = self._observer
         self._attachment.build(self._task.objective.variables)
         # Callbacks may read a backup here.
@@ -116,7 +125,9 @@ class Session:
         outcome = self._run_stages()
         observer.close()
         result = self._record.result(outcome, self._optimizer.choice)
+        result.stamp = stamp_of(self._task.objective)
         self._attachment.tell(self._record.counts)
+        logger.info("%s", result)
         observer.finish(result)
         return result
 
@@ -223,13 +234,14 @@ class Session:
             undo = self._task.go_on_in_float64()
         except KeyboardInterrupt as error:
             # Compiling takes seconds.
-            current().tell(error)
+            interrupts.take(error)
             outcome.status = statuses.INTERRUPTED
             return None
         except Exception as error:
             warn_of_staying(error)
             return None
-        self._record.float64_from = self._record.iterations
+        self._record.float64_from = done = self._record.iterations
+        logger.info("Going on in float64 after %d iterations.", done)
         state = self._attachment.state
         if state is not None and not state.is_sound:
             # Of a start that float32 could not evaluate.

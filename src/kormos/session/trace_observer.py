@@ -15,10 +15,12 @@ from kormos.objective.base import FlatObjective
 from kormos.objective.functions.residuals import ResidualObjective
 from kormos.optimizers.stage import Stage
 from kormos.processes import current
+from kormos.session.displays import is_interactive
 from kormos.session.observer import STRIDE
 from kormos.session.observer import SessionObserver
 from kormos.session.progress import Progress
-from kormos.session.progress import is_interactive
+from kormos.session.progress import level_of
+from kormos.session.progress import warning_of
 from kormos.session.replacement import Replacement
 from kormos.session.result import Result
 from kormos.session.run import ConvergenceWarning
@@ -81,7 +83,7 @@ class TraceObserver(SessionObserver):
         stages: the stages.
         callbacks: functions `(iteration, logs)`, Keras callbacks that need no
             model, and `Resample`s.
-        verbose: 0, 1, 2 or `"auto"`.
+        verbose: 0, 1, 2, 3 or `"auto"`.
         own_limit: whether the user chose the number of iterations.
         is_evaluated_too: whether something else looks at every evaluation.
         is_quiet: whether not to warn of how the session ends.
@@ -104,17 +106,15 @@ class TraceObserver(SessionObserver):
             if not isinstance(c, (Replacement, keras.callbacks.Callback))
         ]
         mine = [c for c in callbacks if isinstance(c, keras.callbacks.Callback)]
-        level = is_interactive() if verbose == "auto" else verbose
+        level = level_of(verbose, auto=int(is_interactive()))
         level = level if current().is_first else 0
         last = sum(stage.epochs or 0 for stage in stages)
-        shown = [Progress(last, int(level), "iteration")] if level else []
+        self._shown = [Progress(last, level)] if level else []
         self._model = _StandIn()
-        self._keras = keras.callbacks.CallbackList([*shown, *mine])
+        self._keras = keras.callbacks.CallbackList([*self._shown, *mine])
         for callback in self._keras.callbacks:
             callback.set_model(self._model)
-            callback.set_params(
-                {"verbose": int(level), "epochs": last, "steps": 1}
-            )
+            callback.set_params({"verbose": level, "epochs": last, "steps": 1})
         # Progress only reads what is recorded, and needs no look at each.
         self._is_watching = bool(self._functions or mine)
         self._is_evaluated_too = is_evaluated_too
@@ -149,6 +149,8 @@ class TraceObserver(SessionObserver):
         self.stride = 1 if looks else STRIDE
         for name in ("loss", "grad", "fg_evals", "hessp_evals", "seconds"):
             reporter.record.trace[name] = []
+        for progress in self._shown:
+            progress.of_method = reporter.record.of_method
         current().together(self._keras.on_train_begin)
 
     def accepts(self, iterate: Iterate, logs: dict[str, Any]) -> None:
@@ -172,7 +174,11 @@ class TraceObserver(SessionObserver):
         self._keras.on_train_end(self._logs)
         is_due = is_worth_a_warning(result, self._own_limit)
         if is_due and not self.is_quiet:
-            warn(str(result), ConvergenceWarning)
+            warn(warning_of(result, self._shown), ConvergenceWarning)
+
+    def abandon(self) -> None:
+        for progress in self._shown:
+            progress.abandon()
 
     def _tell(self, logs: dict[str, Any]) -> None:
         if not self._is_watching:

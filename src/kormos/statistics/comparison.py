@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
+from kormos import markup
+from kormos.optional import pandas_module
 from kormos.statistics import tables
 from kormos.statistics.summary import Summary
 
@@ -83,17 +85,25 @@ class Comparison:
         Raises:
             ImportError: if pandas is not installed.
         """
-        pandas = tables.pandas_module()
+        pandas = pandas_module()
         rows = [dataclasses.asdict(model) for model in self.models]
         return pandas.DataFrame(rows).set_index("name")
 
     def __str__(self) -> str:
+        return tables.aligned(self._rows())
+
+    def _repr_html_(self) -> str:
+        head, *rows = self._rows()
+        return markup.table(head, rows)
+
+    def _rows(self) -> list[list[str]]:
+        """The cells of the table, the heads first."""
         rows = [["", *_HEADS.values()]]
         for model in self.models:
             numbers = [getattr(model, name) for name in _HEADS]
             cells = [tables.number(value) for value in numbers]
             rows.append([model.name, *("" if c == "nan" else c for c in cells)])
-        return tables.aligned(rows)
+        return rows
 
 
 def compare(

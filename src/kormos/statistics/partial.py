@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
+from kormos import markup
 from kormos.statistics import tables
 from kormos.statistics.estimate import likelihood_of
 from kormos.statistics.estimate import scale_of
@@ -144,7 +145,28 @@ class PartialSummary:
             distribution = scipy.stats.t(self.degrees_of_freedom)
         return float(distribution.ppf((1 + level) / 2))
 
+    def __repr__(self) -> str:
+        return (
+            f"<PartialSummary of {len(self.names)} of "
+            f"{self._fit.theta.size} parameters>"
+        )
+
+    def _repr_html_(self) -> str:
+        head, *rows = self._rows()
+        return markup.paragraph(self._title()) + markup.table(head, rows)
+
     def __str__(self) -> str:
+        return f"{self._title()}\n{tables.aligned(self._rows())}"
+
+    def _title(self) -> str:
+        return (
+            f"{len(self.names)} of {self._fit.theta.size:,} parameters, "
+            f"{self.observations:g} observations, log-likelihood "
+            f"{self.log_likelihood:.6g}"
+        )
+
+    def _rows(self) -> list[list[str]]:
+        """The cells of the table, the heads first."""
         percent = f"{100 * self.level:g}%"
         rows = [
             ["", "estimate", "std. error", f"low {percent}", f"high {percent}"]
@@ -152,11 +174,7 @@ class PartialSummary:
         columns = self.estimates, self.standard_errors, *self.intervals().T
         for name, *numbers in zip(self.names, *columns, strict=True):
             rows.append([name, *map(tables.number, numbers)])
-        return (
-            f"{len(self.names)} of {self._fit.theta.size:,} parameters, "
-            f"{self.observations:g} observations, log-likelihood "
-            f"{self.log_likelihood:.6g}\n{tables.aligned(rows)}"
-        )
+        return rows
 
 
 class _Inverse:

@@ -13,6 +13,7 @@ from keras import tree
 
 from kormos.data.memory import leaves
 from kormos.objective.keras_model.objective import Objective
+from kormos.optional import new_figure
 from kormos.statistics.prediction import Prediction
 from kormos.statistics.summary import Summary
 from kormos.types import Matrix
@@ -64,6 +65,7 @@ def plot_fit(
         A matplotlib `Figure`.
 
     Raises:
+        ImportError: if matplotlib is not installed.
         ValueError: if the data are missing, or there are several outputs.
 
     Example:
@@ -72,8 +74,6 @@ def plot_fit(
     kormos.plot_fit(kormos.summary(model, x, y), path="fit.png")
     ```
     """
-    from matplotlib.figure import Figure
-
     x, y = _data(summary, x, y)
     fitted = summary.predict(x, level, function)
     if fitted.mean.shape != y.shape:
@@ -83,7 +83,7 @@ def plot_fit(
             f"{fitted.mean.shape} for targets of shape {y.shape}"
         )
     observed, mean = y[:, 0], fitted.mean[:, 0]
-    figure = Figure(figsize=(9.6, 7.2), layout="constrained")
+    figure = new_figure((9.6, 7.2), path)
     curve, residuals, quantiles, correlation = figure.subplots(2, 2).flat
     single = _single(x)
     if single is None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
+from kormos.optional import pandas_module
 from kormos.statistics import covariance as covariances
 from kormos.statistics import tables
 from kormos.statistics.bootstrap import bootstrap
@@ -289,7 +290,7 @@ class Summary:
         Raises:
             ImportError: if pandas is not installed.
         """
-        pandas = tables.pandas_module()
+        pandas = pandas_module()
         low, high = self.intervals().T
         return pandas.DataFrame(
             {

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import html
 import textwrap
 from typing import TYPE_CHECKING
-from typing import Any
 
 import numpy as np
+
+from kormos import markup
 
 if TYPE_CHECKING:
     from kormos.statistics.summary import Summary
@@ -40,26 +40,13 @@ def as_text(summary: Summary) -> str:
 
 def as_html(summary: Summary) -> str:
     """The summary as tables of HTML."""
-    pairs = _head(summary)
-    head = "".join(
-        f"<tr><th>{_escaped(a)}</th><td>{_escaped(b)}</td></tr>"
-        for a, b in pairs
-        if a
-    )
-    first, *rows = _rows(summary)
-    columns = "".join(f"<th>{_escaped(cell)}</th>" for cell in first)
-    body = "".join(
-        f"<tr><th>{_escaped(row[0])}</th>"
-        + "".join(f"<td>{_escaped(cell)}</td>" for cell in row[1:])
-        + "</tr>"
-        for row in rows
-    )
-    notes = "".join(f"<p>{_escaped(note)}</p>" for note in summary.notes)
+    head, *rows = _rows(summary)
+    pairs = [pair for pair in _head(summary) if pair[0]]
     return (
-        f"<p><b>{_escaped(_title(summary))}</b></p>"
-        f"<table>{head}</table>"
-        f"<table><thead><tr>{columns}</tr></thead>"
-        f"<tbody>{body}</tbody></table>{notes}"
+        markup.paragraph(_title(summary), is_bold=True)
+        + markup.pairs_table(pairs)
+        + markup.table(head, rows)
+        + "".join(markup.paragraph(note) for note in summary.notes)
     )
 
 
@@ -67,21 +54,6 @@ def aligned(rows: list[list[str]]) -> str:
     """Lines whose cells stand below each other."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(_padded(row, widths)).rstrip() for row in rows)
-
-
-def pandas_module() -> Any:
-    """The module pandas.
-
-    Raises:
-        ImportError: if it is not installed.
-    """
-    try:
-        import pandas
-    except ImportError as error:
-        raise ImportError(
-            "`to_frame` makes a table of pandas: `pip install pandas`."
-        ) from error
-    return pandas
 
 
 def _title(summary: Summary) -> str:
@@ -189,7 +161,3 @@ def number(value: float) -> str:
 
 def _probability(value: float) -> str:
     return "nan" if np.isnan(value) else f"{value:.3f}"
-
-
-def _escaped(text: str) -> str:
-    return html.escape(text)

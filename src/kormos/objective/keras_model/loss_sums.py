@@ -19,6 +19,7 @@ from keras import tree
 
 from kormos.objective.keras_model.split_loss import SplitLoss
 from kormos.objective.keras_model.split_loss import is_of_keras
+from kormos.objective.keras_model.target_shapes import Shape
 from kormos.types import Scalar
 from kormos.types import Structure
 from kormos.types import Tensor
@@ -139,6 +140,20 @@ class CompiledLosses:
             term.description
             for term, y_true, values, _ in terms
             if not is_of_keras(term.resolved(y_true, values))
+        ]
+
+    def shapes(
+        self, y: Structure, y_pred: Structure, sample_weight: Structure
+    ) -> list[tuple[keras.losses.Loss, Shape, Shape]]:
+        """Of each term, its loss and the shapes of targets and predictions."""
+        terms = self._terms(y, y_pred, sample_weight)
+        return [
+            (
+                term.resolved(y_true, values),
+                tuple(y_true.shape),
+                tuple(values.shape),
+            )
+            for term, y_true, values, _ in terms
         ]
 
     def by_output(

@@ -9,6 +9,8 @@ from keras import tree
 from kormos.objective.compiled import leading_size
 from kormos.objective.keras_model.loss_sums import CompiledLosses
 from kormos.objective.keras_model.loss_weights import loss_weights
+from kormos.objective.keras_model.target_shapes import Shape
+from kormos.objective.keras_model.target_shapes import are_broadcast
 from kormos.types import Scalar
 from kormos.types import Structure
 from kormos.types import Tensor
@@ -37,12 +39,15 @@ class LossTerms:
         names: the names of these terms.
         own_names: the names of those that are not Keras' own.
         by_output: for each output, its losses.
+        broadcast: triples of the name of a term and the shapes of targets and
+            predictions that Keras broadcasts to each other.
     """
 
     weights: list[float]
     names: list[str]
     own_names: list[str]
     by_output: list[list[keras.losses.Loss]]
+    broadcast: list[tuple[str, Shape, Shape]]
 
     def __init__(self, model: keras.Model, training: bool) -> None:
         self._model = model
@@ -69,13 +74,25 @@ class LossTerms:
         variables when they are first called.
         """
         self.weights, self.names, self.by_output = [], [], []
-        self.own_names = []
+        self.own_names, self.broadcast = [], []
         if self.compiled is not None:
+            if all(leaf is None for leaf in tree.flatten(y)):
+                raise ValueError(
+                    "The loss compares outputs with targets: give `y`, or a "
+                    "data set of pairs `(x, y)`. Received: y=None with "
+                    f"loss={_named(self._model.loss)}"
+                )
             data = y, y_pred, sample_weight
             self.weights = self.compiled.term_weights(*data)
             self.names = self.compiled.names(*data)
             self.own_names = self.compiled.own_names(*data)
             self.by_output = self.compiled.by_output(*data)
+            shapes = zip(self.names, self.compiled.shapes(*data), strict=True)
+            self.broadcast = [
+                (name, wanted, found)
+                for name, (loss, wanted, found) in shapes
+                if are_broadcast(loss, wanted, found)
+            ]
 
     def ones(self, dtype: str | None = None) -> Tensor:
         """Term factors of one.
@@ -156,6 +173,12 @@ class LossTerms:
         # compiled losses, whose call is not recorded.
         found = [*tree.flatten(self._model.loss), *vars(self._model).values()]
         return [loss for loss in found if isinstance(loss, keras.losses.Loss)]
+
+
+def _named(loss: Structure) -> str:
+    """What a model is compiled with, as its user wrote it if that is short."""
+    name = getattr(loss, "name", None)
+    return name if isinstance(name, str) else repr(loss)
 
 
 def overrides(model: keras.Model, method: str) -> bool:

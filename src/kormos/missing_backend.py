@@ -1,0 +1,36 @@
+"""Says what to do where the backend of Keras is not installed."""
+
+from __future__ import annotations
+
+import importlib.util
+
+# Ours, by the name of their package.
+BACKENDS = ("jax", "tensorflow", "torch")
+
+
+def explained(error: ImportError) -> ImportError:
+    """The error in words, if it is that Keras' backend is not installed.
+
+    Args:
+        error: what `import keras` has raised.
+    """
+    if error.name not in BACKENDS:
+        return error
+    installed = [name for name in BACKENDS if importlib.util.find_spec(name)]
+    if installed:
+        advice = (
+            f"Installed are {installed}: set the variable KERAS_BACKEND to "
+            f"one of them, say `KERAS_BACKEND={installed[0]}`, before Python "
+            f"starts; or `pip install 'kormos[{error.name}]'`."
+        )
+    else:
+        advice = (
+            "None of those that kormos runs on is installed: `pip install "
+            f"'kormos[{error.name}]'`, or another of {list(BACKENDS)} with "
+            "the variable KERAS_BACKEND set to its name."
+        )
+    return ImportError(
+        f"Keras is to run on {error.name!r}, which is not installed. "
+        f"{advice} Received: {error}",
+        name=error.name,
+    )

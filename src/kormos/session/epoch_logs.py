@@ -1,0 +1,78 @@
+"""Metrics and validation at the end of an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Collection
+from typing import Any
+
+import keras
+import numpy as np
+
+from kormos.checks import check_count
+from kormos.objective import Objective
+from kormos.solvers.rejections import or_else
+from kormos.types import Vector
+
+
+class EpochLogs:
+    """Evaluates metrics and validates.
+
+    Args:
+        validation_freq: validate every so many epochs, or in a list of
+            epochs, counted from 1.
+
+    Raises:
+        ValueError: if that is no number and no list of some.
+    """
+
+    def __init__(self, validation_freq: int | Collection[int]):
+        is_list = isinstance(validation_freq, (list, tuple, set))
+        # What is neither a list nor a number is refused as a number.
+        epochs: Any = validation_freq if is_list else [validation_freq]
+        for epoch in epochs:
+            check_count("validation_freq", epoch, 1)
+        self._validation_freq = validation_freq
+
+    def metrics(self, objective: Objective, theta: Vector) -> dict[str, Any]:
+        """The compiled metrics, without the loss."""
+        if not objective.has_metrics:
+            return {}
+        values = _evaluated(objective, theta)
+        return {k: v for k, v in values.items() if k != "loss"}
+
+    def validation(
+        self,
+        objective: Objective,
+        theta: Vector,
+        callbacks: keras.callbacks.CallbackList,
+        call: Callable[..., object],
+    ) -> dict[str, Any]:
+        """The loss and the metrics of the validation.
+
+        Args:
+            objective: that of the validation.
+            theta: the point.
+            callbacks: whose `on_test_*` are called, as Keras does it.
+            call: function that calls one of them.
+        """
+        call(callbacks.on_test_begin)
+        call(callbacks.on_test_batch_begin, 0)
+        values = _evaluated(objective, theta)
+        call(callbacks.on_test_batch_end, 0, values)
+        call(callbacks.on_test_end, values)
+        return {f"val_{k}": v for k, v in values.items()}
+
+    def validates(self, epoch: int) -> bool:
+        """Whether an epoch, counted from 1, is validated."""
+        every = self._validation_freq
+        if isinstance(every, (int, np.integer)):
+            return bool(epoch % every == 0)
+        return epoch in every
+
+
+def _evaluated(objective: Objective, theta: Vector) -> dict[str, Any]:
+    """The loss and the metrics, NaN where the numerics fail."""
+    names = ["loss", *objective.metric_names]
+    instead = dict.fromkeys(names, np.nan)
+    return or_else(instead, objective.evaluate, theta)

@@ -1,0 +1,130 @@
+"""On what a session ran, for those who are to repeat it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.metadata
+import os
+import platform
+import sys
+from typing import Any
+
+import keras
+import numpy as np
+
+from kormos._version import __version__
+from kormos.objective.base import FlatObjective
+
+
+@dataclasses.dataclass(frozen=True)
+class Stamp:
+    """On what a session ran; `print` shows it in a line.
+
+    Attributes:
+        versions: dict from the names of packages, and `"python"`, to versions.
+        backend: the backend of Keras.
+        device: the device that held the variables.
+        dtype: the dtypes of the variables, with commas between them.
+        arithmetic: the dtype in which the loss was evaluated at the end.
+        seed: the seed of `keras.utils.set_random_seed`, or `None` if none was
+            set.
+        threads: how many threads the backend may use, or the processors at
+            hand where it does not say.
+        platform: the system and the processor.
+    """
+
+    versions: dict[str, str]
+    backend: str
+    device: str
+    dtype: str
+    arithmetic: str
+    seed: int | None
+    threads: int
+    platform: str
+
+    def __str__(self) -> str:
+        versions = ", ".join(f"{k} {v}" for k, v in self.versions.items())
+        threads = f"{self.threads} thread{'s' * (self.threads != 1)}"
+        return (
+            f"{versions}; {self.backend} on {self.device}, {threads}; "
+            f"{self.dtype}, evaluated in {self.arithmetic}; seed {self.seed}; "
+            f"{self.platform}"
+        )
+
+
+def stamp_of(objective: FlatObjective) -> Stamp:
+    """The `Stamp` of a session.
+
+    Args:
+        objective: what it minimizes.
+    """
+    backend = keras.backend.backend()
+    variables = objective.variables
+    # Parameters of functions, as a bootstrap has them, are no variables.
+    held = [v for v in variables if isinstance(v, keras.Variable)]
+    dtypes = dict.fromkeys(str(v.dtype) for v in held)
+    return Stamp(
+        versions=dict(_versions(backend)),
+        backend=backend,
+        device=_device(held[0].value) if held else "cpu",
+        dtype=", ".join(dtypes) or "float64",
+        arithmetic=_dtype_with(objective.evaluation_eps),
+        seed=_seed(),
+        threads=_threads(backend),
+        platform=f"{platform.system()} {platform.machine()}",
+    )
+
+
+@functools.cache
+def _versions(backend: str) -> dict[str, str]:
+    names = ["keras", "numpy", "scipy", backend]
+    found = {"kormos": __version__, "python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            # Builds such as `tensorflow-cpu` have another name.
+            module = sys.modules.get(name)
+            found[name] = getattr(module, "__version__", "unknown")
+    return found
+
+
+def _device(value: Any) -> str:
+    """The device of a tensor, or the first one and how many there are."""
+    if keras.backend.backend() == "jax":
+        devices = sorted(value.devices(), key=lambda device: device.id)
+        first = f"{devices[0].platform}:{devices[0].id}"
+        more = len(devices) - 1
+        return f"{first} and {more} more" if more else first
+    # TensorFlow's is a path through jobs and tasks.
+    device = str(getattr(value, "device", "unknown"))
+    return device.rpartition("device:")[2].lower()
+
+
+def _dtype_with(eps: float) -> str:
+    """The dtype that has this distance between one and the next number."""
+    for name in ("float64", "float32"):
+        if eps <= np.finfo(name).eps:
+            return name
+    return "bfloat16 or float16"
+
+
+def _seed() -> int | None:
+    """The seed that was set, which Keras tells in no public place."""
+    try:
+        from keras.src.utils import rng_utils
+    except ImportError:
+        return None
+    seed: int | None = rng_utils.get_random_seed()
+    return seed
+
+
+def _threads(backend: str) -> int:
+    if backend == "torch":
+        import torch
+
+        return torch.get_num_threads()
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
