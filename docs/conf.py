@@ -46,6 +46,7 @@ toc_object_entries_show_parents = "hide"
 
 html_theme = "pydata_sphinx_theme"
 html_title = "kormos"
+html_favicon = "_static/favicon.svg"
 html_static_path = ["_static"]
 html_css_files = ["kormos.css"]
 html_math_renderer = "mathml"
