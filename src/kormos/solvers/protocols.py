@@ -301,9 +301,12 @@ class LocalModel(Protocol):
     def has_full_rank(self) -> bool:
         """Whether A is known to be regular in the parameters that are free."""
 
-    @property
-    def promise(self) -> float | None:
-        """The decrease that the undamped step predicts; `None` if unknown."""
+    def promise(self, enough: float) -> float | None:
+        """The decrease that the undamped step predicts; `None` if unknown.
+
+        Args:
+            enough: a decrease above which less than all of it may be told.
+        """
 
     def damped(self, damping: float) -> Step:
         """The step that a damping makes."""

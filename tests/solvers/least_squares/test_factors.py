@@ -61,10 +61,12 @@ def test_a_step_is_about_as_long_as_the_radius(kind, guess):
 
 
 @each_kind
-def test_the_promise_is_of_the_undamped_step_or_less(kind):
+def test_the_promise_is_of_the_undamped_step_unless_less_is_enough(kind):
     model, matrix, grad, _ = case(kind)
-    most = grad @ np.linalg.lstsq(matrix, grad, rcond=1e-13)[0] / 2
-    assert 0 < model.promise <= most
+    whole = grad @ np.linalg.lstsq(matrix, grad, rcond=1e-13)[0] / 2
+    # The least damping keeps next to nothing of the smallest directions.
+    assert model.promise(np.inf) == pytest.approx(whole, rel=0.01)
+    assert 0 < model.promise(0.0) < whole
 
 
 @each_kind

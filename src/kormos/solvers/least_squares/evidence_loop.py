@@ -194,9 +194,9 @@ class EvidenceRun:
         spent = self._penalized.spent()
         if spent is not None:
             return self._outcome(spent)
-        promised = self._here.model.promise
-        assert promised is not None  # The model has a matrix.
         loss, gtol = abs(self._here.loss), self._settings.gtol
+        promised = self._here.model.promise(gtol * loss)
+        assert promised is not None  # The model has a matrix.
         if self._is_settled and promised <= gtol * loss:
             share = promised / (loss or 1.0)
             return self._outcome(statuses.CONVERGED, "gtol", share, gtol)

@@ -81,16 +81,19 @@ class Factors(abc.ABC):
     def _bend(self) -> float:
         """`v'Bv` for the scaled gradient v."""
 
-    @property
-    def promise(self) -> float:
-        """The decrease that the model predicts for the undamped step, or less.
+    def promise(self, enough: float) -> float:
+        """The decrease that the model predicts for the undamped step.
 
-        It is that of the best step along the gradient, without a factor, where
-        that is above zero.
+        That of the best step along the gradient is less and needs no factor.
+
+        Args:
+            enough: a decrease above which that one will do.
         """
         square, bend = float(self._slope @ self._slope), self._bend()
         cauchy = square**2 / (2 * bend) if bend > 0 else 0.0
-        return cauchy or self.damped(0.0).promised
+        if cauchy > enough:
+            return cauchy
+        return max(cauchy, self.damped(0.0).promised)
 
     def scaled(self, step: Vector) -> float:
         """The 2-norm of D times a step."""

@@ -195,7 +195,7 @@ class LeastSquaresRun:
         spent = self._problem.spent()
         if spent is not None:
             return self._outcome(spent)
-        promised = self._here.model.promise
+        promised = self._here.model.promise(settings.gtol * loss)
         if promised is not None and promised <= settings.gtol * loss:
             return self._outcome(
                 statuses.CONVERGED,

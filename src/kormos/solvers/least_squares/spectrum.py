@@ -105,9 +105,9 @@ class Spectrum:
         """The step of this length, or the undamped one if that is shorter."""
         return self.damped(self._damping_for(radius, guess))
 
-    @property
-    def promise(self) -> float:
+    def promise(self, enough: float) -> float:
         """The decrease that the model predicts for the undamped step."""
+        del enough
         return self._promised(self._divided(self._slopes, 0.0), 0.0)
 
     def bend(self, slope: Vector, damping: float) -> Vector:

@@ -52,9 +52,9 @@ class Products:
         self._lengths = np.where(np.isfinite(scale), scale, 0.0)
         self._slope = grad * self._inverse
 
-    @property
-    def promise(self) -> float | None:
+    def promise(self, enough: float) -> float | None:
         """What the undamped step predicts: known only without a gradient."""
+        del enough
         return None if self._slope.any() else 0.0
 
     def scaled(self, step: Vector) -> float:
