@@ -24,6 +24,7 @@ PAGES = [
 PAGES_OF_USE = [
     ROOT / "docs" / f"{name}.md"
     for name in (
+        "chains",
         "why_did_it_stop",
         "saving",
         "tutorial",
