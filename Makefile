@@ -15,7 +15,7 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/$(VENV)/jax-cache
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 
 .PHONY: quickstart test $(addprefix test-,jax tensorflow torch) lint format clean
-.PHONY: bench bench-quick docs gallery
+.PHONY: bench bench-quick docs docs-check gallery
 .PHONY: test-compat test-oldest test-newest test-middle test-faults
 .PHONY: test-rounding test-fast package test-wheel
 
@@ -98,6 +98,7 @@ lint: $(VENV)/test
 	$(BIN)/ruff check .
 	KERAS_BACKEND=jax $(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python docs/lint_prose.py
 
 format: $(VENV)/test
 	$(BIN)/ruff check --fix .
@@ -127,15 +128,19 @@ bench bench-quick: $(VENV)-bench/bench
 	$(VENV)-bench/bin/python benchmarks/report.py $(RESULTS) $(RESULTS)/performance
 
 # The site, in site/; `make gallery` runs the examples for its pages anew.
-docs: $(VENV)/docs
-	$(BIN)/mkdocs build --strict
+# `make docs-check` looks at every page in headless Chromium.
+docs: $(VENV)-docs/docs
+	KERAS_BACKEND=jax $(VENV)-docs/bin/sphinx-build -q -W --keep-going docs site
+
+docs-check: docs
+	$(VENV)-docs/bin/python -m pytest docs/checks $(PYTEST_ARGS)
 
 gallery: $(VENV)/test
 	KERAS_BACKEND=$(BACKEND) $(BIN)/python docs/make_gallery.py
 
 clean:
 	rm -rf $(VENV) $(VENV)-oldest $(VENV)-middle $(VENV)-newest $(VENV)-bench \
-	    $(VENV)-wheel dist out site
+	    $(VENV)-wheel $(VENV)-docs dist out site
 
 # Older ones know no dependency groups.
 PIP := "pip>=25.1"
@@ -175,8 +180,10 @@ $(VENV)/xla-flags: $(VENV)/test
 	    $(BIN)/python -c $(TRIAL) || exit 0; \
 	done 2> /dev/null && echo $(QUICK_XLA) > $@
 
-$(VENV)/docs: $(VENV)/pip pyproject.toml
-	$(BIN)/python -m pip install --quiet -e ".[jax]" --group docs
+$(VENV)-docs/docs: pyproject.toml
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --upgrade $(PIP)
+	$(@D)/bin/python -m pip install --quiet -e ".[jax]" --group docs
 	@touch $@
 
 $(VENV)/package: $(VENV)/pip pyproject.toml

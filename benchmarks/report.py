@@ -7,12 +7,16 @@ import argparse
 import json
 import pathlib
 import re
+import sys
 
 import matplotlib
 import recording
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+
+sys.path.append(str(pathlib.Path(__file__).parents[1] / "docs"))
+import pictures
 
 # The order of the page; what is not named here comes last.
 ORDER = (
@@ -33,36 +37,107 @@ ORDER = (
     "repeated-tensorflow",
 )
 STYLES = ("-", "--", "-.", ":")
+# Rows of the summary: what is compared, the record and the table, the column,
+# our row, and whether more is better.
+SUMMARY = (
+    (
+        "NIST's regressions: starts solved to nine digits, of 28",
+        ("least-squares", "NIST: starts solved, of 28", "9 digits"),
+        "lm",
+        True,
+    ),
+    (
+        "A curve, 20,000 rows, by least squares: loss after 50 iterations",
+        ("least-squares", "Sinc, 20,000 rows, float64", "loss at 50"),
+        "lm",
+        False,
+    ),
+    (
+        "The same: milliseconds of an iteration",
+        ("least-squares", "Sinc, 20,000 rows, float64", "ms an iteration"),
+        "lm",
+        False,
+    ),
+    (
+        "A damped oscillator: error after 30 iterations",
+        ("least-squares", "A damped oscillator", "error at 30"),
+        "lm",
+        False,
+    ),
+    *(
+        (
+            f"{about}, {backend}: seconds to {loss}",
+            (f"quasi-newton-{record}", title, f"seconds to {loss}"),
+            "kormos lbfgs",
+            False,
+        )
+        for backend, record in (
+            ("JAX", "jax"),
+            ("TensorFlow", "tensorflow"),
+            ("PyTorch", "torch"),
+        )
+        for about, title, loss in (
+            ("A smooth grid", "grid, float64: 4,417 parameters", "0.001"),
+            ("A smooth grid", "grid, float64: 4,417 parameters", "1e-06"),
+            ("Random rows", "random, float32: 4,417 parameters", "1e-05"),
+            ("A convnet", "convnet, float32: 7,018 parameters", "0.03"),
+        )
+    ),
+    (
+        "Ratings, 51,670 parameters, JAX: seconds to 0.001",
+        (
+            "quasi-newton-jax",
+            "ratings, float64: 51,670 parameters",
+            "seconds to 0.001",
+        ),
+        "kormos lbfgs",
+        False,
+    ),
+    (
+        "Test functions of few parameters: share with the fewest evaluations",
+        ("functions-jax", "Evaluations", "best"),
+        "kormos ssbroyden",
+        True,
+    ),
+)
 HEAD = """# Performance
 
-Every figure on this page is what the scripts of `make bench` (and, in another
-hour and a half, `benchmarks/raissi.py` and `benchmarks/pinns.py` with `--long`
-and `--smooth`) printed on the machine named below, each in a process of its own
-on one core and one thread, two at a time; those of `make bench` with a malloc
-that [keeps its memory](faq.md#why-do-iterations-vary-in-time). Times of tens of
-milliseconds vary by a fifth from run to run.
+Where kormos is ahead of other libraries, and where it is not. Every figure on
+this page was printed by a script of `make bench`, on the machine named below.
+"""
+HOW = """
+Bold marks the better one. Each row is one column of a table further down.
 
 ## Where others are ahead
 
-- **The first calls.** A compiled loop takes some seconds to compile, once for a
-  model or a function and [its
-  shapes](faq.md#when-is-something-compiled) (and once for all where the backend
-  [keeps it](faq.md#why-does-the-first-iteration-take-seconds)); SciPy around a
-  compiled gradient starts sooner, and is done sooner where a whole fit takes
-  less than that: see the seconds of the NIST problems, which are of first
+- **The first call.** A compiled loop takes some seconds to compile, once for a
+  model or a function and [its shapes](faq.md#when-is-something-compiled), and
+  once for all if the backend
+  [keeps it](faq.md#why-does-the-first-iteration-take-seconds). SciPy around a
+  compiled gradient starts sooner. It also ends sooner if the whole fit takes
+  less than that: see the seconds of the NIST problems, which include the first
   calls.
-- **Short runs of small networks.** A fit has some milliseconds of set-up, and a
-  memory of 100 pairs costs more an iteration than one of 10: optax and jaxopt
-  reach the first losses of the 11 x 11 grid sooner, and jaxopt those of the
+- **Short runs of small networks.** A fit takes some milliseconds to set up, and
+  a memory of 100 pairs costs more for each iteration than one of 10. optax and
+  jaxopt reach the first losses of the grid sooner, and jaxopt those of the
   digits; so does TFP on the grid in float32.
-- **Smooth functions of a few parameters.** On the test functions SciPy's BFGS
+- **Smooth functions of a few parameters.** On the test functions, SciPy's BFGS
   takes the fewest evaluations most often.
-- **PyTorch.** kormos runs eagerly there, and its logic costs more than that of
-  `torch.optim.LBFGS` on small networks; it takes fewer evaluations.
+- **PyTorch.** kormos runs eagerly there. On small networks its own logic costs
+  more than that of `torch.optim.LBFGS`; it takes fewer evaluations.
 - **Convolutions.** SciPy's L-BFGS-B around a compiled gradient is as fast, and
   faster on TensorFlow and PyTorch.
-- **Many outputs a row.** On the digits `"lm"` takes longer than `"lbfgs"` and
-  reaches less.
+- **Many outputs for each row.** On the digits `"lm"` takes longer than
+  `"lbfgs"` and reaches less.
+
+## How it was measured
+
+Each script ran in a process of its own, on one core and one thread, two scripts
+at a time. Those of `make bench` had a malloc that [keeps its
+memory](faq.md#why-do-iterations-vary-in-time). Times of tens of milliseconds
+vary by a fifth from run to run. `make bench` takes twenty minutes;
+`benchmarks/raissi.py`, and `benchmarks/pinns.py` with `--long` and `--smooth`,
+take an hour and a half more.
 """
 
 
@@ -79,20 +154,41 @@ def slug(*parts):
     return re.sub(r"[^a-z0-9]+", "-", " ".join(parts).lower()).strip("-")
 
 
+def is_ours(name, names):
+    """Where no name says kormos, all methods but Adam are ours."""
+    ours = [n for n in names if "kormos" in n]
+    return name in ours if ours else name != "Adam"
+
+
+def looks(names):
+    """The color, the dashes and the width of each curve: ours stand out."""
+    ours = [n for n in names if is_ours(n, names)]
+    others = [n for n in names if n not in ours]
+    strong = (pictures.OURS, *pictures.OURS_TOO)
+    found = {}
+    for i, name in enumerate(ours):
+        color = strong[i % len(strong)]
+        found[name] = color, STYLES[i // len(strong)], 2.5
+    for i, name in enumerate(others):
+        color = pictures.OTHERS[i % len(pictures.OTHERS)]
+        dashes = STYLES[i // len(pictures.OTHERS) % len(STYLES)]
+        found[name] = color, dashes, 1.3
+    return found
+
+
 def plot(curves, path):
-    plt.style.use("seaborn-v0_8-colorblind")
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    colors = plt.rcParams["axes.prop_cycle"].by_key()["color"]
     options = curves["options"]
+    found = looks(list(curves["series"]))
     # Ours above the others.
-    names = sorted(curves["series"], key=lambda name: "kormos" in name)
-    for i, name in enumerate(names):
+    for name in reversed(found):
+        color, dashes, width = found[name]
         axes.plot(
             *curves["series"][name],
             label=name,
-            color=colors[i % len(colors)],
-            linestyle=STYLES[i // len(colors) % len(STYLES)],
-            linewidth=2.5 if "kormos" in name else 1.5,
+            color=color,
+            linestyle=dashes,
+            linewidth=width,
             drawstyle=options.get("drawstyle", "default"),
             marker=options.get("marker"),
         )
@@ -104,29 +200,108 @@ def plot(curves, path):
         title=curves["title"],
         xlim=options.get("xlim"),
     )
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.01, 0.5))
-    figure.savefig(path)
-    plt.close(figure)
+    axes.grid(True)
+    handles, labels = axes.get_legend_handles_labels()
+    axes.legend(
+        handles[::-1],
+        labels[::-1],
+        fontsize="small",
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.14),
+        ncols=2,
+        frameon=False,
+    )
+    pictures.save(figure, path)
+
+
+def number(text):
+    """The number of a cell; of a dash, infinity."""
+    cells = text.replace(",", "").removesuffix(" %")
+    return float("inf") if cells == "–" else float(cells)
+
+
+def compared(records, place, our_row, more_is_better):
+    """Our cell, the best of the others, and its name; or `None`."""
+    name, title, column = place
+    tables = [
+        t
+        for r in records
+        if r["name"] == name
+        for t in r["tables"]
+        if t["title"] == title
+    ]
+    if not tables:
+        return None
+    (table,) = tables
+    index = table["columns"].index(column)
+    cells = {row[0]: row[index] for row in table["rows"]}
+    ours = cells[our_row]
+    own = ("kormos", "lm,")
+    others = {
+        n: c
+        for n, c in cells.items()
+        if n != our_row and not n.startswith(own) and c != "–"
+    }
+    if not others:
+        return ours, "not reached", "others", True
+    best = max if more_is_better else min
+    who = best(others, key=lambda n: number(others[n]))
+    is_ahead = number(ours) != number(others[who]) and number(ours) == best(
+        number(ours), number(others[who])
+    )
+    return ours, others[who], who, is_ahead
+
+
+def summary(records):
+    lines = ["| measured | kormos | the best of the others |", "|---|---|---|"]
+    for about, place, our_row, more_is_better in SUMMARY:
+        found = compared(records, place, our_row, more_is_better)
+        if found is None:
+            continue
+        ours, theirs, who, is_ahead = found
+        cells = [
+            f"{ours} (`{our_row.removeprefix('kormos ')}`)",
+            f"{theirs} ({who})",
+        ]
+        cells[not is_ahead] = f"**{cells[not is_ahead]}**"
+        lines.append(f"| {about} | {cells[0]} | {cells[1]} |")
+    return "\n".join(lines)
+
+
+def folded(table):
+    """A table that opens with a click; its title stays to be read."""
+    _, _, body = recording.markdown(table).partition("\n\n")
+    return f":::{{dropdown}} {table['title']}\n{body}\n:::"
 
 
 def section(record, folder, is_new):
     """A record in Markdown; what it is about, if no other one said so."""
     title, _, text = record["about"].strip().partition("\n")
+    kinds = {
+        "jax": "JAX",
+        "tensorflow": "TensorFlow",
+        "torch": "PyTorch",
+        "long": "longer runs",
+        "smooth": "a smoother solution",
+    }
     _, _, case = record["name"].rpartition("-")
-    case = f" ({case})" if case in ("jax", "tensorflow", "torch") else ""
+    case = f" ({kinds[case]})" if case in kinds else ""
     lines = [f"## {title.rstrip('.')}{case}", ""]
-    if is_new:
-        lines += [text.strip(), ""]
-    versions = ", ".join(f"{k} {v}" for k, v in record["versions"].items())
     for curves in record["curves"]:
         name = f"{slug(record['name'], curves['title'])}.svg"
         plot(curves, folder / name)
-        lines += [f"![{curves['title']}]({folder.name}/{name})", ""]
+        lines += [
+            pictures.markdown(f"{folder.name}/{name}", curves["title"]),
+            "",
+        ]
         if curves["note"]:
             lines += [curves["note"], ""]
+    if is_new:
+        lines += [":::{dropdown} What is measured, and how", text.strip()]
+        lines += [":::", ""]
     for table in record["tables"]:
-        lines += [recording.markdown(table), ""]
+        lines += [folded(table), ""]
+    versions = ", ".join(f"{k} {v}" for k, v in record["versions"].items())
     quick = " (a quick run, of small sizes)" if record["quick"] else ""
     lines += [f"*{record['name']}{quick}, {record['date']}: {versions}.*", ""]
     return "\n".join(lines)
@@ -142,7 +317,7 @@ def main():
     records = load(args.results)
     args.page.mkdir(parents=True, exist_ok=True)
     machines = " ".join(sorted({f"{r['machine']}." for r in records}))
-    parts = [HEAD, machines, ""]
+    parts = [HEAD, summary(records), HOW, f"The machine: {machines}", ""]
     told = set()
     for record in records:
         parts.append(section(record, args.page, record["about"] not in told))

@@ -9,20 +9,33 @@ import pathlib
 import subprocess
 import sys
 
+import pictures
+
 HERE = pathlib.Path(__file__).parent
 GALLERY = HERE / "gallery"
 EXAMPLES = HERE.parent / "examples"
+# Another page has these.
+OTHERS = ("quickstart", "many_processes")
+# Runs a script with a figure's `savefig` that writes both pictures.
+RUNNER = """
+import runpy, sys
+import pictures
+pictures.write_both()
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 def run(path):
-    """What the example prints; its plot goes to the gallery."""
-    command = [sys.executable, "-W", "ignore", path, "--out", GALLERY]
+    """What the example prints; its plots go to the gallery."""
     found = subprocess.run(
-        command,
+        [sys.executable, "-W", "ignore", "-c", RUNNER]
+        + [str(path), "--out", str(GALLERY)],
         check=True,
-        capture_output=True,
+        stdout=subprocess.PIPE,
         text=True,
-        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+        env=os.environ
+        | {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": search_path()},
     )
     lines = [
         line
@@ -30,6 +43,11 @@ def run(path):
         if not line.startswith("Plot: ")
     ]
     return "\n".join(lines)
+
+
+def search_path():
+    earlier = os.environ.get("PYTHONPATH")
+    return os.pathsep.join([str(HERE), *([earlier] if earlier else [])])
 
 
 def page(path, printed):
@@ -44,11 +62,15 @@ def page(path, printed):
             "",
             text,
             "",
-            f"![What the script draws]({path.stem}.png)",
+            pictures.markdown(
+                f"{path.stem}.png", f"What {path.name} draws, as described here"
+            ),
+            "",
+            "## Run it",
             "",
             f"```sh\n{command.strip()}\n```",
             "",
-            f"On {backend} it prints:",
+            f"With `KERAS_BACKEND={backend}` it prints:",
             "",
             f"```text\n{printed}\n```",
             "",
@@ -62,7 +84,7 @@ def page(path, printed):
 
 def main():
     names = sys.argv[1:] or [
-        p.stem for p in EXAMPLES.glob("*.py") if p.stem != "quickstart"
+        p.stem for p in EXAMPLES.glob("*.py") if p.stem not in OTHERS
     ]
     GALLERY.mkdir(exist_ok=True)
     for name in sorted(names):

@@ -1,5 +1,8 @@
 """Operations that PyTorch calls from a graph are those of the eager call."""
 
+import gc
+import weakref
+
 import keras
 import numpy as np
 import pytest
@@ -221,3 +224,117 @@ def test_what_a_function_changes_in_place_is_as_without_a_graph():
             assert float(impure(data, w)) == 6 * (i + 2)
     assert graphs.in_use == 1
     np.testing.assert_array_equal(w, 2)
+
+
+def calls_of(fn, between=lambda i: None):
+    """What a recorded function returns at each call, and its graphs."""
+    import torch
+
+    graphs = backend.Graphs()
+    recorded = graphs.recorded(fn)
+    found = []
+    with torch.no_grad():
+        for i in range(2 * CALLS):
+            between(i)
+            found.append(float(recorded(torch.full((3,), i + 1.0))))
+    return found, graphs
+
+
+def test_an_error_that_code_catches_is_not_one_for_want_of_values():
+    def doubled_when_large(w):
+        try:
+            is_large = float(w.sum()) > 90
+        except Exception:
+            is_large = False
+        return w.sum() * (2 if is_large else 1)
+
+    def count(w):
+        try:
+            return w[w > 30].numel() + w[0]
+        except Exception:
+            return w[0]
+
+    found, graphs = calls_of(doubled_when_large)
+    assert found == [3.0 * i * (2 if i > 30 else 1) for i in range(1, 41)]
+    assert graphs.in_use == 0
+    assert calls_of(count)[0] == [i + 3 * (i > 30) for i in range(1, 41)]
+
+
+def test_values_that_leave_pytorch_are_read_at_every_call():
+    import torch
+
+    shift = torch.zeros(1)
+    found, _ = calls_of(
+        lambda w: w[0] + float(np.from_dlpack(shift)[0]),
+        lambda i: shift.fill_(i // 30),
+    )
+    assert found == [i + 1 + i // 30 for i in range(40)]
+
+
+def test_a_hook_is_given_tensors_with_values_at_every_call():
+    import torch
+
+    module, met = torch.nn.Identity(), []
+    module.register_forward_hook(lambda own, args, value: met.append(value))
+    _, graphs = calls_of(lambda w: module(2 * w).sum())
+    assert [float(value[0]) for value in met] == [
+        2.0 * i for i in range(1, 41)
+    ]
+    assert graphs.in_use == 0
+
+
+def test_a_tensor_that_gets_another_shape_in_place_is_seen_so():
+    import torch
+
+    matrix = torch.arange(4.0).reshape(2, 2)
+    found, _ = calls_of(
+        lambda w: matrix.reshape(-1)[1] + w[0],
+        lambda i: matrix.t_() if i == 30 else None,
+    )
+    assert found == [i + 1 + (2 if i >= 30 else 1) for i in range(40)]
+
+
+def test_an_error_is_that_of_the_function():
+    def fail(w):
+        return (w[0] * (w.reshape(-1)[index] + 0 * w[:1])).sum()
+
+    import torch
+
+    index = torch.zeros(1, dtype=torch.int64)
+    with pytest.raises(IndexError) as caught:
+        calls_of(fail, lambda i: index.fill_(9 if i == 30 else 0))
+    assert caught.traceback[-1].name == "fail"
+
+
+def test_arguments_may_be_conjugate_views_or_without_strides():
+    import torch
+
+    graphs = backend.Graphs()
+    imaginary = graphs.recorded(lambda z: (z * z * 1j).imag)
+    total = graphs.recorded(torch.sum)
+    z = torch.complex(torch.full((1,), 2.0), torch.ones(1))
+    with torch.no_grad():
+        for given in [z.conj()] * CALLS + [z] * CALLS:
+            assert float(imaginary(given)) == 3
+        for _ in range(CALLS):
+            assert float(total(torch.eye(3).to_sparse_csr())) == 3
+
+
+def test_what_a_graph_holds_is_freed_with_it():
+    import torch
+
+    held = torch.ones(3)
+    alive = weakref.ref(held)
+    _, graphs = calls_of((lambda own: lambda w: (own * w).sum())(held))
+    assert graphs.in_use == 1
+    del held, graphs
+    gc.collect()
+    assert alive() is None
+
+
+def test_nothing_is_logged_of_code_that_cannot_be_recorded(caplog):
+    import torch
+
+    shift = torch.ones(1)
+    calls_of(lambda w: w[0] + float(shift.untyped_storage()[0]))
+    assert not caplog.records

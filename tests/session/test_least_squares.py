@@ -388,8 +388,8 @@ class Recorded(Resample):
         super().__init__(*args, **kwargs)
         self.drawn = []
 
-    def replace(self, objective):
-        super().replace(objective)
+    def replace(self, objective, iteration):
+        super().replace(objective, iteration)
         self.drawn.append(objective.data)
 
 
@@ -498,7 +498,9 @@ def drawn_from(candidates, count, norms):
             self.data = points
 
     plane = Plane()
-    Resample(lambda count, rng: candidates, 1, len(candidates)).replace(plane)
+    Resample(lambda count, rng: candidates, 1, len(candidates)).replace(
+        plane, 0
+    )
     return plane.data
 
 

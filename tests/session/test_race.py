@@ -7,6 +7,7 @@ import pytest
 import kormos
 import nist
 from kormos.objective.keras_model.initial_weights import draw_weights
+from kormos.session import race
 
 
 def hill(v):
@@ -36,10 +37,16 @@ def test_the_best_of_several_starts_is_kept():
 
 
 def test_ends_at_one_minimum_are_told_from_others():
-    result, _ = minimized(starts=np.array([[-0.9], [3.1], [2.9], [-1.1]]))
-    minima = [r.minimum for r in result.restarts]
-    assert minima[2] == minima[3] is not None
-    assert minima[1] not in (None, minima[2])
+    ends = [(3.0, "converged"), (-1.0, "noise floor"), (3.0001, "converged")]
+    ends.append((2.0, "evaluation limit"))
+    runners = [
+        race.Runner(i, np.array([end]), loss=float(i), status=status)
+        for i, (end, status) in enumerate(ends)
+    ]
+    table = race.table(runners, runners[0])
+    assert [row.minimum for row in table] == [0, 1, 0, None]
+    statuses = [row.status for row in table]
+    assert statuses == ["winner", "noise floor", "converged", "left behind"]
 
 
 def test_starts_are_drawn_within_bounds_and_by_seed():

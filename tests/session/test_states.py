@@ -112,3 +112,34 @@ def test_counters_are_set_by_every_door(method):
     assert optimizer.jacobians == result.jacobians
     assert int(optimizer.iterations) == result.iterations > 0
     assert (optimizer.results == []) == (method in ("lbfgs", "lm"))
+
+
+@pytest.mark.parametrize("method", ["lbfgs", "ssbroyden", "lm"])
+def test_a_minimization_goes_on_in_another_process(method, tmp_path, float64):
+    def residuals(v):
+        return keras.ops.stack([10 * (v[1] - v[0] ** 2), 1 - v[0]])
+
+    def run(v, optimizer, **settings):
+        return kormos.least_squares(
+            lambda: residuals(v), [v], optimizer, verbose=0, **settings
+        )
+
+    start = [-1.2, 1.0]
+    whole = keras.Variable(start, dtype="float64")
+    run(whole, kormos.optimizers.get(method), max_iterations=12)
+    first = keras.Variable(start, dtype="float64")
+    optimizer = kormos.optimizers.get(method)
+    run(first, optimizer, max_iterations=5)
+    optimizer.save_state(tmp_path / "run.npz")
+    other = keras.Variable([0.0, 0.0], dtype="float64")
+    loaded = kormos.optimizers.get(method)
+    loaded.load_state(tmp_path / "run.npz", [other])
+    run(other, loaded, max_iterations=7, resume=True)
+    np.testing.assert_allclose(np.array(other), np.array(whole), rtol=1e-12)
+    with pytest.raises(ValueError, match="2 parameters"):
+        loaded.load_state(tmp_path / "run.npz", [keras.Variable([1.0])])
+
+
+def test_a_method_without_a_state_has_none_to_save(tmp_path):
+    with pytest.raises(ValueError, match="no state to save"):
+        kormos.optimizers.get("bfgs").save_state(tmp_path / "run.npz")

@@ -14,6 +14,7 @@ from jax.experimental.xla_metadata import set_xla_metadata
 
 from kormos.backend import common
 from kormos.backend.common import values_and_jacobian
+from kormos.backend.jax_cache import keep_compiled
 from kormos.backend.jax_convolutions import canonical
 from kormos.backend.jax_devices import placing
 from kormos.backend.jax_devices import whole
@@ -22,6 +23,8 @@ from kormos.types import Array
 from kormos.types import Scalar
 from kormos.types import Structure
 from kormos.types import Tensor
+
+keep_compiled()
 
 _Result = TypeVar("_Result")
 

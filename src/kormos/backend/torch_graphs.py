@@ -7,7 +7,7 @@ then called again in the same order, so that the results are the same bits.
 
 A graph is recorded from tensors without values. A function that decides by
 values cannot be recorded so, and neither can one that draws random numbers: it
-is called as it was. What a function reads besides its arguments stays what it
+is called as it was, and so is one that keeps a tensor. What a function reads besides its arguments stays what it
 was when it was recorded, as in what JAX and TensorFlow compile; tensors that
 are changed in place are seen as they are.
 """
@@ -24,6 +24,7 @@ import keras
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from kormos.backend.torch_kept import watched
 from kormos.backend.torch_recording import Recorder
 from kormos.backend.torch_recording import Unrecordable
 from kormos.backend.torch_recording import is_recording
@@ -40,10 +41,10 @@ except ImportError:
 
 _Result = TypeVar("_Result")
 
-# A function is recorded at its call of this number. Our choice: recording takes
-# as long as 30 to 60 calls, so that a function that is called a few times only
-# is not worth it.
-_CALLS_BEFORE = 12
+# A function is recorded at the call after its call of this number. Our choice:
+# recording takes as long as 30 to 60 calls, so that a function that is called a
+# few times only is not worth it.
+_CALLS_BEFORE = 11
 # A function has at most this many graphs, for different shapes and dtypes. Our
 # choice: a function with more shapes than that has other ones at every call.
 _MOST_GRAPHS = 8
@@ -104,15 +105,18 @@ class _Recorded:
         try:
             key = (_flattened(args, leaves), *map(_kind, leaves), *_settings())
             graph = self._graphs.get(key)
-        except TypeError:  # A leaf cannot be hashed.
+        except Exception:  # A leaf cannot be hashed, or has no strides.
             return self._fn(*args)
         if graph is None:
             if len(self._graphs) >= _MOST_GRAPHS:
                 return self._fn(*args)
             graph = self._graphs.setdefault(key, _Graph(self._fn))
-        if graph.call is not None:
-            return graph.call(leaves)
-        return graph.next(args, leaves)
+        call = graph.call  # Another thread may take it away.
+        if call is None:
+            return graph.next(args, leaves)
+        with contextlib.suppress(Exception):
+            return call(leaves)
+        return graph.without(args)
 
     @property
     def in_use(self) -> int:
@@ -138,6 +142,7 @@ class _Graph:
     def __init__(self, fn: Callable[..., Any]) -> None:
         self._fn = fn
         self._calls = 0
+        self._is_watched = False
         self._tried: Callable[[list[Any]], Any] | None = None
         self._is_refused = False
         self._turn = threading.Lock()
@@ -145,14 +150,36 @@ class _Graph:
 
     def next(self, args: tuple[Structure, ...], leaves: list[Any]) -> Any:
         """Calls the function, and records or tries the graph."""
-        found = self._fn(*args)
         self._calls += 1
         is_due = self._calls >= _CALLS_BEFORE and not self._is_refused
-        if is_due and self._turn.acquire(blocking=False):
-            try:
-                self._go_on(args, leaves, found)
-            finally:
-                self._turn.release()
+        if not (is_due and self._turn.acquire(blocking=False)):
+            return self._fn(*args)
+        try:
+            if not self._is_watched:
+                return self._watch(args)
+            found = self._fn(*args)
+            self._go_on(args, leaves, found)
+            return found
+        finally:
+            self._turn.release()
+
+    def without(self, args: tuple[Structure, ...]) -> Any:
+        """Calls the function after an error of the graph.
+
+        The function raises its own error, if it has one. If it has none, it is
+        called in future: a tensor that it reads has another shape now.
+        """
+        found = self._fn(*args)
+        self._refuse()
+        return found
+
+    def _watch(self, args: tuple[Structure, ...]) -> Any:
+        found, keeps = watched(
+            functools.partial(self._fn, *args),
+            functools.partial(_with_leaves, _copied),
+        )
+        self._is_watched = True
+        self._is_refused = keeps
         return found
 
     def _go_on(
@@ -172,7 +199,7 @@ class _Graph:
             self._refuse()
 
     def _refuse(self) -> None:
-        self._tried, self._is_refused = None, True
+        self.call, self._tried, self._is_refused = None, None, True
 
 
 def _is_plain() -> bool:
@@ -240,7 +267,10 @@ def _record(
     def fake(leaf: Any) -> Any:
         own = leaf
         if isinstance(leaf, torch.Tensor):
-            if type(leaf) is not torch.Tensor or leaf.requires_grad:
+            # The conjugate of a view is an operation that is not recorded.
+            is_lazy = leaf.is_conj() or leaf.is_neg()
+            is_plain = type(leaf) is torch.Tensor and not leaf.requires_grad
+            if is_lazy or not is_plain:
                 raise Unrecordable
             own = fakes.from_tensor(leaf)
         stand_ins.append(own)
@@ -250,6 +280,8 @@ def _record(
     recorder.begin(stand_ins)
     with fakes, recorder:
         found = fn(*copies)
+    if recorder.has_failed:
+        raise Unrecordable
     return compiled(recorder, found)
 
 
@@ -259,6 +291,10 @@ def _with_leaves(fn: Callable[[Any], Any], value: Any) -> Any:
     if kind in (list, tuple, dict) or hasattr(kind, "_fields"):
         return mapped(functools.partial(_with_leaves, fn), value)
     return fn(value)
+
+
+def _copied(leaf: Any) -> Any:
+    return leaf.clone() if isinstance(leaf, torch.Tensor) else leaf
 
 
 def _agree(a: Any, b: Any) -> bool:

@@ -1,5 +1,6 @@
 """Records the operations that code calls on PyTorch tensors without values."""
 
+import logging
 import threading
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -51,6 +52,11 @@ _MOST_CALLS = 10_000
 
 _state = threading.local()
 
+# PyTorch logs an error if an operation needs values, which is no error here.
+logging.getLogger("torch._subclasses.fake_tensor").addFilter(
+    lambda record: not is_recording()
+)
+
 
 def is_recording() -> bool:
     """Whether this thread records operations at the moment."""
@@ -62,6 +68,7 @@ def is_recording() -> bool:
 _READERS = frozenset(
     (
         torch.Tensor.__array__,
+        torch.Tensor.__dlpack__,
         torch.Tensor.data_ptr,
         torch.Tensor.item,
         torch.Tensor.numpy,
@@ -94,7 +101,16 @@ class Recorder(TorchDispatchMode):
         # no new tensor gets the id of one.
         self._numbers: dict[int, int] = {}
         self.foreign: set[int] = set()
+        self._has_raised = False
         self._readers = _Readers()
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether an error was raised that tensors with values do not raise.
+
+        The code may have caught it, and gone on in another way.
+        """
+        return self._has_raised or self._readers.has_refused
 
     def begin(self, inputs: Sequence[Any]) -> None:
         """Notes what the code is given."""
@@ -122,7 +138,16 @@ class Recorder(TorchDispatchMode):
         args: Sequence[Any] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        kwargs = kwargs or {}
+        try:
+            return self._recorded(fn, args, kwargs or {})
+        except Exception:
+            self._has_raised = True
+            raise
+
+    def _recorded(
+        self, fn: Any, args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> Any:
+        """Calls an operation, and notes the call."""
         if not isinstance(fn, torch._ops.OpOverload):
             raise Unrecordable
         if torch.Tag.nondeterministic_seeded in fn.tags:
@@ -186,7 +211,7 @@ class Recorder(TorchDispatchMode):
         for name, value in zip(names, given, strict=True):
             if name not in writes:
                 continue
-            for tensor in _tensors(value):
+            for tensor in tensors(value):
                 number = self._numbers[id(tensor)]
                 is_constant = number in self.constants
                 if is_constant or memory(tensor) in self.foreign:
@@ -196,13 +221,21 @@ class Recorder(TorchDispatchMode):
         """Notes that views of constants lie in the constants' memory."""
         is_view = any(a.alias_info is not None for a in fn._schema.arguments)
         if is_view and any(
-            self._numbers.get(id(t)) in self.constants for t in _tensors(args)
+            self._numbers.get(id(t)) in self.constants for t in tensors(args)
         ):
-            self.foreign.update(map(memory, _tensors(found)))
+            self.foreign.update(map(memory, tensors(found)))
 
 
 class _Readers(TorchFunctionMode):
-    """Refuses code that reads values of a tensor that has some."""
+    """Refuses code that reads values of a tensor that has some.
+
+    Attributes:
+        has_refused: whether it has refused code, which may have caught that.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.has_refused = False
 
     def __torch_function__(
         self,
@@ -212,6 +245,7 @@ class _Readers(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if fn in _READERS:
+            self.has_refused = True
             raise Unrecordable
         return fn(*args, **(kwargs or {}))
 
@@ -227,11 +261,12 @@ def mapped(fn: Callable[[Any], Any], value: Any) -> Any:
     return value
 
 
-def _tensors(value: Any) -> list[Tensor]:
+def tensors(value: Any) -> list[Tensor]:
+    """The tensors in what an operation takes or returns."""
     if isinstance(value, torch.Tensor):
         return [value]
     if isinstance(value, (list, tuple)):
-        return [tensor for item in value for tensor in _tensors(item)]
+        return [tensor for item in value for tensor in tensors(item)]
     return []
 
 

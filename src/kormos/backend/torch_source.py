@@ -43,7 +43,8 @@ def compiled(recorder: Recorder, found: Any) -> Callable[[list[Any]], Any]:
     source = _Source(Simplified(recorder, found), recorder.inputs)
     names = source.names
     exec("\n".join(source.lines()), names)
-    graph: Callable[[list[Any]], Any] = names["graph"]
+    # Without its own name it is no part of a cycle, and is freed at once.
+    graph: Callable[[list[Any]], Any] = names.pop("graph")
     return graph
 
 

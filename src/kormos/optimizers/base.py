@@ -8,6 +8,8 @@ whether to stop.
 from __future__ import annotations
 
 import contextlib
+import os
+import pathlib
 import threading
 import types
 from collections.abc import Iterator
@@ -25,6 +27,7 @@ from kormos.optimizers import predecessor
 from kormos.optimizers.names import check_names
 from kormos.optimizers.stage import StageProgress
 from kormos.solvers import solver_state
+from kormos.types import Vector
 from kormos.warn import warn
 
 if TYPE_CHECKING:
@@ -198,21 +201,88 @@ class BatchOptimizer(keras.optimizers.Optimizer):
 
     def save_own_variables(self, store: Any) -> None:
         super().save_own_variables(store)
-        if not (self.keep_state or getattr(_saving, "is_whole", False)):
-            return
+        if self.keep_state or getattr(_saving, "is_whole", False):
+            self._save_solver(store)
+
+    def load_own_variables(self, store: Any) -> None:
+        super().load_own_variables(self._load_solver(store))
+        self.loads += 1
+
+    def save_state(self, path: str | os.PathLike[str]) -> None:
+        """Writes what `resume=True` goes on from into a file.
+
+        A model's optimizer is saved with the model. This is for
+        `kormos.minimize`, `least_squares` and `solve`, whose variables have no
+        model.
+
+        Args:
+            path: the file, a NumPy archive. It gets its name when it is
+                complete.
+
+        Raises:
+            ValueError: if there is no state: before a run, after one of a
+                method that keeps none, or with `keep_state=False`.
+
+        Example:
+
+        ```python
+        optimizer = kormos.optimizers.LBFGS()
+        kormos.minimize(loss_fn, [v], optimizer, max_iterations=100)
+        optimizer.save_state("run.npz")
+        # In another process:
+        optimizer = kormos.optimizers.LBFGS()
+        optimizer.load_state("run.npz", [v])
+        kormos.minimize(loss_fn, [v], optimizer, resume=True)
+        ```
+        """
+        if self.solver_state is None:
+            raise ValueError(
+                f"Optimizer '{self.name}' has no state to save: run it first. "
+                "SciPy's methods keep none, and `keep_state=False` keeps none. "
+                "Received: an optimizer without a state"
+            )
+        store: dict[str, Any] = {}
+        self._save_solver(store)
+        path = pathlib.Path(path)
+        part = path.with_name(path.name + ".part")
+        with part.open("wb") as file:
+            np.savez(file, **store)
+        part.replace(path)
+
+    def load_state(
+        self,
+        path: str | os.PathLike[str],
+        variables: Sequence[keras.Variable] = (),
+    ) -> None:
+        """Reads what `save_state` has written.
+
+        Args:
+            path: the file.
+            variables: the variables of the run, in the same order, which are
+                given the values of its point.
+
+        Raises:
+            ValueError: if the file is of other variables.
+        """
+        with np.load(path) as archive:
+            self._load_solver(dict(archive))
+        if variables and self.solver_state is not None:
+            _write(self.solver_state.left, variables)
+
+    def _save_solver(self, store: Any) -> None:
         if self.solver_state is not None:
             self.solver_state.save(store)
         if self.stage_progress is not None:
             store[_PROGRESS] = np.array(self.stage_progress)
 
-    def load_own_variables(self, store: Any) -> None:
+    def _load_solver(self, store: Any) -> dict[str, Any]:
+        """Takes over what is in a store; returns the rest of it."""
         self.solver_state, rest = solver_state.load(store)
         progress = rest.pop(_PROGRESS, None)
         self.stage_progress = (
-            None if progress is None else (StageProgress.of(progress))
+            None if progress is None else StageProgress.of(progress)
         )
-        super().load_own_variables(rest)
-        self.loads += 1
+        return rest
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ("bounds", "optimizers", "results", "solver_state"):
@@ -277,6 +347,20 @@ def _are_like(weights: Any, variables: Sequence[keras.Variable]) -> bool:
             for weight, variable in zip(weights, variables, strict=True)
         )
     )
+
+
+def _write(theta: Vector, variables: Sequence[keras.Variable]) -> None:
+    """Writes a flat vector into variables."""
+    sizes = [int(np.prod(variable.shape)) for variable in variables]
+    if sum(sizes) != theta.size:
+        raise ValueError(
+            f"The file is of a run with {theta.size:,} parameters: give its "
+            "variables, in the same order. "
+            f"Received: variables of {sizes} parameters"
+        )
+    parts = np.split(theta, np.cumsum(sizes)[:-1])
+    for variable, part in zip(variables, parts, strict=True):
+        variable.assign(part.reshape(variable.shape))
 
 
 def _described(weights: Any) -> str:

@@ -27,9 +27,13 @@ class StageProgress(NamedTuple):
     waited: int = 0
 
     @classmethod
-    def of(cls, array: Array) -> "StageProgress":
-        """The progress that was written as an array."""
+    def of(cls, array: Array) -> "StageProgress | None":
+        """The progress that was written as an array; `None` if spoilt."""
+        if np.shape(array) != (4,) or not np.isfinite(array[[0, 1, 3]]).all():
+            return None
         number, done, best, waited = array
+        if min(number, done, waited) < 0:
+            return None
         return cls(int(number), int(done), float(best), int(waited))
 
     def after(self, loss: float, min_delta: float) -> "StageProgress":

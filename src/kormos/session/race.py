@@ -29,14 +29,13 @@ from kormos.session.task import Task
 from kormos.session.trace_observer import TraceObserver
 from kormos.solvers import statuses
 from kormos.solvers.budget import Budget
-from kormos.solvers.rejections import or_else
 from kormos.solvers.solver_state import SolverState
 from kormos.types import Matrix
 from kormos.types import Vector
 
 # Evaluations of each start in the first round, a choice of ours: fewer tell
 # little of where a start leads to.
-_FIRST_EVALUATIONS = 5
+_FIRST_EVALUATIONS = 4
 # The part by which the parameters of two ends at one minimum may differ.
 _SAME_POINT = 1e-3
 
@@ -57,11 +56,11 @@ class Runner(NamedTuple):
 
     number: int
     theta: Vector
-    loss: float
+    loss: float = np.nan
     state: SolverState | None = None
     progress: StageProgress | None = None
     status: str = statuses.EVALUATION_LIMIT
-    evaluations: int = 1
+    evaluations: int = 0
     iterations: int = 0
 
     @property
@@ -112,8 +111,8 @@ class Race:
             How far each start got, in their order. The first evaluations of
             the winner's own run are still to come.
         """
-        runners = [self._placed(i, theta) for i, theta in enumerate(starts)]
-        field, share = _ranked(runners), _FIRST_EVALUATIONS
+        runners = [Runner(i, theta) for i, theta in enumerate(starts)]
+        field, share = list(runners), _FIRST_EVALUATIONS
         while len(field) > 1 and self._budget.spent(self.evaluations) is None:
             field = _ranked([self._run(runner, share) for runner in field])
             for runner in field:
@@ -129,15 +128,7 @@ class Race:
             share *= 2
         winner = _ranked(runners)[0]
         self._take_over(winner)
-        return _table(runners, winner)
-
-    def _placed(self, number: int, theta: Vector) -> Runner:
-        """A start with its loss."""
-        self._objective.assign(theta)
-        theta = self._objective.initial_position()
-        self.evaluations += 1
-        loss = or_else(np.nan, self._objective.value, theta)
-        return Runner(number, theta, float(loss))
+        return table(runners, winner)
 
     def _run(self, runner: Runner, evaluations: int) -> Runner:
         """A runner after so many more evaluations."""
@@ -253,7 +244,7 @@ def run(
     )
     shown = print if restarts.is_shown and current().is_first else None
     race = Race(optimizer, stages, task.without_validation(), budget, shown)
-    table = race(starts)
+    ends = race(starts)
     left = budget.without(race.evaluations)
     if left.evaluations is not None:
         left = left._replace(evaluations=max(1, left.evaluations))
@@ -262,7 +253,7 @@ def run(
         seconds = max(1e-3, left.deadline - (now() - began))
         left = left._replace(deadline=seconds)
     result = session_for(left, optimizer.solver_state is not None)()
-    result.restarts = table
+    result.restarts = ends
     result.evaluations += race.evaluations
     result.time = now() - began
     return result
@@ -276,7 +267,7 @@ def _ranked(runners: Sequence[Runner]) -> list[Runner]:
     )
 
 
-def _table(runners: Sequence[Runner], winner: Runner) -> list[Restart]:
+def table(runners: Sequence[Runner], winner: Runner) -> list[Restart]:
     """How far each runner got."""
     found: list[Restart] = []
     minima: list[Runner] = []

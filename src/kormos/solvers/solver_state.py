@@ -60,7 +60,7 @@ class SolverState:
     @property
     def is_sound(self) -> bool:
         """Whether a run can go on from here."""
-        return _is_sound(self.arrays(), self._left())
+        return _is_sound(self.arrays(), self.left)
 
     def note(self, **arrays: Scalar) -> None:
         """Keeps more arrays beside those that a run goes on from."""
@@ -117,7 +117,7 @@ class SolverState:
             )
             return None
         state: Any = _filled(template, arrays)
-        if not _is_rounding(self._left(), theta, storage_eps):
+        if not _is_rounding(self.left, theta, storage_eps):
             state = state._replace(theta=theta, loss=np.float64(np.nan))
         if self._is_stale:
             state = state._replace(loss=np.float64(np.nan))
@@ -135,11 +135,12 @@ class SolverState:
         """
         own = self.arrays().get("theta", theta)
         is_same = own.shape == theta.shape and _is_rounding(
-            self._left(), theta, storage_eps
+            self.left, theta, storage_eps
         )
         return own if is_same else theta
 
-    def _left(self) -> Vector:
+    @property
+    def left(self) -> Vector:
         """The point that was left in the variables, before rounding."""
         if self.position is None:
             return self.arrays()["theta"]

@@ -153,9 +153,9 @@ def test_what_is_held_fixed_stays(radius):
 def test_at_a_zero_gradient_nothing_is_promised():
     case = Dense(3)
     case.grad = np.zeros(3)
-    assert case.model().promise == 0
+    assert case.model().promise(0.0) == 0
     # Elsewhere the best of all steps is not known.
-    assert Dense(3).model().promise is None
+    assert Dense(3).model().promise(0.0) is None
 
 
 # Estimates of a diagonal

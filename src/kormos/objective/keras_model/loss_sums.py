@@ -89,7 +89,9 @@ class CompiledLosses:
     def _terms(self, *data: Structure) -> list["_Call"]:
         """The terms, with the data that Keras passes to each."""
         self._total(*data)
-        return list(self._calls)
+        # The data of a chunk are not kept until the next one.
+        calls, self._calls = self._calls, []
+        return calls
 
     def counts(
         self, y: Structure, y_pred: Structure, sample_weight: Structure

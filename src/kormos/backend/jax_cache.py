@@ -1,0 +1,73 @@
+"""Keeps what JAX compiles on disk, so that the next process need not.
+
+Compiling is most of what a first fit of a small model waits for.
+"""
+
+import hashlib
+import importlib.util
+import os
+import pathlib
+import platform
+import sys
+
+import jax
+import jaxlib
+
+# `0` leaves JAX without a cache on disk; a folder puts it there.
+VARIABLE = "KORMOS_COMPILATION_CACHE"
+# A program that takes less time to compile is not worth a file. Our choice.
+_LEAST_SECONDS = 0.05
+# The most bytes that are kept, of which the oldest are dropped first.
+_MOST_BYTES = 2**30
+
+
+def keep_compiled() -> None:
+    """Turns on JAX' own cache on disk, unless somebody has chosen already."""
+    chosen = os.environ.get(VARIABLE, "")
+    is_set = jax.config.jax_compilation_cache_dir is not None
+    if chosen == "0" or is_set or not jax.config.jax_enable_compilation_cache:
+        return
+    root = pathlib.Path(chosen) if chosen else _caches() / "kormos"
+    folder = root / f"jax-{jaxlib.__version__}-{_processor()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return  # The user has no folder to write to.
+    if not os.access(folder, os.W_OK):
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update(
+        "jax_persistent_cache_min_compile_time_secs", _LEAST_SECONDS
+    )
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    if importlib.util.find_spec("filelock") is not None:
+        # JAX locks the folder by it, where it drops files.
+        jax.config.update("jax_compilation_cache_max_size", _MOST_BYTES)
+
+
+def _caches() -> pathlib.Path:
+    """The folder in which programs of this user keep their caches."""
+    home = pathlib.Path.home()
+    if sys.platform == "darwin":
+        return home / "Library" / "Caches"
+    if sys.platform == "win32":
+        return pathlib.Path(os.environ.get("LOCALAPPDATA", home / "AppData"))
+    return pathlib.Path(os.environ.get("XDG_CACHE_HOME", home / ".cache"))
+
+
+def _processor() -> str:
+    """A short name of this kind of processor.
+
+    Programs have instructions that another one may lack, and a home folder may
+    be shared among machines.
+    """
+    told = platform.machine() + platform.processor()
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        flags = (
+            line
+            for line in cpuinfo.read_text().splitlines()
+            if line.startswith(("flags", "Features", "model name"))
+        )
+        told += "".join(sorted(set(flags)))
+    return hashlib.sha256(told.encode()).hexdigest()[:12]
