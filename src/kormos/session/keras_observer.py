@@ -174,8 +174,10 @@ class KerasObserver(SessionObserver):
         self._latest = Iterate(*point)
 
     def opens(self, iterate: Iterate) -> None:
-        # After an interrupt from here on its row has its own numbers.
-        self._latest, self._row = iterate, None
+        self._latest = iterate
+        if iterate.theta is not None:
+            # After an interrupt from here on its row has its own numbers.
+            self._row = None
         if not self._epoch_is_open:
             # The optimizer owns its loop: whether there is another iterate is
             # known only when it comes.
