@@ -87,6 +87,30 @@ def fit_with_backup(connection, folder, place=None):
     fit(connection, "lbfgs", 1000, [backup, Tell(connection)], 3e-4)
 
 
+# Of each stage of a chain.
+CHAIN_EPOCHS = 30
+
+
+def fit_chain_with_backup(connection, folder):
+    """As `fit_with_backup`, for three stages, the first on shuffled batches.
+
+    Args:
+        connection: where to tell of epochs and of the end.
+        folder: of the backup.
+    """
+    stages = kormos.optimizers.Chain(
+        [keras.optimizers.Adam(0.02), "lbfgs", "lm"],
+        epochs=[CHAIN_EPOCHS] * 3,
+        batch_size=8,
+    )
+    fit(
+        connection,
+        stages,
+        None,
+        [kormos.callbacks.BackupAndRestore(folder), Tell(connection)],
+    )
+
+
 # Where the file is open, neither empty nor whole; where it has no name yet;
 # where there are two.
 _PLACES = {

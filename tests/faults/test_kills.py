@@ -73,6 +73,41 @@ def test_at_random_moments(undisturbed, context, fault, tmp_path):
     np.testing.assert_array_equal(ended_at, weights)
 
 
+def test_a_chain_at_random_moments_of_each_stage(context, fault, tmp_path):
+    kills = max(3, KILLS // (1 if BACKEND == "torch" else 2))
+    fault.record("tried", kills)
+    target = children.fit_chain_with_backup
+    process, connection = children.start(context, target, tmp_path / "one")
+    _, (expected, weights) = lived(connection)
+    process.join()
+    rng = np.random.default_rng(1)
+    # Ten epochs before the end, the fit is not done before the kill.
+    moments = (np.arange(kills) + rng.uniform(size=kills)) / kills
+    moments = (moments * (len(expected) - 10)).astype(int)
+    end, stages = -1, set()
+    for moment in moments:
+        process, connection = children.start(
+            context, target, tmp_path / "backup"
+        )
+        told = [connection.recv()]
+        assert told[0] in (end, end + 1), "a restart lost iterations"
+        while told[-1] < moment:
+            told.append(connection.recv())
+        time.sleep(rng.uniform(0, 0.01))
+        process.kill()
+        process.join()
+        epochs, report = lived(connection)
+        assert report is None
+        end = [*told, *epochs][-1] + 1
+        stages.add(end // children.CHAIN_EPOCHS)
+    process, connection = children.start(context, target, tmp_path / "backup")
+    _, (losses, ended_at) = lived(connection)
+    process.join()
+    assert stages == {0, 1, 2}
+    np.testing.assert_array_equal(losses, expected[-len(losses) :])
+    np.testing.assert_array_equal(ended_at, weights)
+
+
 @pytest.mark.parametrize("place", ["open", "complete", "named"])
 def test_while_a_backup_is_written(
     place, undisturbed, context, fault, tmp_path

@@ -174,7 +174,8 @@ class KerasObserver(SessionObserver):
         self._latest = Iterate(*point)
 
     def opens(self, iterate: Iterate) -> None:
-        self._latest = iterate
+        # After an interrupt from here on its row has its own numbers.
+        self._latest, self._row = iterate, None
         if not self._epoch_is_open:
             # The optimizer owns its loop: whether there is another iterate is
             # known only when it comes.
@@ -304,7 +305,8 @@ class KerasObserver(SessionObserver):
     def _logs_at(self, theta: Vector | None) -> dict[str, Any]:
         task, record = self._reporter.task, self._reporter.record
         objective = cast(Objective, task.objective)
-        logs = dict(self._row or record.row(self._latest))
+        self._row = self._row or record.row(self._latest)
+        logs = dict(self._row)
         if theta is None:
             return logs
         logs.update(self._epoch_logs.metrics(objective, theta))

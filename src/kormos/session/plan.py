@@ -83,9 +83,11 @@ class Plan:
             is_begun = self._is_continued and index == first
             if not is_begun:
                 self.progress = StageProgress(index)
-            is_last = index == len(self._stages) - 1
-            if is_last or not (is_begun and self._is_over()):
-                yield self._stages[index], is_begun
+            stage = self._stages[index]
+            # It decides at its end which point to keep.
+            is_due = stage.assigns or index == len(self._stages) - 1
+            if is_due or not (is_begun and self._is_over()):
+                yield stage, is_begun
 
     def end(self, done: int) -> int:
         """The epoch at which the present stage ends.

@@ -78,7 +78,9 @@ class Reporter:
                     self._run.problem.project,
                 )
         self._observer.starts(point)
-        return self._observer.done >= self._end
+        # A stage that an earlier session has ended has no more epochs.
+        is_done = self._observer.done >= self._end
+        return is_done or self._plan.is_on_plateau
 
     def accepted(self, iterate: Iterate) -> bool:
         """Told of every accepted iterate; returns whether to stop."""

@@ -300,6 +300,8 @@ class Session:
             check_hessian_products(objective, begins, problem.project)
         self._observer.run_begins(begins)
         run = record.run = Run(stage, problem, self._reporter)
+        # Each end below keeps a state of the same stage.
+        self._attachment.keep_progress(self._plan.progress)
         try:
             outcome = run(begins, self._attachment.state)
             self._attachment.keep(run.state)
@@ -329,6 +331,8 @@ class Session:
         elif latest is not None:
             outcome.theta, outcome.loss = latest
         else:
+            if outcome.settle is not None:
+                outcome.settle()
             self._reporter.write(outcome.theta)
             # A feasible or a smooth point may be worth a higher loss.
             if problem.constraints or outcome.is_penalized:

@@ -2,7 +2,8 @@
 
 Unlike those of kormos' methods, a step may raise the loss. A run keeps the
 point that it arrives at, as `fit` of Keras does, unless the loss there is
-above that of its start.
+above that of its start, which is that of the first of several runs that go on
+from one another.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
+from typing import NamedTuple
 from typing import Protocol
 from typing import cast
 
@@ -33,6 +35,26 @@ from kormos.types import Vector
 # How entries of the state that is kept are called.
 _SLOT = "slot"
 _PASSES = "passes"
+_START = "start"
+_START_LOSS = "start_loss"
+_REST = "rest"
+# A run goes on from an earlier one if it begins at the loss at which that one
+# ended, but for its rounding on another machine. A choice of ours.
+_SAME_LOSS = 1e-4
+
+
+class _Start(NamedTuple):
+    """Where the first of several runs began.
+
+    Attributes:
+        theta: the point, `(size,)`.
+        loss: the loss there.
+        rest: the values that the loss depended on there besides the point.
+    """
+
+    theta: Vector
+    loss: float
+    rest: list[Array]
 
 
 class VariablesObjective(ProblemObjective, Protocol):
@@ -54,9 +76,12 @@ class TrainableObjective(VariablesObjective, Protocol):
     Attributes:
         seed_states: the variables of the model's random numbers, which files
             of Keras do not have.
+        other_variables: the variables that the loss reads besides those that
+            are trained.
     """
 
     seed_states: list[keras.Variable]
+    other_variables: list[keras.Variable]
 
     def train_epoch(
         self,
@@ -124,11 +149,18 @@ class KerasSteps:
         state: SolverState | None,
         observer: Observer,
     ) -> Outcome:
-        objective = cast(VariablesObjective, problem.objective)
+        objective = self._objective = cast(
+            VariablesObjective, problem.objective
+        )
         objective.assign(theta)
         self._seeds: list[keras.Variable] = []
+        # Training assigns averages of batch normalization too.
+        self._others: list[keras.Variable] = []
         if not self._is_full:
-            self._seeds = cast(TrainableObjective, objective).seed_states
+            model_loss = cast(TrainableObjective, objective)
+            self._seeds = model_loss.seed_states
+            self._others = model_loss.other_variables
+        self._start: _Start | None = None
         self._prepare(objective.program.packing.variables, state)
         with _kept_in_box(problem, objective):
             if self._is_full:
@@ -195,43 +227,87 @@ class KerasSteps:
             first: the start.
             advance: function of a point that makes the next step from there.
         """
-        point, state = first, self._keep(first.theta)
+        start = self._start_of(first, self._earlier)
+        point, state = first, self._keep(first, start)
+        # Those of the point to keep, and the loss there.
+        rest, kept_loss = self._rest(), first.loss
         stop = observer.started(first)
         status = problem.spent() if _is_finite(first) else statuses.NON_FINITE
         detail = ""
-        while not stop and status is None:
-            before, point = point, advance(point)
-            self._passes += 1
-            if not _is_finite(point):
-                status, point = statuses.STALLED, before
-                detail = "a step led to where the loss is not finite"
-                break
-            state = self._keep(point.theta)
-            stop = observer.accepted(
-                Iterate(
-                    *point,
-                    state=state,
-                    logs={
-                        "step": float(
-                            np.linalg.norm(point.theta - before.theta)
-                        )
-                    },
-                    # The point goes on from here, wherever it has been.
-                    is_penalized=bool(point.loss <= first.loss),
+        try:
+            while not stop and status is None:
+                before, point = point, advance(point)
+                self._passes += 1
+                if not _is_finite(point):
+                    status, point = statuses.STALLED, before
+                    detail = "a step led to where the loss is not finite"
+                    break
+                state = self._keep(point, start)
+                if point.loss <= max(start.loss, kept_loss):
+                    rest, kept_loss = self._rest(), point.loss
+                step = float(np.linalg.norm(point.theta - before.theta))
+                stop = observer.accepted(
+                    Iterate(
+                        *point,
+                        state=state,
+                        logs={"step": step},
+                        # The point goes on from here, wherever it has been.
+                        is_penalized=bool(point.loss <= start.loss),
+                    )
                 )
-            )
-            status = problem.spent()
-        if not point.loss <= first.loss:
-            point = first
-        ended = None if stop else status
+                status = problem.spent()
+        except BaseException:
+            self._assign_rest(rest)
+            raise
+        point = self._averaged(problem, point)
+        if not point.loss <= start.loss:
+            point, rest = Point(start.theta, start.loss, None), start.rest
         return Outcome(
-            ended,
+            None if stop else status,
             point.theta,
             point.loss,
             detail=detail,
             state=state,
             is_penalized=True,
+            settle=lambda: self._assign_rest(rest),
         )
+
+    def _averaged(self, problem: Problem, point: Point) -> Point:
+        """The point, or the averages of weights that are to replace it."""
+        if not (self.optimizer.use_ema and self._passes):
+            return point
+        objective = self._objective
+        variables = objective.program.packing.variables
+        self.optimizer.finalize_variable_values(variables)
+        theta = objective.initial_position()
+        objective.assign(point.theta)
+        return Point(theta, problem.peek(theta), None)
+
+    def _start_of(
+        self, first: Point, earlier: dict[str, Array] | None
+    ) -> _Start:
+        """Where the first of the runs began that this one goes on from.
+
+        Args:
+            first: where this run begins.
+            earlier: the arrays of the state that it goes on from, or `None`.
+        """
+        rest = self._rest()
+        if earlier is None or not np.isclose(
+            first.loss, earlier["loss"], rtol=_SAME_LOSS, atol=0
+        ):
+            return _Start(first.theta, first.loss, rest)
+        rest = [earlier.get(f"{_REST}{i}", now) for i, now in enumerate(rest)]
+        return _Start(earlier[_START], float(earlier[_START_LOSS]), rest)
+
+    def _rest(self) -> list[Array]:
+        return [np.array(backend.to_numpy(v)) for v in self._others]
+
+    def _assign_rest(self, rest: list[Array]) -> None:
+        for variable, value in zip(self._others, rest, strict=True):
+            variable.assign(value)
+        if self._others:
+            self._objective.refresh()
 
     def _prepare(
         self, variables: list[keras.Variable], state: SolverState | None
@@ -248,11 +324,13 @@ class KerasSteps:
             self.optimizer = optimizer
         if not optimizer.built:
             optimizer.build(variables)
-        arrays = {} if state is None else state.arrays()
+        self._earlier: dict[str, Array] | None = None
         if state is not None and state.key == self._key:
+            arrays = self._earlier = state.arrays()
             kept = [*optimizer.variables, *self._seeds]
-            values = [arrays[f"{_SLOT}{i}"] for i in range(len(kept))]
+            values = [arrays.get(f"{_SLOT}{i}") for i in range(len(kept))]
             self._passes = int(arrays[_PASSES])
+            _check_fit(kept, values)
         else:
             fresh = kind.from_config(optimizer.get_config())
             fresh.build(variables)
@@ -262,15 +340,45 @@ class KerasSteps:
         for variable, value in zip(kept, values, strict=True):
             variable.assign(value)
 
-    def _keep(self, theta: Vector) -> SolverState:
+    def _keep(self, point: Point, start: _Start) -> SolverState:
         """The optimizer's variables as a state to go on from."""
         kept = [*self.optimizer.variables, *self._seeds]
         slots = {
             f"{_SLOT}{i}": np.array(backend.to_numpy(variable))
             for i, variable in enumerate(kept)
         }
-        arrays = {"theta": theta, _PASSES: np.array(self._passes), **slots}
+        # Frozen layers stay as they are, and may be large.
+        rest = {
+            f"{_REST}{i}": then
+            for i, (then, now) in enumerate(
+                zip(start.rest, self._rest(), strict=True)
+            )
+            if not np.array_equal(then, now)
+        }
+        arrays = {
+            "theta": point.theta,
+            "loss": np.array(point.loss),
+            _PASSES: np.array(self._passes),
+            _START: start.theta,
+            _START_LOSS: np.array(start.loss),
+            **slots,
+            **rest,
+        }
         return SolverState(self._key, arrays)
+
+
+def _check_fit(
+    variables: list[keras.Variable], values: list[Array | None]
+) -> None:
+    """Raises a `ValueError` unless a state is one of these variables."""
+    shapes = [tuple(variable.shape) for variable in variables]
+    found = [None if value is None else value.shape for value in values]
+    if shapes != found:
+        raise ValueError(
+            "The optimizer's state does not fit: it is of other variables, "
+            "before layers were frozen for instance. Fit with `resume=False`. "
+            f"Received: arrays of shapes {found}, not {shapes}"
+        )
 
 
 def _is_finite(point: Point) -> bool:

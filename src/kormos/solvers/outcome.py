@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 from typing import Any
 
@@ -40,6 +41,8 @@ class Outcome:
             or `None`.
         multipliers: those of each constraint, arrays `(m,)`, or `None` for a
             method that has none.
+        settle: function that assigns what else a model has at the point, to
+            be called before the point is assigned, or `None`.
     """
 
     status: str | None
@@ -58,3 +61,4 @@ class Outcome:
     state: SolverState | None = None
     hessian: Hessian | None = None
     multipliers: list[Any] | None = None
+    settle: Callable[[], object] | None = None

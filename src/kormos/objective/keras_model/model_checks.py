@@ -38,9 +38,9 @@ def warn_of_custom_steps(model: keras.Model) -> None:
     if names:
         warn(
             f"{model.name} defines {' and '.join(f'`{n}`' for n in names)}, "
-            "which kormos does not call: it minimizes what `compute_loss` "
-            "returns. If the loss is another one, override `compute_loss`, or "
-            "use `kormos.minimize`.",
+            "which methods of kormos do not call: they minimize what "
+            "`compute_loss` returns. If the loss is another one, override "
+            "`compute_loss`, or use `kormos.minimize`.",
         )
 
 

@@ -316,6 +316,11 @@ class Objective(FlatObjective):
         weights = {id(weight) for weight in self.model.weights}
         return [v for v in self.model.variables if id(v) not in weights]
 
+    @property
+    def other_variables(self) -> list[keras.Variable]:
+        """The variables that the loss reads besides the trained ones."""
+        return self.program.frozen_variables
+
     def train_epoch(
         self,
         optimizer: keras.optimizers.Optimizer,
