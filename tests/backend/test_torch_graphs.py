@@ -277,9 +277,7 @@ def test_a_hook_is_given_tensors_with_values_at_every_call():
     module, met = torch.nn.Identity(), []
     module.register_forward_hook(lambda own, args, value: met.append(value))
     _, graphs = calls_of(lambda w: module(2 * w).sum())
-    assert [float(value[0]) for value in met] == [
-        2.0 * i for i in range(1, 41)
-    ]
+    assert [float(value[0]) for value in met] == [2.0 * i for i in range(1, 41)]
     assert graphs.in_use == 0
 
 
