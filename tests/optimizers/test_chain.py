@@ -238,6 +238,138 @@ def test_an_interrupted_chain_goes_on_in_its_stage(at, tmp_path):
     assert_same_weights(fitted(backup()), expected)
 
 
+@pytest.mark.parametrize("full_batch", [False, True])
+def test_a_stage_that_ends_above_its_start_goes_back_there_when_resumed_too(
+    full_batch, tmp_path
+):
+    x, y = rows()
+
+    def fitted(*callbacks):
+        model = network(layers=[keras.layers.BatchNormalization(momentum=0.5)])
+        sgd = keras.optimizers.SGD(
+            keras.optimizers.schedules.ExponentialDecay(0.5, 2, 2.0),
+            momentum=0.9,
+            clipnorm=1.0,
+        )
+        chain = Chain(
+            [sgd, "lbfgs"], epochs=[5, 3], batch_size=16, full_batch=full_batch
+        )
+        model.compile(chain, "mse")
+        history = model.fit(x, y, verbose=0, callbacks=callbacks)
+        return model, history
+
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == at:
+                raise _Stop
+
+    start = network(layers=[keras.layers.BatchNormalization(momentum=0.5)])
+    start.compile("sgd", "mse")
+    before = start.evaluate(x, y, verbose=0)
+    expected, history = fitted()
+    assert history.history["loss"][4] > before
+    assert history.history["loss"][5] < before
+    for at in range(7):
+        folder = tmp_path / str(at)
+        with pytest.raises(_Stop):
+            fitted(kormos.callbacks.BackupAndRestore(folder), Stop())
+        resumed, _ = fitted(kormos.callbacks.BackupAndRestore(folder))
+        assert_same_weights(resumed, expected)
+
+
+def test_a_resumed_stage_on_a_plateau_takes_no_more_epochs(tmp_path):
+    x, y = rows()
+
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == 3:
+                raise _Stop
+
+    def fitted(*callbacks):
+        model = network()
+        optimizer = Chain([keras.optimizers.SGD(1e-7)], epochs=[50], patience=3)
+        model.compile(optimizer, "mse")
+        callbacks = [kormos.callbacks.BackupAndRestore(tmp_path), *callbacks]
+        return model.fit(x, y, verbose=0, callbacks=callbacks)
+
+    with pytest.raises(_Stop):
+        fitted(Stop())
+    result = fitted().result
+    assert result.status == "plateau"
+    assert result.iterations == 0
+
+
+@pytest.mark.parametrize("frequency", [None, 3])
+def test_averages_of_weights_become_the_weights_as_by_hand(frequency):
+    x, y = rows()
+
+    def adam():
+        return keras.optimizers.Adam(
+            0.05,
+            use_ema=True,
+            ema_momentum=0.7,
+            ema_overwrite_frequency=frequency,
+        )
+
+    by_hand, chained = network(), network()
+    by_hand.compile(adam(), "mse")
+    by_hand.fit(x, y, epochs=6, batch_size=64, shuffle=False, verbose=0)
+    by_hand.compile("lbfgs", "mse")
+    by_hand.fit(x, y, epochs=4, verbose=0)
+    chain = Chain([adam(), "lbfgs"], epochs=[6, 4], batch_size=64)
+    chained.compile(chain, "mse")
+    chained.fit(x, y, verbose=0)
+    assert_same_weights(chained, by_hand)
+
+
+@pytest.mark.parametrize("most", [4, 5, 6, 9, 12])
+def test_resume_goes_on_after_any_number_of_evaluations(most, unconverged):
+    x, y = rows()
+    model = network()
+    model.compile(Chain(["adam", "lbfgs", "lm"], epochs=[3, 4, 2]), "mse")
+    model.fit(x, y, verbose=0, max_evals=most)
+    before = model.evaluate(x, y, verbose=0)
+    model.fit(x, y, verbose=0, resume=True)
+    assert model.evaluate(x, y, verbose=0) < before
+
+
+def test_resume_after_a_stage_without_epochs_goes_on_in_the_last():
+    x, y = rows()
+    model = network()
+    model.compile(Chain(["adam", "lbfgs", "lm"], epochs=[3, 4, 2]), "mse")
+    # The third stage has none of these epochs.
+    model.fit(x, y, epochs=5, verbose=0)
+    history = model.fit(x, y, verbose=0, resume=True)
+    assert history.history["stage"] == [2, 2]
+
+
+def test_a_state_of_other_variables_is_refused_in_words():
+    x, y = rows()
+    model = network()
+    model.compile(Chain(["adam"], epochs=[3]), "mse")
+    model.fit(x, y, verbose=0)
+    model.layers[0].trainable = False
+    with pytest.raises(ValueError, match="resume=False"):
+        model.fit(x, y, verbose=0, resume=True)
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_an_interrupted_epoch_has_the_loss_of_the_weights(at):
+    x, y = rows()
+    model = network()
+
+    class Interrupt(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == at:
+                raise KeyboardInterrupt
+
+    model.compile(Chain(["adam", "lbfgs"], epochs=[2, 5]), "mse")
+    history = model.fit(x, y, verbose=0, callbacks=[Interrupt()])
+    assert history.result.status == "interrupted"
+    found = model.evaluate(x, y, verbose=0)
+    assert history.history["loss"][-1] == pytest.approx(found, rel=1e-5)
+
+
 def test_a_chain_is_saved_and_loaded_with_its_stages(tmp_path):
     x, y = rows()
     model = network()
