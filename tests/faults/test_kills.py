@@ -81,9 +81,12 @@ def test_a_chain_at_random_moments_of_each_stage(context, fault, tmp_path):
     _, (expected, weights) = lived(connection)
     process.join()
     rng = np.random.default_rng(1)
-    # Ten epochs before the end, the fit is not done before the kill.
-    moments = (np.arange(kills) + rng.uniform(size=kills)) / kills
-    moments = (moments * (len(expected) - 10)).astype(int)
+    # Ten epochs before the end of a stage, it is not over before the kill.
+    epochs_of_each = children.CHAIN_EPOCHS
+    stage = np.arange(kills) * 3 // kills
+    moments = np.sort(
+        stage * epochs_of_each + rng.integers(1, epochs_of_each - 10, kills)
+    )
     end, stages = -1, set()
     for moment in moments:
         process, connection = children.start(
@@ -99,7 +102,7 @@ def test_a_chain_at_random_moments_of_each_stage(context, fault, tmp_path):
         epochs, report = lived(connection)
         assert report is None
         end = [*told, *epochs][-1] + 1
-        stages.add(end // children.CHAIN_EPOCHS)
+        stages.add(end // epochs_of_each)
     process, connection = children.start(context, target, tmp_path / "backup")
     _, (losses, ended_at) = lived(connection)
     process.join()
