@@ -8,9 +8,9 @@ decays on a floor that are hard to tell apart: there the likelihood is far from
 a parabola, and intervals by standard errors hold the truth too often or too
 rarely. `network` is 1-4-1 with tanh. Its weights can be permuted and their
 signs changed, and mean nothing one by one: only predictions are counted. In
-`noisy-network` the noise is ten times as large. There, in a seventh of the data
-sets, two units with opposite slopes fit the noise best with ever larger weights:
-the loss has no minimum, and the interval of such a fit means little.
+`noisy-network` the noise is ten times as large. There, in a seventh of the
+data sets, two units with opposite slopes fit the noise best with ever larger
+weights: the loss has no minimum, and the interval of such a fit means little.
 
     KERAS_BACKEND=torch python benchmarks/coverage.py
 

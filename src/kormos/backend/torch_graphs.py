@@ -7,9 +7,9 @@ then called again in the same order, so that the results are the same bits.
 
 A graph is recorded from tensors without values. A function that decides by
 values cannot be recorded so, and neither can one that draws random numbers: it
-is called as it was, and so is one that keeps a tensor. What a function reads besides its arguments stays what it
-was when it was recorded, as in what JAX and TensorFlow compile; tensors that
-are changed in place are seen as they are.
+is called as it was, and so is one that keeps a tensor. What a function reads
+besides its arguments stays what it was when it was recorded, as in what JAX and
+TensorFlow compile; tensors that are changed in place are seen as they are.
 """
 
 import contextlib

@@ -243,3 +243,12 @@ def test_weights_may_come_and_go():
     model = one("mse")
     for weight in (None, W, None):
         assert_equals_evaluate(model, X, Y, sample_weight=weight)
+
+
+def test_a_loss_may_have_no_module():
+    # The class of code that was made by `exec` has none.
+    def half_square(y_true, y_pred):
+        return ops.mean(ops.square(y_pred - y_true), axis=-1) / 2
+
+    half_square.__module__ = None
+    assert_equals_evaluate(one(half_square), X, Y)
