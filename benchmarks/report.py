@@ -269,7 +269,7 @@ def summary(records):
 
 
 def folded(table):
-    """A table that opens with a click; its title stays to be read."""
+    """A table that is folded away; a click on its title opens it."""
     _, _, body = recording.markdown(table).partition("\n\n")
     return f":::{{dropdown}} {table['title']}\n{body}\n:::"
 

@@ -17,7 +17,8 @@ CODE = re.compile(r"^( *)(```|\$\$).*?^ *\2$|`[^`]+`|\$[^$\n]+\$", re.S | re.M)
 TARGET = re.compile(
     r"\]\([^)]*\)|\]\[[^\]]*\]|\{[^}\n]*\}|<[^>]+>|^    .*$", re.M
 )
-# What finds quotes, dots and repeated words in blanked code, and mathematics.
+# These checks complain about mathematics, and about the blanks that stand for
+# code: they are left out.
 IGNORED = (": typography.", ": lexical_illusions:", ": dates_times.")
 # A reader who has never met the author stumbles over these.
 PHRASES = (

@@ -32,10 +32,8 @@ from kormos.processes import shared
 from kormos.session import race
 from kormos.session.keras_observer import KerasObserver
 from kormos.session.run import checked_budget
-from kormos.session.session import Session
 from kormos.session.sharing import share_values
 from kormos.session.task import Task
-from kormos.solvers.budget import Budget
 from kormos.types import Vector
 from kormos.warn import warn
 
@@ -226,25 +224,26 @@ def fit(
         bounds = with_fixed(given, fixed, model.trainable_variables)
     task = Task(optimizer, objectives, bounds, constraints, model)
     if isinstance(optimizer, Auto):
-        task.prepare([])
-        optimizer.take(choose(task, is_timed=max_seconds is not None))
+        choose(optimizer, task, is_timed=max_seconds is not None)
         stages = optimizer.stages(epochs, **settings)
         objectives.stages, observer = stages, observer_of(stages)
         if verbose:
             print(optimizer.choice)
     report = objectives.check(verbose) if check else None
 
-    def session_for(budget: Budget, resume: bool) -> Session:
-        return Session(
-            optimizer, stages, task, observer, budget=budget, resume=resume
-        )
-
     def drawn(rng: np.random.Generator) -> Vector:
         packing = task.objective.program.packing
         return packing.join_arrays(draw_weights(model, rng))
 
-    asked = race.Restarts(restarts, None, seed, drawn, bool(verbose))
-    race.run(session_for, optimizer, stages, task, budget, resume, asked)
+    race.run(
+        optimizer,
+        stages,
+        task,
+        observer,
+        budget=budget,
+        resume=resume,
+        restarts=race.Restarts(restarts, None, seed, drawn, bool(verbose)),
+    )
     model.history.check = report
     return model.history
 

@@ -30,7 +30,6 @@ from kormos.session.sharing import share_values
 from kormos.session.task import Task
 from kormos.session.trace_observer import TraceObserver
 from kormos.session.trace_observer import stages_of
-from kormos.solvers.budget import Budget
 from kormos.solvers.rejections import or_else
 from kormos.statistics.results import of_residuals
 from kormos.statistics.results import with_summary
@@ -231,23 +230,16 @@ def least_squares(
             )
         task = Task(optimizer, lambda: (objective, held_out), bounds)
         if isinstance(optimizer, Auto):
-            task.prepare([])
-            optimizer.take(choose(task, has_residuals=True))
+            choose(optimizer, task, has_residuals=True)
             stages = stages_of("least_squares", optimizer, max_iterations)
-
-        def session_for(budget: Budget, resume: bool) -> Session:
-            return Session(
-                optimizer, stages, task, observer, budget=budget, resume=resume
-            )
-
         result = race.run(
-            session_for,
             optimizer,
             stages,
             task,
-            budget,
-            resume,
-            race.Restarts(restarts, starts, seed),
+            observer,
+            budget=budget,
+            resume=resume,
+            restarts=race.Restarts(restarts, starts, seed),
         )
     return with_summary(result, of_residuals, task)
 

@@ -20,13 +20,11 @@ from kormos.processes import shared
 from kormos.session import race
 from kormos.session.result import Result
 from kormos.session.run import checked_budget
-from kormos.session.session import Session
 from kormos.session.sharing import processes_of_data
 from kormos.session.sharing import share_values
 from kormos.session.task import Task
 from kormos.session.trace_observer import TraceObserver
 from kormos.session.trace_observer import stages_of
-from kormos.solvers.budget import Budget
 from kormos.statistics.results import of_loss
 from kormos.statistics.results import with_summary
 
@@ -167,29 +165,17 @@ def minimize(
         )
         task = Task(optimizer, lambda: (objective, None), bounds, constraints)
         if isinstance(optimizer, Auto):
-            task.prepare([])
-            optimizer.take(choose(task))
+            choose(optimizer, task)
             stages = stages_of("minimize", optimizer, max_iterations)
-
-        def session_for(budget: Budget, resume: bool) -> Session:
-            return Session(
-                optimizer,
-                stages,
-                task,
-                observer,
-                budget=budget,
-                resume=resume,
-                loss_callback=loss_callback,
-            )
-
         result = race.run(
-            session_for,
             optimizer,
             stages,
             task,
-            budget,
-            resume,
-            race.Restarts(restarts, starts, seed),
+            observer,
+            budget=budget,
+            resume=resume,
+            restarts=race.Restarts(restarts, starts, seed),
+            loss_callback=loss_callback,
         )
     return with_summary(result, of_loss, task)
 

@@ -68,8 +68,8 @@ class _Source:
             _name(number): tensor
             for number, tensor in simplified.constants.items()
         }
-        # The places of the last call that reads or makes a tensor, by its
-        # number, and that of any tensor in its memory.
+        # For each tensor, by its number, the place of the last call that reads
+        # or makes it; and the same for all tensors that share its memory.
         self._last: dict[int, int] = {}
         self._last_in: dict[int | None, int] = {}
         for place, call in enumerate(simplified.calls):

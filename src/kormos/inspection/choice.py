@@ -8,6 +8,7 @@ from kormos.inspection import costs
 from kormos.inspection.kinks import kinks
 from kormos.objective import Objective
 from kormos.objective.base import FlatObjective
+from kormos.optimizers.auto import Auto
 from kormos.optimizers.auto import Choice
 from kormos.session.task import Task
 
@@ -25,15 +26,25 @@ _ADAM_SHARE = 0.2
 
 
 def choose(
-    task: Task, has_residuals: bool = False, is_timed: bool = False
-) -> Choice:
-    """Chooses a method for a prepared task.
+    optimizer: Auto,
+    task: Task,
+    has_residuals: bool = False,
+    is_timed: bool = False,
+) -> None:
+    """Chooses the stages of an optimizer.
 
     Args:
-        task: the `Task`. Its loss is evaluated a few times.
+        optimizer: the optimizer.
+        task: the `Task`, which is prepared for it. Its loss is evaluated a few
+            times.
         has_residuals: whether the loss is a sum of squares of residuals.
         is_timed: whether the fit has a limit of seconds.
     """
+    task.prepare([])
+    optimizer.take(_choice(task, has_residuals, is_timed))
+
+
+def _choice(task: Task, has_residuals: bool, is_timed: bool) -> Choice:
     objective = task.objective
     if task.constraints:
         return Choice(

@@ -139,14 +139,11 @@ class Chain(BatchOptimizer):
                 "made, as `kormos.optimizers.LBFGS(memory=50)`. "
                 f"Received: {given}"
             )
-        settings = self._settings(self.epochs if epochs is None else epochs)
-        total = None
+        epochs = self.epochs if epochs is None else epochs
+        settings, total = self._settings(epochs), None
         if isinstance(epochs, (int, np.integer)):
             check_epochs(epochs)
             total = int(epochs)
-        elif isinstance(self.epochs, (int, np.integer)) and epochs is None:
-            check_epochs(self.epochs)
-            total = int(self.epochs)
         stages = [
             stage
             for optimizer, values in zip(self.optimizers, settings, strict=True)

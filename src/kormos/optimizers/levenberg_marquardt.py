@@ -45,7 +45,8 @@ from kormos.solvers.solver_state import SolverState
 from kormos.types import Vector
 
 _PRESETS = (None, "matlab")
-# The matrix, its eigenvectors, and as much as two of them for LAPACK.
+# What the method holds at once: the matrix, its eigenvectors, and a workspace
+# for LAPACK that is as large as two more.
 _MATRICES = 4
 
 # Ends of a cheap beginning that are ends of the run.

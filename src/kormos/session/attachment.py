@@ -97,7 +97,7 @@ class Attachment:
             self.state.position = theta
         self._optimizer.iterations.assign(self._earlier_iterations + iterations)
 
-    def keep_progress(self, progress: StageProgress) -> None:
+    def keep_progress(self, progress: StageProgress | None) -> None:
         """Keeps how far the stages have got, for callbacks to save."""
         self._optimizer.stage_progress = progress
 

@@ -94,7 +94,7 @@ def display_for(is_live: bool, last: int) -> Display:
         last: the number of the last step.
     """
     if not keras.config.is_interactive_logging_enabled():
-        return Logged(is_live)
+        return Logged(_PLAIN_SECONDS if is_live else 0.0)
     if not is_live:
         return Lines(sys.stdout, 0.0)
     if is_notebook():
@@ -140,38 +140,31 @@ class Lines:
             self._show(step)
 
     def say(self, text: str) -> None:
-        print(text, file=self._out, flush=True)
+        self._write(text)
 
     def _show(self, step: Step) -> None:
         self._latest = step
-        print(step.line(), file=self._out, flush=True)
+        self._write(step.line())
+
+    def _write(self, text: str) -> None:
+        print(text, file=self._out, flush=True)
 
 
-class Logged:
+class Logged(Lines):
     """Lines for the logger of kormos, where Keras is told to print nothing.
 
     Args:
-        is_live: whether lines are to be some seconds apart.
+        seconds: as `Lines` takes it.
     """
 
-    def __init__(self, is_live: bool):
-        self._clock = _Clock(_PLAIN_SECONDS if is_live else 0.0)
-        self._latest: Step | None = None
-
-    def step(self, step: Step) -> None:
-        if self._clock.is_due():
-            self._show(step)
-
-    def close(self, step: Step | None) -> None:
-        if step is not None and step is not self._latest:
-            self._show(step)
+    def __init__(self, seconds: float):
+        super().__init__(sys.stdout, seconds)
 
     def say(self, text: str) -> None:
         """Nothing: the session itself has logged how it ended."""
 
-    def _show(self, step: Step) -> None:
-        self._latest = step
-        logger.info("%s", step.line())
+    def _write(self, text: str) -> None:
+        logger.info("%s", text)
 
 
 class Notebook:

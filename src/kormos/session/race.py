@@ -7,6 +7,7 @@ one is left, which runs to its end.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from collections.abc import Sequence
 from typing import Any
@@ -19,6 +20,8 @@ from kormos.optimizers.stage import Stage
 from kormos.optimizers.stage import StageProgress
 from kormos.processes import current
 from kormos.processes import now
+from kormos.session.attachment import Attachment
+from kormos.session.observer import SessionObserver
 from kormos.session.result import Restart
 from kormos.session.result import Result
 from kormos.session.session import Session
@@ -36,7 +39,8 @@ from kormos.types import Vector
 # Evaluations of each start in the first round, a choice of ours: fewer tell
 # little of where a start leads to.
 _FIRST_EVALUATIONS = 4
-# The part by which the parameters of two ends at one minimum may differ.
+# Two ends are at the same minimum if their parameters differ by at most this
+# part of their size.
 _SAME_POINT = 1e-3
 
 
@@ -94,6 +98,7 @@ class Race:
         shown: Callable[[str], None] | None,
     ):
         self._optimizer = optimizer
+        self._attachment = Attachment(optimizer)
         self._stages = list(stages)
         self._objective = task.objective
         self._task = task
@@ -170,8 +175,8 @@ class Race:
     def _take_over(self, runner: Runner) -> None:
         """Makes a runner's point and state the present ones."""
         self._objective.assign(runner.theta)
-        self._optimizer.solver_state = runner.state
-        self._optimizer.stage_progress = runner.progress
+        self._attachment.keep(runner.state)
+        self._attachment.keep_progress(runner.progress)
 
 
 class Restarts(NamedTuple):
@@ -193,25 +198,27 @@ class Restarts(NamedTuple):
 
 
 def run(
-    session_for: Callable[[Budget, bool], Session],
     optimizer: BatchOptimizer,
     stages: Sequence[Stage],
     task: Task,
+    observer: SessionObserver,
+    *,
     budget: Budget,
     resume: bool,
     restarts: Restarts,
+    loss_callback: Callable[[float], object] | None = None,
 ) -> Result:
     """Runs a session; before it a race for its start, where that is asked.
 
     Args:
-        session_for: function of a `Budget` and of whether to resume, which
-            makes the user's session.
-        optimizer: its optimizer.
-        stages: its stages.
-        task: its `Task`.
+        optimizer: as `Session` takes it.
+        stages: as `Session` takes them.
+        task: as `Session` takes it.
+        observer: as `Session` takes it. It sees nothing of the race.
         budget: the limits of all, with a deadline in seconds from the start.
-        resume: whether the session goes on with what the optimizer knows.
+        resume: as `Session` takes it.
         restarts: the `Restarts`.
+        loss_callback: as `Session` takes it.
 
     Returns:
         The `Result` of the session. After a race it has `restarts`, and its
@@ -220,9 +227,12 @@ def run(
     Raises:
         ValueError: if there is nothing to start from.
     """
+    session_for = functools.partial(
+        Session, optimizer, stages, task, observer, loss_callback=loss_callback
+    )
     check_restarts(restarts.number, restarts.starts)
     # It refuses what cannot be done.
-    session = session_for(budget, resume)
+    session = session_for(budget=budget, resume=resume)
     if restarts.number is None and restarts.starts is None:
         return session()
     if any(s.uses_batches or s.pretrain_fn for s in stages):
@@ -252,7 +262,8 @@ def run(
         # The last session needs time to say where it stands.
         seconds = max(1e-3, left.deadline - (now() - began))
         left = left._replace(deadline=seconds)
-    result = session_for(left, optimizer.solver_state is not None)()
+    is_known = optimizer.solver_state is not None
+    result = session_for(budget=left, resume=is_known)()
     result.restarts = ends
     result.evaluations += race.evaluations
     result.time = now() - began

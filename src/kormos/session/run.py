@@ -216,9 +216,9 @@ class Run:
 
     def started(self, point: Point) -> bool:
         """Told of the start by the solver; returns whether to stop there."""
-        theta, loss, grad = point
+        theta, loss, _ = point
         self.initial_loss = loss
-        self._starts_finite = _is_finite(loss, grad)
+        self._starts_finite = point.is_finite
         # If the start is not finite, the variables keep what they have.
         self.best = theta if self._starts_finite else self.best[0], loss
         stop = self._observer.started(point)
@@ -261,10 +261,6 @@ class Run:
             is_lower = loss <= self.best[1]
             return is_lower and self.problem.is_feasible(theta)
         return True
-
-
-def _is_finite(loss: float, grad: Vector | None) -> bool:
-    return bool(np.isfinite(loss) and (grad is None or np.isfinite(grad).all()))
 
 
 def taken_over(outcome: Outcome, theta: Vector, loss: float) -> Outcome:

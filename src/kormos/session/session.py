@@ -179,8 +179,9 @@ class Session:
 
     def _end_without_a_test(self) -> str:
         """The status where neither a test nor the method has ended a stage."""
-        if self._spent() is not None:
-            return self._spent() or ""
+        spent = self._spent()
+        if spent is not None:
+            return spent
         if self._observer.is_stopped:
             return statuses.STOPPED_BY_CALLBACK
         if self._plan.is_on_plateau:

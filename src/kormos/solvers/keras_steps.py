@@ -8,10 +8,7 @@ from one another.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
-from collections.abc import Iterator
-from collections.abc import Sequence
 from typing import NamedTuple
 from typing import Protocol
 from typing import cast
@@ -22,6 +19,8 @@ import numpy as np
 from kormos import backend
 from kormos.processes import current
 from kormos.solvers import statuses
+from kormos.solvers.keras_updates import compiled_update
+from kormos.solvers.keras_updates import kept_in_box
 from kormos.solvers.outcome import Outcome
 from kormos.solvers.problem import Problem
 from kormos.solvers.protocols import Iterate
@@ -160,9 +159,8 @@ class KerasSteps:
             model_loss = cast(TrainableObjective, objective)
             self._seeds = model_loss.seed_states
             self._others = model_loss.other_variables
-        self._start: _Start | None = None
         self._prepare(objective.program.packing.variables, state)
-        with _kept_in_box(problem, objective):
+        with kept_in_box(problem, objective.program.packing):
             if self._is_full:
                 return self._on_all_rows(problem, objective, observer)
             return self._on_batches(problem, objective, observer)
@@ -173,7 +171,7 @@ class KerasSteps:
         objective: VariablesObjective,
         observer: Observer,
     ) -> Outcome:
-        update = _compiled_update(self.optimizer)
+        update = compiled_update(self.optimizer)
 
         def evaluate(theta: Vector) -> Point:
             return Point(theta, *problem.value_and_grad(theta))
@@ -232,13 +230,13 @@ class KerasSteps:
         # Those of the point to keep, and the loss there.
         rest, kept_loss = self._rest(), first.loss
         stop = observer.started(first)
-        status = problem.spent() if _is_finite(first) else statuses.NON_FINITE
+        status = problem.spent() if first.is_finite else statuses.NON_FINITE
         detail = ""
         try:
             while not stop and status is None:
                 before, point = point, advance(point)
                 self._passes += 1
-                if not _is_finite(point):
+                if not point.is_finite:
                     status, point = statuses.STALLED, before
                     detail = "a step led to where the loss is not finite"
                     break
@@ -379,90 +377,3 @@ def _check_fit(
             "before layers were frozen for instance. Fit with `resume=False`. "
             f"Received: arrays of shapes {found}, not {shapes}"
         )
-
-
-def _is_finite(point: Point) -> bool:
-    grad = point.grad
-    return bool(
-        np.isfinite(point.loss) and (grad is None or np.isfinite(grad).all())
-    )
-
-
-def _compiled_update(
-    optimizer: keras.optimizers.Optimizer,
-) -> Callable[[Sequence[Array]], None]:
-    """A function of gradients that makes a step of a built optimizer."""
-    variables = optimizer._trainable_variables
-    own = optimizer.variables
-    if keras.backend.backend() == "jax":
-        stateless = backend.compile(optimizer.stateless_apply)
-
-        def step(grads: list[keras.KerasTensor]) -> None:
-            found = stateless(
-                [v.value for v in own], grads, [v.value for v in variables]
-            )
-            for target, values in zip((variables, own), found, strict=True):
-                for variable, value in zip(target, values, strict=True):
-                    variable.assign(value)
-
-    else:
-        # TensorFlow's optimizers assign variables also where Keras does not.
-        applied = backend.compile(lambda *grads: optimizer.apply(list(grads)))
-
-        def step(grads: list[keras.KerasTensor]) -> None:
-            applied(*grads)
-
-    def update(grads: Sequence[Array]) -> None:
-        step(
-            [
-                keras.ops.convert_to_tensor(grad, dtype=variable.dtype)
-                for grad, variable in zip(grads, variables, strict=True)
-            ]
-        )
-
-    return update
-
-
-class _Inside(keras.constraints.Constraint):
-    """Keeps a variable within bounds, as a Keras optimizer has it."""
-
-    def __init__(
-        self,
-        lower: Array,
-        upper: Array,
-        earlier: Callable[[keras.KerasTensor], keras.KerasTensor] | None,
-    ):
-        self._lower = lower
-        self._upper = upper
-        self._earlier = earlier
-
-    def __call__(self, value: keras.KerasTensor) -> keras.KerasTensor:
-        if self._earlier is not None:
-            value = self._earlier(value)
-        dtype = keras.backend.standardize_dtype(value.dtype)
-        return keras.ops.clip(
-            value, self._lower.astype(dtype), self._upper.astype(dtype)
-        )
-
-
-@contextlib.contextmanager
-def _kept_in_box(
-    problem: Problem, objective: VariablesObjective
-) -> Iterator[None]:
-    """A scope in which Keras' optimizers do not leave the bounds."""
-    if not problem.is_bounded:
-        yield
-        return
-    packing = objective.program.packing
-    lower, upper = map(packing.split_array, problem.box)
-    variables = packing.variables
-    earlier = [variable.constraint for variable in variables]
-    try:
-        for variable, *bounds in zip(
-            variables, lower, upper, earlier, strict=True
-        ):
-            variable.constraint = _Inside(*bounds)
-        yield
-    finally:
-        for variable, constraint in zip(variables, earlier, strict=True):
-            variable.constraint = constraint

@@ -42,6 +42,14 @@ class Point(NamedTuple):
     loss: float
     grad: Vector | None
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether the loss and the gradient are finite, as far as known."""
+        grad = self.grad
+        return bool(
+            np.isfinite(self.loss) and (grad is None or np.isfinite(grad).all())
+        )
+
 
 class Iterate(NamedTuple):
     """A point that a solver has accepted.

@@ -39,7 +39,8 @@ from kormos.solvers.scipy.methods import ScipyMethod
 from kormos.solvers.solver_state import SolverState
 from kormos.types import Vector
 
-# A matrix, its next one or factors, and as much for products and workspace.
+# What a method holds at once: the matrix, the one after it or its factors, and
+# about two more for products and workspace.
 _MATRICES = 4
 
 
