@@ -28,11 +28,14 @@ test: $(VENV)/xla-flags
 	    $(MAKE) --no-print-directory $$part || failed="$$failed $$part"; \
 	done; test -z "$$failed" || { echo "Failed:$$failed"; exit 1; }
 
-# Tests run two at a time, each on one thread: that is what two cores hold.
+# Tests run two at a time, each on one thread: that is what two cores hold. Of
+# tests with many cases PyTorch runs all, and the others, which compile, a third:
+# `make test CASES=` runs all everywhere.
+CASES ?= --deal-cases
 
 test-jax test-tensorflow test-torch: test-%: $(VENV)/xla-flags
 	KERAS_BACKEND=$* OMP_NUM_THREADS=1 XLA_FLAGS="$$(cat $<)" \
-	    $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+	    $(BIN)/python -m pytest -n 2 $(CASES) $(PYTEST_ARGS)
 
 # For everyday work, in three minutes: one backend, torch if none is named.
 FAST_BACKEND = $(if $(filter file,$(origin BACKEND)),torch,$(BACKEND))

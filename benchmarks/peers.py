@@ -98,12 +98,8 @@ def torch_lbfgs(evaluate, memory):
     """With a Keras model's own parameters, as PyTorch's users train."""
     import torch
 
-    problem = evaluate.problem
-    parameters = [v.value for v in problem.variables]
-
-    def run(theta, most, target):
-        del theta  # Where the parameters are.
-        optimizer = torch.optim.LBFGS(
+    def make(parameters):
+        return torch.optim.LBFGS(
             parameters,
             max_iter=FOREVER,
             max_eval=FOREVER,
@@ -112,6 +108,40 @@ def torch_lbfgs(evaluate, memory):
             history_size=memory,
             line_search_fn="strong_wolfe",
         )
+
+    return _torch_loop(evaluate, make, is_differentiated=False)
+
+
+def torchmin_lbfgs(evaluate, memory):
+    """`pytorch-minimize`, on the model's own parameters too."""
+    import torchmin
+
+    # Its tests of convergence are never true.
+    options = {"gtol": 0, "xtol": -1, "gtd_tol": 0, "history_size": memory}
+
+    def make(parameters):
+        return torchmin.Minimizer(
+            parameters, method="l-bfgs", max_iter=FOREVER, options=options
+        )
+
+    return _torch_loop(evaluate, make, is_differentiated=True)
+
+
+def _torch_loop(evaluate, make, is_differentiated):
+    """A run of an optimizer that calls a closure.
+
+    Args:
+        evaluate: the `Evaluate`.
+        make: makes the optimizer of a list of parameters.
+        is_differentiated: whether the optimizer differentiates what the
+            closure returns.
+    """
+    problem = evaluate.problem
+    parameters = [v.value for v in problem.variables]
+
+    def run(theta, most, target):
+        del theta  # Where the parameters are.
+        optimizer = make(parameters)
         left = most
 
         def closure():
@@ -120,7 +150,8 @@ def torch_lbfgs(evaluate, memory):
                 raise Enough
             optimizer.zero_grad()
             loss = problem.loss()
-            loss.backward()
+            if not is_differentiated:
+                loss.backward()
             evaluate.note(loss.item())
             left = left - 1 if loss.item() > target else 0
             return loss
@@ -290,6 +321,7 @@ PEERS = {
     "SciPy L-BFGS-B": Peer(lbfgsb, "scipy", None, (10, 50)),
     "SciPy BFGS": Peer(bfgs, "scipy", None, (None,), 100),
     "torch.optim.LBFGS": Peer(torch_lbfgs, "torch", "torch", (10, 100)),
+    "pytorch-minimize": Peer(torchmin_lbfgs, "torchmin", "torch", (10, 100)),
     "optax.lbfgs": Peer(optax_lbfgs, "optax", "jax", (10, 50)),
     "jaxopt.LBFGS": Peer(jaxopt_lbfgs, "jaxopt", "jax", (10, 50)),
     "optimistix.LBFGS": Peer(optimistix_lbfgs, "optimistix", "jax", (10, 50)),

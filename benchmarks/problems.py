@@ -47,7 +47,7 @@ class Problem(NamedTuple):
         loss: the loss as a function of nothing, by the backend's own means.
         start: function of a seed that returns that vector.
         ours: function `(optimizer, evaluations, target)` that runs kormos from
-            the variables' present values and returns its history.
+            the variables' present values and returns its `Result`.
         targets: losses to reach.
         is_relative: whether these are parts of the way that is left, from the
             start, to the lowest loss that any method found from there.
@@ -89,7 +89,7 @@ def of_model(name, model, x, y, loss, start, **fields):
             target_loss=target,
             verbose=0,
         )
-        return history.iterations
+        return history.result
 
     def eager():
         return model.compute_loss(*tensors, model(tensors[0]))
@@ -259,7 +259,7 @@ def of_function(function):
         return function.loss(variable)
 
     def ours(optimizer, evaluations, target):
-        result = kormos.minimize(
+        return kormos.minimize(
             loss,
             [variable],
             optimizer,
@@ -267,7 +267,6 @@ def of_function(function):
             max_evals=evaluations,
             target_loss=target,
         )
-        return result.history
 
     return Problem(
         function.name,

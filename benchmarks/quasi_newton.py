@@ -70,7 +70,7 @@ class Ours:
 
     def run(self, theta, most, target):
         del theta
-        return self._problem.ours(self._optimizer, most, target)
+        return self._problem.ours(self._optimizer, most, target).history
 
 
 class Theirs:

@@ -28,7 +28,7 @@ import pytest
 import kormos
 from kormos.session import interrupts
 
-pytest_plugins = ["faults.table"]
+pytest_plugins = ["dealing", "faults.table"]
 
 BACKEND = keras.backend.backend()
 
@@ -78,78 +78,33 @@ def seeded():
     keras.backend.clear_session(free_memory=False)
 
 
-# Modules of what does not depend on how TensorFlow compiles a solver's loop:
-# with XLA, as users have it, that takes twice as long.
-_WITHOUT_XLA = {
-    "test_activity_regularizers",
-    "test_against_curve_fit",
-    "test_against_statsmodels",
-    "test_assigned_values",
-    "test_budget",
-    "test_callbacks",
-    "test_certified_deviations",
-    "test_check",
-    "test_checkpoints",
-    "test_claims",
-    "test_custom_gradients",
-    "test_data_sources",
-    "test_displays",
-    "test_endless_data",
-    "test_every_layer",
-    "test_every_loss",
-    "test_exceptions",
-    "test_external_solvers",
-    "test_fit",
-    "test_float64_tail",
-    "test_float64_trial",
-    "test_identification",
-    "test_interrupts",
-    "test_keras_callbacks",
-    "test_layers_in_float64",
-    "test_least_squares_convergence",
-    "test_logit_convergence",
-    "test_losses_of_variables",
-    "test_messages",
-    "test_models",
-    "test_non_finite",
-    "test_objective_effects",
-    "test_objective_losses",
-    "test_own_loss",
-    "test_plots",
-    "test_precision",
-    "test_progress",
-    "test_quasi_newton_convergence",
-    "test_random_models",
-    "test_recovery",
-    "test_refit",
-    "test_rejections",
-    "test_repeats",
-    "test_resample_in_fit",
-    "test_results",
-    "test_rows",
-    "test_saturated_units",
-    "test_saving",
-    "test_scipy_convergence",
-    "test_second_interrupts",
-    "test_sizes",
-    "test_sklearn",
-    "test_start_checks",
-    "test_states",
-    "test_streaming",
-    "test_summary",
-    "test_trace_callbacks",
-    "test_tuner",
-    "test_units",
-    "test_unidentified",
-    "test_unusual_values",
-    "test_verification",
+# Modules whose loops TensorFlow compiles by XLA, as users have it, or which
+# compare with a process that has it. Elsewhere the same graphs run without: XLA
+# takes longer to compile most of them than they run.
+_WITH_XLA = {
+    "test_convolutions",
+    "test_equalities",
+    "test_faults",
+    "test_flat_state",
+    "test_gauss_newton",
+    "test_kept_programs",
+    "test_kills",
+    "test_l1",
+    "test_levenberg_marquardt",
+    "test_newton",
+    "test_processes",
+    "test_quasi_newton",
+    "test_random_numbers",
+    "test_resume",
+    "test_scans",
+    "test_traces",
 }
 
 
 @pytest.fixture(autouse=True)
 def loops(request, monkeypatch):
     name = request.module.__name__.split(".")[-1]
-    if BACKEND == "tensorflow" and name in _WITHOUT_XLA:
+    if BACKEND == "tensorflow" and name not in _WITH_XLA:
         compile = kormos.backend.compile
         monkeypatch.setattr(kormos.backend, "compile_loop", compile)
 

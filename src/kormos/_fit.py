@@ -227,7 +227,7 @@ def fit(
         choose(optimizer, task, is_timed=max_seconds is not None)
         stages = optimizer.stages(epochs, **settings)
         objectives.stages, observer = stages, observer_of(stages)
-        if verbose:
+        if verbose and current().is_first:
             print(optimizer.choice)
     report = objectives.check(verbose) if check else None
 

@@ -279,6 +279,7 @@ def test_layers(names, method):
             raise
 
 
+@pytest.mark.own_cases
 @pytest.mark.parametrize("name", NO_MODEL.get(BACKEND, ()))
 def test_what_keras_cannot_evaluate_either(name):
     with pytest.raises(Exception, match="string|build the model|dtype"):

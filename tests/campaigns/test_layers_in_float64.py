@@ -132,6 +132,7 @@ def test_frozen_layers(names):
     assert_equals_its_twin(names, frozen=True)
 
 
+@pytest.mark.own_cases
 @pytest.mark.parametrize("name", NARROW)
 def test_what_has_no_float64_is_told_by_name(name):
     model, branches = built([name], frozen=False)

@@ -153,6 +153,7 @@ def small_net():
     return model, x, y
 
 
+@pytest.mark.own_cases
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_solver_reaches_what_ours_reaches(solver, float64):
     check(solver, rel=1e-4)

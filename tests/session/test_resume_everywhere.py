@@ -58,6 +58,7 @@ def resumed(model, folder, **settings):
 
 
 # Of a stream, or on several processes, JAX evaluates outside of the loop.
+@pytest.mark.own_cases
 @pytest.mark.parametrize(
     "method, settings",
     [

@@ -1,6 +1,9 @@
 """Estimates what evaluations and iterations cost, and suggests a method."""
 
+from __future__ import annotations
+
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -64,6 +67,18 @@ class Evaluation(NamedTuple):
     compile_seconds: float
 
 
+class _Pace(NamedTuple):
+    """How fast a machine computes in float64.
+
+    Attributes:
+        flops: operations per second, in a matrix product.
+        bytes: bytes per second that are read or written, in a sum of vectors.
+    """
+
+    flops: float
+    bytes: float
+
+
 def time_evaluation(objective: Objective, theta: Vector) -> Evaluation:
     """Evaluates the loss and its gradient several times, and times it."""
     seconds = []
@@ -117,7 +132,7 @@ def _estimate_smooth(
     twice, a dense matrix eight times, with the update.
     """
     dense = _BYTES * size**2
-    pace = _Pace()
+    pace = _pace()
     # A pair is a difference of points and one of gradients, in float64.
     pairs = 2 * _BYTES * size * LBFGS().pairs(size)
     step = _EVALUATIONS * seconds
@@ -147,7 +162,7 @@ def _estimate_smooth(
 
 
 def _least_squares(
-    objective: Objective, seconds: float, pace: "_Pace"
+    objective: Objective, seconds: float, pace: _Pace
 ) -> MethodCost:
     size = objective.size
     try:
@@ -195,23 +210,18 @@ def is_dense_cheap(size: int, seconds: float) -> bool:
         seconds: the seconds of an evaluation.
     """
     step = _EVALUATIONS * seconds
-    algebra = 8 * _BYTES * size**2 / _Pace().bytes
+    algebra = 8 * _BYTES * size**2 / _pace().bytes
     return step + algebra <= _WORTH_OF_DENSE * step
 
 
-class _Pace:
-    """How fast this machine computes in float64.
-
-    Attributes:
-        flops: operations per second, in a matrix product.
-        bytes: bytes per second that are read or written, in a sum of vectors.
-    """
-
-    def __init__(self) -> None:
-        matrix = np.ones((400, 400))
-        self.flops = 2 * 400**3 / _fastest(lambda: matrix @ matrix)
-        vector = np.ones(2**20)
-        self.bytes = 3 * vector.nbytes / _fastest(lambda: vector + vector)
+@functools.cache
+def _pace() -> _Pace:
+    """How fast this machine computes, measured once: it takes 20 ms."""
+    matrix, vector = np.ones((400, 400)), np.ones(2**20)
+    return _Pace(
+        flops=2 * 400**3 / _fastest(lambda: matrix @ matrix),
+        bytes=3 * vector.nbytes / _fastest(lambda: vector + vector),
+    )
 
 
 def _fastest(fn: Callable[[], Any]) -> float:

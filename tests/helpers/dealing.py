@@ -1,0 +1,49 @@
+"""With `--deal-cases`, JAX and TensorFlow run some cases of tests of many.
+
+Each of the two runs a third, another one, and at least one case of each test.
+PyTorch, which compiles nothing, runs all of them.
+"""
+
+import collections
+import zlib
+
+import keras
+import pytest
+
+# A test of fewer cases runs all of them on every backend.
+MANY = 4
+# What one backend alone can run is run there.
+CONDITIONS = ("skip", "skipif", "xfail", "own_cases")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--deal-cases",
+        action="store_true",
+        help="run some cases of the tests of many, unless on PyTorch",
+    )
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config, items):
+    backend = keras.backend.backend()
+    if not config.getoption("--deal-cases") or backend == "torch":
+        return
+    cases = collections.defaultdict(list)
+    for item in items:
+        if not any(item.get_closest_marker(name) for name in CONDITIONS):
+            cases[item.path, item.originalname].append(item)
+    left = set()
+    for group in cases.values():
+        if len(group) >= MANY:
+            kept = [item for item in group if _dealt(item, backend)]
+            left.update(set(group) - set(kept or group[:1]))
+    items[:] = [item for item in items if item not in left]
+    config.hook.pytest_deselected(items=list(left))
+
+
+def _dealt(item, backend):
+    """Whether a backend runs a case."""
+    # By its name: by its place, every third could be one method.
+    number = zlib.crc32(item.nodeid.encode()) % 3
+    return number == ("jax", "tensorflow").index(backend)
