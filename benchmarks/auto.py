@@ -316,9 +316,7 @@ def tabulate(record, outcomes):
     rows = []
     for group in dict.fromkeys(o.case.group for o in outcomes):
         own = [o for o in outcomes if o.case.group == group]
-        record.table(
-            f"`{group}`", [*columns, "factor"], [o.row() for o in own]
-        )
+        record.table(f"`{group}`", [*columns, "factor"], [o.row() for o in own])
         rows.append(standing(group, own))
     rows.append(standing("all", outcomes))
     record.table(
