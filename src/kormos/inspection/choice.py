@@ -15,6 +15,9 @@ from kormos.session.task import Task
 # The most parameters of a dense matrix, and of a matrix of least squares, for a
 # loss of which no more is known.
 _MOST_DENSE = 5_000
+# The parameters up to which a dense matrix costs nothing beside any evaluation,
+# so that none is timed: their fits may take less than that.
+_FREE_DENSE = 100
 _MOST_SQUARE = 2_000
 # The seconds of an evaluation from which steps on batches get further at first:
 # Adam then takes more than a hundred steps in the time of a few iterations. A
@@ -94,8 +97,8 @@ def _can_shuffle(objective: Objective) -> bool:
 
 def _dense_or_not(objective: FlatObjective) -> Choice:
     """Of a loss of which only the size and the time are known."""
-    seconds = _seconds(objective)
-    if costs.is_dense_cheap(objective.size, seconds):
+    is_small = objective.size <= _FREE_DENSE
+    if is_small or costs.is_dense_cheap(objective.size, _seconds(objective)):
         return Choice(
             ["ssbroyden"],
             f"With {objective.size:,} parameters a dense matrix costs little "

@@ -42,6 +42,8 @@ def check_names(kind: type, given: Collection[str]) -> None:
     Raises:
         TypeError: if some are unknown.
     """
+    if not given:
+        return
     known = names_of(kind)
     unknown = [name for name in given if name not in known]
     if not unknown:

@@ -83,6 +83,22 @@ def _listed(indices: list[int], name_of: Callable[[int], str]) -> str:
     return ", ".join(names) + (f" and {more} more" if more else "")
 
 
+def _seconds(call: Callable[[], object], enough: float) -> float:
+    """The shortest time of up to three calls.
+
+    A call may compile, or wait for another process. One that takes much longer
+    than `enough` seconds is not made again.
+    """
+    shortest = np.inf
+    for _ in range(3):
+        began = now()
+        call()
+        shortest = min(shortest, now() - began)
+        if shortest <= enough or shortest > 10 * enough:
+            break
+    return shortest
+
+
 def undetermined(
     evaluate: Evaluate,
     hessian: Hessian | None,
@@ -112,15 +128,11 @@ def undetermined(
     indices = np.flatnonzero((box[0] < theta) & (theta < box[1]))
     if not 0 < indices.size <= MOST:
         return None
-    # The first evaluation may compile, so the second is timed.
     here = Point(theta, *evaluate(theta))
-    began = now()
-    evaluate(theta)
-    each = now() - began
     is_known = np.isfinite(here.loss) and np.isfinite(here.grad).all()
     count = _EVALUATIONS * (indices.size if hessian is None else 1)
-    too_long = count * each > max(_SECONDS, _SHARE * seconds)
-    if too_long or not is_known:
+    enough = max(_SECONDS, _SHARE * seconds) / count
+    if not is_known or _seconds(lambda: evaluate(theta), enough) > enough:
         return None
     sizes = _sizes(theta, start[0], evaluation_eps)
     look = Surroundings(evaluate, hessian, here, sizes, box, evaluation_eps)
