@@ -103,7 +103,8 @@ SUMMARY = (
 HEAD = """# Performance
 
 Where kormos is ahead of other libraries, and where it is not. Every figure on
-this page was printed by a script of `make bench`, on the machine named below.
+this page was printed by a script of `make bench`. Each section ends with the day,
+the machine and the versions.
 """
 HOW = """
 Bold marks the better one. Each row is one column of a table further down.
@@ -123,10 +124,11 @@ Bold marks the better one. Each row is one column of a table further down.
   digits; so does TFP on the grid in float32.
 - **Smooth functions of a few parameters.** On the test functions, SciPy's BFGS
   takes the fewest evaluations most often.
-- **PyTorch.** kormos runs eagerly there. On small networks its own logic costs
-  more than that of `torch.optim.LBFGS`; it takes fewer evaluations.
+- **PyTorch.** kormos calls the loss as a recorded graph there, but its own steps
+  are Python code. SciPy's L-BFGS-B around the same graph reaches the first losses
+  of the grid sooner.
 - **Convolutions.** SciPy's L-BFGS-B around a compiled gradient is as fast, and
-  faster on TensorFlow and PyTorch.
+  faster on TensorFlow and PyTorch. On PyTorch `torch.optim.LBFGS` is faster still.
 - **Many outputs for each row.** On the digits `"lm"` takes longer than
   `"lbfgs"` and reaches less.
 
@@ -137,7 +139,7 @@ at a time. Those of `make bench` had a malloc that [keeps its
 memory](faq.md#why-do-iterations-vary-in-time). Times of tens of milliseconds
 vary by a fifth from run to run. `make bench` takes twenty minutes;
 `benchmarks/raissi.py`, and `benchmarks/pinns.py` with `--long` and `--smooth`,
-take an hour and a half more.
+take an hour and a half more. Figures of different machines cannot be compared.
 """
 
 
@@ -303,7 +305,8 @@ def section(record, folder, is_new):
         lines += [folded(table), ""]
     versions = ", ".join(f"{k} {v}" for k, v in record["versions"].items())
     quick = " (a quick run, of small sizes)" if record["quick"] else ""
-    lines += [f"*{record['name']}{quick}, {record['date']}: {versions}.*", ""]
+    origin = f"{record['name']}{quick}, {record['date']}, {record['machine']}"
+    lines += [f"*{origin}: {versions}.*", ""]
     return "\n".join(lines)
 
 
@@ -316,8 +319,7 @@ def main():
     args = parser.parse_args()
     records = load(args.results)
     args.page.mkdir(parents=True, exist_ok=True)
-    machines = " ".join(sorted({f"{r['machine']}." for r in records}))
-    parts = [HEAD, summary(records), HOW, f"The machine: {machines}", ""]
+    parts = [HEAD, summary(records), HOW]
     told = set()
     for record in records:
         parts.append(section(record, args.page, record["about"] not in told))
