@@ -103,8 +103,8 @@ SUMMARY = (
 HEAD = """# Performance
 
 Where kormos is ahead of other libraries, and where it is not. Every figure on
-this page was printed by a script of `make bench`. Each section ends with the day,
-the machine and the versions.
+this page was printed by a script of `make bench`. Each section ends with the
+day, the machine and the versions.
 """
 HOW = """
 Bold marks the better one. Each row is one column of a table further down.
@@ -124,11 +124,12 @@ Bold marks the better one. Each row is one column of a table further down.
   digits; so does TFP on the grid in float32.
 - **Smooth functions of a few parameters.** On the test functions, SciPy's BFGS
   takes the fewest evaluations most often.
-- **PyTorch.** kormos calls the loss as a recorded graph there, but its own steps
-  are Python code. SciPy's L-BFGS-B around the same graph reaches the first losses
-  of the grid sooner.
+- **PyTorch.** kormos calls the loss as a recorded graph there, but its own
+  steps are Python code. SciPy's L-BFGS-B around the same graph reaches the
+  first losses of the grid sooner.
 - **Convolutions.** SciPy's L-BFGS-B around a compiled gradient is as fast, and
-  faster on TensorFlow and PyTorch. On PyTorch `torch.optim.LBFGS` is faster still.
+  faster on TensorFlow and PyTorch. On PyTorch `torch.optim.LBFGS` is faster
+  still.
 - **Many outputs for each row.** On the digits `"lm"` takes longer than
   `"lbfgs"` and reaches less.
 
