@@ -28,9 +28,9 @@ test: $(VENV)/xla-flags
 	    $(MAKE) --no-print-directory $$part || failed="$$failed $$part"; \
 	done; test -z "$$failed" || { echo "Failed:$$failed"; exit 1; }
 
-# Tests run two at a time, each on one thread: that is what two cores hold. Of
-# tests with many cases PyTorch runs all, and the others, which compile, a third:
-# `make test CASES=` runs all everywhere.
+# Tests run two at a time, each on one thread: that is what two cores hold. Where
+# a test has many cases, PyTorch runs all of them, and JAX and TensorFlow, which
+# compile, a third each. `make test CASES=` runs all cases everywhere.
 CASES ?= --deal-cases
 
 test-jax test-tensorflow test-torch: test-%: $(VENV)/xla-flags

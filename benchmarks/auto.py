@@ -1,7 +1,7 @@
 """What `optimizer="auto"` chooses, beside every method by name.
 
 Each problem is solved from the same start by `"auto"` and by the methods that
-suit it, in one process and by turns. The loss to reach is the hardest of the
+suit it, alternately in one process. The loss to reach is the hardest of the
 problem's: a part of the way from the start down to the lowest loss that any of
 the methods found (1e-8 for functions, 1e-3 to 1e-5 for models), or an absolute
 one for networks that can fit their data. Seconds are those of whole calls after
@@ -44,11 +44,12 @@ AUTO = "auto"
 OF_FUNCTIONS = "lbfgs", "ssbroyden", "dense-bfgs", "l-bfgs-b", "bfgs"
 OF_RESIDUALS = "lm", "lbfgs", "ssbroyden", "l-bfgs-b"
 OF_MODELS = "lm", "lbfgs", "ssbroyden", "newton-cg", "l-bfgs-b"
-# Timed runs of a method: at most so many, until they took so many seconds.
+# Each method is timed at most this often, and not again once its runs have
+# taken this many seconds.
 REPEATS, ENOUGH = 9, 1.0
 # Within this factor of the best method's seconds a choice counts as right.
 FACTOR = 1.5
-# The most parameters for methods that keep a matrix.
+# A method that keeps a matrix takes part up to this many parameters.
 MOST_DENSE = {"ssbroyden": 6_000, "dense-bfgs": 2_000, "lm": 6_000}
 
 
@@ -214,7 +215,7 @@ def counts():
 
 
 def of_models():
-    """Pairs of a dtype and what makes a case in it."""
+    """Yields pairs of a dtype and a function that makes a case in it."""
     for make, dtypes in problems.PROBLEMS.values():
         for dtype in dtypes:
             yield dtype, lambda m=make, d=dtype: of_problem(m(d))
@@ -269,10 +270,9 @@ def solved(case):
     lowest = min(ends.values())
     target = case.target
     if target is None:
-        # What rounding leaves of a loss of zero is no way that is left.
         target = float(lowest + case.part * (first - lowest))
     able = [m for m in methods if ends[m] <= target]
-    if not [m for m in able if m != AUTO]:
+    if not set(able) - {AUTO}:
         return None
     found = {m: [] for m in able}
     for repeat in range(REPEATS + 1):
@@ -323,8 +323,8 @@ def tabulate(record, outcomes):
         '`"auto"`: how often its choice is nearly the best',
         ["function", "problems", f"within {FACTOR}", "2", "5", "reached"],
         rows,
-        "Parts of the problems, with their starts, that it solves within that "
-        "factor of the fastest method's seconds.",
+        "The share of the problems that it solves within that factor of the "
+        "fastest method's seconds.",
     )
 
 

@@ -44,7 +44,8 @@ milliseconds, so that seconds would tell of calls and not of methods. Losses to
 reach are 1e-2, 1e-5 and 1e-8 of the way from the start to the lowest that any
 method found.
 """
-# Timed runs of a method: at most so many, until they took so many seconds.
+# Each method is timed at most this often, and not again once its runs have
+# taken this many seconds.
 REPEATS = 15
 ENOUGH = 0.6
 FAR = 1e300

@@ -78,9 +78,10 @@ def seeded():
     keras.backend.clear_session(free_memory=False)
 
 
-# Modules whose loops TensorFlow compiles by XLA, as users have it, or which
-# compare with a process that has it. Elsewhere the same graphs run without: XLA
-# takes longer to compile most of them than they run.
+# On TensorFlow, XLA compiles the solvers' loops in these modules, as it does
+# for users: they test it, or they compare with a process that uses it. The
+# other modules run the same graphs without XLA, because compiling takes longer
+# than most of the fits.
 _WITH_XLA = {
     "test_convolutions",
     "test_equalities",

@@ -1,6 +1,6 @@
 """With `--deal-cases`, JAX and TensorFlow run some cases of tests of many.
 
-Each of the two runs a third, another one, and at least one case of each test.
+Each of the two runs a different third, and at least one case of every test.
 PyTorch, which compiles nothing, runs all of them.
 """
 
@@ -10,7 +10,7 @@ import zlib
 import keras
 import pytest
 
-# A test of fewer cases runs all of them on every backend.
+# A test with fewer cases than this runs all of them on every backend.
 MANY = 4
 # What one backend alone can run is run there.
 CONDITIONS = ("skip", "skipif", "xfail", "own_cases")
@@ -44,6 +44,6 @@ def pytest_collection_modifyitems(config, items):
 
 def _dealt(item, backend):
     """Whether a backend runs a case."""
-    # By its name: by its place, every third could be one method.
+    # Its name decides. Taking every third case could always take one method.
     number = zlib.crc32(item.nodeid.encode()) % 3
     return number == ("jax", "tensorflow").index(backend)

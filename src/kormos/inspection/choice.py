@@ -15,10 +15,10 @@ from kormos.session.task import Task
 # The most parameters of a dense matrix, and of a matrix of least squares, for a
 # loss of which no more is known.
 _MOST_DENSE = 5_000
-# The parameters up to which a dense matrix costs nothing beside any evaluation,
-# so that none is timed: their fits may take less than that.
-_FREE_DENSE = 100
 _MOST_SQUARE = 2_000
+# Up to this many parameters a dense matrix costs next to nothing. No evaluation
+# is timed then, because that could take as long as the fit. A choice of ours.
+_FREE_DENSE = 100
 # The seconds of an evaluation from which steps on batches get further at first:
 # Adam then takes more than a hundred steps in the time of a few iterations. A
 # choice of ours.
