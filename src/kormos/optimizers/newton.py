@@ -104,8 +104,9 @@ class Newton(QuasiNewton):
                 f"'lbfgs'. Received: optimizer='{self.name}' with a loss that "
                 "is summed up in Python"
             )
-        rows = np.zeros((problem.stride, len(NEWTON_ROW)))
-        return super()._first_state(problem, theta)._replace(rows=rows)
+        first = super()._first_state(problem, theta)
+        rows = np.zeros((len(first.rows), len(NEWTON_ROW)))
+        return first._replace(rows=rows)
 
     def _resumed(self, state: State) -> State:
         # Products are counted for each run.
