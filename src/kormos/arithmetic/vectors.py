@@ -40,11 +40,6 @@ def vecmat(vector: Tensor, matrix: Tensor) -> Tensor:
     return ops.einsum("i,ij->j", vector, matrix)
 
 
-def outer(a: Tensor, b: Tensor) -> Tensor:
-    """The matrix of the products of every two entries."""
-    return ops.expand_dims(a, 1) * ops.expand_dims(b, 0)
-
-
 # Columns of a block of `gram`, a choice of ours. A larger block computes more
 # of the lower triangle, which nobody reads; smaller ones make more calls.
 _BLOCK_COLUMNS = 128
