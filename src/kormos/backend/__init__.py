@@ -44,9 +44,9 @@ Tensors:
 - `set_row(matrix, index, row)`: the matrix, or an array with more dimensions,
   with another row. It may be the same array, changed.
 - `set_column(matrix, index, column)`: the same for a column of a matrix.
-- `add_outer(matrix, vector, factor)`: a symmetric matrix with `factor` times the
-  vector's outer product with itself, symmetric to the bit. It may be the same
-  array, changed.
+- `add_outer(matrix, vector, factor)`: a symmetric matrix plus `factor` times
+  the vector's outer product with itself, symmetric to the bit. It may be the
+  same array, changed.
 - `float64()`: a scope in which float64 tensors keep their precision.
 - `repeatable()`: a scope in which random draws that have no seed of their own
   are the same every time.
@@ -264,8 +264,8 @@ elif keras.backend.backend() == "torch":
     from kormos.backend.common import unasked as unasked
     from kormos.backend.common import unscaled as unscaled
     from kormos.backend.common import whole as whole
-    from kormos.backend.torch import arctan as arctan
     from kormos.backend.torch import add_outer as add_outer
+    from kormos.backend.torch import arctan as arctan
     from kormos.backend.torch import attempt as attempt
     from kormos.backend.torch import chunk_numbers as chunk_numbers
     from kormos.backend.torch import compile as compile
