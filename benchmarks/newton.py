@@ -7,9 +7,9 @@ without compiling. `"lbfgs"` keeps its memory.
 
 `surface`: the gallery's, network 2-64-64-1, mean squared error on 121 points.
 
-`digits`: every fourth of scikit-learn's, network 64-64-10, mean squared error of
-ones and zeros, which it can fit. (With a cross-entropy, `"lbfgs"` converges in
-42 iterations.)
+`digits`: every fourth of scikit-learn's, network 64-64-10, mean squared error
+of ones and zeros, which it can fit. (With a cross-entropy, `"lbfgs"` converges
+in 42 iterations.)
 
 `burgers`: `pinns.py`'s equation, a network of three layers of 20, on 2,000
 points that are not drawn anew.
