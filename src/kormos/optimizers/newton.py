@@ -105,7 +105,9 @@ class GaussNewton(Newton):
     As `Newton`, with products of the generalized Gauss-Newton matrix, that of
     `"lm"`, which has no negative curvature. No matrix is kept, so that the
     number of parameters has no limit. The loss must be one of outputs or of
-    residuals.
+    residuals. Up to 1,000 parameters get units in which the columns of the
+    Jacobian are about equally long, where most of them differ by more than a
+    factor of 1,000 at the start; to know takes 8 to 64 products.
 
     Args:
         name: name of the optimizer.

@@ -26,7 +26,6 @@ from kormos.solvers.quasi_newton.state import Limits
 from kormos.solvers.quasi_newton.state import State
 from kormos.types import Vector
 
-
 # Up to so many parameters get new units, where most columns of J differ by more
 # than the factor. Our choice: those of a regression have units of their own. In
 # a network, short columns may be those of parameters that do nothing: with the
