@@ -7,8 +7,7 @@ import numpy as np
 from kormos.types import Vector
 
 # The diagonal is estimated from this many products. Our choice: the error falls
-# as one over the square root of it, and the diagonal is only a preconditioner
-# and a scale. Every new point pays for these products.
+# as one over the square root of it, and the diagonal is only a scale.
 PROBES = 8
 # An estimate is repeated while one entry of the scaled matrix is more than
 # this many times another, but only so often. Our choice: each time halves the
@@ -26,8 +25,7 @@ def diagonal(product: Callable[[Vector], Vector], size: int) -> Vector:
     uncertainty, which comes from the other entries of its row. In the
     parameters' own units a small effect would be lost in the noise of a large
     one. So the matrix is scaled by an estimate and estimated again, until it is
-    nearly even. Nothing is taken from earlier points: a resumed fit finds the
-    same.
+    nearly even.
 
     Args:
         product: function of a vector `(size,)` that returns A times it.
