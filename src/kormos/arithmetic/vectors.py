@@ -16,7 +16,9 @@ from kormos.types import Tensor
 
 
 def dot(a: Tensor, b: Tensor) -> Scalar:
-    """The inner product of two vectors, a scalar."""
+    """The inner product of two vectors, a scalar; of NumPy's, a number."""
+    if isinstance(a, np.ndarray):
+        return a.dot(b)
     return backend.dot(a, b)
 
 
