@@ -1,7 +1,8 @@
-"""How bad an exception is that an evaluation has raised.
+"""How serious an exception is that an evaluation has raised.
 
-Processes that fit a model together must judge an exception of one of them
-alike: each number here can be sent to the others, who raise what is here.
+Processes that fit a model together must come to the same judgement about an
+exception of one of them. The numbers here can be sent to the other processes,
+which then raise the exceptions of this module.
 """
 
 import traceback
@@ -38,7 +39,7 @@ _MISTAKES = (
 
 
 class SharedFailure(RuntimeError):
-    """A failure that several processes have agreed on.
+    """A failure on which several processes have agreed.
 
     Attributes:
         severity: one of the three numbers of this module.
@@ -48,7 +49,11 @@ class SharedFailure(RuntimeError):
 
 
 class OtherProcessFailed(SharedFailure):
-    """Another process could not go on, and says why itself."""
+    """Raised when another process failed, which says itself why.
+
+    A fit that is distributed over several processes raises it in all processes
+    except the one that failed.
+    """
 
     def __init__(self, message: str, severity: int = FINAL):
         super().__init__(message)
@@ -56,15 +61,19 @@ class OtherProcessFailed(SharedFailure):
 
 
 class LostProcessError(SharedFailure):
-    """The processes cannot exchange sums any more, or only wrong ones."""
+    """Raised when the processes cannot exchange correct sums any more.
+
+    Either a process has ended or does not answer, or the processes run
+    different programs.
+    """
 
 
 def drifted(name: str, unlike: list[int]) -> LostProcessError:
-    """The error of processes that do not do the same.
+    """The error of processes that do not run the same program.
 
     Args:
-        name: what they were to add up, in words.
-        unlike: the processes that do otherwise than the first.
+        name: what the processes were to add up, in words.
+        unlike: the processes that differ from the first one.
     """
     return LostProcessError(
         "All processes must do the same: with the same versions of all "
@@ -75,12 +84,12 @@ def drifted(name: str, unlike: list[int]) -> LostProcessError:
 
 
 def lost(name: str, place: str, said: str) -> LostProcessError:
-    """The error of a process that others do not answer.
+    """The error of a process that gets no answer from the others.
 
     Args:
-        name: what they were to add up, in words.
+        name: what the processes were to add up, in words.
         place: which process this is.
-        said: what the engine says.
+        said: the message of the engine.
     """
     return LostProcessError(
         "A process has ended, or has not answered within the time that the "
@@ -91,7 +100,7 @@ def lost(name: str, place: str, said: str) -> LostProcessError:
 
 
 def severity_of(error: BaseException) -> int:
-    """One of the three numbers of this module.
+    """Returns one of the three numbers of this module.
 
     Args:
         error: the exception.

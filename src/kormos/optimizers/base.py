@@ -1,8 +1,8 @@
-"""What every optimizer of kormos is.
+"""The base class of all optimizers of kormos.
 
-An optimizer sees a `Problem`, functions of one flat vector, and never a model,
-data or a callback. It tells every accepted iterate to `report`, which answers
-whether to stop.
+An optimizer works on a `Problem`, which is a set of functions of one flat
+vector. It never sees a model, data or a callback. It passes every accepted
+iterate to `report`, which answers whether to stop.
 """
 
 from __future__ import annotations
@@ -56,29 +56,36 @@ def whole_states() -> Iterator[None]:
 class BatchOptimizer(keras.optimizers.Optimizer):
     """Base class of all optimizers of kormos.
 
-    A model compiled with one is trained on all of its data at once: `fit`
-    runs the whole of the optimizer's algorithm, an iteration an epoch.
+    A model that is compiled with one is trained on all of its data at once:
+    `fit` runs the optimizer's whole algorithm, with one iteration per epoch.
     Subclasses implement `stages`.
 
     Args:
-        name: name of the optimizer.
-        epochs: the number of epochs when `fit` is not told. Defaults to 20.
-        batch_size: the most rows in memory at once when `fit` is not told.
-        pretrain_fn: function of the model, called before the optimization
-            starts, to freeze layers for instance.
-        bounds: dict from a variable's path, or a regular expression on paths,
-            to `(low, high)`, where `None` is no bound; or a list of pairs
-            `(variable, (low, high))`.
-        constraints: a dict `{"type": "eq" or "ineq", "fun": fn}` or a list of
-            these, with `fn` a function of no arguments that reads variables;
-            its values are held at zero, or at zero and above.
-        keep_state: what becomes of the solver's state, curvature for
-            instance, from which `resume=True` goes on. `None` keeps it in
-            memory and in backups of `BackupAndRestore`, `True` in saved
-            models too, where it can be far larger than the weights, and
-            `False` nowhere. Defaults to `None`.
-        **others: refused, with what to write in place of arguments that
-            kormos 0.1 had.
+        name: String, the name of the optimizer.
+        epochs: Integer, the number of epochs of a `fit` without `epochs`.
+            Defaults to 20.
+        batch_size: Integer, the largest number of rows that are evaluated at
+            the same time in a `fit` without `batch_size`.
+        pretrain_fn: Function of the model that is called before the
+            optimization starts, for example to freeze layers.
+        bounds: Dict that maps the path of a variable, or a regular expression
+            for paths, to `(low, high)`, where `None` means no bound; or a list
+            of pairs `(variable, (low, high))`.
+        constraints: A dict `{"type": "eq" or "ineq", "fun": fn}`, or a list of
+            these. `fn` is a function of no arguments that reads the variables.
+            Its values are kept at zero (`"eq"`), or at zero or above
+            (`"ineq"`).
+        keep_state: Where the state of the solver, such as its curvature, is
+            kept for `resume=True`. `None` keeps it in memory and in the backups
+            of `BackupAndRestore`. `True` keeps it in saved models too, where it
+            can be far larger than the weights. `False` keeps it nowhere.
+            Defaults to `None`.
+        **others: Not accepted. The error says what replaces arguments of
+            kormos 0.1.
+
+    Raises:
+        TypeError: If an argument is unknown.
+        ValueError: If an argument cannot be used.
     """
 
     # Whether a later fit can go on with the curvature of an earlier one.
@@ -135,14 +142,14 @@ class BatchOptimizer(keras.optimizers.Optimizer):
         return super().__new__(cls)
 
     def stages(self, epochs: Any = None, **overrides: Any) -> list[Stage]:
-        """The runs of which a fit consists.
+        """Returns the runs that a fit consists of.
 
         Args:
-            epochs: what `fit` was given, or `None`.
-            **overrides: constructor arguments to replace for this fit.
+            epochs: Integer or list, the `epochs` of `fit`, or `None`.
+            **overrides: Arguments of the constructor to replace for this fit.
 
         Returns:
-            A list of `Stage`s.
+            A list of `kormos.optimizers.stage.Stage`s.
         """
         raise NotImplementedError(
             "An optimizer of kormos implements `stages`, which returns the "
@@ -196,7 +203,7 @@ class BatchOptimizer(keras.optimizers.Optimizer):
         )
 
     def keep(self, state: SolverState | None) -> None:
-        """Keeps a `SolverState`, or none, for a later fit to go on from."""
+        """Stores a `SolverState`, or `None`, for a later fit."""
         self.solver_state = None if self.keep_state is False else state
 
     def save_own_variables(self, store: Any) -> None:
@@ -209,25 +216,30 @@ class BatchOptimizer(keras.optimizers.Optimizer):
         self.loads += 1
 
     def save_state(self, path: str | os.PathLike[str]) -> None:
-        """Writes what `resume=True` goes on from into a file.
+        """Writes the state from which `resume=True` continues to a file.
 
-        A model's optimizer is saved with the model. This is for
-        `kormos.minimize`, `least_squares` and `solve`, whose variables have no
-        model.
+        The optimizer of a model is saved with the model. Use this function for
+        `kormos.minimize`, `kormos.least_squares` and `kormos.solve`, whose
+        variables belong to no model.
 
         Args:
-            path: the file, a NumPy archive. It gets its name when it is
-                complete.
+            path: Path of the file, a NumPy archive. The file gets this name
+                only when it is complete.
 
         Raises:
-            ValueError: if there is no state: before a run, after one of a
+            ValueError: If there is no state: before a run, after a run of a
                 method that keeps none, or with `keep_state=False`.
 
         Example:
 
         ```python
+        v = keras.Variable([1.0, 2.0])
+
+        def loss_fn():
+            return keras.ops.sum((v - 3.0) ** 4)
+
         optimizer = kormos.optimizers.LBFGS()
-        kormos.minimize(loss_fn, [v], optimizer, max_iterations=100)
+        kormos.minimize(loss_fn, [v], optimizer, max_iterations=5)
         optimizer.save_state("run.npz")
         # In another process:
         optimizer = kormos.optimizers.LBFGS()
@@ -254,15 +266,15 @@ class BatchOptimizer(keras.optimizers.Optimizer):
         path: str | os.PathLike[str],
         variables: Sequence[keras.Variable] = (),
     ) -> None:
-        """Reads what `save_state` has written.
+        """Reads a file that `save_state` has written.
 
         Args:
-            path: the file.
-            variables: the variables of the run, in the same order, which are
-                given the values of its point.
+            path: Path of the file.
+            variables: List of the variables of the run, in the same order. They
+                are set to the point in the file.
 
         Raises:
-            ValueError: if the file is of other variables.
+            ValueError: If the file belongs to other variables.
         """
         with np.load(path) as archive:
             self._load_solver(dict(archive))
@@ -296,10 +308,11 @@ class BatchOptimizer(keras.optimizers.Optimizer):
         """Sets the optimizer's own variables, its counters, as Keras does.
 
         Args:
-            weights: a list of arrays like `[v.numpy() for v in variables]`.
+            weights: List of arrays, such as `[v.numpy() for v in variables]`.
 
         Raises:
-            ValueError: if they are anything else, parameters of a model say.
+            ValueError: If the arrays are anything else, for example the weights
+                of a model.
         """
         if not _are_like(weights, self.variables):
             raise ValueError(
@@ -324,7 +337,7 @@ class BatchOptimizer(keras.optimizers.Optimizer):
 
 
 def check_epochs(value: Any) -> None:
-    """Raises a `ValueError` unless `value` is a number of iterations."""
+    """Raises a `ValueError` unless `value` is a valid number of iterations."""
     if not isinstance(value, (int, np.integer)) or value < 0:
         raise ValueError(
             "A number of iterations (`epochs`, `max_iterations` or the "

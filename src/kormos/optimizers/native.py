@@ -1,4 +1,4 @@
-"""What the methods share that kormos implements itself."""
+"""What the methods that kormos implements itself have in common."""
 
 import numbers
 from typing import Any
@@ -22,16 +22,17 @@ class NativeOptimizer(BatchOptimizer):
 
     Args:
         name: name of the optimizer.
-        epochs: the number of epochs when `fit` is not told.
-        batch_size: the most rows in memory at once when `fit` is not told.
-        pretrain_fn: function of the model, called before the fit starts.
-        gtol: relative tolerance, as the method has it.
+        epochs: the number of epochs of a `fit` without `epochs`.
+        batch_size: the largest number of rows that are evaluated at the same
+            time in a `fit` without `batch_size`.
+        pretrain_fn: function of the model that is called before the fit starts.
+        gtol: a relative tolerance, which each method defines.
         ftol: as `gtol`.
         xtol: as `gtol`.
-        bounds: as `BatchOptimizer` takes them.
-        constraints: as `BatchOptimizer` takes them, for a method that
+        bounds: see `BatchOptimizer`.
+        constraints: see `BatchOptimizer`; for a method that
             `takes_constraints`.
-        keep_state: as `BatchOptimizer` takes it.
+        keep_state: see `BatchOptimizer`.
     """
 
     keeps_state = True

@@ -45,7 +45,7 @@ _FAR = 10.0
 
 
 class ConvergenceWarning(UserWarning):
-    """A run ended neither at an optimum nor where the user asked it to."""
+    """Warns that a run ended neither at an optimum nor where the user asked."""
 
 
 class Run:

@@ -109,27 +109,28 @@ class Solver(Protocol):
 
 
 class Objective(Protocol):
-    """A loss of a flat vector, of the user's own.
+    """The protocol of an objective that the user has written.
 
-    It may have `hvp(theta, vector)` too, the Hessian times a vector, which
-    methods such as `"newton-cg"` and `"trust-ncg"` need, and
-    `gauss_newton(theta)`, the Gauss-Newton matrix of shape `(size, size)`,
-    which `"lm"` needs.
+    It has two optional methods. `hvp(theta, vector)` returns the product of the
+    Hessian and a vector, an array of shape `(size,)`; methods such as
+    `"newton-cg"` and `"trust-ncg"` need it. `gauss_newton(theta)` returns the
+    Gauss-Newton matrix, an array of shape `(size, size)`; `"lm"` needs it.
 
     Attributes:
-        size: the number of parameters.
+        size: Integer, the number of parameters.
     """
 
     size: int
 
     def value_and_grad(self, theta: Vector) -> tuple[Scalar, Array]:
-        """The loss and its gradient.
+        """Computes the loss and its gradient.
 
         Args:
             theta: float64 array of shape `(size,)`.
 
         Returns:
-            The loss, a number, and the gradient, an array of shape `(size,)`.
+            A tuple of the loss, a float, and the gradient, an array of shape
+            `(size,)`.
         """
 
 
