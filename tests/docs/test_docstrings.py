@@ -73,7 +73,9 @@ def test_the_example_of_a_docstring_runs(code, names, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     known = dict(kormos.optimizers.NAMES)
     monkeypatch.setattr(kormos.optimizers, "NAMES", known)
-    with undoing("float32"):
+    # JAX has no float64 within a scope of float32.
+    dtype = "float64" if "enable_float64" in code else "float32"
+    with undoing(dtype):
         exec(compile(code, "example", "exec"), names)
 
 
