@@ -150,10 +150,10 @@ def fit(
             continues from it. Defaults to `False`.
         restarts: Integer, the number of starting points that compete: the
             present weights, and weights drawn by the initializers of the
-            layers. All starts get the same number of evaluations, and the
-            better half continues, until one is left. That one runs to its end,
-            and its weights stay in the model. `history.result.restarts` says
-            how far each start got.
+            layers. All starts get the same number of evaluations. Then the
+            half with the lower losses continues, until one is left. That one
+            runs to its end, and its weights stay in the model.
+            `history.result.restarts` says how far each start got.
         seed: Integer, the random seed of `restarts`. Defaults to `0`.
         precision: `"float64"` to evaluate in float64 whatever the dtype of the
             model is; the weights that the model stores are then rounded.

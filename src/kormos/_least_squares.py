@@ -144,10 +144,10 @@ def least_squares(
             optimizer instance, has stored since its last run. Defaults to
             `False`.
         restarts: Integer, the number of starting points that compete. All
-            starts get the same number of evaluations, and the better half
-            continues, until one is left, which runs to its end. The first start
-            is the present value of the variables. `result.restarts` says how
-            far each start got.
+            starts get the same number of evaluations. Then the half with the
+            lower losses continues, until one is left, which runs to its end.
+            The first start is the present value of the variables.
+            `result.restarts` says how far each start got.
         starts: The other starting points: a function `(count, rng)` that
             returns an array of shape `(count, size)` for the flat vector of
             all variables, or a list with an array of shape `(count, *shape)`
