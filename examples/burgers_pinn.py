@@ -1,7 +1,9 @@
-"""Burgers' equation by a physics-informed network: Adam, then LM or SSBroyden.
+"""Burgers' equation with a physics-informed network, by Adam, LM and SSBroyden.
 
-u_t + u u_x = 0.01 / pi u_xx, u(0, x) = -sin(pi x), with a shock at x = 0, by
-`keras.ops.jvp` on any backend. Points are drawn anew where residuals are large.
+The equation is u_t + u u_x = 0.01 / pi u_xx with u(0, x) = -sin(pi x), and its
+solution has a shock at x = 0. `keras.ops.jvp` computes the derivatives on every
+backend. New points are drawn during the fit, more of them where residuals are
+large.
 
     KERAS_BACKEND=jax python examples/burgers_pinn.py
 """
@@ -20,7 +22,7 @@ VISCOSITY = 0.01 / np.pi
 
 
 class Burgers(keras.Model):
-    """Its outputs are residuals; u = -sin(pi x) + t N holds the conditions."""
+    """Outputs residuals; u = -sin(pi x) + t N satisfies the conditions."""
 
     def __init__(self):
         super().__init__()
@@ -51,7 +53,7 @@ def sampler(count, rng):
 
 
 def exact(t, x):
-    """Cole and Hopf's solution, by Gauss and Hermite's rule."""
+    """The solution of Cole and Hopf, by Gauss-Hermite quadrature."""
     z, weights = np.polynomial.hermite.hermgauss(200)
     spread = np.sqrt(4 * VISCOSITY * t)[:, None, None]
     y = np.pi * (x[:, None] - spread * z)

@@ -1,8 +1,9 @@
-"""Collaborative filtering: a matrix of ratings, factored.
+"""Collaborative filtering: the factorization of a matrix of ratings.
 
-With `--data ml-latest-small` the MovieLens files in that folder; otherwise
-ratings generated in their shape and scale: products of random factors, with
-noise, rounded to half stars. L-BFGS on all of them at once, Adam in batches.
+With `--data ml-latest-small`, the script reads the MovieLens files in that
+folder. Otherwise it generates ratings of the same shape and scale: products of
+random factors, with noise, rounded to half stars. It compares L-BFGS on all
+ratings with Adam on batches.
 
     KERAS_BACKEND=jax python examples/collaborative_filtering.py
 """
@@ -45,7 +46,7 @@ def generate():
 
 
 def build(users, items):
-    """Stars: a product of factors, and an offset of user and item each."""
+    """A product of factors, plus an offset of the user and of the item."""
     options = {
         "embeddings_initializer": keras.initializers.RandomNormal(stddev=0.1),
         "embeddings_regularizer": keras.regularizers.L2(1e-6),
