@@ -364,8 +364,8 @@ def _optimizer_for(
     optimizer = optimizers.get(optimizer)
     if resume and not optimizer.keeps_state:
         warn(
-            f"Optimizer '{optimizer.name}' keeps no curvature: the fit goes "
-            "on from the weights only.",
+            f"Optimizer '{optimizer.name}' keeps no curvature: the fit "
+            "continues from the weights only.",
         )
     return optimizer
 
@@ -384,8 +384,8 @@ def _check_batch_sizes(
     is_stochastic = any(s.uses_batches and not s.assigns for s in stages)
     if batch_size is None and is_stochastic:
         raise ValueError(
-            "Argument `stochastic=True` takes a step on each batch of rows: "
-            "give `batch_size`. Received: batch_size=None"
+            "With `stochastic=True`, a step is taken on each batch of rows: "
+            "pass `batch_size`. Received: batch_size=None"
         )
 
 
@@ -419,7 +419,7 @@ def _check_split(
         )
     if is_dataset(x) or stream:
         raise ValueError(
-            "Argument `validation_split` cuts arrays in memory only; give "
-            "`validation_data`. Received: "
+            "Argument `validation_split` can only split arrays in memory; "
+            "pass `validation_data`. Received: "
             + ("stream=True" if stream else f"x of type {type(x).__name__}")
         )

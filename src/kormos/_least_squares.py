@@ -192,9 +192,9 @@ def least_squares(
     if sigma is not None:
         if validation_data is not None:
             raise ValueError(
-                "The deviations of `validation_data` are not known: divide "
-                "residuals by theirs in `residual_fn`, and leave `sigma` out. "
-                "Received: sigma and validation_data"
+                "The standard deviations of `validation_data` are not known: "
+                "divide the residuals by their deviations in `residual_fn`, "
+                "and leave `sigma` out. Received: sigma and validation_data"
             )
         residual_fn, data = over_sigma(residual_fn, data, sigma)
     optimizer = optimizers.get(method)

@@ -224,8 +224,8 @@ def _objective(
         )
     if batch_size is not None or reduction != "mean":
         raise ValueError(
-            "Arguments `batch_size` and `reduction` speak of rows: give these "
-            f"as `data`. Received: batch_size={batch_size}, "
+            "Arguments `batch_size` and `reduction` refer to rows of data: "
+            f"pass these as `data`. Received: batch_size={batch_size}, "
             f"reduction={reduction!r}, data=None"
         )
     return FunctionObjective(loss_fn, variables, precision)

@@ -110,9 +110,9 @@ def solve(
     )
     if any(stage.assigns for stage in stages):
         raise ValueError(
-            "Keras' own optimizers update variables, and `kormos.solve` has "
-            "a vector: use `kormos.minimize`, or a `Chain` of methods of "
-            f"kormos. Received: method='{optimizer.name}'"
+            "Keras' own optimizers update variables, but `kormos.solve` has "
+            "only a vector: use `kormos.minimize`, or a `Chain` of kormos' "
+            f"own methods. Received: method='{optimizer.name}'"
         )
     budget = checked_budget(max_evals, max_seconds, target_loss)
     observer = TraceObserver(

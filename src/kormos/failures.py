@@ -76,10 +76,10 @@ def drifted(name: str, unlike: list[int]) -> LostProcessError:
         unlike: the processes that differ from the first one.
     """
     return LostProcessError(
-        "All processes must do the same: with the same versions of all "
-        "packages, the same arguments, and callbacks that change the same and "
-        f"stop at the same epoch. Received: for {name}, other values on "
-        f"processes {unlike} than on process 0"
+        "All processes must run the same program: with the same versions of "
+        "all packages, the same arguments, and callbacks that make the same "
+        f"changes and stop at the same epoch. Received: for {name}, other "
+        f"values on processes {unlike} than on process 0"
     )
 
 
@@ -92,10 +92,10 @@ def lost(name: str, place: str, said: str) -> LostProcessError:
         said: the message of the engine.
     """
     return LostProcessError(
-        "A process has ended, or has not answered within the time that the "
-        "engine allows. What the first process has saved can be gone on with, "
-        "for example by `kormos.callbacks.BackupAndRestore`. "
-        f"Received: for {name} on {place}, {said}"
+        "A process has ended, or has not answered within the timeout of the "
+        "backend. A fit can continue from what the first process has saved, "
+        "for example by `kormos.callbacks.BackupAndRestore`. Received: for "
+        f"{name} on {place}, {said}"
     )
 
 

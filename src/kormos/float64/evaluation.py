@@ -85,7 +85,9 @@ def decide(precision: str | None, prepare: Callable[[], Any]) -> bool:
     except Float64Error as error:
         if precision == "float64":
             raise
-        warn(f"This fit (precision='auto') will not go on in float64. {error}")
+        warn(
+            f"This fit (precision='auto') will not continue in float64. {error}"
+        )
         return False
     return True
 
@@ -122,8 +124,8 @@ class Arithmetic:
         ]
         if quantized:
             raise Float64Error(
-                "Quantized layers compute in integers or float8 and have no "
-                "float64 (`precision`): leave `precision` out. "
+                "Quantized layers compute in integers or float8, and cannot "
+                "compute in float64 (`precision`): leave `precision` out. "
                 f"Received: {', '.join(quantized)}, quantized"
             )
         other = Arithmetic("float64")
@@ -333,8 +335,8 @@ def _or_refuse(
         raise Float64Error(
             "With float64 (`precision`), everything must compute in it: cast "
             "constants to the dtype of the tensors that they are combined "
-            "with, or leave `precision` out if an operation has no float64 on "
-            f"{keras.backend.backend()}. Received: "
+            "with, or leave `precision` out if an operation does not support "
+            f"float64 on {keras.backend.backend()}. Received: "
             + (failed[0] if failed else "code or gradients outside of layers")
             + f", which raises {type(error).__name__}: {_first_line(error)}"
         ) from error

@@ -170,8 +170,8 @@ def _report(
 def _check_precision(precision: str | None) -> None:
     if precision == "auto":
         raise ValueError(
-            "Check one precision at a time: leave `precision` out for that of "
-            "the model, or give 'float64'. Received: precision='auto'"
+            "Check one precision at a time: leave `precision` out to check "
+            "the model's own, or pass 'float64'. Received: precision='auto'"
         )
 
 

@@ -51,7 +51,7 @@ def _choice(task: Task, has_residuals: bool, is_timed: bool) -> Choice:
     objective = task.objective
     if task.constraints:
         return Choice(
-            ["lbfgs"], "It takes constraints, for any number of parameters."
+            ["lbfgs"], ("It accepts constraints, for any number of parameters.")
         )
     if isinstance(objective, Objective):
         return _for_model(objective, is_timed)
@@ -64,15 +64,15 @@ def _choice(task: Task, has_residuals: bool, is_timed: bool) -> Choice:
             )
         return Choice(
             ["lbfgs"],
-            f"With {objective.size:,} parameters, steps of least squares "
-            "would take longer than they save.",
+            f"With {objective.size:,} parameters, a step of least squares "
+            "would take more time than it saves.",
         )
     if objective.size <= _MOST_DENSE:
         return _dense_or_not(objective)
     return Choice(
         ["lbfgs"],
-        "Its memory and time grow only in proportion to the "
-        f"{objective.size:,} parameters.",
+        f"Its memory and time are only proportional to the {objective.size:,} "
+        "parameters.",
     )
 
 
@@ -85,7 +85,8 @@ def _for_model(objective: Objective, is_timed: bool) -> Choice:
     return Choice(
         ["adam", "lbfgs"],
         f"An evaluation of all rows takes {seconds:.2g} s: steps on batches "
-        "get further at first, and those on all rows end at the optimum.",
+        "make faster progress at first, and steps on all rows reach the "
+        "optimum.",
         patience=[_PATIENCE, None],
         share=[_ADAM_SHARE, None] if is_timed else None,
     )

@@ -66,13 +66,13 @@ def gradient(objective: Objective, theta: Vector) -> Finding:
             worst = max(worst, error)
     if not names:
         return Finding(
-            "gradient", True, "Differences of the loss agree with it."
+            "gradient", True, ("Finite differences of the loss agree with it.")
         )
     return Finding(
         "gradient",
         False,
-        f"Differences of the loss contradict it by up to {worst:.0%} in "
-        f"{', '.join(names)}: look at custom gradients and `stop_gradient`.",
+        f"Finite differences of the loss differ from it by up to {worst:.0%} "
+        f"in {', '.join(names)}: check custom gradients and `stop_gradient`.",
         tuple(names),
     )
 
@@ -116,7 +116,9 @@ def hessian(objective: Objective, theta: Vector) -> Finding:
     error = hessian_product_error(objective, theta, lambda point: point)
     if not error:
         return Finding(
-            "hessian", True, "Differences of the gradient agree with it."
+            "hessian",
+            True,
+            ("Finite differences of the gradient agree with it."),
         )
     names = tuple(layers_with_moments(objective.model))
     return Finding(
@@ -133,7 +135,9 @@ def variables(objective: Objective, theta: Vector, grad: Vector) -> Finding:
     """Whether the loss depends on every variable."""
     names = tuple(unused_variables(objective, theta, grad, lambda t: t))
     if not names:
-        return Finding("variables", True, "The loss depends on each of them.")
+        return Finding(
+            "variables", True, ("The loss depends on every variable.")
+        )
     return Finding(
         "variables",
         False,
@@ -157,7 +161,7 @@ def identification(objective: Objective, theta: Vector) -> Finding:
         return Finding(
             "identification",
             True,
-            "No parameters are known that the data do not determine.",
+            "No parameters were found that the data do not determine.",
         )
     indices = [*found.without_effect, *found.combined]
     return Finding(

@@ -92,7 +92,7 @@ def plot_history(
     fits = [curves_of(name, one, against) for name, one in given.items()]
     if not fits:
         raise ValueError(
-            "There is nothing to plot: give a history, or a dict of some. "
+            "There is nothing to plot: pass a history, or a dict of several. "
             "Received: an empty dict"
         )
     if columns is None and ax is not None and not np.iterable(ax):
@@ -126,8 +126,9 @@ def _panels(fits: Sequence[Curves], columns: Sequence[str] | None) -> list[str]:
     unknown = [name for name in columns if name not in known]
     if unknown or not columns:
         raise ValueError(
-            f"Argument `columns` must name some of {known}; the validation's "
-            f"are drawn with them. Received: columns={columns!r}"
+            f"Argument `columns` must name some of {known}; the columns of "
+            "the validation are drawn with them. Received: "
+            f"columns={columns!r}"
         )
     return columns
 

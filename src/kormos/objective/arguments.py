@@ -192,10 +192,10 @@ class ProgramArguments:
         """The arguments for a call inside a compiled function."""
         if self.is_hosted:
             raise ValueError(
-                "An objective that streams its data, or adds up over several "
-                "processes, does so in Python, which no compiled function "
-                "can: give vectors as NumPy arrays. "
-                f"Received: a {type(vector).__name__}"
+                "An objective that streams its data, or adds up sums of "
+                "several processes, does so in Python, and not in a compiled "
+                "function: pass vectors as NumPy arrays. Received: a "
+                f"{type(vector).__name__}"
             )
         assert self.chunks is not None
         return self.frozen, self._factors(unit), self.chunks

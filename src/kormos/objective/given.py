@@ -43,13 +43,14 @@ class GivenObjective(FlatObjective):
         value_and_grad = getattr(objective, "value_and_grad", None)
         if not (isinstance(size, (int, np.integer)) and size > 0):
             raise ValueError(
-                "An objective has an attribute `size`, its number of "
+                "An objective must have an attribute `size`, its number of "
                 f"parameters. Received: size={size!r} of {objective!r}"
             )
         if not callable(value_and_grad):
             raise ValueError(
-                "An objective has a method `value_and_grad(theta)` that "
-                f"returns the loss and its gradient. Received: {objective!r}"
+                "An objective must have a method `value_and_grad(theta)` "
+                "that returns the loss and its gradient. Received: "
+                f"{objective!r}"
             )
         start = np.array(theta, "float64")
         if start.shape != (size,):

@@ -134,7 +134,7 @@ def register(name: str, make: Callable[[], BatchOptimizer]) -> None:
     if not isinstance(name, str) or is_name(name) or not callable(make):
         raise ValueError(
             "Register a new name, and a class or function that makes the "
-            f"optimizer. Taken are {sorted(NAMES)}. Received: name={name!r}, "
-            f"make={make!r}"
+            f"optimizer. These names are already in use: {sorted(NAMES)}. "
+            f"Received: name={name!r}, make={make!r}"
         )
     NAMES[name.lower()] = make

@@ -152,20 +152,20 @@ class BatchOptimizer(keras.optimizers.Optimizer):
             A list of `kormos.optimizers.stage.Stage`s.
         """
         raise NotImplementedError(
-            "An optimizer of kormos implements `stages`, which returns the "
-            "`Stage`s of a fit, functions of a `Problem`. A `minimize` of its "
-            "own, as in kormos 0.1, is not called. Received: "
+            "An optimizer of kormos must implement `stages`, which returns "
+            "the `Stage`s of a fit, functions of a `Problem`. Its method "
+            "`minimize`, as in kormos 0.1, is not called. Received: "
             f"{type(self).__name__}"
         )
 
     def build(self, variables: Any, *others: Any) -> None:
         if others or isinstance(variables, keras.Model):
             raise TypeError(
-                "Optimizers are built by `fit`, of variables, and know neither "
-                "models nor data. Use `kormos.fit(model, x, y, "
+                "Optimizers are built by `fit`, from variables, and know "
+                "neither models nor data. Use `kormos.fit(model, x, y, "
                 "optimizer=...)`, or `kormos.Objective(model, x, y)` for "
-                "losses and gradients of a vector. Received: "
-                f"{variables!r} and {len(others)} more"
+                f"losses and gradients of a vector. Received: {variables!r} "
+                f"and {len(others)} more"
             )
         if not self.built:
             super().build(variables)
@@ -249,9 +249,9 @@ class BatchOptimizer(keras.optimizers.Optimizer):
         """
         if self.solver_state is None:
             raise ValueError(
-                f"Optimizer '{self.name}' has no state to save: run it first. "
-                "SciPy's methods keep none, and `keep_state=False` keeps none. "
-                "Received: an optimizer without a state"
+                f"Optimizer '{self.name}' has no state to save: run it "
+                "first. There is none for SciPy's methods, or with "
+                "`keep_state=False`. Received: an optimizer without a state"
             )
         store: dict[str, Any] = {}
         self._save_solver(store)
@@ -367,9 +367,9 @@ def _write(theta: Vector, variables: Sequence[keras.Variable]) -> None:
     sizes = [int(np.prod(variable.shape)) for variable in variables]
     if sum(sizes) != theta.size:
         raise ValueError(
-            f"The file is of a run with {theta.size:,} parameters: give its "
-            "variables, in the same order. "
-            f"Received: variables of {sizes} parameters"
+            f"The file belongs to a run with {theta.size:,} parameters: pass "
+            "the variables of that run, in the same order. Received: "
+            f"variables of {sizes} parameters"
         )
     parts = np.split(theta, np.cumsum(sizes)[:-1])
     for variable, part in zip(variables, parts, strict=True):
@@ -407,9 +407,9 @@ def _saveable(value: Any, name: str) -> Any:
     if has_names and not is_of_scipy:
         return value
     warn(
-        f"`{name}` holds a lambda, a local function, a method or an object of "
-        "SciPy's, which cannot be saved: set it again on a loaded or cloned "
-        "model's optimizer."
+        f"`{name}` holds a lambda, a local function, a method or an object "
+        "of SciPy's, which cannot be saved: set it again on the optimizer of "
+        "a loaded or cloned model."
     )
     return None
 

@@ -140,8 +140,8 @@ class Chain(BatchOptimizer):
         given = sorted(k for k, v in overrides.items() if v is not None)
         if given:
             raise ValueError(
-                "Give the stages of a `Chain` their options where they are "
-                "made, as `kormos.optimizers.LBFGS(memory=50)`. "
+                "Pass options of the stages of a `Chain` to their "
+                "constructors, as in `kormos.optimizers.LBFGS(memory=50)`. "
                 f"Received: {given}"
             )
         epochs = self.epochs if epochs is None else epochs
@@ -175,7 +175,7 @@ class Chain(BatchOptimizer):
             if isinstance(value, (list, tuple)) and len(value) != count:
                 raise ValueError(
                     f"Argument `{name}` of a `Chain` must have an entry for "
-                    f"each of the {count} stages, or be no list. "
+                    f"each of the {count} stages, or must not be a list. "
                     f"Received: {name}={value!r}"
                 )
         return [
@@ -260,8 +260,8 @@ def resolved(identifier: Any) -> Any:
 
     if isinstance(identifier, Chain):
         raise ValueError(
-            "A `Chain` has no `Chain` among its stages: give it their "
-            f"optimizers. Received: {identifier!r}"
+            "A `Chain` cannot be a stage of a `Chain`: pass its optimizers "
+            f"instead. Received: {identifier!r}"
         )
     if isinstance(identifier, str) and not optimizers.is_name(identifier):
         try:
@@ -288,8 +288,8 @@ def _check(settings: dict[str, Any]) -> None:
         is_part = isinstance(value, numbers.Real) and 0 <= float(value) <= 1
         if not (is_part or (value is None and name == "share")):
             raise ValueError(
-                f"Argument `{name}` of a `Chain` is a part, from 0 to 1. "
-                f"Received: {name}={value!r}"
+                f"Argument `{name}` of a `Chain` must be a part, from 0 to "
+                f"1. Received: {name}={value!r}"
             )
 
 

@@ -75,8 +75,8 @@ class LBFGS(QuasiNewton):
         super().__init__(name=name, **kwargs)
         if memory is not None and (not isinstance(memory, int) or memory < 1):
             raise ValueError(
-                "Argument `memory` must be a number of pairs, 1 or more. "
-                f"Received: memory={memory!r}"
+                "Argument `memory` must be an integer, the number of pairs, "
+                f"1 or more. Received: memory={memory!r}"
             )
         if scaling not in (None, "adaptive", "geometric", "usual"):
             raise ValueError(
@@ -115,12 +115,13 @@ class LBFGS(QuasiNewton):
     def check_size(self, size: int) -> None:
         if self.shard_memory and backend.devices() == 1:
             raise ValueError(
-                "With `shard_memory=True` the pairs of L-BFGS are spread over "
-                "the devices of one process, on JAX: before the model is "
-                "made, call `keras.distribution.set_distribution("
-                "keras.distribution.DataParallel())`, or leave "
-                "`shard_memory` out. Received: one device, on the backend "
-                f"'{keras.backend.backend()}'"
+                "With `shard_memory=True` the pairs of L-BFGS are "
+                "distributed over the devices of one process, on JAX: before "
+                "the model is built, call "
+                "`keras.distribution.set_distribution("
+                "keras.distribution.DataParallel())`, "
+                "or leave `shard_memory` out. Received: one device, on the "
+                f"backend '{keras.backend.backend()}'"
             )
 
     def get_config(self) -> dict[str, Any]:

@@ -241,9 +241,10 @@ class LevenbergMarquardt(NativeOptimizer):
         super()._check(size, bounded, constraint_types)
         if self.regularization is not None and bounded:
             raise ValueError(
-                f"`regularization={self.regularization!r}` takes parameters "
-                "of either sign and any size: fit without bounds, or without "
-                f"it. Received: optimizer='{self.name}' with bounds"
+                f"`regularization={self.regularization!r}` needs parameters "
+                "without bounds: leave out the bounds, or the "
+                f"regularization. Received: optimizer='{self.name}' with "
+                "bounds"
             )
         is_dense = self.linear_solver == "dense" or self.regularization
         if is_dense:

@@ -65,8 +65,8 @@ class NativeOptimizer(BatchOptimizer):
         for key, value in (("gtol", gtol), ("ftol", ftol), ("xtol", xtol)):
             if not (isinstance(value, numbers.Real) and 0 <= float(value) < 1):
                 raise ValueError(
-                    f"Argument `{key}` is relative, from 0 up to 1. "
-                    f"Received: {key}={value!r}"
+                    f"Argument `{key}` must be a relative tolerance, from 0 "
+                    f"up to 1. Received: {key}={value!r}"
                 )
         self.gtol = gtol
         self.ftol = ftol
@@ -78,9 +78,9 @@ class NativeOptimizer(BatchOptimizer):
         given = sorted(k for k, v in overrides.items() if v is not None)
         if given:
             raise ValueError(
-                f"Give '{self.name}' its options where it is made, as "
+                f"Give '{self.name}' its options in its constructor, as in "
                 f"`{type(self).__name__}(gtol=...)`; `options` and `tol` are "
-                "of SciPy's methods, such as 'l-bfgs-b'."
+                "for SciPy's methods, such as 'l-bfgs-b'."
                 f"{predecessor.advice(given, predecessor.ARGUMENTS)} "
                 f"Received: {given}"
             )
@@ -118,8 +118,8 @@ class NativeOptimizer(BatchOptimizer):
         del size, bounded
         if constraint_types and not self.takes_constraints:
             raise ValueError(
-                f"Optimizer '{self.name}' takes no constraints. Use 'lbfgs' "
-                f"or 'slsqp'. Received: optimizer='{self.name}' with "
+                f"Optimizer '{self.name}' does not support constraints. Use "
+                f"'lbfgs' or 'slsqp'. Received: optimizer='{self.name}' with "
                 f"constraints {sorted(set(constraint_types))}"
             )
 

@@ -96,19 +96,21 @@ class Newton(QuasiNewton):
         super()._check(size, bounded, constraint_types)
         if bounded:
             raise ValueError(
-                f"Optimizer '{self.name}' takes no bounds, nor variables with "
-                "a `NonNeg` constraint. Use 'lbfgs', 'ssbroyden' or 'lm'. "
-                f"Received: optimizer='{self.name}' with bounds"
+                f"Optimizer '{self.name}' supports neither bounds nor "
+                "variables with a `NonNeg` constraint. Use 'lbfgs', "
+                f"'ssbroyden' or 'lm'. Received: optimizer='{self.name}' "
+                "with bounds"
             )
 
     def _first_state(self, problem: Problem, theta: Vector) -> State:
         if problem.objective.is_hosted:
             raise ValueError(
                 f"Optimizer '{self.name}' compiles the loss with its second "
-                "derivatives, which needs data in memory, one process, and a "
-                "loss that the backend differentiates. Use 'trust-krylov' or "
-                f"'lbfgs'. Received: optimizer='{self.name}' with a loss that "
-                "is summed up in Python"
+                "derivatives. This needs data in memory, a single process, "
+                "and a loss that the backend can differentiate. Use "
+                "'trust-krylov' or 'lbfgs'. Received: "
+                f"optimizer='{self.name}' with a loss that is summed up in "
+                "Python"
             )
         rows = np.zeros((problem.stride, len(NEWTON_ROW)))
         return super()._first_state(problem, theta)._replace(rows=rows)

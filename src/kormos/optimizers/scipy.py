@@ -146,8 +146,8 @@ def _one_a_stage(settings: dict[str, Any]) -> list[dict[str, Any]]:
     lengths = {k: len(v) for k, v in lists.items()}
     if len(set(lengths.values())) > 1 or 0 in lengths.values():
         raise ValueError(
-            "Lists for stages must have the same length, one entry a stage. "
-            f"Received: lengths {lengths}"
+            "Lists for stages must have the same length, with one entry per "
+            f"stage. Received: lengths {lengths}"
         )
     count = next(iter(lengths.values()), 1)
     return [

@@ -74,11 +74,12 @@ class Attachment:
         is_lost = self.state is None and optimizer.loads
         if resume and optimizer.keeps_state and is_lost:
             warn(
-                "The optimizer has no state of its earlier iterations, and "
-                "goes on from the weights only. For a saved model to have it, "
-                "set `optimizer.keep_state = True` before it is saved. "
-                f"Received: resume=True, '{optimizer.name}' after "
-                f"{self._earlier_iterations} iterations"
+                "The optimizer has not kept the state of its earlier "
+                "iterations, and continues from the weights only. To save "
+                "the state with a model, set `optimizer.keep_state = True` "
+                "before you save it. Received: resume=True, "
+                f"'{optimizer.name}' after {self._earlier_iterations} "
+                "iterations"
             )
 
     def keep(self, state: SolverState | None) -> None:

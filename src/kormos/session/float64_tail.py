@@ -70,8 +70,8 @@ def resolved(objective: FlatObjective, constraints: Any) -> list[Constraint]:
 def warn_of_staying(error: Exception) -> None:
     """Says why a fit ends where float32 did: memory ran out, for example."""
     warn(
-        "Float64 (precision='auto') failed, and the fit ends where float32 "
-        f"did. Received: {type(error).__name__}, {error}",
+        "Float64 (precision='auto') failed, so the fit ends where float32 "
+        f"has ended. Received: {type(error).__name__}, {error}",
         ConvergenceWarning,
     )
 

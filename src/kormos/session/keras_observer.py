@@ -341,8 +341,8 @@ def _checked(callbacks: Any) -> list[Any]:
     for callback in callbacks:
         if isinstance(callback, _RATE_CALLBACKS):
             raise ValueError(
-                "The optimizers of kormos have no learning rate; their line "
-                "searches and trust regions choose the steps. Leave the "
+                "The optimizers of kormos have no learning rate, because "
+                "line searches and trust regions choose the steps. Leave the "
                 f"callback out. Received: {type(callback).__name__}"
             )
     return callbacks

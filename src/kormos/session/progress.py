@@ -36,8 +36,8 @@ def level_of(verbose: int | str, auto: int) -> int:
     if not isinstance(verbose, (int, np.integer)) or verbose not in LEVELS:
         raise ValueError(
             "Argument `verbose` must be 'auto', 0 for silence, 1 for a live "
-            "line, 2 for a line each, or 3 for a line each with the numbers of "
-            f"the method. Received: verbose={verbose!r}"
+            "line, 2 for one line per epoch, or 3 for one line with the "
+            f"numbers of the method. Received: verbose={verbose!r}"
         )
     return int(verbose)
 

@@ -119,9 +119,9 @@ class Resample(Replacement):
         data, key = getattr(objective, "data", None), self._key
         if data is None:
             raise ValueError(
-                "A `Resample` replaces data in memory: give `data` to "
-                "`kormos.least_squares`, or arrays without `stream=True` to "
-                "`fit`. Received: no such data"
+                "A `Resample` replaces data in memory: pass `data` to "
+                "`kormos.least_squares`, or arrays to `fit` without "
+                "`stream=True`. Received: no such data"
             )
         if key is not None and not (isinstance(data, dict) and key in data):
             raise ValueError(
@@ -130,9 +130,9 @@ class Resample(Replacement):
             )
         if self._candidates is not None and not hasattr(objective, "row_norms"):
             raise ValueError(
-                "Argument `candidates` of a `Resample` needs residuals, as "
-                "`kormos.least_squares` has them: leave it out in `fit`. "
-                f"Received: candidates={self._candidates}"
+                "Argument `candidates` of a `Resample` needs residuals, "
+                "which only `kormos.least_squares` has: leave it out in "
+                f"`fit`. Received: candidates={self._candidates}"
             )
         rows = self._rows(data)
         if self._candidates is not None and self._candidates < rows:

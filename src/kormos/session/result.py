@@ -171,9 +171,10 @@ class Result:
         """
         if self._summarize is None:
             raise ValueError(
-                "A result of `kormos.least_squares` or `kormos.minimize` has "
-                "a summary. For a Keras model call `kormos.summary(model, x, "
-                "y)`. Received: a result of another function"
+                "Only a result of `kormos.least_squares` or "
+                "`kormos.minimize` has a summary. For a Keras model, call "
+                "`kormos.summary(model, x, y)`. Received: a result of "
+                "another function"
             )
         return self._summarize(**settings)
 
@@ -253,7 +254,7 @@ def sentence(
     advice = ADVICE.get(outcome.status or "", "")
     sentences = [f"{text}.", outcome.findings.strip(), advice]
     if float64_from is not None:
-        sentences.append(f"In float64 from iteration {float64_from}.")
+        sentences.append(f"It ran in float64 from iteration {float64_from}.")
     if outcome.kept_loss is not None:
         sentences.append(
             f"The weights, rounded to their own dtype, have loss "

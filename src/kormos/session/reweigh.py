@@ -68,9 +68,9 @@ class Reweigh(Replacement):
     def check(self, objective: FlatObjective) -> None:
         if not hasattr(objective, "reweigh"):
             raise ValueError(
-                "A `Reweigh` weighs blocks of residuals, as "
-                "`kormos.least_squares` has them. Received: a loss without "
-                "residuals"
+                "A `Reweigh` changes the weights of blocks of residuals, "
+                "which only `kormos.least_squares` has. Received: a loss "
+                "without residuals"
             )
 
     def replace(self, objective: FlatObjective, iteration: int) -> None:

@@ -187,9 +187,9 @@ class Run:
         outcome.status = statuses.STALLED
         outcome.test = None
         outcome.findings += (
-            " The loss does not change around this point, as where units are "
-            "saturated, but with smaller parameters it is "
-            f"{below:.6g}: start there, or scale the data."
+            " The loss does not change around this point, as with saturated "
+            f"units, but with smaller parameters it is {below:.6g}: start "
+            "there, or scale the data."
         )
         return True
 

@@ -97,8 +97,8 @@ class Session:
         )
         if any(stage.share for stage in stages) and self._seconds is None:
             raise ValueError(
-                "A `share` of the time of a stage needs `max_seconds`. "
-                "Received: max_seconds=None"
+                "The `share` of a stage needs `max_seconds`. Received: "
+                "max_seconds=None"
             )
         task.prepare(self._stages)
         for resampler in observer.resamplers:
@@ -242,7 +242,7 @@ class Session:
             warn_of_staying(error)
             return None
         self._record.float64_from = done = self._record.iterations
-        logger.info("Going on in float64 after %d iterations.", done)
+        logger.info("Continuing in float64 after %d iterations.", done)
         state = self._attachment.state
         if state is not None and not state.is_sound:
             # Of a start that float32 could not evaluate.

@@ -63,15 +63,16 @@ def stages_of(
     stages = optimizer.stages(max_iterations, **settings)
     if any(stage.pretrain_fn is not None for stage in stages):
         raise ValueError(
-            f"`kormos.{name}` has no model for a `pretrain_fn`: call it once "
-            f"a stage. Received: {len(stages)} stages, with a `pretrain_fn`"
+            f"`kormos.{name}` has no model for a `pretrain_fn`: run one "
+            f"stage per call. Received: {len(stages)} stages, with a "
+            "`pretrain_fn`"
         )
     if any(stage.uses_batches for stage in stages):
         raise ValueError(
             f"`kormos.{name}` takes its steps on all of the data: leave out "
-            "`stochastic`, and give a `Chain` with one of Keras' optimizers "
-            "`full_batch=True`. Received: an optimizer that takes its steps "
-            "on batches"
+            "`stochastic`, and pass `full_batch=True` to a `Chain` with one "
+            "of Keras' optimizers. Received: an optimizer that takes its "
+            "steps on batches"
         )
     return stages
 
@@ -241,9 +242,9 @@ class _StandIn:
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(
-            "A callback asks for a model, and here is none: use a function "
-            "`(iteration, logs)`, or a Keras callback that needs no model. "
-            f"Received: a callback that reads `model.{name}`"
+            "A callback needs a model, but there is none here: use a "
+            "function `(iteration, logs)`, or a Keras callback that needs no "
+            f"model. Received: a callback that reads `model.{name}`"
         )
 
 
@@ -277,7 +278,8 @@ def _refuse_needs(callback: keras.callbacks.Callback) -> None:
         needs.append("histogram_freq or embeddings_freq")
     if needs:
         raise ValueError(
-            "Here is no model, only variables: leave callbacks out that read "
-            "or write one. The result keeps the best variables anyway. "
-            f"Received: {type(callback).__name__}, with {', '.join(needs)}"
+            "There is no model here, only variables: leave out callbacks "
+            "that read or write a model. The result keeps the best variables "
+            f"anyway. Received: {type(callback).__name__}, with "
+            f"{', '.join(needs)}"
         )

@@ -135,10 +135,10 @@ class KerasSteps:
             received = "several processes"
         if received is not None:
             raise ValueError(
-                "A stage of one of Keras' own optimizers takes bounds, but no "
-                "constraints, and on several processes only "
-                "`full_batch=True`. Begin with 'lbfgs' there. "
-                f"Received: optimizer '{self.optimizer.name}' with {received}"
+                "A stage with one of Keras' own optimizers supports bounds, "
+                "but not constraints, and with several processes it needs "
+                "`full_batch=True`. Begin with 'lbfgs' instead. Received: "
+                f"optimizer '{self.optimizer.name}' with {received}"
             )
 
     def __call__(
@@ -373,7 +373,8 @@ def _check_fit(
     found = [None if value is None else value.shape for value in values]
     if shapes != found:
         raise ValueError(
-            "The optimizer's state does not fit: it is of other variables, "
-            "before layers were frozen for instance. Fit with `resume=False`. "
-            f"Received: arrays of shapes {found}, not {shapes}"
+            "The optimizer's state does not fit: it belongs to other "
+            "variables, for example to those before layers were frozen. Fit "
+            f"with `resume=False`. Received: arrays of shapes {found}, not "
+            f"{shapes}"
         )

@@ -104,7 +104,7 @@ class SolverState:
         size = arrays["theta"].size if "theta" in arrays else 0
         if key != self.key or size != theta.size:
             raise ValueError(
-                "The optimizer's state does not fit: it is of "
+                "The optimizer's state does not fit: it belongs to "
                 f"'{self.key}' with {size:,} parameters. Fit with "
                 "`resume=False`, or with the optimizer and the model that it "
                 f"was saved from. Received: '{key}' with {theta.size:,} "
@@ -112,8 +112,8 @@ class SolverState:
             )
         if not self.is_sound:
             warn(
-                "The optimizer's state has NaN or infinite values, of a fit "
-                "that ended there: the fit goes on from the weights only.",
+                "The optimizer's state has NaN or infinite values from an "
+                "earlier fit: the fit continues from the weights only.",
             )
             return None
         state: Any = _filled(template, arrays)

@@ -18,10 +18,11 @@ NON_FINITE = "non-finite"
 # What the user can do, where that follows only from the status.
 ADVICE = {
     ITERATION_LIMIT: (
-        "Give more `epochs` (`max_iterations` in `kormos.minimize`) to go on."
+        "To continue, give more `epochs` (`max_iterations` in "
+        "`kormos.minimize`)."
     ),
-    EVALUATION_LIMIT: "Raise the limit on evaluations to go on.",
-    TIME_LIMIT: "Give more `max_seconds` to go on.",
+    EVALUATION_LIMIT: "To continue, raise the limit on evaluations.",
+    TIME_LIMIT: "To continue, give more `max_seconds`.",
     NON_FINITE: "The loss or its gradient is NaN or infinite.",
 }
 

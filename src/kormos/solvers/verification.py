@@ -42,10 +42,10 @@ _TENSOR_CORES = 2.0**-11
 _REACHES = 0.1, 1e-3, 0.0
 
 RANDOM = (
-    "A loss must be the same whenever it is computed, and so must a row of "
-    "residuals: random numbers that are drawn in it differ each time. Draw "
-    "them before, and pass them as data, which `kormos.callbacks.Resample` "
-    "draws anew."
+    "A loss, or a row of residuals, must be the same whenever it is "
+    "computed, but random numbers that are drawn in it differ each time. "
+    "Draw them before, and pass them as data, which "
+    "`kormos.callbacks.Resample` can draw again."
 )
 
 
@@ -97,13 +97,13 @@ def verify(
     if abs(found - own) <= _AMPLIFIED * noise:
         return
     raise ValueError(
-        "The loss, compiled, must be the loss of the variables as they are: "
-        "a function that was compiled or traced before (`jax.jit`, "
-        "`tf.function`) keeps the values that it read, and so does a tensor "
-        "that was computed from a variable outside of the loss. Read the "
-        "variables that are trained in functions that are not compiled. "
-        f"Received: near the start, a loss of {own:.6g} that is {found:.6g} "
-        "when it is compiled"
+        "The compiled loss must depend on the present values of the "
+        "variables: a function that was compiled or traced before "
+        "(`jax.jit`, `tf.function`) keeps the values that it read, and so "
+        "does a tensor that was computed from a variable outside of the "
+        "loss. Read the variables that are trained in functions that are not "
+        f"compiled. Received: near the start, a loss of {own:.6g} that is "
+        f"{found:.6g} when it is compiled"
     )
 
 
@@ -147,7 +147,7 @@ def refuse_silent(
         return
     names = [v.path for v in silent if changing([v])]
     raise ValueError(
-        "Variables to train must have a gradient where they change the loss: "
+        "Variables that change the loss must have a gradient: "
         "`stop_gradient`, rounding and integers have none. Freeze such "
         "variables (`layer.trainable = False`), or leave them out. Received: "
         f"{', '.join(names)}, with a gradient of zero"

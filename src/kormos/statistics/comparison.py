@@ -167,8 +167,8 @@ def _check(summaries: Mapping[str, Any]) -> None:
     counts = {s.observations for s in summaries.values()}
     if len(counts) > 1:
         raise ValueError(
-            "Models can be compared on the same data only. "
-            f"Received: summaries of {sorted(counts)} observations"
+            "Only models of the same data can be compared. Received: "
+            f"summaries of {sorted(counts)} observations"
         )
     for name, summary in summaries.items():
         if np.isnan(summary.log_likelihood):

@@ -137,9 +137,9 @@ def _stated(objective: Objective) -> Likelihood:
     factors = objective.arguments.term_factors
     if len(factors) > 2:
         raise ValueError(
-            "With `loss='nll'`, the loss must be one function of all outputs: "
-            "give a model with one loss. "
-            f"Received: {len(factors) - 1} losses"
+            "With `loss='nll'`, the loss must be one function of all "
+            "outputs: use a model with one loss. Received: "
+            f"{len(factors) - 1} losses"
         )
     # The last factor is one over the number of rows.
     return Likelihood(
@@ -167,9 +167,9 @@ def of_rows(
     if rows is None:
         if observations is None:
             raise ValueError(
-                "How much a loss tells depends on the number of rows that it "
-                "is a mean or a sum over: give `observations`, or `losses`, a "
-                "function of no arguments that returns the negative "
+                "Standard errors depend on the number of rows over which the "
+                "loss is a mean or a sum: pass `observations`, or `losses`, "
+                "a function of no arguments that returns the negative "
                 "log-likelihood of every row. Received: neither"
             )
         factor = 1.0 if reduction == "sum" else 1.0 / observations

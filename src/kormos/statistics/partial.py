@@ -268,14 +268,14 @@ def _check(fit: Fit, covariance: str) -> None:
     is_expected = likelihood.is_known and likelihood.is_expected
     if covariance != "classical" or not (fit.has_rows and is_expected):
         raise ValueError(
-            "`parameters` uses the expected information, of a loss of outputs "
-            "that is a likelihood: leave it out, or use "
+            "`parameters` needs the expected information, and therefore a "
+            "loss of outputs that is a likelihood: leave it out, or use "
             f"`covariance='classical'`. Received: covariance={covariance!r} "
             f"for {likelihood.name}"
         )
     if fit.is_constrained:
         raise ValueError(
-            "`parameters` goes with bounds, but not with constraints: leave it "
+            "`parameters` supports bounds, but not constraints: leave it "
             "out. Received: a fit with constraints"
         )
 

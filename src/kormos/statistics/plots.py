@@ -81,8 +81,8 @@ def plot_fit(
     fitted = summary.predict(x, level, function)
     if fitted.mean.shape != y.shape:
         raise ValueError(
-            "A plot of a fit is one of a single output: plot others by "
-            "`summary.predict`. Received: predictions of shape "
+            "A plot of a fit needs a single output: plot several outputs "
+            "with `summary.predict`. Received: predictions of shape "
             f"{fitted.mean.shape} for targets of shape {y.shape}"
         )
     observed, mean = y[:, 0], fitted.mean[:, 0]
@@ -116,8 +116,8 @@ def _data(summary: Summary, x: Any, y: Any) -> tuple[Any, Matrix]:
             x, y = known[0], leaves(known[1])[0]
     if x is None or y is None:
         raise ValueError(
-            "The data of this fit are not kept: give `x` and `y`. "
-            f"Received: x={x!r}, y={y!r}"
+            "The data of this fit are not known: pass `x` and `y`. Received: "
+            f"x={x!r}, y={y!r}"
         )
     y = np.asarray(y, "float64")
     return x, y.reshape(len(y), -1)

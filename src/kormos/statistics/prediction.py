@@ -60,7 +60,7 @@ def predict(
     function = fit.function if function is None else function
     if function is None:
         raise ValueError(
-            "What residuals predict is known only to you: give `function`, "
+            "Residuals do not say what the predictions are: pass `function`, "
             "which takes data and returns predictions, with `keras.ops`. "
             "Received: function=None"
         )

@@ -125,7 +125,7 @@ def check_profile(estimate: Estimate) -> None:
     """Refuses a loss that is no likelihood, or is penalized."""
     if np.isnan(estimate.scale.factor) or estimate.is_penalized:
         raise ValueError(
-            "A profile is one of a likelihood without a penalty: use "
+            "A profile needs a likelihood without a penalty: use "
             "`method='wald'` or 'bootstrap'. Received: method='profile' for "
             "a loss that is none"
         )

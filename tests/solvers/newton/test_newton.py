@@ -189,7 +189,7 @@ def test_options_are_saved_and_checked():
 
 def test_bounds_and_constraints_are_refused(float64):
     v = keras.Variable([0.5], dtype="float64")
-    with pytest.raises(ValueError, match="takes no bounds"):
+    with pytest.raises(ValueError, match="supports neither bounds"):
         kormos.minimize(
             lambda: ops.sum(v**2), [v], method="newton", bounds={".*": (0, 1)}
         )

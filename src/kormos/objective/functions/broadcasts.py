@@ -19,8 +19,8 @@ _FEWEST_ROWS, _ENOUGH_ROWS = 3, 64
 _ROUNDINGS = 100
 
 HINT = (
-    "a column of shape (n, 1) less a vector of shape (n,) is a square of every "
-    "pair: give both one shape, by `keras.ops.reshape`"
+    "a column of shape (n, 1) minus a vector of shape (n,) is a matrix of "
+    "all pairs: give both the same shape, by `keras.ops.reshape`"
 )
 
 
@@ -52,6 +52,6 @@ def warn_of_broadcasts(objective: "ResidualObjective") -> None:
         if 0 < values[0] and values[2] <= least:
             warn(
                 f"Block '{name}' of the residuals has shape {(size, size)}, "
-                f"and seems to be a broadcast by mistake; {HINT}. Flatten the "
+                f"and seems to be broadcast by mistake; {HINT}. Flatten the "
                 "block if every pair is intended."
             )

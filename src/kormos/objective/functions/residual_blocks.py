@@ -82,8 +82,10 @@ class ResidualFunction(VariableReader):
             raise ValueError(
                 f"Argument `{name}` must be a function "
                 + ("of the data" if self._has_data else "of no arguments")
-                + " that reads variables. The points at which it is evaluated "
-                f"are given as `data`. Received: {fn!r}"
+                + (
+                    " that reads variables. Pass the points at which it is "
+                    f"evaluated as `data`. Received: {fn!r}"
+                )
             )
         # The first rows of each array, with which the function is tried.
         self._heads = [a[:3] for a in points.arrays(data)]
@@ -237,9 +239,10 @@ class ResidualFunction(VariableReader):
             )
         raise ValueError(
             f"Function `{self._name}` must return a value, or several, for "
-            "each row of the data, not a sum or a mean of them, and each must "
-            "depend only on its row. Give points that belong together as one "
-            f"row. Received: block '{name}', which changes with other rows"
+            "each row of the data, not a sum or a mean of them, and each "
+            "must depend only on its row. Put points that belong together "
+            f"into one row. Received: block '{name}', which changes with "
+            "other rows"
         )
 
     def grouped(self, data: Structure) -> list[list[Array]]:

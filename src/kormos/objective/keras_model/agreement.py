@@ -104,10 +104,11 @@ class Agreement:
         place, before, after = difference
         name = "the loss" if place == len(wide) - 1 else "an output"
         raise Float64Error(
-            "In float64 (`precision`), a model must be the same function as "
-            "in its own dtype, up to rounding: leave `precision` out, or "
-            "remove code that depends on the dtype from the model. Received: "
-            f"{name} that is {before:.6g} there and {after:.6g} in float64"
+            "In float64 (`precision`), a model must compute the same "
+            "function as in its own dtype, except for rounding: leave "
+            "`precision` out, or remove code that depends on the dtype from "
+            f"the model. Received: {name} that is {before:.6g} there and "
+            f"{after:.6g} in float64"
         )
 
     def _outputs(

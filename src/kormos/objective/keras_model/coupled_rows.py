@@ -130,9 +130,9 @@ def warn_of_coupling(
     if found is not None:
         warn(
             "The loss depends on `batch_size`, because it is not a mean over "
-            "rows. Return the mean of what each row adds (arrays of shapes "
-            "`(n,)` and `(n, 1)` make one of `(n, n)`), or give all rows in "
-            "one batch, with their number as `batch_size`. Received: "
+            "rows. Return a mean over the rows (note that arrays of shapes "
+            "`(n,)` and `(n, 1)` broadcast to `(n, n)`), or put all rows "
+            "into one batch, with their number as `batch_size`. Received: "
             f"{found.name}, which is {found.whole:.6g} for "
             f"{leading_size(head.x)} rows and {found.halves:.6g} for their "
             "two halves"

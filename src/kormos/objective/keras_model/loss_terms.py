@@ -78,8 +78,8 @@ class LossTerms:
         if self.compiled is not None:
             if all(leaf is None for leaf in tree.flatten(y)):
                 raise ValueError(
-                    "The loss compares outputs with targets: give `y`, or a "
-                    "data set of pairs `(x, y)`. Received: y=None with "
+                    "The loss compares outputs with targets: pass `y`, or a "
+                    "dataset of pairs `(x, y)`. Received: y=None with "
                     f"loss={_named(self._model.loss)}"
                 )
             data = y, y_pred, sample_weight

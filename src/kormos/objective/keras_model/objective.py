@@ -349,9 +349,9 @@ class Objective(FlatObjective):
         rows = self._data.in_memory
         if rows is None:
             raise ValueError(
-                "A stage of one of Keras' own optimizers shuffles rows, which "
-                "have to be in memory: fit without `stream=True`, or give "
-                "the stage `full_batch=True`. Received: stream=True"
+                "A stage with one of Keras' own optimizers shuffles rows, "
+                "which must be in memory: fit without `stream=True`, or pass "
+                "`full_batch=True` to the `Chain`. Received: stream=True"
             )
         batch_size = batch_size or self._data.batch_size
         train_epoch(self.model, rows, optimizer, batch_size, rng)
@@ -363,10 +363,10 @@ class Objective(FlatObjective):
         counts = self.processes.gather(np.array([float(self._data.batches)]))
         if len(set(counts)) > 1:
             raise ValueError(
-                "A step on a batch is one on a batch of every process, so "
-                "that all of them need as many batches: give them as many "
-                "rows. "
-                f"Received: {[int(count) for count in counts]} batches"
+                "Each step uses a batch of every process, so that all "
+                "processes need the same number of batches: give them the "
+                "same number of rows. Received: "
+                f"{[int(count) for count in counts]} batches"
             )
 
     def in_parts(

@@ -119,8 +119,8 @@ class Claims:
 
     def _stalled(self) -> Outcome:
         text = (
-            "Runs that begin anew from an end still lower the loss, but the "
-            f"last {_MOST_IN_VAIN} of them together lowered it by less than "
+            "New runs from the end still lower the loss, but the last "
+            f"{_MOST_IN_VAIN} of them together lowered it by less than "
             f"{_LEAST_IN_ALL:g} of itself."
         )
         state = self._state

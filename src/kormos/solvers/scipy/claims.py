@@ -232,9 +232,9 @@ class Claims:
 
     def _stalled(self, before: Evaluation, gain: Gain) -> Outcome:
         text = (
-            f"A short run of Newton's or quasi-Newton steps still lowers the "
-            f"loss from {before.loss:.6g} to {gain.loss:.6g}, where the method "
-            "itself gains nothing."
+            "A short run of Newton's or quasi-Newton steps still lowers the "
+            f"loss from {before.loss:.6g} to {gain.loss:.6g}, although the "
+            "method itself gains nothing."
         )
         self._go(gain)
         return Outcome(statuses.STALLED, None, 0.0, findings=text)
