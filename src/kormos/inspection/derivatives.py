@@ -24,9 +24,9 @@ _MOST_IDENTIFIED = 50
 # The most variables whose gradient is tested, each by two evaluations,
 # or by a few more where they contradict the gradient.
 _MOST_VARIABLES = 8
-# How far from the start parameters are looked for that the data do not
-# determine, over the sizes of the parameters. At the start itself, values such
-# as zeros may hide the effect of a parameter.
+# The distance from the start at which the test looks for parameters that the
+# data do not determine, relative to the sizes of the parameters. At the start
+# itself, values such as zeros may hide the effect of a parameter.
 _AWAY_FROM_START = 0.1
 # A slope is right if differences miss it by no more than this part, or by this
 # many roundings of each loss, or by the difference of the slopes on both sides

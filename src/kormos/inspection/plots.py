@@ -156,7 +156,7 @@ def _colors(fits: Sequence[Curves]) -> list[str]:
     used = {True: 0, False: 0}
     found = []
     for fit in fits:
-        # A single fit has no other to stand out from.
+        # A single fit need not stand out from others.
         is_strong = fit.is_ours or len(fits) == 1
         palette = _OURS if is_strong else _OTHERS
         found.append(palette[used[is_strong] % len(palette)])

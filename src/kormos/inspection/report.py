@@ -13,7 +13,7 @@ from kormos import markup
 # Characters of a line, a choice of ours: most terminals and notebooks show it.
 _WIDTH = 88
 
-# A table with one line, below its heads, of characters that all terminals have.
+# A table with one line below its head, of characters that all terminals have.
 _PLAIN = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
 
 _TEST_HEADS = ("test", "", "found")
@@ -137,7 +137,8 @@ class Report:
 
     def __str__(self) -> str:
         out = io.StringIO()
-        # Plain text, whatever a notebook or `FORCE_COLOR` asks of rich.
+        # The text is plain even if a notebook or `FORCE_COLOR` asks rich for
+        # colors.
         console = Console(
             file=out,
             width=_WIDTH,

@@ -38,7 +38,7 @@ DEFAULT_EPOCHS = 20
 # What the progress of a chain is called in a file.
 _PROGRESS = "stage_progress"
 
-# Whether a thread is saving all that a fit needs to go on.
+# Whether a thread is saving the complete state of a fit.
 _saving = threading.local()
 
 
@@ -88,7 +88,7 @@ class BatchOptimizer(keras.optimizers.Optimizer):
         ValueError: If an argument cannot be used.
     """
 
-    # Whether a later fit can go on with the curvature of an earlier one.
+    # Whether a later fit can continue with the curvature of an earlier one.
     keeps_state = False
 
     def __init__(
@@ -108,7 +108,7 @@ class BatchOptimizer(keras.optimizers.Optimizer):
                 f"{predecessor.advice(others, predecessor.ARGUMENTS)} "
                 f"Received: {', '.join(others)}"
             )
-        # Keras wants a learning rate, and saves it; nothing reads it.
+        # Keras requires a learning rate, and saves it; nothing reads it.
         super().__init__(learning_rate=1.0, name=name)
         self.epochs = epochs
         self.batch_size = batch_size
@@ -121,22 +121,24 @@ class BatchOptimizer(keras.optimizers.Optimizer):
                 f"Received: keep_state={keep_state!r}"
             )
         self.keep_state = keep_state
-        # Of the latest fit.
+        # The results and counts of the latest fit.
         self.results: list[Any] = []
         self.fg_evals = 0
         self.hessp_evals = 0
         self.jacobians = 0
-        # What a later fit can go on from: a `SolverState`, or `None`.
+        # The state from which a later fit can continue: a `SolverState`, or
+        # `None`.
         self.solver_state: SolverState | None = None
-        # What was chosen for the latest fit and why, by one that chooses.
+        # For an optimizer that chooses: what was chosen for the latest fit, and
+        # why.
         self.choice = ""
         # How far a chain of stages has got, or `None`.
         self.stage_progress: StageProgress | None = None
-        # How often it was read from a file.
+        # How often the optimizer was read from a file.
         self.loads = 0
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        # Python would name the class that takes none of the others.
+        # Python's own error would not name the arguments that the class takes.
         if cls.__module__.startswith("kormos."):
             check_names(cls, kwargs)
         return super().__new__(cls)
@@ -288,7 +290,7 @@ class BatchOptimizer(keras.optimizers.Optimizer):
             store[_PROGRESS] = np.array(self.stage_progress)
 
     def _load_solver(self, store: Any) -> dict[str, Any]:
-        """Takes over what is in a store; returns the rest of it."""
+        """Takes the solver's state from a store; returns the rest of it."""
         self.solver_state, rest = solver_state.load(store)
         progress = rest.pop(_PROGRESS, None)
         self.stage_progress = (
@@ -386,7 +388,7 @@ def _described(weights: Any) -> str:
 
 
 def _by_path(bounds: Any) -> Any:
-    """Bounds without variables, which a file knows by their paths."""
+    """Bounds with the paths of variables in place of the variables."""
     if isinstance(bounds, scipy.optimize.Bounds):
         pair = bounds.lb, bounds.ub
         if max(map(np.size, pair)) == 1:
@@ -424,7 +426,7 @@ def _loaded(
     except TypeError:
         if name not in ("pretrain_fn", "constraints"):
             raise
-    # The weights are worth more than the function.
+    # Loading the weights is more important than the function.
     warn(
         f"`{name}` holds a function that is unknown here: register it with "
         "`keras.saving.register_keras_serializable`, pass it in "

@@ -160,7 +160,8 @@ class Chain(BatchOptimizer):
         """The arguments of each stage."""
         count = len(self.optimizers)
         if isinstance(epochs, (int, np.integer)):
-            # The number of all. A list of the constructor's is kept.
+            # The number of epochs of all stages. A list of the constructor is
+            # kept.
             epochs = self.epochs if isinstance(self.epochs, list) else None
         settings = {
             "epochs": epochs,
@@ -255,7 +256,7 @@ class Members(Sequence[Any]):
 
 def resolved(identifier: Any) -> Any:
     """Returns an optimizer of kormos or Keras, from a name or an instance."""
-    # The list of names has this module's optimizer in it.
+    # The list of names includes the optimizers of this module.
     from kormos import optimizers
 
     if isinstance(identifier, Chain):
@@ -294,7 +295,7 @@ def _check(settings: dict[str, Any]) -> None:
 
 
 def _sharing(stages: list[Stage], total: int | None) -> list[Stage]:
-    """The stages, of which some share equally in a number of epochs."""
+    """The stages, some of which share a number of epochs equally."""
     if total is None:
         return [stage._replace(takes_rest=False) for stage in stages]
     told = sum(s.epochs or 0 for s in stages if not s.takes_rest)
@@ -304,7 +305,7 @@ def _sharing(stages: list[Stage], total: int | None) -> list[Stage]:
     for stage in stages:
         epochs = stage.epochs or 0
         if stage.takes_rest:
-            # The last one takes what the division leaves.
+            # The last one takes the remainder of the division.
             epochs = rest // open_ones
             rest, open_ones = rest - epochs, open_ones - 1
         epochs = min(epochs, left)

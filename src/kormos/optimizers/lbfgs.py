@@ -17,12 +17,12 @@ _MOST_NUMBERS = 10**8
 _MOST_PAIRS = 100
 _FEWEST_PAIRS = 10
 
-# From so many numbers on, pairs are spread over devices by themselves. Our
-# choice: a device has room for fewer (256 MB), and has no need to wait for the
-# others, once an iteration, for a direction of which each computes a part.
+# From this many numbers on, pairs are distributed over devices by default. This
+# is our choice: a device has room for fewer (256 MB), and then need not wait
+# for the others in each iteration.
 _SPREAD_FROM = 2**25
 
-# With fewer pairs a longer first guess may lose.
+# With fewer pairs, a larger initial inverse Hessian may be worse.
 _ADAPTIVE_FROM = 20
 
 

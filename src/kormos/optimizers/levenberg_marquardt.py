@@ -46,11 +46,11 @@ from kormos.solvers.solver_state import SolverState
 from kormos.types import Vector
 
 _PRESETS = (None, "matlab")
-# What the method holds at once: the matrix, its eigenvectors, and a workspace
-# for LAPACK that is as large as two more.
+# The number of matrices in memory at the same time: the matrix, its
+# eigenvectors, and a workspace for LAPACK that is as large as two more.
 _MATRICES = 4
 
-# Ends of a cheap beginning that are ends of the run.
+# Statuses of the beginning with L-BFGS that also end the run.
 _ENDS = (
     statuses.NON_FINITE,
     statuses.EVALUATION_LIMIT,
@@ -221,7 +221,7 @@ class LevenbergMarquardt(NativeOptimizer):
         }
 
     def _check_regularization(self, stochastic: bool) -> None:
-        """Refuses what a penalty that data choose does not go with."""
+        """Refuses arguments that cannot be combined with `regularization`."""
         received = None
         if stochastic:
             received = "stochastic=True"
@@ -296,7 +296,7 @@ class LevenbergMarquardt(NativeOptimizer):
     def _begun(
         self, problem: Problem, theta: Vector, observer: Observer
     ) -> Outcome:
-        """The outcome of a cheap beginning, without a state."""
+        """The outcome of the beginning with L-BFGS, without a state."""
         (stage,) = LBFGS().stages(0)
         with beginning.looks(problem):
             begun = stage.run(problem, theta, None, observer)

@@ -108,7 +108,7 @@ class NativeOptimizer(BatchOptimizer):
         return {**config, **tolerances}
 
     def _takes_state(self, state: SolverState, size: int) -> bool:
-        """Whether a run can go on with what another stage has left."""
+        """Whether a run can continue from the state of another stage."""
         del state, size
         return False
 

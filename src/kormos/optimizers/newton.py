@@ -116,7 +116,7 @@ class Newton(QuasiNewton):
         return super()._first_state(problem, theta)._replace(rows=rows)
 
     def _resumed(self, state: State) -> State:
-        # Products are counted for each run.
+        # The number of products is counted for each run.
         known = state.curvature._replace(products=np.int32(0))
         return state._replace(curvature=known)
 

@@ -198,5 +198,5 @@ class QuasiNewton(NativeOptimizer):
         )
 
     def _resumed(self, state: State) -> State:
-        """The state of an earlier run, as this one goes on from it."""
+        """The state of an earlier run, from which this run continues."""
         return state

@@ -45,7 +45,7 @@ class StageProgress(NamedTuple):
 
 
 def takes_no_state(state: SolverState, size: int) -> bool:
-    """The answer of a method that cannot use what another one knows."""
+    """The answer of a method that cannot use the state of another method."""
     del state, size
     return False
 

@@ -49,7 +49,7 @@ class BackupAndRestore(keras.callbacks.Callback):
         if backups:
             optimizer = self.model.optimizer
             if optimizer is not None and not optimizer.built:
-                # Or its state would not be read.
+                # Otherwise its state would not be read.
                 optimizer.build(self.model.trainable_variables)
             epoch, path = max(backups)
             self.model.load_weights(path)

@@ -18,7 +18,7 @@ from kormos.types import Vector
 
 
 class Reporter:
-    """What stands between the runs of a session and its observer.
+    """The link between the runs of a session and its observer.
 
     A run tells it the start and every accepted iterate. The observer records
     them, writes them into the variables and calls callbacks through it.
@@ -90,8 +90,8 @@ class Reporter:
             self.task.refresh_validation()
         observer.opens(iterate)
         if self.followed is not None:
-            # A callback has changed the loss or the variables: the run is to
-            # begin anew from what it has set, without this iterate.
+            # A callback has changed the loss or the variables: the run must
+            # start again from the values that it has set, without this iterate.
             observer.discards()
             self._run.iterations -= 1
             return True
@@ -112,7 +112,7 @@ class Reporter:
     def call_out(
         self, theta: Vector, fn: Callable[..., object], *args: Any
     ) -> None:
-        """Calls a function of the user's, which may assign variables.
+        """Calls a function of the user, which may assign variables.
 
         Args:
             theta: the point that the variables keep, before they round it.

@@ -1,7 +1,7 @@
-"""One run of a solver, which keeps what must not be lost.
+"""One run of a solver, which keeps the best point.
 
-The best point, interrupts, and the reason for the end are the same behind every
-door.
+The best point, interrupts, and the reason for the end are handled in the same
+way for all functions.
 """
 
 import dataclasses
@@ -39,8 +39,9 @@ _OPEN = (
 )
 _STILL_FALLING = 1e-6
 _LIMITS = statuses.TIME_LIMIT, statuses.EVALUATION_LIMIT
-# A parameter has run away if it has changed by this many times its own size.
-# Our choice: a smaller number would name parameters that only started far away.
+# A parameter counts as running away if it has changed by this many times its
+# own size. Our choice: a smaller number would name parameters that only started
+# far away.
 _FAR = 10.0
 
 
@@ -115,7 +116,7 @@ class Run:
         elif self._meets_target(self.best[1]):
             outcome = self._target_reached(outcome)
         if outcome.is_penalized:
-            # What the loss alone would gain from here says nothing.
+            # The predicted decrease of the loss alone says nothing here.
             return outcome
         is_kept = outcome.is_polished or self._is_better(
             outcome.theta, outcome.loss
@@ -124,7 +125,7 @@ class Run:
             outcome.theta, outcome.loss = self.best
         self._keep_the_start(outcome)
         self._name_what_ran_away(outcome)
-        # Where float64 can follow, it is a run of its own.
+        # If float64 can follow, it is a separate run.
         if not self.problem.objective.has_float64:
             seconds = now() - self._began
             outcome = tried_in_float64(outcome, self.problem, seconds)
@@ -148,7 +149,7 @@ class Run:
                 outcome.theta, outcome.loss = self._start, loss
 
     def _name_what_ran_away(self, outcome: Outcome) -> None:
-        """Says so where a loss below zero was still falling at the end."""
+        """Adds a sentence if a loss below zero was still falling at the end."""
         is_open = outcome.status in _OPEN or (
             outcome.status == statuses.NOISE_FLOOR
             and outcome.value is not None
@@ -194,7 +195,7 @@ class Run:
         return True
 
     def _name_what_is_undetermined(self, outcome: Outcome) -> None:
-        """Says so where data leave parameters of an optimum open."""
+        """Adds a sentence if the data do not determine some parameters."""
         problem, theta = self.problem, np.array(outcome.theta)
         if outcome.evaluate is None or problem.constraints:
             return

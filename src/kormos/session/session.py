@@ -1,9 +1,9 @@
 """One call of the user: stages of an optimizer, from a start to a `Result`.
 
-A session is the same behind every door, `fit`, `minimize`, `least_squares` and
-`solve`. A door brings a task and an observer, which knows what its users are
-told. Here is the order of stages and of the runs of a stage. What else a
-session consists of has a file of its own:
+All four functions, `fit`, `minimize`, `least_squares` and `solve`, run the same
+session. They pass a task, and an observer that reports to the user. This file
+has the order of stages and of the runs of a stage. The other parts of a session
+have their own files:
 
 - `task.py`: what is minimized, over which variables and within what limits.
 - `run.py`: one run of a solver: its best point and why it ended.
@@ -191,8 +191,8 @@ class Session:
     def _run_to_end(self, stage: Stage) -> Outcome:
         """The runs of a stage.
 
-        Another run follows where callbacks have changed the loss, where data
-        are drawn anew, and where float64 goes on.
+        Another run follows if callbacks have changed the loss, if new data are
+        drawn, and if the fit continues in float64.
         """
         theta: Vector | None = None
         narrow: Outcome | None = None
@@ -245,7 +245,7 @@ class Session:
         logger.info("Continuing in float64 after %d iterations.", done)
         state = self._attachment.state
         if state is not None and not state.is_sound:
-            # Of a start that float32 could not evaluate.
+            # The loss of a start that float32 could not evaluate.
             self._attachment.keep(None)
         return undo
 

@@ -55,7 +55,7 @@ def stages_of(
     max_iterations: int | None,
     **settings: Any,
 ) -> list[Stage]:
-    """The stages of an optimizer, for a door without a model."""
+    """The stages of an optimizer, for a function without a model."""
     if max_iterations is None:
         max_iterations = optimizer.epochs
     if max_iterations is None:
@@ -116,7 +116,8 @@ class TraceObserver(SessionObserver):
         for callback in self._keras.callbacks:
             callback.set_model(self._model)
             callback.set_params({"verbose": level, "epochs": last, "steps": 1})
-        # Progress only reads what is recorded, and needs no look at each.
+        # The display of progress only reads the trace, and does not need each
+        # iterate.
         self._is_watching = bool(self._functions or mine)
         self._is_evaluated_too = is_evaluated_too
         self._own_limit = own_limit
@@ -125,7 +126,7 @@ class TraceObserver(SessionObserver):
         self._logs: dict[str, Any] = {}
 
     def refuse_resamplers(self, door: str) -> None:
-        """Refuses a `Resample` where a door has no data to replace."""
+        """Refuses a `Resample` in a function that has no data to replace."""
         if self.resamplers:
             raise ValueError(
                 f"A `Resample` replaces data, and `kormos.{door}` has none: "
@@ -161,7 +162,8 @@ class TraceObserver(SessionObserver):
         self.done += 1
         reporter.count(logs["loss"])
         if self._is_watching or self._is_evaluated_too:
-            # Where somebody looks, a compiled call has one iterate.
+            # If a callback needs each iterate, a compiled call has one
+            # iteration.
             assert theta is not None
             if self._is_watching:
                 reporter.write(theta)
@@ -230,13 +232,13 @@ class TraceObserver(SessionObserver):
 
 
 class _StandIn:
-    """What Keras' callbacks are given where there is no model."""
+    """The object that Keras' callbacks receive if there is no model."""
 
     def __init__(self) -> None:
         self.stop_training = False
         self.name = "kormos"
         self.history: Any = None
-        # Keras' callbacks look at these, and do without.
+        # Keras' callbacks read these attributes, but do not need their values.
         self.metrics: list[Any] = []
         self.optimizer = self.train_function = None
 
