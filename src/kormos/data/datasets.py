@@ -1,4 +1,4 @@
-"""Data sets: how many batches they have, and their batches in order."""
+"""Datasets: the number of their batches, and the batches in order."""
 
 import itertools
 import math
@@ -14,10 +14,10 @@ from kormos.data.arrays import is_array
 from kormos.data.memory import leaves
 from kormos.types import Structure
 
-# A data set that does not tell its length is taken for endless after this many
-# batches, or after this many bytes that would have to stay in memory. Both are
-# choices of ours: smaller values refuse large data sets that do end, larger
-# ones let an endless one fill the memory or run for longer.
+# A dataset without a known length is taken for endless after this many batches,
+# or after this many bytes that would have to stay in memory. Both are choices
+# of ours: smaller values refuse large data sets that do end, larger ones let an
+# endless one fill the memory or run for longer.
 MOST_BATCHES = 2**15
 MOST_BYTES = 2**32
 # It is also taken for endless if it has yielded `_FEWEST_BATCHES` or more, and

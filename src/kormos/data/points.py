@@ -52,8 +52,8 @@ class Points:
         self.leaf_groups = [distinct.index(count) for count in counts]
         self.count = len(distinct)
         self._rows = [(a.shape[1:], a.dtype.name) for a in arrays]
-        # What holds these points is kept for later calls, which must not keep
-        # the data.
+        # The objects with these points are kept for later calls, but must not
+        # keep the data.
         if not self.is_empty:
             self._structure = tree.map_structure(
                 lambda leaf: np.broadcast_to(np.zeros(()), np.shape(leaf)),
@@ -62,7 +62,7 @@ class Points:
 
     @property
     def layout(self) -> Hashable:
-        """All that tells these points from others, but for the numbers."""
+        """Everything about these points except for the numbers."""
         return (
             repr(tree.map_structure(lambda _: 0, self._structure)),
             tuple(zip(self.leaf_groups, self._rows, strict=True)),

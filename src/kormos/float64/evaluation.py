@@ -1,10 +1,9 @@
 """The precision in which a function of Keras variables is evaluated.
 
-Layers, losses and the inputs of functional models each compute in a dtype of
-their own, whatever the dtype of the values that they are given. To evaluate a
-float32 model in float64, they get that dtype while they are traced (JAX,
-TensorFlow) or run (PyTorch). The model itself stays as it is, and may be of
-any class.
+Layers, losses and the inputs of functional models each compute in their own
+dtype, whatever the dtype of the values that they receive. To evaluate a float32
+model in float64, they get that dtype while they are traced (JAX, TensorFlow) or
+run (PyTorch). The model itself stays as it is, and may be of any class.
 """
 
 import contextlib
@@ -68,7 +67,7 @@ def starts_in_float64(precision: str | None, dtypes: Iterable[str]) -> bool:
 
 
 def decide(precision: str | None, prepare: Callable[[], Any]) -> bool:
-    """Whether a fit can go on in float64 where it has converged in float32.
+    """Whether a fit can continue in float64 when it has converged in float32.
 
     Args:
         precision: one of `PRECISIONS`.
@@ -149,7 +148,7 @@ class Arithmetic:
         return max(map(rounding, floats), default=0.0)
 
     def include(self, owners: Iterable[Owner]) -> None:
-        """Adds layers and losses that are to compute in the dtype."""
+        """Adds layers and losses that must compute in the dtype."""
         for owner in owners:
             # A layer may use the weights of a layer that it never calls, as
             # recurrent layers do with their cells.
@@ -194,7 +193,8 @@ class Arithmetic:
             fn: function that reads variables.
             *args: structures of tensors.
         """
-        # What the trace assigns to a variable, a seed say, has no value.
+        # A tensor that the trace assigns to a variable, such as a seed, has no
+        # value.
         with ReadRecorder():
             self.keeps_traces |= backend.keeps_traces(fn, *args)
         return self.call(run, fn, *args)

@@ -16,7 +16,7 @@ import keras
 try:
     from keras.src.backend.common.dtypes import BIT64_TO_BIT32_DTYPE
 except ImportError:
-    # Keras has changed. Whoever asks for float64 learns it by the self-test.
+    # Keras has changed. The self-test will raise an error for users of float64.
     BIT64_TO_BIT32_DTYPE = {}
 
 

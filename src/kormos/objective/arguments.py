@@ -1,4 +1,4 @@
-"""What the functions of a program take besides a point, and their sums."""
+"""The arguments of a program's functions, and sums of their values."""
 
 import dataclasses
 import functools
@@ -208,7 +208,7 @@ def to_tensor(array: Array) -> Tensor:
 
 
 def is_host(vector: Any) -> bool:
-    """Whether a vector is one of NumPy, or a list, rather than a tensor."""
+    """Whether a vector is a NumPy array or a list, rather than a tensor."""
     return isinstance(vector, (np.ndarray, list, tuple))
 
 

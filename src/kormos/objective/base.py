@@ -58,7 +58,7 @@ class FlatObjective:
 
     program: Program
     arguments = ProgramArguments([])
-    # Whether the derivatives are the user's, and not made from the loss.
+    # Whether the user computes the derivatives, and not the backend.
     has_own_derivatives = False
     has_float64 = False
     unused_variables: list[keras.Variable]
@@ -105,7 +105,7 @@ class FlatObjective:
         return self.program.packing.size
 
     def name_of(self, index: int) -> str:
-        """What to call an entry of the flat vector."""
+        """The name of an entry of the flat vector."""
         return self.program.packing.name_of(index)
 
     @property
@@ -146,7 +146,7 @@ class FlatObjective:
         self.arguments = dataclasses.replace(self.arguments, frozen=frozen)
 
     def followed(self, before: Vector, theta: Vector) -> Vector | None:
-        """Takes over values that other code, a callback say, has assigned.
+        """Takes over values that other code, such as a callback, has assigned.
 
         Args:
             before: what `initial_position` returned before that code ran.
@@ -316,7 +316,7 @@ class FlatObjective:
     def in_parts(
         self, lower: Vector | None, upper: Vector | None
     ) -> PartsObjective | None:
-        """The loss without the kinks of L1 regularizers, where it has some.
+        """The loss without the kinks of L1 regularizers, if it has any.
 
         Args:
             lower, upper: the bounds, `(size,)`, or `None`.

@@ -1,4 +1,4 @@
-"""Parameters that a fit leaves as they are: bounds from both sides."""
+"""Parameters that a fit keeps at their values, by equal bounds."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +17,7 @@ from kormos.types import Array
 def with_fixed(
     bounds: Any, fixed: Any, variables: Sequence[keras.Variable]
 ) -> Any:
-    """Bounds that hold some parameters at the values that they have.
+    """Bounds that keep some parameters at their present values.
 
     Args:
         bounds: as `resolve_bounds` takes them.

@@ -19,8 +19,8 @@ from kormos.types import Matrix
 # this part of its standard error. Our choice: what is smaller shows in no digit
 # that a table prints.
 _MOST_MOVE = 1e-2
-# Of an exact fit all errors are rounding, and so are steps below this part of
-# a parameter. Our choice.
+# In an exact fit all errors are rounding errors, and so are steps below this
+# part of a parameter. This is our choice.
 _SMALLEST_MOVE = 1e-8
 
 
@@ -83,7 +83,7 @@ def estimate(
             f"{likelihood.name}"
         )
     if likelihood.is_gaussian:
-        # It has rows, unless the model cannot be differentiated by row.
+        # There are rows, unless the model cannot be differentiated by row.
         fit.objective.gauss_newton()
     sums = totals(fit) if fit.has_rows else None
     if kind == "classical" and not likelihood.is_known:

@@ -29,8 +29,8 @@ from kormos.types import Vector
 # A solution leaves this part of its right side, in the norm of the
 # preconditioner. Our choice: a standard error then has about eight digits.
 _LEFT = 1e-10
-# What takes more products has no error that is known. Our choice: minutes for
-# a large network.
+# If more products are needed, the error counts as unknown. Our choice: this
+# takes minutes for a large network.
 _MOST_PRODUCTS = 2000
 # A direction of a smaller curvature than this, where parameters have curvature
 # one, is not determined.
@@ -204,7 +204,7 @@ class _Inverse:
         lower, upper = fit.box
         if lower is not None and upper is not None:
             self._is_free = (theta > lower) & (theta < upper)
-        # Zero for what is held, or has no effect.
+        # The entries are zero for parameters that are held, or have no effect.
         is_used = self._is_free & (diagonal > 0)
         self._units = np.where(
             is_used, 1 / np.sqrt(np.where(is_used, diagonal, 1.0)), 0.0
@@ -243,7 +243,8 @@ class _Inverse:
         if (right[self._is_free & (self._units == 0)] != 0).any():
             return nothing
         if not (right * self._is_free).any():
-            # A held parameter has no error, and a constant none but zero.
+            # A held parameter has no error, and a constant has an error of
+            # zero.
             return nothing if right.any() else np.zeros(right.size)
         left = right * self._units
         found, direction, square = np.zeros(right.size), left, left @ left

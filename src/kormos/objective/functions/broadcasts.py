@@ -1,4 +1,4 @@
-"""Residuals that became a square matrix by a broadcast that was a mistake."""
+"""Finds residuals that were broadcast to a square matrix by mistake."""
 
 from typing import TYPE_CHECKING
 
@@ -27,9 +27,9 @@ HINT = (
 def warn_of_broadcasts(objective: "ResidualObjective") -> None:
     """Warns of square blocks of residuals that a column and a row make.
 
-    The difference of a column and a row is a matrix of rank two or less, also
-    where a column or a row multiplies it. Residuals of data in a square matrix
-    have a higher rank.
+    The difference of a column and a row is a matrix of rank two or less, even
+    if it is multiplied by a column or a row. Residuals of data in a square
+    matrix have a higher rank.
 
     Args:
         objective: the objective.

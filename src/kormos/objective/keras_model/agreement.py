@@ -24,7 +24,7 @@ from kormos.types import Tensor
 # ten times as much. This is a choice of ours: a smaller number would refuse
 # deep models, a larger one might miss code that depends on the dtype.
 _AMPLIFIED = 30
-# At how many points, a rounding away, that change is measured.
+# The number of points, a rounding error away, at which that change is measured.
 _PLACES = 3
 
 # The part of itself by which the loss may differ anyway, because Keras clips

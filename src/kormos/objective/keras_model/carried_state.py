@@ -1,4 +1,4 @@
-"""Layers that begin a batch with the state in which the last one left them."""
+"""Layers that begin a batch with the state after the batch before."""
 
 from collections.abc import Sequence
 

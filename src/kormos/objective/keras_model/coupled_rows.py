@@ -39,7 +39,7 @@ class Coupling(NamedTuple):
 
 
 def may_couple(model_loss: ModelLoss) -> bool:
-    """Whether code that may couple rows computes a loss, and none has looked.
+    """Whether the loss may couple rows, and was not checked for that.
 
     Keras' own losses do not. In training, and with random numbers, rows differ
     by their place in a batch anyway.
@@ -56,7 +56,8 @@ def coupling(
 ) -> Coupling | None:
     """Compares the loss of rows with those of the two halves of them.
 
-    The weights are moved, because a loss that is nearly zero is all rounding.
+    The weights are moved, because a loss that is nearly zero consists of
+    rounding errors.
 
     Args:
         objective: the objective.

@@ -1,4 +1,4 @@
-"""What rows of data add to a model's loss, without side effects."""
+"""The contributions of rows of data to a model's loss, without side effects."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""What is checked of a model before its loss is compiled."""
+"""Checks of a model before its loss is compiled."""
 
 from typing import Any
 

@@ -164,7 +164,8 @@ class Objective(FlatObjective):
         """The model's compiled functions, for a dtype as `_prepare` has it."""
         known: Data | None = None
         if not self._processes.is_alone:
-            # All take part, also one on which an earlier fit has compiled.
+            # All processes take part, even one on which an earlier fit has
+            # compiled.
             known = self._head(dtype)
 
         def head() -> Data:
@@ -203,7 +204,7 @@ class Objective(FlatObjective):
     def _head(self, dtype: str | None) -> Data:
         """The rows of a chunk, as tensors: the same ones on all processes.
 
-        What is decided by them is then the same everywhere.
+        Decisions that depend on them are then the same on all processes.
         """
         data = self._data
         if self._processes.is_alone:
