@@ -31,14 +31,14 @@ from kormos.solvers.solver_state import SolverState
 from kormos.types import Array
 from kormos.types import Vector
 
-# How entries of the state that is kept are called.
+# The names of the entries of the state.
 _SLOT = "slot"
 _PASSES = "passes"
 _START = "start"
 _START_LOSS = "start_loss"
 _REST = "rest"
-# A run goes on from an earlier one if it begins at the loss at which that one
-# ended, but for its rounding on another machine. A choice of ours.
+# A run continues an earlier one if it begins at the loss at which that one has
+# ended, except for rounding on another machine. This is a choice of ours.
 _SAME_LOSS = 1e-4
 
 
@@ -227,7 +227,7 @@ class KerasSteps:
         """
         start = self._start_of(first, self._earlier)
         point, state = first, self._keep(first, start)
-        # Those of the point to keep, and the loss there.
+        # The values of the point to keep, and the loss there.
         rest, kept_loss = self._rest(), first.loss
         stop = observer.started(first)
         status = problem.spent() if first.is_finite else statuses.NON_FINITE
@@ -249,7 +249,7 @@ class KerasSteps:
                         *point,
                         state=state,
                         logs={"step": step},
-                        # The point goes on from here, wherever it has been.
+                        # The run continues from this point.
                         is_penalized=bool(point.loss <= start.loss),
                     )
                 )
@@ -310,14 +310,15 @@ class KerasSteps:
     def _prepare(
         self, variables: list[keras.Variable], state: SolverState | None
     ) -> None:
-        """Makes the optimizer that of a new run, or as a state has it."""
+        """Resets the optimizer for a new run, or restores it from a state."""
         optimizer, kind = self.optimizer, type(self.optimizer)
         known = getattr(optimizer, "_trainable_variables", None)
         is_fit = optimizer.built and [id(v) for v in known or ()] == [
             id(v) for v in variables
         ]
         if optimizer.built and not is_fit:
-            # It was built for other variables, of layers that are frozen now.
+            # The optimizer was built for other variables, of layers that are
+            # frozen now.
             optimizer = kind.from_config(optimizer.get_config())
             self.optimizer = optimizer
         if not optimizer.built:
@@ -345,7 +346,7 @@ class KerasSteps:
             f"{_SLOT}{i}": np.array(backend.to_numpy(variable))
             for i, variable in enumerate(kept)
         }
-        # Frozen layers stay as they are, and may be large.
+        # The variables of frozen layers do not change, and may be large.
         rest = {
             f"{_REST}{i}": then
             for i, (then, now) in enumerate(

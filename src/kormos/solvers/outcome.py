@@ -1,4 +1,4 @@
-"""What a solver returns."""
+"""The outcome that a solver returns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether what was compiled is the user's loss, and its gradient complete.
+"""Checks that the compiled loss is the user's, with a complete gradient.
 
 A backend may reuse an earlier trace of a user's function, and code may read a
 variable in a way that kormos cannot intercept. The compiled loss then uses old
@@ -27,8 +27,8 @@ from kormos.types import Vector
 # Two losses differ if they do so by more than this power of the rounding, over
 # their size: about half of the digits.
 _EXPONENT = 0.55
-# They do not, if they differ by at most this many times as much as they do when
-# the variables are rounded otherwise.
+# They do not differ if the difference is at most this many times as large as
+# that between variables that are rounded differently.
 _AMPLIFIED = 30
 # Variables change by this part of their size, and by a half and a quarter of
 # it, to show whether the loss changes in proportion; it may miss that by the
@@ -199,7 +199,7 @@ def _rounding(objective: ComparableObjective) -> float:
     """The spacing of numbers near one in the coarsest arithmetic."""
     rounding = max(objective.evaluation_eps, objective.storage_eps)
     if not is_true_float64() and objective.program.packing.dtype is None:
-        # Keras may compute what is float64 in float32.
+        # Keras may compute float64 in float32.
         rounding = max(rounding, spacing("float32"))
     is_fine = rounding < NARROW or backend.on_cpu()
     return rounding if is_fine else max(rounding, _TENSOR_CORES)

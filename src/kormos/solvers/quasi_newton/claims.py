@@ -1,4 +1,4 @@
-"""Claims of a quasi-Newton run, which are tried before they are believed.
+"""Claims of convergence of a quasi-Newton run, which are verified.
 
 The compiled loop stops where a test of convergence holds or a line search
 fails. From there the run goes on for a few evaluations as if it had just
@@ -27,7 +27,7 @@ from kormos.solvers.quasi_newton.rounding import Rounding
 from kormos.solvers.quasi_newton.state import State
 from kormos.types import Vector
 
-# Ends that are tried.
+# The ends that are verified.
 _CLAIMS = (
     states.GRADIENT,
     states.NOISE,

@@ -1,4 +1,4 @@
-"""Dense quasi-Newton methods: BFGS and its self-scaled relatives.
+"""Dense quasi-Newton methods: BFGS and its self-scaled variants.
 
 BFGS: Nocedal and Wright, "Numerical Optimization", 2nd edition, algorithm 6.1.
 Self-scaling: M. Al-Baali, "Numerical experience with a class of self-scaling
@@ -122,8 +122,8 @@ class Dense:
         store = ops.where(kept > 0, store, ops.zeros_like(store)) * kept
         store = store + eye * identity
         for factor, vector in zip(factors, vectors, strict=True):
-            # In this order the sum stays symmetric to the bit. An asymmetry
-            # would grow with every scaling.
+            # In this order the sum stays exactly symmetric. An asymmetry would
+            # grow with every scaling.
             store = store + outer(vector, vector) * factor
         return store, PendingUpdate(
             is_due=constant(False, like=is_due),

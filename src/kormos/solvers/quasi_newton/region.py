@@ -1,4 +1,4 @@
-"""Where a quasi-Newton run may go: everywhere, or within bounds.
+"""The region of a quasi-Newton run: everywhere, or within bounds.
 
 Within bounds, a run follows the projection of a line into the box: D. P.
 Bertsekas, "Projected Newton methods for optimization problems with simple
@@ -62,10 +62,10 @@ class Region(Protocol):
         """The nearest point of the region, `(size,)`."""
 
     def ahead(self, theta: Tensor, direction: Tensor) -> Tensor:
-        """A direction without what bounds stop at a point, `(size,)`."""
+        """A direction without the entries that bounds stop, `(size,)`."""
 
     def pull(self, theta: Tensor, grad: Tensor) -> Tensor:
-        """The gradient without what presses against bounds, `(size,)`."""
+        """The gradient without entries that press on bounds, `(size,)`."""
 
     def active(self, theta: Tensor, grad: Tensor) -> Scalar:
         """How many parameters are held at bounds, scalar."""
@@ -281,7 +281,7 @@ class Box:
 
 
 class _Course(NamedTuple):
-    """A direction that is being found.
+    """A direction during its computation.
 
     Attributes:
         direction: the direction, `(size,)`.

@@ -1,4 +1,4 @@
-"""Claims of SciPy's methods, which are tried before they are believed.
+"""Claims of convergence of SciPy's methods, which are verified.
 
 Where a method says that it has converged, or that it can go no further, two
 runs begin anew from there: a short one of Newton's or quasi-Newton steps
@@ -33,7 +33,7 @@ from kormos.solvers.scipy.result import claimed
 from kormos.solvers.scipy.result import unscale
 from kormos.solvers.scipy.trials import Trials
 
-# Ends that are tried.
+# The ends that are verified.
 _CLAIMS = (
     statuses.CONVERGED,
     statuses.NOISE_FLOOR,
@@ -220,7 +220,7 @@ class Claims:
         self._kept, self._is_feasible = point, is_feasible
 
     def _go(self, gain: Gain) -> None:
-        """Goes to the point that a short run has reached."""
+        """Moves to the point that a short run has reached."""
         grad = gain.grad if self._spec.gradient else None
         self._evaluator.stand_at(Evaluation(gain.theta, gain.loss, grad))
         self._keep()

@@ -1,4 +1,4 @@
-"""What SciPy sees of a problem: functions of the free parameters.
+"""A problem as SciPy sees it: functions of the free parameters.
 
 SciPy may evaluate outside of the bounds, and asks for the loss and the gradient
 one by one. Here every point is moved into the bounds and evaluated once. Where
