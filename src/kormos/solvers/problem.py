@@ -1,4 +1,4 @@
-"""The problem that a solver receives: a loss of a flat vector, and its limits."""
+"""The problem that a solver receives: the loss of a flat vector, and limits."""
 
 import copy
 from collections.abc import Callable
