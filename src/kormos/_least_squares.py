@@ -40,7 +40,7 @@ _REWEIGHED = 10
 # few, and more would only cost time.
 _MOST_ROUNDS = 10
 # They agree if no spread changes by more than this part. Our choice: a smaller
-# value would cost fits, and change a robust loss by next to nothing.
+# value would cost fits, and change a robust loss by almost nothing.
 _AGREE = 0.01
 
 

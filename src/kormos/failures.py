@@ -21,9 +21,9 @@ OF_POINT = 2
 # there is a mistake in the code.
 FINAL = 3
 
-# What no numbers make Python raise. A `ValueError`, which `math.sqrt` raises of
-# a negative number, an `AssertionError` and a class of the user's own are not
-# among them: these may refuse a point.
+# Exceptions that Python never raises because of numbers. A `ValueError`, which
+# `math.sqrt` raises for a negative number, an `AssertionError` and a user's own
+# class are not among them: these may reject a point.
 _MISTAKES = (
     AttributeError,
     ImportError,

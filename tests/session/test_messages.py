@@ -175,7 +175,10 @@ def test_a_process_without_its_backend_is_told():
         [sys.executable, "-c", code], capture_output=True, text=True
     )
     assert done.returncode == 1
-    assert "Keras is configured to run on 'jax', which is not installed" in done.stderr
+    assert (
+        "Keras is configured to run on 'jax', which is not installed"
+        in done.stderr
+    )
     assert "set the variable KERAS_BACKEND" in done.stderr
 
 

@@ -77,7 +77,7 @@ def add_up(group: tf.distribute.Strategy, vector: Vector) -> Vector:
 
 
 def _abort() -> None:
-    """Ends the exchange that is going on, and all later ones."""
+    """Ends the present exchange, and all later ones."""
     said = f"no answer within {_PATIENCE:g} seconds"
     context.context().abort_collective_ops(tf.errors.DEADLINE_EXCEEDED, said)
 

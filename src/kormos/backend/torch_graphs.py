@@ -75,7 +75,7 @@ class Graphs:
         Args:
             fn: a function of structures (lists, tuples and dicts) of tensors,
                 which returns one. Numbers among its arguments are constants of
-                a graph. It has no side effects, and nobody differentiates it.
+                a graph. It has no side effects, and it is not differentiated.
         """
         self._recorded.append(_Recorded(fn))
         return self._recorded[-1]

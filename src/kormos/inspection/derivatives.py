@@ -32,8 +32,7 @@ _AWAY_FROM_START = 0.1
 # many roundings of each loss, or by the difference of the slopes on both sides
 # of the point: with curvature, or at a kink, it lies between those two. Smaller
 # values raise false alarms, larger ones miss small errors. Differences that are
-# zero but for rounding contradict a large slope, so that they need not settle
-# beside themselves.
+# zero except for rounding contradict a large slope, and need not settle.
 _TOLERANCE, _ROUNDINGS = Tolerance(part=0.02, of_error=0.5), 20
 # The first step of differences is this many times the cube root of the
 # rounding, at which a central difference is most exact. A longer one meets

@@ -182,7 +182,7 @@ class ProgramArguments:
         return factors
 
     def _pairs(self) -> Iterable[SpreadPair]:
-        """All pairs of chunks of the data, read anew if they are streamed."""
+        """All pairs of chunks of the data, read again if they are streamed."""
         if self.chunks is not None:
             return self.chunks
         assert self.read is not None  # Streamed data have a function for it.

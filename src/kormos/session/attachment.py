@@ -29,8 +29,9 @@ class Attachment:
         optimizer: the `BatchOptimizer`.
 
     Attributes:
-        state: the `SolverState` to go on from, or `None`.
-        progress: how far an earlier session had got that goes on, or `None`.
+        state: the `SolverState` to continue from, or `None`.
+        progress: how far an earlier session, which is continued, had got,
+            or `None`.
     """
 
     def __init__(self, optimizer: BatchOptimizer):
@@ -57,8 +58,8 @@ class Attachment:
         """Takes over the state that the optimizer keeps of an earlier session.
 
         Args:
-            resume: whether to go on with its state. One from a backup that
-                was read since `build` is gone on with anyway.
+            resume: whether to continue with its state. A backup that was
+                read since `build` is always used.
         """
         optimizer = self._optimizer
         is_restored = optimizer.loads > self._loads

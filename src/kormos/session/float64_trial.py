@@ -1,4 +1,4 @@
-"""Tries whether float64 can go on where a run in float32 has ended."""
+"""Tries whether float64 gets further where a run in float32 has ended."""
 
 import dataclasses
 

@@ -54,7 +54,7 @@ class Record:
         float64_from: the iterations after which float64 took over, or `None`.
         stage: the number of the present stage, or `None` if there is one only.
         stages: how the stages so far have ended.
-        run: the `Run` that is going on, or `None`.
+        run: the present `Run`, or `None`.
         of_method: the names of the numbers that the method has told so far.
     """
 
@@ -77,7 +77,7 @@ class Record:
         return self._began
 
     def end_run(self) -> None:
-        """Adds the run that is going on to those that are over."""
+        """Adds the present run to those that have ended."""
         self._counts, self._iterations = self.counts, self.iterations
         self.run = None
 

@@ -34,7 +34,7 @@ class Reporter:
         task: the same.
         record: the same.
         has_started: whether the start of the present run is evaluated.
-        followed: the point to go on from, where callbacks have changed the
+        followed: the point to continue from, where callbacks have changed the
             loss or the variables; `None` otherwise.
     """
 
@@ -59,8 +59,8 @@ class Reporter:
         """Called before each run.
 
         Args:
-            end: the epoch, or the iteration of a door without epochs, at
-                which the run is to stop.
+            end: the epoch, or the iteration in functions without epochs,
+                at which the run is to stop.
         """
         self.has_started, self.followed, self._end = False, None, end
 

@@ -84,7 +84,7 @@ class Run:
 
         Args:
             theta: the point.
-            state: the `SolverState` to go on from, or `None`.
+            state: the `SolverState` to continue from, or `None`.
 
         Returns:
             An `Outcome`, with status `None` if a callback asked for the end.
@@ -138,7 +138,7 @@ class Run:
     def _keep_the_start(self, outcome: Outcome) -> None:
         """Keeps the point of the variables where a resumed run gained nothing.
 
-        The solver goes on from its latest point. An earlier one, which may be
+        The solver continues from its latest point. An earlier one, which may be
         better by a rounding, is in the variables.
         """
         if self.iterations or not self._is_resumed:
@@ -269,7 +269,7 @@ def taken_over(outcome: Outcome, theta: Vector, loss: float) -> Outcome:
 
     Args:
         outcome: the `Outcome` of a run of what the loss was before.
-        theta: the point to go on from.
+        theta: the point to continue from.
         loss: the loss there as it is now, NaN where a run follows.
     """
     is_limit = outcome.status in (*_LIMITS, statuses.INTERRUPTED)

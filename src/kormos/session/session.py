@@ -61,7 +61,7 @@ class Session:
         task: the `Task`.
         observer: the `SessionObserver`.
         budget: the `Budget`, its deadline in seconds from the start.
-        resume: whether to go on with what the optimizer knows.
+        resume: whether to continue with what the optimizer knows.
         loss_callback: function of the loss, called after each evaluation.
 
     Raises:
@@ -253,7 +253,7 @@ class Session:
         """Draws the new data that are due; returns whether there are any."""
         if outcome.status in statuses.FINAL or not has_moved:
             return False
-        # A run that has converged on its data goes on with new data at once.
+        # A run that has converged on its data continues with new data at once.
         due = [
             resampler
             for resampler in self._observer.resamplers

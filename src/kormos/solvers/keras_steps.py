@@ -1,9 +1,8 @@
 """Steps of Keras' own optimizers, on batches of rows or on the whole loss.
 
-Unlike those of kormos' methods, a step may raise the loss. A run keeps the
-point that it arrives at, as `fit` of Keras does, unless the loss there is
-above that of its start, which is that of the first of several runs that go on
-from one another.
+Unlike a step of kormos' methods, a step may raise the loss. A run keeps its
+last point, as `fit` of Keras does, unless the loss there is above that of its
+start. If several runs continue one another, their start is that of the first one.
 """
 
 from __future__ import annotations
@@ -102,7 +101,7 @@ class KerasSteps:
 
     Args:
         optimizer: the Keras optimizer. Each run begins with it as it is new,
-            except a run that goes on from an earlier one's state.
+            except a run that continues from an earlier one's state.
         is_full: whether an iteration is a step on the whole loss, not an epoch
             of steps on batches of shuffled rows.
         batch_size: the rows of a batch, or `None` for a default.
@@ -284,11 +283,11 @@ class KerasSteps:
     def _start_of(
         self, first: Point, earlier: dict[str, Array] | None
     ) -> _Start:
-        """Where the first of the runs began that this one goes on from.
+        """Where the first of the runs began that this one continues from.
 
         Args:
             first: where this run begins.
-            earlier: the arrays of the state that it goes on from, or `None`.
+            earlier: the arrays of the state that it continues from, or `None`.
         """
         rest = self._rest()
         if earlier is None or not np.isclose(
@@ -340,7 +339,7 @@ class KerasSteps:
             variable.assign(value)
 
     def _keep(self, point: Point, start: _Start) -> SolverState:
-        """The optimizer's variables as a state to go on from."""
+        """The optimizer's variables as a state to continue from."""
         kept = [*self.optimizer.variables, *self._seeds]
         slots = {
             f"{_SLOT}{i}": np.array(backend.to_numpy(variable))

@@ -326,7 +326,7 @@ class Constraint(NamedTuple):
         type: `"eq"` for `fun(theta) = 0`, `"ineq"` for `fun(theta) >= 0`.
         fun: function from a vector to an array of shape `(m,)`.
         jac: function from a vector to an array of shape `(m, size)`.
-        refresh: function that reads other variables anew, and returns whether
+        refresh: function that reads other variables again, and returns whether
             they have changed.
     """
 

@@ -60,8 +60,8 @@ class Iterate(NamedTuple):
         loss: the loss there.
         grad: the gradient there or its 2-norm, or `None` for a method without
             gradients.
-        state: what a later run can go on from. It is valid until the observer
-            returns. `None` for a solver that keeps no state.
+        state: the state from which a later run can continue. It is valid until
+            the observer returns. `None` for a solver that keeps no state.
         logs: numbers of the method for the History, by name.
         is_penalized: whether the method minimizes the loss and a penalty of its
             own, so that an earlier point with a lower loss is no better.
@@ -100,7 +100,7 @@ class Solver(Protocol):
         Args:
             problem: the loss, its derivatives and its limits.
             theta: the start, float64 array of shape `(size,)`.
-            state: the state of an earlier run to go on from, or `None`.
+            state: the state of an earlier run to continue from, or `None`.
             observer: told of the start and of every accepted iterate.
 
         Returns:
@@ -390,7 +390,7 @@ class Damping(Protocol):
 
     @property
     def is_exhausted(self) -> bool:
-        """Whether steps have become too short to go on."""
+        """Whether steps have become too short to continue."""
 
     def logs(self) -> dict[str, float]:
         """Numbers for the History."""

@@ -89,13 +89,13 @@ class SolverState:
         """The state from which a run continues.
 
         Args:
-            key: the method that is to go on.
+            key: the method that is to continue.
             template: a state of its own before the first evaluation.
             theta: the variables as they are now, `(size,)`.
             storage_eps: the rounding of the variables.
 
         Returns:
-            The state, or `None` if it is not one to go on from.
+            The state, or `None` if it is not one to continue from.
 
         Raises:
             ValueError: if the state is of another method or of other shapes.

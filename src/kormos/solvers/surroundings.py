@@ -25,9 +25,9 @@ _HIDDEN = 8.0
 # A parameter belongs to a direction if its part of the unit vector is larger
 # than this. Our choice: smaller parts are the rounding of eigenvectors.
 PART = 0.02
-# A parameter may go on without end if its move should cost less than this part
-# of what the run has gained, by its present curvature; and if that is less than
-# this part of its curvature at the start.
+# A parameter may have no limit if, by its present curvature, its move should
+# cost less than this part of the gain of the run, and if this curvature is less than
+# this part of that at the start.
 _CHEAP = 1e-3
 
 Evaluate = Callable[[Vector], tuple[float, Vector]]

@@ -1,7 +1,7 @@
 """Which losses are negative log-likelihoods, and in what units.
 
 A loss of kormos is a factor times the sum of the negative log-likelihoods of
-all rows, but for a constant. The factor tells how much information its
+all rows, except for a constant. The factor tells how much information its
 curvature is: with a mean over n rows, n times as much.
 """
 
@@ -28,10 +28,10 @@ class Likelihood:
 
     Attributes:
         name: what to call it in a table.
-        factor: the loss over the negative log-likelihood of the data, but for
-            a constant. Of a sum of squares: the factor of the squared
-            residuals whose weight is one, or `None` for a mean weight of one.
-            `None` for a loss that is no likelihood.
+        factor: the ratio of the loss to the negative log-likelihood of the
+            data, without constants. For a sum of squares: the factor of the
+            squared residuals whose weight is one, or `None` for a mean weight
+            of one. `None` for a loss that is not a likelihood.
         is_gaussian: whether it is a sum of squares, whose variance is
             estimated unless it is known.
         is_expected: whether the Gauss-Newton matrix is the expected
@@ -86,7 +86,7 @@ def of_model(objective: Objective, is_stated: bool) -> Likelihood:
     terms = objective.program.model_loss.terms
     factors = objective.arguments.term_factors[:-1]
     shapes = objective.program.model_loss.outputs.shapes
-    # A row's loss is a mean over the last axis, but for the classes.
+    # A row's loss is a mean over the last axis, except for the classes.
     found = [
         (_distribution(loss), shape)
         for losses, shape in zip(

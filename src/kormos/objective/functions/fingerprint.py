@@ -190,7 +190,7 @@ def _package(module: str | None) -> str:
 
 @functools.cache
 def _is_installed(package: str) -> bool:
-    """Whether a package is installed, and no code of the user's."""
+    """Whether a package is installed, and is not the user's code."""
     if package == "__main__":
         return False
     if package in _FIXED or package in sys.stdlib_module_names:
@@ -272,7 +272,7 @@ def _cell_contents(cell: types.CellType) -> list[Any]:
 
 
 def _own(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """The attributes that matter, of a function or a class of the user's."""
+    """The attributes that matter, of a user's function or class."""
     return {
         name: value
         for name, value in attributes.items()

@@ -118,7 +118,7 @@ class ResidualObjective(FlatObjective):
         if self.has_float64 and starts_in_float64(precision, packing.dtypes):
             self.go_on_in_float64()
         # Data that are too large for float32 may be right for float64, if the
-        # fit can go on in that.
+        # fit can continue in float64.
         function = self._kept.in_float64 if self.has_float64 else self._function
         refuse_missing(self, function)
 

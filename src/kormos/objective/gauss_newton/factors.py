@@ -77,7 +77,7 @@ def factor_of(
     frozen: list[Tensor],
     term_factors: Tensor,
 ) -> Factor:
-    """A `Factor` of tensors, but for Hessians that are not diagonal.
+    """A `Factor` of tensors, except for Hessians that are not diagonal.
 
     Then its `roots` are these Hessians, and its `matrix` is `[J, 0]`:
     `on_host` multiplies it by their square roots.

@@ -118,7 +118,7 @@ class ConstrainedRun:
                 return statuses.STALLED
 
     def _is_small(self) -> bool:
-        """Whether the latest program predicted next to nothing."""
+        """Whether the latest program predicted almost nothing."""
         loop, problem = self._loop, self._problem
         eps = problem.evaluation_eps
         feasible = max(_WELL_FEASIBLE * problem.feasibility, 4 * eps)
@@ -158,7 +158,7 @@ class ConstrainedRun:
         return SolverState(self._key, arrays)
 
     def _judged(self, failure: str) -> Outcome | None:
-        """The end at the present point, or `None` to go on.
+        """The end at the present point, or `None` to continue.
 
         Args:
             failure: the status if it is no optimum.

@@ -149,7 +149,7 @@ class CompiledLoop:
         )
 
     def search_again(self, kept: State) -> None:
-        """Searches anew along the direction of an earlier state.
+        """Searches again along the direction of an earlier state.
 
         Args:
             kept: the state, by `copy`.

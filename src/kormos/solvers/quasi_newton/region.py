@@ -37,7 +37,7 @@ from kormos.solvers.quasi_newton.state import State
 from kormos.types import Scalar
 from kormos.types import Tensor
 
-# How often a direction is computed anew because it takes more parameters to
+# How often a direction is computed again because it takes more parameters to
 # their bounds. Our choice: most directions need two, and what is left goes
 # along the projected line.
 _MOST_PASSES = 5

@@ -83,7 +83,7 @@ def advance(
         curvature: the formulas of the curvature.
         region: where it may evaluate.
         evaluate: function of a flat tensor that returns the point where it
-            evaluated, which is that one but for rounding, and the loss and the
+            evaluated, the same except for rounding, and the loss and the
             gradient there.
         limits: what ends the call.
         state: the state. If it is `STARTING`, only its `theta` is evaluated.
@@ -141,7 +141,7 @@ def advance(
 
 
 def goes_on(limits: Limits, state: State, starting: Scalar) -> Scalar:
-    """Whether a call goes on.
+    """Whether a call continues.
 
     Args:
         limits: what ends the call.

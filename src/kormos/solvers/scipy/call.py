@@ -20,7 +20,7 @@ from kormos.types import Vector
 _MOST_UNCHANGED, _MOST_UNCHANGED_EACH = 100, 10
 
 # trust-constr starts at least this part of the box inside of its bounds, and at
-# least the second part where it goes on from an end; there its barrier begins
+# least the second part where it continues from an end; there its barrier begins
 # at the second number, too. Our choice: a larger margin moves the start farther
 # away; with a smaller one, the barrier makes the first steps short.
 _MARGIN, _NARROW_MARGIN = 0.1, 1e-5

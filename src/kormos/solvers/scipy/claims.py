@@ -1,14 +1,14 @@
 """Claims of convergence of SciPy's methods, which are verified.
 
-Where a method says that it has converged, or that it can go no further, two
-runs begin anew from there: a short one of Newton's or quasi-Newton steps
-(`fresh_run`), which also says how much of a decrease is left to be had, and
-the method itself, its memory cleared, the loss rescaled, its tolerances off.
-What gains more than a claim leaves open goes on. Under constraints the
-conditions of optimality take the place of the short run.
+If a method says that it has converged, or that it cannot get further, two runs
+start from there: a short one of Newton or quasi-Newton steps (`fresh_run`),
+which also predicts the remaining decrease; and the method itself, with its
+memory cleared, the loss rescaled, and its tolerances off. If either gains more
+than a claim allows, the run continues. Under constraints, the conditions of
+optimality take the place of the short run.
 
-A tolerance that the user gives is his own: a run that meets it has converged
-by it, unless what is left to be had is large beside it.
+A tolerance that the user gives is respected: a run that meets it has converged,
+unless the predicted decrease is large compared with it.
 """
 
 from typing import Any

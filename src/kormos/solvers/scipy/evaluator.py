@@ -135,7 +135,7 @@ class Evaluator:
         return made
 
     def _evaluated(self, theta: Vector) -> Evaluation:
-        # A copy, because SciPy goes on to write into the array that it passes.
+        # A copy, because SciPy later writes into the array that it passes.
         theta = theta.copy()
         if self._spec.gradient:
             return Evaluation(theta, *self._problem.value_and_grad(theta))
