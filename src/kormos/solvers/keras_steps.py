@@ -2,7 +2,7 @@
 
 Unlike a step of kormos' methods, a step may raise the loss. A run keeps its
 last point, as `fit` of Keras does, unless the loss there is above that of its
-start. If several runs continue one another, their start is that of the first one.
+start. If several runs continue one another, that is the start of the first one.
 """
 
 from __future__ import annotations

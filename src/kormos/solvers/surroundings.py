@@ -26,8 +26,8 @@ _HIDDEN = 8.0
 # than this. Our choice: smaller parts are the rounding of eigenvectors.
 PART = 0.02
 # A parameter may have no limit if, by its present curvature, its move should
-# cost less than this part of the gain of the run, and if this curvature is less than
-# this part of that at the start.
+# cost less than this part of the gain of the run, and if this curvature is less
+# than this part of that at the start.
 _CHEAP = 1e-3
 
 Evaluate = Callable[[Vector], tuple[float, Vector]]
