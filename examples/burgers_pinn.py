@@ -1,9 +1,7 @@
 """Burgers' equation with a physics-informed network, by Adam, LM and SSBroyden.
 
-The equation is u_t + u u_x = 0.01 / pi u_xx with u(0, x) = -sin(pi x), and its
-solution has a shock at x = 0. `keras.ops.jvp` computes the derivatives on every
-backend. New points are drawn during the fit, more of them where residuals are
-large.
+It solves u_t + u u_x = 0.01 / pi u_xx with u(0, x) = -sin(pi x), with a shock
+at x = 0. The fit draws new points, more of them where residuals are large.
 
     KERAS_BACKEND=jax python examples/burgers_pinn.py
 """

@@ -1,9 +1,8 @@
 """Collaborative filtering: the factorization of a matrix of ratings.
 
 With `--data ml-latest-small`, the script reads the MovieLens files in that
-folder. Otherwise it generates ratings of the same shape and scale: products of
-random factors, with noise, rounded to half stars. It compares L-BFGS on all
-ratings with Adam on batches.
+folder. Otherwise it generates similar ones: noisy products of random factors,
+rounded to half stars. L-BFGS uses all ratings at once, and Adam uses batches.
 
     KERAS_BACKEND=jax python examples/collaborative_filtering.py
 """

@@ -4,9 +4,8 @@ A photograph gets the textures of another one. It keeps its features in the
 deepest layer, and takes over the correlations of features in every layer (Gatys
 et al. 2016). The network has random weights, which are sufficient for textures
 and need no download. Both photographs come with scikit-learn. `bounds` keep
-every pixel between black and white during the optimization.
-`benchmarks/style.py` compares the time with that of SciPy, eager and compiled,
-and of TFP.
+every pixel between black and white. `benchmarks/style.py` compares the time
+with SciPy and TFP.
 
     KERAS_BACKEND=jax python examples/style_transfer.py
 """
