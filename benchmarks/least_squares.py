@@ -1,20 +1,20 @@
 """Levenberg-Marquardt: what it reaches, how fast, and how it compares.
 
-`"lm"` and its peers start from the same weights and run in turn, on one thread
-and in float64 unless a title says otherwise; the tables give medians over the
-seeds. Milliseconds are those of an iteration without compiling, the spread by
-what part of their median they differ; compiling is what the first run took
-besides, until its first iteration ended. Iterations of ours, and of SciPy, are
-accepted steps; those of optimistix and jaxopt count rejected ones too; a
-training step of tf-levenberg-marquardt (in a process of its own) and of
-torch-levenberg-marquardt tries up to ten. Those of which an iteration takes
-long make fewer, and have a dash. SciPy, optimistix and jaxopt need
-KERAS_BACKEND=jax.
+`"lm"` and the methods of other libraries start from the same weights and run in
+turn, on one thread and in float64 unless a title says otherwise. The tables
+give medians over the seeds. Milliseconds are those of an iteration without
+compiling, and the spread is their range divided by their median. Compiling is
+the additional time of the first run until the end of its first iteration.
+Iterations of kormos and of SciPy are accepted steps. Those of optimistix and
+jaxopt include rejected steps. A training step of tf-levenberg-marquardt (in its
+own process) and of torch-levenberg-marquardt tries up to ten steps. Methods
+with slow iterations make fewer of them, and have a dash. SciPy, optimistix and
+jaxopt need KERAS_BACKEND=jax.
 
     KERAS_BACKEND=jax python benchmarks/least_squares.py --problem nist sinc
 
-`nist`: NIST's regressions from both starts, the hard one first: digits that are
-right in the worst parameter, of eleven certified ones.
+`nist`: NIST's regressions from both starts, the harder one first: the number of
+correct digits of the worst parameter, of eleven certified digits.
 
 `sinc`: sin(10 x) / (10 x) on 20,000 points, network 1-20-1: loss.
 
@@ -28,8 +28,8 @@ error.
 `digits`: every fourth of scikit-learn's, network 64-20-10, cross-entropy, in
 float32: training loss by `"lm"` and by `"lbfgs"`.
 
-`memory`: what a fit of 1,000,000 rows in 100 chunks adds to a process, only
-when it is named.
+`memory`: the memory that a fit of 1,000,000 rows in 100 chunks adds to a
+process. It runs only if it is named.
 """
 
 import one_thread  # noqa: F401

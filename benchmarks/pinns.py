@@ -1,23 +1,25 @@
 """A physics-informed network: Burgers' equation, against the exact solution.
 
 u_t + u u_x = nu u_xx on -1 < x < 1, 0 < t < 1, u(0, x) = -sin(pi x). A network
-of three layers of 20 in (t, cos pi x, sin pi x) with tanh, N, and u = -sin pi x
-+ t N: the conditions hold exactly, and the loss is the mean squared residual on
-6,144 points, drawn by the residual from 50,000 (Wu et al. 2023). Every method
-starts where 2,500 steps of Adam lead, with its own redraws: LM each 10
-iterations, Adam 250, quasi-Newton 200, L-BFGS 1,000. All get the seconds that
-48 iterations of LM take.
+N of three layers of 20 units in (t, cos pi x, sin pi x) with tanh gives u =
+-sin pi x + t N. The conditions hold exactly, and the loss is the mean squared
+residual on 6,144 points, drawn from 50,000 by their residuals (Wu et al. 2023).
+Every method starts from the weights after 2,500 steps of Adam. New points are
+drawn every 10 iterations for LM, every 250 for Adam, every 200 for quasi-Newton
+methods, and every 1,000 for L-BFGS. All methods get the time that 48 iterations
+of LM take.
 
-The error is the relative 2-norm on 256 x 100 points against Cole and Hopf's
-solution by quadrature: the grid of M. Raissi's `burgers_shock.mat`, with which
-it agrees to 3e-12 (J. Comput. Phys. 378, 2019, reports 6.7e-4 after L-BFGS).
+The error is the relative 2-norm on 256 x 100 points against the solution of
+Cole and Hopf, computed by quadrature. The points are the grid of M. Raissi's
+`burgers_shock.mat`, with which the solution agrees to 3e-12 (J. Comput. Phys.
+378, 2019, reports 6.7e-4 after L-BFGS).
 
-`--long`, an hour, gives each method 105 seconds in float64, LM on 12,288 points
-that are drawn anew each 20 iterations, and SSBroyden 10,000 iterations, on
-20,480 points that are drawn anew each 500: with fewer, the draw and no longer
-the method limits the error.
-`--smooth`, twenty minutes, is nu = 0.01 by LM, with a float32 model of four
-layers.
+`--long` takes an hour. It gives each method 105 seconds in float64. LM uses
+12,288 points that are drawn again every 20 iterations. SSBroyden gets 10,000
+iterations, on 20,480 points that are drawn again every 500 iterations: with
+fewer points, the error is limited by the draw and not by the method.
+`--smooth` takes twenty minutes. It solves nu = 0.01 by LM, with a float32 model
+of four layers.
 """
 
 import one_thread  # noqa: F401

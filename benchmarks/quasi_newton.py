@@ -1,19 +1,20 @@
 """Quasi-Newton methods: evaluations and seconds until a loss is reached.
 
-kormos' L-BFGS against that of other libraries: the same data, starts and
-precision of the model, solver arithmetic in float64, on one thread, without
-tolerances, until a loss is reached or evaluations run out. Losses to reach are
-absolute for the networks that can fit their data; elsewhere parts of the way
-from the start down to the lowest loss that any of the methods found.
+The benchmark compares kormos' L-BFGS with that of other libraries: with the
+same data, starts and precision of the model, solver arithmetic in float64, one
+thread and no tolerances. A run ends when it reaches a loss, or after a limit of
+evaluations. The losses to reach are absolute for networks that can fit their
+data. Otherwise they are fractions of the distance from the loss at the start to
+the lowest loss that any of the methods found.
 
-Evaluations are counted around the loss, at every trial of a line search, in
-runs of their own. Seconds are medians over the starts, and over fifteen runs
-that alternate (fewer where those took 0.6 s), after a run that compiled; the
-spread is what the longest took more than the shortest, over the median. They
-are of whole calls of `kormos.fit` against compiled loops of optax, jaxopt,
-optimistix and TensorFlow Probability that end at the target by themselves,
-PyTorch's optimizer on the model's own parameters, and SciPy's on the gradient
-that kormos compiled.
+Evaluations are counted in separate runs, and include the trial points of line
+searches. Seconds are medians over the starts, and over fifteen runs that
+alternate (fewer if those took 0.6 s), after a run that compiled. The spread is
+the difference of the longest and the shortest time, divided by the median. For
+kormos, the time is that of a whole call of `kormos.fit`. For optax, jaxopt,
+optimistix and TensorFlow Probability it is that of compiled loops that end at
+the target. PyTorch's optimizer runs on the model's own parameters, and SciPy's
+methods with the gradient that kormos compiled.
 """
 
 import one_thread  # noqa: F401
@@ -39,10 +40,11 @@ from kormos.optimizers import SSBroyden
 FUNCTIONS = """Test functions of few parameters: evaluations.
 
 Every fourth of the functions of Moré, Garbow and Hillstrom (ACM TOMS 7(1),
-1981) from its standard start, in float64; counted as above. A run takes
-milliseconds, so that seconds would tell of calls and not of methods. Losses to
-reach are 1e-2, 1e-5 and 1e-8 of the way from the start to the lowest that any
-method found.
+1981) is minimized from its standard start, in float64, and evaluations are
+counted as above. Seconds are not compared: a run takes only milliseconds, most
+of which are the overhead of calls. The losses to reach are 1e-2, 1e-5 and 1e-8
+of the distance from the loss at the start to the lowest loss that any method
+found.
 """
 # Each method is timed at most this often, and not again once its runs have
 # taken this many seconds.

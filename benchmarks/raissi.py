@@ -7,9 +7,9 @@ pi, on 10,000 points that stay, and the mean squared error on 100 points of the
 initial and boundary conditions. Their errors, of table 2, are those of up to
 50,000 iterations of L-BFGS-B.
 
-`"lbfgs"` runs for 90 seconds, and `"lm"` for what 300 iterations of it leave
-of them. The error is the relative 2-norm on 256 x 100 points, as for the
-networks whose conditions hold exactly.
+`"lbfgs"` runs for 90 seconds. In another run, `"lm"` takes over after 300
+iterations of it, for the rest of the 90 seconds. The error is the relative
+2-norm on 256 x 100 points, as for the networks whose conditions hold exactly.
 """
 
 import one_thread  # noqa: F401

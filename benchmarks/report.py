@@ -103,43 +103,43 @@ SUMMARY = (
 )
 HEAD = """# Performance
 
-Where kormos is ahead of other libraries, and where it is not. Every figure on
-this page was printed by a script of `make bench`. Each section ends with the
-day, the machine and the versions.
+This page shows where kormos is ahead of other libraries, and where it is not.
+Every figure was printed by a script of `make bench`. Each section ends with the
+date, the machine and the versions.
 """
 HOW = """
-Bold marks the better one. Each row is one column of a table further down.
+The better result is bold. Each row is one column of a table below.
 
-## Where others are ahead
+## Where other libraries are ahead
 
-- **The first call.** A compiled loop takes some seconds to compile, once for a
-  model or a function and [its shapes](faq.md#when-is-something-compiled), and
-  once for all if the backend
-  [keeps it](faq.md#why-does-the-first-iteration-take-seconds). SciPy around a
+- **The first call.** A compiled loop takes some seconds to compile, once for
+  each model or function and [its shapes](faq.md#when-is-something-compiled), or
+  only once if the backend
+  [stores it](faq.md#why-does-the-first-iteration-take-seconds). SciPy with a
   compiled gradient starts sooner. It also ends sooner if the whole fit takes
-  less than that: see the seconds of the NIST problems, which include the first
-  calls.
+  less time than compiling: see the seconds of the NIST problems, which include
+  the first calls.
 - **Short runs of small networks.** A fit takes some milliseconds to set up, and
-  a memory of 100 pairs costs more for each iteration than one of 10. optax and
+  an iteration with a memory of 100 pairs costs more than one with 10. optax and
   jaxopt reach the first losses of the grid sooner, and jaxopt those of the
-  digits; so does TFP on the grid in float32.
+  digits. TFP does so on the grid in float32.
 - **Smooth functions of a few parameters.** On the test functions, SciPy's BFGS
   takes the fewest evaluations most often.
-- **PyTorch.** kormos calls the loss as a recorded graph there, but its own
-  steps are Python code. SciPy's L-BFGS-B around the same graph reaches the
+- **PyTorch.** On PyTorch, kormos calls the loss as a recorded graph, but its
+  own steps are Python code. SciPy's L-BFGS-B with the same graph reaches the
   first losses of the grid sooner.
-- **Convolutions.** SciPy's L-BFGS-B around a compiled gradient is as fast, and
-  faster on TensorFlow and PyTorch. On PyTorch `torch.optim.LBFGS` is faster
+- **Convolutions.** SciPy's L-BFGS-B with a compiled gradient is as fast, and
+  faster on TensorFlow and PyTorch. On PyTorch, `torch.optim.LBFGS` is faster
   still.
-- **Many outputs for each row.** On the digits `"lm"` takes longer than
-  `"lbfgs"` and reaches less.
+- **Many outputs for each row.** On the digits, `"lm"` takes longer than
+  `"lbfgs"` and does not reach as low a loss.
 
 ## How it was measured
 
-Each script ran in a process of its own, on one core and one thread, two scripts
-at a time. Those of `make bench` had a malloc that [keeps its
-memory](faq.md#why-do-iterations-vary-in-time). Times of tens of milliseconds
-vary by a fifth from run to run. `make bench` takes twenty minutes;
+Each script ran in its own process, on one core and one thread, and two scripts
+ran at a time. Those of `make bench` used a malloc that [keeps its
+memory](faq.md#why-does-the-time-of-an-iteration-vary). Times of tens of
+milliseconds vary by a fifth from run to run. `make bench` takes twenty minutes;
 `benchmarks/raissi.py`, and `benchmarks/pinns.py` with `--long` and `--smooth`,
 take an hour and a half more. Figures of different machines cannot be compared.
 """

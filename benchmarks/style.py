@@ -1,4 +1,4 @@
-"""A proxy of neural style transfer: an image optimized through a frozen net.
+"""A proxy of style transfer: an image, optimized through a frozen network.
 
 The unknowns are the 1,728 numbers of an image of 24 x 24 pixels. The loss is
 that of style transfer, the distance of deep features from those of a content

@@ -3,7 +3,7 @@
 python docs/lint_prose.py
 
 Code, links and equations are blanked out first, so that lines keep their
-numbers.
+numbers. The list is also checked in the sources of kormos and of the examples.
 """
 
 import pathlib
@@ -17,6 +17,8 @@ CODE = re.compile(r"^( *)(```|\$\$).*?^ *\2$|`[^`]+`|\$[^$\n]+\$", re.S | re.M)
 TARGET = re.compile(
     r"\]\([^)]*\)|\]\[[^\]]*\]|\{[^}\n]*\}|<[^>]+>|^    .*$", re.M
 )
+# A comment, or a message, that goes on in the next line.
+BREAK = re.compile(r'[ "]*\n *(?:# |f?")?')
 # These checks complain about mathematics, and about the blanks that stand for
 # code: they are left out.
 IGNORED = (": typography.", ": lexical_illusions:", ": dates_times.")
@@ -38,6 +40,16 @@ PHRASES = (
     "without a word",
     "is to be had",
     "what gains",
+    "asks after",
+    "behind every door",
+    "gone on with",
+    "goes on from",
+    "goes on with",
+    "go on with",
+)
+SOURCES = (
+    *sorted((ROOT / "src").rglob("*.py")),
+    *sorted((ROOT / "examples").glob("*.py")),
 )
 PATHS = (
     "README.md",
@@ -73,6 +85,9 @@ def main():
             found += own(path, text)
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_text(text, encoding="utf-8")
+        for path in SOURCES:
+            text = BREAK.sub("\n", path.read_text(encoding="utf-8"))
+            found += own(path.relative_to(ROOT), text)
         linted = subprocess.run(
             [sys.executable, "-m", "proselint", "check"]
             + [str(p) for p in PATHS],

@@ -1,7 +1,7 @@
-"""Burgers' equation by a physics-informed network: Adam, then LM or SSBroyden.
+"""Burgers' equation with a physics-informed network, by Adam, LM and SSBroyden.
 
-u_t + u u_x = 0.01 / pi u_xx, u(0, x) = -sin(pi x), with a shock at x = 0, by
-`keras.ops.jvp` on any backend. Points are drawn anew where residuals are large.
+It solves u_t + u u_x = 0.01 / pi u_xx with u(0, x) = -sin(pi x), with a shock
+at x = 0. The fit draws new points, more of them where residuals are large.
 
     KERAS_BACKEND=jax python examples/burgers_pinn.py
 """
@@ -20,7 +20,7 @@ VISCOSITY = 0.01 / np.pi
 
 
 class Burgers(keras.Model):
-    """Its outputs are residuals; u = -sin(pi x) + t N holds the conditions."""
+    """Outputs residuals; u = -sin(pi x) + t N satisfies the conditions."""
 
     def __init__(self):
         super().__init__()
@@ -51,7 +51,7 @@ def sampler(count, rng):
 
 
 def exact(t, x):
-    """Cole and Hopf's solution, by Gauss and Hermite's rule."""
+    """The solution of Cole and Hopf, by Gauss-Hermite quadrature."""
     z, weights = np.polynomial.hermite.hermgauss(200)
     spread = np.sqrt(4 * VISCOSITY * t)[:, None, None]
     y = np.pi * (x[:, None] - spread * z)

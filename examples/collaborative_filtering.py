@@ -1,8 +1,8 @@
-"""Collaborative filtering: a matrix of ratings, factored.
+"""Collaborative filtering: the factorization of a matrix of ratings.
 
-With `--data ml-latest-small` the MovieLens files in that folder; otherwise
-ratings generated in their shape and scale: products of random factors, with
-noise, rounded to half stars. L-BFGS on all of them at once, Adam in batches.
+With `--data ml-latest-small`, the script reads the MovieLens files in that
+folder. Otherwise it generates similar ones: noisy products of random factors,
+rounded to half stars. L-BFGS uses all ratings at once, and Adam uses batches.
 
     KERAS_BACKEND=jax python examples/collaborative_filtering.py
 """
@@ -45,7 +45,7 @@ def generate():
 
 
 def build(users, items):
-    """Stars: a product of factors, and an offset of user and item each."""
+    """A product of factors, plus an offset of the user and of the item."""
     options = {
         "embeddings_initializer": keras.initializers.RandomNormal(stddev=0.1),
         "embeddings_regularizer": keras.regularizers.L2(1e-6),

@@ -1,9 +1,9 @@
-"""A convnet on images: an epoch of Adam, then L-BFGS, dropout included.
+"""A convnet: one epoch of Adam, then L-BFGS, with and without dropout.
 
-MNIST's first 2,000 digits when Keras has them cached, otherwise scikit-learn's
-1,797 real ones. L-BFGS needs a loss that stays the same from one evaluation to
-the next: dropout is off in a fit, or with `training=True` on with a mask that
-is drawn once.
+The images are the first 2,000 digits of MNIST if Keras has them in its cache,
+or else the 1,797 real ones of scikit-learn. L-BFGS needs a loss that does not
+change from one evaluation to the next. Dropout is therefore off during a fit
+or, with `training=True`, on with a mask that is drawn only once.
 
     KERAS_BACKEND=jax python examples/convnet.py
 """

@@ -1,8 +1,9 @@
-"""Curve fitting by Levenberg-Marquardt: a network, and a certified problem.
+"""Curve fitting with Levenberg-Marquardt: a network, and a certified problem.
 
-The sinc curve by a network 1-20-1: Adam's thousand steps against a hundred of
-`"lm"`. Then Misra1a of NIST's Statistical Reference Datasets, two parameters
-and 14 observations, against its certified values.
+A network 1-20-1 learns the sinc curve, in a thousand steps of Adam or in a
+hundred of `"lm"`. Then the script fits Misra1a of NIST's Statistical Reference
+Datasets, with two parameters and 14 observations, and compares the fit with the
+certified values.
 
     KERAS_BACKEND=jax python examples/curve_fitting.py
 """
@@ -39,7 +40,7 @@ def network():
 
 
 def sinc(quick):
-    """The curve, and what two optimizers make of it."""
+    """The curve, and the fits by two optimizers."""
     keras.utils.set_random_seed(0)
     x = np.linspace(-1, 1, 200 if quick else 2_000)[:, None]
     y = np.sinc(10 * x / np.pi)
@@ -62,7 +63,7 @@ def sinc(quick):
 
 
 def misra1a():
-    """Fits b1 (1 - exp(-b2 x)) from the start that NIST has for being hard."""
+    """Fits b1 (1 - exp(-b2 x)) from the harder of NIST's two starts."""
     x, y = (keras.ops.array(v, dtype="float64") for v in (PRESSURES, VOLUMES))
     b1 = keras.Variable(500.0, dtype="float64", name="b1")
     b2 = keras.Variable(1e-4, dtype="float64", name="b2")

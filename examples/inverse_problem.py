@@ -1,10 +1,11 @@
-"""An inverse problem: two networks, a field and a coefficient, by one loss.
+"""An inverse problem: networks for a field and a coefficient, with one loss.
 
--(k u')' = 1 on 0 < x < 1, u(0) = u(1) = 0. There are 30 noisy measurements of
-u, and none of k. One network is u, another is the logarithm of k, and one loss
-trains both. It has three blocks: the data, the equation, and a small penalty on
-the curvature of log k. Without the penalty, k would be arbitrary where u' is
-zero, for there the equation says nothing about it.
+The equation is -(k u')' = 1 on 0 < x < 1 with u(0) = u(1) = 0. There are 30
+noisy measurements of u, and none of k. One network represents u, another the
+logarithm of k, and one loss trains both. It has three blocks: the data, the
+equation, and a small penalty on the curvature of log k. Without the penalty, k
+would be arbitrary where u' is zero, because the equation does not determine it
+there.
 
     KERAS_BACKEND=jax python examples/inverse_problem.py
 """
@@ -79,7 +80,7 @@ def main(quick=False, out="out"):
             "places": places,
             "measured": measured,
         },
-        # The equation holds exactly, the data only up to their noise.
+        # The equation is exact, and the data have noise.
         loss_weights={"equation": 1e4, "smooth": 1e-3},
         max_iterations=10 if quick else 200,
     )

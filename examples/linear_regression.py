@@ -1,8 +1,9 @@
 """Linear regression: an exact optimum, and the same model by Adam.
 
-Ridge regression has one minimum. L-BFGS finds it in some ten iterations of a
-sequential model, Newton-CG in as few of a functional one, and both agree with
-the normal equations; Adam stays above it, by the noise of its batches.
+Ridge regression has one minimum. L-BFGS finds it in about ten iterations with a
+sequential model, Newton-CG in as few with a functional model, and both agree
+with the normal equations. Adam stays above it, because of the noise of its
+batches.
 
     KERAS_BACKEND=jax python examples/linear_regression.py
 """

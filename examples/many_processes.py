@@ -1,4 +1,4 @@
-"""A fit by several processes, each with rows of its own.
+"""A fit by several processes, each of which has its own rows.
 
     torchrun --nproc-per-node 2 examples/many_processes.py
 
@@ -14,7 +14,7 @@ os.environ.setdefault("KERAS_BACKEND", "torch")
 
 
 def connect():
-    """Connects this process to the others; returns its number and theirs."""
+    """Connects this process to the others; returns its index and the count."""
     if os.environ["KERAS_BACKEND"] == "torch":
         import torch.distributed as dist
 

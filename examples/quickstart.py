@@ -1,8 +1,8 @@
-"""Quickstart: a classifier of real images, by Adam and then by L-BFGS.
+"""Quickstart: a classifier of real images, with Adam and then with L-BFGS.
 
 Trains a softmax regression on the 8 x 8 digits that come with scikit-learn:
 two epochs of Adam, then full-batch L-BFGS by changing one word in `compile`.
-Prints a line an epoch, says why it stopped, and plots the fit.
+Prints one line per epoch, says why the fit stopped, and plots the fit.
 
     KERAS_BACKEND=jax python examples/quickstart.py
 """

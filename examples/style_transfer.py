@@ -1,11 +1,11 @@
-"""Style transfer: the image is optimized, within bounds, the network frozen.
+"""Style transfer: an image, optimized within bounds through a frozen network.
 
-A photograph gets the textures of another one: its features in the deepest
-layer stay, their correlations in every layer become the other's (Gatys et al.
-2016). The network is one of random weights, which suffices for textures and
-needs no download; both photographs come with scikit-learn. `bounds` hold every
-pixel between black and white, which clipping afterwards would not.
-`benchmarks/style.py` times it against SciPy, eager and compiled, and TFP.
+A photograph gets the textures of another one. It keeps its features in the
+deepest layer, and takes over the correlations of features in every layer (Gatys
+et al. 2016). The network has random weights, which are sufficient for textures
+and need no download. Both photographs come with scikit-learn. `bounds` keep
+every pixel between black and white. `benchmarks/style.py` compares the time
+with SciPy and TFP.
 
     KERAS_BACKEND=jax python examples/style_transfer.py
 """

@@ -1,9 +1,9 @@
-"""A surface fitted by three optimizers: TFP's L-BFGS, kormos' own, and "lm".
+"""A surface, fitted by three optimizers: TFP's L-BFGS, kormos' own, and "lm".
 
-A network 2-64-64-1 learns x1^2 + x2^2 on an 11 x 11 grid, from one start.
-TensorFlow Probability's `lbfgs_minimize` (or, on another backend, SciPy's
-L-BFGS-B) is an example of a solver of your own: `kormos.Objective` hands it
-the loss and its gradient as functions of one flat vector.
+A network 2-64-64-1 learns x1^2 + x2^2 on an 11 x 11 grid, always from the same
+start. TensorFlow Probability's `lbfgs_minimize` (or SciPy's L-BFGS-B on another
+backend) shows how to use the solver of another library: `kormos.Objective`
+provides the loss and its gradient as functions of one flat vector.
 
     KERAS_BACKEND=tensorflow python examples/surface_fit.py
 """
@@ -31,7 +31,7 @@ def build():
 
 
 def by_tfp(value_and_grad, start, evaluations):
-    """TensorFlow Probability's, which has no limit but of iterations."""
+    """TensorFlow Probability's method, which only has a limit on iterations."""
     import tensorflow as tf
     import tensorflow_probability as tfp
 
@@ -76,7 +76,7 @@ def main(quick=False, out="out"):
         solve, name = by_tfp, "TFP's lbfgs_minimize"
     position = objective.initial_position()
     objective.assign(solve(value_and_grad, position, evaluations))
-    # Trials of line searches are evaluations too.
+    # The trial points of line searches count as evaluations too.
     lowest = np.minimum.accumulate(losses)
     curves[name] = np.arange(1, len(losses) + 1), lowest
 

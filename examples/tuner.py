@@ -1,7 +1,7 @@
-"""KerasTuner over solvers and widths.
+"""KerasTuner searches over solvers and widths.
 
-The optimizer is a hyperparameter like any other: a name. Real data,
-scikit-learn's diabetes study: 442 patients, ten measurements, and a score of
+The name of the optimizer is a hyperparameter like any other. The data are those
+of scikit-learn's diabetes study: 442 patients, ten measurements, and a score of
 the disease a year later.
 
     KERAS_BACKEND=jax python examples/tuner.py

@@ -60,5 +60,5 @@ rematerialization.install()
 
 
 def __dir__() -> list[str]:
-    """The public names: parts of the house are imported by their paths."""
+    """The public names; all other names are imported by their paths."""
     return list(__all__)

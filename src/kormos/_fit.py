@@ -75,105 +75,138 @@ def fit(
     allow_nan: bool = False,
     **settings: Any,
 ) -> keras.callbacks.History:
-    """Fits a compiled Keras model on all of its data at once.
+    """Fits a compiled Keras model on all of its training data at once.
 
-    It minimizes what `model.evaluate` reports on the training data. The model
-    never ends worse than it began, and it is left at the final iterate of the
-    optimizer, or at the best one after an error or an interrupt.
+    The optimizer minimizes the loss that `model.evaluate` reports on the
+    training data. The model never ends with a higher loss than it started
+    with. It keeps the weights of the optimizer's final iterate or, after an
+    error or an interrupt, those of the best one.
 
     Args:
-        model: any compiled `keras.Model`.
-        x: inputs: arrays, tensors, pandas objects, or dicts, lists and tuples
-            of these; or a `tf.data.Dataset`, `keras.utils.PyDataset` or torch
+        model: A compiled `keras.Model`, of any kind.
+        x: Inputs: NumPy arrays, tensors, pandas objects, or dicts, lists and
+            tuples of these, with one row per sample. It can also be a
+            `tf.data.Dataset`, a `keras.utils.PyDataset` or a torch
             `DataLoader`, which is read once, to its end, and kept in memory
             unless `stream=True`.
-        y: targets, unless `x` is a data set.
-        batch_size: the most rows in memory at once. It changes memory and
-            speed, never the result.
-        epochs: the number of the last epoch; from `initial_epoch` on, an
-            epoch is `steps_per_epoch` accepted iterations of the optimizer.
-            Defaults to the optimizer's own `epochs`, or 20.
-        verbose: 0 for silence, 1 for a live line, 2 for a line an epoch.
-            3 adds the numbers of the method, such as `damping`. `"auto"` is 1.
-        callbacks: Keras callbacks, called once an epoch with the weights of
-            that iterate. After `stop_training` is set, the fit ends. A
-            `kormos.callbacks.Resample` among them draws new rows.
-        validation_split: share of the rows, taken from the end, to validate
-            on instead.
-        validation_data: `(x, y)`, `(x, y, sample_weight)` or a data set.
-        shuffle: ignored, for the order of the rows does not matter.
-        class_weight: dict from a class's number to its weight.
-        sample_weight: weights of the rows.
-        initial_epoch: the number at which to start counting epochs.
-        steps_per_epoch: accepted iterations to an epoch. Defaults to 1. Of a
-            data set that does not tell how long it is: how many batches to
-            take, as the data of every iteration; an epoch is then one.
-        validation_steps: how many batches to take of `validation_data` that
-            does not tell how long it is. `None` for any other, of which all
-            is used.
-        validation_batch_size: as `batch_size`, for validation.
-        validation_freq: validate every so many epochs, or in a list of
-            epochs, counted from 1.
-        optimizer: a `BatchOptimizer` or a name. Defaults to the one that the
-            model is compiled with, or `"lbfgs"` if that is not of kormos.
-        training: whether layers behave as in training. Every seed is then
-            frozen for the length of the fit. Batch normalization takes the
-            averages of each `batch_size` rows, and keeps them for inference.
-        bounds: replaces the optimizer's `bounds`.
-        fixed: as `kormos.minimize` takes it. `kormos.summary` takes it again.
-        constraints: replaces the optimizer's `constraints`.
-        max_evals: the most evaluations of the loss (and its gradient).
-        max_seconds: the most seconds, kept to within one evaluation.
-        target_loss: the loss at which to end.
-        resume: whether to go on with the curvature that the optimizer has of
-            its latest fit, or of the file that the model was loaded from; for
-            unchanged data and weights the iterates are those of one long fit.
-            After `BackupAndRestore` restored a state, that is so anyway.
-            SciPy's methods keep none, and go on from the weights only.
-        restarts: the number of starts that race against one another: the
-            present weights, and others that the layers' own initializers
-            draw. Each is given as many evaluations, and the better half goes
-            on, until one is left, which runs to its end and stays in the
-            model. `history.result.restarts` tells how far each got.
-        seed: of what `restarts` draws.
+        y: Targets, as `x`. Leave it out if `x` is a dataset.
+        batch_size: Integer, the largest number of rows that are evaluated at
+            the same time. It changes memory use and speed, never the result.
+            Defaults to the optimizer's own `batch_size`, or to a size that
+            kormos chooses.
+        epochs: Integer, the number of the last epoch. An epoch is
+            `steps_per_epoch` accepted iterations of the optimizer. Defaults to
+            the optimizer's own `epochs`, or 20.
+        verbose: `0` for silence, `1` for a live line, `2` for one line per
+            epoch, `3` for one line per epoch that includes the numbers of the
+            method, such as `damping`. `"auto"`, the default, means `1`.
+        callbacks: List of Keras callbacks. They are called once per epoch, with
+            the weights of that iterate in the model. The fit ends when one of
+            them sets `stop_training`. A `kormos.callbacks.Resample` in the list
+            draws new rows.
+        validation_split: Float between 0 and 1, the share of the rows to
+            validate on instead of training on them. They are taken from the
+            end. Defaults to `0.0`.
+        validation_data: `(x, y)`, `(x, y, sample_weight)` or a dataset.
+        shuffle: Ignored, because the order of the rows does not matter.
+        class_weight: Dict that maps class indices to weights.
+        sample_weight: Weights of the rows, an array of shape `(rows,)`.
+        initial_epoch: Integer, the number from which epochs are counted.
+            Defaults to `0`.
+        steps_per_epoch: Integer, the number of accepted iterations in an epoch.
+            Defaults to `1`. For a dataset of unknown length it is instead the
+            number of batches to read, which are the data of every iteration;
+            an epoch is then one iteration.
+        validation_steps: Integer, the number of batches to read from
+            `validation_data` of unknown length. Leave it at `None` for any
+            other `validation_data`, all of which is used.
+        validation_batch_size: The `batch_size` for validation. Defaults to
+            `batch_size`.
+        validation_freq: Integer, to validate every so many epochs; or a list of
+            the epochs to validate in, counted from 1. Defaults to `1`.
+        optimizer: A `kormos.optimizers.BatchOptimizer` or the name of one.
+            Defaults to the optimizer that the model was compiled with or, if
+            that is not one of kormos' optimizers, to `"lbfgs"`.
+        training: Boolean, whether layers run in training mode. All random
+            seeds are then frozen during the fit. Batch normalization uses the
+            averages of each chunk of `batch_size` rows, and stores them for
+            inference. Defaults to `False`.
+        bounds: Bounds of the weights, in place of the optimizer's `bounds`.
+            See `kormos.minimize`.
+        fixed: Weights that keep their values. See `kormos.minimize`. Pass the
+            same value to `kormos.summary`.
+        constraints: Constraints, in place of the optimizer's `constraints`.
+        max_evals: Integer, the largest number of evaluations of the loss (with
+            or without its gradient).
+        max_seconds: Float, the largest number of seconds. The fit may exceed it
+            by the time of one evaluation.
+        target_loss: Float. The fit ends when the loss is this low.
+        resume: Boolean, whether to continue with the curvature that the
+            optimizer has stored since its last fit, or that was saved in the
+            file from which the model was loaded. If data and weights have not
+            changed, the iterates are the same as those of one long fit. SciPy's
+            methods store no curvature, and continue from the weights only.
+            After `BackupAndRestore` has restored a state, the fit always
+            continues from it. Defaults to `False`.
+        restarts: Integer, the number of starting points that compete: the
+            present weights, and weights drawn by the initializers of the
+            layers. All starts get the same number of evaluations. Then the
+            half with the lower losses continues, until one is left. That one
+            runs to its end, and its weights stay in the model.
+            `history.result.restarts` says how far each start got.
+        seed: Integer, the random seed of `restarts`. Defaults to `0`.
         precision: `"float64"` to evaluate in float64 whatever the dtype of the
-            model is, which keeps its weights rounded; `"auto"` to go on so
-            where float32 ends, at its noise floor or where it is not finite.
-            Defaults to the model's own.
-        check: whether to run `kormos.check` first, print its report (unless
-            `verbose=0`) and refuse what would go wrong. `history.check` keeps
-            the report.
-        stream: whether to read the data again at every evaluation, a batch at
-            a time, rather than once to keep them in memory and on the device:
-            for data sets, or arrays on disk (`numpy.memmap`), that are larger.
-            `validation_data` is read so too. The rows must be the same every
-            time.
-        allow_nan: whether inputs and targets may hold NaN, for a model or a
-            loss that handles them.
-        **settings: replace arguments of the optimizer for this fit, such as
+            model is; the weights that the model stores are then rounded.
+            `"auto"` to begin in the model's dtype, and to continue in float64
+            once float32 cannot lower the loss any further or is not finite.
+            Defaults to the model's own dtype.
+        check: Boolean, whether to run `kormos.check` first, print its report
+            (unless `verbose=0`), and raise an error if the fit would go wrong.
+            `history.check` keeps the report. Defaults to `False`.
+        stream: Boolean, whether to read the data batch by batch at every
+            evaluation instead of keeping them in memory and on the device. Use
+            it for datasets, or arrays on disk (`numpy.memmap`), that do not fit
+            into memory. It applies to `validation_data` too. The rows must be
+            the same every time. Defaults to `False`.
+        allow_nan: Boolean, whether inputs and targets may contain NaN, for a
+            model or a loss that handles them. Defaults to `False`.
+        **settings: Arguments of the optimizer to replace for this fit, such as
             `method`, `options`, `tol`, `pretrain_fn` and `stochastic`.
 
     Returns:
-        The Keras `History`. A row holds `loss`, `grad` (the 2-norm of the
-        gradient; NaN for a method without), `fg_evals` and `hessp_evals`
-        (evaluations and Hessian products of this fit so far), what else the
-        method tells (`step`, the 2-norm of the step; `resets`, how often the
-        curvature was cleared; `active`, how many parameters are held at
-        bounds; `damping`, `radius` and `trials` of `"lm"`), the compiled
-        metrics and `val_*`.
-        `history.iterations` is a dict of lists with an entry for every
-        iteration, also those inside an epoch. `history.result` says why the
-        fit ended; its `success` is true at an optimum, from which a new run
-        gained nothing. `history.iteration` and `history.seconds` tell how many
-        iterations and how much time there were up to each row, and
-        `history.val_epoch` which epochs were validated.
+        A Keras `History`, a `kormos.session.history.History`. Each of its rows
+        holds:
+
+        - `loss`, and `grad`, the 2-norm of the gradient, or NaN for a method
+          that uses none;
+        - `fg_evals` and `hessp_evals`, the numbers of evaluations and of
+          Hessian products since the start of the fit;
+        - the numbers of the method: `step`, the 2-norm of the step; `resets`,
+          how often the curvature was cleared; `active`, how many parameters
+          are at bounds; `damping`, `radius` and `trials` of `"lm"`;
+        - the compiled metrics, and `val_*` for validation.
+
+        `history.iterations` is a dict of lists with one entry per iteration,
+        including those inside an epoch. `history.result` is a `Result`, which
+        says why the fit ended. `history.iteration` and `history.seconds` are
+        the number of iterations and the seconds up to each row, and
+        `history.val_epoch` lists the epochs with a validation.
 
     Raises:
-        ValueError: if an argument, the data or the model cannot be used.
+        ValueError: If an argument, the data or the model cannot be used.
 
     Example:
 
     ```python
+    x = np.linspace(-1, 1, 100)[:, None]
+    y = np.sin(3 * x)
+    model = keras.Sequential(
+        [
+            keras.Input((1,)),
+            keras.layers.Dense(8, "tanh"),
+            keras.layers.Dense(1),
+        ]
+    )
     model.compile(optimizer="adam", loss="mse")
     history = kormos.fit(model, x, y, optimizer="lbfgs", epochs=100)
     print(history.result)
@@ -331,8 +364,8 @@ def _optimizer_for(
     optimizer = optimizers.get(optimizer)
     if resume and not optimizer.keeps_state:
         warn(
-            f"Optimizer '{optimizer.name}' keeps no curvature: the fit goes "
-            "on from the weights only.",
+            f"Optimizer '{optimizer.name}' keeps no curvature: the fit "
+            "continues from the weights only.",
         )
     return optimizer
 
@@ -351,8 +384,8 @@ def _check_batch_sizes(
     is_stochastic = any(s.uses_batches and not s.assigns for s in stages)
     if batch_size is None and is_stochastic:
         raise ValueError(
-            "Argument `stochastic=True` takes a step on each batch of rows: "
-            "give `batch_size`. Received: batch_size=None"
+            "With `stochastic=True`, a step is taken on each batch of rows: "
+            "pass `batch_size`. Received: batch_size=None"
         )
 
 
@@ -386,7 +419,7 @@ def _check_split(
         )
     if is_dataset(x) or stream:
         raise ValueError(
-            "Argument `validation_split` cuts arrays in memory only; give "
-            "`validation_data`. Received: "
+            "Argument `validation_split` can only split arrays in memory; "
+            "pass `validation_data`. Received: "
             + ("stream=True" if stream else f"x of type {type(x).__name__}")
         )

@@ -1,4 +1,4 @@
-"""Fits residuals over variables."""
+"""`kormos.least_squares`: fits residuals over Keras variables."""
 
 import functools
 from collections.abc import Callable
@@ -40,7 +40,7 @@ _REWEIGHED = 10
 # few, and more would only cost time.
 _MOST_ROUNDS = 10
 # They agree if no spread changes by more than this part. Our choice: a smaller
-# value would cost fits, and change a robust loss by next to nothing.
+# value would cost fits, and change a robust loss by almost nothing.
 _AGREE = 0.01
 
 
@@ -73,89 +73,104 @@ def least_squares(
     precision: str | None = None,
     nan_policy: str = "raise",
 ) -> Result:
-    """Fits residuals over Keras variables, of models or free ones.
+    """Fits residuals over Keras variables, with or without a model.
 
-    The loss is the mean of the squared residuals or, of several blocks of
-    them, the weighted sum of their means. The variables keep the solution.
+    The loss is the mean of the squared residuals. For several blocks of
+    residuals it is the weighted sum of the means of the blocks. The variables
+    hold the solution afterwards.
 
     Args:
-        residual_fn: function of `data`, or of no arguments, that computes
-            residuals from variables with `keras.ops`: a tensor of any shape,
-            or a dict, list or tuple of tensors, the blocks. Derivatives in it
-            are fine, by `keras.ops.jvp` say. Make tensors of NumPy arrays
-            first, by `keras.ops.convert_to_tensor`.
-        variables: list of the `keras.Variable`s to fit.
-        method: a name, in any letter case, or a `BatchOptimizer`.
-        data: the points at which residuals are evaluated: arrays in any
-            structure, of which a DataFrame is a dict by its columns. Arrays
-            of equal length belong together: a row of a block
-            depends on the same row of each. `residual_fn` is called with
-            chunks of them, and with single rows. Without it, points that
-            `residual_fn` holds itself cost a Jacobian of all residuals at
-            once, which takes far longer for many.
-        sigma: the standard deviations of what residuals are of, by which they
-            are divided: a number, or an array with an entry for each row of
-            `data` (without `data`: for each residual). Whether they are the
-            true ones or only relative is a question for `result.summary`, by
-            its `absolute_sigma`.
-        validation_data: other points, at which the loss is evaluated after
-            each iteration: `val_` columns of the history.
-        batch_size: the most rows in memory at once. It changes memory and
-            speed, never the result.
-        loss: of a residual: `"linear"` for its square, or a robust one,
-            `"soft_l1"`, `"huber"`, `"cauchy"`, `"arctan"` or `"tukey"`.
-        f_scale: the residual at which a robust loss leaves the square, a number
-            or a dict by block; or `"auto"` for 1.4826 times the median absolute
-            deviation of the residuals of fits by `"soft_l1"`, which are run
-            first and not part of the result, and 4.685 times that for
-            `"tukey"`.
-        loss_weights: dict from a block's name to its weight in the loss; or a
-            function `(iteration, residuals)` that returns one, which is called
-            at the start and every ten iterations, as `kormos.callbacks.Reweigh`
-            calls it.
-        reduction: `"mean"`, or `"sum"` for sums in place of means.
-        max_iterations: the most accepted iterations. Defaults to 1000.
-        bounds: as `kormos.minimize` takes them.
-        fixed: as `kormos.minimize` takes it.
-        callbacks: list of functions, each called as `callback(iteration, logs)`
-            after each accepted iteration, counted from 1, with the variables
-            at that iterate. If one returns true, the fit ends. A
-            `kormos.callbacks.Resample` among them replaces the data. Keras
-            callbacks do as well if they need no model, such as
-            `EarlyStopping`, `CSVLogger`, `TensorBoard` and `LambdaCallback`;
-            an iteration is an epoch to them.
-        verbose: 0 for silence, 1 for a live line, 2 for a line an iteration,
-            3 for one with the numbers of the method.
-            `"auto"` is 1 in a terminal or a notebook, and 0 elsewhere.
-        max_evals: the most evaluations of the residuals (and their
-            derivatives).
-        max_seconds: the most seconds, kept to within one evaluation.
-        target_loss: the loss at which to end.
-        resume: whether to go on with what `method`, an optimizer of kormos'
-            own, knows of its latest run.
-        restarts: the number of starts that race against one another: each is
-            given as many evaluations, and the better half goes on, until one
-            is left, which runs to its end. What the variables hold is the
-            first start. `result.restarts` tells how far each got.
-        starts: where the others come from: a function `(count, rng)` that
-            returns an array of shape `(count, size)`, of all variables in
-            order, or an array of shape `(count, *shape)` for each variable;
-            or such arrays. Defaults to points drawn from finite `bounds`.
-        seed: of `rng`, a `numpy.random.Generator`.
+        residual_fn: Function that computes the residuals from the variables
+            with `keras.ops`: a tensor of any shape, or a dict, list or tuple of
+            tensors, the blocks. It takes `data` as its argument, or no
+            arguments if there are no `data`. It may contain derivatives, for
+            example by `keras.ops.jvp`. Convert NumPy arrays to tensors before,
+            by `keras.ops.convert_to_tensor`.
+        variables: List of the `keras.Variable`s to fit.
+        method: A name, in any letter case, or a
+            `kormos.optimizers.BatchOptimizer`. Defaults to `"lm"`.
+        data: The points at which the residuals are evaluated: arrays in any
+            structure of dicts, lists and tuples. A DataFrame counts as a dict
+            of its columns. Arrays of the same length are split along their rows
+            together, and a row of a block of residuals may depend only on the
+            same row of each. `residual_fn` is called with chunks of the data,
+            and with single rows. If `residual_fn` keeps the points itself
+            instead, the Jacobian of all residuals is computed at once, which
+            takes far longer for many points.
+        sigma: The standard deviations of the observations, by which the
+            residuals are divided: a number, or an array with one entry per row
+            of `data` (without `data`: per residual). `result.summary` takes
+            `absolute_sigma`, which says whether these are the true deviations
+            or only relative ones.
+        validation_data: Other points, at which the loss is evaluated after each
+            iteration, for the `val_` columns of the history.
+        batch_size: Integer, the largest number of rows that are evaluated at
+            the same time. It changes memory use and speed, never the result.
+        loss: The loss of a single residual: `"linear"`, the default, for its
+            square; or one of the robust losses `"soft_l1"`, `"huber"`,
+            `"cauchy"`, `"arctan"` and `"tukey"`.
+        f_scale: The residual at which a robust loss departs from the square: a
+            number, or a dict with a number for each block. `"auto"` first fits
+            with `"soft_l1"`, outside of the result, and takes 1.4826 times the
+            median absolute deviation of the residuals, or 4.685 times that for
+            `"tukey"`. Defaults to `1.0`.
+        loss_weights: Dict that maps the name of a block to its weight in the
+            loss; or a function `(iteration, residuals)` that returns such a
+            dict, and is called at the start and every ten iterations. See
+            `kormos.callbacks.Reweigh`.
+        reduction: `"mean"`, the default, or `"sum"`, for sums in place of the
+            means.
+        max_iterations: Integer, the largest number of accepted iterations.
+            Defaults to the method's own `epochs`, or 1000.
+        bounds: Bounds of the variables. See `kormos.minimize`.
+        fixed: Parameters that keep their values. See `kormos.minimize`.
+        callbacks: List of functions, each called as `callback(iteration, logs)`
+            after each accepted iteration, counted from 1, while the variables
+            hold that iterate. If one returns true, the fit ends. A
+            `kormos.callbacks.Resample` in the list replaces the data. Keras
+            callbacks that need no model, such as `EarlyStopping`, `CSVLogger`,
+            `TensorBoard` and `LambdaCallback`, are accepted too. For them, an
+            iteration is an epoch.
+        verbose: `0` for silence, `1` for a live line, `2` for one line per
+            iteration, `3` for one line per iteration that includes the numbers
+            of the method. `"auto"`, the default, means `1` in a terminal or a
+            notebook, and `0` elsewhere.
+        max_evals: Integer, the largest number of evaluations of the residuals
+            (with or without their derivatives).
+        max_seconds: Float, the largest number of seconds. The fit may exceed it
+            by the time of one evaluation.
+        target_loss: Float. The fit ends when the loss is this low.
+        resume: Boolean, whether to continue with the state that `method`, an
+            optimizer instance, has stored since its last run. Defaults to
+            `False`.
+        restarts: Integer, the number of starting points that compete. All
+            starts get the same number of evaluations. Then the half with the
+            lower losses continues, until one is left, which runs to its end.
+            The first start is the present value of the variables.
+            `result.restarts` says how far each start got.
+        starts: The other starting points: a function `(count, rng)` that
+            returns an array of shape `(count, size)` for the flat vector of
+            all variables, or a list with an array of shape `(count, *shape)`
+            for each variable; or such arrays. By default, starts are drawn
+            uniformly from `bounds`, which must be finite.
+        seed: Integer, the seed of `rng`, a `numpy.random.Generator`. Defaults
+            to `0`.
         precision: `"float64"` to evaluate in float64 whatever the dtype of the
-            variables is, which keep the solution rounded; `"auto"` to go on so
-            where float32 ends, at its noise floor or where it is not finite.
-            Defaults to the variables' own.
-        nan_policy: what to do about NaN in the data: `"raise"` where residuals
-            are not finite for it, which a `residual_fn` may prevent, or
-            `"omit"` to leave points with NaN out.
+            variables is; the solution that they store is then rounded.
+            `"auto"` to begin in their dtype, and to continue in float64 once
+            float32 cannot lower the loss any further or is not finite.
+            Defaults to the dtype of the variables.
+        nan_policy: What to do about NaN in the data. `"raise"`, the default,
+            raises an error if NaN makes residuals non-finite, which
+            `residual_fn` may prevent. `"omit"` leaves out points with NaN.
 
     Returns:
-        A result as of `kormos.minimize`. Its `history` has, for several blocks,
-        a column `<name>_loss` for each: its mean (or sum), without weight.
+        A `kormos.session.result.Result`, as `kormos.minimize` returns. If there
+        are several blocks, its `history` has a column `<name>_loss` for each:
+        the mean (or sum) of the block, without its weight.
 
     Raises:
-        ValueError: if an argument cannot be used.
+        ValueError: If an argument cannot be used.
 
     Example:
 
@@ -168,6 +183,7 @@ def least_squares(
         [b],
         data={"x": x, "y": y},
     )
+    print(keras.ops.convert_to_numpy(b))  # [2. 3.]
     ```
     """
     _check_choices(loss, reduction, nan_policy)
@@ -176,9 +192,9 @@ def least_squares(
     if sigma is not None:
         if validation_data is not None:
             raise ValueError(
-                "The deviations of `validation_data` are not known: divide "
-                "residuals by theirs in `residual_fn`, and leave `sigma` out. "
-                "Received: sigma and validation_data"
+                "The standard deviations of `validation_data` are not known: "
+                "divide the residuals by their deviations in `residual_fn`, "
+                "and leave `sigma` out. Received: sigma and validation_data"
             )
         residual_fn, data = over_sigma(residual_fn, data, sigma)
     optimizer = optimizers.get(method)

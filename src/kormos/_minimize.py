@@ -1,4 +1,4 @@
-"""Minimizes a loss over variables."""
+"""`kormos.minimize`: minimizes a loss over Keras variables."""
 
 from collections.abc import Callable
 from typing import Any
@@ -57,80 +57,99 @@ def minimize(
     seed: int = 0,
     precision: str | None = None,
 ) -> Result:
-    """Minimizes a loss over Keras variables, of models or free ones.
+    """Minimizes a loss over Keras variables, with or without a model.
 
-    The variables keep the solution. While a loss is evaluated nothing is
-    assigned, so `loss_fn` may read any other variables, of a frozen network
-    for instance.
+    The variables hold the solution afterwards. Evaluating the loss assigns
+    nothing, so `loss_fn` may also read variables that are not optimized, for
+    example those of a frozen network.
 
     Args:
-        loss_fn: function of no arguments that computes a scalar tensor from
-            variables with `keras.ops` or the backend's functions. Make tensors
-            of NumPy arrays first, by `keras.ops.convert_to_tensor`. With
-            `data`, it is a function of rows of these, and returns the loss of
-            each, `(rows,)`; or a dict of such tensors and of scalars that
-            depend on no data, a penalty say, whose means are added up.
-        variables: list of the `keras.Variable`s to optimize.
-        method: a name, in any letter case, or a `BatchOptimizer`. Defaults to
-            `"lbfgs"`.
-        data: arrays in any structure, of which a DataFrame is a dict by its
-            columns. Arrays of equal length belong together. The rows are
-            spread over devices and processes, as those of `fit` are.
-        batch_size: the most rows in memory at once. It changes memory and
-            speed, never the result.
-        reduction: `"mean"`, or `"sum"` for the sum of the losses of rows.
-        max_iterations: the most accepted iterations. Defaults to 1000.
-        bounds: dict from a variable's path, or a regular expression on paths,
-            to `(low, high)`; or a list of pairs `(variable, (low, high))`.
-            Each broadcasts to the variable's shape, and `None` is no bound.
-            SciPy's bounds of the flat vector of all variables do as well.
-        fixed: parameters that keep their values: dict from a variable's path,
-            or a regular expression on paths, to a list of flat indices, or
-            `True` for all of its entries; or a list of pairs `(variable,
-            indices)`. The method must take bounds.
-        constraints: a dict `{"type": "eq" or "ineq", "fun": fn}` or a list of
-            these, with `fn` a function of no arguments that reads variables;
-            its values are held at zero, or at zero and above.
-        options: dict of the method's options.
-        tol: SciPy's `tol`, which sets the method's tolerances.
-        callback: called as `callback(iteration, logs)` after each accepted
-            iteration, counted from 1, with the variables at that iterate and
-            `logs` a dict of `loss`, `grad`, `fg_evals` and `hessp_evals`. If
-            it returns true, the minimization ends.
-        loss_callback: called as `loss_callback(loss)` after each evaluation.
-        callbacks: list of functions as `callback`, and of Keras callbacks that
-            need no model, such as `EarlyStopping`, `CSVLogger`, `TensorBoard`
-            and `LambdaCallback`; an iteration is an epoch to them.
-        verbose: 0 for silence, 1 for a live line, 2 for a line an iteration,
-            3 for one with the numbers of the method.
-            `"auto"` is 1 in a terminal or a notebook, and 0 elsewhere.
-        max_evals: the most evaluations of the loss (and its gradient).
-        max_seconds: the most seconds, kept to within one evaluation.
-        target_loss: the loss at which to end.
-        resume: whether to go on with the curvature that `method`, an
-            optimizer of kormos' own, has of its latest run.
-        restarts: the number of starts that race against one another: each is
-            given as many evaluations, and the better half goes on, until one
-            is left, which runs to its end. What the variables hold is the
-            first start. `result.restarts` tells how far each got.
-        starts: where the others come from: a function `(count, rng)` that
-            returns an array of shape `(count, size)`, of all variables in
-            order, or an array of shape `(count, *shape)` for each variable;
-            or such arrays. Defaults to points drawn from finite `bounds`.
-        seed: of `rng`, a `numpy.random.Generator`.
+        loss_fn: Function of no arguments that computes a scalar tensor from
+            the variables, with `keras.ops` or the functions of the backend.
+            Convert NumPy arrays to tensors before, by
+            `keras.ops.convert_to_tensor`. With `data`, it is a function of rows
+            of `data` that returns the loss of each row, a tensor of shape
+            `(rows,)`; or a dict of such tensors and of scalars that do not
+            depend on the data, such as a penalty. The loss is then the sum of
+            the means of its entries.
+        variables: List of the `keras.Variable`s to optimize.
+        method: A name, in any letter case, or a
+            `kormos.optimizers.BatchOptimizer`. Defaults to `"lbfgs"`.
+        data: Arrays in any structure of dicts, lists and tuples. A DataFrame
+            counts as a dict of its columns. Arrays of the same length are
+            split along their rows together. The rows are distributed over
+            devices and processes in the same way as those of `kormos.fit`.
+        batch_size: Integer, the largest number of rows that are evaluated at
+            the same time. It changes memory use and speed, never the result.
+        reduction: `"mean"`, the default, or `"sum"`, for the sum of the losses
+            of the rows.
+        max_iterations: Integer, the largest number of accepted iterations.
+            Defaults to the method's own `epochs`, or 1000.
+        bounds: Dict that maps the path of a variable, or a regular expression
+            for paths, to `(low, high)`; or a list of pairs
+            `(variable, (low, high))`. `low` and `high` are broadcast to the
+            shape of the variable, and `None` means no bound. A
+            `scipy.optimize.Bounds`, or a list of pairs, for the flat vector of
+            all variables is accepted too.
+        fixed: Parameters that keep their values: a dict that maps the path of a
+            variable, or a regular expression for paths, to a list of flat
+            indices, or to `True` for all entries; or a list of pairs
+            `(variable, indices)`. The method must support bounds.
+        constraints: A dict `{"type": "eq" or "ineq", "fun": fn}`, or a list of
+            these. `fn` is a function of no arguments that reads the variables.
+            Its values are kept at zero (`"eq"`), or at zero or above
+            (`"ineq"`).
+        options: Dict of options of the method.
+        tol: Float, SciPy's `tol`, which sets the tolerances of the method.
+        callback: Function that is called as `callback(iteration, logs)` after
+            each accepted iteration, counted from 1, while the variables hold
+            that iterate. `logs` is a dict with `loss`, `grad`, `fg_evals` and
+            `hessp_evals`. If it returns true, the minimization ends.
+        loss_callback: Function that is called as `loss_callback(loss)` after
+            each evaluation.
+        callbacks: List of functions like `callback`, and of Keras callbacks
+            that need no model, such as `EarlyStopping`, `CSVLogger`,
+            `TensorBoard` and `LambdaCallback`. For them, an iteration is an
+            epoch.
+        verbose: `0` for silence, `1` for a live line, `2` for one line per
+            iteration, `3` for one line per iteration that includes the numbers
+            of the method. `"auto"`, the default, means `1` in a terminal or a
+            notebook, and `0` elsewhere.
+        max_evals: Integer, the largest number of evaluations of the loss (with
+            or without its gradient).
+        max_seconds: Float, the largest number of seconds. The run may exceed it
+            by the time of one evaluation.
+        target_loss: Float. The run ends when the loss is this low.
+        resume: Boolean, whether to continue with the curvature that `method`,
+            an optimizer instance, has stored since its last run. Defaults to
+            `False`.
+        restarts: Integer, the number of starting points that compete. All
+            starts get the same number of evaluations. Then the half with the
+            lower losses continues, until one is left, which runs to its end.
+            The first start is the present value of the variables.
+            `result.restarts` says how far each start got.
+        starts: The other starting points: a function `(count, rng)` that
+            returns an array of shape `(count, size)` for the flat vector of
+            all variables, or a list with an array of shape `(count, *shape)`
+            for each variable; or such arrays. By default, starts are drawn
+            uniformly from `bounds`, which must be finite.
+        seed: Integer, the seed of `rng`, a `numpy.random.Generator`. Defaults
+            to `0`.
         precision: `"float64"` to evaluate in float64 whatever the dtype of the
-            variables is, which keep the solution rounded; `"auto"` to go on so
-            where float32 ends, at its noise floor or where it is not finite.
-            Defaults to the variables' own.
+            variables is; the solution that they store is then rounded.
+            `"auto"` to begin in their dtype, and to continue in float64 once
+            float32 cannot lower the loss any further or is not finite.
+            Defaults to the dtype of the variables.
 
     Returns:
-        A result with `status`, `message`, `success`, `loss`, `iterations`,
-        `evaluations`, `time` and `history`. `success` is true at an optimum,
-        from which a new run gained nothing: of `"converged"` and of
-        `"noise floor"`, where rounding hides what is left.
+        A `kormos.session.result.Result` with `status`, `message`, `success`,
+        `loss`, `iterations`, `evaluations`, `time` and `history`. `success` is
+        true if the run ended at an optimum, from which a new run gained
+        nothing: the status is `"converged"`, or `"noise floor"` if rounding
+        hides any further decrease.
 
     Raises:
-        ValueError: if an argument cannot be used.
+        ValueError: If an argument cannot be used.
 
     Example:
 
@@ -139,6 +158,7 @@ def minimize(
     result = kormos.minimize(
         lambda: keras.ops.sum(v**2), [v], bounds=[(v, ([1, 2], None))]
     )
+    print(result.loss)  # 5.0, at v = [1, 2]
     ```
     """
     optimizer = optimizers.get(method)
@@ -204,8 +224,8 @@ def _objective(
         )
     if batch_size is not None or reduction != "mean":
         raise ValueError(
-            "Arguments `batch_size` and `reduction` speak of rows: give these "
-            f"as `data`. Received: batch_size={batch_size}, "
+            "Arguments `batch_size` and `reduction` refer to rows of data: "
+            f"pass these as `data`. Received: batch_size={batch_size}, "
             f"reduction={reduction!r}, data=None"
         )
     return FunctionObjective(loss_fn, variables, precision)

@@ -1,4 +1,4 @@
-"""Minimizes an objective of the user's own."""
+"""`kormos.solve`: minimizes an objective that the user has written."""
 
 from typing import Any
 
@@ -31,53 +31,65 @@ def solve(
     target_loss: float | None = None,
     resume: bool = False,
 ) -> Result:
-    """Minimizes a loss of a vector that is not a Keras model's.
+    """Minimizes a loss of one vector that is not the loss of a Keras model.
 
     The loss may be computed by anything: NumPy, another framework, or many
-    processes. Methods, limits, callbacks and results are those of
+    processes. Methods, limits, callbacks and results are the same as those of
     `kormos.minimize`.
 
     Args:
-        objective: has an attribute `size`, the number of parameters, and a
-            method `value_and_grad(theta)` that returns the loss, a number, and
-            the gradient, an array of shape `(size,)`, at a float64 array of
-            that shape. For methods with second derivatives it has a method
-            `hvp(theta, vector)` too, the Hessian times a vector, and for `"lm"`
-            a method `gauss_newton(theta)`, the Gauss-Newton matrix `J'HJ` of
-            shape `(size, size)`, of J the derivatives of outputs and H those
-            of the loss by the outputs (for a sum of squares `2 J'J`); `"lm"`
-            has no geodesic acceleration then. An attribute
-            `epsilon` is the spacing of numbers near one in its arithmetic;
-            without it, that of float64 is assumed.
-        theta: the start, an array of shape `(size,)`. It is not changed.
-        method: a name, in any letter case, or a `BatchOptimizer`.
-        max_iterations: the most accepted iterations. Defaults to 1000.
-        bounds: a `scipy.optimize.Bounds`, a pair `(low, high)` for each
-            parameter, or `{"theta": (low, high)}`.
-        constraints: a `scipy.optimize.LinearConstraint`, a dict `{"type": "eq"
-            or "ineq", "fun": fn, "jac": jac}` of functions of `theta`, of which
-            `fn` returns what is to be held at zero, or at zero and above, of
-            shape `(m,)`, and `jac` its derivatives, of shape `(m, size)`; or a
-            list of these.
-        options: dict of the method's options.
-        tol: SciPy's `tol`, which sets the method's tolerances.
-        callbacks: list of functions, each called as `callback(iteration, logs)`
+        objective: An object with an attribute `size`, the number of parameters,
+            and a method `value_and_grad(theta)`. The method takes a float64
+            array of shape `(size,)`, and returns the loss, a number, and its
+            gradient, an array of shape `(size,)`. The following members are
+            optional:
+
+            - `hvp(theta, vector)` returns the product of the Hessian and a
+              vector. Methods that use second derivatives need it.
+            - `gauss_newton(theta)` returns the Gauss-Newton matrix `J'HJ`, an
+              array of shape `(size, size)`, where J are the derivatives of the
+              outputs and H those of the loss with respect to the outputs (for a
+              sum of squares, `2 J'J`). `"lm"` needs it, and runs without
+              geodesic acceleration here.
+            - `epsilon` is the spacing of numbers near one in the arithmetic of
+              the objective. Defaults to that of float64.
+        theta: The starting point, an array of shape `(size,)`. It is not
+            changed.
+        method: A name, in any letter case, or a
+            `kormos.optimizers.BatchOptimizer`. Defaults to `"lbfgs"`.
+        max_iterations: Integer, the largest number of accepted iterations.
+            Defaults to the method's own `epochs`, or 1000.
+        bounds: A `scipy.optimize.Bounds`, a list with a pair `(low, high)` for
+            each parameter, or `{"theta": (low, high)}`.
+        constraints: A `scipy.optimize.LinearConstraint`; a dict
+            `{"type": "eq" or "ineq", "fun": fn, "jac": jac}` of functions of
+            `theta`; or a list of these. `fn` returns an array of shape `(m,)`,
+            whose values are kept at zero (`"eq"`), or at zero or above
+            (`"ineq"`). `jac` returns its derivatives, of shape `(m, size)`.
+        options: Dict of options of the method.
+        tol: Float, SciPy's `tol`, which sets the tolerances of the method.
+        callbacks: List of functions, each called as `callback(iteration, logs)`
             after each accepted iteration, and of Keras callbacks that need no
-            model. If a function returns true, the session ends.
-        verbose: 0 for silence, 1 for a live line, 2 for a line an iteration,
-            3 for one with the numbers of the method.
-            `"auto"` is 1 in a terminal or a notebook, and 0 elsewhere.
-        max_evals: the most evaluations of the loss (and its gradient).
-        max_seconds: the most seconds, kept to within one evaluation.
-        target_loss: the loss at which to end.
-        resume: whether to go on with the curvature that `method`, an optimizer
-            of kormos' own, has of its latest run.
+            model. If a function returns true, the run ends.
+        verbose: `0` for silence, `1` for a live line, `2` for one line per
+            iteration, `3` for one line per iteration that includes the numbers
+            of the method. `"auto"`, the default, means `1` in a terminal or a
+            notebook, and `0` elsewhere.
+        max_evals: Integer, the largest number of evaluations of the loss (with
+            or without its gradient).
+        max_seconds: Float, the largest number of seconds. The run may exceed it
+            by the time of one evaluation.
+        target_loss: Float. The run ends when the loss is this low.
+        resume: Boolean, whether to continue with the curvature that `method`,
+            an optimizer instance, has stored since its last run. Defaults to
+            `False`.
 
     Returns:
-        A result as of `kormos.minimize`, with the final point in `theta`.
+        A `kormos.session.result.Result`, as `kormos.minimize` returns, with the
+        final point in `theta`.
 
     Raises:
-        ValueError: if an argument cannot be used.
+        ValueError: If an argument cannot be used.
 
     Example:
 
@@ -89,7 +101,7 @@ def solve(
             return ((theta - 1) ** 2).sum(), 2 * (theta - 1)
 
     result = kormos.solve(Paraboloid(), np.zeros(3))
-    print(result.theta)
+    print(result.theta)  # [1. 1. 1.]
     ```
     """
     optimizer = optimizers.get(method)
@@ -98,9 +110,9 @@ def solve(
     )
     if any(stage.assigns for stage in stages):
         raise ValueError(
-            "Keras' own optimizers update variables, and `kormos.solve` has "
-            "a vector: use `kormos.minimize`, or a `Chain` of methods of "
-            f"kormos. Received: method='{optimizer.name}'"
+            "Keras' own optimizers update variables, but `kormos.solve` has "
+            "only a vector: use `kormos.minimize`, or a `Chain` of kormos' "
+            f"own methods. Received: method='{optimizer.name}'"
         )
     budget = checked_budget(max_evals, max_seconds, target_loss)
     observer = TraceObserver(

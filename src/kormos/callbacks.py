@@ -1,4 +1,4 @@
-"""Callbacks for `fit` and for `kormos.least_squares`."""
+"""Callbacks for `model.fit` and for `kormos.least_squares`."""
 
 from kormos.session.backup import BackupAndRestore
 from kormos.session.resample import Resample

@@ -1,7 +1,8 @@
-"""How bad an exception is that an evaluation has raised.
+"""How serious an exception is that an evaluation has raised.
 
-Processes that fit a model together must judge an exception of one of them
-alike: each number here can be sent to the others, who raise what is here.
+Processes that fit a model together must come to the same judgement about an
+exception of one of them. The numbers here can be sent to the other processes,
+which then raise the exceptions of this module.
 """
 
 import traceback
@@ -20,9 +21,9 @@ OF_POINT = 2
 # there is a mistake in the code.
 FINAL = 3
 
-# What no numbers make Python raise. A `ValueError`, which `math.sqrt` raises of
-# a negative number, an `AssertionError` and a class of the user's own are not
-# among them: these may refuse a point.
+# Exceptions that Python never raises because of numbers. A `ValueError`, which
+# `math.sqrt` raises for a negative number, an `AssertionError` and a user's own
+# class are not among them: these may reject a point.
 _MISTAKES = (
     AttributeError,
     ImportError,
@@ -38,7 +39,7 @@ _MISTAKES = (
 
 
 class SharedFailure(RuntimeError):
-    """A failure that several processes have agreed on.
+    """A failure on which several processes have agreed.
 
     Attributes:
         severity: one of the three numbers of this module.
@@ -48,7 +49,11 @@ class SharedFailure(RuntimeError):
 
 
 class OtherProcessFailed(SharedFailure):
-    """Another process could not go on, and says why itself."""
+    """Raised when another process failed, which says itself why.
+
+    A fit that is distributed over several processes raises it in all processes
+    except the one that failed.
+    """
 
     def __init__(self, message: str, severity: int = FINAL):
         super().__init__(message)
@@ -56,42 +61,46 @@ class OtherProcessFailed(SharedFailure):
 
 
 class LostProcessError(SharedFailure):
-    """The processes cannot exchange sums any more, or only wrong ones."""
+    """Raised when the processes cannot exchange correct sums any more.
+
+    Either a process has ended or does not answer, or the processes run
+    different programs.
+    """
 
 
 def drifted(name: str, unlike: list[int]) -> LostProcessError:
-    """The error of processes that do not do the same.
+    """The error of processes that do not run the same program.
 
     Args:
-        name: what they were to add up, in words.
-        unlike: the processes that do otherwise than the first.
+        name: what the processes were to add up, in words.
+        unlike: the processes that differ from the first one.
     """
     return LostProcessError(
-        "All processes must do the same: with the same versions of all "
-        "packages, the same arguments, and callbacks that change the same and "
-        f"stop at the same epoch. Received: for {name}, other values on "
-        f"processes {unlike} than on process 0"
+        "All processes must run the same program: with the same versions of "
+        "all packages, the same arguments, and callbacks that make the same "
+        f"changes and stop at the same epoch. Received: for {name}, other "
+        f"values on processes {unlike} than on process 0"
     )
 
 
 def lost(name: str, place: str, said: str) -> LostProcessError:
-    """The error of a process that others do not answer.
+    """The error of a process that gets no answer from the others.
 
     Args:
-        name: what they were to add up, in words.
+        name: what the processes were to add up, in words.
         place: which process this is.
-        said: what the engine says.
+        said: the message of the engine.
     """
     return LostProcessError(
-        "A process has ended, or has not answered within the time that the "
-        "engine allows. What the first process has saved can be gone on with, "
-        "for example by `kormos.callbacks.BackupAndRestore`. "
-        f"Received: for {name} on {place}, {said}"
+        "A process has ended, or has not answered within the timeout of the "
+        "backend. A fit can continue from what the first process has saved, "
+        "for example by `kormos.callbacks.BackupAndRestore`. Received: for "
+        f"{name} on {place}, {said}"
     )
 
 
 def severity_of(error: BaseException) -> int:
-    """One of the three numbers of this module.
+    """Returns one of the three numbers of this module.
 
     Args:
         error: the exception.

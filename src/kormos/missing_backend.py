@@ -25,12 +25,12 @@ def explained(error: ImportError) -> ImportError:
         )
     else:
         advice = (
-            "None of those that kormos runs on is installed: `pip install "
+            "None of the backends of kormos is installed: `pip install "
             f"'kormos[{error.name}]'`, or another of {list(BACKENDS)} with "
             "the variable KERAS_BACKEND set to its name."
         )
     return ImportError(
-        f"Keras is to run on {error.name!r}, which is not installed. "
-        f"{advice} Received: {error}",
+        f"Keras is configured to run on {error.name!r}, which is not "
+        f"installed. {advice} Received: {error}",
         name=error.name,
     )

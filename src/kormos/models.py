@@ -1,4 +1,7 @@
-"""The model classes of kormos 0.1, now that any `keras.Model` can be used."""
+"""The model classes of kormos 0.1, kept so that its users' code runs.
+
+New code does not need them: kormos fits any `keras.Model`.
+"""
 
 import abc
 from collections.abc import Collection
@@ -17,16 +20,18 @@ class _FitBatch:
 
 @keras.saving.register_keras_serializable(package="kormos")
 class FunctionalBatchOptimizedModel(_FitBatch, keras.Model):
-    """The class of the models that `BatchOptimizedModel(inputs, ...)` makes."""
+    """The class of functional models that `BatchOptimizedModel` creates."""
 
 
 @keras.saving.register_keras_serializable(package="kormos")
 class BatchOptimizedModel(_FitBatch, keras.Model, metaclass=abc.ABCMeta):
-    """A `keras.Model` with a `fit_batch` method, functional or subclassed.
+    """A `keras.Model`, functional or subclassed, with a `fit_batch` method.
 
     Example:
 
     ```python
+    inputs = keras.Input((1,))
+    outputs = keras.layers.Dense(1)(inputs)
     model = kormos.models.BatchOptimizedModel(inputs, outputs)
     model.compile(optimizer="l-bfgs-b", loss="mse")
     model.fit_batch(x, y)
@@ -70,7 +75,18 @@ def _inherit_from_functional(cls: type) -> type:
 
 @keras.saving.register_keras_serializable(package="kormos")
 class BatchOptimizedSequentialModel(_FitBatch, keras.Sequential):
-    """A `keras.Sequential` with a `fit_batch` method."""
+    """A `keras.Sequential` with a `fit_batch` method.
+
+    Example:
+
+    ```python
+    model = kormos.models.BatchOptimizedSequentialModel(
+        [keras.Input((1,)), keras.layers.Dense(1)]
+    )
+    model.compile(optimizer="l-bfgs-b", loss="mse")
+    model.fit_batch(x, y)
+    ```
+    """
 
 
 # These make `isinstance` work. Keras would rewrite the bases of a common base

@@ -17,9 +17,7 @@ def pandas_module() -> Any:
     Raises:
         ImportError: if it is not installed.
     """
-    return _module(
-        "pandas", "`to_frame` makes a table of pandas: `pip install pandas`."
-    )
+    return _module("pandas", "`to_frame` needs pandas: `pip install pandas`.")
 
 
 def new_figure(

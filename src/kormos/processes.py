@@ -221,9 +221,9 @@ class Processes:
     def shared(self) -> Iterator[None]:
         """A scope that all processes enter and leave together.
 
-        What one of them raises within it ends it on all. Ctrl-C waits for the
-        next exchange. A second one is raised at once, unless there is an
-        exchange going on, and the others hear of it in the next one.
+        An exception in one of them ends it on all. Ctrl-C waits for the next
+        exchange. A second one is raised at once, unless an exchange is running,
+        and the others receive it in the next one.
         """
         if self.is_alone or _current.get() is self:
             yield
@@ -363,7 +363,7 @@ class Processes:
 
 ALONE = Processes()
 
-# The processes of the fit that is going on.
+# The processes of the present fit.
 _current: contextvars.ContextVar[Processes] = contextvars.ContextVar(
     "kormos_processes", default=ALONE
 )
@@ -397,7 +397,7 @@ def now() -> float:
 
 
 def current() -> Processes:
-    """The processes of the fit that is going on."""
+    """The processes of the present fit."""
     return _current.get()
 
 

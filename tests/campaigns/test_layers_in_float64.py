@@ -139,7 +139,7 @@ def test_what_has_no_float64_is_told_by_name(name):
     layer = branches[0].made.name
     with pytest.raises(ValueError, match=f"float64.*Received: {layer}, which"):
         objective_of(model, branches, precision="float64")
-    with pytest.warns(UserWarning, match=f"will not go on .*{layer}, which"):
+    with pytest.warns(UserWarning, match=f"will not continue .*{layer}, which"):
         objective = objective_of(model, branches, precision="auto")
     assert not objective.has_float64
     assert np.isfinite(objective.value(objective.initial_position()))
@@ -229,6 +229,6 @@ def test_constants_in_float32_are_told():
     words = "cast constants .*outside of layers, which raises TypeError"
     with pytest.raises(ValueError, match=words):
         kormos.minimize(loss, [image], "lbfgs", precision="float64")
-    with pytest.warns(UserWarning, match=f"will not go on .*{words}"):
+    with pytest.warns(UserWarning, match=f"will not continue .*{words}"):
         result = kormos.minimize(loss, [image], "lbfgs", precision="auto")
     assert result.loss < 1e-8 * result.initial_loss

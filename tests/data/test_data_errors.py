@@ -112,7 +112,7 @@ BAD = {
     ),
     "weights of neither row nor output": (
         dict(y=[Y, Y], sample_weight=np.ones((12, 2))),
-        "`sample_weight` must be one weight per row",
+        "`sample_weight` must hold one weight per row",
     ),
     "ragged tensor": (dict(x=RAGGED), "`x` .* ragged.*RaggedTensor of shape"),
     "ragged tensor of a dict": (
@@ -181,7 +181,7 @@ BAD = {
     ),
     "single samples": (
         dict(x=dataset().unbatch().map(lambda x, y: (x, y[0])), y=None),
-        "`y` .* row for each sample; batch",
+        "`y` .* row for each sample; if a dataset",
     ),
     "unlike batches": (
         dict(x=BatchesOfTwoKinds(None, 2), y=None),
@@ -193,7 +193,7 @@ BAD = {
     ),
     "split of a data set": (
         dict(x=dataset(), y=None, validation_split=0.5),
-        "`validation_split` cuts arrays",
+        "`validation_split` can only split arrays",
     ),
     "split and validation data": (
         dict(validation_split=0.5, validation_data=(X, Y)),

@@ -271,7 +271,7 @@ def test_a_share_for_validation_is_refused():
 def test_tensors_are_refused():
     streamed = kormos.Objective(network(), Batches(X, Y), stream=True)
     theta = keras.ops.convert_to_tensor(streamed.initial_position())
-    with pytest.raises(ValueError, match="give vectors as NumPy"):
+    with pytest.raises(ValueError, match="pass vectors as NumPy"):
         streamed.value_and_grad(theta)
 
 

@@ -41,7 +41,7 @@ def assert_told(model, precision, words):
     """At the start: `"float64"` is refused, `"auto"` warned of."""
     told = pytest.raises(ValueError, match=words)
     if precision == "auto":
-        told = pytest.warns(UserWarning, match=f"will not go on .*{words}")
+        told = pytest.warns(UserWarning, match=f"will not continue .*{words}")
     with told:
         kormos.Objective(model, X, Y, precision=precision)
 
@@ -435,7 +435,7 @@ def test_what_will_not_widen_is_fitted_in_float32(optimizer):
     model = keras.Sequential([keras.Input((5,)), layers.Dense(1)])
     model.add(layers.Activation(lambda x: ops.cast(x, "float32"), name="end"))
     model.compile(loss="mse")
-    with pytest.warns(UserWarning, match="will not go on .*end, in float32"):
+    with pytest.warns(UserWarning, match="will not continue .*end, in float32"):
         history = kormos.fit(
             model, x, y, optimizer=optimizer, epochs=60, precision="auto",
             verbose=0,

@@ -333,7 +333,7 @@ def test_a_cast_inside_a_loss_is_found():
 
     model = model_with(loss=narrow)
     finding = kormos.check(model, X, Y, precision="float64")["precision"]
-    assert "inside of a layer or the loss" in finding.detail
+    assert "inside a layer or the loss" in finding.detail
     model = model_with()
     assert kormos.check(model, X, Y, precision="float64")["precision"].passed
 

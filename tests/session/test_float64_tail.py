@@ -100,7 +100,7 @@ def test_constraints_that_do_not_widen_are_told_at_the_start():
 
     with pytest.raises(ValueError, match="float64.*TypeError: no such kernel"):
         minimize("float64")
-    with pytest.warns(UserWarning, match="will not go on .*no such kernel"):
+    with pytest.warns(UserWarning, match="will not continue .*no such kernel"):
         result = minimize("auto")
     assert result.success
     point = ops.convert_to_numpy(variable.value)

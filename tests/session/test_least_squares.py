@@ -728,7 +728,7 @@ def test_constraints_are_refused(float64):
     v = variable([1.0, 1.0])
     optimizer = LevenbergMarquardt()
     optimizer.constraints = {"type": "eq", "fun": lambda: v[0] - 1}
-    with pytest.raises(ValueError, match="'lm' takes no constraints"):
+    with pytest.raises(ValueError, match="'lm' does not support constraints"):
         kormos.least_squares(
             lambda data: decay(ops.convert_to_tensor(v), data),
             [v],

@@ -89,7 +89,7 @@ def test_an_unknown_argument_names_the_class_that_was_called(kind):
 def test_missing_targets(door):
     model = linear()
     model.compile("lbfgs", "mse")
-    with pytest.raises(ValueError, match="give `y`.*loss='mse'"):
+    with pytest.raises(ValueError, match="pass `y`.*loss='mse'"):
         door(model, np.ones((9, 5)))
 
 
@@ -175,7 +175,10 @@ def test_a_process_without_its_backend_is_told():
         [sys.executable, "-c", code], capture_output=True, text=True
     )
     assert done.returncode == 1
-    assert "Keras is to run on 'jax', which is not installed" in done.stderr
+    assert (
+        "Keras is configured to run on 'jax', which is not installed"
+        in done.stderr
+    )
     assert "set the variable KERAS_BACKEND" in done.stderr
 
 

@@ -117,7 +117,7 @@ def test_the_number_of_rows_is_enough():
     expected = sm.Logit(data.y, data.x).fit(disp=0, tol=1e-13)
     found = result.summary(observations=ROWS)
     assert found.standard_errors == pytest.approx(expected.bse, **CLOSE)
-    with pytest.raises(ValueError, match="give `observations`, or `losses`"):
+    with pytest.raises(ValueError, match="pass `observations`, or `losses`"):
         result.summary()
     with pytest.raises(ValueError, match="needs the loss of every row"):
         result.summary(observations=ROWS, covariance="HC0")

@@ -147,7 +147,7 @@ def test_a_ridge_has_the_sandwich_and_effective_parameters():
     assert summary.covariance == pytest.approx(covariance, rel=1e-6)
     likelihood = scipy.stats.norm(0, np.sqrt(left @ left / 80)).logpdf(left)
     assert summary.log_likelihood == pytest.approx(likelihood.sum(), rel=1e-6)
-    assert "effective parameters" in str(summary)
+    assert "effective parameters" in " ".join(str(summary).split())
 
 
 def test_a_loss_that_is_no_likelihood_gets_a_sandwich():
@@ -155,8 +155,8 @@ def test_a_loss_that_is_no_likelihood_gets_a_sandwich():
     summary = kormos.summary(model, X, Y)
     assert summary.kind == "HC0"
     assert np.isnan(summary.log_likelihood)
-    assert "is no likelihood" in str(summary)
-    with pytest.raises(ValueError, match="that of a likelihood"):
+    assert "is not a likelihood" in str(summary)
+    with pytest.raises(ValueError, match="needs a likelihood"):
         kormos.summary(model, X, Y, covariance="hessian")
     # The sandwich of an M-estimate by its own formula.
     left = Y - DESIGN @ summary.estimates
@@ -258,11 +258,11 @@ def test_a_bootstrap_by_residuals_has_about_the_standard_errors():
     "settings, message",
     [
         ({"covariance": "HC9"}, "`covariance` must be one of"),
-        ({"covariance": "cluster"}, "give both or none"),
-        ({"groups": np.zeros(80)}, "give both or none"),
+        ({"covariance": "cluster"}, "pass both or neither"),
+        ({"groups": np.zeros(80)}, "pass both or neither"),
         (
             {"covariance": "cluster", "groups": np.zeros(80)},
-            "two groups or more",
+            "at least two groups",
         ),
         (
             {"covariance": "cluster", "groups": np.arange(7)},
@@ -285,7 +285,7 @@ def test_what_cannot_be_drawn_again_is_refused():
         result.summary().bootstrap(n=2)
     with pytest.raises(ValueError, match="a value for each residual"):
         result.summary(targets=Y[1:])
-    with pytest.raises(ValueError, match="give `function`"):
+    with pytest.raises(ValueError, match="pass `function`"):
         result.summary().predict(X)
     other = pickle.loads(pickle.dumps(result))
     assert other.loss == result.loss
@@ -336,7 +336,7 @@ def test_nested_models_are_compared_as_statsmodels_does():
     assert comparison.best == "both"
     assert "both" in str(comparison)
     assert comparison.to_frame().loc["one", "aic"] == pytest.approx(part.aic)
-    with pytest.raises(ValueError, match="on the same data only"):
+    with pytest.raises(ValueError, match="Only models of the same data"):
         kormos.compare([summaries["one"], kormos.summary(line(), X[1:], Y[1:])])
 
 

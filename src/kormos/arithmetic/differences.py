@@ -102,7 +102,7 @@ def _has_settled(
 ) -> bool:
     """Whether a longer step had about the same change, over its length."""
     changed = _size(now.found / now.length - before) * now.length
-    # Infinity times zero is no number.
+    # Infinity times zero would be NaN.
     return all(
         part == np.inf or changed <= part * whole
         for part, whole in (

@@ -43,7 +43,7 @@ def vecmat(vector: Tensor, matrix: Tensor) -> Tensor:
 
 
 # Columns of a block of `gram`, a choice of ours. A larger block computes more
-# of the lower triangle, which nobody reads; smaller ones make more calls.
+# of the lower triangle, which is not used; smaller ones make more calls.
 _BLOCK_COLUMNS = 128
 
 

@@ -20,7 +20,7 @@ _Result = TypeVar("_Result")
 
 # Keras' message for any failure of its `cholesky` begins so.
 _CHOLESKY = "Cholesky decomposition failed"
-# What Python prints of an exception begins with these words.
+# The text that Python prints for an exception begins with these words.
 _TRACEBACK = "Traceback (most recent call last):"
 
 
@@ -152,7 +152,7 @@ def to_numpy(value: Any) -> Array:
 
 
 def in_a_line(error: Exception, most: int = 300) -> str:
-    """The message of an exception in a line of so many characters."""
+    """The message of an exception, in a line of limited length."""
     return " ".join(str(error).split())[:most]
 
 
@@ -164,7 +164,7 @@ def as_tensor(leaf: Any) -> Any:
 
 
 class Graphs:
-    """What a backend that compiles nothing keeps of functions: nothing here."""
+    """The state that an eager backend keeps for functions; none here."""
 
     def recorded(self, fn: Callable[..., _Result]) -> Callable[..., _Result]:
         return fn

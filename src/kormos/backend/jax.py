@@ -50,7 +50,7 @@ def compile_loop(fn: Callable[..., _Result]) -> Callable[..., _Result]:
 
 
 def _of_whole(fn: Callable[..., _Result]) -> Callable[..., _Result]:
-    """The function, of arrays whose padding is cut off."""
+    """The function, applied to arrays without their padding."""
 
     @functools.wraps(fn)
     def of_whole(*args: Structure) -> _Result:
@@ -80,8 +80,8 @@ def attempt(fn: Callable[..., _Result], *args: Structure) -> _Result:
         return fn(*args)
     except Exception as error:
         if _MIXED in str(error):
-            # A bug of JAX: it calls a function that it traced in float64, with
-            # a NumPy array, with this array rounded to float32.
+            # A bug of JAX: if a function was traced in float64 with a NumPy
+            # array, JAX calls it with this array rounded to float32.
             jax.clear_caches()
             return fn(*args)
         if not is_numerical(error):

@@ -1,6 +1,6 @@
-"""Keeps what JAX compiles on disk, so that the next process need not.
+"""Keeps compiled code of JAX on disk, for later processes.
 
-Compiling is most of what a first fit of a small model waits for.
+Compiling takes most of the time of the first fit of a small model.
 """
 
 import hashlib
@@ -15,14 +15,14 @@ import jaxlib
 
 # `0` leaves JAX without a cache on disk; a folder puts it there.
 VARIABLE = "KORMOS_COMPILATION_CACHE"
-# A program that takes less time to compile is not worth a file. Our choice.
+# A program that takes less time to compile is not stored. This is our choice.
 _LEAST_SECONDS = 0.05
-# The most bytes that are kept, of which the oldest are dropped first.
+# The largest size of the cache in bytes. The oldest files are dropped first.
 _MOST_BYTES = 2**30
 
 
 def keep_compiled() -> None:
-    """Turns on JAX' own cache on disk, unless somebody has chosen already."""
+    """Turns on JAX' own cache on disk, unless the user has configured it."""
     chosen = os.environ.get(VARIABLE, "")
     is_set = jax.config.jax_compilation_cache_dir is not None
     if chosen == "0" or is_set or not jax.config.jax_enable_compilation_cache:
@@ -41,7 +41,7 @@ def keep_compiled() -> None:
     )
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     if importlib.util.find_spec("filelock") is not None:
-        # JAX locks the folder by it, where it drops files.
+        # JAX locks the folder with it to drop files.
         jax.config.update("jax_compilation_cache_max_size", _MOST_BYTES)
 
 

@@ -1,4 +1,4 @@
-"""Convolutions in the one layout that XLA computes fast within a loop.
+"""Convolutions in the layout that XLA computes fast within a loop.
 
 On a CPU, XLA has fast kernels for convolutions of one layout: rows, positions,
 channels. It brings other layouts into this one only at the top level of a
@@ -33,8 +33,8 @@ def canonical(fn: Callable[..., _Result]) -> Callable[..., _Result]:
     def call(*args: Structure) -> _Result:
         leaves, structure = jax.tree.flatten(args)
         if not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
-            # A user who looks for a fault in an eager run needs the values,
-            # which a traced run does not have.
+            # For debugging, a user may run eagerly and needs the values, which
+            # a traced run does not have.
             return fn(*args)
         closed, shapes = jax.make_jaxpr(
             lambda *leaves: fn(*jax.tree.unflatten(structure, leaves)),

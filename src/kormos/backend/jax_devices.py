@@ -83,14 +83,14 @@ class SpreadArray:
         self._static = axis, rows, layout, is_divided
 
     def tree_flatten(self) -> tuple[tuple[Tensor], tuple[Any, ...]]:
-        """What JAX traces, and what it does not."""
+        """The parts that JAX traces, and those that it does not."""
         return (self.padded,), self._static
 
     @classmethod
     def tree_unflatten(
         cls, static: tuple[Any, ...], leaves: tuple[Tensor]
     ) -> "SpreadArray":
-        """The array of what `tree_flatten` returns."""
+        """The array from the parts that `tree_flatten` returns."""
         return cls(leaves[0], *static)
 
     @property
@@ -226,7 +226,7 @@ def spread_rows(
         wanted = padded[axis] // parts
         missing = [(0, 0)] * array.ndim
         missing[axis] = (0, wanted - own.shape[axis])
-        # Any numbers would do: nothing reads them.
+        # The values do not matter, because nothing reads them.
         return np.pad(own, missing) if own.shape[axis] < wanted else own
 
     # Otherwise, JAX would round float64 to float32.

@@ -63,7 +63,8 @@ def add_up(group: Mesh, vector: Vector) -> Vector:
 def named_loss(group: Mesh, error: Exception) -> str:
     said = in_a_line(error)
     own, count = place_in(group)
-    # Among more than two JAX's own service names it, some seconds later.
+    # If there are more than two processes, JAX's own service names it some
+    # seconds later.
     return (
         f"no answer from processes [{1 - own}]: {said}" if count == 2 else said
     )
@@ -92,7 +93,8 @@ def placed_like(array: Array, tensor: Tensor) -> Any:
 @contextlib.contextmanager
 def unasked() -> Iterator[None]:
     # JAX asks all processes whether a value that one of them assigns is the
-    # same. One that has failed, or restores a backup for all, has no answer.
+    # same. A process that has failed, or that restores a backup for all, would
+    # not answer.
     ask = multihost_utils.assert_equal
     multihost_utils.assert_equal = lambda *args, **kwargs: None
     try:

@@ -32,7 +32,7 @@ _NO_SECOND = (
 )
 ZERO = tf.UnconnectedGradients.ZERO
 
-# Operations whose gradient is stopped, or computed by Python.
+# Operations whose gradient is stopped or computed by Python code.
 _OWN_GRADIENTS = ("StopGradient", "PyFunc", "EagerPyFunc")
 
 

@@ -1,4 +1,4 @@
-"""What TensorFlow's forward mode and XLA cannot do with loops.
+"""Workarounds for loops, in TensorFlow's forward mode and in XLA.
 
 A loop keeps what its gradient needs in lists of tensors. The forward mode
 knows no such lists, and XLA only those whose longest length is known, which

@@ -34,7 +34,7 @@ def _strategy_of(owner: Any) -> tf.distribute.Strategy | None:
     """The strategy in whose scope a model, or a variable, was made."""
     if isinstance(owner, keras.Model):
         return owner.distribute_strategy
-    # What is no list of variables is refused elsewhere, by name.
+    # Other code raises an error for anything but a list of variables.
     listed = owner if isinstance(owner, (list, tuple)) else ()
     values = [v.value for v in listed if isinstance(v, keras.Variable)]
     found = [getattr(v, "distribute_strategy", None) for v in values]
@@ -77,7 +77,7 @@ def add_up(group: tf.distribute.Strategy, vector: Vector) -> Vector:
 
 
 def _abort() -> None:
-    """Ends the exchange that is going on, and all later ones."""
+    """Ends the present exchange, and all later ones."""
     said = f"no answer within {_PATIENCE:g} seconds"
     context.context().abort_collective_ops(tf.errors.DEADLINE_EXCEEDED, said)
 
@@ -88,8 +88,8 @@ def _summed(group: tf.distribute.Strategy) -> Callable[[Tensor], Tensor]:
 
     def each(vector: Tensor) -> Tensor:
         replica = tf.distribute.get_replica_context()
-        # All devices of a worker take part, and the first has the vector. An
-        # argument has no device in a graph, which the engine asks for.
+        # All devices of a worker take part, and the first has the vector. In a
+        # graph, an argument has no device, but TensorFlow requires one.
         is_first = replica.replica_id_in_sync_group % devices == 0
         own = tf.where(is_first, vector, tf.zeros_like(vector))
         return replica.all_reduce("SUM", own)
@@ -102,7 +102,7 @@ def _summed(group: tf.distribute.Strategy) -> Callable[[Tensor], Tensor]:
 
 
 def named_loss(group: tf.distribute.Strategy, error: Exception) -> str:
-    # What Python called to define the operation comes before.
+    # The call that defined the operation comes before.
     _, _, said = str(error).rpartition("aborted by:")
     return " ".join(said.split())[:300]
 

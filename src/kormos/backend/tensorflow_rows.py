@@ -23,8 +23,8 @@ _Result = TypeVar("_Result")
 # choice of ours.
 _MOST_UNROLLED = 8
 
-# What TensorFlow raises of loops, in recurrent layers say, that it cannot
-# vectorize.
+# The errors of TensorFlow for loops that it cannot vectorize, for example in
+# recurrent layers.
 _NOT_VECTORIZED = (TypeError, ValueError, NotImplementedError)
 
 
@@ -122,7 +122,7 @@ def _jacobian_of_row(
 def _forward_jacobian(
     fn: Callable[..., Tensor], parts: list[Tensor], rows: Structure
 ) -> tuple[Tensor, list[Tensor]]:
-    """A column for each number in `parts`, of all rows at once."""
+    """The column of each number in `parts`, for all rows at once."""
     values = tf.vectorized_map(lambda row: fn(parts, row), rows)
     jacobian = []
     for i, part in enumerate(parts):

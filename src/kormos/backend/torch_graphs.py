@@ -1,4 +1,4 @@
-"""Functions of PyTorch tensors as graphs of operations, without their Python.
+"""Functions of PyTorch tensors as graphs of operations, without Python code.
 
 A call of a model spends most of its time, while the model is small, in the
 code of Keras and in the bookkeeping of automatic differentiation. Here the
@@ -75,7 +75,7 @@ class Graphs:
         Args:
             fn: a function of structures (lists, tuples and dicts) of tensors,
                 which returns one. Numbers among its arguments are constants of
-                a graph. It has no side effects, and nobody differentiates it.
+                a graph. It has no side effects, and it is not differentiated.
         """
         self._recorded.append(_Recorded(fn))
         return self._recorded[-1]
@@ -226,7 +226,7 @@ def _settings() -> tuple[Any, ...]:
 
 
 def _flattened(value: Any, leaves: list[Any]) -> Any:
-    """Appends the leaves of a structure, and returns what tells it apart."""
+    """Appends the leaves of a structure, and returns a key of the structure."""
     kind = type(value)
     if kind is list or kind is tuple or hasattr(kind, "_fields"):
         return kind, *[_flattened(item, leaves) for item in value]
@@ -238,7 +238,7 @@ def _flattened(value: Any, leaves: list[Any]) -> Any:
 
 
 def _kind(leaf: Any) -> Any:
-    """What the graph of a function depends on, of a leaf of its arguments."""
+    """The properties of a leaf of the arguments on which a graph depends."""
     if isinstance(leaf, torch.Tensor):
         return (
             type(leaf),

@@ -19,9 +19,9 @@ from kormos.types import Tensor
 _Result = TypeVar("_Result")
 
 _RECOMPUTED = (
-    "When PyTorch computes something again to differentiate it, it would use "
-    "the present values of the variables, not those that a method tries. "
-    "Use `keras.remat`, which kormos supports, or no rematerialization. "
+    "When PyTorch recomputes a function to differentiate it, it would use "
+    "the present values of the variables, not those that a method tries. Use "
+    "`keras.remat`, which kormos supports, or no rematerialization. "
     "Received: `torch.utils.checkpoint`, or other hooks of saved tensors"
 )
 

@@ -9,7 +9,7 @@ import torch
 from kormos.backend.common import in_a_line
 from kormos.types import Vector
 
-# Seconds to wait for what the other processes have to say of a loss.
+# Seconds to wait for the other processes' answer about a lost process.
 _PATIENCE = 2.0
 
 
@@ -47,7 +47,8 @@ def named_loss(group: Any, error: Exception) -> str:
 def _missing_in(group: Any) -> list[int]:
     """The processes that have not lost the others too.
 
-    Those that are there meet in the store by which they once found each other.
+    The remaining processes meet in the store through which they have found each
+    other.
     """
     own, count = place_in(group)
     missing, end = {*range(count)} - {own}, time.monotonic() + _PATIENCE

@@ -108,12 +108,12 @@ class Recorder(TorchDispatchMode):
     def has_failed(self) -> bool:
         """Whether an error was raised that tensors with values do not raise.
 
-        The code may have caught it, and gone on in another way.
+        The code may have caught it, and continued in another way.
         """
         return self._has_raised or self._readers.has_refused
 
     def begin(self, inputs: Sequence[Any]) -> None:
-        """Notes what the code is given."""
+        """Notes the arguments of the code."""
         for value in inputs:
             is_tensor = isinstance(value, torch.Tensor)
             self.inputs.append(self._number(value) if is_tensor else None)
@@ -176,7 +176,7 @@ class Recorder(TorchDispatchMode):
         return mapped(self.refs, value)
 
     def _noted(self, value: Any) -> Any:
-        """As `refs`, of what an operation returned."""
+        """As `refs`, for the result of an operation."""
         if isinstance(value, torch.Tensor):
             return Ref(self._number(value))
         return mapped(self._noted, value)
@@ -262,7 +262,7 @@ def mapped(fn: Callable[[Any], Any], value: Any) -> Any:
 
 
 def tensors(value: Any) -> list[Tensor]:
-    """The tensors in what an operation takes or returns."""
+    """The tensors in the arguments or the result of an operation."""
     if isinstance(value, torch.Tensor):
         return [value]
     if isinstance(value, (list, tuple)):
@@ -271,7 +271,7 @@ def tensors(value: Any) -> list[Tensor]:
 
 
 def memory(tensor: Tensor) -> int:
-    """What tensors in the same memory have in common."""
+    """A key that tensors in the same memory share."""
     return tensor.untyped_storage()._cdata
 
 

@@ -1,4 +1,4 @@
-"""Makes recorded PyTorch operations fewer, without changing a bit."""
+"""Removes recorded PyTorch operations; results stay bit-identical."""
 
 from collections.abc import Iterable
 from collections.abc import Iterator
@@ -16,12 +16,12 @@ from kormos.types import Tensor
 
 _aten = torch.ops.aten
 
-# They return what they are given, in the same memory.
+# They return their argument, in the same memory.
 _ALIASES = frozenset(
     (_aten.alias.default, _aten.detach.default, _aten.lift_fresh.default)
 )
-# They return what they are given, in new memory, if the dtype and the layout
-# are the same.
+# They return their argument, in new memory, if the dtype and the layout are the
+# same.
 _COPIES = frozenset(
     (
         _aten._to_copy.default,
@@ -29,7 +29,7 @@ _COPIES = frozenset(
         _aten.lift_fresh_copy.default,
     )
 )
-# What they return does not depend on the values of their arguments.
+# Their results do not depend on the values of their arguments.
 _FACTORIES = frozenset(
     (
         _aten.arange.default,
@@ -147,7 +147,7 @@ class Simplified:
         return mapped(self._replaced, value)
 
     def _is_returned(self, call: Call) -> bool:
-        """Whether other code is given the memory of what a call returns."""
+        """Whether the memory of a call's result is returned to other code."""
         return any(
             self._place(n) in self._returned for n in numbers(call.found)
         )

@@ -43,7 +43,8 @@ def compiled(recorder: Recorder, found: Any) -> Callable[[list[Any]], Any]:
     source = _Source(Simplified(recorder, found), recorder.inputs)
     names = source.names
     exec("\n".join(source.lines()), names)
-    # Without its own name it is no part of a cycle, and is freed at once.
+    # Without its own name among the globals, the function is not part of a
+    # cycle, and is freed at once.
     graph: Callable[[list[Any]], Any] = names.pop("graph")
     return graph
 
@@ -154,7 +155,7 @@ def _name(number: int) -> str:
 
 
 def _target(found: Any) -> str:
-    """The names to which what a call returned is bound."""
+    """The names to which the result of a call is bound."""
     if isinstance(found, Ref):
         return _name(found.number)
     if isinstance(found, (list, tuple)) and numbers(found):

@@ -50,12 +50,11 @@ def refuse_ragged(value: Any, name: str) -> None:
     """Refuses a ragged tensor, which Keras would fill up with zeros."""
     if _is_ragged(value):
         raise ValueError(
-            f"Argument `{name}` must hold arrays, whose rows are of one "
-            "shape, and not ragged tensors: fill the rows up with "
-            "`to_tensor()` (in a data set, `map` or `padded_batch`), and mask "
-            "the filling by `Embedding(mask_zero=True)`, a `Masking` layer "
-            f"or weights. Received: {type(value).__name__} of shape "
-            f"{tuple(value.shape)}"
+            f"Argument `{name}` must hold arrays whose rows have the same "
+            "shape, not ragged tensors: pad the rows with `to_tensor()` (in "
+            "a dataset, `map` or `padded_batch`), and mask the padding by "
+            "`Embedding(mask_zero=True)`, a `Masking` layer or weights. "
+            f"Received: {type(value).__name__} of shape {tuple(value.shape)}"
         )
 
 
@@ -81,8 +80,9 @@ def to_array(value: Any, name: str) -> Array:
         )
     if array.ndim == 0:
         raise ValueError(
-            f"Argument `{name}` must have a row for each sample; batch a data "
-            f"set that yields single samples. Received: a scalar, {value!r}"
+            f"Argument `{name}` must have a row for each sample; if a "
+            "dataset yields single samples, batch it. Received: a scalar, "
+            f"{value!r}"
         )
     # PyTorch takes only numbers in the byte order of the machine.
     return array.astype(array.dtype.newbyteorder("="), copy=False)
@@ -135,7 +135,7 @@ def check_inputs(x: Structure, inputs: Iterable[Any] | None) -> None:
         kind = {"c": "complex", "O": "string"}.get(array.dtype.kind)
         if kind and taken and not any(kind in dtype for dtype in taken):
             raise ValueError(
-                f"Argument `{name}` must hold numbers, real ones, as the "
+                f"Argument `{name}` must hold real numbers, because the "
                 f"model has no {kind} input (`keras.Input(dtype=...)`). "
                 f"Received: an array of dtype {array.dtype}"
             )
@@ -272,9 +272,9 @@ def check_weights(
     elif weights.ndim == 1 or weights.shape[1:] == (1,):
         return
     raise ValueError(
-        f"Argument `{name}` must be one weight per row, shared by all "
-        f"outputs, or hold an array for each of `{y_name}`. "
-        f"Received: {_shapes((y, weights), (y_name, name))}"
+        f"Argument `{name}` must hold one weight per row, shared by all "
+        f"outputs, or an array for each of `{y_name}`. Received: "
+        f"{_shapes((y, weights), (y_name, name))}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Data sets: how many batches they have, and their batches in order."""
+"""Datasets: the number of their batches, and the batches in order."""
 
 import itertools
 import math
@@ -14,10 +14,10 @@ from kormos.data.arrays import is_array
 from kormos.data.memory import leaves
 from kormos.types import Structure
 
-# A data set that does not tell its length is taken for endless after this many
-# batches, or after this many bytes that would have to stay in memory. Both are
-# choices of ours: smaller values refuse large data sets that do end, larger
-# ones let an endless one fill the memory or run for longer.
+# A dataset without a known length is taken for endless after this many batches,
+# or after this many bytes that would have to stay in memory. Both are choices
+# of ours: smaller values refuse large data sets that do end, larger ones let an
+# endless one fill the memory or run for longer.
 MOST_BATCHES = 2**15
 MOST_BYTES = 2**32
 # It is also taken for endless if it has yielded `_FEWEST_BATCHES` or more, and
@@ -73,10 +73,10 @@ class BatchReader:
         if hasattr(dataset, "__next__") and (is_stream or steps is None):
             raise ValueError(
                 f"Argument `{argument}` must be data that can be read again "
-                "and end, which a generator cannot promise. Give arrays, a "
-                "`keras.utils.PyDataset`, a `tf.data.Dataset` or a torch "
-                f"`DataLoader`{self._or_steps()}. "
-                f"Received: {argument} of type {self._kind}"
+                "and that end, which a generator cannot guarantee. Pass "
+                "arrays, a `keras.utils.PyDataset`, a `tf.data.Dataset` or a "
+                f"torch `DataLoader`{self._or_steps()}. Received: {argument} "
+                f"of type {self._kind}"
             )
         if steps is None and self._length == _ENDLESS:
             self._refuse("without an end")
@@ -84,13 +84,13 @@ class BatchReader:
     def _or_steps(self) -> str:
         if self._steps_name is None or self._is_stream:
             return ""
-        return f", or say by `{self._steps_name}` how many batches to take"
+        return f", or set `{self._steps_name}`, the number of batches to take"
 
     def _refuse(self, found: str) -> NoReturn:
         raise ValueError(
-            f"Argument `{self._argument}` must end: a full-batch method needs "
-            "all of the data. Cut the data set with `take(n)`, leave out "
-            f"`repeat()`, or give it a length{self._or_steps()}. "
+            f"Argument `{self._argument}` must end: a full-batch method "
+            "needs all of the data. Limit the dataset with `take(n)`, leave "
+            f"out `repeat()`, or give it a length{self._or_steps()}. "
             f"Received: {self._argument} of type {self._kind}, {found}"
         )
 
@@ -131,7 +131,7 @@ class BatchReader:
             if repeats or is_too_much or count > MOST_BATCHES:
                 again = f", {len(seen):,} of them different" if repeats else ""
                 self._refuse(
-                    f"which does not tell its length and has not ended after "
+                    "which has no known length and has not ended after "
                     f"{count:,} batches{again}"
                 )
             yield batch
@@ -168,7 +168,7 @@ def _batches(dataset: Any, argument: str) -> Iterator[Any]:
         yield from dataset
     else:
         raise ValueError(
-            f"Argument `{argument}` must be arrays or a data set of batches; "
-            "put a torch `Dataset` into a `DataLoader`. "
-            f"Received: {argument} of type {type(dataset).__name__}"
+            f"Argument `{argument}` must be arrays or a dataset of batches; "
+            f"wrap a torch `Dataset` in a `DataLoader`. Received: {argument} "
+            f"of type {type(dataset).__name__}"
         )

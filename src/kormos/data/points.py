@@ -52,8 +52,8 @@ class Points:
         self.leaf_groups = [distinct.index(count) for count in counts]
         self.count = len(distinct)
         self._rows = [(a.shape[1:], a.dtype.name) for a in arrays]
-        # What holds these points is kept for later calls, which must not keep
-        # the data.
+        # The objects with these points are kept for later calls, but must not
+        # keep the data.
         if not self.is_empty:
             self._structure = tree.map_structure(
                 lambda leaf: np.broadcast_to(np.zeros(()), np.shape(leaf)),
@@ -62,7 +62,7 @@ class Points:
 
     @property
     def layout(self) -> Hashable:
-        """All that tells these points from others, but for the numbers."""
+        """Everything about these points except for the numbers."""
         return (
             repr(tree.map_structure(lambda _: 0, self._structure)),
             tuple(zip(self.leaf_groups, self._rows, strict=True)),
@@ -90,9 +90,10 @@ class Points:
             missing = np.any([_has(np.isnan, arrays[i]) for i in places], 0)
             if missing.all():
                 raise ValueError(
-                    f"Argument `{self._name}` must hold points without NaN, "
-                    "which `nan_policy='omit'` keeps. "
-                    f"Received: NaN in each of {len(missing)} rows"
+                    f"Argument `{self._name}` must hold at least one point "
+                    "without NaN, because `nan_policy='omit'` keeps only "
+                    f"such points. Received: NaN in each of {len(missing)} "
+                    "rows"
                 )
             if missing.any():
                 for i in places:
@@ -108,9 +109,9 @@ class Points:
         for members in rows.values():
             if len({len(a) for a in members}) > 1:
                 raise ValueError(
-                    "Arrays that have as many rows as each other in `data` "
-                    "must have as many in new data too. Received: lengths "
-                    f"{[len(a) for a in members]}"
+                    "Arrays that have the same number of rows in `data` must "
+                    "also have the same number of rows in new data. "
+                    f"Received: lengths {[len(a) for a in members]}"
                 )
         return rows
 
@@ -132,9 +133,9 @@ class Points:
             if not self._has_frames:
                 raise
             raise ValueError(
-                "Function `residual_fn` is given a DataFrame as the dict of "
-                "its columns, `data['name']`; give `to_numpy()` for a matrix. "
-                f"Received: `residual_fn`, which raises {error!r}"
+                "Function `residual_fn` receives a DataFrame as a dict of "
+                "its columns, `data['name']`; pass `to_numpy()` for a "
+                f"matrix. Received: `residual_fn`, which raises {error!r}"
             ) from error
 
     def check_structure(self, data: Structure) -> None:
@@ -144,9 +145,8 @@ class Points:
         except (TypeError, ValueError):
             raise ValueError(
                 "Other data (`validation_data`, or what a `Resample` draws) "
-                "must have the structure of `data`. "
-                f"Received: shapes {_shapes(data)} for "
-                f"{_shapes(self._structure)}"
+                "must have the same structure as `data`. Received: shapes "
+                f"{_shapes(data)} for {_shapes(self._structure)}"
             ) from None
 
     def refuse_missing(

@@ -161,9 +161,9 @@ class _Source:
             if value is not None:
                 raise ValueError(
                     f"Argument `{name}` must be None when `{names[0]}` is a "
-                    "data set, which holds its targets and weights itself. "
-                    f"Received: a {type(self._dataset).__name__} and "
-                    f"{name} of type {type(value).__name__}"
+                    "dataset, which contains its own targets and weights. "
+                    f"Received: a {type(self._dataset).__name__} and {name} "
+                    f"of type {type(value).__name__}"
                 )
 
     def data(
@@ -205,7 +205,7 @@ class _Source:
             yield parts
         if is_empty:
             raise ValueError(
-                f"Argument `{self._argument}` must hold a batch or more. "
+                f"Argument `{self._argument}` must hold at least one batch. "
                 f"Received: {self._argument} of type "
                 f"{type(self._dataset).__name__}, which is empty"
             )
@@ -258,8 +258,8 @@ def _unpack(data: Any, argument: str) -> tuple[Any, Any, Any]:
 def _check_class_weight(data: Data, class_weight: object) -> None:
     if not isinstance(class_weight, dict):
         raise ValueError(
-            "Argument `class_weight` must be a dict from a class's number to "
-            f"its weight. Received: class_weight={class_weight!r}"
+            "Argument `class_weight` must be a dict that maps class indices "
+            f"to weights. Received: class_weight={class_weight!r}"
         )
     if data.sample_weight is not None:
         raise ValueError(
@@ -288,8 +288,8 @@ def _concatenate(parts: Sequence[Structure]) -> Structure:
         return tree.map_structure(join, *parts)
     except ValueError as error:
         raise ValueError(
-            "The batches of a data set must have the same structure and, "
-            "except in the first dimension, the same shapes, because they are "
-            "joined in memory. Pad them, or read batches of different shapes "
-            f"one by one with `stream=True`. Received: {error}"
+            "The batches of a dataset must have the same structure and, "
+            "except in the first dimension, the same shapes, because they "
+            "are joined in memory. Pad them, or read batches of different "
+            f"shapes one by one with `stream=True`. Received: {error}"
         ) from error

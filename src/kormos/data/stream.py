@@ -41,9 +41,9 @@ class Stream:
             yield batch
         if self._rows not in (None, rows):
             raise ValueError(
-                "A data set that is streamed must hold the same rows every "
-                f"time that it is read. Received: {self._rows:,} rows at "
-                f"first, then {rows:,}"
+                "A dataset that is streamed must yield the same rows every "
+                f"time it is read. Received: {self._rows:,} rows at first, "
+                f"then {rows:,}"
             )
         self._rows = rows
 

@@ -1,10 +1,9 @@
 """The precision in which a function of Keras variables is evaluated.
 
-Layers, losses and the inputs of functional models each compute in a dtype of
-their own, whatever the dtype of the values that they are given. To evaluate a
-float32 model in float64, they get that dtype while they are traced (JAX,
-TensorFlow) or run (PyTorch). The model itself stays as it is, and may be of
-any class.
+Layers, losses and the inputs of functional models each compute in their own
+dtype, whatever the dtype of the values that they receive. To evaluate a float32
+model in float64, they get that dtype while they are traced (JAX, TensorFlow) or
+run (PyTorch). The model itself stays as it is, and may be of any class.
 """
 
 import contextlib
@@ -68,7 +67,7 @@ def starts_in_float64(precision: str | None, dtypes: Iterable[str]) -> bool:
 
 
 def decide(precision: str | None, prepare: Callable[[], Any]) -> bool:
-    """Whether a fit can go on in float64 where it has converged in float32.
+    """Whether a fit can continue in float64 when it has converged in float32.
 
     Args:
         precision: one of `PRECISIONS`.
@@ -85,7 +84,9 @@ def decide(precision: str | None, prepare: Callable[[], Any]) -> bool:
     except Float64Error as error:
         if precision == "float64":
             raise
-        warn(f"This fit (precision='auto') will not go on in float64. {error}")
+        warn(
+            f"This fit (precision='auto') will not continue in float64. {error}"
+        )
         return False
     return True
 
@@ -122,8 +123,8 @@ class Arithmetic:
         ]
         if quantized:
             raise Float64Error(
-                "Quantized layers compute in integers or float8 and have no "
-                "float64 (`precision`): leave `precision` out. "
+                "Quantized layers compute in integers or float8, and cannot "
+                "compute in float64 (`precision`): leave `precision` out. "
                 f"Received: {', '.join(quantized)}, quantized"
             )
         other = Arithmetic("float64")
@@ -147,7 +148,7 @@ class Arithmetic:
         return max(map(rounding, floats), default=0.0)
 
     def include(self, owners: Iterable[Owner]) -> None:
-        """Adds layers and losses that are to compute in the dtype."""
+        """Adds layers and losses that must compute in the dtype."""
         for owner in owners:
             # A layer may use the weights of a layer that it never calls, as
             # recurrent layers do with their cells.
@@ -192,7 +193,8 @@ class Arithmetic:
             fn: function that reads variables.
             *args: structures of tensors.
         """
-        # What the trace assigns to a variable, a seed say, has no value.
+        # A tensor that the trace assigns to a variable, such as a seed, has no
+        # value.
         with ReadRecorder():
             self.keeps_traces |= backend.keeps_traces(fn, *args)
         return self.call(run, fn, *args)
@@ -333,8 +335,8 @@ def _or_refuse(
         raise Float64Error(
             "With float64 (`precision`), everything must compute in it: cast "
             "constants to the dtype of the tensors that they are combined "
-            "with, or leave `precision` out if an operation has no float64 on "
-            f"{keras.backend.backend()}. Received: "
+            "with, or leave `precision` out if an operation does not support "
+            f"float64 on {keras.backend.backend()}. Received: "
             + (failed[0] if failed else "code or gradients outside of layers")
             + f", which raises {type(error).__name__}: {_first_line(error)}"
         ) from error

@@ -15,7 +15,7 @@ from kormos.types import Structure
 
 _lock = threading.RLock()
 
-# What computes in a dtype of its own, and is called.
+# The objects that compute in their own dtype when they are called.
 Owner: TypeAlias = keras.Layer | keras.losses.Loss
 
 

@@ -114,12 +114,12 @@ def refuse_hidden_reads(
             return
         names = [v.path for v in variables if _changes([v], present, outputs)]
     raise ValueError(
-        "Every variable to train must be read through Keras, or it cannot be "
-        "differentiated: layers such as `TFSMLayer` and compiled PyTorch "
-        "modules read theirs directly. Freeze them (`layer.trainable = "
-        "False`), or build them of Keras layers. Received: variables that "
-        "change the "
-        f"outputs without being read, {', '.join(names)}"
+        "The loss can only be differentiated with respect to variables that "
+        "are read through Keras. Layers such as `TFSMLayer` and compiled "
+        "PyTorch modules read theirs directly. Freeze these layers "
+        "(`layer.trainable = False`), or build them from Keras layers. "
+        "Received: variables that change the outputs without being read, "
+        f"{', '.join(names)}"
     )
 
 

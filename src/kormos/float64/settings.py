@@ -1,8 +1,8 @@
-"""True float64, which an entry of a private dictionary of Keras decides.
+"""True float64, which depends on an entry of a private dictionary of Keras.
 
-Keras promotes float64 to float32 on JAX and PyTorch (and on TensorFlow before
-Keras 3.12), whatever `floatx` says. A float64 model is then computed in
-float32 without a warning.
+On JAX and PyTorch (and on TensorFlow before Keras 3.12), Keras promotes
+float64 to float32, whatever `floatx` says. A float64 model is then computed
+in float32 without a warning.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import keras
 try:
     from keras.src.backend.common.dtypes import BIT64_TO_BIT32_DTYPE
 except ImportError:
-    # Keras has changed. Whoever asks for float64 learns it by the self-test.
+    # Keras has changed. The self-test will raise an error for users of float64.
     BIT64_TO_BIT32_DTYPE = {}
 
 
@@ -47,21 +47,20 @@ def is_true_float64() -> bool:
 
 
 def enable_float64() -> None:
-    """Makes float64 the true default precision of Keras, on every backend.
+    """Makes true float64 the default precision of Keras, on every backend.
 
     Call it before a model is built. It sets Keras' type promotion, JAX's x64
-    mode, `floatx` and the dtype policy together, and tests the outcome.
+    mode, `floatx` and the dtype policy together, and tests the result.
 
     Raises:
-        RuntimeError: if the installed Keras still rounds float64 to float32.
+        RuntimeError: If the installed Keras still rounds float64 to float32.
 
     Example:
 
     ```python
-    import kormos
-
     kormos.enable_float64()
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    print(model.dtype)  # float64
     ```
     """
     if keras.backend.backend() == "jax":
@@ -75,25 +74,26 @@ def enable_float64() -> None:
 
 @contextlib.contextmanager
 def precision(dtype: str) -> Iterator[None]:
-    """A scope in which Keras computes in `dtype`; its end restores Keras.
+    """Context manager in which Keras computes in `dtype`.
 
-    Build and use models inside the scope. `floatx` and Keras' type promotion
-    are global to the process, so other threads see the change too.
+    Build and use models inside the scope. At its end, the settings of Keras are
+    restored. `floatx` and Keras' type promotion are global to the process, so
+    other threads see the change too.
 
     Args:
         dtype: `"float64"` or `"float32"`.
 
     Raises:
-        ValueError: if `dtype` is neither of the two.
-        RuntimeError: if the installed Keras still rounds float64 to float32.
+        ValueError: If `dtype` is neither of the two.
+        RuntimeError: If the installed Keras still rounds float64 to float32.
 
     Example:
 
     ```python
     with kormos.precision("float64"):
-        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
         model.compile(optimizer="lbfgs", loss="mse")
-        model.fit(x, y, epochs=100)
+        model.fit(x, y, epochs=50)
     ```
     """
     if dtype not in ("float32", "float64"):

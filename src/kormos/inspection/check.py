@@ -1,4 +1,4 @@
-"""Checks a model and its data before a fit, and estimates the costs."""
+"""`kormos.check`: tests a model and its data, and estimates the costs."""
 
 from typing import Any
 
@@ -33,41 +33,44 @@ def check(
     stream: bool = False,
     allow_nan: bool = False,
 ) -> Report:
-    """Looks for what would make a fit go wrong, before the fit.
+    """Tests, before a fit, what would make the fit go wrong.
 
-    It tests whether targets and outputs have the same shapes, and whether the
-    loss is finite, the same twice and the same for every
-    batch size, and whether its gradient is right. It finds variables that the
-    loss does not depend on and, of a few parameters, those that the data do
-    not determine; parts of a float64 model that compute in float32; data and
-    gradients that are badly scaled; and L1 regularizers, at whose kinks
-    methods stop. It estimates what an evaluation, and an iteration of each
-    method, cost, and suggests a method. It evaluates the loss some tens of
-    times and leaves the model as it is.
+    It tests whether targets and outputs have the same shapes; whether the loss
+    is finite, the same in two evaluations and the same for every batch size;
+    and whether its gradient is right. It finds variables on which the loss does
+    not depend and, if there are few parameters, those that the data do not
+    determine; parts of a float64 model that compute in float32; data and
+    gradients that are badly scaled; and L1 regularizers, because methods stop
+    at their kinks. It estimates the cost of an evaluation, and of an iteration
+    of each method, and recommends a method. It evaluates the loss some tens of
+    times, and does not change the model.
 
     Args:
-        model: a `keras.Model`, compiled unless `loss` is given.
-        x: inputs, as `kormos.fit` takes them.
-        y: targets, unless `x` is a data set.
-        loss: a loss, as `compile` takes it, to check instead of the one that
-            the model is compiled with.
-        sample_weight: weights of the rows.
-        class_weight: dict from the number of a class to its weight.
-        batch_size: the most rows in memory at once.
-        training: whether layers behave as in training.
-        precision: `None` or `"float64"`, as `kormos.fit` takes it.
-        hessian: whether to test a Hessian product too, which Newton's methods
-            use.
-        stream: whether to read the data again at every evaluation.
-        allow_nan: whether inputs and targets may hold NaN, for a model or a
-            loss that handles them.
+        model: A `keras.Model`, compiled unless `loss` is given.
+        x: Inputs. See `kormos.fit`.
+        y: Targets. Leave it out if `x` is a dataset.
+        loss: A loss, as `model.compile` takes it, to check in place of the loss
+            with which the model was compiled.
+        sample_weight: Weights of the rows, an array of shape `(rows,)`.
+        class_weight: Dict that maps class indices to weights.
+        batch_size: Integer, the largest number of rows that are evaluated at
+            the same time.
+        training: Boolean, whether layers run in training mode. Defaults to
+            `False`.
+        precision: `None`, the default, or `"float64"`. See `kormos.fit`.
+        hessian: Boolean, whether to test a Hessian product too, which Newton
+            methods use. Defaults to `False`.
+        stream: Boolean, whether to read the data again at every evaluation.
+            Defaults to `False`.
+        allow_nan: Boolean, whether inputs and targets may contain NaN, for a
+            model or a loss that handles them. Defaults to `False`.
 
     Returns:
-        A `Report`. `print` shows it. A program reads `passed`, `failures`,
-        `findings`, `costs` and `method`.
+        A `kormos.inspection.report.Report`. `print` shows it. Programs read
+        `passed`, `failures`, `findings`, `costs` and `method`.
 
     Raises:
-        ValueError: if the data or the model cannot be used at all.
+        ValueError: If the data or the model cannot be used at all.
 
     Example:
 
@@ -167,8 +170,8 @@ def _report(
 def _check_precision(precision: str | None) -> None:
     if precision == "auto":
         raise ValueError(
-            "Check one precision at a time: leave `precision` out for that of "
-            "the model, or give 'float64'. Received: precision='auto'"
+            "Check one precision at a time: leave `precision` out to check "
+            "the model's own, or pass 'float64'. Received: precision='auto'"
         )
 
 

@@ -16,14 +16,15 @@ from kormos.session.task import Task
 # loss of which no more is known.
 _MOST_DENSE = 5_000
 _MOST_SQUARE = 2_000
-# Up to this many parameters a dense matrix costs next to nothing. No evaluation
-# is timed then, because that could take as long as the fit. A choice of ours.
+# Up to this many parameters, a dense matrix costs almost nothing. No evaluation
+# is timed then, because that could take as long as the fit. This is a choice of
+# ours.
 _FREE_DENSE = 100
-# The seconds of an evaluation from which steps on batches get further at first:
-# Adam then takes more than a hundred steps in the time of a few iterations. A
-# choice of ours.
+# From this time of an evaluation, in seconds, steps on batches make faster
+# progress at first: Adam then takes more than a hundred steps in the time of a
+# few iterations. A choice of ours.
 _SLOW = 0.2
-# The epochs without an improvement that end Adam.
+# The number of epochs without an improvement after which Adam ends.
 _PATIENCE = 3
 _ADAM_SHARE = 0.2
 
@@ -51,7 +52,7 @@ def _choice(task: Task, has_residuals: bool, is_timed: bool) -> Choice:
     objective = task.objective
     if task.constraints:
         return Choice(
-            ["lbfgs"], "It takes constraints, for any number of parameters."
+            ["lbfgs"], ("It accepts constraints, for any number of parameters.")
         )
     if isinstance(objective, Objective):
         return _for_model(objective, is_timed)
@@ -64,15 +65,15 @@ def _choice(task: Task, has_residuals: bool, is_timed: bool) -> Choice:
             )
         return Choice(
             ["lbfgs"],
-            f"With {objective.size:,} parameters, steps of least squares "
-            "would take longer than they save.",
+            f"With {objective.size:,} parameters, a step of least squares "
+            "would take more time than it saves.",
         )
     if objective.size <= _MOST_DENSE:
         return _dense_or_not(objective)
     return Choice(
         ["lbfgs"],
-        "Its memory and time grow only in proportion to the "
-        f"{objective.size:,} parameters.",
+        f"Its memory and time are only proportional to the {objective.size:,} "
+        "parameters.",
     )
 
 
@@ -85,7 +86,8 @@ def _for_model(objective: Objective, is_timed: bool) -> Choice:
     return Choice(
         ["adam", "lbfgs"],
         f"An evaluation of all rows takes {seconds:.2g} s: steps on batches "
-        "get further at first, and those on all rows end at the optimum.",
+        "make faster progress at first, and steps on all rows reach the "
+        "optimum.",
         patience=[_PATIENCE, None],
         share=[_ADAM_SHARE, None] if is_timed else None,
     )
@@ -96,7 +98,7 @@ def _can_shuffle(objective: Objective) -> bool:
 
 
 def _dense_or_not(objective: FlatObjective) -> Choice:
-    """Of a loss of which only the size and the time are known."""
+    """The choice for a loss of which only the size and the time are known."""
     is_small = objective.size <= _FREE_DENSE
     if is_small or costs.is_dense_cheap(objective.size, _seconds(objective)):
         return Choice(

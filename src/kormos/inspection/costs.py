@@ -198,7 +198,7 @@ def choose(methods: list[MethodCost]) -> tuple[str, str]:
             "an evaluation, and saves iterations."
         )
     return "lbfgs", (
-        "Its memory and time grow only in proportion to the parameters."
+        "Its memory and time are only proportional to the number of parameters."
     )
 
 

@@ -24,16 +24,15 @@ _MOST_IDENTIFIED = 50
 # The most variables whose gradient is tested, each by two evaluations,
 # or by a few more where they contradict the gradient.
 _MOST_VARIABLES = 8
-# How far from the start parameters are looked for that the data do not
-# determine, over the sizes of the parameters. At the start itself, values such
-# as zeros may hide the effect of a parameter.
+# The distance from the start at which the test looks for parameters that the
+# data do not determine, relative to the sizes of the parameters. At the start
+# itself, values such as zeros may hide the effect of a parameter.
 _AWAY_FROM_START = 0.1
 # A slope is right if differences miss it by no more than this part, or by this
 # many roundings of each loss, or by the difference of the slopes on both sides
 # of the point: with curvature, or at a kink, it lies between those two. Smaller
 # values raise false alarms, larger ones miss small errors. Differences that are
-# zero but for rounding contradict a large slope, so that they need not settle
-# beside themselves.
+# zero except for rounding contradict a large slope, and need not settle.
 _TOLERANCE, _ROUNDINGS = Tolerance(part=0.02, of_error=0.5), 20
 # The first step of differences is this many times the cube root of the
 # rounding, at which a central difference is most exact. A longer one meets
@@ -66,13 +65,13 @@ def gradient(objective: Objective, theta: Vector) -> Finding:
             worst = max(worst, error)
     if not names:
         return Finding(
-            "gradient", True, "Differences of the loss agree with it."
+            "gradient", True, ("Finite differences of the loss agree with it.")
         )
     return Finding(
         "gradient",
         False,
-        f"Differences of the loss contradict it by up to {worst:.0%} in "
-        f"{', '.join(names)}: look at custom gradients and `stop_gradient`.",
+        f"Finite differences of the loss differ from it by up to {worst:.0%} "
+        f"in {', '.join(names)}: check custom gradients and `stop_gradient`.",
         tuple(names),
     )
 
@@ -116,7 +115,9 @@ def hessian(objective: Objective, theta: Vector) -> Finding:
     error = hessian_product_error(objective, theta, lambda point: point)
     if not error:
         return Finding(
-            "hessian", True, "Differences of the gradient agree with it."
+            "hessian",
+            True,
+            ("Finite differences of the gradient agree with it."),
         )
     names = tuple(layers_with_moments(objective.model))
     return Finding(
@@ -133,7 +134,9 @@ def variables(objective: Objective, theta: Vector, grad: Vector) -> Finding:
     """Whether the loss depends on every variable."""
     names = tuple(unused_variables(objective, theta, grad, lambda t: t))
     if not names:
-        return Finding("variables", True, "The loss depends on each of them.")
+        return Finding(
+            "variables", True, ("The loss depends on every variable.")
+        )
     return Finding(
         "variables",
         False,
@@ -157,7 +160,7 @@ def identification(objective: Objective, theta: Vector) -> Finding:
         return Finding(
             "identification",
             True,
-            "No parameters are known that the data do not determine.",
+            "No parameters were found that the data do not determine.",
         )
     indices = [*found.without_effect, *found.combined]
     return Finding(

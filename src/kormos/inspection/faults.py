@@ -71,7 +71,7 @@ def finite(objective: Objective, looked: Watched, start: Evaluation) -> Finding:
             "finite",
             False,
             f"The loss is {value}{_because_of(names)}: the argument of a "
-            "logarithm, a root or a division is out of its domain.",
+            "logarithm, a root or a division is outside of its domain.",
             names,
         )
     parts = objective.program.packing.split_array(grad)
@@ -102,11 +102,15 @@ def deterministic(
     if not _same(looked.losses, second.losses):
         return _random("the loss function", "the loss function")
     if _same(value, again) and _same(grad, grad_again):
-        return Finding("deterministic", True, "The same twice, bit for bit.")
+        return Finding(
+            "deterministic", True, ("Two evaluations agree bit for bit.")
+        )
     if _close(value, again, objective.evaluation_eps):
         # Kernels of an accelerator may add in any order.
         return Finding(
-            "deterministic", True, "The same twice, except for rounding."
+            "deterministic",
+            True,
+            ("Two evaluations agree, except for rounding."),
         )
     return _random("something outside of layers", "unknown")
 
@@ -115,8 +119,8 @@ def _random(what: str, name: str) -> Finding:
     return Finding(
         "deterministic",
         False,
-        f"Evaluated twice, {what} gives two results: draw random numbers by "
-        "`keras.random` with a `SeedGenerator`, or draw none.",
+        f"Evaluated twice, {what} gives different results: draw random "
+        "numbers by `keras.random` with a `SeedGenerator`, or not at all.",
         (name,),
     )
 
@@ -148,7 +152,7 @@ def batch_size(
         return Finding(
             "batch size",
             True,
-            f"The model or its loss takes no batches of {size:,} rows.",
+            f"The model or its loss does not accept batches of {size:,} rows.",
         )
     other = in_parts.value(start.theta)
     noise = (
@@ -158,7 +162,9 @@ def batch_size(
     )
     if not np.isfinite(value) or abs(other - value) <= noise:
         return Finding(
-            "batch size", True, f"The same in batches of {size:,} rows."
+            "batch size",
+            True,
+            (f"The loss is the same in batches of {size:,} rows."),
         )
     said = (
         f"The loss is {value:.6g}, and {other:.6g} in batches of {size:,} rows"
@@ -231,9 +237,9 @@ def precision(objective: Objective, looked: Watched, theta: Vector) -> Finding:
         )
     elif _is_noisy(objective, theta):
         said = (
-            "Something inside of a layer or the loss computes in float32: "
-            f"over steps of {_SMALL_STEP:g} the loss has the rounding errors "
-            "of float32."
+            "Something inside a layer or the loss computes in float32: over "
+            f"steps of {_SMALL_STEP:g} the loss has the rounding errors of "
+            "float32."
         )
     else:
         return Finding(

@@ -1,4 +1,4 @@
-"""Plots of fits."""
+"""Plots of histories and results."""
 
 from __future__ import annotations
 
@@ -50,45 +50,49 @@ def plot_history(
     columns: Sequence[str] | None = None,
     ax: Any = None,
 ) -> Figure:
-    """Draws the loss, the gradient norm and the metrics of fits.
+    """Plots the loss, the gradient norm and the metrics of fits.
 
     A notebook shows the figure, and so does `plt.show()`. Losses, gradient
     norms, steps, damping and radii have logarithmic axes unless they are
-    negative. A column and the same column of the validation share a panel.
+    negative. A column and its `val_` column share a panel.
 
     Args:
-        history: the `History` that `fit` returned, or the result of
+        history: The `History` that `fit` returned; or the result of
             `kormos.minimize`, `kormos.least_squares` or `kormos.solve`; or a
-            dict from names to several of these, to compare them in one figure.
-        against: the horizontal axis: `"iterations"`, `"evaluations"` or
-            `"seconds"`, from the start of the fit.
-        path: file to write, in the format that its extension says, or `None`.
-            In a script, a figure that is written is not shown as well.
-        columns: names of the columns to draw, each in a panel. Defaults to all
-            of a single history, and of several to those that two or more have.
-        ax: matplotlib `Axes` to draw into, or a list of one for each panel.
-            Draws the loss alone if it is a single one and `columns` is not
-            given. Defaults to a new figure.
+            dict that maps names to several of these, to compare them in one
+            figure.
+        against: The quantity on the horizontal axis: `"iterations"`, the
+            default, `"evaluations"` or `"seconds"`, from the start of the fit.
+        path: Path of a file to write, in the format of its extension, or
+            `None`, the default. A script then does not show the figure.
+        columns: List of the names of the columns to plot, one panel each.
+            Defaults to all columns of a single history, or to those that at
+            least two of several histories have.
+        ax: A matplotlib `Axes` to draw into, or a list with one for each panel.
+            With a single one and without `columns`, only the loss is plotted.
+            Defaults to a new figure.
 
     Returns:
         A matplotlib `Figure`.
 
     Raises:
-        ImportError: if matplotlib is not installed.
-        ValueError: if `against` or a column is unknown, a history is empty, or
-            there are not as many `Axes` as panels.
+        ImportError: If matplotlib is not installed.
+        ValueError: If `against` or a column is unknown, if a history is empty,
+            or if the number of `Axes` is not the number of panels.
 
     Example:
 
     ```python
-    kormos.plot_history({"adam": first, "lm": second}, against="seconds")
+    first = kormos.fit(model, x, y, optimizer="lbfgs", epochs=10)
+    second = kormos.fit(model, x, y, optimizer="lm", epochs=10)
+    kormos.plot_history({"lbfgs": first, "lm": second}, against="seconds")
     ```
     """
     given = history if isinstance(history, Mapping) else {None: history}
     fits = [curves_of(name, one, against) for name, one in given.items()]
     if not fits:
         raise ValueError(
-            "There is nothing to plot: give a history, or a dict of some. "
+            "There is nothing to plot: pass a history, or a dict of several. "
             "Received: an empty dict"
         )
     if columns is None and ax is not None and not np.iterable(ax):
@@ -122,8 +126,9 @@ def _panels(fits: Sequence[Curves], columns: Sequence[str] | None) -> list[str]:
     unknown = [name for name in columns if name not in known]
     if unknown or not columns:
         raise ValueError(
-            f"Argument `columns` must name some of {known}; the validation's "
-            f"are drawn with them. Received: columns={columns!r}"
+            f"Argument `columns` must name some of {known}; the columns of "
+            "the validation are drawn with them. Received: "
+            f"columns={columns!r}"
         )
     return columns
 
@@ -151,7 +156,7 @@ def _colors(fits: Sequence[Curves]) -> list[str]:
     used = {True: 0, False: 0}
     found = []
     for fit in fits:
-        # A single fit has no other to stand out from.
+        # A single fit need not stand out from others.
         is_strong = fit.is_ours or len(fits) == 1
         palette = _OURS if is_strong else _OTHERS
         found.append(palette[used[is_strong] % len(palette)])

@@ -1,4 +1,4 @@
-"""What `kormos.check` found, as an object that prints."""
+"""`Report`: what `kormos.check` has found, as an object that prints."""
 
 import dataclasses
 import io
@@ -13,7 +13,7 @@ from kormos import markup
 # Characters of a line, a choice of ours: most terminals and notebooks show it.
 _WIDTH = 88
 
-# A table with one line, below its heads, of characters that all terminals have.
+# A table with one line below its head, of characters that all terminals have.
 _PLAIN = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
 
 _TEST_HEADS = ("test", "", "found")
@@ -25,13 +25,14 @@ class Finding:
     """The outcome of one test of an objective.
 
     Attributes:
-        test: `"shapes"`, `"deterministic"`, `"batch size"`, `"finite"`,
-            `"gradient"`, `"hessian"`, `"variables"`, `"identification"`,
-            `"precision"`, `"scaling"` or `"kinks"`.
-        passed: whether nothing is wrong.
-        detail: a sentence that says what was found.
-        names: the layers, terms of the loss, variables or arrays concerned.
-        is_fatal: whether a fit would go wrong because of it.
+        test: String, one of `"shapes"`, `"deterministic"`, `"batch size"`,
+            `"finite"`, `"gradient"`, `"hessian"`, `"variables"`,
+            `"identification"`, `"precision"`, `"scaling"` and `"kinks"`.
+        passed: Boolean, whether the test has passed.
+        detail: String, a sentence that says what was found.
+        names: Tuple of the names of the layers, terms of the loss, variables or
+            arrays that are concerned.
+        is_fatal: Boolean, whether a fit would go wrong for this reason.
     """
 
     test: str
@@ -43,14 +44,14 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class MethodCost:
-    """What an iteration of a method costs, estimated.
+    """The estimated cost of one iteration of a method.
 
     Attributes:
-        method: the name of the method.
-        seconds: seconds of an iteration.
-        memory: bytes besides the data.
-        remark: what the method suits, or why it cannot be used.
-        fits: whether the method can be used.
+        method: String, the name of the method.
+        seconds: Float, the seconds of one iteration.
+        memory: Float, the bytes of memory in addition to the data.
+        remark: String, what the method is suited for, or why it cannot be used.
+        fits: Boolean, whether the method can be used.
     """
 
     method: str
@@ -62,19 +63,27 @@ class MethodCost:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Report:
-    """What `kormos.check` found; `print` shows it.
+    """What `kormos.check` has found; `print` shows it.
 
     Attributes:
-        title: the name of the model, its parameters and rows.
-        findings: tuple of `Finding`s.
-        loss: the loss at the start.
-        seconds: seconds of an evaluation of the loss and its gradient, the
-            median of several.
-        compile_seconds: how many seconds longer the first one took.
-        memory: bytes of an evaluation besides the data, estimated.
-        costs: tuple of `MethodCost`s.
-        method: the name of the method to choose.
-        reason: a sentence that says why.
+        title: String, the name of the model, with its parameters and rows.
+        findings: Tuple of `Finding`s.
+        loss: Float, the loss at the start.
+        seconds: Float, the seconds of an evaluation of the loss and its
+            gradient, the median of several.
+        compile_seconds: Float, the additional seconds of the first evaluation.
+        memory: Float, the estimated bytes of memory of an evaluation, in
+            addition to the data.
+        costs: Tuple of `MethodCost`s.
+        method: String, the name of the recommended method.
+        reason: String, a sentence that says why.
+
+    Example:
+
+    ```python
+    report = kormos.check(model, x, y)
+    print(report.passed, report.method, report.reason)
+    ```
     """
 
     title: str
@@ -89,12 +98,12 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Whether no test failed."""
+        """Whether all tests have passed."""
         return all(finding.passed for finding in self.findings)
 
     @property
     def failures(self) -> list[Finding]:
-        """The `Finding`s of tests that failed."""
+        """The `Finding`s of the tests that have failed."""
         return [f for f in self.findings if not f.passed]
 
     def __getitem__(self, test: str) -> Finding:
@@ -128,7 +137,8 @@ class Report:
 
     def __str__(self) -> str:
         out = io.StringIO()
-        # Plain text, whatever a notebook or `FORCE_COLOR` asks of rich.
+        # The text is plain even if a notebook or `FORCE_COLOR` asks rich for
+        # colors.
         console = Console(
             file=out,
             width=_WIDTH,

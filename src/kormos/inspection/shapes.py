@@ -8,7 +8,9 @@ def shapes(objective: Objective) -> Finding:
     """Whether Keras would compare a target with several outputs, or more."""
     broadcast = objective.program.model_loss.terms.broadcast
     if not broadcast:
-        return Finding("shapes", True, "Targets have the shapes of outputs.")
+        return Finding(
+            "shapes", True, ("Targets have the same shapes as outputs.")
+        )
     said = "; ".join(
         f"for {name}, y has rows of shape {targets[1:]} and the output of "
         f"shape {outputs[1:]}"

@@ -1,4 +1,4 @@
-"""What the functions of a program take besides a point, and their sums."""
+"""The arguments of a program's functions, and sums of their values."""
 
 import dataclasses
 import functools
@@ -182,7 +182,7 @@ class ProgramArguments:
         return factors
 
     def _pairs(self) -> Iterable[SpreadPair]:
-        """All pairs of chunks of the data, read anew if they are streamed."""
+        """All pairs of chunks of the data, read again if they are streamed."""
         if self.chunks is not None:
             return self.chunks
         assert self.read is not None  # Streamed data have a function for it.
@@ -192,10 +192,10 @@ class ProgramArguments:
         """The arguments for a call inside a compiled function."""
         if self.is_hosted:
             raise ValueError(
-                "An objective that streams its data, or adds up over several "
-                "processes, does so in Python, which no compiled function "
-                "can: give vectors as NumPy arrays. "
-                f"Received: a {type(vector).__name__}"
+                "An objective that streams its data, or adds up sums of "
+                "several processes, does so in Python, and not in a compiled "
+                "function: pass vectors as NumPy arrays. Received: a "
+                f"{type(vector).__name__}"
             )
         assert self.chunks is not None
         return self.frozen, self._factors(unit), self.chunks
@@ -208,7 +208,7 @@ def to_tensor(array: Array) -> Tensor:
 
 
 def is_host(vector: Any) -> bool:
-    """Whether a vector is one of NumPy, or a list, rather than a tensor."""
+    """Whether a vector is a NumPy array or a list, rather than a tensor."""
     return isinstance(vector, (np.ndarray, list, tuple))
 
 

@@ -39,26 +39,26 @@ from kormos.types import Vector
 class FlatObjective:
     """A loss as a function of one flat vector.
 
-    A vector given as a NumPy array (or a list) is evaluated with float64
-    arithmetic around the model's own, and the results are NumPy arrays, as
-    SciPy needs them. For a vector given as a tensor of the backend, the
-    results are tensors of its dtype and can be traced: inside `tf.function`
-    or `jax.jit`, by TensorFlow Probability, optax or optimistix.
+    A vector that is a NumPy array (or a list) is evaluated in float64, except
+    for the model, which computes in its own dtype, and the results are NumPy
+    arrays, as SciPy needs them. If the vector is a tensor of the backend, the
+    results are tensors of its dtype and can be traced: inside `tf.function` or
+    `jax.jit`, by TensorFlow Probability, optax or optimistix.
 
-    Evaluating assigns nothing to any variable.
+    An evaluation assigns nothing to any variable.
 
     Subclasses set `program` and `arguments`.
 
     Attributes:
         program: the compiled functions.
-        arguments: what they are called with, besides vectors.
+        arguments: their arguments, besides vectors.
         has_float64: whether `go_on_in_float64` can be called.
         unused_variables: the variables that the loss never reads.
     """
 
     program: Program
     arguments = ProgramArguments([])
-    # Whether the derivatives are the user's, and not made from the loss.
+    # Whether the user computes the derivatives, and not the backend.
     has_own_derivatives = False
     has_float64 = False
     unused_variables: list[keras.Variable]
@@ -105,7 +105,7 @@ class FlatObjective:
         return self.program.packing.size
 
     def name_of(self, index: int) -> str:
-        """What to call an entry of the flat vector."""
+        """The name of an entry of the flat vector."""
         return self.program.packing.name_of(index)
 
     @property
@@ -146,7 +146,7 @@ class FlatObjective:
         self.arguments = dataclasses.replace(self.arguments, frozen=frozen)
 
     def followed(self, before: Vector, theta: Vector) -> Vector | None:
-        """Takes over values that other code, a callback say, has assigned.
+        """Takes over values that other code, such as a callback, has assigned.
 
         Args:
             before: what `initial_position` returned before that code ran.
@@ -165,11 +165,22 @@ class FlatObjective:
         return present if is_moved else theta
 
     def initial_position(self) -> Vector:
-        """The variables' present values: float64 array of shape `(size,)`."""
+        """Returns the present values of the variables.
+
+        Returns:
+            A float64 NumPy array of shape `(size,)`, of all variables in order.
+        """
         return self.program.packing.read()
 
     def assign(self, theta: Vector | Tensor) -> None:
-        """Writes a flat vector, array or tensor, into the variables."""
+        """Assigns a flat vector to the variables.
+
+        Args:
+            theta: Array or tensor of shape `(size,)`, of all variables.
+
+        Raises:
+            ValueError: If the shape is another one.
+        """
         if not isinstance(theta, (np.ndarray, list, tuple)):
             theta = backend.to_numpy(theta)
         self.program.packing.write(self._checked(theta, "theta"))
@@ -212,7 +223,17 @@ class FlatObjective:
         return self.program.once(fn)
 
     def value(self, theta: Tensor) -> Scalar:
-        """The loss at `theta`."""
+        """Computes the loss at a point.
+
+        Args:
+            theta: Array or tensor of shape `(size,)`.
+
+        Returns:
+            A float for an array, a scalar tensor for a tensor.
+
+        Raises:
+            ValueError: If the shape is another one.
+        """
         total = functools.partial(self.arguments.total, shapes=[()])
         if is_host(theta):
             with backend.float64():
@@ -221,7 +242,18 @@ class FlatObjective:
         return total(self.program.value, theta)
 
     def value_and_grad(self, theta: Tensor) -> tuple[Scalar, Tensor]:
-        """The loss at `theta`, and its gradient of shape `(size,)`."""
+        """Computes the loss and its gradient at a point.
+
+        Args:
+            theta: Array or tensor of shape `(size,)`.
+
+        Returns:
+            A tuple `(loss, gradient)`: a float and a float64 NumPy array of
+            shape `(size,)` for an array, tensors for a tensor.
+
+        Raises:
+            ValueError: If the shape is another one.
+        """
         derivatives = functools.partial(
             self.arguments.derivatives,
             self.program.value_and_grad,
@@ -237,7 +269,18 @@ class FlatObjective:
     __call__ = value_and_grad
 
     def hvp(self, theta: Tensor, vector: Tensor) -> Tensor:
-        """The Hessian at `theta` times `vector`, of shape `(size,)`."""
+        """Computes the product of the Hessian at a point and a vector.
+
+        Args:
+            theta: Array or tensor of shape `(size,)`, the point.
+            vector: Array or tensor of shape `(size,)`.
+
+        Returns:
+            An array or a tensor of shape `(size,)`, as `theta`.
+
+        Raises:
+            ValueError: If a shape is another one.
+        """
         derivatives = functools.partial(
             self.arguments.derivatives,
             self.program.hvp,
@@ -273,7 +316,7 @@ class FlatObjective:
     def in_parts(
         self, lower: Vector | None, upper: Vector | None
     ) -> PartsObjective | None:
-        """The loss without the kinks of L1 regularizers, where it has some.
+        """The loss without the kinks of L1 regularizers, if it has any.
 
         Args:
             lower, upper: the bounds, `(size,)`, or `None`.

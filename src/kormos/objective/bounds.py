@@ -99,9 +99,9 @@ def resolve_bounds(
         if not known:
             raise ValueError(
                 "A key of `bounds` matches no variable that is optimized. "
-                f"Expected one of {[v.path for v in packing.variables]}, or a "
-                "regular expression that matches all of a path. "
-                f"Received: {getattr(key, 'path', key)!r}"
+                f"Expected one of {[v.path for v in packing.variables]}, or "
+                "a regular expression that matches a whole path. Received: "
+                f"{getattr(key, 'path', key)!r}"
             )
         low, high = _pair(key, pair)
         for i in found:
@@ -204,7 +204,7 @@ def items_of(
     except (TypeError, ValueError):
         raise ValueError(
             f"Argument `{name}` must be a dict from a variable's path, or a "
-            f"regular expression on paths, to `{value}`, or a list of pairs "
+            f"regular expression for paths, to `{value}`, or a list of pairs "
             f"`(variable, {value})`. Received: {name}={given!r}"
         ) from None
 
@@ -265,8 +265,9 @@ def _broadcast(
         return np.broadcast_to(bound, shape)
     except ValueError:
         raise ValueError(
-            f"A bound must broadcast to its variable's shape, {shape}. "
-            f"Received: shape {bound.shape} for {getattr(key, 'path', key)!r}"
+            "A bound must be broadcastable to its variable's shape, "
+            f"{shape}. Received: shape {bound.shape} for "
+            f"{getattr(key, 'path', key)!r}"
         ) from None
 
 
@@ -275,9 +276,9 @@ def _check_room(variable: keras.Variable, low: Array, high: Array) -> None:
     if empty.any():
         raise ValueError(
             "Every lower bound, and the zero of a `NonNeg` constraint, must "
-            "be at most the upper bound, with a finite number between them. "
-            f"Received: ({low[empty][0]}, {high[empty][0]}) for an entry of "
-            f"{variable.path}"
+            "not be above the upper bound, and there must be a finite number "
+            f"between them. Received: ({low[empty][0]}, {high[empty][0]}) "
+            f"for an entry of {variable.path}"
         )
 
 
@@ -289,6 +290,6 @@ def _constraint_bounds(variable: keras.Variable) -> tuple[Any, Any]:
         return 0.0, np.inf
     raise ValueError(
         "`NonNeg` is the only one of Keras' constraints that a full-batch "
-        "optimization can hold; use `bounds` or `constraints` for others. "
+        "method supports; use `bounds` or `constraints` for others. "
         f"Received: {type(constraint).__name__} on {variable.path}"
     )

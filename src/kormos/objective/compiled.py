@@ -119,7 +119,7 @@ class Program:
 
     @property
     def gauss_newton(self) -> "GaussNewton":
-        """Derivatives of the outputs, where the loss is one of outputs.
+        """Derivatives of the outputs, if the loss is a function of outputs.
 
         Raises:
             ValueError: if it is not.
@@ -229,7 +229,7 @@ class Program:
 
 
 def refuse_gauss_newton(received: str) -> NoReturn:
-    """Refuses a loss that is not one of outputs.
+    """Refuses a loss that is not a function of outputs.
 
     Args:
         received: the loss, in words.

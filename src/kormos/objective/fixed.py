@@ -1,4 +1,4 @@
-"""Parameters that a fit leaves as they are: bounds from both sides."""
+"""Parameters that a fit keeps at their values, by equal bounds."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +17,7 @@ from kormos.types import Array
 def with_fixed(
     bounds: Any, fixed: Any, variables: Sequence[keras.Variable]
 ) -> Any:
-    """Bounds that hold some parameters at the values that they have.
+    """Bounds that keep some parameters at their present values.
 
     Args:
         bounds: as `resolve_bounds` takes them.
@@ -43,16 +43,16 @@ def with_fixed(
         if not found:
             raise ValueError(
                 "A key of `fixed` matches no variable that is optimized. "
-                f"Expected one of {[v.path for v in packing.variables]}, or a "
-                "regular expression that matches all of a path. "
-                f"Received: {getattr(key, 'path', key)!r}"
+                f"Expected one of {[v.path for v in packing.variables]}, or "
+                "a regular expression that matches a whole path. Received: "
+                f"{getattr(key, 'path', key)!r}"
             )
         for i in found:
             is_fixed[i].reshape(-1)[_places(key, indices, is_fixed[i])] = 1
     if all(part.all() for part in is_fixed):
         raise ValueError(
-            "There is nothing to optimize: expected a parameter that is not "
-            f"fixed. Received: fixed={fixed!r}"
+            "There is nothing to optimize: expected at least one parameter "
+            f"that is not fixed. Received: fixed={fixed!r}"
         )
     return _held(bounds, is_fixed, packing)
 
@@ -77,9 +77,9 @@ def _held(bounds: Any, is_fixed: list[Array], packing: Packing) -> Any:
         outside = held & ((value < low) | (value > high))
         if outside.any():
             raise ValueError(
-                "A fixed parameter must be within its bounds: assign it a "
-                "value that is, or leave its bounds out. "
-                f"Received: {value[outside][0]} in {variable.path}"
+                "A fixed parameter must be within its bounds: assign a value "
+                "within the bounds, or leave the bounds out. Received: "
+                f"{value[outside][0]} in {variable.path}"
             )
         if is_flat or held.any():
             pair = np.where(held, value, low), np.where(held, value, high)

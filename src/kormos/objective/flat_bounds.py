@@ -58,8 +58,8 @@ def flat_bounds(bounds: Any, size: int) -> tuple[Vector, ...] | None:
         len(bounds if _are_pairs(bounds) else [0] * size) != size
     ):
         raise ValueError(
-            "Bounds without names are those of the flat vector: give a pair "
-            f"for each of its {size} parameters, or bounds by variable, "
+            "Bounds without names refer to the flat vector: pass a pair for "
+            f"each of its {size} parameters, or bounds by variable, "
             "`{'dense/kernel': (low, high)}`. Received: "
             f"{max(map(np.size, pair))} pairs"
         )
@@ -98,9 +98,9 @@ def linear_rows(constraint: Any, size: int) -> list[Rows]:
     matrix = np.atleast_2d(np.asarray(matrix, dtype="float64"))
     if matrix.shape[1] != size:
         raise ValueError(
-            "A `LinearConstraint` is a constraint on the flat vector: its "
-            f"matrix needs a column for each of the {size} parameters. "
-            f"Received: a matrix of shape {matrix.shape}"
+            "A `LinearConstraint` refers to the flat vector: its matrix "
+            f"needs a column for each of the {size} parameters. Received: a "
+            f"matrix of shape {matrix.shape}"
         )
     count = len(matrix)
     low, high = (

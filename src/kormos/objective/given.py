@@ -23,7 +23,7 @@ from kormos.types import Vector
 
 
 class GivenObjective(FlatObjective):
-    """An objective of the user's own, as a session needs one.
+    """An objective that the user has written, in the form that a session needs.
 
     It is evaluated in Python, outside of what is compiled.
 
@@ -43,13 +43,14 @@ class GivenObjective(FlatObjective):
         value_and_grad = getattr(objective, "value_and_grad", None)
         if not (isinstance(size, (int, np.integer)) and size > 0):
             raise ValueError(
-                "An objective has an attribute `size`, its number of "
+                "An objective must have an attribute `size`, its number of "
                 f"parameters. Received: size={size!r} of {objective!r}"
             )
         if not callable(value_and_grad):
             raise ValueError(
-                "An objective has a method `value_and_grad(theta)` that "
-                f"returns the loss and its gradient. Received: {objective!r}"
+                "An objective must have a method `value_and_grad(theta)` "
+                "that returns the loss and its gradient. Received: "
+                f"{objective!r}"
             )
         start = np.array(theta, "float64")
         if start.shape != (size,):
@@ -58,7 +59,7 @@ class GivenObjective(FlatObjective):
                 f"of the objective. Received: shape {start.shape}"
             )
         self._objective = objective
-        # The user's function has data of its own.
+        # The user's function has its own data.
         self.arguments = ProgramArguments([], chunks=None)
         self._loops: dict[Any, Any] = {}
         self.unused_variables: list[Any] = []
@@ -82,7 +83,7 @@ class GivenObjective(FlatObjective):
         return self.value_and_grad(theta)[0]
 
     def reference(self, theta: Vector) -> tuple[Vector, float]:
-        """The point and the loss, which has no other form."""
+        """The point and the loss, which has only one form."""
         return theta, self.value(theta)
 
     def value_and_grad(self, theta: npt.ArrayLike) -> tuple[float, Vector]:
@@ -151,7 +152,7 @@ class _GivenMatrix:
     """
 
     has_penalty = False
-    # The matrix does not tell how the outputs bend.
+    # The matrix contains no second derivatives of the outputs.
     can_bend = False
 
     def __init__(
@@ -248,7 +249,7 @@ def _vector_constraint(constraint: Any) -> VectorConstraint:
 
 
 class _Layout:
-    """One vector where a `Packing` has variables.
+    """The layout of a single vector, in place of a `Packing` of variables.
 
     Args:
         theta: the start, `(size,)`.

@@ -116,7 +116,7 @@ class SplitObjective:
 
     @property
     def program(self) -> Any:
-        """What was compiled of the loss."""
+        """The compiled functions of the loss."""
         return self.whole.program
 
     @property
@@ -142,7 +142,7 @@ class SplitObjective:
     has_float64 = False
 
     def name_of(self, index: int) -> str:
-        """What to call an entry."""
+        """The name of an entry."""
         own = self.whole.size
         place = index if index < own else int(self._places[index - own])
         return self.whole.name_of(place)
@@ -163,7 +163,7 @@ class SplitObjective:
     def box_of(
         self, lower: Vector | None, upper: Vector | None
     ) -> tuple[Vector, Vector]:
-        """The bounds of the vector, of those of the point."""
+        """The bounds of the vector, from those of the point."""
         size, count = self.whole.size, len(self._places)
         low = np.full(size, -np.inf) if lower is None else np.array(lower)
         high = np.full(size, np.inf) if upper is None else np.array(upper)
@@ -175,7 +175,7 @@ class SplitObjective:
         )
 
     def columns_of(self, jacobian: Matrix) -> Matrix:
-        """Derivatives in the vector, of those in the point."""
+        """Derivatives with respect to the vector, from those for the point."""
         return np.hstack([jacobian, -jacobian[:, self._places]])
 
     def value(self, theta: Vector) -> float:
@@ -273,7 +273,7 @@ class SplitObjective:
         return self.whole.compiled_loop((key, "in two parts", places), fn)
 
     def in_parts(self, lower: Vector | None, upper: Vector | None) -> None:
-        """Its weights are in parts already."""
+        """Returns `None`: its weights are already in parts."""
         del lower, upper
 
     def _surplus(self, theta: Vector, point: Vector) -> float:

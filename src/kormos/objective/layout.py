@@ -97,7 +97,7 @@ class Packing:
         )
 
     def name_of(self, index: int) -> str:
-        """What to call an entry of the flat vector.
+        """The name of an entry of the flat vector.
 
         Args:
             index: its place in the vector.

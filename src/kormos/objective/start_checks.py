@@ -99,7 +99,7 @@ def warn_of_unused_variables(
 def hessian_product_error(
     objective: FlatObjective, theta: Vector, project: Callable[[Vector], Vector]
 ) -> float:
-    """By how much a Hessian product contradicts differences of gradients.
+    """The error of a Hessian product, against finite differences of gradients.
 
     Args:
         objective: a `FlatObjective`.

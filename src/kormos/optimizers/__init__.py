@@ -42,24 +42,25 @@ NAMES: dict[str, Callable[[], BatchOptimizer]] = {
 
 
 def get(identifier: Any) -> BatchOptimizer:
-    """An optimizer of kormos, from its name or from an instance.
+    """Returns an optimizer of kormos, from a name or an instance.
 
     Args:
-        identifier: a name, in any letter case: `"auto"`, `"lbfgs"`,
+        identifier: String, in any letter case: `"auto"`, `"lbfgs"`,
             `"dense-bfgs"`, `"ssbfgs"`, `"ssbroyden"`, `"newton"`,
-            `"gauss-newton"` or `"lm"`; a method of `scipy.optimize.minimize`,
-            or `"scipy"` for its L-BFGS-B; or an instance, which is returned.
+            `"gauss-newton"`, `"lm"`, a registered name, a method of
+            `scipy.optimize.minimize`, or `"scipy"` for SciPy's L-BFGS-B. Or a
+            `BatchOptimizer`, which is returned unchanged.
 
     Returns:
         A `BatchOptimizer`.
 
     Raises:
-        ValueError: if the name is unknown.
+        ValueError: If the name is unknown.
 
     Example:
 
     ```python
-    kormos.optimizers.get("Newton-CG")
+    optimizer = kormos.optimizers.get("Newton-CG")
     ```
     """
     if isinstance(identifier, BatchOptimizer):
@@ -75,10 +76,10 @@ def get(identifier: Any) -> BatchOptimizer:
 
 
 def check_compiled(identifier: str) -> None:
-    """Refuses a name that neither kormos nor Keras has an optimizer for.
+    """Refuses a name that is unknown to both kormos and Keras.
 
     Args:
-        identifier: what `compile` was given.
+        identifier: the name that `compile` received.
 
     Raises:
         ValueError: if the name is unknown.
@@ -108,16 +109,18 @@ def is_name(identifier: Any) -> bool:
 
 
 def register(name: str, make: Callable[[], BatchOptimizer]) -> None:
-    """Makes an optimizer known by a name, as kormos' own are.
+    """Registers an optimizer under a name.
+
+    `compile(optimizer=...)`, `kormos.fit` and `kormos.minimize` then accept the
+    name, as they accept the names of kormos' own optimizers.
 
     Args:
-        name: the name, for `compile(optimizer=...)`, `kormos.fit` and
-            `kormos.minimize`.
-        make: a subclass of `BatchOptimizer`, or a function of no arguments
-            that returns an optimizer.
+        name: String, the new name.
+        make: A subclass of `BatchOptimizer`, or a function of no arguments that
+            returns an optimizer.
 
     Raises:
-        ValueError: if the name is taken, or `make` cannot be called.
+        ValueError: If the name is already in use, or `make` cannot be called.
 
     Example:
 
@@ -125,12 +128,13 @@ def register(name: str, make: Callable[[], BatchOptimizer]) -> None:
     kormos.optimizers.register(
         "lbfgs-200", lambda: kormos.optimizers.LBFGS(memory=200)
     )
+    model.compile(optimizer="lbfgs-200", loss="mse")
     ```
     """
     if not isinstance(name, str) or is_name(name) or not callable(make):
         raise ValueError(
             "Register a new name, and a class or function that makes the "
-            f"optimizer. Taken are {sorted(NAMES)}. Received: name={name!r}, "
-            f"make={make!r}"
+            f"optimizer. These names are already in use: {sorted(NAMES)}. "
+            f"Received: name={name!r}, make={make!r}"
         )
     NAMES[name.lower()] = make

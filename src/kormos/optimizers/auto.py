@@ -1,4 +1,4 @@
-"""An optimizer that is chosen when a fit begins."""
+"""An optimizer that chooses its method when a fit begins."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from kormos.optimizers.chain import resolved
 
 
 class Choice(NamedTuple):
-    """What was chosen.
+    """A choice of methods.
 
     Attributes:
         optimizers: names of the stages' optimizers.
         reason: a sentence that says why.
-        patience: of each stage, or `None`.
-        share: of each stage, or `None`.
+        patience: the `patience` of each stage, or `None`.
+        share: the `share` of each stage, or `None`.
     """
 
     optimizers: list[str]
@@ -34,21 +34,22 @@ class Choice(NamedTuple):
 
 @keras.saving.register_keras_serializable(package="kormos")
 class Auto(Chain):
-    """Chooses the method by the size, the loss, the data and the limits.
+    """Chooses the method from the size, the loss, the data and the limits.
 
-    The choice is made when a fit begins, from what an evaluation and an
-    iteration of each method cost there. `choice` and `result.choice` say in a
-    sentence what was chosen and why.
+    The choice is made at the start of a fit. It rests on measurements of what
+    one evaluation, and one iteration of each method, cost there. `choice` and
+    `result.choice` are a sentence that says what was chosen and why.
 
     Args:
-        epochs: the number of epochs when `fit` is not told. Defaults to 20.
-        bounds: as `BatchOptimizer` takes them.
-        constraints: as `BatchOptimizer` takes them.
-        keep_state: as `BatchOptimizer` takes it.
-        name: name of the optimizer.
+        epochs: Integer, the number of epochs of a `fit` without `epochs`.
+            Defaults to 20.
+        bounds: Bounds of the variables. See `BatchOptimizer`.
+        constraints: Constraints. See `BatchOptimizer`.
+        keep_state: Where the solver's state is kept. See `BatchOptimizer`.
+        name: String, the name of the optimizer.
 
     Attributes:
-        choice: what was chosen and why, of the latest fit.
+        choice: String, what was chosen for the latest fit, and why.
 
     Example:
 
@@ -79,7 +80,7 @@ class Auto(Chain):
         )
 
     def take(self, choice: Choice) -> None:
-        """Makes the stages those that were chosen."""
+        """Replaces the stages by those that were chosen."""
         self.optimizers = Members(map(resolved, choice.optimizers))
         self.patience, self.share = choice.patience, choice.share
         self.choice = str(choice)

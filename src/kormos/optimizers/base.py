@@ -1,8 +1,8 @@
-"""What every optimizer of kormos is.
+"""The base class of all optimizers of kormos.
 
-An optimizer sees a `Problem`, functions of one flat vector, and never a model,
-data or a callback. It tells every accepted iterate to `report`, which answers
-whether to stop.
+An optimizer works on a `Problem`, which is a set of functions of one flat
+vector. It never sees a model, data or a callback. It passes every accepted
+iterate to `report`, which answers whether to stop.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ DEFAULT_EPOCHS = 20
 # What the progress of a chain is called in a file.
 _PROGRESS = "stage_progress"
 
-# Whether a thread is saving all that a fit needs to go on.
+# Whether a thread is saving the complete state of a fit.
 _saving = threading.local()
 
 
@@ -56,32 +56,39 @@ def whole_states() -> Iterator[None]:
 class BatchOptimizer(keras.optimizers.Optimizer):
     """Base class of all optimizers of kormos.
 
-    A model compiled with one is trained on all of its data at once: `fit`
-    runs the whole of the optimizer's algorithm, an iteration an epoch.
+    A model that is compiled with one is trained on all of its data at once:
+    `fit` runs the optimizer's whole algorithm, with one iteration per epoch.
     Subclasses implement `stages`.
 
     Args:
-        name: name of the optimizer.
-        epochs: the number of epochs when `fit` is not told. Defaults to 20.
-        batch_size: the most rows in memory at once when `fit` is not told.
-        pretrain_fn: function of the model, called before the optimization
-            starts, to freeze layers for instance.
-        bounds: dict from a variable's path, or a regular expression on paths,
-            to `(low, high)`, where `None` is no bound; or a list of pairs
-            `(variable, (low, high))`.
-        constraints: a dict `{"type": "eq" or "ineq", "fun": fn}` or a list of
-            these, with `fn` a function of no arguments that reads variables;
-            its values are held at zero, or at zero and above.
-        keep_state: what becomes of the solver's state, curvature for
-            instance, from which `resume=True` goes on. `None` keeps it in
-            memory and in backups of `BackupAndRestore`, `True` in saved
-            models too, where it can be far larger than the weights, and
-            `False` nowhere. Defaults to `None`.
-        **others: refused, with what to write in place of arguments that
-            kormos 0.1 had.
+        name: String, the name of the optimizer.
+        epochs: Integer, the number of epochs of a `fit` without `epochs`.
+            Defaults to 20.
+        batch_size: Integer, the largest number of rows that are evaluated at
+            the same time in a `fit` without `batch_size`.
+        pretrain_fn: Function of the model that is called before the
+            optimization starts, for example to freeze layers.
+        bounds: Dict that maps the path of a variable, or a regular expression
+            for paths, to `(low, high)`, where `None` means no bound; or a list
+            of pairs `(variable, (low, high))`.
+        constraints: A dict `{"type": "eq" or "ineq", "fun": fn}`, or a list of
+            these. `fn` is a function of no arguments that reads the variables.
+            Its values are kept at zero (`"eq"`), or at zero or above
+            (`"ineq"`).
+        keep_state: Where the state of the solver, such as its curvature, is
+            kept for `resume=True`. `None` keeps it in memory and in the backups
+            of `BackupAndRestore`. `True` keeps it in saved models too, where it
+            can be far larger than the weights. `False` keeps it nowhere.
+            Defaults to `None`.
+        **others: Not accepted. The error says what replaces arguments of
+            kormos 0.1.
+
+    Raises:
+        TypeError: If an argument is unknown.
+        ValueError: If an argument cannot be used.
     """
 
-    # Whether a later fit can go on with the curvature of an earlier one.
+    # Whether a later fit can continue with the curvature of an earlier one.
     keeps_state = False
 
     def __init__(
@@ -101,7 +108,7 @@ class BatchOptimizer(keras.optimizers.Optimizer):
                 f"{predecessor.advice(others, predecessor.ARGUMENTS)} "
                 f"Received: {', '.join(others)}"
             )
-        # Keras wants a learning rate, and saves it; nothing reads it.
+        # Keras requires a learning rate, and saves it; nothing reads it.
         super().__init__(learning_rate=1.0, name=name)
         self.epochs = epochs
         self.batch_size = batch_size
@@ -114,51 +121,53 @@ class BatchOptimizer(keras.optimizers.Optimizer):
                 f"Received: keep_state={keep_state!r}"
             )
         self.keep_state = keep_state
-        # Of the latest fit.
+        # The results and counts of the latest fit.
         self.results: list[Any] = []
         self.fg_evals = 0
         self.hessp_evals = 0
         self.jacobians = 0
-        # What a later fit can go on from: a `SolverState`, or `None`.
+        # The state from which a later fit can continue: a `SolverState`, or
+        # `None`.
         self.solver_state: SolverState | None = None
-        # What was chosen for the latest fit and why, by one that chooses.
+        # For an optimizer that chooses: what was chosen for the latest fit, and
+        # why.
         self.choice = ""
         # How far a chain of stages has got, or `None`.
         self.stage_progress: StageProgress | None = None
-        # How often it was read from a file.
+        # How often the optimizer was read from a file.
         self.loads = 0
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        # Python would name the class that takes none of the others.
+        # Python's own error would not name the arguments that the class takes.
         if cls.__module__.startswith("kormos."):
             check_names(cls, kwargs)
         return super().__new__(cls)
 
     def stages(self, epochs: Any = None, **overrides: Any) -> list[Stage]:
-        """The runs of which a fit consists.
+        """Returns the runs that a fit consists of.
 
         Args:
-            epochs: what `fit` was given, or `None`.
-            **overrides: constructor arguments to replace for this fit.
+            epochs: Integer or list, the `epochs` of `fit`, or `None`.
+            **overrides: Arguments of the constructor to replace for this fit.
 
         Returns:
-            A list of `Stage`s.
+            A list of `kormos.optimizers.stage.Stage`s.
         """
         raise NotImplementedError(
-            "An optimizer of kormos implements `stages`, which returns the "
-            "`Stage`s of a fit, functions of a `Problem`. A `minimize` of its "
-            "own, as in kormos 0.1, is not called. Received: "
+            "An optimizer of kormos must implement `stages`, which returns "
+            "the `Stage`s of a fit, functions of a `Problem`. Its method "
+            "`minimize`, as in kormos 0.1, is not called. Received: "
             f"{type(self).__name__}"
         )
 
     def build(self, variables: Any, *others: Any) -> None:
         if others or isinstance(variables, keras.Model):
             raise TypeError(
-                "Optimizers are built by `fit`, of variables, and know neither "
-                "models nor data. Use `kormos.fit(model, x, y, "
+                "Optimizers are built by `fit`, from variables, and know "
+                "neither models nor data. Use `kormos.fit(model, x, y, "
                 "optimizer=...)`, or `kormos.Objective(model, x, y)` for "
-                "losses and gradients of a vector. Received: "
-                f"{variables!r} and {len(others)} more"
+                f"losses and gradients of a vector. Received: {variables!r} "
+                f"and {len(others)} more"
             )
         if not self.built:
             super().build(variables)
@@ -196,7 +205,7 @@ class BatchOptimizer(keras.optimizers.Optimizer):
         )
 
     def keep(self, state: SolverState | None) -> None:
-        """Keeps a `SolverState`, or none, for a later fit to go on from."""
+        """Stores a `SolverState`, or `None`, for a later fit."""
         self.solver_state = None if self.keep_state is False else state
 
     def save_own_variables(self, store: Any) -> None:
@@ -209,25 +218,30 @@ class BatchOptimizer(keras.optimizers.Optimizer):
         self.loads += 1
 
     def save_state(self, path: str | os.PathLike[str]) -> None:
-        """Writes what `resume=True` goes on from into a file.
+        """Writes the state from which `resume=True` continues to a file.
 
-        A model's optimizer is saved with the model. This is for
-        `kormos.minimize`, `least_squares` and `solve`, whose variables have no
-        model.
+        The optimizer of a model is saved with the model. Use this function for
+        `kormos.minimize`, `kormos.least_squares` and `kormos.solve`, whose
+        variables belong to no model.
 
         Args:
-            path: the file, a NumPy archive. It gets its name when it is
-                complete.
+            path: Path of the file, a NumPy archive. The file gets this name
+                only when it is complete.
 
         Raises:
-            ValueError: if there is no state: before a run, after one of a
+            ValueError: If there is no state: before a run, after a run of a
                 method that keeps none, or with `keep_state=False`.
 
         Example:
 
         ```python
+        v = keras.Variable([1.0, 2.0])
+
+        def loss_fn():
+            return keras.ops.sum((v - 3.0) ** 4)
+
         optimizer = kormos.optimizers.LBFGS()
-        kormos.minimize(loss_fn, [v], optimizer, max_iterations=100)
+        kormos.minimize(loss_fn, [v], optimizer, max_iterations=5)
         optimizer.save_state("run.npz")
         # In another process:
         optimizer = kormos.optimizers.LBFGS()
@@ -237,9 +251,9 @@ class BatchOptimizer(keras.optimizers.Optimizer):
         """
         if self.solver_state is None:
             raise ValueError(
-                f"Optimizer '{self.name}' has no state to save: run it first. "
-                "SciPy's methods keep none, and `keep_state=False` keeps none. "
-                "Received: an optimizer without a state"
+                f"Optimizer '{self.name}' has no state to save: run it "
+                "first. There is none for SciPy's methods, or with "
+                "`keep_state=False`. Received: an optimizer without a state"
             )
         store: dict[str, Any] = {}
         self._save_solver(store)
@@ -254,15 +268,15 @@ class BatchOptimizer(keras.optimizers.Optimizer):
         path: str | os.PathLike[str],
         variables: Sequence[keras.Variable] = (),
     ) -> None:
-        """Reads what `save_state` has written.
+        """Reads a file that `save_state` has written.
 
         Args:
-            path: the file.
-            variables: the variables of the run, in the same order, which are
-                given the values of its point.
+            path: Path of the file.
+            variables: List of the variables of the run, in the same order. They
+                are set to the point in the file.
 
         Raises:
-            ValueError: if the file is of other variables.
+            ValueError: If the file belongs to other variables.
         """
         with np.load(path) as archive:
             self._load_solver(dict(archive))
@@ -276,7 +290,7 @@ class BatchOptimizer(keras.optimizers.Optimizer):
             store[_PROGRESS] = np.array(self.stage_progress)
 
     def _load_solver(self, store: Any) -> dict[str, Any]:
-        """Takes over what is in a store; returns the rest of it."""
+        """Takes the solver's state from a store; returns the rest of it."""
         self.solver_state, rest = solver_state.load(store)
         progress = rest.pop(_PROGRESS, None)
         self.stage_progress = (
@@ -296,10 +310,11 @@ class BatchOptimizer(keras.optimizers.Optimizer):
         """Sets the optimizer's own variables, its counters, as Keras does.
 
         Args:
-            weights: a list of arrays like `[v.numpy() for v in variables]`.
+            weights: List of arrays, such as `[v.numpy() for v in variables]`.
 
         Raises:
-            ValueError: if they are anything else, parameters of a model say.
+            ValueError: If the arrays are anything else, for example the weights
+                of a model.
         """
         if not _are_like(weights, self.variables):
             raise ValueError(
@@ -324,7 +339,7 @@ class BatchOptimizer(keras.optimizers.Optimizer):
 
 
 def check_epochs(value: Any) -> None:
-    """Raises a `ValueError` unless `value` is a number of iterations."""
+    """Raises a `ValueError` unless `value` is a valid number of iterations."""
     if not isinstance(value, (int, np.integer)) or value < 0:
         raise ValueError(
             "A number of iterations (`epochs`, `max_iterations` or the "
@@ -354,9 +369,9 @@ def _write(theta: Vector, variables: Sequence[keras.Variable]) -> None:
     sizes = [int(np.prod(variable.shape)) for variable in variables]
     if sum(sizes) != theta.size:
         raise ValueError(
-            f"The file is of a run with {theta.size:,} parameters: give its "
-            "variables, in the same order. "
-            f"Received: variables of {sizes} parameters"
+            f"The file belongs to a run with {theta.size:,} parameters: pass "
+            "the variables of that run, in the same order. Received: "
+            f"variables of {sizes} parameters"
         )
     parts = np.split(theta, np.cumsum(sizes)[:-1])
     for variable, part in zip(variables, parts, strict=True):
@@ -373,7 +388,7 @@ def _described(weights: Any) -> str:
 
 
 def _by_path(bounds: Any) -> Any:
-    """Bounds without variables, which a file knows by their paths."""
+    """Bounds with the paths of variables in place of the variables."""
     if isinstance(bounds, scipy.optimize.Bounds):
         pair = bounds.lb, bounds.ub
         if max(map(np.size, pair)) == 1:
@@ -394,9 +409,9 @@ def _saveable(value: Any, name: str) -> Any:
     if has_names and not is_of_scipy:
         return value
     warn(
-        f"`{name}` holds a lambda, a local function, a method or an object of "
-        "SciPy's, which cannot be saved: set it again on a loaded or cloned "
-        "model's optimizer."
+        f"`{name}` holds a lambda, a local function, a method or an object "
+        "of SciPy's, which cannot be saved: set it again on the optimizer of "
+        "a loaded or cloned model."
     )
     return None
 
@@ -411,7 +426,7 @@ def _loaded(
     except TypeError:
         if name not in ("pretrain_fn", "constraints"):
             raise
-    # The weights are worth more than the function.
+    # Loading the weights is more important than the function.
     warn(
         f"`{name}` holds a function that is unknown here: register it with "
         "`keras.saving.register_keras_serializable`, pass it in "

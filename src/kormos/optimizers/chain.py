@@ -1,4 +1,4 @@
-"""Several methods, one after the other, as one optimizer."""
+"""An optimizer that runs several methods one after the other."""
 
 from __future__ import annotations
 
@@ -24,63 +24,68 @@ _MIN_DELTA = 1e-3
 
 @keras.saving.register_keras_serializable(package="kormos")
 class Chain(BatchOptimizer):
-    """Runs several optimizers one after the other in one `fit`.
+    """Runs several optimizers, one after the other, in one `fit`.
 
-    The usual recipe is Adam first, and then a method of kormos, which goes on
-    from where Adam has arrived to the last digit. A stage is one of:
+    The usual recipe is Adam first, and then a method of kormos, which continues
+    from the exact weights that Adam has reached. A stage is one of:
 
     - a name, such as `"lbfgs"`;
     - an optimizer of kormos, such as `kormos.optimizers.LBFGS(memory=50)`;
-    - one of Keras' own, such as `keras.optimizers.Adam(1e-3)`, also with a
-      learning rate schedule. In `fit` it trains the model by `train_step` of
-      Keras on shuffled batches of `batch_size` rows. With `full_batch=True`
-      it takes a step an epoch on the loss of all rows, which is the only way
-      in `kormos.minimize` and `kormos.least_squares`.
+    - an optimizer of Keras, such as `keras.optimizers.Adam(1e-3)`, with or
+      without a learning rate schedule. In `fit`, it trains the model by Keras'
+      `train_step` on shuffled batches of `batch_size` rows. With
+      `full_batch=True`, it takes one step per epoch on the loss of all rows.
+      `kormos.minimize` and `kormos.least_squares` require `full_batch=True`.
 
-    A stage ends at its number of epochs, at its own tests of convergence, on a
-    plateau (`patience`), or after its share of the time. There is one History,
-    whose column `stage` counts the stages from 0. `loss` is that of all rows
-    in every stage, at the weights of that epoch, so that it can be compared.
+    A stage ends after its number of epochs, when its own convergence tests are
+    met, on a plateau (`patience`), or after its share of the time. There is one
+    `History` for all stages. Its column `stage` counts them from 0. In every
+    stage, `loss` is the loss of all rows at the weights of that epoch, so that
+    stages can be compared.
 
-    An argument of the list below that is a list has an entry for each stage;
-    what is not a list serves all stages.
+    An argument below that is a list has one entry per stage. A value that is
+    not a list applies to all stages.
 
     Args:
-        optimizers: list of the stages' optimizers.
-        epochs: list of the number of epochs of each stage, where `None` shares
-            equally in what `fit(epochs=...)` leaves; or the number of all.
-            Without both, a stage has the `epochs` of its own optimizer, or 20.
-            In `minimize` and `least_squares` an epoch is an iteration.
-        batch_size: the rows of a batch of Keras' optimizers. Defaults to the
-            `batch_size` of `fit`, or 32.
-        full_batch: whether Keras' optimizers take their steps on all rows.
-        patience: how many epochs without an improvement end a stage, or
-            `None` for no such end.
-        min_delta: by which part of itself the loss must fall within
-            `patience` epochs. Defaults to 1e-3.
-        share: the part of `max_seconds` that a stage has, from 0 to 1, or
-            `None` for no such end.
-        pretrain_fn: function of the model, called before a stage starts, to
-            freeze layers or to change the loss for instance.
-        bounds: as `BatchOptimizer` takes them, for all stages.
-        constraints: as `BatchOptimizer` takes them. Keras' optimizers take
+        optimizers: List of the optimizers of the stages.
+        epochs: List of the number of epochs of each stage, where stages with
+            `None` share equally in the rest of `fit(epochs=...)`; or an
+            integer, the number of epochs of all stages together. By default, a
+            stage has the `epochs` of its own optimizer, or 20. In
+            `kormos.minimize` and `kormos.least_squares`, an epoch is an
+            iteration.
+        batch_size: Integer, the batch size of Keras' optimizers. Defaults to
+            the `batch_size` of `fit`, or 32.
+        full_batch: Boolean, whether Keras' optimizers take their steps on all
+            rows. Defaults to `False`.
+        patience: Integer, the number of epochs without an improvement after
+            which a stage ends, or `None`, the default, for no such limit.
+        min_delta: Float, the relative decrease of the loss that counts as an
+            improvement. Defaults to 1e-3.
+        share: Float between 0 and 1, the part of `max_seconds` that a stage may
+            use, or `None`, the default, for no such limit.
+        pretrain_fn: Function of the model that is called before a stage starts,
+            for example to freeze layers or to change the loss.
+        bounds: Bounds of the variables, for all stages. See `BatchOptimizer`.
+        constraints: Constraints. See `BatchOptimizer`. Keras' optimizers accept
             none.
-        seed: of the order of the rows in Keras' stages.
-        keep_state: as `BatchOptimizer` takes it.
-        name: name of the optimizer.
-
-    Raises:
-        ValueError: if a stage is no optimizer, or lists differ in length.
+        seed: Integer, the seed for the order of the rows in the stages of
+            Keras' optimizers. Defaults to `0`.
+        keep_state: Where the solver's state is kept. See `BatchOptimizer`.
+        name: String, the name of the optimizer.
 
     Attributes:
-        optimizers: the stages' optimizers, a sequence.
+        optimizers: Sequence of the optimizers of the stages.
+
+    Raises:
+        ValueError: If a stage is not an optimizer, or lists differ in length.
 
     Example:
 
     ```python
     model.compile(
         optimizer=kormos.optimizers.Chain(
-            [keras.optimizers.Adam(1e-3), "lbfgs"], epochs=[200, 1000]
+            [keras.optimizers.Adam(1e-3), "lbfgs"], epochs=[20, 50]
         ),
         loss="mse",
     )
@@ -135,8 +140,8 @@ class Chain(BatchOptimizer):
         given = sorted(k for k, v in overrides.items() if v is not None)
         if given:
             raise ValueError(
-                "Give the stages of a `Chain` their options where they are "
-                "made, as `kormos.optimizers.LBFGS(memory=50)`. "
+                "Pass options of the stages of a `Chain` to their "
+                "constructors, as in `kormos.optimizers.LBFGS(memory=50)`. "
                 f"Received: {given}"
             )
         epochs = self.epochs if epochs is None else epochs
@@ -155,7 +160,8 @@ class Chain(BatchOptimizer):
         """The arguments of each stage."""
         count = len(self.optimizers)
         if isinstance(epochs, (int, np.integer)):
-            # The number of all. A list of the constructor's is kept.
+            # The number of epochs of all stages. A list of the constructor is
+            # kept.
             epochs = self.epochs if isinstance(self.epochs, list) else None
         settings = {
             "epochs": epochs,
@@ -170,7 +176,7 @@ class Chain(BatchOptimizer):
             if isinstance(value, (list, tuple)) and len(value) != count:
                 raise ValueError(
                     f"Argument `{name}` of a `Chain` must have an entry for "
-                    f"each of the {count} stages, or be no list. "
+                    f"each of the {count} stages, or must not be a list. "
                     f"Received: {name}={value!r}"
                 )
         return [
@@ -232,7 +238,7 @@ class Chain(BatchOptimizer):
 class Members(Sequence[Any]):
     """The optimizers of a chain.
 
-    It is no list, of which Keras would save what its stages keep anyway.
+    It is not a list, because Keras would then save the state of every stage.
     """
 
     def __init__(self, optimizers: Iterable[Any]):
@@ -249,14 +255,14 @@ class Members(Sequence[Any]):
 
 
 def resolved(identifier: Any) -> Any:
-    """An optimizer of kormos, or of Keras, from a name or an instance."""
-    # The list of names has this module's optimizer in it.
+    """Returns an optimizer of kormos or Keras, from a name or an instance."""
+    # The list of names includes the optimizers of this module.
     from kormos import optimizers
 
     if isinstance(identifier, Chain):
         raise ValueError(
-            "A `Chain` has no `Chain` among its stages: give it their "
-            f"optimizers. Received: {identifier!r}"
+            "A `Chain` cannot be a stage of a `Chain`: pass its optimizers "
+            f"instead. Received: {identifier!r}"
         )
     if isinstance(identifier, str) and not optimizers.is_name(identifier):
         try:
@@ -283,13 +289,13 @@ def _check(settings: dict[str, Any]) -> None:
         is_part = isinstance(value, numbers.Real) and 0 <= float(value) <= 1
         if not (is_part or (value is None and name == "share")):
             raise ValueError(
-                f"Argument `{name}` of a `Chain` is a part, from 0 to 1. "
-                f"Received: {name}={value!r}"
+                f"Argument `{name}` of a `Chain` must be a part, from 0 to "
+                f"1. Received: {name}={value!r}"
             )
 
 
 def _sharing(stages: list[Stage], total: int | None) -> list[Stage]:
-    """The stages, of which some share equally in a number of epochs."""
+    """The stages, some of which share a number of epochs equally."""
     if total is None:
         return [stage._replace(takes_rest=False) for stage in stages]
     told = sum(s.epochs or 0 for s in stages if not s.takes_rest)
@@ -299,7 +305,7 @@ def _sharing(stages: list[Stage], total: int | None) -> list[Stage]:
     for stage in stages:
         epochs = stage.epochs or 0
         if stage.takes_rest:
-            # The last one takes what the division leaves.
+            # The last one takes the remainder of the division.
             epochs = rest // open_ones
             rest, open_ones = rest - epochs, open_ones - 1
         epochs = min(epochs, left)

@@ -1,4 +1,4 @@
-"""Dense quasi-Newton methods: BFGS and its self-scaled relatives."""
+"""Dense quasi-Newton methods: BFGS and its self-scaled variants."""
 
 from typing import Any
 
@@ -36,15 +36,26 @@ class _DenseQuasiNewton(QuasiNewton):
 class BFGS(_DenseQuasiNewton):
     """BFGS with a dense inverse Hessian, compiled on the device.
 
+    For n parameters the inverse Hessian takes `8 n**2` bytes.
+
+    Source: Nocedal and Wright, Numerical Optimization, 2nd edition, algorithm
+    6.1.
+
     Args:
-        name: name of the optimizer.
+        name: String, the name of the optimizer.
         **kwargs: `epochs`, `batch_size`, `pretrain_fn`, `gtol`, `ftol`,
-            `xtol` and `keep_state`, as for `QuasiNewton`.
+            `xtol`, `bounds`, `constraints` and `keep_state`. See
+            `kormos.optimizers.quasi_newton.QuasiNewton`.
+
+    Raises:
+        ValueError: In a fit with so many parameters that the matrix does not
+            fit into memory.
 
     Example:
 
     ```python
     model.compile(optimizer=kormos.optimizers.BFGS(), loss="mse")
+    history = model.fit(x, y, epochs=50)
     ```
     """
 
@@ -56,11 +67,23 @@ class BFGS(_DenseQuasiNewton):
 
 @keras.saving.register_keras_serializable(package="kormos")
 class SSBFGS(_DenseQuasiNewton):
-    """Self-scaled BFGS (Al-Baali 1998), compiled on the device.
+    """Self-scaled BFGS with a dense inverse Hessian, compiled on the device.
+
+    Source: Al-Baali, J. Optim. Theory Appl. 96 (1998).
 
     Args:
-        name: name of the optimizer.
-        **kwargs: as for `BFGS`.
+        name: String, the name of the optimizer.
+        **kwargs: See `kormos.optimizers.BFGS`.
+
+    Raises:
+        ValueError: As `kormos.optimizers.BFGS`.
+
+    Example:
+
+    ```python
+    model.compile(optimizer=kormos.optimizers.SSBFGS(), loss="mse")
+    history = model.fit(x, y, epochs=50)
+    ```
     """
 
     _factors = staticmethod(self_scaled_bfgs)
@@ -71,14 +94,26 @@ class SSBFGS(_DenseQuasiNewton):
 
 @keras.saving.register_keras_serializable(package="kormos")
 class SSBroyden(_DenseQuasiNewton):
-    """Self-scaled Broyden (Urban, Stefanou and Pons 2025), compiled.
+    """Self-scaled Broyden method with a dense inverse Hessian, compiled.
 
-    The method of choice for a smooth loss of a few thousand parameters that
-    is to be driven far down, as in physics-informed networks.
+    It is recommended for a smooth loss of a few thousand parameters that must
+    become very small, as in physics-informed networks.
+
+    Source: Urbán, Stefanou and Pons, J. Comput. Phys. 523 (2025), 113656.
 
     Args:
-        name: name of the optimizer.
-        **kwargs: as for `BFGS`.
+        name: String, the name of the optimizer.
+        **kwargs: See `kormos.optimizers.BFGS`.
+
+    Raises:
+        ValueError: As `kormos.optimizers.BFGS`.
+
+    Example:
+
+    ```python
+    model.compile(optimizer=kormos.optimizers.SSBroyden(), loss="mse")
+    history = model.fit(x, y, epochs=50)
+    ```
     """
 
     _factors = staticmethod(self_scaled_broyden)

@@ -17,12 +17,12 @@ _MOST_NUMBERS = 10**8
 _MOST_PAIRS = 100
 _FEWEST_PAIRS = 10
 
-# From so many numbers on, pairs are spread over devices by themselves. Our
-# choice: a device has room for fewer (256 MB), and has no need to wait for the
-# others, once an iteration, for a direction of which each computes a part.
+# From this many numbers on, pairs are distributed over devices by default. This
+# is our choice: a device has room for fewer (256 MB), and then need not wait
+# for the others in each iteration.
 _SPREAD_FROM = 2**25
 
-# With fewer pairs a longer first guess may lose.
+# With fewer pairs, a larger initial inverse Hessian may be worse.
 _ADAPTIVE_FROM = 20
 
 
@@ -30,33 +30,37 @@ _ADAPTIVE_FROM = 20
 class LBFGS(QuasiNewton):
     """Limited-memory BFGS, compiled on the device.
 
+    Source: Nocedal and Wright, Numerical Optimization, 2nd edition, section
+    7.2, with the inverse Hessian in the compact form of equation 7.24 (Byrd,
+    Nocedal and Schnabel, Math. Programming 63, 1994).
+
     Args:
-        name: name of the optimizer.
-        memory: the number of curvature pairs. Each takes two vectors of the
-            size of the parameters, in float64. Defaults to 100, or as many
-            as keep the memory at 800 MB, but to no fewer than 10.
-        scaling: the first inverse Hessian's size: `"usual"` for s'y / y'y,
-            `"geometric"` for |s| / |y|, `"adaptive"` for a length between
-            the two that follows the line search. Defaults to `"adaptive"`
-            with a memory of 20 or more.
-        shard_memory: whether to spread the pairs over the devices that
-            `keras.distribution` names, on JAX, so that each keeps a part of
-            every vector. They are copied to each otherwise. Defaults to
-            `True` for pairs of more than 256 MB where there are several
-            devices. Each of several processes uses its own devices.
+        name: String, the name of the optimizer.
+        memory: Integer, the number of curvature pairs. Each pair takes two
+            float64 vectors of the size of the parameters. Defaults to 100, or
+            to as many as fit into 800 MB, but at least 10.
+        scaling: The size of the initial inverse Hessian: `"usual"` for
+            `s'y / y'y`, `"geometric"` for `|s| / |y|`, `"adaptive"` for a value
+            between the two that follows the line search. Defaults to
+            `"adaptive"` if `memory` is 20 or more, and to `"usual"` otherwise.
+        shard_memory: Boolean, whether to distribute the pairs over the devices
+            of `keras.distribution`, on JAX, so that each device keeps a part of
+            every vector. Otherwise every device keeps a copy. Defaults to
+            `True` for pairs of more than 256 MB on several devices. If there
+            are several processes, each uses its own devices.
         **kwargs: `epochs`, `batch_size`, `pretrain_fn`, `gtol`, `ftol`,
-            `xtol`, `bounds`, `constraints` and `keep_state`, as for
-            `QuasiNewton`.
+            `xtol`, `bounds`, `constraints` and `keep_state`. See
+            `kormos.optimizers.quasi_newton.QuasiNewton`.
 
     Raises:
-        ValueError: if `memory`, `scaling` or `shard_memory` is another value,
-            and in a fit with `shard_memory=True` on one device.
+        ValueError: If `memory`, `scaling` or `shard_memory` has another value,
+            or if a fit with `shard_memory=True` has only one device.
 
     Example:
 
     ```python
     model.compile(optimizer=kormos.optimizers.LBFGS(memory=50), loss="mse")
-    model.fit(x, y, epochs=500)
+    history = model.fit(x, y, epochs=100)
     ```
     """
 
@@ -71,8 +75,8 @@ class LBFGS(QuasiNewton):
         super().__init__(name=name, **kwargs)
         if memory is not None and (not isinstance(memory, int) or memory < 1):
             raise ValueError(
-                "Argument `memory` must be a number of pairs, 1 or more. "
-                f"Received: memory={memory!r}"
+                "Argument `memory` must be an integer, the number of pairs, "
+                f"1 or more. Received: memory={memory!r}"
             )
         if scaling not in (None, "adaptive", "geometric", "usual"):
             raise ValueError(
@@ -90,7 +94,7 @@ class LBFGS(QuasiNewton):
         self.shard_memory = shard_memory
 
     def pairs(self, size: int) -> int:
-        """How many curvature pairs it keeps for so many parameters."""
+        """Returns the number of curvature pairs that are kept."""
         fits = _MOST_NUMBERS // (2 * size)
         return self.memory or max(_FEWEST_PAIRS, min(_MOST_PAIRS, fits))
 
@@ -111,12 +115,13 @@ class LBFGS(QuasiNewton):
     def check_size(self, size: int) -> None:
         if self.shard_memory and backend.devices() == 1:
             raise ValueError(
-                "With `shard_memory=True` the pairs of L-BFGS are spread over "
-                "the devices of one process, on JAX: before the model is "
-                "made, call `keras.distribution.set_distribution("
-                "keras.distribution.DataParallel())`, or leave "
-                "`shard_memory` out. Received: one device, on the backend "
-                f"'{keras.backend.backend()}'"
+                "With `shard_memory=True` the pairs of L-BFGS are "
+                "distributed over the devices of one process, on JAX: before "
+                "the model is built, call "
+                "`keras.distribution.set_distribution("
+                "keras.distribution.DataParallel())`, "
+                "or leave `shard_memory` out. Received: one device, on the "
+                f"backend '{keras.backend.backend()}'"
             )
 
     def get_config(self) -> dict[str, Any]:

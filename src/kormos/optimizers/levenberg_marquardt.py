@@ -1,24 +1,25 @@
 """Levenberg and Marquardt's method with geodesic acceleration.
 
 References: Moré, The Levenberg-Marquardt algorithm: implementation and theory
-(1978), as in MINPACK's `lmder`, for scale and trust radius; Transtrum and
-Sethna, arXiv:1201.5885, for the acceleration.
+(1978), and its code, `lmder` of MINPACK, for the scale and the trust radius;
+Transtrum and Sethna, arXiv:1201.5885, for the acceleration.
 
 Differs from them in:
 
-1. the matrix is the generalized Gauss-Newton matrix of any smooth loss, J'HJ;
-   of a sum of squares it is J'J;
-2. one factorization an accepted point, its eigenvalues, serves every radius,
-   up to 1,000 rows or parameters, whichever are fewer; beyond, each damping
-   takes a Cholesky factor. The first radius is the scaled length of the
-   parameters, not 100 times it, and it changes in smaller steps;
-3. a step whose acceleration is more than three quarters of it is shortened
-   twice and then taken without acceleration;
-4. tests of convergence are relative: what the undamped step promises to lower
-   the loss by (the relative offset of Bates and Watts), and what three
-   iterations in a row have lowered it by;
-5. undamped steps end a run in float64 while they contract, for digits that the
-   loss no longer shows;
+1. the matrix is the generalized Gauss-Newton matrix J'HJ of any smooth loss;
+   for a sum of squares this is J'J;
+2. one factorization per accepted point, an eigenvalue decomposition, serves
+   every radius for up to 1,000 rows or parameters, whichever are fewer. Beyond
+   that, each damping takes a Cholesky factorization. The first radius is the
+   scaled length of the parameters, not 100 times that, and it changes in
+   smaller steps;
+3. a step whose acceleration is longer than three quarters of the step is
+   shortened twice, and then taken without acceleration;
+4. the tests of convergence are relative: on the decrease of the loss that the
+   undamped step predicts (the relative offset of Bates and Watts), and on the
+   decrease over three iterations in a row;
+5. a run in float64 ends with undamped steps, as long as these contract, to
+   gain digits that the loss no longer shows;
 6. a run whose steps take long begins with L-BFGS (`beginning.py`);
 7. within bounds, parameters that the gradient presses against one are held,
    and trial points are projected (Kanzow, Yamashita and Fukushima 2004).
@@ -48,7 +49,7 @@ from kormos.solvers.solver_state import SolverState
 from kormos.types import Vector
 
 _PRESETS = (None, "matlab")
-# Ends of a cheap beginning that are ends of the run.
+# Statuses of the beginning with L-BFGS that also end the run.
 _ENDS = (
     statuses.NON_FINITE,
     statuses.EVALUATION_LIMIT,
@@ -63,81 +64,96 @@ _REGULARIZATIONS = (None, "evidence", "evidence-by-variable")
 class LevenbergMarquardt(NativeOptimizer):
     """Levenberg-Marquardt with geodesic acceleration, for least squares.
 
-    The method of choice for a network of up to a few thousand parameters whose
-    loss is a mean squared error, or any other smooth loss of its outputs:
+    It is recommended for networks of up to a few thousand parameters whose loss
+    is a mean squared error, or another smooth loss of the outputs:
     cross-entropies, Poisson, Huber, log-cosh, robust losses. No step raises the
-    loss on all of the data, but the last ones in float64 by its rounding.
+    loss on the whole of the data, except that the last steps in float64 may
+    raise it by its rounding error.
 
-    Solver arithmetic is float64; the model computes in its own dtype.
+    The solver computes in float64, and the model in its own dtype.
+
+    Sources: Moré (1978), and `lmder` of MINPACK, for the scale and the trust
+    radius; Transtrum and Sethna, arXiv:1201.5885, for the acceleration; Kanzow,
+    Yamashita and Fukushima (2004) for bounds.
 
     Args:
-        name: name of the optimizer.
-        epochs: the number of epochs when `fit` is not told. Defaults to 20.
-        batch_size: the most rows in memory at once when `fit` is not told.
-        pretrain_fn: function of the model, called before the fit starts.
-        gtol: converged when the undamped step promises to lower the loss by no
-            more than this part of it. Defaults to 1e-15.
-        ftol: converged when three iterations in a row lower the loss by no
-            more than this part of it. Defaults to 1e-14; below the rounding of
-            the loss the end is a noise floor.
-        xtol: converged when a step is this part of the parameters' length.
-            Defaults to 0, which is never.
-        bounds: as `BatchOptimizer` takes them.
-        acceleration: whether to add half the geodesic acceleration to a step.
-            It costs about two gradients a step, and on a CPU keeps J up to a
-            size of 256 MB. Conjugate gradients go without.
-        preset: `"matlab"` for `trainlm`'s rule instead of the trust radius: mu
-            from 1e-3, times 10 and 0.1, to 1e10, without scale and
-            acceleration. It is added to J'J of the errors of a mean squared
-            error without weights; for other losses its unit is another one.
-        linear_solver: `"rows"` keeps J and factorizes it, or JJ' when there are
-            fewer rows than parameters; `"dense"` accumulates J'J over chunks of
-            rows; `"cg"` is `GaussNewton`, which needs no matrix, but for 16
-            parameters or fewer it is `"dense"`. Its History has no `damping`
-            and `trials`, and it keeps 336 bytes a parameter for `resume=True`.
-            `"auto"` chooses by memory, and the result names the choice. With
-            `"auto"`, without bounds, and from 1,000 rows or parameters on,
-            whichever are fewer, a run begins with L-BFGS for as long as that
-            lowers the loss faster, unless `epochs` or `max_iterations` are
-            fewer than 20 for each hundred of these. Such iterations have no
-            `damping` and `radius`: these are NaN.
-        stochastic: whether to take one step on each batch of `batch_size` rows,
-            an epoch being a pass over the data in a new order. The damping is
-            carried from batch to batch. The loss of all of the data may rise,
-            and no test of convergence ends a fit.
+        name: String, the name of the optimizer.
+        epochs: Integer, the number of epochs of a `fit` without `epochs`.
+            Defaults to 20.
+        batch_size: Integer, the largest number of rows that are evaluated at
+            the same time in a `fit` without `batch_size`.
+        pretrain_fn: Function of the model that is called before the fit starts,
+            for example to freeze layers.
+        gtol: Float. The fit has converged when the decrease of the loss that
+            the undamped step predicts is at most `gtol` times the loss.
+            Defaults to 1e-15.
+        ftol: Float. The fit has converged when three iterations in a row have
+            lowered the loss by at most `ftol` times the loss. Defaults to
+            1e-14. If that is below the rounding error of the loss, the fit ends
+            at the noise floor instead.
+        xtol: Float. The fit has converged when the length of a step is at most
+            `xtol` times the length of the parameters. Defaults to 0, which
+            turns this test off.
+        bounds: Bounds of the variables. See `BatchOptimizer`.
+        acceleration: Boolean, whether to add half the geodesic acceleration to
+            a step. It costs about two gradients per step, and on a CPU it keeps
+            the Jacobian J if that takes up to 256 MB. Conjugate gradients go
+            without it. Defaults to `True`.
+        preset: `"matlab"` for the damping rule of MATLAB's `trainlm` instead of
+            the trust radius: mu starts at 1e-3, is multiplied by 10 or 0.1, and
+            is at most 1e10; there is no scaling and no acceleration. mu is
+            added to J'J of the errors, for a mean squared error without
+            weights; for other losses it has another unit. Defaults to `None`.
+        linear_solver: `"rows"` keeps J and factorizes it, or JJ' if there are
+            fewer rows than parameters. `"dense"` accumulates J'J over chunks of
+            rows. `"cg"` is `GaussNewton`, which needs no matrix; for 16
+            parameters or fewer it is the same as `"dense"`. Its History has no
+            `damping` and `trials`, and it keeps 336 bytes per parameter for
+            `resume=True`. `"auto"`, the default, chooses by memory, and the
+            result names the choice. With `"auto"`, without bounds, and with at
+            least 1,000 rows or parameters, whichever are fewer, a run begins
+            with L-BFGS for as long as that lowers the loss faster, unless
+            `epochs` or `max_iterations` is less than 20 for each hundred of
+            these. `damping` and `radius` of such iterations are NaN.
+        stochastic: Boolean, whether to take one step on each batch of
+            `batch_size` rows. An epoch is then a pass over the data in a new
+            order, and the damping is carried from batch to batch. The loss on
+            all of the data may rise, and no test of convergence ends a fit.
+            Defaults to `False`.
         regularization: `"evidence"` for a penalty on the squares of all
-            parameters whose weight the data choose, as below;
-            `"evidence-by-variable"` for a weight for each variable. Defaults to
-            `None`.
-        keep_state: where scale, damping and radius, 16 bytes a parameter, are
-            kept for `resume=True`: `None` in memory and in the backups of
-            `BackupAndRestore`, `True` in saved models too, `False` nowhere.
-            Defaults to `None`.
+            parameters, whose weight is estimated from the data (see below).
+            `"evidence-by-variable"` for one such weight per variable. Defaults
+            to `None`.
+        keep_state: Where the scale, the damping and the radius, 16 bytes per
+            parameter, are kept for `resume=True`. `None` keeps them in memory
+            and in the backups of `BackupAndRestore`, `True` in saved models
+            too, `False` nowhere. Defaults to `None`.
 
     With `regularization="evidence"` the method minimizes
 
-        F = beta E_D + alpha E_W,
+        F = beta E_D + alpha E_W
 
-    with the sum of squared errors E_D and the sum of the squares of all
-    parameters E_W, in the units of data and of parameters. Errors then have the
-    variance 1 / (2 beta), and parameters 1 / (2 alpha) before data are seen. At
-    each iterate, alpha and beta are estimated anew, so that they come to
-    maximize the probability density of the data (MacKay 1992; Foresee and Hagan
-    1997; MATLAB's `trainbr`, whose damping `preset="matlab"` adds). Sample and
-    loss weights count relative to their mean. The loss must be a sum or a mean
-    of squared errors, without other regularizers and bounds.
+    with the sum of squared errors E_D and the sum of squares of all parameters
+    E_W. The errors then have the variance 1 / (2 beta), and the parameters,
+    before any data are seen, the variance 1 / (2 alpha). alpha and beta are
+    estimated again at each iterate, so that they finally maximize the
+    probability density of the data (MacKay 1992; Foresee and Hagan 1997;
+    MATLAB's `trainbr`, whose damping is available as `preset="matlab"`).
+    Sample and loss weights count relative to their mean. The loss must be a sum
+    or a mean of squared errors, without other regularizers and without bounds.
 
-    `loss` remains the loss, without the penalty, and may rise. The History has
-    the further columns `alpha`, `beta`, `effective_parameters` (how many
-    parameters the data determine), `log_evidence` (the logarithm of that
-    density) and `regularized_loss` (F in the unit of the loss, the loss plus
-    alpha / beta E_W), all of them with the weights of the step to that point;
-    and `alpha/<path>` and `effective_parameters/<path>` for each variable with
-    `"evidence-by-variable"`. `grad` is that of the regularized loss. A fit has
-    converged where neither a step nor a new estimate changes anything.
+    `loss` is still the loss without the penalty, and may rise. The History has
+    the additional columns `alpha`, `beta`, `effective_parameters` (how many
+    parameters the data determine), `log_evidence` (the logarithm of the
+    density) and `regularized_loss` (F in the unit of the loss, which is the
+    loss plus alpha / beta E_W). All of them use the weights alpha and beta of
+    the step to that point. `"evidence-by-variable"` adds `alpha/<path>` and
+    `effective_parameters/<path>` for each variable. `grad` is the gradient norm
+    of the regularized loss. The fit has converged when neither a step nor a new
+    estimate changes anything.
 
     Raises:
-        ValueError: if an argument cannot be used.
+        ValueError: If an argument cannot be used.
 
     Example:
 
@@ -212,7 +228,7 @@ class LevenbergMarquardt(NativeOptimizer):
         }
 
     def _check_regularization(self, stochastic: bool) -> None:
-        """Refuses what a penalty that data choose does not go with."""
+        """Refuses arguments that cannot be combined with `regularization`."""
         received = None
         if stochastic:
             received = "stochastic=True"
@@ -232,9 +248,10 @@ class LevenbergMarquardt(NativeOptimizer):
         super()._check(size, bounded, constraint_types)
         if self.regularization is not None and bounded:
             raise ValueError(
-                f"`regularization={self.regularization!r}` takes parameters "
-                "of either sign and any size: fit without bounds, or without "
-                f"it. Received: optimizer='{self.name}' with bounds"
+                f"`regularization={self.regularization!r}` needs parameters "
+                "without bounds: leave out the bounds, or the "
+                f"regularization. Received: optimizer='{self.name}' with "
+                "bounds"
             )
         is_dense = self.linear_solver == "dense" or self.regularization
         if is_dense:
@@ -304,7 +321,7 @@ class LevenbergMarquardt(NativeOptimizer):
     def _begun(
         self, problem: Problem, theta: Vector, observer: Observer
     ) -> Outcome:
-        """The outcome of a cheap beginning, without a state."""
+        """The outcome of the beginning with L-BFGS, without a state."""
         (stage,) = LBFGS().stages(0)
         with beginning.looks(problem):
             begun = stage.run(problem, theta, None, observer)

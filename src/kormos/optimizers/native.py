@@ -1,4 +1,4 @@
-"""What the methods share that kormos implements itself."""
+"""What the methods that kormos implements itself have in common."""
 
 import numbers
 from typing import Any
@@ -22,16 +22,17 @@ class NativeOptimizer(BatchOptimizer):
 
     Args:
         name: name of the optimizer.
-        epochs: the number of epochs when `fit` is not told.
-        batch_size: the most rows in memory at once when `fit` is not told.
-        pretrain_fn: function of the model, called before the fit starts.
-        gtol: relative tolerance, as the method has it.
+        epochs: the number of epochs of a `fit` without `epochs`.
+        batch_size: the largest number of rows that are evaluated at the same
+            time in a `fit` without `batch_size`.
+        pretrain_fn: function of the model that is called before the fit starts.
+        gtol: a relative tolerance, which each method defines.
         ftol: as `gtol`.
         xtol: as `gtol`.
-        bounds: as `BatchOptimizer` takes them.
-        constraints: as `BatchOptimizer` takes them, for a method that
+        bounds: see `BatchOptimizer`.
+        constraints: see `BatchOptimizer`; for a method that
             `takes_constraints`.
-        keep_state: as `BatchOptimizer` takes it.
+        keep_state: see `BatchOptimizer`.
     """
 
     keeps_state = True
@@ -64,8 +65,8 @@ class NativeOptimizer(BatchOptimizer):
         for key, value in (("gtol", gtol), ("ftol", ftol), ("xtol", xtol)):
             if not (isinstance(value, numbers.Real) and 0 <= float(value) < 1):
                 raise ValueError(
-                    f"Argument `{key}` is relative, from 0 up to 1. "
-                    f"Received: {key}={value!r}"
+                    f"Argument `{key}` must be a relative tolerance, from 0 "
+                    f"up to 1. Received: {key}={value!r}"
                 )
         self.gtol = gtol
         self.ftol = ftol
@@ -77,9 +78,9 @@ class NativeOptimizer(BatchOptimizer):
         given = sorted(k for k, v in overrides.items() if v is not None)
         if given:
             raise ValueError(
-                f"Give '{self.name}' its options where it is made, as "
+                f"Give '{self.name}' its options in its constructor, as in "
                 f"`{type(self).__name__}(gtol=...)`; `options` and `tol` are "
-                "of SciPy's methods, such as 'l-bfgs-b'."
+                "for SciPy's methods, such as 'l-bfgs-b'."
                 f"{predecessor.advice(given, predecessor.ARGUMENTS)} "
                 f"Received: {given}"
             )
@@ -107,7 +108,7 @@ class NativeOptimizer(BatchOptimizer):
         return {**config, **tolerances}
 
     def _takes_state(self, state: SolverState, size: int) -> bool:
-        """Whether a run can go on with what another stage has left."""
+        """Whether a run can continue from the state of another stage."""
         del state, size
         return False
 
@@ -117,8 +118,8 @@ class NativeOptimizer(BatchOptimizer):
         del size, bounded
         if constraint_types and not self.takes_constraints:
             raise ValueError(
-                f"Optimizer '{self.name}' takes no constraints. Use 'lbfgs' "
-                f"or 'slsqp'. Received: optimizer='{self.name}' with "
+                f"Optimizer '{self.name}' does not support constraints. Use "
+                f"'lbfgs' or 'slsqp'. Received: optimizer='{self.name}' with "
                 f"constraints {sorted(set(constraint_types))}"
             )
 

@@ -1,4 +1,4 @@
-"""A trust-region Newton method."""
+"""Newton's method and the Gauss-Newton method, within a trust region."""
 
 from typing import Any
 
@@ -20,36 +20,42 @@ from kormos.types import Vector
 class Newton(QuasiNewton):
     """Newton's method within a trust region, compiled on the device.
 
-    Conjugate gradients find each step from exact products with the Hessian.
-    They are preconditioned by the L-BFGS matrix of the steps before. A
-    direction of negative curvature is followed to the edge of the region, so
-    that the run leaves saddle points.
+    Conjugate gradients compute each step from exact Hessian products. They are
+    preconditioned by the L-BFGS matrix of the steps before. A direction of
+    negative curvature is followed to the boundary of the trust region, so that
+    the run leaves saddle points.
 
-    The method is for losses that are badly conditioned and are to be driven far
-    down, from where `"lbfgs"` goes slowly. It takes memory in proportion to the
-    parameters. A first step from a plateau may be long, and lead to another.
-    Within bounds, parameters that the gradient presses against one are held,
-    and steps are projected. Where data are read as a stream, or by several
-    processes, steps are computed in Python.
+    Use it for a badly conditioned loss that must become very small, where
+    `"lbfgs"` is slow. Its memory is proportional to the number of parameters.
+    A first step from a plateau may be long, and lead to another plateau. With
+    bounds, a parameter is held if the gradient presses it against its bound,
+    and steps are projected. For streamed data, or in several processes, steps
+    are computed in Python.
+
+    Source: Steihaug, SIAM J. Numer. Anal. 20 (1983); Nocedal and Wright,
+    Numerical Optimization, 2nd edition, algorithms 4.1 and 7.2.
 
     Args:
-        name: name of the optimizer.
-        memory: the number of pairs of the preconditioner. Each takes two
-            vectors of the size of the parameters, in float64. Defaults to 20.
-        max_products: the most Hessian products for a step. Defaults to 200.
+        name: String, the name of the optimizer.
+        memory: Integer, the number of pairs of the preconditioner. Each pair
+            takes two float64 vectors of the size of the parameters. Defaults to
+            20.
+        max_products: Integer, the largest number of Hessian products per step.
+            Defaults to 200.
         **kwargs: `epochs`, `batch_size`, `pretrain_fn`, `gtol`, `ftol`,
-            `xtol`, `bounds` and `keep_state`, as for `QuasiNewton`.
+            `xtol`, `bounds` and `keep_state`. See
+            `kormos.optimizers.quasi_newton.QuasiNewton`.
 
     Raises:
-        ValueError: if `memory` or `max_products` is not a positive integer; in
-            a fit with constraints, or with a layer whose second derivatives
-            are wrong.
+        ValueError: If `memory` or `max_products` is not a positive integer. A
+            fit raises it for constraints, and for layers whose second
+            derivatives are wrong.
 
     Example:
 
     ```python
     model.compile(optimizer=kormos.optimizers.Newton(), loss="mse")
-    model.fit(x, y, epochs=50)
+    history = model.fit(x, y, epochs=20)
     ```
     """
 
@@ -93,30 +99,41 @@ class Newton(QuasiNewton):
         return first_state(self.method(problem.size), problem, theta)
 
     def _resumed(self, state: State) -> State:
-        # Products are counted for each run.
+        # The number of products is counted for each run.
         known = state.curvature._replace(products=np.int32(0))
         return state._replace(curvature=known)
 
 
 @keras.saving.register_keras_serializable(package="kormos")
 class GaussNewton(Newton):
-    """Gauss-Newton steps by conjugate gradients, compiled on the device.
+    """Gauss-Newton steps within a trust region, compiled on the device.
 
-    As `Newton`, with products of the generalized Gauss-Newton matrix, that of
-    `"lm"`, which has no negative curvature. No matrix is kept, so that the
-    number of parameters has no limit. The loss must be one of outputs or of
-    residuals. Up to 1,000 parameters get units in which the columns of the
-    Jacobian are about equally long, where most of them differ by more than a
-    factor of 1,000 at the start; to know takes 8 to 64 products.
+    It differs from `Newton` in that the products are those of the generalized
+    Gauss-Newton matrix, which is also the matrix of `"lm"`. It has no negative
+    curvature. No matrix is stored, so the number of parameters is not limited.
+    The loss must be a function of outputs or residuals. If most columns of the
+    Jacobian differ in length by more than a factor of 1,000 at the start, up to
+    1,000 parameters are measured in units that make these lengths about equal.
+    Estimating the lengths takes 8 to 64 products.
+
+    Source: Schraudolph, Neural Computation 14 (2002), for the matrix; see
+    `Newton` for the steps.
 
     Args:
-        name: name of the optimizer.
-        memory: as for `Newton`.
-        max_products: as for `Newton`.
-        **kwargs: as for `Newton`.
+        name: String, the name of the optimizer.
+        memory: See `Newton`.
+        max_products: See `Newton`.
+        **kwargs: See `Newton`.
 
     Raises:
-        ValueError: as `Newton`, and for a loss of other things than outputs.
+        ValueError: As `Newton`, and if the loss is not a function of outputs.
+
+    Example:
+
+    ```python
+    model.compile(optimizer=kormos.optimizers.GaussNewton(), loss="mse")
+    history = model.fit(x, y, epochs=20)
+    ```
     """
 
     uses_hessian = False

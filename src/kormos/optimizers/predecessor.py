@@ -7,7 +7,7 @@ _DERIVATIVES = "Leave it out: derivatives are exact."
 _LOADING = "Leave it out: a `keras.utils.PyDataset` has it."
 _OBJECTIVE = "`kormos.Objective(model, x, y)` has"
 
-# What others call our methods.
+# Names that other libraries use for these methods.
 OTHER_NAMES = {
     "levenberg-marquardt": "lm",
     "l-m": "lm",
@@ -49,6 +49,6 @@ ATTRIBUTES = {
 
 
 def advice(names: Any, table: dict[str, str]) -> str:
-    """What to write in place of names, a sentence for each, or nothing."""
+    """A sentence for each name that says what to write instead, or nothing."""
     said = [f" Of {name!r}: {table[name]}" for name in names if name in table]
     return "".join(said)

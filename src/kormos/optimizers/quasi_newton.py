@@ -1,4 +1,4 @@
-"""The quasi-Newton methods that kormos compiles itself: what they share."""
+"""The options that the quasi-Newton methods of kormos share."""
 
 import functools
 from collections.abc import Callable
@@ -26,48 +26,59 @@ MakeCurvature: TypeAlias = Callable[[float], ConstrainedCurvature]
 
 
 class QuasiNewton(NativeOptimizer):
-    """Base class of the quasi-Newton methods that kormos compiles itself.
+    """Base class of the quasi-Newton methods that kormos compiles.
 
-    Iterations run on the device, in float64 but for the model: as many to a
-    call as take a tenth of a second where nothing looks at each epoch (a
-    callback, a metric, validation), else `steps_per_epoch` of them. The loss
-    times a constant takes the same steps and stops alike. No end is claimed
-    before a run that begins there, with its memory cleared, has gained nothing.
+    The iterations run on the device, in float64 except for the model itself. If
+    nothing has to be computed in each epoch (by a callback, a metric or a
+    validation), one call runs as many iterations as take a tenth of a second;
+    otherwise `steps_per_epoch` of them. If the loss is multiplied by a
+    constant, the steps and the end of the run stay the same. A run is called
+    converged only after a new run from its end, without memory, has gained
+    nothing.
 
-    Within bounds, and those that `NonNeg` constraints set, parameters that the
-    gradient presses against one are held there. Their number is `active` in the
-    History, and ends are judged by the gradient of the others.
+    Within `bounds`, and within those of `NonNeg` constraints, parameters that
+    the gradient pushes against a bound are held there. The column `active` of
+    the History is their number. Convergence is tested on the gradient of the
+    other parameters.
 
-    Weights with Keras' `L1` or `L1L2` regularizers are minimized as differences
-    of two parts that are not negative, so that the loss has no kinks there and
-    weights of zero are exactly zero: `active` counts these too. Their curvature
-    is learned anew by each fit.
+    Weights with Keras' `L1` or `L1L2` regularizers are minimized as the
+    difference of two non-negative parts. The loss then has no kinks there, and
+    weights can become exactly zero. `active` counts these too. Their curvature
+    is not kept for a later fit.
 
-    Under constraints, each iteration takes a step of an augmented Lagrangian,
-    with the curvature of damped BFGS: a dense matrix, or for `"lbfgs"` of more
-    parameters than pairs, limited memory. It is learned anew by each fit;
-    multipliers are kept for `resume=True`. The History has `violation`, the
-    largest one of a constraint, and `complementarity`, the multipliers times
-    what is violated or not active; `result.multipliers` are those of the end.
+    With `constraints`, each iteration takes one step on an augmented
+    Lagrangian, with the curvature of damped BFGS: a dense matrix or, for
+    `"lbfgs"` with more parameters than pairs, limited memory. This curvature is
+    not kept for a later fit, but the multipliers are kept for `resume=True`.
+    The History has the columns `violation`, the largest violation of a
+    constraint, and `complementarity`, the largest product of a multiplier and a
+    constraint that is violated or not active. `result.multipliers` has the
+    multipliers at the end.
 
     Args:
-        name: name of the optimizer.
-        epochs: the number of epochs when `fit` is not told. Defaults to 20.
-        batch_size: the most rows in memory at once when `fit` is not told.
-        pretrain_fn: function of the model, called before the fit starts.
-        gtol: converged when the curvature promises to lower the loss by no
-            more than the square of this part of it. Defaults to 1e-9.
-        ftol: converged when ten iterations in a row do not lower the lowest
-            loss by more than this part of it. Defaults to 1e-14.
-        xtol: converged when a step is this part of the parameters' length.
-            Defaults to 0, which is never.
-        bounds: as `BatchOptimizer` takes them.
-        constraints: as `BatchOptimizer` takes them.
-        keep_state: where the curvature is kept for `resume=True`: `None` in
-            memory and in the backups of `BackupAndRestore`, `True` in saved
-            models too, `False` nowhere. Of n parameters a dense method keeps
-            8 n^2 bytes, L-BFGS 16 n for each of its pairs. Defaults to
-            `None`.
+        name: String, the name of the optimizer.
+        epochs: Integer, the number of epochs of a `fit` without `epochs`.
+            Defaults to 20.
+        batch_size: Integer, the largest number of rows that are evaluated at
+            the same time in a `fit` without `batch_size`.
+        pretrain_fn: Function of the model that is called before the fit starts,
+            for example to freeze layers.
+        gtol: Float. The run has converged when the decrease of the loss that
+            the curvature predicts is at most `gtol**2` times the loss. Defaults
+            to 1e-9.
+        ftol: Float. The run has converged when ten iterations in a row have not
+            lowered the lowest loss by more than `ftol` times the loss. Defaults
+            to 1e-14.
+        xtol: Float. The run has converged when the length of a step is at most
+            `xtol` times the length of the parameters. Defaults to 0, which
+            turns this test off.
+        bounds: Bounds of the variables. See `BatchOptimizer`.
+        constraints: Constraints. See `BatchOptimizer`.
+        keep_state: Where the curvature is kept for `resume=True`. `None` keeps
+            it in memory and in the backups of `BackupAndRestore`, `True` in
+            saved models too, `False` nowhere. For n parameters, a dense method
+            keeps `8 n**2` bytes, and L-BFGS `16 n` bytes for each pair.
+            Defaults to `None`.
     """
 
     _run_type: type[QuasiNewtonRun] = QuasiNewtonRun
@@ -103,7 +114,7 @@ class QuasiNewton(NativeOptimizer):
     takes_parts = True
 
     def method(self, size: int) -> Method:
-        """What `solvers.quasi_newton.state.init` calls a method of curvature.
+        """Returns the curvature that `solvers.quasi_newton.state.init` takes.
 
         Args:
             size: the number of parameters.
@@ -111,7 +122,9 @@ class QuasiNewton(NativeOptimizer):
         raise NotImplementedError
 
     def constrained_curvature(self, size: int) -> MakeCurvature:
-        """What makes the curvature under constraints, of its first scale.
+        """Returns a function that makes the curvature under constraints.
+
+        The function takes the first scale.
 
         Args:
             size: the number of parameters.
@@ -185,5 +198,5 @@ class QuasiNewton(NativeOptimizer):
         )
 
     def _resumed(self, state: State) -> State:
-        """The state of an earlier run, as this one goes on from it."""
+        """The state of an earlier run, from which this run continues."""
         return state

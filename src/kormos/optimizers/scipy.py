@@ -1,4 +1,4 @@
-"""Trains with the methods of `scipy.optimize.minimize`."""
+"""Trains models with the methods of `scipy.optimize.minimize`."""
 
 import numbers
 import types
@@ -22,44 +22,50 @@ DEFAULT_METHOD = "l-bfgs-b"
 class ScipyBatchOptimizer(BatchOptimizer):
     """Trains with a method of `scipy.optimize.minimize`.
 
-    Lists for `method`, `epochs`, `options` and `pretrain_fn` run as stages,
-    each starting where the last ended; what is not a list serves all stages.
+    If `method`, `epochs`, `options` or `pretrain_fn` are lists, the fit has one
+    stage per entry, and each stage starts where the stage before has ended. A
+    value that is not a list applies to all stages.
 
-    A model's file holds all of these arguments; functions come back from it
-    if they are registered with `keras.saving.register_keras_serializable`.
+    All of these arguments are saved with a model. To load functions among them,
+    register the functions with `keras.saving.register_keras_serializable`.
 
     Args:
-        name: name of the optimizer.
-        method: one of SciPy's method names, in any letter case, or a list of
-            them. Defaults to `"l-bfgs-b"`.
-        epochs: the number of iterations when `fit` is not told, or a list.
-            Defaults to 20.
-        pretrain_fn: function of the model, called before a stage starts, to
-            freeze layers for instance, or a list.
-        options: dict of the method's options, or a list. `maxiter` limits the
-            epochs further.
-        bounds: dict from a variable's path, or a regular expression on paths,
-            to `(low, high)`; or a list of pairs `(variable, (low, high))`.
-            Each broadcasts to the variable's shape, and `None` is no bound. A
-            `NonNeg` constraint of a variable is a bound without being listed.
-            SciPy's bounds of the flat vector of all variables do as well.
-        constraints: a dict `{"type": "eq" or "ineq", "fun": fn}` or a list of
-            these, with `fn` a function of no arguments that reads variables;
-            its values are held at zero, or at zero and above. A
-            `scipy.optimize.LinearConstraint` of the flat vector does as well.
-        tol: SciPy's `tol`, which sets the method's tolerances.
-        batch_size: the most rows in memory at once when `fit` is not told.
-        **others: refused, with what to write in place of arguments that
-            kormos 0.1 had.
-
-    Raises:
-        ValueError: if a method or an option is unknown, or lists differ in
-            length.
+        name: String, the name of the optimizer.
+        method: String, the name of one of SciPy's methods, in any letter case;
+            or a list of these. Defaults to `"l-bfgs-b"`.
+        epochs: Integer, the number of iterations of a `fit` without `epochs`;
+            or a list of integers. Defaults to 20.
+        pretrain_fn: Function of the model that is called before a stage starts,
+            for example to freeze layers; or a list of functions.
+        options: Dict of options of the method; or a list of dicts. `maxiter`
+            is a further limit on the number of epochs.
+        bounds: Dict that maps the path of a variable, or a regular expression
+            for paths, to `(low, high)`; or a list of pairs
+            `(variable, (low, high))`. `low` and `high` are broadcast to the
+            shape of the variable, and `None` means no bound. A
+            `scipy.optimize.Bounds`, or a list of pairs, for the flat vector of
+            all variables is accepted too. The `NonNeg` constraint of a variable
+            always counts as a bound.
+        constraints: A dict `{"type": "eq" or "ineq", "fun": fn}`, or a list of
+            these. `fn` is a function of no arguments that reads the variables.
+            Its values are kept at zero (`"eq"`), or at zero or above
+            (`"ineq"`). A `scipy.optimize.LinearConstraint` of the flat vector
+            is accepted too.
+        tol: Float, SciPy's `tol`, which sets the tolerances of the method.
+        batch_size: Integer, the largest number of rows that are evaluated at
+            the same time in a `fit` without `batch_size`.
+        **others: Not accepted. The error says what replaces arguments of
+            kormos 0.1.
 
     Attributes:
-        results: SciPy's `OptimizeResult`s of the latest fit, one a stage.
-        fg_evals: evaluations of the loss in the latest fit.
-        hessp_evals: Hessian products in the latest fit.
+        results: SciPy's `OptimizeResult`s of the latest fit, one per stage.
+        fg_evals: Integer, the number of evaluations of the loss in the latest
+            fit.
+        hessp_evals: Integer, the number of Hessian products in the latest fit.
+
+    Raises:
+        ValueError: If a method or an option is unknown, or lists differ in
+            length.
 
     Example:
 
@@ -70,7 +76,7 @@ class ScipyBatchOptimizer(BatchOptimizer):
         ),
         loss="mse",
     )
-    model.fit(x, y, epochs=100)
+    history = model.fit(x, y, epochs=100)
     ```
     """
 
@@ -140,8 +146,8 @@ def _one_a_stage(settings: dict[str, Any]) -> list[dict[str, Any]]:
     lengths = {k: len(v) for k, v in lists.items()}
     if len(set(lengths.values())) > 1 or 0 in lengths.values():
         raise ValueError(
-            "Lists for stages must have the same length, one entry a stage. "
-            f"Received: lengths {lengths}"
+            "Lists for stages must have the same length, with one entry per "
+            f"stage. Received: lengths {lengths}"
         )
     count = next(iter(lengths.values()), 1)
     return [

@@ -16,9 +16,9 @@ class StageProgress(NamedTuple):
 
     Attributes:
         number: the number of the stage, from 0.
-        done: the epochs of it that are done.
+        done: the number of its epochs that are done.
         best: the loss from which `patience` counts.
-        waited: the epochs since then.
+        waited: the number of epochs since then.
     """
 
     number: int = 0
@@ -28,7 +28,7 @@ class StageProgress(NamedTuple):
 
     @classmethod
     def of(cls, array: Array) -> "StageProgress | None":
-        """The progress that was written as an array; `None` if spoilt."""
+        """Reads the progress from an array; `None` if that is not valid."""
         if np.shape(array) != (4,) or not np.isfinite(array[[0, 1, 3]]).all():
             return None
         number, done, best, waited = array
@@ -37,7 +37,7 @@ class StageProgress(NamedTuple):
         return cls(int(number), int(done), float(best), int(waited))
 
     def after(self, loss: float, min_delta: float) -> "StageProgress":
-        """The progress after an epoch with a loss at its end."""
+        """The progress after an epoch that has ended with a loss."""
         fell = self.best - loss > min_delta * abs(self.best)
         if fell or not np.isfinite(self.best):
             return StageProgress(self.number, self.done + 1, loss)
@@ -45,7 +45,7 @@ class StageProgress(NamedTuple):
 
 
 def takes_no_state(state: SolverState, size: int) -> bool:
-    """The answer of a method that cannot use what another one knows."""
+    """The answer of a method that cannot use the state of another method."""
     del state, size
     return False
 
@@ -54,23 +54,26 @@ class Stage(NamedTuple):
     """One run of one method.
 
     Attributes:
-        epochs: the most epochs of the stage, or `None` if not said.
-        pretrain_fn: function of the model, called before the stage, or `None`.
+        epochs: the largest number of epochs of the stage, or `None` for no
+            limit of its own.
+        pretrain_fn: function of the model that is called before the stage, or
+            `None`.
         check: function of `(size, bounded, constraint_types)` that raises a
-            `ValueError` if the method cannot honour what was asked.
+            `ValueError` if the method cannot do what was asked for.
         run: the `Solver`.
-        uses_hessian: whether the method asks for Hessian products.
-        uses_jacobian: whether it asks for derivatives of outputs.
+        uses_hessian: whether the method needs Hessian products.
+        uses_jacobian: whether it needs derivatives of outputs.
         uses_batches: whether it takes its steps on batches of the data.
-        assigns: whether it assigns the variables itself, and what else a
-            model has: averages of batch normalization for instance.
+        assigns: whether it assigns the variables itself, and other state of the
+            model such as the averages of batch normalization.
         takes_state: function of `(state, size)` that tells whether the method
-            can go on with the `SolverState` that the stage before has left.
-        takes_rest: whether it may also take the epochs that stages before it
-            have left.
+            can continue from the `SolverState` of the stage before.
+        takes_rest: whether it may also use the epochs that earlier stages have
+            left over.
         patience: the number of epochs without an improvement after which the
             stage ends, or `None`.
-        min_delta: the part of the loss by which it must fall to improve.
+        min_delta: the relative decrease of the loss that counts as an
+            improvement.
         share: the part of `max_seconds` after which it ends, or `None`.
         name: the name of its optimizer.
     """

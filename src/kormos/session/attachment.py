@@ -1,4 +1,4 @@
-"""What a session attaches to its optimizer."""
+"""The state that a session attaches to its optimizer."""
 
 from __future__ import annotations
 
@@ -21,22 +21,23 @@ if TYPE_CHECKING:
 
 
 class Attachment:
-    """What callbacks save of a session, and a later session goes on from.
+    """The state that callbacks save, and from which a session can continue.
 
-    It is the only one that writes to an optimizer.
+    Only this class writes to an optimizer.
 
     Args:
         optimizer: the `BatchOptimizer`.
 
     Attributes:
-        state: the `SolverState` to go on from, or `None`.
-        progress: how far an earlier session had got that goes on, or `None`.
+        state: the `SolverState` to continue from, or `None`.
+        progress: how far an earlier session, which is continued, had got,
+            or `None`.
     """
 
     def __init__(self, optimizer: BatchOptimizer):
         self._optimizer = optimizer
         self._loads = self._earlier_iterations = 0
-        # A list of this session's own, because another session may use the
+        # Each session has its own list, because another session may use the
         # optimizer at the same time.
         self._results: list[Any] = []
         self.state: SolverState | None = None
@@ -50,15 +51,15 @@ class Attachment:
         self._loads = optimizer.loads
 
     def share(self) -> None:
-        """Gives all processes of a fit what the first one has."""
+        """Copies the state of the first process to all processes of a fit."""
         share_optimizer(self._optimizer)
 
     def take_over(self, resume: bool) -> None:
-        """Takes over what the optimizer has of an earlier session.
+        """Takes over the state that the optimizer keeps of an earlier session.
 
         Args:
-            resume: whether to go on with its state. One from a backup that
-                was read since `build` is gone on with anyway.
+            resume: whether to continue with its state. A backup that was
+                read since `build` is always used.
         """
         optimizer = self._optimizer
         is_restored = optimizer.loads > self._loads
@@ -67,27 +68,28 @@ class Attachment:
         if progress is not None and is_restored:
             self.progress = progress
         elif progress is not None and resume:
-            # It is given its epochs anew.
+            # Its epochs are counted again from zero.
             self.progress = StageProgress(progress.number)
         self._earlier_iterations = int(backend.to_numpy(optimizer.iterations))
         self.state = optimizer.solver_state if resume else None
         is_lost = self.state is None and optimizer.loads
         if resume and optimizer.keeps_state and is_lost:
             warn(
-                "The optimizer has no state of its earlier iterations, and "
-                "goes on from the weights only. For a saved model to have it, "
-                "set `optimizer.keep_state = True` before it is saved. "
-                f"Received: resume=True, '{optimizer.name}' after "
-                f"{self._earlier_iterations} iterations"
+                "The optimizer has not kept the state of its earlier "
+                "iterations, and continues from the weights only. To save "
+                "the state with a model, set `optimizer.keep_state = True` "
+                "before you save it. Received: resume=True, "
+                f"'{optimizer.name}' after {self._earlier_iterations} "
+                "iterations"
             )
 
     def keep(self, state: SolverState | None) -> None:
-        """Makes a state what callbacks save and a later session finds."""
+        """Stores a state, which callbacks save and a later session finds."""
         self.state = state
         self._optimizer.keep(state)
 
     def keep_position(self, theta: Vector, iterations: int) -> None:
-        """Notes what the variables hold now.
+        """Notes the present values of the variables.
 
         Args:
             theta: the point that they were rounded from.
@@ -102,12 +104,12 @@ class Attachment:
         self._optimizer.stage_progress = progress
 
     def add_result(self, raw: Any) -> None:
-        """Adds what a method returned."""
+        """Adds the result of a method."""
         if raw is not None:
             self._results.append(raw)
 
     def tell(self, counts: Counts) -> None:
-        """Tells what the session has evaluated."""
+        """Copies the counts of evaluations to the optimizer."""
         self._optimizer.fg_evals = counts.evaluations
         self._optimizer.hessp_evals = counts.hessian_products
         self._optimizer.jacobians = counts.jacobians

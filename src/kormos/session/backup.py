@@ -1,4 +1,4 @@
-"""A backup of a fit that is whole at any moment."""
+"""A callback that keeps a backup of a fit, which is valid at any moment."""
 
 import os
 import pathlib
@@ -12,26 +12,28 @@ from kormos.optimizers.base import whole_states
 
 
 class BackupAndRestore(keras.callbacks.Callback):
-    """Keeps a backup of a fit, and goes on from it after an interruption.
+    """Keeps a backup of a fit, and continues from it after an interruption.
 
-    As `keras.callbacks.BackupAndRestore` after every epoch, but whole at any
-    moment: Keras' own writes over its only file, and a process that is killed
-    meanwhile leaves a file that no fit goes on from. Here a backup gets its
-    name when it is complete, so that a killed fit loses an epoch at most.
+    It saves after every epoch, like `keras.callbacks.BackupAndRestore`, but its
+    backup is valid at any moment. Keras overwrites its only file, and a process
+    that is killed meanwhile leaves a file that cannot be loaded. Here, a backup
+    gets its name only when it is complete, so that a killed fit loses at most
+    one epoch.
 
-    The weights, the optimizer's state (the curvature included) and the number
-    of the epoch are restored when training begins.
+    The weights, the state of the optimizer (including its curvature) and the
+    number of the epoch are restored when training begins.
 
     Args:
-        backup_dir: folder of the backup, which nothing else may use.
-        delete_checkpoint: whether to delete the backup when the fit ends.
-            Defaults to `True`.
+        backup_dir: Path of the folder of the backup, which must not be used for
+            anything else.
+        delete_checkpoint: Boolean, whether to delete the backup when the fit
+            ends. Defaults to `True`.
 
     Example:
 
     ```python
     backup = kormos.callbacks.BackupAndRestore("backup")
-    model.fit(x, y, epochs=1000, callbacks=[backup])
+    model.fit(x, y, epochs=50, callbacks=[backup])
     ```
     """
 
@@ -47,7 +49,7 @@ class BackupAndRestore(keras.callbacks.Callback):
         if backups:
             optimizer = self.model.optimizer
             if optimizer is not None and not optimizer.built:
-                # Or its state would not be read.
+                # Otherwise its state would not be read.
                 optimizer.build(self.model.trainable_variables)
             epoch, path = max(backups)
             self.model.load_weights(path)
@@ -115,6 +117,9 @@ class _WithStates(keras.callbacks.Callback):
 def with_states(
     callback: keras.callbacks.Callback,
 ) -> keras.callbacks.Callback:
-    """The callback, which saves the solver's state if it is a backup."""
+    """Wraps a backup callback, so that it saves the state of the solver too.
+
+    Other callbacks are returned unchanged.
+    """
     is_backup = isinstance(callback, keras.callbacks.BackupAndRestore)
     return _WithStates(callback) if is_backup else callback

@@ -1,4 +1,4 @@
-"""Where progress is shown: terminals, notebooks, plain logs, and `logging`."""
+"""Displays of progress: for terminals, notebooks, plain logs, and `logging`."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from rich.text import Text
 logger = logging.getLogger("kormos")
 
 # Seconds between two drawings of a live line, and between two lines of a plain
-# log. Both are choices of ours: a reader follows no faster, and a log of a
-# night is some thousand lines long.
+# log. Both are choices of ours: people cannot read faster, and a log of one
+# night then has some thousand lines.
 _LIVE_SECONDS = 0.1
 _PLAIN_SECONDS = 10.0
 
@@ -31,14 +31,14 @@ _PLAIN_SECONDS = 10.0
 _LONGEST_BAR, _SHORTEST_BAR = 20, 4
 # A terminal with fewer columns than this has no room for a live line.
 _LEAST_WIDTH = 50
-# Of "12:34:56 left".
+# The length of "12:34:56 left".
 _CLOCK_WIDTH = 13
-# Words of a live line for names of columns.
+# Short names of columns, for a live line.
 _SHORT = {"fg_evals": "evals"}
 
 
 class Step(NamedTuple):
-    """What there is to show of an epoch or an iteration.
+    """The numbers of an epoch or an iteration that are shown.
 
     Attributes:
         done: how many are done.
@@ -52,7 +52,7 @@ class Step(NamedTuple):
 
     @property
     def counter(self) -> str:
-        """How many are done, of how many, always with the same length."""
+        """How many are done, of how many, with a constant length."""
         return f"{self.done:>{len(str(self.last))}}/{self.last}"
 
     def line(self) -> str:
@@ -61,7 +61,7 @@ class Step(NamedTuple):
         return " - ".join([self.counter, *pairs])
 
     def within(self, width: int) -> str:
-        """As many of the figures as fit a number of characters."""
+        """As many of the figures as fit into a number of characters."""
         text = ""
         for name, value in self.figures:
             said = f"{_SHORT.get(name, name)} {value}"
@@ -86,7 +86,7 @@ class Display(Protocol):
 
 
 def display_for(is_live: bool, last: int) -> Display:
-    """The display that suits where the output goes.
+    """The display that is suitable for the present output.
 
     Args:
         is_live: whether one line is to be overwritten, rather than a line
@@ -101,7 +101,7 @@ def display_for(is_live: bool, last: int) -> Display:
         return Notebook(sys.stdout)
     console = Console(file=sys.stdout, force_jupyter=False)
     is_able = console.is_terminal and not console.is_dumb_terminal
-    # An animation would fill the log of a program that is watched by another.
+    # If another program collects the output, an animation would fill its log.
     if is_able and sys.stdout.isatty() and console.width >= _LEAST_WIDTH:
         return Terminal(console, last)
     return Lines(sys.stdout, _PLAIN_SECONDS)
@@ -113,7 +113,7 @@ def is_notebook() -> bool:
 
 
 def is_interactive() -> bool:
-    """Whether a person looks at the output, and has not asked for a log."""
+    """Whether the output is interactive, and no log was asked for."""
     is_seen = sys.stdout.isatty() or is_notebook()
     return is_seen and keras.config.is_interactive_logging_enabled()
 
@@ -161,14 +161,14 @@ class Logged(Lines):
         super().__init__(sys.stdout, seconds)
 
     def say(self, text: str) -> None:
-        """Nothing: the session itself has logged how it ended."""
+        """Does nothing, because the session itself has logged how it ended."""
 
     def _write(self, text: str) -> None:
         logger.info("%s", text)
 
 
 class Notebook:
-    """A line that is written over itself, which every notebook can do.
+    """A line that overwrites itself, which works in every notebook.
 
     Args:
         out: where to write.
@@ -194,7 +194,7 @@ class Notebook:
     def _show(self, step: Step, end: str) -> None:
         room = self._WIDTH - len(step.counter) - 2
         line = f"{step.counter}  {step.within(room)}"
-        # Spaces cover what a longer line has left.
+        # Spaces overwrite the rest of a longer line.
         text = "\r" + line.ljust(self._WIDTH)
         print(text.rstrip() if end else text, end=end, file=self._out)
         self._out.flush()
@@ -203,7 +203,7 @@ class Notebook:
 class Terminal:
     """A live line with a bar and the time left.
 
-    What others print meanwhile stands above it.
+    Other output is printed above it.
 
     Args:
         console: the terminal.
@@ -250,7 +250,7 @@ class Terminal:
         print(text, file=self._console.file, flush=True)
 
     def _update(self, step: Step, is_over: bool) -> None:
-        # Columns have a space between them.
+        # The columns of rich are separated by one space.
         room = self._console.width - len(step.counter) - _CLOCK_WIDTH - 3
         figures = step.within(room - _SHORTEST_BAR)
         left = room - len(figures)

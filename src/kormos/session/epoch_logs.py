@@ -28,7 +28,7 @@ class EpochLogs:
 
     def __init__(self, validation_freq: int | Collection[int]):
         is_list = isinstance(validation_freq, (list, tuple, set))
-        # What is neither a list nor a number is refused as a number.
+        # Keras' check below raises the error for any other value.
         epochs: Any = validation_freq if is_list else [validation_freq]
         for epoch in epochs:
             check_count("validation_freq", epoch, 1)

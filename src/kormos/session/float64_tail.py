@@ -21,7 +21,7 @@ from kormos.warn import warn
 
 
 def goes_on_in_float64(outcome: Outcome, objective: FlatObjective) -> bool:
-    """Whether float32 has done what it can, and float64 may follow.
+    """Whether float32 cannot get further, and float64 may follow.
 
     Args:
         outcome: the `Outcome` of a run.
@@ -70,8 +70,8 @@ def resolved(objective: FlatObjective, constraints: Any) -> list[Constraint]:
 def warn_of_staying(error: Exception) -> None:
     """Says why a fit ends where float32 did: memory ran out, for example."""
     warn(
-        "Float64 (precision='auto') failed, and the fit ends where float32 "
-        f"did. Received: {type(error).__name__}, {error}",
+        "Float64 (precision='auto') failed, so the fit ends where float32 "
+        f"has ended. Received: {type(error).__name__}, {error}",
         ConvergenceWarning,
     )
 
@@ -84,8 +84,8 @@ def with_kept_loss(
 ) -> Outcome:
     """The outcome with the loss of what the variables keep of it.
 
-    Variables round what is computed in a wider dtype, and must not keep what
-    is worse than what they began with.
+    Variables round a point that was computed in a wider dtype, and must not end
+    with a higher loss than they began with.
 
     Args:
         outcome: the `Outcome` of a run, whose point is assigned.

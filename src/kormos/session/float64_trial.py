@@ -1,4 +1,4 @@
-"""Tries whether float64 can go on where a run in float32 has ended."""
+"""Tries whether float64 gets further where a run in float32 has ended."""
 
 import dataclasses
 
@@ -108,7 +108,7 @@ def _compared(
     is_lost = gained > _FALLING and is_hidden
     if before - gain.loss <= _SEEN * noise and not is_lost:
         return _found(outcome, f"{text}, which float32 cannot see.")
-    text = f"{text}: `precision='float64'` goes on."
+    text = f"{text}: `precision='float64'` will get further."
     if is_lost:
         text += (
             f" Where every parameter is zero the loss is {without:.3g}, and "

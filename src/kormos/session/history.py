@@ -1,4 +1,4 @@
-"""The `History` of a fit, with what kormos knows besides Keras."""
+"""The `History` of a fit, with the information that kormos adds."""
 
 from __future__ import annotations
 
@@ -23,16 +23,24 @@ class History(keras.callbacks.History):
     """The Keras `History` of a fit by kormos.
 
     Attributes:
-        history: dict of lists with an entry for every epoch.
-        epoch: list of the numbers of the epochs, from 0.
-        iteration: list of how many iterations there were up to each epoch.
-        seconds: list of how much time there was up to each epoch.
-        val_epoch: list of the epochs that were validated.
-        trace: dict of lists with an entry for every iteration, also those
+        history: Dict of lists with one entry per epoch.
+        epoch: List of the numbers of the epochs, from 0.
+        iteration: List of the number of iterations up to the end of each epoch.
+        seconds: List of the seconds up to the end of each epoch.
+        val_epoch: List of the numbers of the epochs with a validation.
+        trace: Dict of lists with one entry per iteration, including those
             inside an epoch.
-        iterations: the same dict.
-        result: the `Result`, which says why the fit ended.
-        check: the report of `kormos.check`, or `None`.
+        iterations: The same dict as `trace`.
+        result: The `kormos.session.result.Result`, which says why the fit
+            ended.
+        check: The report of `kormos.check`, or `None`.
+
+    Example:
+
+    ```python
+    history = model.fit(x, y, epochs=50)
+    print(history.history["loss"][-1], history.result.status)
+    ```
     """
 
     result: Result | None = None
@@ -49,13 +57,13 @@ class History(keras.callbacks.History):
         self.trace = self.iterations = {}
 
     def to_frame(self) -> pandas.DataFrame:
-        """The epochs as a pandas `DataFrame`, with a row for each.
+        """Returns the epochs as a pandas `DataFrame` with one row for each.
 
-        Its index is the epoch, counted from 1. Values of validation are NaN in
-        epochs that were not validated.
+        The index is the number of the epoch, counted from 1. Values of the
+        validation are NaN in epochs without one.
 
         Raises:
-            ImportError: if pandas is not installed.
+            ImportError: If pandas is not installed.
         """
         pandas = pandas_module()
         index = pandas.Index([epoch + 1 for epoch in self.epoch], name="epoch")

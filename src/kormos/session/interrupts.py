@@ -5,8 +5,8 @@ from __future__ import annotations
 from kormos.processes import current
 from kormos.processes import now
 
-# Who presses Ctrl-C again within this time wants more than the next fit of a
-# loop. A choice of ours.
+# A second Ctrl-C within this time ends the script, and not only the next fit of
+# a loop. This is a choice of ours.
 SECONDS = 2.0
 
 

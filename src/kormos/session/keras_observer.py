@@ -92,7 +92,7 @@ class KerasObserver(SessionObserver):
         self._epoch_logs = EpochLogs(validation_freq)
         self._own_limit = own_limit
         self.steps = self.stride = steps_per_epoch
-        # Nobody looks: the variables are written only at the end.
+        # Without callbacks, the variables are written only at the end.
         self._is_watching = bool(callbacks)
         self._batch_hooks = any(_has_batch_hooks(c) for c in callbacks)
         self._last_epoch = sum(stage.epochs or 0 for stage in stages)
@@ -255,7 +255,7 @@ class KerasObserver(SessionObserver):
         """Writes weights, validates, and tells the callbacks."""
         theta = self._latest.theta
         if theta is None:
-            # Of an iterate within a compiled call, at which nobody looks.
+            # The iterate is inside a compiled call, and no callback needs it.
             self._tell_epoch_end(None)
             return
         if self._is_watching:
@@ -341,8 +341,8 @@ def _checked(callbacks: Any) -> list[Any]:
     for callback in callbacks:
         if isinstance(callback, _RATE_CALLBACKS):
             raise ValueError(
-                "The optimizers of kormos have no learning rate; their line "
-                "searches and trust regions choose the steps. Leave the "
+                "The optimizers of kormos have no learning rate, because "
+                "line searches and trust regions choose the steps. Leave the "
                 f"callback out. Received: {type(callback).__name__}"
             )
     return callbacks

@@ -1,4 +1,4 @@
-"""What a door makes of a session: epochs of Keras, or a trace."""
+"""The base class of observers of a session."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from kormos.session.replacement import Replacement
     from kormos.session.reporter import Reporter
 
-# Iterations in one compiled call, where nobody looks at each of them.
+# Iterations in one compiled call, if nothing needs each of them.
 STRIDE = 50
 
 
 class SessionObserver:
-    """Base class of what a session reports to.
+    """Base class of the observers to which a session reports.
 
-    A subclass overrides what it has a use for, and `is_stopped` and `accepts`.
+    A subclass overrides `is_stopped`, `accepts`, and other methods as needed.
 
     Attributes:
-        done: epochs, or iterations of a door without epochs, up to now.
+        done: epochs, or iterations in functions without epochs, so far.
         end: the number of them at which the present stage ends.
         steps: accepted iterations in each of them.
         stride: iterations between two looks at a run.
@@ -43,7 +43,7 @@ class SessionObserver:
 
     @property
     def is_stopped(self) -> bool:
-        """Whether somebody has asked for the end."""
+        """Whether the user or a callback has asked for the end."""
         raise NotImplementedError
 
     def begin(self, reporter: Reporter) -> None:
@@ -69,9 +69,9 @@ class SessionObserver:
         """Called after each run of a solver."""
 
     def latest(self) -> tuple[Vector, float] | None:
-        """The point and loss that a callback leaves where it stops a session.
+        """The point and loss that a callback leaves when it stops a session.
 
-        `None` where the best point is to be kept instead.
+        `None` if the best point is to be kept instead.
         """
         return None
 
@@ -82,4 +82,4 @@ class SessionObserver:
         """Called with the result."""
 
     def abandon(self) -> None:
-        """Called instead where an exception ends the session."""
+        """Called instead of these if an exception ends the session."""

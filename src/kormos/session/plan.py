@@ -33,7 +33,7 @@ class StageEnd(NamedTuple):
 class Plan:
     """The stages of a session in order, and how far the present one has got.
 
-    An epoch is an iteration of a door without epochs.
+    In functions without epochs, an epoch is an iteration.
 
     Args:
         stages: the stages.
@@ -84,7 +84,7 @@ class Plan:
             if not is_begun:
                 self.progress = StageProgress(index)
             stage = self._stages[index]
-            # It decides at its end which point to keep.
+            # The stage decides at its end which point to keep.
             is_due = stage.assigns or index == len(self._stages) - 1
             if is_due or not (is_begun and self._is_over()):
                 yield stage, is_begun

@@ -14,7 +14,8 @@ from kormos.session.displays import Step
 from kormos.session.displays import display_for
 from kormos.session.result import Result
 
-# What every line begins with, and what a live line has, if there is room.
+# The columns at the start of every line, and further columns of a live line, if
+# there is room.
 _FIRST = ("loss", "grad", "fg_evals")
 _LIVE = (*_FIRST, "val_loss")
 
@@ -36,8 +37,8 @@ def level_of(verbose: int | str, auto: int) -> int:
     if not isinstance(verbose, (int, np.integer)) or verbose not in LEVELS:
         raise ValueError(
             "Argument `verbose` must be 'auto', 0 for silence, 1 for a live "
-            "line, 2 for a line each, or 3 for a line each with the numbers of "
-            f"the method. Received: verbose={verbose!r}"
+            "line, 2 for one line per epoch, or 3 for one line with the "
+            f"numbers of the method. Received: verbose={verbose!r}"
         )
     return int(verbose)
 
@@ -110,13 +111,13 @@ def _text(value: Any) -> str:
 
 
 def warning_of(result: Result, shown: Sequence[Progress]) -> str:
-    """What a warning says of how a session ended.
+    """The text of the warning about the end of a session.
 
     Args:
         result: the `Result`.
         shown: what has shown the session, if anything.
     """
     if any(progress.is_told for progress in shown):
-        # Nobody reads a long sentence twice.
+        # The long sentence is not printed a second time.
         return f"no optimum is known to be reached ({result.status})."
     return str(result)

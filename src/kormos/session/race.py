@@ -238,9 +238,9 @@ def run(
     if any(s.uses_batches or s.pretrain_fn for s in stages):
         raise ValueError(
             "Argument `restarts` needs stages that take their steps on all "
-            "rows, without `pretrain_fn`: give a `Chain` `full_batch=True`. "
-            f"Received: optimizer '{optimizer.name}' with restarts="
-            f"{restarts.number}"
+            "rows, without `pretrain_fn`: pass `full_batch=True` to a "
+            f"`Chain`. Received: optimizer '{optimizer.name}' with "
+            f"restarts={restarts.number}"
         )
     began = now()
     objective = task.objective

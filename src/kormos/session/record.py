@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Counts(NamedTuple):
-    """What has been evaluated, counted in the same way by every door.
+    """The numbers of evaluations, counted in the same way by all functions.
 
     Attributes:
         evaluations: of the loss, with or without its gradient.
@@ -54,7 +54,7 @@ class Record:
         float64_from: the iterations after which float64 took over, or `None`.
         stage: the number of the present stage, or `None` if there is one only.
         stages: how the stages so far have ended.
-        run: the `Run` that is going on, or `None`.
+        run: the present `Run`, or `None`.
         of_method: the names of the numbers that the method has told so far.
     """
 
@@ -66,7 +66,7 @@ class Record:
         self.stages: list[StageEnd] = []
         self.run: Run | None = None
         self.of_method: set[str] = set()
-        # Of the runs that are over.
+        # The numbers of the runs that have ended.
         self._counts, self._iterations = Counts(), 0
         self._columns: dict[str, None] = {}
         self._began = 0.0
@@ -77,7 +77,7 @@ class Record:
         return self._began
 
     def end_run(self) -> None:
-        """Adds the run that is going on to those that are over."""
+        """Adds the present run to those that have ended."""
         self._counts, self._iterations = self.counts, self.iterations
         self.run = None
 
@@ -109,7 +109,7 @@ class Record:
         return loss is not None and bool(np.isfinite(loss))
 
     def row(self, iterate: Iterate) -> dict[str, Any]:
-        """The numbers that every History keeps of an iterate."""
+        """The numbers of an iterate that every History has."""
         grad, counts = iterate.grad, self.counts
         self.of_method.update(iterate.logs)
         row = {
@@ -121,7 +121,7 @@ class Record:
             **({} if self.stage is None else {"stage": self.stage}),
             **iterate.logs,
         }
-        # What an earlier stage has told, and this one does not.
+        # The columns of an earlier stage that this stage does not have.
         row = {**dict.fromkeys(self._columns, np.nan), **row}
         self._columns.update(dict.fromkeys(row))
         return row
@@ -170,10 +170,10 @@ class Record:
 def aligned(
     table: dict[str, list[Any]], row: dict[str, Any], rows: int
 ) -> dict[str, list[Any]]:
-    """The columns of a table that a row makes as long as the others.
+    """The new columns of a row, filled with NaN for the rows before it.
 
-    Stages with other methods tell other numbers, of which the rows of the
-    others have NaN.
+    Stages with different methods report different numbers. The rows of other
+    stages have NaN in these columns.
 
     Args:
         table: the columns.

@@ -1,4 +1,4 @@
-"""What changes the loss between the runs of a session."""
+"""Callbacks that change the loss between the runs of a session."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 class Replacement:
     """Base class of callbacks that change the loss every so many iterations.
 
-    The optimizer goes on with what it knows, and a run that has converged goes
-    on at once with the changed loss.
+    The optimizer keeps its state, and a run that has converged continues at
+    once with the changed loss.
 
     Args:
         every: the number of iterations (in `fit`, of epochs) between two

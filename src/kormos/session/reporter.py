@@ -18,7 +18,7 @@ from kormos.types import Vector
 
 
 class Reporter:
-    """What stands between the runs of a session and its observer.
+    """The link between the runs of a session and its observer.
 
     A run tells it the start and every accepted iterate. The observer records
     them, writes them into the variables and calls callbacks through it.
@@ -34,7 +34,7 @@ class Reporter:
         task: the same.
         record: the same.
         has_started: whether the start of the present run is evaluated.
-        followed: the point to go on from, where callbacks have changed the
+        followed: the point to continue from, where callbacks have changed the
             loss or the variables; `None` otherwise.
     """
 
@@ -59,8 +59,8 @@ class Reporter:
         """Called before each run.
 
         Args:
-            end: the epoch, or the iteration of a door without epochs, at
-                which the run is to stop.
+            end: the epoch, or the iteration in functions without epochs,
+                at which the run is to stop.
         """
         self.has_started, self.followed, self._end = False, None, end
 
@@ -90,8 +90,8 @@ class Reporter:
             self.task.refresh_validation()
         observer.opens(iterate)
         if self.followed is not None:
-            # A callback has changed the loss or the variables: the run is to
-            # begin anew from what it has set, without this iterate.
+            # A callback has changed the loss or the variables: the run must
+            # start again from the values that it has set, without this iterate.
             observer.discards()
             self._run.iterations -= 1
             return True
@@ -112,7 +112,7 @@ class Reporter:
     def call_out(
         self, theta: Vector, fn: Callable[..., object], *args: Any
     ) -> None:
-        """Calls a function of the user's, which may assign variables.
+        """Calls a function of the user, which may assign variables.
 
         Args:
             theta: the point that the variables keep, before they round it.

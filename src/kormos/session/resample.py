@@ -1,4 +1,4 @@
-"""New points for the data of a run, between its iterations."""
+"""A callback that draws new data between the iterations of a run."""
 
 from __future__ import annotations
 
@@ -26,49 +26,59 @@ if TYPE_CHECKING:
 class Resample(Replacement):
     """Draws new data between iterations of `least_squares` and of `fit`.
 
-    A fit on fixed points can make the residuals small there and the solution
-    wrong between them. What the optimizer knows, damping and scale or
-    curvature, is carried over to the new points. In `fit` the sampler returns
-    new rows `(x, y)`, or `(x, y, sample_weight)` where there are weights.
+    A fit on fixed points can make the residuals small at these points, while
+    the solution is wrong between them. The state of the optimizer (damping and
+    scale, or curvature) is kept when the points change. In `fit`, the sampler
+    returns new rows `(x, y)`, or `(x, y, sample_weight)` if there are weights.
 
-    With `candidates`, points are drawn from so many, with probabilities in
-    proportion to `r**power / mean(r**power) + offset`, where r is the norm of
-    the residuals at a point (Wu et al. 2023, arXiv:2207.10289). They are drawn
-    by systematic sampling (Madow 1949, Ann. Math. Statist. 20) along an order
-    in which neighbours follow one another, so that no region gets many more or
-    fewer points than its share by chance.
+    With `candidates`, the points are drawn from that many candidates, with
+    probabilities in proportion to `r**power / mean(r**power) + offset`, where r
+    is the norm of the residuals at a point (Wu et al. 2023, arXiv:2207.10289).
+    The draw is a systematic sampling (Madow 1949, Ann. Math. Statist. 20) along
+    an order in which neighbours follow one another, so that by chance no region
+    gets many more or many fewer points than its share.
 
     Args:
-        sampler: function `(count, rng)` that returns `count` new points, in
-            the structure of what they replace. `rng` is a
-            `numpy.random.Generator`. If it has a third argument `iteration`,
-            it is also told how many iterations, or epochs, there were.
-        every: the number of iterations (in `fit`, of epochs) between two draws.
-        candidates: the number of points to draw from, or `None` to take the
-            sampler's as they come. Not for `fit`, where rows have no residuals.
-        power: exponent of the residuals. Defaults to 1.
-        offset: what is added to every point's weight. Defaults to 1.
-        key: the entry of `data`, a dict, that the points replace, or `None` for
-            all of it.
-        seed: of the generator.
+        sampler: Function `(count, rng)` that returns `count` new points, in the
+            same structure as the points that they replace. `rng` is a
+            `numpy.random.Generator`. If the function has a third argument
+            `iteration`, it also receives the number of iterations so far (in
+            `fit`, of epochs).
+        every: Integer, the number of iterations (in `fit`, of epochs) between
+            two draws.
+        candidates: Integer, the number of points to draw from, or `None`, the
+            default, to use the points of the sampler directly. It cannot be
+            used in `fit`, where rows have no residuals.
+        power: Float, the exponent of the residuals. Defaults to 1.
+        offset: Float, the number that is added to the weight of every point.
+            Defaults to 1.
+        key: String, the entry of `data`, a dict, that the points replace, or
+            `None`, the default, for the whole of it.
+        seed: Integer, the seed of the generator.
 
     Raises:
-        ValueError: if an argument cannot be used.
+        ValueError: If an argument cannot be used.
 
     Example:
 
     ```python
+    v = keras.Variable([0.5, 0.5])
+
+    def residual_fn(points):
+        return v[0] * points[:, 0] ** 2 + v[1] * points[:, 1] - 1.0
+
     kormos.least_squares(
         residual_fn,
-        model.trainable_variables,
-        data=points,
+        [v],
+        data=np.random.default_rng(0).uniform(-1, 1, (50, 2)),
         callbacks=[
             kormos.callbacks.Resample(
                 lambda count, rng: rng.uniform(-1, 1, (count, 2)),
                 every=10,
-                candidates=50_000,
+                candidates=1000,
             )
         ],
+        max_iterations=30,
     )
     ```
     """
@@ -100,18 +110,18 @@ class Resample(Replacement):
         self._rng = np.random.default_rng(seed)
 
     def check(self, objective: FlatObjective) -> None:
-        """Refuses an objective whose data it cannot replace.
+        """Refuses an objective whose data cannot be replaced.
 
         Raises:
-            ValueError: if there are none, none of that key, or more than the
-                candidates.
+            ValueError: If there are no data, no entry `key`, or more points
+                than candidates.
         """
         data, key = getattr(objective, "data", None), self._key
         if data is None:
             raise ValueError(
-                "A `Resample` replaces data in memory: give `data` to "
-                "`kormos.least_squares`, or arrays without `stream=True` to "
-                "`fit`. Received: no such data"
+                "A `Resample` replaces data in memory: pass `data` to "
+                "`kormos.least_squares`, or arrays to `fit` without "
+                "`stream=True`. Received: no such data"
             )
         if key is not None and not (isinstance(data, dict) and key in data):
             raise ValueError(
@@ -120,9 +130,9 @@ class Resample(Replacement):
             )
         if self._candidates is not None and not hasattr(objective, "row_norms"):
             raise ValueError(
-                "Argument `candidates` of a `Resample` needs residuals, as "
-                "`kormos.least_squares` has them: leave it out in `fit`. "
-                f"Received: candidates={self._candidates}"
+                "Argument `candidates` of a `Resample` needs residuals, "
+                "which only `kormos.least_squares` has: leave it out in "
+                f"`fit`. Received: candidates={self._candidates}"
             )
         rows = self._rows(data)
         if self._candidates is not None and self._candidates < rows:

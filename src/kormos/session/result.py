@@ -1,4 +1,4 @@
-"""What the user is told of how a fit ended."""
+"""`Result`: how a fit or a minimization ended."""
 
 from __future__ import annotations
 
@@ -23,16 +23,18 @@ if TYPE_CHECKING:
 
 
 class Restart(NamedTuple):
-    """How far one of several starts got.
+    """How far one of several starting points got.
 
     Attributes:
         loss: the loss at its end.
-        status: `"winner"`, which ran on to the result; `"left behind"` by
-            better ones; or how it ended by itself.
-        iterations: its accepted iterations in the race.
-        evaluations: its evaluations in the race.
-        minimum: the number of the minimum that it has converged to, the same
-            for ends at the same point; `None` if it did not converge.
+        status: `"winner"` for the start that ran on to the result,
+            `"left behind"` for a start that was dropped for better ones, or the
+            status with which it ended on its own.
+        iterations: the number of its accepted iterations in the race.
+        evaluations: the number of its evaluations in the race.
+        minimum: the number of the minimum that it has converged to. Starts with
+            the same number have ended at the same point. `None` if it did not
+            converge.
         theta: its point, float64 array of shape `(size,)`.
     """
 
@@ -49,46 +51,60 @@ class Result:
     """How a fit or a minimization ended.
 
     Attributes:
-        status: `"converged"`, `"noise floor"`, `"iteration limit"`,
-            `"evaluation limit"`, `"time limit"`, `"target reached"`,
-            `"stopped by callback"`, `"plateau"`, `"interrupted"`,
-            `"line search failed"`, `"stalled"`, `"unbounded"`,
-            `"infeasible"` or `"non-finite"`.
-        message: a sentence that says so, with figures and advice.
-        success: whether the end is an optimum: `"converged"`, by a tolerance,
-            or `"noise floor"`, by the rounding of the loss.
-        loss: the loss at the final iterate, whose weights remain, unless a
-            callback sets others.
-        kept_loss: the loss of the weights that remain: with
-            `precision="float64"` a float32 model rounds them.
-        initial_loss: the loss at the start.
-        iterations: accepted iterations.
-        evaluations: evaluations of the loss (and its gradient).
-        hessian_products: products of the Hessian (or of the Gauss-Newton
-            matrix) with a vector, and second derivatives along a step.
-        jacobians: Jacobians of outputs or residuals, by methods that use them.
-        time: seconds of wall time.
-        test: name of the test that fired, or `None`.
-        value: the tested quantity, or `None`.
-        threshold: what it was compared with, or `None`.
-        float64_from: with `precision="auto"`, after how many iterations
-            float32 was left, or `None`.
-        theta: for `kormos.solve`, the final point, float64 array `(size,)`.
-        history: a dict of lists with an entry for each iteration: `loss`,
-            `grad`, `fg_evals`, `hessp_evals`, `seconds`.
-        stamp: versions, backend, device, dtype, seed and threads of the run, a
-            `Stamp`.
-        multipliers: of kormos' own methods under constraints, the multipliers
-            of each constraint, a list of arrays `(m,)`: by how much the loss
-            falls when a constraint's zero becomes a small number below it,
-            per unit. `None` otherwise.
-        choice: with the optimizer `"auto"`, what was chosen and why.
-        restarts: with `restarts`, how far each start got, a list of tuples
-            with `loss`, `status`, `iterations`, `evaluations`, `minimum` and
-            `theta`.
-        stages: how each stage ended, with `name`, `status`, `loss`,
-            `iterations`, `evaluations` and `seconds`; one entry for a method
-            that is not a `Chain`.
+        status: String, one of `"converged"`, `"noise floor"`,
+            `"iteration limit"`, `"evaluation limit"`, `"time limit"`,
+            `"target reached"`, `"stopped by callback"`, `"plateau"`,
+            `"interrupted"`, `"line search failed"`, `"stalled"`,
+            `"unbounded"`, `"infeasible"` and `"non-finite"`.
+        message: String, a sentence that says so, with figures and advice.
+        success: Boolean, whether the run ended at an optimum: `"converged"`
+            according to a tolerance, or `"noise floor"`, where rounding hides
+            any further decrease of the loss.
+        loss: Float, the loss at the final iterate. The variables keep that
+            iterate, unless a callback has set others.
+        kept_loss: Float, the loss of the values that the variables keep. It
+            differs from `loss` with `precision="float64"`, because a float32
+            model rounds the final iterate.
+        initial_loss: Float, the loss at the start.
+        iterations: Integer, the number of accepted iterations.
+        evaluations: Integer, the number of evaluations of the loss (with or
+            without its gradient).
+        hessian_products: Integer, the number of products of the Hessian, or of
+            the Gauss-Newton matrix, with a vector, and of second derivatives
+            along a step.
+        jacobians: Integer, the number of Jacobians of outputs or residuals.
+        time: Float, the wall time in seconds.
+        test: String, the name of the convergence test that ended the run, or
+            `None`.
+        value: Float, the quantity that was tested, or `None`.
+        threshold: Float, the value that it was compared with, or `None`.
+        float64_from: Integer, with `precision="auto"` the number of iterations
+            after which float64 took over, or `None`.
+        theta: After `kormos.solve`, the final point, a float64 array of shape
+            `(size,)`. `None` otherwise.
+        history: Dict of lists with one entry per iteration: `loss`, `grad`,
+            `fg_evals`, `hessp_evals`, `seconds`, and the columns of the method.
+        stamp: The versions, backend, device, dtype, seed and threads of the
+            run, a `Stamp`.
+        multipliers: For kormos' own methods with constraints, a list with an
+            array of shape `(m,)` for each constraint. A multiplier is the
+            decrease of the loss per unit, if the zero of the constraint is
+            replaced by a small number below zero. `None` otherwise.
+        choice: String, with the optimizer `"auto"`, what was chosen and why.
+        restarts: With `restarts`, a list of tuples that say how far each start
+            got, with `loss`, `status`, `iterations`, `evaluations`, `minimum`
+            and `theta`.
+        stages: List of tuples that say how each stage ended, with `name`,
+            `status`, `loss`, `iterations`, `evaluations` and `seconds`. It has
+            one entry if the optimizer is not a `Chain`.
+
+    Example:
+
+    ```python
+    history = model.fit(x, y, epochs=50)
+    result = history.result
+    print(result.status, result.loss, result.evaluations)
+    ```
     """
 
     status: str
@@ -118,40 +134,57 @@ class Result:
     )
 
     def summary(self, **settings: Any) -> Any:
-        """Tells how sure the parameters are: a `kormos.Summary`.
+        """Returns a `kormos.Summary`, which says how precise the fit is.
 
-        It is one of the data, the variables' values and the loss that the run
-        ended with, and keeps them in memory as long as this result is kept.
+        It uses the data, the values of the variables and the loss with which
+        the run ended, and keeps them in memory as long as this result exists.
 
         Args:
-            **settings: `covariance`, `groups`, `level`, `absolute_sigma` and
-                `names`, as `kormos.summary` takes them. After `minimize`,
-                whose loss is to be the mean or the sum of negative
-                log-likelihoods, `losses` is a function of no arguments that
-                returns the negative log-likelihood of every row, of shape
-                `(rows,)`; or `observations` is their number and `reduction`
-                is `"mean"` or `"sum"`. After `least_squares`, `targets` are
-                the observed values, for R-squared.
+            **settings: `covariance`, `groups`, `level`, `absolute_sigma`,
+                `names` and `parameters`, see `kormos.summary`. After
+                `kormos.minimize`, whose loss must be the mean or the sum of
+                negative log-likelihoods: `losses`, a function of no arguments
+                that returns the negative log-likelihood of every row, a tensor
+                of shape `(rows,)`; or `observations`, the number of rows, and
+                `reduction`, `"mean"` or `"sum"`. After `kormos.least_squares`:
+                `targets`, the observed values, for R-squared.
+
+        Returns:
+            A `kormos.Summary`, or a `kormos.PartialSummary` if `parameters` is
+            given.
 
         Raises:
-            ValueError: if the run was none of `kormos.least_squares` or
+            ValueError: If the run was not one of `kormos.least_squares` or
                 `kormos.minimize`, or a setting cannot be used.
+
+        Example:
+
+        ```python
+        b = keras.Variable([0.0, 0.0])
+        result = kormos.least_squares(
+            lambda data: b[0] + b[1] * data["x"] - data["y"],
+            [b],
+            data={"x": x, "y": y},
+        )
+        print(result.summary())
+        ```
         """
         if self._summarize is None:
             raise ValueError(
-                "A result of `kormos.least_squares` or `kormos.minimize` has "
-                "a summary. For a Keras model call `kormos.summary(model, x, "
-                "y)`. Received: a result of another function"
+                "Only a result of `kormos.least_squares` or "
+                "`kormos.minimize` has a summary. For a Keras model, call "
+                "`kormos.summary(model, x, y)`. Received: a result of "
+                "another function"
             )
         return self._summarize(**settings)
 
     def to_frame(self) -> pandas.DataFrame:
-        """The iterations as a pandas `DataFrame`, with a row for each.
+        """Returns the iterations as a pandas `DataFrame` with one row for each.
 
-        Its index is the iteration, counted from 1.
+        The index is the number of the iteration, counted from 1.
 
         Raises:
-            ImportError: if pandas is not installed.
+            ImportError: If pandas is not installed.
         """
         table = pandas_module()
         rows = self.history or {}
@@ -195,13 +228,14 @@ def sentence(
     evaluations: int,
     float64_from: int | None = None,
 ) -> str:
-    """The status of a run in words: figures, the test that fired, advice.
+    """Describes the end of a run: figures, the test that ended it, advice.
 
     Args:
         outcome: the `Outcome`.
         iterations: the number of accepted iterations.
         evaluations: the number of evaluations.
-        float64_from: after how many iterations float64 began, or `None`.
+        float64_from: the number of iterations after which float64 took over, or
+            `None`.
     """
     text = (
         f"{outcome.status} after {_counted(iterations, 'iteration')} and "
@@ -220,7 +254,7 @@ def sentence(
     advice = ADVICE.get(outcome.status or "", "")
     sentences = [f"{text}.", outcome.findings.strip(), advice]
     if float64_from is not None:
-        sentences.append(f"In float64 from iteration {float64_from}.")
+        sentences.append(f"It ran in float64 from iteration {float64_from}.")
     if outcome.kept_loss is not None:
         sentences.append(
             f"The weights, rounded to their own dtype, have loss "

@@ -1,4 +1,4 @@
-"""New weights of the blocks of residuals, between the iterations of a run."""
+"""A callback that changes the weights of blocks of residuals during a run."""
 
 from __future__ import annotations
 
@@ -21,31 +21,36 @@ Weights = Callable[[int, dict[str, Matrix]], Mapping[str, float]]
 
 
 class Reweigh(Replacement):
-    """Gives the blocks of `least_squares` new weights as the residuals change.
+    """Changes the weights of the blocks of `least_squares` with the residuals.
 
-    Weights that follow the residuals keep one block, the boundary of a
-    differential equation for instance, from being neglected for another
-    (Wang, Teng and Perdikaris 2021, SIAM J. Sci. Comput. 43), and can let later
-    times wait for earlier ones (Wang, Sankaran and Perdikaris 2024, Comput.
-    Methods Appl. Mech. Eng. 421).
+    Weights that follow the residuals prevent that one block, such as the
+    boundary conditions of a differential equation, is neglected in favour of
+    another (Wang, Teng and Perdikaris 2021, SIAM J. Sci. Comput. 43). They can
+    also delay the fit at later times until it is good at earlier ones (Wang,
+    Sankaran and Perdikaris 2024, Comput. Methods Appl. Mech. Eng. 421).
 
     Args:
-        fn: function `(iteration, residuals)` that returns a dict from a
-            block's name to its weight, zero or more. `residuals` is a dict of
-            arrays `(rows, k)`, without weights. Blocks that it does not name
-            have the weight 1.
-        every: the number of iterations between two calls.
+        fn: Function `(iteration, residuals)` that returns a dict that maps the
+            name of a block to its weight, which must not be negative.
+            `residuals` is a dict of arrays of shape `(rows, k)`, without
+            weights. Blocks that are not in the dict have the weight 1.
+        every: Integer, the number of iterations between two calls.
 
     Example:
 
     ```python
+    v = keras.Variable([0.5, 0.5])
+
     def equal_shares(iteration, residuals):
         squares = {k: (r**2).mean() for k, r in residuals.items()}
         return {k: 1 / (s + 1e-12) for k, s in squares.items()}
 
+    def residual_fn():
+        return {"line": v[0] + 2 * v[1] - 3, "circle": 10 * (v**2 - 1)}
+
     kormos.least_squares(
         residual_fn,
-        model.trainable_variables,
+        [v],
         callbacks=[kormos.callbacks.Reweigh(equal_shares, every=50)],
     )
     ```
@@ -63,9 +68,9 @@ class Reweigh(Replacement):
     def check(self, objective: FlatObjective) -> None:
         if not hasattr(objective, "reweigh"):
             raise ValueError(
-                "A `Reweigh` weighs blocks of residuals, as "
-                "`kormos.least_squares` has them. Received: a loss without "
-                "residuals"
+                "A `Reweigh` changes the weights of blocks of residuals, "
+                "which only `kormos.least_squares` has. Received: a loss "
+                "without residuals"
             )
 
     def replace(self, objective: FlatObjective, iteration: int) -> None:

@@ -1,7 +1,7 @@
-"""One run of a solver, which keeps what must not be lost.
+"""One run of a solver, which keeps the best point.
 
-The best point, interrupts, and the reason for the end are the same behind every
-door.
+The best point, interrupts, and the reason for the end are handled in the same
+way for all functions.
 """
 
 import dataclasses
@@ -39,13 +39,14 @@ _OPEN = (
 )
 _STILL_FALLING = 1e-6
 _LIMITS = statuses.TIME_LIMIT, statuses.EVALUATION_LIMIT
-# A parameter has run away if it has changed by this many times its own size.
-# Our choice: a smaller number would name parameters that only started far away.
+# A parameter counts as running away if it has changed by this many times its
+# own size. Our choice: a smaller number would name parameters that only started
+# far away.
 _FAR = 10.0
 
 
 class ConvergenceWarning(UserWarning):
-    """A run ended neither at an optimum nor where the user asked it to."""
+    """Warns that a run ended neither at an optimum nor where the user asked."""
 
 
 class Run:
@@ -83,7 +84,7 @@ class Run:
 
         Args:
             theta: the point.
-            state: the `SolverState` to go on from, or `None`.
+            state: the `SolverState` to continue from, or `None`.
 
         Returns:
             An `Outcome`, with status `None` if a callback asked for the end.
@@ -115,7 +116,7 @@ class Run:
         elif self._meets_target(self.best[1]):
             outcome = self._target_reached(outcome)
         if outcome.is_penalized:
-            # What the loss alone would gain from here says nothing.
+            # The predicted decrease of the loss alone says nothing here.
             return outcome
         is_kept = outcome.is_polished or self._is_better(
             outcome.theta, outcome.loss
@@ -124,7 +125,7 @@ class Run:
             outcome.theta, outcome.loss = self.best
         self._keep_the_start(outcome)
         self._name_what_ran_away(outcome)
-        # Where float64 can follow, it is a run of its own.
+        # If float64 can follow, it is a separate run.
         if not self.problem.objective.has_float64:
             seconds = now() - self._began
             outcome = tried_in_float64(outcome, self.problem, seconds)
@@ -137,7 +138,7 @@ class Run:
     def _keep_the_start(self, outcome: Outcome) -> None:
         """Keeps the point of the variables where a resumed run gained nothing.
 
-        The solver goes on from its latest point. An earlier one, which may be
+        The solver continues from its latest point. An earlier one, which may be
         better by a rounding, is in the variables.
         """
         if self.iterations or not self._is_resumed:
@@ -148,7 +149,7 @@ class Run:
                 outcome.theta, outcome.loss = self._start, loss
 
     def _name_what_ran_away(self, outcome: Outcome) -> None:
-        """Says so where a loss below zero was still falling at the end."""
+        """Adds a sentence if a loss below zero was still falling at the end."""
         is_open = outcome.status in _OPEN or (
             outcome.status == statuses.NOISE_FLOOR
             and outcome.value is not None
@@ -187,14 +188,14 @@ class Run:
         outcome.status = statuses.STALLED
         outcome.test = None
         outcome.findings += (
-            " The loss does not change around this point, as where units are "
-            "saturated, but with smaller parameters it is "
-            f"{below:.6g}: start there, or scale the data."
+            " The loss does not change around this point, as with saturated "
+            f"units, but with smaller parameters it is {below:.6g}: start "
+            "there, or scale the data."
         )
         return True
 
     def _name_what_is_undetermined(self, outcome: Outcome) -> None:
-        """Says so where data leave parameters of an optimum open."""
+        """Adds a sentence if the data do not determine some parameters."""
         problem, theta = self.problem, np.array(outcome.theta)
         if outcome.evaluate is None or problem.constraints:
             return
@@ -268,7 +269,7 @@ def taken_over(outcome: Outcome, theta: Vector, loss: float) -> Outcome:
 
     Args:
         outcome: the `Outcome` of a run of what the loss was before.
-        theta: the point to go on from.
+        theta: the point to continue from.
         loss: the loss there as it is now, NaN where a run follows.
     """
     is_limit = outcome.status in (*_LIMITS, statuses.INTERRUPTED)

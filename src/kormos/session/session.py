@@ -1,9 +1,9 @@
 """One call of the user: stages of an optimizer, from a start to a `Result`.
 
-A session is the same behind every door, `fit`, `minimize`, `least_squares` and
-`solve`. A door brings a task and an observer, which knows what its users are
-told. Here is the order of stages and of the runs of a stage. What else a
-session consists of has a file of its own:
+All four functions, `fit`, `minimize`, `least_squares` and `solve`, run the same
+session. They pass a task, and an observer that reports to the user. This file
+has the order of stages and of the runs of a stage. The other parts of a session
+have their own files:
 
 - `task.py`: what is minimized, over which variables and within what limits.
 - `run.py`: one run of a solver: its best point and why it ended.
@@ -61,7 +61,7 @@ class Session:
         task: the `Task`.
         observer: the `SessionObserver`.
         budget: the `Budget`, its deadline in seconds from the start.
-        resume: whether to go on with what the optimizer knows.
+        resume: whether to continue with what the optimizer knows.
         loss_callback: function of the loss, called after each evaluation.
 
     Raises:
@@ -97,8 +97,8 @@ class Session:
         )
         if any(stage.share for stage in stages) and self._seconds is None:
             raise ValueError(
-                "A `share` of the time of a stage needs `max_seconds`. "
-                "Received: max_seconds=None"
+                "The `share` of a stage needs `max_seconds`. Received: "
+                "max_seconds=None"
             )
         task.prepare(self._stages)
         for resampler in observer.resamplers:
@@ -191,8 +191,8 @@ class Session:
     def _run_to_end(self, stage: Stage) -> Outcome:
         """The runs of a stage.
 
-        Another run follows where callbacks have changed the loss, where data
-        are drawn anew, and where float64 goes on.
+        Another run follows if callbacks have changed the loss, if new data are
+        drawn, and if the fit continues in float64.
         """
         theta: Vector | None = None
         narrow: Outcome | None = None
@@ -242,10 +242,10 @@ class Session:
             warn_of_staying(error)
             return None
         self._record.float64_from = done = self._record.iterations
-        logger.info("Going on in float64 after %d iterations.", done)
+        logger.info("Continuing in float64 after %d iterations.", done)
         state = self._attachment.state
         if state is not None and not state.is_sound:
-            # Of a start that float32 could not evaluate.
+            # The loss of a start that float32 could not evaluate.
             self._attachment.keep(None)
         return undo
 
@@ -253,7 +253,7 @@ class Session:
         """Draws the new data that are due; returns whether there are any."""
         if outcome.status in statuses.FINAL or not has_moved:
             return False
-        # A run that has converged on its data goes on with new data at once.
+        # A run that has converged on its data continues with new data at once.
         due = [
             resampler
             for resampler in self._observer.resamplers

@@ -12,8 +12,8 @@ from kormos.processes import current
 from kormos.session.backup import BackupAndRestore
 from kormos.session.backup import with_states
 
-# Callbacks that write files or send messages, and change nothing else but by a
-# backup, which the first process shares with the others.
+# Callbacks that write files or send messages, and change nothing else, except
+# by a backup, which the first process shares with the others.
 _WRITERS = (
     BackupAndRestore,
     keras.callbacks.BackupAndRestore,

@@ -1,4 +1,4 @@
-"""What the first of several processes gives the others before a run."""
+"""Copies values of the first process to the other processes before a run."""
 
 from __future__ import annotations
 

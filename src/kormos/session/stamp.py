@@ -1,4 +1,4 @@
-"""On what a session ran, for those who are to repeat it."""
+"""The versions and the machine of a session, so that it can be repeated."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kormos.objective.base import FlatObjective
 
 @dataclasses.dataclass(frozen=True)
 class Stamp:
-    """On what a session ran; `print` shows it in a line.
+    """The versions and the machine of a session; `print` shows one line.
 
     Attributes:
         versions: dict from the names of packages, and `"python"`, to versions.
@@ -111,7 +111,7 @@ def _dtype_with(eps: float) -> str:
 
 
 def _seed() -> int | None:
-    """The seed that was set, which Keras tells in no public place."""
+    """The seed that was set, for which Keras has no public function."""
     try:
         from keras.src.utils import rng_utils
     except ImportError:

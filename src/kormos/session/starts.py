@@ -25,8 +25,8 @@ def check_restarts(restarts: Any, starts: Any) -> None:
         check_count("restarts", restarts, 1)
     if restarts is None and callable(starts):
         raise ValueError(
-            "Argument `restarts` says how many `starts` to draw. "
-            "Received: restarts=None and a function"
+            "A function as `starts` needs `restarts`, which says how many "
+            "starts to draw. Received: restarts=None and a function"
         )
 
 

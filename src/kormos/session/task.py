@@ -133,7 +133,7 @@ class Task:
             theta: the point that these were rounded from.
 
         Returns:
-            The point to go on from, or `None` if nothing has changed.
+            The point to continue from, or `None` if nothing has changed.
         """
         point = self.objective.followed(before, theta)
         are_others = [c.refresh() for c in self.constraints]

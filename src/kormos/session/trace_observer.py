@@ -55,7 +55,7 @@ def stages_of(
     max_iterations: int | None,
     **settings: Any,
 ) -> list[Stage]:
-    """The stages of an optimizer, for a door without a model."""
+    """The stages of an optimizer, for a function without a model."""
     if max_iterations is None:
         max_iterations = optimizer.epochs
     if max_iterations is None:
@@ -63,15 +63,16 @@ def stages_of(
     stages = optimizer.stages(max_iterations, **settings)
     if any(stage.pretrain_fn is not None for stage in stages):
         raise ValueError(
-            f"`kormos.{name}` has no model for a `pretrain_fn`: call it once "
-            f"a stage. Received: {len(stages)} stages, with a `pretrain_fn`"
+            f"`kormos.{name}` has no model for a `pretrain_fn`: run one "
+            f"stage per call. Received: {len(stages)} stages, with a "
+            "`pretrain_fn`"
         )
     if any(stage.uses_batches for stage in stages):
         raise ValueError(
             f"`kormos.{name}` takes its steps on all of the data: leave out "
-            "`stochastic`, and give a `Chain` with one of Keras' optimizers "
-            "`full_batch=True`. Received: an optimizer that takes its steps "
-            "on batches"
+            "`stochastic`, and pass `full_batch=True` to a `Chain` with one "
+            "of Keras' optimizers. Received: an optimizer that takes its "
+            "steps on batches"
         )
     return stages
 
@@ -115,7 +116,8 @@ class TraceObserver(SessionObserver):
         for callback in self._keras.callbacks:
             callback.set_model(self._model)
             callback.set_params({"verbose": level, "epochs": last, "steps": 1})
-        # Progress only reads what is recorded, and needs no look at each.
+        # The display of progress only reads the trace, and does not need each
+        # iterate.
         self._is_watching = bool(self._functions or mine)
         self._is_evaluated_too = is_evaluated_too
         self._own_limit = own_limit
@@ -124,7 +126,7 @@ class TraceObserver(SessionObserver):
         self._logs: dict[str, Any] = {}
 
     def refuse_resamplers(self, door: str) -> None:
-        """Refuses a `Resample` where a door has no data to replace."""
+        """Refuses a `Resample` in a function that has no data to replace."""
         if self.resamplers:
             raise ValueError(
                 f"A `Resample` replaces data, and `kormos.{door}` has none: "
@@ -160,7 +162,8 @@ class TraceObserver(SessionObserver):
         self.done += 1
         reporter.count(logs["loss"])
         if self._is_watching or self._is_evaluated_too:
-            # Where somebody looks, a compiled call has one iterate.
+            # If a callback needs each iterate, a compiled call has one
+            # iteration.
             assert theta is not None
             if self._is_watching:
                 reporter.write(theta)
@@ -229,21 +232,21 @@ class TraceObserver(SessionObserver):
 
 
 class _StandIn:
-    """What Keras' callbacks are given where there is no model."""
+    """The object that Keras' callbacks receive if there is no model."""
 
     def __init__(self) -> None:
         self.stop_training = False
         self.name = "kormos"
         self.history: Any = None
-        # Keras' callbacks look at these, and do without.
+        # Keras' callbacks read these attributes, but do not need their values.
         self.metrics: list[Any] = []
         self.optimizer = self.train_function = None
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(
-            "A callback asks for a model, and here is none: use a function "
-            "`(iteration, logs)`, or a Keras callback that needs no model. "
-            f"Received: a callback that reads `model.{name}`"
+            "A callback needs a model, but there is none here: use a "
+            "function `(iteration, logs)`, or a Keras callback that needs no "
+            f"model. Received: a callback that reads `model.{name}`"
         )
 
 
@@ -277,7 +280,8 @@ def _refuse_needs(callback: keras.callbacks.Callback) -> None:
         needs.append("histogram_freq or embeddings_freq")
     if needs:
         raise ValueError(
-            "Here is no model, only variables: leave callbacks out that read "
-            "or write one. The result keeps the best variables anyway. "
-            f"Received: {type(callback).__name__}, with {', '.join(needs)}"
+            "There is no model here, only variables: leave out callbacks "
+            "that read or write a model. The result keeps the best variables "
+            f"anyway. Received: {type(callback).__name__}, with "
+            f"{', '.join(needs)}"
         )

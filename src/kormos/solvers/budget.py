@@ -1,4 +1,4 @@
-"""What ends a run besides the tests of its method."""
+"""Limits that end a run, besides the tests of its method."""
 
 from typing import NamedTuple
 from typing import Self
@@ -37,7 +37,7 @@ class Budget(NamedTuple):
         return self._replace(deadline=deadline)
 
     def without(self, evaluations: int) -> Self:
-        """What is left after so many evaluations."""
+        """The rest of the budget after this many evaluations."""
         if self.evaluations is None:
             return self
         return self._replace(evaluations=self.evaluations - evaluations)

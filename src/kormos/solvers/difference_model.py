@@ -114,8 +114,8 @@ class DifferenceModel:
                 continue
             most = self._epsilon**_STEP * abs(self._loss)
             if self._theta[i] == 0 and change[i] * step > most > 0:
-                # The size of a parameter that is zero was a guess: its step
-                # is to change the loss by this part.
+                # The size of a parameter that is zero was a guess. Its step
+                # should change the loss by this part.
                 part = self._epsilon ** (2 * _STEP) * abs(self._loss)
                 self._steps[i] = np.sqrt(part * step / change[i])
                 continue

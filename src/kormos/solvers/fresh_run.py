@@ -1,6 +1,6 @@
 """A short run from a point that is claimed to be an optimum.
 
-It knows nothing but the point. For few parameters it takes Newton steps, with a
+It uses nothing but the point. For few parameters it takes Newton steps, with a
 Hessian from differences of the gradient. For more it takes a few steps of BFGS.
 Parameters that the gradient presses against a bound are held there, and trials
 are moved into the box.

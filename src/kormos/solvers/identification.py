@@ -71,8 +71,8 @@ class Undetermined(NamedTuple):
             names = _listed(self.endless, name_of)
             text += (
                 f" The data do not bound {names}: the loss does not rise "
-                "however far they go, as in a group without events, or where "
-                "groups are perfectly separated."
+                "however large they become, as in a group without events, or "
+                "if groups are perfectly separated."
             )
         return text
 

@@ -17,7 +17,7 @@ from kormos.types import Vector
 
 
 class _Whole:
-    """Tells an observer of the weights where a solver has their parts.
+    """Reports the weights to an observer, from the parts that a solver has.
 
     Args:
         observer: the observer of the run.
@@ -112,6 +112,6 @@ def run_in_parts(
     outcome = solve(parts, objective.parts_of(theta), whole)
     problem.fg_evals = parts.fg_evals
     outcome.theta = objective.point_of(outcome.theta)
-    # What kinks have no slope to tell is told by the parts.
+    # The parts have slopes where the weights have kinks.
     outcome.evaluate = outcome.state = outcome.hessian = None
     return outcome

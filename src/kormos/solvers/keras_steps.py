@@ -1,9 +1,8 @@
 """Steps of Keras' own optimizers, on batches of rows or on the whole loss.
 
-Unlike those of kormos' methods, a step may raise the loss. A run keeps the
-point that it arrives at, as `fit` of Keras does, unless the loss there is
-above that of its start, which is that of the first of several runs that go on
-from one another.
+Unlike a step of kormos' methods, a step may raise the loss. A run keeps its
+last point, as `fit` of Keras does, unless the loss there is above that of its
+start. If several runs continue one another, that is the start of the first one.
 """
 
 from __future__ import annotations
@@ -31,14 +30,14 @@ from kormos.solvers.solver_state import SolverState
 from kormos.types import Array
 from kormos.types import Vector
 
-# How entries of the state that is kept are called.
+# The names of the entries of the state.
 _SLOT = "slot"
 _PASSES = "passes"
 _START = "start"
 _START_LOSS = "start_loss"
 _REST = "rest"
-# A run goes on from an earlier one if it begins at the loss at which that one
-# ended, but for its rounding on another machine. A choice of ours.
+# A run continues an earlier one if it begins at the loss at which that one has
+# ended, except for rounding on another machine. This is a choice of ours.
 _SAME_LOSS = 1e-4
 
 
@@ -102,7 +101,7 @@ class KerasSteps:
 
     Args:
         optimizer: the Keras optimizer. Each run begins with it as it is new,
-            except a run that goes on from an earlier one's state.
+            except a run that continues from an earlier one's state.
         is_full: whether an iteration is a step on the whole loss, not an epoch
             of steps on batches of shuffled rows.
         batch_size: the rows of a batch, or `None` for a default.
@@ -135,10 +134,10 @@ class KerasSteps:
             received = "several processes"
         if received is not None:
             raise ValueError(
-                "A stage of one of Keras' own optimizers takes bounds, but no "
-                "constraints, and on several processes only "
-                "`full_batch=True`. Begin with 'lbfgs' there. "
-                f"Received: optimizer '{self.optimizer.name}' with {received}"
+                "A stage with one of Keras' own optimizers supports bounds, "
+                "but not constraints, and with several processes it needs "
+                "`full_batch=True`. Begin with 'lbfgs' instead. Received: "
+                f"optimizer '{self.optimizer.name}' with {received}"
             )
 
     def __call__(
@@ -227,7 +226,7 @@ class KerasSteps:
         """
         start = self._start_of(first, self._earlier)
         point, state = first, self._keep(first, start)
-        # Those of the point to keep, and the loss there.
+        # The values of the point to keep, and the loss there.
         rest, kept_loss = self._rest(), first.loss
         stop = observer.started(first)
         status = problem.spent() if first.is_finite else statuses.NON_FINITE
@@ -249,7 +248,7 @@ class KerasSteps:
                         *point,
                         state=state,
                         logs={"step": step},
-                        # The point goes on from here, wherever it has been.
+                        # The run continues from this point.
                         is_penalized=bool(point.loss <= start.loss),
                     )
                 )
@@ -284,11 +283,11 @@ class KerasSteps:
     def _start_of(
         self, first: Point, earlier: dict[str, Array] | None
     ) -> _Start:
-        """Where the first of the runs began that this one goes on from.
+        """Where the first of the runs began that this one continues from.
 
         Args:
             first: where this run begins.
-            earlier: the arrays of the state that it goes on from, or `None`.
+            earlier: the arrays of the state that it continues from, or `None`.
         """
         rest = self._rest()
         if earlier is None or not np.isclose(
@@ -310,14 +309,15 @@ class KerasSteps:
     def _prepare(
         self, variables: list[keras.Variable], state: SolverState | None
     ) -> None:
-        """Makes the optimizer that of a new run, or as a state has it."""
+        """Resets the optimizer for a new run, or restores it from a state."""
         optimizer, kind = self.optimizer, type(self.optimizer)
         known = getattr(optimizer, "_trainable_variables", None)
         is_fit = optimizer.built and [id(v) for v in known or ()] == [
             id(v) for v in variables
         ]
         if optimizer.built and not is_fit:
-            # It was built for other variables, of layers that are frozen now.
+            # The optimizer was built for other variables, of layers that are
+            # frozen now.
             optimizer = kind.from_config(optimizer.get_config())
             self.optimizer = optimizer
         if not optimizer.built:
@@ -339,13 +339,13 @@ class KerasSteps:
             variable.assign(value)
 
     def _keep(self, point: Point, start: _Start) -> SolverState:
-        """The optimizer's variables as a state to go on from."""
+        """The optimizer's variables as a state to continue from."""
         kept = [*self.optimizer.variables, *self._seeds]
         slots = {
             f"{_SLOT}{i}": np.array(backend.to_numpy(variable))
             for i, variable in enumerate(kept)
         }
-        # Frozen layers stay as they are, and may be large.
+        # The variables of frozen layers do not change, and may be large.
         rest = {
             f"{_REST}{i}": then
             for i, (then, now) in enumerate(
@@ -373,7 +373,8 @@ def _check_fit(
     found = [None if value is None else value.shape for value in values]
     if shapes != found:
         raise ValueError(
-            "The optimizer's state does not fit: it is of other variables, "
-            "before layers were frozen for instance. Fit with `resume=False`. "
-            f"Received: arrays of shapes {found}, not {shapes}"
+            "The optimizer's state does not fit: it belongs to other "
+            "variables, for example to those before layers were frozen. Fit "
+            f"with `resume=False`. Received: arrays of shapes {found}, not "
+            f"{shapes}"
         )

@@ -1,4 +1,4 @@
-"""What a solver returns."""
+"""The outcome that a solver returns."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Outcome:
         findings: sentences of what was checked at the end, with figures.
         evaluate: function of a point to the loss and the gradient there, or
             `None` for a method without gradients.
-        state: the `SolverState` that a later run can go on from, or `None`.
+        state: the `SolverState` that a later run can continue from, or `None`.
         hessian: function of a point to the Hessian of the method's model there,
             or `None`.
         multipliers: those of each constraint, arrays `(m,)`, or `None` for a

@@ -1,4 +1,4 @@
-"""Whether an end is a plateau, where units are saturated, and no optimum."""
+"""Whether an end is a plateau with saturated units, and not an optimum."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,8 @@ _AWAY = 0.01
 # Where a lower loss is looked for: at these parts of the parameters. Our
 # choice: saturated units have parameters that are too large.
 _PARTS = 0.5, 0.1, 0.0
-# It is lower if it is so by this part. Our choice: by far more than rounding.
+# A loss counts as lower if it is lower by this part. Our choice: far more than
+# rounding.
 _LOWER = 0.01
 
 
@@ -25,8 +26,8 @@ def loss_below(
 ) -> float | None:
     """A lower loss than that of a plateau, at smaller parameters.
 
-    A gradient of zero says nothing where units are saturated, because it is
-    zero around the point too.
+    If units are saturated, a gradient of zero says nothing, because it is zero
+    around the point too.
 
     Args:
         evaluate: loss and gradient as a function of a float64 array `(size,)`.

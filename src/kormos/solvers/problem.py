@@ -1,4 +1,4 @@
-"""What a solver sees: a loss of one flat vector, bounds and limits."""
+"""The problem that a solver receives: the loss of a flat vector, and limits."""
 
 import copy
 from collections.abc import Callable
@@ -114,7 +114,7 @@ class Problem:
         return np.clip(theta, self.lower, self.upper)
 
     def pull(self, theta: Vector, grad: Vector) -> Vector:
-        """The gradient without what presses parameters against bounds."""
+        """The gradient without entries that press parameters against bounds."""
         if not self.is_bounded:
             return grad
         lower, upper = self.box
@@ -145,11 +145,11 @@ class Problem:
         return self._counted(loss), grad
 
     def peek(self, theta: Vector) -> float:
-        """As `value`, for those who count themselves."""
+        """As `value`, for callers that count evaluations themselves."""
         return self.tried("value", self.objective.value, _nan, theta)
 
     def evaluate(self, theta: Vector) -> tuple[float, Vector]:
-        """As `value_and_grad`, for those who count themselves."""
+        """As `value_and_grad`, for callers that count by themselves."""
         return self.tried(
             "value_and_grad",
             self.objective.value_and_grad,
@@ -213,7 +213,7 @@ class Problem:
     def batches(self, rng: np.random.Generator) -> Iterator[Self]:
         """Problems of batches of the data, in an order that `rng` draws.
 
-        Each goes on counting where the one before has ended.
+        Each continues the counts of the one before.
         """
         objective = cast(BatchedObjective, self.objective)
         for batch in objective.batches(rng):
@@ -326,7 +326,7 @@ class Constraint(NamedTuple):
         type: `"eq"` for `fun(theta) = 0`, `"ineq"` for `fun(theta) >= 0`.
         fun: function from a vector to an array of shape `(m,)`.
         jac: function from a vector to an array of shape `(m, size)`.
-        refresh: function that reads other variables anew, and returns whether
+        refresh: function that reads other variables again, and returns whether
             they have changed.
     """
 

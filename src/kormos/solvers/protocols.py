@@ -1,4 +1,4 @@
-"""What the parts of the house expect of one another, written down."""
+"""The protocols between the parts of the library."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ class Iterate(NamedTuple):
         loss: the loss there.
         grad: the gradient there or its 2-norm, or `None` for a method without
             gradients.
-        state: what a later run can go on from. It is valid until the observer
-            returns. `None` for a solver that keeps no state.
+        state: the state from which a later run can continue. It is valid until
+            the observer returns. `None` for a solver that keeps no state.
         logs: numbers of the method for the History, by name.
         is_penalized: whether the method minimizes the loss and a penalty of its
             own, so that an earlier point with a lower loss is no better.
@@ -76,7 +76,7 @@ class Iterate(NamedTuple):
 
 
 class Observer(Protocol):
-    """Watches a solver, and says when it is to stop."""
+    """Observes a solver, and tells it when to stop."""
 
     def started(self, point: Point) -> bool:
         """Called once, before the first step; returns whether to stop."""
@@ -86,7 +86,7 @@ class Observer(Protocol):
 
 
 class Solver(Protocol):
-    """An algorithm: it changes nothing but what it returns."""
+    """An algorithm. It has no side effects; all results are returned."""
 
     def __call__(
         self,
@@ -100,7 +100,7 @@ class Solver(Protocol):
         Args:
             problem: the loss, its derivatives and its limits.
             theta: the start, float64 array of shape `(size,)`.
-            state: the state of an earlier run to go on from, or `None`.
+            state: the state of an earlier run to continue from, or `None`.
             observer: told of the start and of every accepted iterate.
 
         Returns:
@@ -109,27 +109,28 @@ class Solver(Protocol):
 
 
 class Objective(Protocol):
-    """A loss of a flat vector, of the user's own.
+    """The protocol of an objective that the user has written.
 
-    It may have `hvp(theta, vector)` too, the Hessian times a vector, which
-    methods such as `"newton-cg"` and `"trust-ncg"` need, and
-    `gauss_newton(theta)`, the Gauss-Newton matrix of shape `(size, size)`,
-    which `"lm"` needs.
+    It has two optional methods. `hvp(theta, vector)` returns the product of the
+    Hessian and a vector, an array of shape `(size,)`; methods such as
+    `"newton-cg"` and `"trust-ncg"` need it. `gauss_newton(theta)` returns the
+    Gauss-Newton matrix, an array of shape `(size, size)`; `"lm"` needs it.
 
     Attributes:
-        size: the number of parameters.
+        size: Integer, the number of parameters.
     """
 
     size: int
 
     def value_and_grad(self, theta: Vector) -> tuple[Scalar, Array]:
-        """The loss and its gradient.
+        """Computes the loss and its gradient.
 
         Args:
             theta: float64 array of shape `(size,)`.
 
         Returns:
-            The loss, a number, and the gradient, an array of shape `(size,)`.
+            A tuple of the loss, a float, and the gradient, an array of shape
+            `(size,)`.
         """
 
 
@@ -165,7 +166,7 @@ class LeastSquaresSettings(Tolerances, Protocol):
 
 
 class Method(Protocol):
-    """What the compiled loop of a method knows, beside a point.
+    """The state of a method's compiled loop, besides the point.
 
     Attributes:
         key: a name of the formulas and their options. Two methods of the same
@@ -187,7 +188,7 @@ class Method(Protocol):
 
 
 class Curvature(Method, Protocol):
-    """What a quasi-Newton method knows of the inverse Hessian H.
+    """A quasi-Newton method's approximation of the inverse Hessian H.
 
     The object has the formulas; it holds no numbers of a run. What it knows is
     passed in and returned, so that a compiled function can carry it. It is in
@@ -283,7 +284,7 @@ class Curvature(Method, Protocol):
         """H times a vector `(size,)`, with what waits to be settled."""
 
     def settle(self, store: Any, known: Any) -> tuple[Any, Any]:
-        """Brings into the store what waits for that in `known`.
+        """Moves pending changes from `known` into the store.
 
         Returns:
             The store, and what is known.
@@ -389,14 +390,14 @@ class Damping(Protocol):
 
     @property
     def is_exhausted(self) -> bool:
-        """Whether steps have become too short to go on."""
+        """Whether steps have become too short to continue."""
 
     def logs(self) -> dict[str, float]:
         """Numbers for the History."""
 
 
 class Squares(NamedTuple):
-    """What is known of a loss that may be a sum of squares, `sum u_i e_i^2`.
+    """The quantities of a loss that may be a sum of squares, `sum u_i e_i^2`.
 
     Attributes:
         errors: the number of errors e with a weight u above zero.
@@ -460,7 +461,7 @@ class GaussNewtonMatrix(Protocol):
     def bend_of_rows(self, theta: Vector, vector: Vector) -> Vector | None:
         """The vector w, `(rows,)`, for which `bend` is R'w with R of `rows`.
 
-        `None` where `rows` was not called at the point last.
+        `None` if the latest call of `rows` was not at this point.
         """
 
 
@@ -501,7 +502,7 @@ class ComparableObjective(Protocol):
 
     @property
     def program(self) -> CompiledProgram:
-        """What was compiled."""
+        """The compiled program."""
 
     @property
     def evaluation_eps(self) -> float:
@@ -509,7 +510,7 @@ class ComparableObjective(Protocol):
 
     @property
     def storage_eps(self) -> float:
-        """The same of the variables that keep the point."""
+        """The same for the variables that store the point."""
 
     def reference(self, theta: Vector) -> tuple[Vector, float]:
         """The point as the variables round it, and the loss as written."""
@@ -538,7 +539,7 @@ class ProblemObjective(ComparableObjective, Protocol):
         """Whether the loss cannot be a part of a compiled function."""
 
     def name_of(self, index: int) -> str:
-        """What to call an entry of the flat vector."""
+        """The name of an entry of the flat vector."""
 
     def value(self, theta: Vector) -> float:
         """The loss."""
@@ -608,10 +609,10 @@ class PartsObjective(ProblemObjective, Protocol):
     def box_of(
         self, lower: Vector | None, upper: Vector | None
     ) -> tuple[Vector, Vector]:
-        """The bounds of the vector, of those of the point."""
+        """The bounds of the vector, from those of the point."""
 
     def columns_of(self, jacobian: Matrix) -> Matrix:
-        """Derivatives in the vector, of those in the point."""
+        """Derivatives with respect to the vector, from those for the point."""
 
 
 class BatchedObjective(Protocol):
@@ -703,7 +704,7 @@ class OutputTerm(Protocol):
         term_factors: Tensor,
         chunk: Structure,
     ) -> Scalar:
-        """What a chunk adds to the loss besides `loss`: regularizers, say.
+        """The other contributions of a chunk to the loss: regularizers.
 
         Args:
             parts: values of the variables.

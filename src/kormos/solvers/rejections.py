@@ -30,7 +30,7 @@ from kormos.types import Vector
 from kormos.warn import place_of
 from kormos.warn import warn_if_muted
 
-# What TensorFlow puts around an error: names of nodes and of operations.
+# The names of nodes and operations that TensorFlow adds to an error.
 _NODES = re.compile(r"\{\{.*?\}\}|\[\[.*?\]\]|\[Op:.*", re.DOTALL)
 # The most characters of an exception that a message quotes.
 _LONGEST = 160
@@ -39,7 +39,7 @@ Result = TypeVar("Result")
 
 
 class Raised:
-    """What the evaluations of a fit raised.
+    """The exceptions that the evaluations of a fit have raised.
 
     Attributes:
         earlier: the evaluations of the fit before the present run.
@@ -84,7 +84,7 @@ class Raised:
             )
 
     def sentence(self) -> str:
-        """What was raised, how often, and where and when first."""
+        """Says what was raised, how often, and where and when first."""
         if self.first is None:
             return ""
         kinds = " and ".join(
@@ -105,10 +105,10 @@ class Raised:
 def is_rejection(error: BaseException, has_worked: bool) -> bool:
     """Whether an exception means that a point cannot be evaluated.
 
-    If it does not, it is an error of the user's code, and is to be raised. Once
-    a function has returned, nearly every exception comes from the point. Before
-    that, only a failure of the numerics does; everything else may be a mistake
-    in shapes or types, for example.
+    If it does not, it is an error in the user's code, which must be raised.
+    Once a function has returned, nearly every exception comes from the point.
+    Before that, only a failure of the numerics does; everything else may be a
+    mistake in shapes or types, for example.
 
     Args:
         error: the exception.

@@ -1,4 +1,4 @@
-"""What a native method knows at the end of a run, for a later run."""
+"""The state of a native method at the end of a run, for a later run."""
 
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -16,11 +16,11 @@ from kormos.types import Structure
 from kormos.types import Vector
 from kormos.warn import warn
 
-# How a state's arrays are called in a file.
+# The names of a state's arrays in a file.
 _PREFIX = "solver_"
 _KEY = _PREFIX + "key"
 _POSITION = _PREFIX + "position"
-# How those begin that a quasi-Newton method has in `State.store`.
+# The prefix of the arrays that a quasi-Newton method has in `State.store`.
 _STORE = "store."
 # Entries that a new run starts afresh, and that are not kept.
 _LEFT_OUT = ("rows", "status", "evaluations", "latest")
@@ -54,16 +54,16 @@ class SolverState:
         self.is_lost = True
 
     def forget_loss(self) -> None:
-        """Notes that the loss has become another one."""
+        """Notes that the loss has changed."""
         self._is_stale = True
 
     @property
     def is_sound(self) -> bool:
-        """Whether a run can go on from here."""
+        """Whether a run can continue from here."""
         return _is_sound(self.arrays(), self.left)
 
     def note(self, **arrays: Scalar) -> None:
-        """Keeps more arrays beside those that a run goes on from."""
+        """Keeps additional arrays with the state."""
         self.arrays().update(arrays)
 
     def arrays(self) -> dict[str, Array]:
@@ -86,16 +86,16 @@ class SolverState:
     def restored(
         self, key: str, template: _State, theta: Vector, storage_eps: float
     ) -> _State | None:
-        """The state to go on from.
+        """The state from which a run continues.
 
         Args:
-            key: the method that is to go on.
+            key: the method that is to continue.
             template: a state of its own before the first evaluation.
             theta: the variables as they are now, `(size,)`.
             storage_eps: the rounding of the variables.
 
         Returns:
-            The state, or `None` if it is not one to go on from.
+            The state, or `None` if it is not one to continue from.
 
         Raises:
             ValueError: if the state is of another method or of other shapes.
@@ -104,7 +104,7 @@ class SolverState:
         size = arrays["theta"].size if "theta" in arrays else 0
         if key != self.key or size != theta.size:
             raise ValueError(
-                "The optimizer's state does not fit: it is of "
+                "The optimizer's state does not fit: it belongs to "
                 f"'{self.key}' with {size:,} parameters. Fit with "
                 "`resume=False`, or with the optimizer and the model that it "
                 f"was saved from. Received: '{key}' with {theta.size:,} "
@@ -112,8 +112,8 @@ class SolverState:
             )
         if not self.is_sound:
             warn(
-                "The optimizer's state has NaN or infinite values, of a fit "
-                "that ended there: the fit goes on from the weights only.",
+                "The optimizer's state has NaN or infinite values from an "
+                "earlier fit: the fit continues from the weights only.",
             )
             return None
         state: Any = _filled(template, arrays)
@@ -216,9 +216,9 @@ def _filled(
 
 
 def _is_sound(arrays: Mapping[str, Array], position: Vector) -> bool:
-    """Whether a run can go on from there.
+    """Whether a run can continue from there.
 
-    A line search may hold infinity; nothing may hold NaN.
+    A line search may contain infinity, but nothing may contain NaN.
     """
     ends = [
         arrays[name] for name in ("theta", "loss", "grad") if name in arrays

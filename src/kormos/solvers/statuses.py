@@ -15,20 +15,21 @@ UNBOUNDED = "unbounded"
 INFEASIBLE = "infeasible"
 NON_FINITE = "non-finite"
 
-# What the user can do, where that follows only from the status.
+# Advice for the user, if it follows from the status alone.
 ADVICE = {
     ITERATION_LIMIT: (
-        "Give more `epochs` (`max_iterations` in `kormos.minimize`) to go on."
+        "To continue, give more `epochs` (`max_iterations` in "
+        "`kormos.minimize`)."
     ),
-    EVALUATION_LIMIT: "Raise the limit on evaluations to go on.",
-    TIME_LIMIT: "Give more `max_seconds` to go on.",
+    EVALUATION_LIMIT: "To continue, raise the limit on evaluations.",
+    TIME_LIMIT: "To continue, give more `max_seconds`.",
     NON_FINITE: "The loss or its gradient is NaN or infinite.",
 }
 
 # Ends at an optimum: by a tolerance, or by the rounding of the loss.
 SUCCESSES = (CONVERGED, NOISE_FLOOR)
 
-# No warning is due: they are right, or the user asked for them.
+# Statuses without a warning: the end is right, or the user has asked for it.
 QUIET = (
     *SUCCESSES,
     TARGET_REACHED,
@@ -37,7 +38,7 @@ QUIET = (
     INTERRUPTED,
 )
 
-# At these a wider dtype may go further.
+# At these statuses, a wider dtype may get further.
 WIDENING = (
     CONVERGED,
     NOISE_FLOOR,
@@ -46,7 +47,7 @@ WIDENING = (
     NON_FINITE,
 )
 
-# After these no later run of the same fit follows.
+# After these statuses, no other run of the same fit follows.
 FINAL = (
     INTERRUPTED,
     NON_FINITE,

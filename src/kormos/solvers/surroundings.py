@@ -18,15 +18,16 @@ _ONE_SIDED, _CENTRAL = 1 / 3, 2 / 3
 # Our choice: a smaller number misses flat directions in rough arithmetic, a
 # larger one finds some that are only badly determined.
 _ROOM = 10.0
-# A difference of at most this many roundings of the loss is none. Our choice:
-# two losses are rounded, and sums of many rows by more than one spacing.
+# A difference of at most this many roundings of the loss counts as zero. Our
+# choice: two losses are rounded, and sums of many rows by more than one
+# spacing.
 _HIDDEN = 8.0
-# A direction has a parameter if its part of the unit vector is larger than
-# this. Our choice: smaller parts are the rounding of eigenvectors.
+# A parameter belongs to a direction if its part of the unit vector is larger
+# than this. Our choice: smaller parts are the rounding of eigenvectors.
 PART = 0.02
-# A parameter may go on without end if its move should cost less than this part
-# of what the run has gained, by its present curvature; and if that is less than
-# this part of its curvature at the start.
+# A parameter may have no limit if, by its present curvature, its move should
+# cost less than this part of the gain of the run, and if this curvature is less
+# than this part of that at the start.
 _CHEAP = 1e-3
 
 Evaluate = Callable[[Vector], tuple[float, Vector]]

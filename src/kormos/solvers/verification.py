@@ -1,4 +1,4 @@
-"""Whether what was compiled is the user's loss, and its gradient complete.
+"""Checks that the compiled loss is the user's, with a complete gradient.
 
 A backend may reuse an earlier trace of a user's function, and code may read a
 variable in a way that kormos cannot intercept. The compiled loss then uses old
@@ -27,8 +27,8 @@ from kormos.types import Vector
 # Two losses differ if they do so by more than this power of the rounding, over
 # their size: about half of the digits.
 _EXPONENT = 0.55
-# They do not, if they differ by at most this many times as much as they do when
-# the variables are rounded otherwise.
+# They do not differ if the difference is at most this many times as large as
+# that between variables that are rounded differently.
 _AMPLIFIED = 30
 # Variables change by this part of their size, and by a half and a quarter of
 # it, to show whether the loss changes in proportion; it may miss that by the
@@ -42,10 +42,10 @@ _TENSOR_CORES = 2.0**-11
 _REACHES = 0.1, 1e-3, 0.0
 
 RANDOM = (
-    "A loss must be the same whenever it is computed, and so must a row of "
-    "residuals: random numbers that are drawn in it differ each time. Draw "
-    "them before, and pass them as data, which `kormos.callbacks.Resample` "
-    "draws anew."
+    "A loss, or a row of residuals, must be the same whenever it is "
+    "computed, but random numbers that are drawn in it differ each time. "
+    "Draw them before, and pass them as data, which "
+    "`kormos.callbacks.Resample` can draw again."
 )
 
 
@@ -97,13 +97,13 @@ def verify(
     if abs(found - own) <= _AMPLIFIED * noise:
         return
     raise ValueError(
-        "The loss, compiled, must be the loss of the variables as they are: "
-        "a function that was compiled or traced before (`jax.jit`, "
-        "`tf.function`) keeps the values that it read, and so does a tensor "
-        "that was computed from a variable outside of the loss. Read the "
-        "variables that are trained in functions that are not compiled. "
-        f"Received: near the start, a loss of {own:.6g} that is {found:.6g} "
-        "when it is compiled"
+        "The compiled loss must depend on the present values of the "
+        "variables: a function that was compiled or traced before "
+        "(`jax.jit`, `tf.function`) keeps the values that it read, and so "
+        "does a tensor that was computed from a variable outside of the "
+        "loss. Read the variables that are trained in functions that are not "
+        f"compiled. Received: near the start, a loss of {own:.6g} that is "
+        f"{found:.6g} when it is compiled"
     )
 
 
@@ -147,7 +147,7 @@ def refuse_silent(
         return
     names = [v.path for v in silent if changing([v])]
     raise ValueError(
-        "Variables to train must have a gradient where they change the loss: "
+        "Variables that change the loss must have a gradient: "
         "`stop_gradient`, rounding and integers have none. Freeze such "
         "variables (`layer.trainable = False`), or leave them out. Received: "
         f"{', '.join(names)}, with a gradient of zero"
@@ -199,7 +199,7 @@ def _rounding(objective: ComparableObjective) -> float:
     """The spacing of numbers near one in the coarsest arithmetic."""
     rounding = max(objective.evaluation_eps, objective.storage_eps)
     if not is_true_float64() and objective.program.packing.dtype is None:
-        # Keras may compute what is float64 in float32.
+        # Keras may compute float64 in float32.
         rounding = max(rounding, spacing("float32"))
     is_fine = rounding < NARROW or backend.on_cpu()
     return rounding if is_fine else max(rounding, _TENSOR_CORES)

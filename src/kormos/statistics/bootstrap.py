@@ -63,9 +63,9 @@ def _data(fit: Fit) -> Structure:
     lengths = {len(a) for a in leaves(data)} if data is not None else set()
     if len(lengths) != 1:
         raise ValueError(
-            "A bootstrap draws rows of the data: give `least_squares` its "
-            "points as `data`, arrays of one length, or fit a Keras model on "
-            "arrays. Received: a fit without rows of data"
+            "A bootstrap draws rows of the data: pass the points of "
+            "`least_squares` as `data`, arrays of the same length, or fit a "
+            "Keras model on arrays. Received: a fit without rows of data"
         )
     return data
 
@@ -93,8 +93,9 @@ class _Residuals:
     def __init__(self, fit: Fit) -> None:
         if fit.targets is None or not isinstance(fit.objective, Objective):
             raise ValueError(
-                "Residuals are drawn of a Keras model with a squared error: "
-                "use `resample='rows'`. Received: resample='residuals'"
+                "Residuals can only be drawn for a Keras model with a "
+                "squared error: use `resample='rows'`. Received: "
+                "resample='residuals'"
             )
         blocks = list(fit.rows())
         roots = np.concatenate([np.sqrt(b.weights) for b in blocks])

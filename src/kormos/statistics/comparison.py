@@ -1,4 +1,4 @@
-"""Models of the same data, side by side."""
+"""`kormos.compare`: several models of the same data, side by side."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ _HEADS = {
 
 @dataclasses.dataclass(frozen=True)
 class ComparedModel:
-    """A model among others.
+    """One of the compared models.
 
     Attributes:
-        name: its name.
-        parameters: how many parameters the data determine.
-        log_likelihood: the log-likelihood.
-        aic: Akaike's criterion.
-        aicc: the same, corrected for few observations.
-        bic: the Bayesian criterion.
-        ratio: the likelihood-ratio statistic of the model above, with fewer
-            parameters, against this one; NaN for the first model.
-        ratio_p_value: its p value, by the chi-squared distribution.
-        f: the F statistic of the model above against this one; NaN unless both
+        name: Its name.
+        parameters: The number of parameters that the data determine.
+        log_likelihood: The log-likelihood.
+        aic: Akaike's information criterion.
+        aicc: The same, corrected for a small number of observations.
+        bic: The Bayesian information criterion.
+        ratio: The likelihood-ratio statistic of the model above, which has
+            fewer parameters, against this one. NaN for the first model.
+        ratio_p_value: The p-value of `ratio`, by the chi-squared distribution.
+        f: The F statistic of the model above against this one. NaN unless both
             are fits of squared errors.
-        f_p_value: its p value.
+        f_p_value: The p-value of `f`.
     """
 
     name: str
@@ -66,10 +66,11 @@ class ComparedModel:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Models of the same data; `print` shows them as a table.
+    """Several models of the same data; `print` shows them as a table.
 
     Attributes:
-        models: tuple of `ComparedModel`s, those with fewest parameters first.
+        models: Tuple of `ComparedModel`s, in the order of their numbers of
+            parameters.
     """
 
     models: tuple[ComparedModel, ...]
@@ -80,10 +81,10 @@ class Comparison:
         return min(self.models, key=lambda model: model.aicc).name
 
     def to_frame(self) -> pandas.DataFrame:
-        """The table as a pandas `DataFrame`, with a row for each model.
+        """Returns the table as a pandas `DataFrame` with one row per model.
 
         Raises:
-            ImportError: if pandas is not installed.
+            ImportError: If pandas is not installed.
         """
         pandas = pandas_module()
         rows = [dataclasses.asdict(model) for model in self.models]
@@ -109,27 +110,38 @@ class Comparison:
 def compare(
     summaries: Sequence[Summary] | Mapping[str, Summary],
 ) -> Comparison:
-    """Compares models of the same data, by what their summaries say.
+    """Compares models of the same data by their summaries.
 
-    By AIC, AICc and BIC, any models of the same data can be compared. The
-    likelihood-ratio and the F test compare each model with the one above it in
-    the table. They mean something where that is nested: this model with some
-    parameters fixed.
+    AIC, AICc and BIC can compare any models of the same data. The
+    likelihood-ratio test and the F test compare each model with the one above
+    it in the table. They are valid only if that model is nested, which means
+    that it is this model with some parameters fixed.
 
     Args:
-        summaries: a list of `Summary`s, or a dict from names to these.
+        summaries: List of `Summary`s, or a dict that maps names to them.
 
     Returns:
-        A `Comparison`.
+        A `kormos.statistics.comparison.Comparison`.
 
     Raises:
-        ValueError: if there are fewer than two, if the numbers of observations
-            differ, or if one is of no likelihood.
+        ValueError: If there are fewer than two summaries, if their numbers of
+            observations differ, or if the loss of one is not a likelihood.
 
     Example:
 
     ```python
-    print(kormos.compare({"line": line.summary(), "curve": curve.summary()}))
+    b = keras.Variable([0.0, 1.0, 0.0])
+
+    def residual_fn(data):
+        return b[0] + b[1] * data["x"] + b[2] * data["x"] ** 2 - data["y"]
+
+    curve = kormos.least_squares(residual_fn, [b], data={"x": x, "y": y})
+    curve = curve.summary()
+    b.assign([0.0, 1.0, 0.0])
+    line = kormos.least_squares(
+        residual_fn, [b], data={"x": x, "y": y}, fixed=[(b, [2])]
+    )
+    print(kormos.compare({"line": line.summary(), "curve": curve}))
     ```
     """
     if not isinstance(summaries, Mapping):
@@ -155,8 +167,8 @@ def _check(summaries: Mapping[str, Any]) -> None:
     counts = {s.observations for s in summaries.values()}
     if len(counts) > 1:
         raise ValueError(
-            "Models can be compared on the same data only. "
-            f"Received: summaries of {sorted(counts)} observations"
+            "Only models of the same data can be compared. Received: "
+            f"summaries of {sorted(counts)} observations"
         )
     for name, summary in summaries.items():
         if np.isnan(summary.log_likelihood):

@@ -50,9 +50,9 @@ def check_kind(kind: Any, groups: Any) -> None:
         )
     if (kind == "cluster") != (groups is not None):
         raise ValueError(
-            "Argument `groups`, with the group of every row, belongs to "
-            "`covariance='cluster'`: give both or none. "
-            f"Received: covariance={kind!r}, "
+            "Argument `groups`, the group of every row, is for "
+            "`covariance='cluster'`: pass both or neither. Received: "
+            f"covariance={kind!r}, "
             f"groups={'None' if groups is None else 'given'}"
         )
 
@@ -107,8 +107,8 @@ def _check_groups(count: int, entries: int = 0, rows: int = 0) -> None:
         )
     if count < 2:
         raise ValueError(
-            "A covariance by groups needs two groups or more. "
-            f"Received: {count} group"
+            "A covariance by groups needs at least two groups. Received: "
+            f"{count} group"
         )
 
 

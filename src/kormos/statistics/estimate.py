@@ -19,8 +19,8 @@ from kormos.types import Matrix
 # this part of its standard error. Our choice: what is smaller shows in no digit
 # that a table prints.
 _MOST_MOVE = 1e-2
-# Of an exact fit all errors are rounding, and so are steps below this part of
-# a parameter. Our choice.
+# In an exact fit all errors are rounding errors, and so are steps below this
+# part of a parameter. This is our choice.
 _SMALLEST_MOVE = 1e-8
 
 
@@ -77,19 +77,20 @@ def estimate(
     likelihood, notes = fit.likelihood, []
     if kind == "hessian" and not likelihood.is_known:
         raise ValueError(
-            "The observed information is that of a likelihood: state that the "
-            "loss is one by `loss='nll'`, or use a sandwich such as 'HC0'. "
-            f"Received: covariance='hessian' for {likelihood.name}"
+            "The observed information needs a likelihood: state by "
+            "`loss='nll'` that the loss is one, or use a sandwich estimator "
+            "such as 'HC0'. Received: covariance='hessian' for "
+            f"{likelihood.name}"
         )
     if likelihood.is_gaussian:
-        # It has rows, unless the model cannot be differentiated by row.
+        # There are rows, unless the model cannot be differentiated by row.
         fit.objective.gauss_newton()
     sums = totals(fit) if fit.has_rows else None
     if kind == "classical" and not likelihood.is_known:
         kind = "HC0"
         notes.append(
-            f"The loss ({likelihood.name}) is no likelihood: standard errors "
-            "are those of a sandwich (HC0)."
+            f"The loss ({likelihood.name}) is not a likelihood: the standard "
+            "errors are those of a sandwich estimator (HC0)."
         )
     is_penalized = sums is not None and bool(
         sums.penalty.any() or sums.penalty_loss
@@ -217,9 +218,10 @@ def _notes(
     notes = []
     if is_penalized:
         notes.append(
-            "The loss has a penalty: estimates are shrunk, standard errors "
-            "are those of a sandwich and leave their bias out, and the data "
-            f"determine {effective:.4g} effective parameters."
+            "The loss has a penalty: the estimates are shrunk, the standard "
+            "errors are those of a sandwich estimator and do not include the "
+            f"bias, and the data determine {effective:.4g} effective "
+            "parameters."
         )
     combined = information.combinations(fit.objective.name_of)
     if combined:
@@ -239,7 +241,7 @@ def _notes(
     far = np.max(move[seen] / errors[seen], initial=0.0)
     if far > _MOST_MOVE:
         notes.append(
-            "The loss is not at its optimum: a step of Newton's moves a "
+            "The loss is not at its optimum: a Newton step would move a "
             f"parameter by {far:.2g} standard errors. Fit to the end first."
         )
     return notes

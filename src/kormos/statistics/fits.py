@@ -68,9 +68,9 @@ class Fit:
         """
         if self.is_constrained:
             raise ValueError(
-                "Profiles and bootstraps fit again within bounds, but not "
-                "under constraints: use `method='wald'`. "
-                "Received: a fit with constraints"
+                "Profiles and bootstraps can fit again within bounds, but "
+                "not under constraints: use `method='wald'`. Received: a fit "
+                "with constraints"
             )
 
     def rows(self) -> Iterator[RowBlock]:
@@ -87,8 +87,9 @@ class Fit:
             "The covariance of all parameters is a dense matrix",
             self.objective.size,
             _MATRICES,
-            "Ask for some of them by `parameters=[...]` (an empty list is "
-            "enough for `predict`), or freeze layers by `trainable = False`.",
+            "Request only some of them by `parameters=[...]` (an empty list "
+            "is enough for `predict`), or freeze layers by `trainable = "
+            "False`.",
         )
 
 

@@ -1,7 +1,7 @@
 """Which losses are negative log-likelihoods, and in what units.
 
 A loss of kormos is a factor times the sum of the negative log-likelihoods of
-all rows, but for a constant. The factor tells how much information its
+all rows, except for a constant. The factor tells how much information its
 curvature is: with a mean over n rows, n times as much.
 """
 
@@ -28,10 +28,10 @@ class Likelihood:
 
     Attributes:
         name: what to call it in a table.
-        factor: the loss over the negative log-likelihood of the data, but for
-            a constant. Of a sum of squares: the factor of the squared
-            residuals whose weight is one, or `None` for a mean weight of one.
-            `None` for a loss that is no likelihood.
+        factor: the ratio of the loss to the negative log-likelihood of the
+            data, without constants. For a sum of squares: the factor of the
+            squared residuals whose weight is one, or `None` for a mean weight
+            of one. `None` for a loss that is not a likelihood.
         is_gaussian: whether it is a sum of squares, whose variance is
             estimated unless it is known.
         is_expected: whether the Gauss-Newton matrix is the expected
@@ -86,7 +86,7 @@ def of_model(objective: Objective, is_stated: bool) -> Likelihood:
     terms = objective.program.model_loss.terms
     factors = objective.arguments.term_factors[:-1]
     shapes = objective.program.model_loss.outputs.shapes
-    # A row's loss is a mean over the last axis, but for the classes.
+    # A row's loss is a mean over the last axis, except for the classes.
     found = [
         (_distribution(loss), shape)
         for losses, shape in zip(
@@ -137,9 +137,9 @@ def _stated(objective: Objective) -> Likelihood:
     factors = objective.arguments.term_factors
     if len(factors) > 2:
         raise ValueError(
-            "With `loss='nll'`, the loss must be one function of all outputs: "
-            "give a model with one loss. "
-            f"Received: {len(factors) - 1} losses"
+            "With `loss='nll'`, the loss must be one function of all "
+            "outputs: use a model with one loss. Received: "
+            f"{len(factors) - 1} losses"
         )
     # The last factor is one over the number of rows.
     return Likelihood(
@@ -167,9 +167,9 @@ def of_rows(
     if rows is None:
         if observations is None:
             raise ValueError(
-                "How much a loss tells depends on the number of rows that it "
-                "is a mean or a sum over: give `observations`, or `losses`, a "
-                "function of no arguments that returns the negative "
+                "Standard errors depend on the number of rows over which the "
+                "loss is a mean or a sum: pass `observations`, or `losses`, "
+                "a function of no arguments that returns the negative "
                 "log-likelihood of every row. Received: neither"
             )
         factor = 1.0 if reduction == "sum" else 1.0 / observations

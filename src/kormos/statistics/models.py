@@ -1,4 +1,4 @@
-"""`kormos.summary`: how sure a Keras model's parameters are."""
+"""`kormos.summary`: how precisely the data determine a Keras model."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -45,53 +45,60 @@ def summary(
     parameters: Sequence[Any] | None = None,
     fixed: Any = None,
 ) -> Summary | PartialSummary:
-    """Tells how sure the parameters of a fitted model are.
+    """Says how precisely the data determine the parameters of a fitted model.
 
-    The model is to be at the optimum of its loss: what a step of Newton's would
-    still move is noted in the table. Everything is computed in float64 where
-    the model can be, with exact derivatives.
+    The model must be at the optimum of its loss. If a Newton step would still
+    move it, the table has a note about that. Everything is computed with exact
+    derivatives, and in float64 if the model can be computed in float64.
 
-    Mean squared errors are Gaussian likelihoods, binary and categorical cross-
-    entropies (without label smoothing) and `"poisson"` those of their
-    distributions. Of any other loss the standard errors are those of a
-    sandwich, unless you state that it is a likelihood. The reduction of the
-    loss changes nothing.
+    A mean squared error counts as a Gaussian likelihood. Binary and categorical
+    cross-entropies (without label smoothing) and `"poisson"` count as the
+    likelihoods of their distributions. For any other loss, the standard errors
+    are those of a sandwich estimator, unless you state that the loss is a
+    likelihood. The reduction of the loss does not matter.
 
     Args:
-        model: a compiled `keras.Model`, or one that is not if `loss` is given.
-        x: inputs, as `kormos.fit` takes them: the data of the fit.
-        y: targets, unless `x` is a data set.
-        sample_weight: weights of the rows. For squared errors they are one
-            over the variances, otherwise they count how often a row occurs. A
-            sandwich takes a row as one observation, whatever its weight.
-        loss: a loss, as `compile` takes it, in place of the model's own; or
-            `"nll"` to state that the model's loss is the mean of negative
-            log-likelihoods by row.
-        covariance: the estimator of the covariance: `"classical"`, by the
-            expected information (the observed one where a model's outputs do
-            not give that); `"hessian"`, by the observed information; the
-            sandwiches `"HC0"`, `"HC1"`, `"HC2"` and `"HC3"`, for variances that
-            differ between rows; or `"cluster"`, for rows that depend on each
-            other within `groups`.
-        groups: for `"cluster"`, the group of every row, `(rows,)`.
-        level: the probability with which an interval covers the true value.
-        absolute_sigma: whether one over `sample_weight` is the variance of a
-            target itself. Otherwise weights are relative, and the variance is
-            estimated.
-        batch_size: the most rows in memory at once.
-        names: names of the parameters, in the order of the flat vector of all
-            trainable variables. Defaults to paths of variables and places.
-        parameters: the parameters to tell of, by names or by places in the
-            flat vector. The summary is then a `PartialSummary`, which needs no
-            covariance of all parameters; with `[]` it only predicts.
-        fixed: parameters that the fit held, as `kormos.fit` took them.
+        model: A `keras.Model`, compiled unless `loss` is given.
+        x: Inputs, the data of the fit. See `kormos.fit`.
+        y: Targets. Leave it out if `x` is a dataset.
+        sample_weight: Weights of the rows, an array of shape `(rows,)`. For
+            squared errors they are the reciprocals of the variances. For other
+            likelihoods they count how often a row occurs. A sandwich estimator
+            takes a row as one observation, whatever its weight.
+        loss: A loss, as `model.compile` takes it, in place of the loss of the
+            model; or `"nll"`, to state that the loss of the model is the mean
+            over the rows of negative log-likelihoods.
+        covariance: String, the estimator of the covariance. `"classical"`, the
+            default, uses the expected information (or the observed one, if the
+            outputs of the model do not give the expected one). `"hessian"` uses
+            the observed information. `"HC0"`, `"HC1"`, `"HC2"` and `"HC3"` are
+            sandwich estimators for variances that differ between rows.
+            `"cluster"` is for rows that depend on each other within `groups`.
+        groups: The group of every row, an array of shape `(rows,)`, for
+            `"cluster"`.
+        level: Float, the probability with which an interval covers the true
+            value. Defaults to 0.95.
+        absolute_sigma: Boolean, whether the reciprocal of `sample_weight` is
+            the variance of a target itself. By default weights are relative,
+            and the variance is estimated.
+        batch_size: Integer, the largest number of rows that are evaluated at
+            the same time.
+        names: List of the names of the parameters, in the order of the flat
+            vector of all trainable variables. By default, a name is the path of
+            a variable and an index.
+        parameters: List of the parameters to report, by their names or by their
+            indices in the flat vector. The result is then a `PartialSummary`,
+            which does not need the covariance of all parameters. With `[]`, it
+            only predicts.
+        fixed: Parameters that the fit has kept fixed. See `kormos.fit`.
 
     Returns:
-        A `Summary`. `print` shows it as a table; a program reads `estimates`,
-        `standard_errors`, `covariance`, `intervals()` and the rest.
+        A `Summary`, or a `PartialSummary` if `parameters` is given. `print`
+        shows it as a table. Programs read `estimates`, `standard_errors`,
+        `covariance`, `intervals()` and its other members.
 
     Raises:
-        ValueError: if an argument, the data or the model cannot be used, or
+        ValueError: If an argument, the data or the model cannot be used, or if
             there are so many parameters that their covariance does not fit
             into memory.
 

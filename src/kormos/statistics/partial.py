@@ -1,8 +1,8 @@
-"""Errors of some parameters, or of predictions, without a matrix.
+"""Errors of some parameters, or of predictions, without a covariance matrix.
 
-A standard error needs the inverse of the information times one vector only.
-Conjugate gradients find it from products (Hestenes and Stiefel, 1952),
-preconditioned by the diagonal. Memory is then that of a few vectors.
+A standard error needs only the product of the inverse of the information and
+one vector. Conjugate gradients (Hestenes and Stiefel, 1952), preconditioned by
+the diagonal, compute it from products. The memory is that of a few vectors.
 """
 
 from collections.abc import Callable
@@ -29,8 +29,8 @@ from kormos.types import Vector
 # A solution leaves this part of its right side, in the norm of the
 # preconditioner. Our choice: a standard error then has about eight digits.
 _LEFT = 1e-10
-# What takes more products has no error that is known. Our choice: minutes for
-# a large network.
+# If more products are needed, the error counts as unknown. Our choice: this
+# takes minutes for a large network.
 _MOST_PRODUCTS = 2000
 # A direction of a smaller curvature than this, where parameters have curvature
 # one, is not determined.
@@ -41,26 +41,33 @@ _PROBES = 32
 
 
 class PartialSummary:
-    """What a fit tells of some parameters, or of predictions alone.
+    """How precisely the data determine some parameters, or predictions.
 
-    It is for models whose covariance does not fit into memory. Attributes are
-    as those of `Summary`, of the parameters that were asked for.
+    It is for models whose covariance matrix does not fit into memory. It has
+    the attributes of `Summary`, for the parameters that were requested.
 
     Attributes:
-        names: the names of the parameters.
-        indices: their places in the flat vector of all variables.
-        estimates: their estimates, `(count,)`.
-        covariance: their covariance matrix, `(count, count)`; NaN where the
-            data, or conjugate gradients, do not determine a parameter, or
-            a bound holds it.
-        standard_errors: the roots of its diagonal.
-        observations: how many observations there are.
-        parameters: the number of all parameters that nothing holds; with a
+        names: List of the names of the parameters.
+        indices: Their indices in the flat vector of all variables.
+        estimates: Their estimates, float64 array of shape `(count,)`.
+        covariance: Their covariance matrix, array of shape `(count, count)`,
+            with NaN for a parameter that the data do not determine, that
+            conjugate gradients could not determine, or that a bound holds.
+        standard_errors: The square roots of its diagonal, `(count,)`.
+        observations: The number of observations.
+        parameters: The number of all parameters that are not held or, with a
             penalty, an estimate of the effective number of them.
-        degrees_of_freedom: the difference of these two.
-        residual_standard_error: the standard deviation of the residuals, or
+        degrees_of_freedom: `observations - parameters`.
+        residual_standard_error: The standard deviation of the residuals, or
             NaN.
-        log_likelihood: the log-likelihood at the estimate.
+        log_likelihood: The log-likelihood at the estimate.
+
+    Example:
+
+    ```python
+    kormos.fit(model, x, y, optimizer="lm", epochs=100)
+    print(kormos.summary(model, x, y, parameters=[0, 1]))
+    ```
     """
 
     def __init__(
@@ -106,10 +113,10 @@ class PartialSummary:
         return np.sqrt(np.diag(self.covariance))
 
     def intervals(self, level: float | None = None) -> Matrix:
-        """Confidence intervals by standard errors, `(count, 2)`.
+        """Returns confidence intervals by standard errors, `(count, 2)`.
 
         Args:
-            level: as `Summary.intervals` takes it.
+            level: See `Summary.intervals`.
         """
         reach = self._quantile(level) * self.standard_errors
         return np.stack([self.estimates - reach, self.estimates + reach], 1)
@@ -120,7 +127,7 @@ class PartialSummary:
         level: float | None = None,
         function: Callable[..., Any] | None = None,
     ) -> Prediction:
-        """As `Summary.predict`, by a solution for each output of each row."""
+        """As `Summary.predict`; it solves a system for each output and row."""
         return predict(
             self._fit,
             self._errors,
@@ -197,7 +204,7 @@ class _Inverse:
         lower, upper = fit.box
         if lower is not None and upper is not None:
             self._is_free = (theta > lower) & (theta < upper)
-        # Zero for what is held, or has no effect.
+        # The entries are zero for parameters that are held, or have no effect.
         is_used = self._is_free & (diagonal > 0)
         self._units = np.where(
             is_used, 1 / np.sqrt(np.where(is_used, diagonal, 1.0)), 0.0
@@ -236,7 +243,8 @@ class _Inverse:
         if (right[self._is_free & (self._units == 0)] != 0).any():
             return nothing
         if not (right * self._is_free).any():
-            # A held parameter has no error, and a constant none but zero.
+            # A held parameter has no error, and a constant has an error of
+            # zero.
             return nothing if right.any() else np.zeros(right.size)
         left = right * self._units
         found, direction, square = np.zeros(right.size), left, left @ left
@@ -261,14 +269,14 @@ def _check(fit: Fit, covariance: str) -> None:
     is_expected = likelihood.is_known and likelihood.is_expected
     if covariance != "classical" or not (fit.has_rows and is_expected):
         raise ValueError(
-            "`parameters` uses the expected information, of a loss of outputs "
-            "that is a likelihood: leave it out, or use "
+            "`parameters` needs the expected information, and therefore a "
+            "loss of outputs that is a likelihood: leave it out, or use "
             f"`covariance='classical'`. Received: covariance={covariance!r} "
             f"for {likelihood.name}"
         )
     if fit.is_constrained:
         raise ValueError(
-            "`parameters` goes with bounds, but not with constraints: leave it "
+            "`parameters` supports bounds, but not constraints: leave it "
             "out. Received: a fit with constraints"
         )
 

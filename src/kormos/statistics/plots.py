@@ -1,4 +1,4 @@
-"""Plots of how sure a fit is."""
+"""Plots of a fit and its uncertainty."""
 
 from __future__ import annotations
 
@@ -43,34 +43,37 @@ def plot_fit(
     level: float | None = None,
     path: str | os.PathLike[str] | None = None,
 ) -> Figure:
-    """Draws a fit: data with bands, residuals, and correlations.
+    """Plots a fit: data with bands, residuals, and correlations.
 
-    The first panel has the data, the curve, its confidence band and, of a
-    squared error, the band of new observations; with several inputs it has the
-    observed over the predicted values. The others have residuals over
-    predictions, residuals over quantiles of the normal distribution, and the
-    correlation of the parameters.
+    The first panel shows the data, the curve, its confidence band and, for a
+    squared error, the prediction band of new observations. If there are several
+    inputs, it shows the observed against the predicted values. The other panels
+    show the residuals against the predictions, the residuals against the
+    quantiles of the normal distribution, and the correlation of the parameters.
 
     Args:
-        summary: a `Summary` of a fit with one output.
-        x: the inputs. Defaults to those of a Keras model's summary.
-        y: the observed values, `(rows,)`. Defaults to those of the summary.
-        function: function of `x` that predicts, where the summary is not of a
-            Keras model.
-        level: the probability with which a band holds what it is of. Defaults
-            to that of the summary.
-        path: file to write, in the format that its extension says, or `None`.
+        summary: A `Summary` of a fit with one output.
+        x: The inputs. Defaults to the data of the summary of a Keras model.
+        y: The observed values, array of shape `(rows,)`. Defaults to those of
+            the summary.
+        function: Function of `x` that computes predictions, if the summary does
+            not belong to a Keras model.
+        level: Float, the probability with which a band covers its quantity.
+            Defaults to that of the summary.
+        path: Path of a file to write, in the format of its extension, or
+            `None`, the default.
 
     Returns:
         A matplotlib `Figure`.
 
     Raises:
-        ImportError: if matplotlib is not installed.
-        ValueError: if the data are missing, or there are several outputs.
+        ImportError: If matplotlib is not installed.
+        ValueError: If the data are missing, or if there are several outputs.
 
     Example:
 
     ```python
+    kormos.fit(model, x, y, optimizer="lm", epochs=100)
     kormos.plot_fit(kormos.summary(model, x, y), path="fit.png")
     ```
     """
@@ -78,8 +81,8 @@ def plot_fit(
     fitted = summary.predict(x, level, function)
     if fitted.mean.shape != y.shape:
         raise ValueError(
-            "A plot of a fit is one of a single output: plot others by "
-            "`summary.predict`. Received: predictions of shape "
+            "A plot of a fit needs a single output: plot several outputs "
+            "with `summary.predict`. Received: predictions of shape "
             f"{fitted.mean.shape} for targets of shape {y.shape}"
         )
     observed, mean = y[:, 0], fitted.mean[:, 0]
@@ -113,8 +116,8 @@ def _data(summary: Summary, x: Any, y: Any) -> tuple[Any, Matrix]:
             x, y = known[0], leaves(known[1])[0]
     if x is None or y is None:
         raise ValueError(
-            "The data of this fit are not kept: give `x` and `y`. "
-            f"Received: x={x!r}, y={y!r}"
+            "The data of this fit are not known: pass `x` and `y`. Received: "
+            f"x={x!r}, y={y!r}"
         )
     y = np.asarray(y, "float64")
     return x, y.reshape(len(y), -1)

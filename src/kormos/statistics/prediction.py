@@ -20,16 +20,16 @@ _PART = 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """Predictions with their errors.
+    """Predictions with their standard errors.
 
     Attributes:
-        mean: the predictions, `(rows, outputs)`.
-        standard_error: their standard errors, as `mean`; NaN where they depend
-            on parameters that the data do not determine.
-        confidence: the band that holds the true mean, with the level's
-            probability at each row: `(rows, outputs, 2)`.
-        prediction: the band that holds a new observation of weight one, or
-            `None` unless the loss is a sum of squares.
+        mean: The predictions, array of shape `(rows, outputs)`.
+        standard_error: Their standard errors, with the same shape; NaN where
+            they depend on parameters that the data do not determine.
+        confidence: The band that covers the true mean with the probability
+            `level` in each row, array of shape `(rows, outputs, 2)`.
+        prediction: The band that covers a new observation of weight one, or
+            `None` if the loss is not a sum of squares.
     """
 
     mean: Matrix
@@ -60,7 +60,7 @@ def predict(
     function = fit.function if function is None else function
     if function is None:
         raise ValueError(
-            "What residuals predict is known only to you: give `function`, "
+            "Residuals do not say what the predictions are: pass `function`, "
             "which takes data and returns predictions, with `keras.ops`. "
             "Received: function=None"
         )

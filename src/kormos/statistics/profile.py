@@ -39,7 +39,7 @@ def profile_interval(
     lowest = float(fit.objective.value(fit.theta))
     held = np.zeros(fit.theta.size, bool)
     held[index] = True
-    # Where the others move to when this one does, to first order.
+    # The change of the other parameters with this one, to first order.
     slope = estimate.covariance[index] / error**2
 
     def end(sign: int) -> float:
@@ -117,7 +117,8 @@ def _next(
     if np.isinf(at_high):
         return (low + high) / 2
     share = (quantile - at_low) / (at_high - at_low)
-    # Not next to an end, where rounding would stop it.
+    # The place must not be next to an end, where rounding would stop the
+    # search.
     return low + (high - low) * float(np.clip(share, 0.02, 0.98))
 
 
@@ -125,7 +126,7 @@ def check_profile(estimate: Estimate) -> None:
     """Refuses a loss that is no likelihood, or is penalized."""
     if np.isnan(estimate.scale.factor) or estimate.is_penalized:
         raise ValueError(
-            "A profile is one of a likelihood without a penalty: use "
+            "A profile needs a likelihood without a penalty: use "
             "`method='wald'` or 'bootstrap'. Received: method='profile' for "
             "a loss that is none"
         )

@@ -72,9 +72,9 @@ def check_alone(processes: Processes) -> None:
     """Refuses several processes: a summary is made of all rows by one."""
     if not processes.is_alone:
         raise ValueError(
-            "A summary is made by one process, of all the data: make it where "
-            "no other processes take part. "
-            "Received: processes that have a part of the data each"
+            "A summary is computed by one process, from all of the data: "
+            "compute it in a program without other processes. Received: "
+            "processes with a part of the data each"
         )
 
 

@@ -1,4 +1,4 @@
-"""What a fit tells of its parameters, as an object that prints."""
+"""`Summary`: how precisely the data determine parameters."""
 
 from __future__ import annotations
 
@@ -29,47 +29,59 @@ if TYPE_CHECKING:
 
 
 class Summary:
-    """What a fit tells of its parameters; `print` shows it as a table.
+    """How precisely the data determine parameters; `print` shows a table.
 
-    Parameters are in the order of the flat vector of all variables.
+    The parameters are in the order of the flat vector of all variables.
 
     Attributes:
-        names: the names of the parameters: a variable's path, and the place of
-            an entry in it.
-        estimates: the parameters, float64 array `(size,)`.
-        kind: the estimator of the covariance: the argument `covariance`, or
-            `"HC0"` where the loss is no likelihood.
-        covariance: their covariance matrix, `(size, size)`; zero along
-            directions that the data do not determine or constraints forbid.
-        standard_errors: their standard errors, `(size,)`; NaN for parameters
-            that the data do not determine, or that constraints hold.
-        statistics: the estimates over their standard errors.
-        p_values: two-sided, by Student's distribution for a sum of squares
-            with the usual covariance, otherwise by the normal one.
-        is_identified: for every parameter, whether the data determine it.
-        is_held: for every parameter, whether it is at a bound, or held by a
-            constraint.
-        undetermined: the combinations of parameters that the data do not
-            determine, as texts.
-        observations: how many observations there are.
-        parameters: how many parameters the data determine; with a penalty, the
-            effective number of them.
-        degrees_of_freedom: the difference of these two.
-        residual_standard_error: the standard deviation of the residuals, with
-            the degrees of freedom in place of observations; NaN unless the
-            loss is a sum of squares.
-        log_likelihood: the log-likelihood at the estimate, or NaN.
-        aic: Akaike's criterion, of the determined parameters without the
-            variance, as statsmodels has it.
-        aicc: the same, corrected for few observations.
-        bic: the Bayesian criterion.
-        r_squared: the share of the targets' variation around their mean (of a
-            linear model without a constant: around zero) that is explained, or
-            NaN where targets are not known.
-        adjusted_r_squared: the same, by degrees of freedom.
-        condition_number: the ratio of the largest and the smallest singular
+        names: List of the names of the parameters. By default, a name is the
+            path of a variable and an index.
+        estimates: The parameters, float64 array of shape `(size,)`.
+        kind: String, the estimator of the covariance: the argument
+            `covariance`, or `"HC0"` if the loss is not a likelihood.
+        covariance: The covariance matrix of the parameters, array of shape
+            `(size, size)`. It is zero along directions that the data do not
+            determine or that constraints forbid.
+        standard_errors: The standard errors, array of shape `(size,)`, with NaN
+            for parameters that the data do not determine, or that constraints
+            hold.
+        statistics: The estimates divided by their standard errors.
+        p_values: The two-sided p-values, by Student's t distribution for a sum
+            of squares with the classical covariance, otherwise by the normal
+            distribution.
+        is_identified: Boolean array of shape `(size,)`, whether the data
+            determine a parameter.
+        is_held: Boolean array of shape `(size,)`, whether a parameter is at a
+            bound, or held by a constraint.
+        undetermined: List of strings, the combinations of parameters that the
+            data do not determine.
+        observations: The number of observations.
+        parameters: The number of parameters that the data determine or, with a
+            penalty, the effective number of them.
+        degrees_of_freedom: `observations - parameters`.
+        residual_standard_error: The standard deviation of the residuals,
+            computed with the degrees of freedom. NaN if the loss is not a sum
+            of squares.
+        log_likelihood: The log-likelihood at the estimate, or NaN.
+        aic: Akaike's information criterion. As in statsmodels, the variance
+            does not count as a parameter.
+        aicc: The same, corrected for a small number of observations.
+        bic: The Bayesian information criterion.
+        r_squared: The share of the variation of the targets around their mean
+            (for a linear model without a constant, around zero) that the model
+            explains. NaN if the targets are not known.
+        adjusted_r_squared: The same, adjusted for the degrees of freedom.
+        condition_number: The ratio of the largest to the smallest singular
             value of the weighted Jacobian.
-        notes: tuple of sentences that the table ends with.
+        notes: Tuple of the sentences at the end of the table.
+
+    Example:
+
+    ```python
+    kormos.fit(model, x, y, optimizer="lm", epochs=100)
+    summary = kormos.summary(model, x, y)
+    print(summary.standard_errors)
+    ```
     """
 
     def __init__(
@@ -107,20 +119,20 @@ class Summary:
 
     @property
     def distribution(self) -> Any:
-        """The distribution of the statistics, of `scipy.stats`."""
+        """The distribution of the statistics, from `scipy.stats`."""
         if self._estimate.is_t:
             return scipy.stats.t(self.degrees_of_freedom)
         return scipy.stats.norm()
 
     @property
     def statistics(self) -> Vector:
-        """The estimates over their standard errors."""
+        """The estimates divided by their standard errors, `(size,)`."""
         with np.errstate(divide="ignore", invalid="ignore"):
             return self.estimates / self.standard_errors
 
     @property
     def p_values(self) -> Vector:
-        """Two-sided p values of the estimates being zero."""
+        """Two-sided p-values of the hypotheses that a parameter is zero."""
         return np.asarray(2 * self.distribution.sf(np.abs(self.statistics)))
 
     @property
@@ -130,7 +142,7 @@ class Summary:
 
     @property
     def aic(self) -> float:
-        """Akaike's criterion."""
+        """Akaike's information criterion."""
         return float(2 * self.parameters - 2 * self.log_likelihood)
 
     @property
@@ -145,7 +157,7 @@ class Summary:
 
     @property
     def bic(self) -> float:
-        """The Bayesian criterion."""
+        """The Bayesian information criterion."""
         penalty = np.log(self.observations) * self.parameters
         return float(penalty - 2 * self.log_likelihood)
 
@@ -156,12 +168,12 @@ class Summary:
 
     @property
     def r_squared(self) -> float:
-        """The share of the targets' variation that is explained."""
+        """The share of the variation of the targets that the model explains."""
         return float(1 - self.residual_squares / self._estimate.spread)
 
     @property
     def adjusted_r_squared(self) -> float:
-        """The same, by degrees of freedom."""
+        """R-squared, adjusted for the degrees of freedom."""
         if self.degrees_of_freedom <= 0:
             return np.nan
         total = self.observations - self._estimate.has_constant
@@ -177,24 +189,31 @@ class Summary:
         resample: str = "rows",
         seed: int = 0,
     ) -> Matrix:
-        """Confidence intervals of the parameters.
+        """Returns confidence intervals of the parameters.
 
         Args:
-            level: the probability with which one covers the true value.
-                Defaults to that of the summary.
-            method: `"wald"`, by standard errors; `"profile"`, by the
-                likelihood, which takes about ten fits for each parameter; or
-                `"bootstrap"`, by the quantiles of `bootstrap`.
-            n: as `bootstrap` takes it.
-            resample: as `bootstrap` takes it.
-            seed: as `bootstrap` takes it.
+            level: Float, the probability with which an interval covers the true
+                value. Defaults to that of the summary.
+            method: `"wald"`, the default, uses the standard errors. `"profile"`
+                uses the likelihood, and takes about ten fits per parameter.
+                `"bootstrap"` uses the quantiles of `bootstrap`.
+            n: See `bootstrap`.
+            resample: See `bootstrap`.
+            seed: See `bootstrap`.
 
         Returns:
-            An array `(size, 2)`, with NaN where there is no interval, and
-            infinite where a likelihood has no end.
+            An array of shape `(size, 2)`, with NaN where there is no interval,
+            and with infinity where the likelihood sets no limit.
 
         Raises:
-            ValueError: if an argument cannot be used.
+            ValueError: If an argument cannot be used.
+
+        Example:
+
+        ```python
+        kormos.fit(model, x, y, optimizer="lm", epochs=100)
+        print(kormos.summary(model, x, y).intervals(level=0.9))
+        ```
         """
         level = self.level if level is None else level
         if method == "wald":
@@ -225,21 +244,22 @@ class Summary:
     def bootstrap(
         self, n: int = 1000, resample: str = "rows", seed: int = 0
     ) -> Matrix:
-        """Estimates from data that are drawn again, with replacement.
+        """Returns estimates from data that are drawn again, with replacement.
 
         Args:
-            n: how many times data are drawn and fitted.
-            resample: `"rows"` to draw rows; or `"residuals"`, for a squared
-                error of a Keras model, to add residuals of other rows to the
-                predictions.
-            seed: the seed of the draws.
+            n: Integer, the number of draws, each of which takes a fit. Defaults
+                to 1000.
+            resample: `"rows"`, the default, draws rows. `"residuals"`, for a
+                squared error of a Keras model, adds the residuals of other rows
+                to the predictions.
+            seed: Integer, the seed of the draws. Defaults to `0`.
 
         Returns:
-            An array `(n, size)`.
+            An array of shape `(n, size)`.
 
         Raises:
-            ValueError: if the fit has no rows of data, or an argument cannot
-                be used.
+            ValueError: If the fit has no rows of data, or an argument cannot be
+                used.
         """
         return bootstrap(self._fit, n, resample, seed)
 
@@ -249,21 +269,29 @@ class Summary:
         level: float | None = None,
         function: Callable[..., Any] | None = None,
     ) -> Prediction:
-        """Predictions with their errors, by the delta method.
+        """Returns predictions with their standard errors, by the delta method.
 
         Args:
-            x: inputs, as the model or `function` takes them.
-            level: the probability with which a band holds what it is of, at
-                each row. Defaults to that of the summary.
-            function: function of `x` that predicts from the variables, with
-                `keras.ops`. Defaults to the model.
+            x: Inputs, as the model or `function` takes them.
+            level: Float, the probability with which a band covers its quantity,
+                for each row on its own. Defaults to that of the summary.
+            function: Function of `x` that computes predictions from the
+                variables, with `keras.ops`. Defaults to the model.
 
         Returns:
             A `Prediction`, with `mean`, `standard_error`, `confidence` and
             `prediction`.
 
         Raises:
-            ValueError: if an argument cannot be used.
+            ValueError: If an argument cannot be used.
+
+        Example:
+
+        ```python
+        kormos.fit(model, x, y, optimizer="lm", epochs=100)
+        band = kormos.summary(model, x, y).predict(x[:5])
+        print(band.mean, band.standard_error)
+        ```
         """
         quantile = self._quantile(self.level if level is None else level)
         return predict(
@@ -281,14 +309,15 @@ class Summary:
         return float(self.distribution.ppf((1 + level) / 2))
 
     def to_frame(self) -> pandas.DataFrame:
-        """The table of parameters, as a pandas `DataFrame`.
+        """Returns the table of parameters as a pandas `DataFrame`.
 
         Returns:
-            A row for each parameter, with columns `estimate`,
-            `standard_error`, `statistic`, `p_value`, `low` and `high`.
+            A `DataFrame` with one row per parameter, and the columns
+            `estimate`, `standard_error`, `statistic`, `p_value`, `low` and
+            `high`.
 
         Raises:
-            ImportError: if pandas is not installed.
+            ImportError: If pandas is not installed.
         """
         pandas = pandas_module()
         low, high = self.intervals().T
@@ -318,7 +347,7 @@ class Summary:
 
 
 def check_level(level: Any) -> None:
-    """Refuses what is no probability between zero and one."""
+    """Refuses a level that is not a probability between zero and one."""
     if not isinstance(level, (int, float)) or not 0 < level < 1:
         raise ValueError(
             "Argument `level` must be a probability between 0 and 1, such as "

@@ -12,8 +12,8 @@ from kormos import markup
 if TYPE_CHECKING:
     from kormos.statistics.summary import Summary
 
-# Tables of more parameters show the first and the last ones. Our choice: what
-# fits on some screens.
+# Tables of more parameters show the first and the last ones. Our choice: this
+# fits on a few screens.
 _MOST_ROWS = 200
 # Names longer than this are cut at their beginning, which they share.
 _LONGEST_NAME = 40

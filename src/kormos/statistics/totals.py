@@ -168,8 +168,8 @@ def totals(fit: Fit) -> Totals:
     factor = triangle(rows(), size)
     if not (np.isfinite(factor).all() and np.isfinite(sums.squares)):
         raise ValueError(
-            "The derivatives at the estimate are not finite, so that it has "
-            "no standard errors: fit the model first, or look for what makes "
-            "them so by `kormos.check`. Received: NaN or infinite derivatives"
+            "The derivatives at the estimate are not finite, so that there "
+            "are no standard errors: fit the model first, or look for the "
+            "cause with `kormos.check`. Received: NaN or infinite derivatives"
         )
     return sums.totals(factor, *sums.spread(factor))

@@ -607,7 +607,7 @@ def test_by_name():
     model = linear()
     model.compile(optimizer="lm", loss="mse")
     assert type(model.optimizer) is LevenbergMarquardt
-    with pytest.raises(ValueError, match="takes no constraints"):
+    with pytest.raises(ValueError, match="does not support constraints"):
         kormos.fit(
             model,
             X,

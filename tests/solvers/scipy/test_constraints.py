@@ -229,7 +229,7 @@ def test_methods_without_constraints_refuse_them_by_name(method):
         ),
         loss="mse",
     )
-    match = f"Method '{method}' takes no constraints.*cobyla.*slsqp.*eq"
+    match = f"Method '{method}' does not support constraints.*cobyla.*slsqp.*eq"
     with pytest.raises(ValueError, match=match):
         model.fit(X, Y, verbose=0)
     evaluations = []

@@ -12,7 +12,7 @@ from kormos.types import Vector
 
 
 class BlockFactors:
-    """The numbers that the losses of residual blocks are multiplied by.
+    """The factors of the losses of residual blocks.
 
     Args:
         names: the names of the blocks.
@@ -47,7 +47,7 @@ class BlockFactors:
         return other
 
     def divisors(self, counts: Vector) -> Vector:
-        """By what the sums of the blocks' losses are divided.
+        """The divisors of the sums of the blocks' losses.
 
         Args:
             counts: the number of residuals of each block.

@@ -1,4 +1,4 @@
-"""Residuals that became a square matrix by a broadcast that was a mistake."""
+"""Finds residuals that were broadcast to a square matrix by mistake."""
 
 from typing import TYPE_CHECKING
 
@@ -19,17 +19,17 @@ _FEWEST_ROWS, _ENOUGH_ROWS = 3, 64
 _ROUNDINGS = 100
 
 HINT = (
-    "a column of shape (n, 1) less a vector of shape (n,) is a square of every "
-    "pair: give both one shape, by `keras.ops.reshape`"
+    "a column of shape (n, 1) minus a vector of shape (n,) is a matrix of "
+    "all pairs: give both the same shape, by `keras.ops.reshape`"
 )
 
 
 def warn_of_broadcasts(objective: "ResidualObjective") -> None:
     """Warns of square blocks of residuals that a column and a row make.
 
-    The difference of a column and a row is a matrix of rank two or less, also
-    where a column or a row multiplies it. Residuals of data in a square matrix
-    have a higher rank.
+    The difference of a column and a row is a matrix of rank two or less, even
+    if it is multiplied by a column or a row. Residuals of data in a square
+    matrix have a higher rank.
 
     Args:
         objective: the objective.
@@ -52,6 +52,6 @@ def warn_of_broadcasts(objective: "ResidualObjective") -> None:
         if 0 < values[0] and values[2] <= least:
             warn(
                 f"Block '{name}' of the residuals has shape {(size, size)}, "
-                f"and seems to be a broadcast by mistake; {HINT}. Flatten the "
+                f"and seems to be broadcast by mistake; {HINT}. Flatten the "
                 "block if every pair is intended."
             )

@@ -47,10 +47,10 @@ def naming_conversions(
             raise
         raise ValueError(
             f"Function `{name}` must compute with tensors: a NumPy array has "
-            "no gradient, and an array times a variable is an array. Convert "
-            "the array, `keras.ops.convert_to_tensor(x)`, and use `keras.ops` "
-            "in place of NumPy's functions. "
-            f"Received: {_line(error.__traceback__)}"
+            "no gradient, and the product of an array and a variable is an "
+            "array. Convert the array by `keras.ops.convert_to_tensor(x)`, "
+            "and use `keras.ops` in place of NumPy's functions. Received: "
+            f"{_line(error.__traceback__)}"
         ) from error
 
 

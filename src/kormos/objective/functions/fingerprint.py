@@ -1,4 +1,4 @@
-"""What a function of the user's computes from, besides variables.
+"""Finds what a user's function depends on, besides variables.
 
 A compiled function has the values that Python code read while it was traced
 as constants. Two fingerprints of a function are equal only if these values are
@@ -28,11 +28,11 @@ from typing import NamedTuple
 import keras
 from keras import ops
 
-# Types that the pickler knows, of which most of what it meets is.
+# Types that the pickler handles itself, and which are most common.
 _PLAIN = frozenset(
     (type(None), bool, int, float, complex, str, bytes, tuple, list, dict)
 )
-# Types of which an object is the same as long as it is the same object.
+# Types whose objects are compared only by their identity.
 _IDENTICAL = (
     keras.Variable,
     types.BuiltinFunctionType,
@@ -47,8 +47,8 @@ _FOLDERS = tuple({sysconfig.get_path(name) for name in ("purelib", "platlib")})
 # At most this many bytes are digested, in a quarter of a second. Our choice:
 # larger arrays are better given as `data`, or as tensors, which do not change.
 _MOST_BYTES = 2**28
-# Attributes that tell nothing about what a class, or a layer, computes. Those
-# of a layer are what Keras and its `fit` keep.
+# Attributes that do not affect what a class or a layer computes. For a layer,
+# these are attributes that Keras and its `fit` store.
 _IRRELEVANT = frozenset(
     (
         "__annotations__",
@@ -69,7 +69,7 @@ _IRRELEVANT_STARTS = "__dataclass_", "_abc_", "_kormos_"
 
 
 class Fingerprint(NamedTuple):
-    """What a function computed from at one time.
+    """The values that a function depended on at one time.
 
     Attributes:
         digest: of all values.
@@ -82,7 +82,7 @@ class Fingerprint(NamedTuple):
 
 
 def fingerprint(fn: Any) -> Fingerprint | None:
-    """What a function computes from at this time.
+    """The values that a function depends on now.
 
     Args:
         fn: the function, or a tuple of models, losses and functions.
@@ -173,7 +173,7 @@ class _Walker(pickle.Pickler):
         return _parts, tuple(parts)
 
     def _counts_by_identity(self, obj: Any) -> bool:
-        """Whether an object is the same as long as it is the same object."""
+        """Whether an object is compared only by its identity."""
         if isinstance(obj, types.FunctionType) and obj.__closure__:
             package = _package(obj.__module__)
             return package in _FIXED or package in sys.stdlib_module_names
@@ -190,7 +190,7 @@ def _package(module: str | None) -> str:
 
 @functools.cache
 def _is_installed(package: str) -> bool:
-    """Whether a package is installed, and no code of the user's."""
+    """Whether a package is installed, and is not the user's code."""
     if package == "__main__":
         return False
     if package in _FIXED or package in sys.stdlib_module_names:
@@ -200,7 +200,7 @@ def _is_installed(package: str) -> bool:
 
 
 def _parts(obj: Any) -> list[Any] | None:
-    """What an object consists of, or `None` if the pickler knows better."""
+    """The parts of an object, or `None` if the pickler finds them itself."""
     if isinstance(obj, types.FunctionType):
         return list(_parts_of_function(obj))
     if isinstance(obj, types.MethodType):
@@ -250,7 +250,7 @@ def _parts_of_function(fn: types.FunctionType) -> Iterator[Any]:
 def _names_in(code: types.CodeType) -> tuple[list[str], list[str]]:
     """The names of the globals that code reads, and those of attributes.
 
-    That of the functions that are defined in it belongs to it.
+    The code includes that of the functions that are defined in it.
     """
     names, attributes = set(), set(code.co_names)
     for instruction in dis.get_instructions(code):
@@ -272,7 +272,7 @@ def _cell_contents(cell: types.CellType) -> list[Any]:
 
 
 def _own(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """The attributes that matter, of a function or a class of the user's."""
+    """The attributes that matter, of a user's function or class."""
     return {
         name: value
         for name, value in attributes.items()

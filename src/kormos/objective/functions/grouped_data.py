@@ -1,4 +1,4 @@
-"""Data of residuals, in the groups that these depend on."""
+"""The data of residuals, in groups of arrays with the same number of rows."""
 
 from collections.abc import Sequence
 
@@ -75,7 +75,7 @@ class GroupedData:
                 chunks.append((None, None))
                 continue
             data = Data(tuple(arrays), None, None)
-            # What depends on no data has no rows to share.
+            # Blocks that depend on no data have no rows to share.
             shared = () if group is None else devices
             pair = data.chunks(batch_size, width, devices=shared)
             chunks.append(_inputs(pair))

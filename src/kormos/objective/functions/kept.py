@@ -77,7 +77,8 @@ class _FunctionCache:
         def make_anew() -> _Made:
             made = make()
             # The first call of a function may change what it computes from: it
-            # may build a layer. Earlier programs then are of another function.
+            # may build a layer. Earlier programs then belong to another
+            # function.
             self._note(fingerprint(fn))
             return made
 

@@ -1,7 +1,7 @@
-"""Refuses `model.predict` and its kin within a function to differentiate.
+"""Refuses `model.predict` and similar methods in a function to differentiate.
 
-They return NumPy arrays, or numbers, at whatever values the variables have at
-that moment: none of them carries derivatives.
+They return NumPy arrays or numbers, computed with the present values of the
+variables, which carry no derivatives.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from typing import Any
 import keras
 from keras import tree
 
-# By method what it returns.
+# The kind of result of each method.
 METHODS = {
     "predict": "NumPy arrays, which carry no derivatives",
     "predict_on_batch": "NumPy arrays, which carry no derivatives",
@@ -23,7 +23,7 @@ METHODS = {
     "test_on_batch": "numbers, which carry no derivatives",
 }
 
-# The variables to fit of the function that runs, or `None`.
+# The variables that are fitted by the function that runs, or `None`.
 _fitted: ContextVar[Sequence[keras.Variable] | None] = ContextVar(
     "fitted", default=None
 )
@@ -54,7 +54,7 @@ def refusing_predictions(variables: Sequence[keras.Variable]) -> Iterator[None]:
 
 
 def wrap(stock: Callable[..., Any]) -> Callable[..., Any]:
-    """A method of `keras.Model` that knows of `refusing_predictions`."""
+    """Wraps a method of `keras.Model` to obey `refusing_predictions`."""
 
     @functools.wraps(stock)
     def method(self: keras.Model, *args: Any, **kwargs: Any) -> Any:
@@ -71,7 +71,8 @@ def wrap(stock: Callable[..., Any]) -> Callable[..., Any]:
         if keras.backend.backend() == "jax" or is_moved:
             raise Prediction(stock.__name__)
         try:
-            # What a frozen model says of fixed inputs has no derivatives.
+            # The predictions of a frozen model for fixed inputs have no
+            # derivatives.
             return stock(self, *args, **kwargs)
         except Exception as error:
             raise Prediction(stock.__name__) from error

@@ -35,7 +35,7 @@ from kormos.types import Tensor
 # and a row that depends on other rows differs by far more.
 _SAME = 1e-3
 
-# What the only block is called, by the name of the function.
+# The name of a single block, by the name of the function.
 _ONLY = {"residual_fn": "residuals", "loss_fn": "losses"}
 
 
@@ -82,8 +82,10 @@ class ResidualFunction(VariableReader):
             raise ValueError(
                 f"Argument `{name}` must be a function "
                 + ("of the data" if self._has_data else "of no arguments")
-                + " that reads variables. The points at which it is evaluated "
-                f"are given as `data`. Received: {fn!r}"
+                + (
+                    " that reads variables. Pass the points at which it is "
+                    f"evaluated as `data`. Received: {fn!r}"
+                )
             )
         # The first rows of each array, with which the function is tried.
         self._heads = [a[:3] for a in points.arrays(data)]
@@ -156,9 +158,9 @@ class ResidualFunction(VariableReader):
         heads = [as_tensor(h) for h in self._heads]
         parts = snapshot(self.variables)
         try:
-            # At a solution the terms of a row cancel, and what is left may be
-            # their rounding; where all variables are zero, rows may all be
-            # alike. Away from both they are as a fit meets them.
+            # At a solution the terms of a row may cancel up to rounding, and
+            # with variables of zero all rows may be equal. The values are moved
+            # away from both.
             mixed = self._mixed(heads, _moved(parts, 0.1))
             if mixed:
                 again = self._mixed(heads, _moved(parts, 0.2))
@@ -237,9 +239,10 @@ class ResidualFunction(VariableReader):
             )
         raise ValueError(
             f"Function `{self._name}` must return a value, or several, for "
-            "each row of the data, not a sum or a mean of them, and each must "
-            "depend only on its row. Give points that belong together as one "
-            f"row. Received: block '{name}', which changes with other rows"
+            "each row of the data, not a sum or a mean of them, and each "
+            "must depend only on its row. Put points that belong together "
+            f"into one row. Received: block '{name}', which changes with "
+            "other rows"
         )
 
     def grouped(self, data: Structure) -> list[list[Array]]:
@@ -330,7 +333,7 @@ def _moved(parts: list[Tensor], part: float) -> list[Tensor]:
 
 
 def _check_blocks(blocks: dict[str, Tensor], name: str) -> None:
-    """Refuses what is not a tensor of floating-point numbers."""
+    """Refuses blocks that are not tensors of floating-point numbers."""
     for key, block in blocks.items():
         if not ops.is_tensor(block) or not keras.backend.is_float_dtype(
             keras.backend.standardize_dtype(block.dtype)

@@ -67,7 +67,7 @@ class ResidualObjective(FlatObjective):
     """
 
     program: ResidualProgram
-    # What errors call the function.
+    # The name of the function in errors.
     _fn_name = "residual_fn"
     # The latest point that `_sums` evaluated, and its result.
     _latest: tuple[Vector, Vector] | None
@@ -118,7 +118,7 @@ class ResidualObjective(FlatObjective):
         if self.has_float64 and starts_in_float64(precision, packing.dtypes):
             self.go_on_in_float64()
         # Data that are too large for float32 may be right for float64, if the
-        # fit can go on in that.
+        # fit can continue in float64.
         function = self._kept.in_float64 if self.has_float64 else self._function
         refuse_missing(self, function)
 
@@ -289,9 +289,9 @@ class ResidualObjective(FlatObjective):
         slopes = self.arguments.term_factors[: len(sums)] * np.sqrt(
             sums / self._counts
         )
-        # A fit makes residuals, and so the slopes, smaller. It is a choice of
-        # ours that they begin at 2**20, so that they may become 2**40 times
-        # smaller before they are as small as the smallest moderate ones.
+        # A fit makes residuals, and therefore slopes, smaller. It is a choice
+        # of ours that slopes begin at 2**20, so that they can become 2**40
+        # times smaller before they leave the range in which no unit is needed.
         return unit_for(largest(slopes[np.isfinite(slopes)]), room=20)
 
     def _sums(self, theta: Vector) -> Vector:

@@ -11,8 +11,8 @@ from kormos.types import Tensor
 class RowLossObjective(ResidualObjective):
     """A sum or mean of the losses of rows that a function returns.
 
-    It is an objective of residuals but for what each of them adds to the loss:
-    itself, and not its square. The arguments are those of `ResidualObjective`,
+    It is an objective of residuals, except that each of them adds itself to the
+    loss, and not its square. The arguments are those of `ResidualObjective`,
     with the function in place of `residual_fn`.
     """
 

@@ -65,7 +65,7 @@ class FunctionObjective(FlatObjective):
     def _once(self, fn: Callable[..., Structure]) -> Callable[..., Structure]:
         # The first call of the function has compiled each of its operations,
         # so that a direct call is fastest, unless it calls functions that are
-        # traced anew each time.
+        # traced again each time.
         return super()._once(fn) if self._function.keeps_traces else fn
 
     def _go_on_in_float64(self) -> None:

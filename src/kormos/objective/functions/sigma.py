@@ -46,9 +46,10 @@ def over_sigma(
 def _divided(residuals: Any, deviations: Array | Tensor) -> Tensor:
     if isinstance(residuals, (dict, list, tuple)):
         raise ValueError(
-            "Argument `sigma` is for a `residual_fn` that returns one tensor: "
-            "divide several blocks by theirs in the function. "
-            f"Received: a {type(residuals).__name__} of {len(residuals)} blocks"
+            "Argument `sigma` is for a `residual_fn` that returns one "
+            "tensor: if there are several blocks, divide them by their "
+            "deviations in the function. Received: a "
+            f"{type(residuals).__name__} of {len(residuals)} blocks"
         )
     deviations = ops.cast(ops.convert_to_tensor(deviations), residuals.dtype)
     missing = len(residuals.shape) - len(deviations.shape)

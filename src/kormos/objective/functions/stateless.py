@@ -131,8 +131,8 @@ class StatelessFunction(VariableReader):
         if not takes(fn, 0):
             raise ValueError(
                 f"Argument `{name}` must be a function of no arguments that "
-                "reads the variables themselves, `lambda: 1 - v[0]` say, not "
-                f"a function of a vector. Received: {fn!r}"
+                "reads the variables themselves, such as `lambda: 1 - v[0]`, "
+                f"not a function of a vector. Received: {fn!r}"
             )
         arithmetic = Arithmetic()
         with (

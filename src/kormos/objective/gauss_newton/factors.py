@@ -13,8 +13,8 @@ from kormos.types import Scalar
 from kormos.types import Tensor
 from kormos.types import Vector
 
-# The weight of an output without curvature. It is nothing beside other weights,
-# and still has a square root in float64 by which to divide.
+# The weight of an output without curvature. It is negligible compared with
+# other weights, but its square root can still be divided by in float64.
 _SMALLEST_WEIGHT = 2.0**-800
 
 
@@ -77,7 +77,7 @@ def factor_of(
     frozen: list[Tensor],
     term_factors: Tensor,
 ) -> Factor:
-    """A `Factor` of tensors, but for Hessians that are not diagonal.
+    """A `Factor` of tensors, except for Hessians that are not diagonal.
 
     Then its `roots` are these Hessians, and its `matrix` is `[J, 0]`:
     `on_host` multiplies it by their square roots.

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 # and take the memory that the user may need.
 _MOST_BYTES_KEPT = 2**28
 
-# The root of a curvature of at most this is that of an output without any,
-# which has a tiny one of `factors.py`'s.
+# An output with at most this root of a curvature has no curvature, but only the
+# tiny one of `factors.py`.
 _LEAST_ROOT = 2.0**-390
 
 
@@ -241,9 +241,9 @@ class HostGaussNewton:
     def bend(self, theta: Vector, vector: Vector) -> Vector:
         """J'H times the second derivative of the outputs along a vector.
 
-        If J was kept for this point, only the second derivative is computed
-        anew. That needs forward-mode differentiation only, which compiles in
-        half of the time.
+        If J was kept for this point, only the second derivative is computed.
+        That needs forward-mode differentiation only, which compiles in half of
+        the time.
         """
         if self._kept is None or not np.array_equal(theta, self._kept[0]):
             return self._total(self._compiled.bend, theta, vector)
@@ -263,7 +263,7 @@ class HostGaussNewton:
     def bend_of_rows(self, theta: Vector, vector: Vector) -> Vector | None:
         """The vector w for which `bend` is R'w, with R of `rows`.
 
-        It needs no derivative but the second one along the vector.
+        It only needs the second derivative along the vector.
 
         Returns:
             w, `(rows,)`, or `None` at another point than that of the latest

@@ -24,7 +24,7 @@ from kormos.types import Tensor
 # ten times as much. This is a choice of ours: a smaller number would refuse
 # deep models, a larger one might miss code that depends on the dtype.
 _AMPLIFIED = 30
-# At how many points, a rounding away, that change is measured.
+# The number of points, a rounding error away, at which that change is measured.
 _PLACES = 3
 
 # The part of itself by which the loss may differ anyway, because Keras clips
@@ -104,10 +104,11 @@ class Agreement:
         place, before, after = difference
         name = "the loss" if place == len(wide) - 1 else "an output"
         raise Float64Error(
-            "In float64 (`precision`), a model must be the same function as "
-            "in its own dtype, up to rounding: leave `precision` out, or "
-            "remove code that depends on the dtype from the model. Received: "
-            f"{name} that is {before:.6g} there and {after:.6g} in float64"
+            "In float64 (`precision`), a model must compute the same "
+            "function as in its own dtype, except for rounding: leave "
+            "`precision` out, or remove code that depends on the dtype from "
+            f"the model. Received: {name} that is {before:.6g} there and "
+            f"{after:.6g} in float64"
         )
 
     def _outputs(

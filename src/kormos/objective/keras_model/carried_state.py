@@ -1,4 +1,4 @@
-"""Layers that begin a batch with the state in which the last one left them."""
+"""Layers that begin a batch with the state after the batch before."""
 
 from collections.abc import Sequence
 
@@ -83,10 +83,10 @@ def refuse_carried(names: Sequence[str], rows: int, chunk: int) -> None:
     """
     if rows > chunk:
         raise ValueError(
-            "A full-batch loss is a sum over batches in any order. No batch "
-            "can begin with the state in which another one leaves a layer, as "
-            "recurrent layers with `stateful=True` do: build them with "
-            "`stateful=False`, or give all rows in one batch. "
-            f"Received: {', '.join(names)}, carried between batches of {chunk} "
-            f"of {rows} rows"
+            "A full-batch loss is a sum over batches in any order. A batch "
+            "cannot begin with the state in which another batch has left a "
+            "layer, as in recurrent layers with `stateful=True`: build them "
+            "with `stateful=False`, or put all rows into one batch. "
+            f"Received: {', '.join(names)}, carried between batches of "
+            f"{chunk} of {rows} rows"
         )

@@ -1,4 +1,4 @@
-"""Copies of layers and losses that share what these hold."""
+"""Copies of layers and losses that share their contents."""
 
 from typing import Any
 

@@ -39,7 +39,7 @@ class Coupling(NamedTuple):
 
 
 def may_couple(model_loss: ModelLoss) -> bool:
-    """Whether code that may couple rows computes a loss, and none has looked.
+    """Whether the loss may couple rows, and was not checked for that.
 
     Keras' own losses do not. In training, and with random numbers, rows differ
     by their place in a batch anyway.
@@ -56,7 +56,8 @@ def coupling(
 ) -> Coupling | None:
     """Compares the loss of rows with those of the two halves of them.
 
-    The weights are moved, because a loss that is nearly zero is all rounding.
+    The weights are moved, because a loss that is nearly zero consists of
+    rounding errors.
 
     Args:
         objective: the objective.
@@ -130,9 +131,9 @@ def warn_of_coupling(
     if found is not None:
         warn(
             "The loss depends on `batch_size`, because it is not a mean over "
-            "rows. Return the mean of what each row adds (arrays of shapes "
-            "`(n,)` and `(n, 1)` make one of `(n, n)`), or give all rows in "
-            "one batch, with their number as `batch_size`. Received: "
+            "rows. Return a mean over the rows (note that arrays of shapes "
+            "`(n,)` and `(n, 1)` broadcast to `(n, n)`), or put all rows "
+            "into one batch, with their number as `batch_size`. Received: "
             f"{found.name}, which is {found.whole:.6g} for "
             f"{leading_size(head.x)} rows and {found.halves:.6g} for their "
             "two halves"

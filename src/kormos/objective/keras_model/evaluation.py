@@ -1,4 +1,4 @@
-"""What `evaluate` reports of a model: its loss and its metrics, compiled."""
+"""The loss and the metrics that `evaluate` reports, compiled."""
 
 import collections
 from collections.abc import Sequence

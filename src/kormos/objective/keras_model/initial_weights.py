@@ -1,4 +1,4 @@
-"""Draws the weights of a model anew, from its layers' own initializers."""
+"""Draws new weights of a model, with the initializers of its layers."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""What rows of data add to a model's loss, without side effects."""
+"""The contributions of rows of data to a model's loss, without side effects."""
 
 import dataclasses
 
@@ -121,9 +121,9 @@ class ModelLoss:
             or self.adds_losses
         ):
             raise ValueError(
-                "There is nothing to minimize: give `compile` a `loss`, or "
-                "call `add_loss` in a layer. "
-                f"Received: {model.name}, compiled with loss=None"
+                "There is nothing to minimize: pass a `loss` to `compile`, "
+                f"or call `add_loss` in a layer. Received: {model.name}, "
+                "compiled with loss=None"
             )
         self.carried = carried(self.stateless, self.terms, head)
         self.stateless.refuse_hidden_reads(evaluate, *arguments)

@@ -1,4 +1,4 @@
-"""What a model's compiled losses add to the objective, chunk by chunk.
+"""The contributions of a model's compiled losses to the objective, by chunk.
 
 A Keras loss divides by a count (rows, valid entries, the sum of the weights)
 of the batch that it is given, so that the losses of two batches cannot be

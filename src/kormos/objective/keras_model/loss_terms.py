@@ -1,4 +1,4 @@
-"""What rows add to a model's loss, by their predictions and by layers."""
+"""The contributions of rows to a model's loss, by predictions and by layers."""
 
 import inspect
 
@@ -78,8 +78,8 @@ class LossTerms:
         if self.compiled is not None:
             if all(leaf is None for leaf in tree.flatten(y)):
                 raise ValueError(
-                    "The loss compares outputs with targets: give `y`, or a "
-                    "data set of pairs `(x, y)`. Received: y=None with "
+                    "The loss compares outputs with targets: pass `y`, or a "
+                    "dataset of pairs `(x, y)`. Received: y=None with "
                     f"loss={_named(self._model.loss)}"
                 )
             data = y, y_pred, sample_weight
@@ -176,7 +176,7 @@ class LossTerms:
 
 
 def _named(loss: Structure) -> str:
-    """What a model is compiled with, as its user wrote it if that is short."""
+    """The compiled loss of a model, as the user wrote it if that is short."""
     name = getattr(loss, "name", None)
     return name if isinstance(name, str) else repr(loss)
 

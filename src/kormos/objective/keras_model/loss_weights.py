@@ -1,4 +1,4 @@
-"""The `loss_weights` of a model, which Keras makes no attribute."""
+"""The `loss_weights` of a model, which Keras does not keep as an attribute."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""What is checked of a model before its loss is compiled."""
+"""Checks of a model before its loss is compiled."""
 
 from typing import Any
 
@@ -25,9 +25,9 @@ def check_model(model: Any) -> None:
         )
     if any(m.compute_dtype == "float16" for m in [model, *model.layers]):
         raise ValueError(
-            "float16 gradients need a scaled loss, which a full-batch method "
-            "cannot follow from one iterate to the next. Use the 'float32', "
-            "'float64' or 'mixed_bfloat16' policy. "
+            "float16 gradients need loss scaling, which changes the loss "
+            "between iterates, so that a full-batch method cannot use it. "
+            "Use the 'float32', 'float64' or 'mixed_bfloat16' policy. "
             f"Received: {model.name} with layers that compute in float16"
         )
 
@@ -38,9 +38,9 @@ def warn_of_custom_steps(model: keras.Model) -> None:
     if names:
         warn(
             f"{model.name} defines {' and '.join(f'`{n}`' for n in names)}, "
-            "which methods of kormos do not call: they minimize what "
-            "`compute_loss` returns. If the loss is another one, override "
-            "`compute_loss`, or use `kormos.minimize`.",
+            "which kormos does not call: its methods minimize what "
+            "`compute_loss` returns. If you want to minimize another loss, "
+            "override `compute_loss`, or use `kormos.minimize`.",
         )
 
 

@@ -1,4 +1,4 @@
-"""A model's loss over all its training data, as a function of one vector."""
+"""The loss of a model on all of its data, as a function of one vector."""
 
 import contextlib
 import copy
@@ -47,50 +47,58 @@ from kormos.types import Vector
 
 
 class Objective(FlatObjective):
-    """The value that `model.evaluate` reports, as a function of one vector.
+    """The loss that `model.evaluate` reports, as a function of one vector.
 
-    It computes the loss, its gradient and its Hessian products over all of the
-    data, for a compiled model of any kind, so that kormos or any other solver
-    can minimize it. Evaluating assigns nothing to the model: `assign` does.
+    It computes the loss, its gradient and Hessian products on all of the data,
+    for a compiled model of any kind, so that kormos or another solver can
+    minimize it. An evaluation does not change the model; `assign` does.
 
-    Dropout and noise are off and batch normalization uses its moving averages
-    unless `training=True`, which freezes every seed instead and normalizes by
-    the rows of a chunk (`batch_size`).
+    Dropout and noise layers are off, and batch normalization uses its moving
+    averages, unless `training=True`. Then all random seeds are frozen, and
+    batch normalization uses the averages of each chunk of `batch_size` rows.
 
     Args:
-        model: a compiled `keras.Model`.
-        x: inputs: arrays, tensors, pandas objects, dicts, lists and tuples of
-            these, or a finite data set of batches.
-        y: targets, unless `x` is a data set.
-        sample_weight: weights of the rows, unless `x` is a data set.
-        class_weight: dict from a class's number to its weight.
-        batch_size: the most rows in memory at once, besides the data. It
-            changes memory and speed, never the value. Defaults to a size
-            chosen from the width of the inputs.
-        training: whether layers behave as in training.
-        with_jacobian: whether to cut chunks so small that the derivatives of
-            all their outputs in all parameters fit into memory.
-        precision: `"float64"` to evaluate in float64 whatever the model's
-            dtype is, `"auto"` to do so from `go_on_in_float64()` on. Defaults
-            to the model's own.
-        stream: whether to read the data again at every evaluation, rather
-            than once to keep them in memory. Vectors are then NumPy arrays.
-        allow_nan: whether inputs and targets may hold NaN, for a model or a
-            loss that handles them.
-
-    Raises:
-        ValueError: if the model is not compiled, has no trainable variable or
-            no loss, or the data cannot be used.
+        model: A compiled `keras.Model`.
+        x: Inputs: NumPy arrays, tensors, pandas objects, or dicts, lists and
+            tuples of these, or a finite dataset of batches.
+        y: Targets. Leave it out if `x` is a dataset.
+        sample_weight: Weights of the rows, an array of shape `(rows,)`. Leave
+            it out if `x` is a dataset.
+        class_weight: Dict that maps class indices to weights.
+        batch_size: Integer, the largest number of rows that are evaluated at
+            the same time. It changes memory use and speed, never the value.
+            Defaults to a size that depends on the width of the inputs.
+        training: Boolean, whether layers run in training mode. Defaults to
+            `False`.
+        with_jacobian: Boolean, whether to use chunks so small that the
+            derivatives of all outputs of a chunk with respect to all parameters
+            fit into memory. Defaults to `False`.
+        precision: `"float64"` to evaluate in float64 whatever the dtype of the
+            model is; `"auto"` to do so once `go_on_in_float64()` has been
+            called. Defaults to the model's own dtype.
+        stream: Boolean, whether to read the data again at every evaluation
+            instead of keeping them in memory. Points must then be NumPy arrays.
+            Defaults to `False`.
+        allow_nan: Boolean, whether inputs and targets may contain NaN, for a
+            model or a loss that handles them. Defaults to `False`.
 
     Attributes:
-        model: the model.
-        has_float64: whether `go_on_in_float64` can be called.
-        unused_variables: the trainable variables that the loss never reads.
-        has_metrics: whether the model is compiled with metrics.
+        model: The model.
+        size: Integer, the number of parameters.
+        has_float64: Boolean, whether `go_on_in_float64` can be called.
+        unused_variables: List of the trainable variables that the loss never
+            reads.
+        has_metrics: Boolean, whether the model is compiled with metrics.
+
+    Raises:
+        ValueError: If the model is not compiled, has no trainable variables or
+            no loss, or if the data cannot be used.
 
     Example:
 
     ```python
+    import scipy.optimize
+
     objective = kormos.Objective(model, x, y)
     result = scipy.optimize.minimize(
         objective.value_and_grad, objective.initial_position(), jac=True
@@ -156,7 +164,8 @@ class Objective(FlatObjective):
         """The model's compiled functions, for a dtype as `_prepare` has it."""
         known: Data | None = None
         if not self._processes.is_alone:
-            # All take part, also one on which an earlier fit has compiled.
+            # All processes take part, even one on which an earlier fit has
+            # compiled.
             known = self._head(dtype)
 
         def head() -> Data:
@@ -195,7 +204,7 @@ class Objective(FlatObjective):
     def _head(self, dtype: str | None) -> Data:
         """The rows of a chunk, as tensors: the same ones on all processes.
 
-        What is decided by them is then the same everywhere.
+        Decisions that depend on them are then the same on all processes.
         """
         data = self._data
         if self._processes.is_alone:
@@ -341,9 +350,9 @@ class Objective(FlatObjective):
         rows = self._data.in_memory
         if rows is None:
             raise ValueError(
-                "A stage of one of Keras' own optimizers shuffles rows, which "
-                "have to be in memory: fit without `stream=True`, or give "
-                "the stage `full_batch=True`. Received: stream=True"
+                "A stage with one of Keras' own optimizers shuffles rows, "
+                "which must be in memory: fit without `stream=True`, or pass "
+                "`full_batch=True` to the `Chain`. Received: stream=True"
             )
         batch_size = batch_size or self._data.batch_size
         train_epoch(self.model, rows, optimizer, batch_size, rng)
@@ -355,10 +364,10 @@ class Objective(FlatObjective):
         counts = self.processes.gather(np.array([float(self._data.batches)]))
         if len(set(counts)) > 1:
             raise ValueError(
-                "A step on a batch is one on a batch of every process, so "
-                "that all of them need as many batches: give them as many "
-                "rows. "
-                f"Received: {[int(count) for count in counts]} batches"
+                "Each step uses a batch of every process, so that all "
+                "processes need the same number of batches: give them the "
+                "same number of rows. Received: "
+                f"{[int(count) for count in counts]} batches"
             )
 
     def in_parts(
@@ -384,13 +393,13 @@ class Objective(FlatObjective):
         return self.program.evaluate.names(theta, frozen)
 
     def evaluate(self, theta: npt.ArrayLike) -> dict[str, Any]:
-        """The loss and the compiled metrics at `theta`, as floats.
+        """Computes the loss and the compiled metrics at a point.
 
         Args:
-            theta: array of shape `(size,)`.
+            theta: Array of shape `(size,)`.
 
         Returns:
-            A dict with the names that `model.evaluate` uses.
+            A dict of floats, with the names that `model.evaluate` uses.
         """
         theta = self._checked(theta, "theta")
         return self.program.evaluate(theta, self.arguments)

@@ -1,4 +1,4 @@
-"""The Hessian of a loss in a model's outputs, probed at a few of these."""
+"""The Hessian of a loss in a model's outputs, probed at a few points."""
 
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -106,7 +106,7 @@ def _probe_at(
 
     def product_with(vector: Array) -> Array:
         result = backend.to_numpy(product(values, vector, term_factors, chunk))
-        # Products that are not finite tell nothing.
+        # Products that are not finite give no information.
         return np.nan_to_num(result, posinf=0.0, neginf=0.0)
 
     signs = np.random.default_rng(1).choice([-1.0, 1.0], size=values.shape)

@@ -184,10 +184,11 @@ class ModelOutputs:
                 )
             if not found.is_curved:
                 raise ValueError(
-                    "Gauss-Newton methods need a loss with second derivatives "
-                    "in the model's outputs. Use 'lbfgs', or a loss such as "
-                    "'mse', 'huber' or 'log_cosh'. "
-                    f"Received: {name}, whose second derivatives are zero"
+                    "Gauss-Newton methods need a loss with second "
+                    "derivatives with respect to the model's outputs. Use "
+                    "'lbfgs', or a loss such as 'mse', 'huber' or "
+                    f"'log_cosh'. Received: {name}, whose second derivatives "
+                    "are zero"
                 )
             is_diagonal = is_diagonal and found.is_diagonal
         return is_diagonal or self.width == 1
@@ -204,7 +205,7 @@ class ModelOutputs:
             )
         if self._layout.has_complex:
             raise ValueError(
-                "Gauss-Newton methods need real outputs: give real and "
+                "Gauss-Newton methods need real outputs: return real and "
                 "imaginary parts, or use 'lbfgs' or another method. "
                 f"Received: {self._name}, with complex outputs"
             )

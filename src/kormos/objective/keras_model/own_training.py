@@ -59,7 +59,7 @@ def _trained_by(
 ) -> Iterator[None]:
     """A scope in which a model has another optimizer.
 
-    What Keras keeps of a fit stays that of the fit that is going on.
+    The attributes in which Keras keeps the state of a fit are restored.
     """
     names = "optimizer", "train_function", "stop_training", "training"
     earlier = {n: getattr(model, n) for n in names if hasattr(model, n)}
@@ -69,7 +69,7 @@ def _trained_by(
     before = _values(model)
     try:
         model.optimizer = optimizer
-        # Of the epoch before: it is not traced again.
+        # The step of the epoch before is not traced again.
         model.train_function = getattr(model, _TRAINED)[1]
         # With averages of weights, they become the weights at the very end.
         optimizer.finalize_variable_values = _do_nothing

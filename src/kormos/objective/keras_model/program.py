@@ -169,7 +169,7 @@ def forget_programs(model: keras.Model) -> None:
 
 
 def _program_key(model: keras.Model, training: bool) -> tuple[Hashable, ...]:
-    """What the compiled functions depend on, besides what `compile` is given.
+    """The values on which compiled functions depend, besides `compile`.
 
     The model's `compile` drops all of them, as it drops Keras' own.
     """

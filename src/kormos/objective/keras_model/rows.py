@@ -30,11 +30,11 @@ def naming_rows(
             raise
         known = f"{'is built for' if built else 'works on'} {needed} rows"
         raise ValueError(
-            "Where a model or its loss needs a certain number of rows, every "
-            f"chunk must have it: give `batch_size={needed}` and a multiple of "
-            "that many rows, or build the model without `batch_shape`. "
-            f"Received: {model.name}, which {known} and fails on a chunk of "
-            f"{rows}, with: {error}"
+            "If a model or its loss needs a certain number of rows, every "
+            f"chunk must have that number: pass `batch_size={needed}` and a "
+            "multiple of that many rows, or build the model without "
+            f"`batch_shape`. Received: {model.name}, which {known} and fails "
+            f"on a chunk of {rows}, with: {error}"
         ) from error
 
 

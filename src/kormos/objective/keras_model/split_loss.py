@@ -156,7 +156,7 @@ def _is_opaque(loss: keras.losses.Loss) -> bool:
 
 
 def is_of_keras(loss: keras.losses.Loss) -> bool:
-    """Whether Keras itself has a loss, and not a user's own code."""
+    """Whether a loss belongs to Keras, and is not a user's own code."""
     code = [type(loss), getattr(loss, "fn", keras.losses.Loss)]
     # The module of code that was made by `exec` is `None`.
     modules = [getattr(part, "__module__", None) or "" for part in code]

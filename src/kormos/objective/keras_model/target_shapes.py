@@ -17,7 +17,7 @@ def are_broadcast(
 ) -> bool:
     """Whether Keras broadcasts targets and outputs to each other.
 
-    A loss of the user's own may want targets of another shape.
+    A loss that the user has written may need targets of another shape.
 
     Args:
         loss: the loss that compares the two.

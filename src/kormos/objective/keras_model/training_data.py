@@ -133,7 +133,7 @@ class TrainingData:
         before = self.arrays or ()
         if not isinstance(arrays, tuple) or len(arrays) != len(before):
             raise ValueError(
-                "New data of a fit are a tuple like those before, "
+                "New data of a fit must be a tuple like the data before, "
                 f"{'(x, y)' if len(before) < 3 else '(x, y, weights)'}. "
                 f"Received: {type(arrays).__name__} of "
                 f"{len(arrays) if hasattr(arrays, '__len__') else 1} entries"

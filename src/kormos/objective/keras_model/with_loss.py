@@ -1,4 +1,4 @@
-"""A model with another loss, which leaves the model itself as it is."""
+"""A model with another loss, without changes to the model itself."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def with_loss(model: keras.Model, loss: Any) -> keras.Model:
     is_graph = type(model).call.__module__.startswith("keras.")
     other: keras.Model
     if is_graph and getattr(model, "outputs", None):
-        # Its last activations can be told from the other layers.
+        # Its last activations can be distinguished from the other layers.
         other = keras.Model(
             getattr(model, "input", model.inputs),
             getattr(model, "output", model.outputs),

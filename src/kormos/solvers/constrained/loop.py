@@ -1,4 +1,4 @@
-"""Minimizes under constraints: an augmented Lagrangian, a step a multiplier.
+"""Minimizes under constraints, by single steps on an augmented Lagrangian.
 
 Each iteration takes one step of a convex quadratic program (`subproblem.py`)
 with the curvature that the method has learned (`curvature.py`), searches along

@@ -89,13 +89,13 @@ class ConstrainedRun:
     ) -> tuple[Vector, Vector | None]:
         """The point and the multipliers of an earlier run."""
         if state.key != self._key:
-            # It refuses the state of another method.
+            # The function raises an error for the state of another method.
             state.restored(self._key, (), theta, self._problem.storage_eps)
         point = state.point(theta, self._problem.storage_eps)
         return self._problem.project(point), state.arrays().get("multipliers")
 
     def _iterate(self) -> str:
-        """Iterates until nothing is gained; what that is called if wrong."""
+        """Iterates until nothing is gained; returns the status otherwise."""
         loop, problem = self._loop, self._problem
         vain, lowest = 0, np.inf
         while True:
@@ -118,7 +118,7 @@ class ConstrainedRun:
                 return statuses.STALLED
 
     def _is_small(self) -> bool:
-        """Whether the latest program predicted next to nothing."""
+        """Whether the latest program predicted almost nothing."""
         loop, problem = self._loop, self._problem
         eps = problem.evaluation_eps
         feasible = max(_WELL_FEASIBLE * problem.feasibility, 4 * eps)
@@ -158,7 +158,7 @@ class ConstrainedRun:
         return SolverState(self._key, arrays)
 
     def _judged(self, failure: str) -> Outcome | None:
-        """The end at the present point, or `None` to go on.
+        """The end at the present point, or `None` to continue.
 
         Args:
             failure: the status if it is no optimum.

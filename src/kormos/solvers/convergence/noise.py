@@ -92,7 +92,7 @@ def vanished_noise(
 ) -> float:
     """The rounding of a loss that is tiny beside the terms it is made of.
 
-    Take a sum of squares that has fallen to zero but for rounding. Its
+    Take a sum of squares that has fallen to zero except for rounding. Its
     residuals then are about `evaluation_eps` times the terms that cancel in
     them. A relative change c of the parameters makes residuals of about c times
     those terms. So the rounded loss is about `(evaluation_eps / c)**2` times

@@ -135,8 +135,9 @@ def _cancellation(value: Value, theta: Vector, loss: float) -> str:
     if not without < loss:
         return ""
     return (
-        "The loss is all rounding here, and lower where every parameter is "
-        f"zero ({without:.3g}): large parameters cancel each other."
+        "The loss consists only of rounding errors here, and is lower where "
+        f"every parameter is zero ({without:.3g}): large parameters cancel "
+        "each other."
     )
 
 
@@ -228,12 +229,14 @@ def compare_slope(
         )
     allowed = _AGREEMENT * abs(expected) + _ROUNDED * noise
     if abs(found - expected) <= allowed:
-        return True, "The gradient agrees with differences of the loss."
+        return True, (
+            "The gradient agrees with finite differences of the loss."
+        )
     return False, (
-        "The gradient and differences of the loss disagree: over a step along "
-        f"the gradient the loss changes by {found:.3g}, and the gradient says "
-        f"{expected:.3g}. The loss has a kink there, or its derivative is "
-        "another function's."
+        "The gradient and finite differences of the loss disagree: over a "
+        f"step along the gradient the loss changes by {found:.3g}, and the "
+        f"gradient says {expected:.3g}. The loss has a kink there, or its "
+        "derivative is that of another function."
     )
 
 

@@ -152,7 +152,7 @@ def judge(
 
 def _unkept(share: float) -> str:
     if math.isnan(share):
-        return "Without finite derivatives nothing can be claimed."
+        return "Without finite derivatives, convergence cannot be tested."
     return (
         f"A model of the loss predicts that a step lowers it by {share:.2g} of "
         "itself, but no step did."

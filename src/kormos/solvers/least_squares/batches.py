@@ -69,7 +69,7 @@ def run(
 class _Pass:
     """A step on every batch, in an order that the pass's number draws.
 
-    A fit that is resumed goes on with the passes of one long fit.
+    A resumed fit continues with the passes of one long fit.
 
     Attributes:
         theta: where it has arrived.

@@ -1,6 +1,6 @@
 """Claims of a least-squares run, which are tried before they are believed.
 
-Where a test of convergence holds, or no step lowers the loss, the run goes on
+If a test of convergence holds, or if no step lowers the loss, the run continues
 from there as if it had just begun. It only ends if that gains nothing.
 """
 

@@ -96,7 +96,7 @@ class EvidenceModel:
     def begin(
         self, theta: Vector, loss: float, largest: float
     ) -> Hyperparameters:
-        """The first ones: a penalty that is next to nothing.
+        """The first ones, with a penalty that is almost zero.
 
         Args:
             theta: the start.

@@ -5,7 +5,7 @@ See `evidence` for the references and the units.
 Differs from them in:
 
 1. steps are those of `step_search`, for the loss and the penalty together;
-   the preset has `trainbr`'s damping. The penalty begins next to nothing, as in
+   the preset has `trainbr`'s damping. The penalty begins almost at zero, as in
    Foresee and Hagan, and at most doubles with a step. That of `trainbr` begins
    as if data determined all parameters. Where weights begin small, it then
    drives all of them to zero, which is stationary, too;

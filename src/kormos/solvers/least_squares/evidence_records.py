@@ -17,7 +17,7 @@ _ALL = "all"
 
 
 class State(NamedTuple):
-    """What a later run goes on from.
+    """The state from which a later run continues.
 
     Attributes:
         theta: the accepted point, `(size,)`.

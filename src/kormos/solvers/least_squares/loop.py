@@ -29,7 +29,7 @@ _STREAK = 3
 
 
 class State(NamedTuple):
-    """What a later run goes on from.
+    """The state from which a later run continues.
 
     Attributes:
         theta: the accepted point, `(size,)`.
@@ -37,7 +37,7 @@ class State(NamedTuple):
         scale: the scale D of the parameters, `(size,)`.
         damping: the damping of the latest step.
         radius: the trust radius.
-        streak: how many iterations in a row lowered the loss by next to
+        streak: how many iterations in a row lowered the loss by almost
             nothing.
     """
 

@@ -1,9 +1,8 @@
-"""Claims of a quasi-Newton run, which are tried before they are believed.
+"""Claims of convergence of a quasi-Newton run, which are verified.
 
 The compiled loop stops where a test of convergence holds or a line search
-fails. From there the run goes on for a few evaluations as if it had just
-begun: with its memory cleared, and with the parameters in new units. The run
-only ends if that gains nothing.
+fails. From there the run continues for a few evaluations without its memory,
+and with the parameters in new units. The run only ends if that gains nothing.
 """
 
 from collections.abc import Callable
@@ -27,7 +26,7 @@ from kormos.solvers.quasi_newton.rounding import Rounding
 from kormos.solvers.quasi_newton.state import State
 from kormos.types import Vector
 
-# Ends that are tried.
+# The ends that are verified.
 _CLAIMS = (
     states.GRADIENT,
     states.NOISE,
@@ -44,7 +43,7 @@ _MOST_LEFT = 1e-3
 _LONGER = 2
 # A run ends after this many claims in a row that did not hold, if together they
 # lowered the loss by no more than the second part of it. Our choice: it bounds
-# the time of a run that gains next to nothing, forever.
+# the time of a run that gains almost nothing, forever.
 _MOST_IN_VAIN, _LEAST_IN_ALL = 50, 1e-3
 
 
@@ -119,8 +118,8 @@ class Claims:
 
     def _stalled(self) -> Outcome:
         text = (
-            "Runs that begin anew from an end still lower the loss, but the "
-            f"last {_MOST_IN_VAIN} of them together lowered it by less than "
+            "New runs from the end still lower the loss, but the last "
+            f"{_MOST_IN_VAIN} of them together lowered it by less than "
             f"{_LEAST_IN_ALL:g} of itself."
         )
         state = self._state
@@ -224,7 +223,7 @@ class Claims:
     def _goes_lower(self) -> bool:
         """Tries Newton steps, if the Hessian takes few evaluations.
 
-        If they lead to a lower point, the run begins anew there.
+        If they lead to a lower point, the run starts again there.
         """
         state = self._state
         theta, grad = to_array(state.theta), to_array(state.grad)
@@ -297,7 +296,7 @@ class Claims:
         self._loop.replace(
             **kept._replace(
                 theta=theta,
-                # A later run then computes its direction anew.
+                # A later run then computes its direction again.
                 grad=np.zeros_like(theta),
                 iterations=self._state.iterations,
                 evaluations=self._state.evaluations,

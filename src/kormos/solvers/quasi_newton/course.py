@@ -1,4 +1,4 @@
-"""Where a quasi-Newton run goes from a point, and how far it tries to go."""
+"""The direction of a quasi-Newton run from a point, and the first trial."""
 
 from kormos.arithmetic.scalars import both
 from kormos.arithmetic.scalars import cond

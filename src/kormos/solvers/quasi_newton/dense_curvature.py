@@ -1,4 +1,4 @@
-"""Dense quasi-Newton methods: BFGS and its self-scaled relatives.
+"""Dense quasi-Newton methods: BFGS and its self-scaled variants.
 
 BFGS: Nocedal and Wright, "Numerical Optimization", 2nd edition, algorithm 6.1.
 Self-scaling: M. Al-Baali, "Numerical experience with a class of self-scaling

@@ -78,7 +78,7 @@ class CompiledLoop:
     def advance(
         self, tolerances: tuple[float, ...], evaluations: int, iterations: int
     ) -> None:
-        """Goes on until the run may have ended, or a count is reached.
+        """Iterates until the run may have ended, or a count is reached.
 
         Args:
             tolerances: the first five of `state.Limits`.
@@ -145,7 +145,7 @@ class CompiledLoop:
         )
 
     def search_again(self, kept: State) -> None:
-        """Searches anew along the direction of an earlier state.
+        """Searches again along the direction of an earlier state.
 
         Args:
             kept: the state, by `copy`.
@@ -236,7 +236,7 @@ class CompiledLoop:
         self._advance = problem.objective.compiled_loop(key, advance)
 
     def _functions(self) -> tuple[Sequence[Callable[..., Any]], Any]:
-        """What a pass computes with, `(theta, ..., *arguments)`.
+        """The functions that a pass calls, with `(theta, ..., *arguments)`.
 
         Returns:
             The functions, loss and gradient first, and the arguments.
@@ -286,8 +286,8 @@ def _as_given(
 ) -> _Evaluation:
     """What was evaluated outside, and where.
 
-    A compiled function rounds `theta` in its own way, to a point at which
-    nobody has evaluated the loss.
+    A compiled function may round `theta` differently, to a point at which the
+    loss was not evaluated.
     """
     del theta
     return point, loss, grad

@@ -53,7 +53,7 @@ _BLOCK = 26
 # and by the square of the step's length after a shorter one. Our choice: a
 # larger factor takes fewer iterations, and more evaluations in each.
 _GROWTH = 4 / 3
-# A step of less than one by no more than this is a whole one, but for rounding.
+# A step that is shorter than one by at most this counts as a whole step.
 _ROUNDING = 1e-6
 
 

@@ -87,7 +87,7 @@ class QuasiNewtonRun:
             )
             while not stop and outcome is None:
                 outcome = self._ended() or self._claims.look()
-                # A trial may end where it begins.
+                # A trial may end at its start.
                 if (
                     outcome is None
                     and int(self._state.status) == states.RUNNING
@@ -132,7 +132,7 @@ class QuasiNewtonRun:
             self._keep(kept)
 
     def _advance(self) -> bool:
-        """Goes on to the next look; returns whether to stop."""
+        """Advances to the next look; returns whether to stop."""
         done, began = int(self._state.iterations), time.perf_counter()
         self._call()
         made = int(self._state.iterations) - done
@@ -162,7 +162,7 @@ class QuasiNewtonRun:
             self._problem.on_evaluation(float(state.latest))
 
     def _keep(self, state: State) -> None:
-        """Makes a state what a later run goes on from."""
+        """Keeps a state from which a later run can continue."""
         self._kept = SolverState(self._key, state)
 
     def _limits(self, spent: int) -> tuple[tuple[float, ...], int]:

@@ -1,4 +1,4 @@
-"""Where a quasi-Newton run may go: everywhere, or within bounds.
+"""The region of a quasi-Newton run: everywhere, or within bounds.
 
 Within bounds, a run follows the projection of a line into the box: D. P.
 Bertsekas, "Projected Newton methods for optimization problems with simple
@@ -37,7 +37,7 @@ from kormos.solvers.quasi_newton.state import State
 from kormos.types import Scalar
 from kormos.types import Tensor
 
-# How often a direction is computed anew because it takes more parameters to
+# How often a direction is computed again because it takes more parameters to
 # their bounds. Our choice: most directions need two, and what is left goes
 # along the projected line.
 _MOST_PASSES = 5
@@ -62,10 +62,10 @@ class Region(Protocol):
         """The nearest point of the region, `(size,)`."""
 
     def ahead(self, theta: Tensor, direction: Tensor) -> Tensor:
-        """A direction without what bounds stop at a point, `(size,)`."""
+        """A direction without the entries that bounds stop, `(size,)`."""
 
     def pull(self, theta: Tensor, grad: Tensor) -> Tensor:
-        """The gradient without what presses against bounds, `(size,)`."""
+        """The gradient without entries that press on bounds, `(size,)`."""
 
     def free(self, theta: Tensor, grad: Tensor, vector: Tensor) -> Tensor:
         """A vector without entries of parameters that the gradient presses."""
@@ -291,7 +291,7 @@ class Box:
 
 
 class _Course(NamedTuple):
-    """A direction that is being found.
+    """A direction during its computation.
 
     Attributes:
         direction: the direction, `(size,)`.

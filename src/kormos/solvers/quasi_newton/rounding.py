@@ -1,4 +1,4 @@
-"""The rounding of the loss, as far as a quasi-Newton run knows it."""
+"""The rounding of the loss, as a quasi-Newton run has measured it."""
 
 from kormos.solvers import convergence
 from kormos.solvers.problem import Problem

@@ -1,4 +1,4 @@
-"""What a run of a quasi-Newton method knows between two evaluations."""
+"""The state of a quasi-Newton run between two evaluations."""
 
 from typing import NamedTuple
 
@@ -35,7 +35,7 @@ BOUNDED_ROW = (*ROW, "active")
 
 
 class Limits(NamedTuple):
-    """What ends a run, or a call; scalars.
+    """The limits of a run, or of a call; scalars.
 
     Attributes:
         gtol: the square root of the decrease that the curvature predicts
@@ -58,7 +58,7 @@ class Limits(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """A step and what it says of the curvature.
+    """A step, and the change of the gradient along it.
 
     Attributes:
         good: whether the curvature is positive beyond rounding.

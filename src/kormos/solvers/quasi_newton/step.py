@@ -83,7 +83,7 @@ def advance(
         curvature: the formulas of the curvature.
         region: where it may evaluate.
         evaluate: function of a flat tensor that returns the point where it
-            evaluated, which is that one but for rounding, and the loss and the
+            evaluated, the same except for rounding, and the loss and the
             gradient there.
         limits: what ends the call.
         state: the state. If it is `STARTING`, only its `theta` is evaluated.
@@ -141,7 +141,7 @@ def advance(
 
 
 def goes_on(limits: Limits, state: State, starting: Scalar) -> Scalar:
-    """Whether a call goes on.
+    """Whether a call continues.
 
     Args:
         limits: what ends the call.
@@ -203,8 +203,8 @@ def _arrive(
         guess = first_trial_of(state.loss - loss, course.slope, one)
         first_trial = where(either(begins, is_start), one, guess)
         course = region.hasten(course, state, arrival, first_trial)
-    # Where the loss is straight, a search may run out of trials, and it shows
-    # no curvature. The next one then begins with the step that was reached.
+    # If the loss is linear, a search may run out of trials, and shows no
+    # curvature. The next search then begins with the step that was reached.
     straight = ~either(is_start, good, begins)
     first_trial = where(
         straight, larger(first_trial, state.search.step), first_trial
@@ -257,9 +257,9 @@ def spread_after(state: State, grad: Tensor, good: Scalar) -> Tensor:
 
 
 def _is_trusted(state: State, arrived: State) -> Scalar:
-    """Whether what the curvature predicts at a new point is believed.
+    """Whether the prediction of the curvature at a new point is reliable.
 
-    What it predicts from few pairs means nothing.
+    From few pairs, a prediction means nothing.
     """
     few = min(arrived.theta.shape[0], _PAIRS_AFTER_RESET)
     return both(

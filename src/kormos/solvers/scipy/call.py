@@ -1,4 +1,4 @@
-"""One call of `scipy.optimize.minimize`, from where an evaluator stands."""
+"""One call of `scipy.optimize.minimize`, from the accepted point."""
 
 import warnings
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from kormos.types import Vector
 _MOST_UNCHANGED, _MOST_UNCHANGED_EACH = 100, 10
 
 # trust-constr starts at least this part of the box inside of its bounds, and at
-# least the second part where it goes on from an end; there its barrier begins
+# least the second part where it continues from an end; there its barrier begins
 # at the second number, too. Our choice: a larger margin moves the start farther
 # away; with a smaller one, the barrier makes the first steps short.
 _MARGIN, _NARROW_MARGIN = 0.1, 1e-5
@@ -100,7 +100,7 @@ class ScipyCall:
             jac = evaluator.grad
             evaluator.on_gradient = callback
         elif spec.gradient:
-            # SciPy then asks once rather than twice.
+            # SciPy then calls once rather than twice.
             fun, jac = evaluator.value_and_grad, True
         try:
             with warnings.catch_warnings():
@@ -134,7 +134,7 @@ class ScipyCall:
         name, bounded = self._spec.name, problem.is_bounded
         options = dict(options)
         if name == "tnc":
-            # It takes differences of gradients.
+            # The method uses finite differences of gradients.
             options.setdefault("accuracy", problem.evaluation_eps**0.5)
         if name == "cobyla":
             options.setdefault("catol", problem.feasibility)

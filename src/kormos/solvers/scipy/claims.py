@@ -1,14 +1,14 @@
-"""Claims of SciPy's methods, which are tried before they are believed.
+"""Claims of convergence of SciPy's methods, which are verified.
 
-Where a method says that it has converged, or that it can go no further, two
-runs begin anew from there: a short one of Newton's or quasi-Newton steps
-(`fresh_run`), which also says how much of a decrease is left to be had, and
-the method itself, its memory cleared, the loss rescaled, its tolerances off.
-What gains more than a claim leaves open goes on. Under constraints the
-conditions of optimality take the place of the short run.
+If a method says that it has converged, or that it cannot get further, two runs
+start from there: a short one of Newton or quasi-Newton steps (`fresh_run`),
+which also predicts the remaining decrease; and the method itself, with its
+memory cleared, the loss rescaled, and its tolerances off. If either gains more
+than a claim allows, the run continues. Under constraints, the conditions of
+optimality take the place of the short run.
 
-A tolerance that the user gives is his own: a run that meets it has converged
-by it, unless what is left to be had is large beside it.
+A tolerance that the user gives is respected: a run that meets it has converged,
+unless the predicted decrease is large compared with it.
 """
 
 from typing import Any
@@ -33,7 +33,7 @@ from kormos.solvers.scipy.result import claimed
 from kormos.solvers.scipy.result import unscale
 from kormos.solvers.scipy.trials import Trials
 
-# Ends that are tried.
+# The ends that are verified.
 _CLAIMS = (
     statuses.CONVERGED,
     statuses.NOISE_FLOOR,
@@ -220,7 +220,7 @@ class Claims:
         self._kept, self._is_feasible = point, is_feasible
 
     def _go(self, gain: Gain) -> None:
-        """Goes to the point that a short run has reached."""
+        """Moves to the point that a short run has reached."""
         grad = gain.grad if self._spec.gradient else None
         self._evaluator.stand_at(Evaluation(gain.theta, gain.loss, grad))
         self._keep()
@@ -232,9 +232,9 @@ class Claims:
 
     def _stalled(self, before: Evaluation, gain: Gain) -> Outcome:
         text = (
-            f"A short run of Newton's or quasi-Newton steps still lowers the "
-            f"loss from {before.loss:.6g} to {gain.loss:.6g}, where the method "
-            "itself gains nothing."
+            "A short run of Newton's or quasi-Newton steps still lowers the "
+            f"loss from {before.loss:.6g} to {gain.loss:.6g}, although the "
+            "method itself gains nothing."
         )
         self._go(gain)
         return Outcome(statuses.STALLED, None, 0.0, findings=text)

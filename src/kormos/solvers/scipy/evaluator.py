@@ -1,4 +1,4 @@
-"""What SciPy sees of a problem: functions of the free parameters.
+"""A problem as SciPy sees it: functions of the free parameters.
 
 SciPy may evaluate outside of the bounds, and asks for the loss and the gradient
 one by one. Here every point is moved into the bounds and evaluated once. Where
@@ -135,7 +135,7 @@ class Evaluator:
         return made
 
     def _evaluated(self, theta: Vector) -> Evaluation:
-        # A copy, because SciPy goes on to write into the array that it passes.
+        # A copy, because SciPy later writes into the array that it passes.
         theta = theta.copy()
         if self._spec.gradient:
             return Evaluation(theta, *self._problem.value_and_grad(theta))

@@ -1,4 +1,4 @@
-"""What each method of `scipy.optimize.minimize` takes, and how it ends.
+"""The arguments and the endings of each method of `scipy.optimize.minimize`.
 
 Source: the reference of `scipy.optimize.minimize`, SciPy 1.16 and 1.17.
 """
@@ -21,7 +21,7 @@ _TRUST_REGION = (
 
 @dataclasses.dataclass(frozen=True)
 class ScipyMethod:
-    """What one method takes.
+    """The properties of one method.
 
     Attributes:
         name: SciPy's name, in lower case.

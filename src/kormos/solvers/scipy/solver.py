@@ -71,16 +71,17 @@ class ScipyRun:
         spec = self._spec
         if bounded and not spec.bounds:
             raise ValueError(
-                f"Method '{spec.name}' takes no bounds (nor a `NonNeg` "
-                f"constraint, which is one). Use one of {_able('bounds')}. "
-                f"Received: method='{spec.name}' with bounds"
+                f"Method '{spec.name}' does not support bounds (nor a "
+                "`NonNeg` constraint, which is a bound). Use one of "
+                f"{_able('bounds')}. Received: method='{spec.name}' with "
+                "bounds"
             )
         refused = sorted(set(constraint_types) - set(spec.constraints))
         if refused:
             raise ValueError(
-                f"Method '{spec.name}' takes no constraints. Use one of "
-                f"{_able('constraints')}. "
-                f"Received: method='{spec.name}' with constraints {refused}"
+                f"Method '{spec.name}' does not support constraints. Use one "
+                f"of {_able('constraints')}. Received: method='{spec.name}' "
+                f"with constraints {refused}"
             )
         if spec.square:
             check_square(
