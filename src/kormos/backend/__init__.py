@@ -45,7 +45,7 @@ Tensors:
   with another row. It may be the same array, changed.
 - `set_column(matrix, index, column)`: the same for a column of a matrix.
 - `add_outer(matrix, vector, factor)`: a symmetric matrix plus `factor` times
-  the vector's outer product with itself, symmetric to the bit. It may be the
+  the vector's outer product with itself, exactly symmetric. It may be the
   same array, changed.
 - `float64()`: a scope in which float64 tensors keep their precision.
 - `repeatable()`: a scope in which random draws that have no seed of their own

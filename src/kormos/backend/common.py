@@ -215,7 +215,7 @@ def whole(structure: Structure) -> Structure:
 
 
 def add_outer(matrix: Tensor, vector: Tensor, factor: Scalar) -> Tensor:
-    # In this order it is symmetric to the bit.
+    # In this order it is exactly symmetric.
     rows = keras.ops.expand_dims(vector, 1)
     return matrix + rows * keras.ops.expand_dims(vector, 0) * factor
 

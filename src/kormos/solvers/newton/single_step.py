@@ -17,7 +17,7 @@ from kormos.types import Vector
 
 
 class NewtonStep:
-    """A step from a point. What is known goes on from batch to batch.
+    """A step from a point. It keeps its state from one batch to the next.
 
     Args:
         problem: the problem of a batch.

@@ -3,7 +3,7 @@
 BFGS: Nocedal and Wright, "Numerical Optimization", 2nd edition, algorithm 6.1.
 Self-scaling: M. Al-Baali, "Numerical experience with a class of self-scaling
 quasi-Newton algorithms", J. Optim. Theory Appl. 96, 1998. SSBroyden: J. F.
-Urban, P. Stefanou and J. A. Pons, J. Comput. Phys. 523, 2025, 113656,
+Urbán, P. Stefanou and J. A. Pons, J. Comput. Phys. 523, 2025, 113656,
 equations 10 to 23. All are members of
 
     H+ = (H - Hy y'H / y'Hy + phi v v') / tau + s s' / s'y,
