@@ -104,7 +104,8 @@ class Newton(QuasiNewton):
                 f"'lbfgs'. Received: optimizer='{self.name}' with a loss that "
                 "is summed up in Python"
             )
-        rows = np.zeros((problem.stride, len(NEWTON_ROW)))
+        columns = len(NEWTON_ROW) + problem.objective.readings
+        rows = np.zeros((problem.stride, columns))
         return super()._first_state(problem, theta)._replace(rows=rows)
 
     def _resumed(self, state: State) -> State:

@@ -25,7 +25,6 @@ from kormos.arithmetic.scalars import constant
 from kormos.arithmetic.scalars import either
 from kormos.arithmetic.scalars import is_finite
 from kormos.arithmetic.scalars import larger
-from kormos.arithmetic.scalars import stack
 from kormos.arithmetic.scalars import to_float
 from kormos.arithmetic.scalars import where
 from kormos.arithmetic.scalars import while_loop
@@ -86,7 +85,7 @@ class _Trial(NamedTuple):
 
 def advance(
     method: NewtonMethod,
-    value_and_grad: Callable[[Tensor], tuple[Tensor, Tensor]],
+    value_and_grad: Callable[[Tensor], tuple[Tensor, ...]],
     hvp: Product,
     limits: Limits,
     state: State,
@@ -95,7 +94,8 @@ def advance(
 
     Args:
         method: the method.
-        value_and_grad: loss and gradient as a function of a flat tensor.
+        value_and_grad: loss and gradient, and readings if there are some, as
+            a function of a flat tensor.
         hvp: function `(theta, vector)` of flat tensors: the Hessian times it.
         limits: what ends the call.
         state: the state. If it is `STARTING`, only its `theta` is evaluated.
@@ -109,7 +109,7 @@ def advance(
         is_start = state.status == STARTING
         path, guess = _path(method, hvp, state, is_start)
         theta = state.theta + path.step * state.units
-        loss, grad = value_and_grad(theta)
+        loss, grad, *readings = value_and_grad(theta)
         loss = backend.scalar(loss)
         trial = _Trial(
             path=path,
@@ -136,7 +136,7 @@ def advance(
             store=(),
             curvature=known._replace(products=made),
         )
-        arrival = Arrival(is_start, good, theta, loss, grad)
+        arrival = Arrival(is_start, good, theta, loss, grad, *readings)
         small = cond(
             either(is_start, accepted),
             lambda: _arrive(
@@ -228,7 +228,7 @@ def _arrive(
         trial: the step.
         first: the count of iterations at the beginning of the call.
     """
-    is_start, good, theta, loss, grad = arrival
+    is_start, good, theta, loss, grad, _ = arrival
     one, none = constant(1, like=loss), constant(0, like=state.resets)
     known, slopes = state.curvature, grad * state.units
     size = norm(slopes)
@@ -276,7 +276,7 @@ def _arrive(
     rows = backend.set_row(
         state.rows,
         state.iterations - first,
-        stack([to_float(cell, like=loss) for cell in row]),
+        arrival.row(row),
     )
     return arrived._replace(rows=rows)
 

@@ -1,10 +1,34 @@
 """A point at which a quasi-Newton run arrives, and its course from there."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
+from kormos import backend
+from kormos.arithmetic.scalars import is_eager
+from kormos.arithmetic.scalars import stack
+from kormos.arithmetic.scalars import to_float
+from kormos.backend import ops
 from kormos.types import Scalar
 from kormos.types import Structure
 from kormos.types import Tensor
+
+
+class Evaluation(NamedTuple):
+    """An evaluation.
+
+    Attributes:
+        theta: the point, `(size,)`.
+        loss: the loss there, scalar.
+        grad: the gradient there, `(size,)`.
+        readings: as `protocols.Iterate` has them, `(readings,)`, or `None`.
+    """
+
+    theta: Tensor
+    loss: Scalar
+    grad: Tensor
+    readings: Tensor | None = None
 
 
 class Arrival(NamedTuple):
@@ -16,6 +40,7 @@ class Arrival(NamedTuple):
         theta: the point, `(size,)`.
         loss: the loss there, scalar.
         grad: the gradient there, `(size,)`.
+        readings: as `protocols.Iterate` has them, `(readings,)`, or `None`.
     """
 
     is_start: Scalar
@@ -23,6 +48,16 @@ class Arrival(NamedTuple):
     theta: Tensor
     loss: Scalar
     grad: Tensor
+    readings: Tensor | None = None
+
+    def row(self, cells: Sequence[Scalar]) -> Tensor:
+        """A row of `State.rows`: its cells, and then the readings."""
+        row = stack([to_float(cell, like=self.loss) for cell in cells])
+        if self.readings is None:
+            return row
+        if is_eager(self.loss):
+            return np.concatenate([row, backend.to_numpy(self.readings)])
+        return ops.concatenate([row, self.readings])
 
 
 class Course(NamedTuple):

@@ -195,13 +195,20 @@ class QuasiNewtonRun:
         rows = backend.to_numpy(state.rows)[:count].tolist()
         stop = False
         for i, row in enumerate(rows):
-            logs = dict(zip(self._loop.columns, row, strict=True))
+            # The columns come first, and then the readings.
+            columns = self._loop.columns
+            logs = dict(zip(columns, row, strict=False))
+            readings = None
+            if problem.objective.readings and not self._loop.is_stepped:
+                readings = np.array(row[len(columns) :])
             loss, grad = logs.pop("loss"), logs.pop("grad")
             problem.fg_evals = int(logs.pop("evaluations"))
             if "products" in logs:
                 problem.hessp_evals = int(logs.pop("products"))
             theta = to_array(state.theta) if i == count - 1 else None
-            iterate = Iterate(theta, loss, grad, self._kept, logs)
+            iterate = Iterate(
+                theta, loss, grad, self._kept, logs, readings=readings
+            )
             stop = stop or self._observer.accepted(iterate)
         self._count()
         return stop
