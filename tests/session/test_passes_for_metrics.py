@@ -231,6 +231,35 @@ def test_metrics_are_those_of_evaluate(case, method, own_passes, unconverged):
     assert own_passes == []
 
 
+class Largest(keras.metrics.Mean):
+    """The largest prediction, and as many zeros as are asked for."""
+
+    def __init__(self, zeros=0):
+        super().__init__(name="largest")
+        self.zeros = zeros
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        super().update_state(keras.ops.max(y_pred))
+
+    def result(self):
+        return keras.ops.pad(
+            keras.ops.reshape(super().result(), (1,)), ((0, self.zeros),)
+        )
+
+
+# Without `jit_compile=True` nobody knows whether XLA can compile the first.
+@pytest.mark.parametrize(
+    "zeros, passes", [(0, 3 * (BACKEND == "tensorflow")), (20_000, 3)]
+)
+def test_metrics_of_ones_own(zeros, passes, own_passes, unconverged):
+    model = network(metrics=[Largest(zeros)])
+    history = model.fit(X, Y, epochs=3, verbose=0).history
+    largest = model.predict(X, verbose=0).max()
+    assert history["largest"][-1].shape == (1 + zeros,)
+    assert history["largest"][-1][0] == pytest.approx(largest, rel=2e-5)
+    assert len(own_passes) == passes
+
+
 class OfPositives(keras.metrics.Mean):
     """The mean prediction, which fails where that is negative."""
 

@@ -26,6 +26,10 @@ from kormos.types import Vector
 # or, without gradients, the lowest.
 _KEPT = 8
 
+# Results of more numbers than these are not read in a compiled loop. Our
+# choice: a loop keeps those of 50 iterations.
+_MOST_READINGS = 2**14
+
 
 class MeasuredObjective(FlatObjective):
     """A model's loss that knows the metrics of the points it has evaluated.
@@ -57,7 +61,8 @@ class MeasuredObjective(FlatObjective):
             return 0
         if not self.program.compiles_metrics:
             return 0
-        return sum(result.size for result in self.program.evaluate.layout)
+        count = sum(result.size for result in self.program.evaluate.layout)
+        return count if count <= _MOST_READINGS else 0
 
     def metrics_of(self, readings: Vector) -> dict[str, Any]:
         """The metrics by name, from the readings of an iterate."""

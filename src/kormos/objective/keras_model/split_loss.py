@@ -156,7 +156,7 @@ def _is_opaque(loss: keras.losses.Loss) -> bool:
 
 
 def is_of_keras(loss: keras.losses.Loss | keras.metrics.Metric) -> bool:
-    """Whether Keras itself has a loss or a metric, and not a user's own code."""
+    """Whether Keras itself has a loss or a metric, not a user's own code."""
     own = getattr(loss, "_fn", keras.losses.Loss)
     code = [type(loss), getattr(loss, "fn", own)]
     # The module of code that was made by `exec` is `None`.

@@ -192,15 +192,13 @@ class QuasiNewtonRun:
         """Reports the iterations of a call; the last one has its point."""
         state, problem = self._state, self._problem
         count = int(state.iterations) - done
-        rows = backend.to_numpy(state.rows)[:count].tolist()
-        stop = False
-        for i, row in enumerate(rows):
-            # The columns come first, and then the readings.
-            columns = self._loop.columns
-            logs = dict(zip(columns, row, strict=False))
-            readings = None
-            if problem.objective.readings and not self._loop.is_stepped:
-                readings = np.array(row[len(columns) :])
+        rows = backend.to_numpy(state.rows)[:count]
+        columns = self._loop.columns
+        width, stop = len(columns), False
+        is_read = rows.shape[1] > width and not self._loop.is_stepped
+        for i, row in enumerate(rows[:, :width].tolist()):
+            logs = dict(zip(columns, row, strict=True))
+            readings = rows[i, width:] if is_read else None
             loss, grad = logs.pop("loss"), logs.pop("grad")
             problem.fg_evals = int(logs.pop("evaluations"))
             if "products" in logs:
