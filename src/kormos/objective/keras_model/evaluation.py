@@ -8,10 +8,8 @@ in the metric's variables, whose values go from one chunk to the next.
 import collections
 import functools
 from collections.abc import Callable
-from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
-from typing import NamedTuple
 
 import numpy as np
 
@@ -19,8 +17,6 @@ from kormos import backend
 from kormos.arithmetic.vectors import number
 from kormos.arithmetic.vectors import to_array
 from kormos.backend import ops
-from kormos.backend.common import as_tensor
-from kormos.data.variables import snapshot
 from kormos.objective.arguments import ProgramArguments
 from kormos.objective.arguments import Shapes
 from kormos.objective.compiled import Chunk
@@ -29,6 +25,8 @@ from kormos.objective.compiled import Compiler
 from kormos.objective.compiled import fold_chunks
 from kormos.objective.compiled import scalar_zero
 from kormos.objective.keras_model.loss import ModelLoss
+from kormos.objective.keras_model.metric_results import MetricResults
+from kormos.objective.keras_model.metric_results import MetricValues
 from kormos.objective.layout import Packing
 from kormos.types import Array
 from kormos.types import Scalar
@@ -36,30 +34,10 @@ from kormos.types import Structure
 from kormos.types import Tensor
 from kormos.types import Vector
 
-# Values of the metrics' variables.
-MetricValues = Sequence[Tensor]
 # Sums over rows, and the values of the metrics' variables after them.
 _Summed = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
 # A function `(theta, frozen, term_factors, metric_values, chunk)`.
 _OfChunk = Callable[..., _Summed]
-
-
-class _Result(NamedTuple):
-    """A result of a metric among the readings.
-
-    Attributes:
-        name: its name.
-        shape: its shape.
-        dtype: its dtype, NumPy's.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: Any
-
-    @property
-    def size(self) -> int:
-        return int(np.prod(self.shape))
 
 
 class ModelEvaluation:
@@ -71,6 +49,9 @@ class ModelEvaluation:
         compile: function that compiles a function.
         graphs: as `Program` has them.
         traces: as `Program` has it.
+
+    Attributes:
+        results: the results of the metrics.
     """
 
     def __init__(
@@ -100,8 +81,9 @@ class ModelEvaluation:
         self._of_grad = graphs.recorded(self._grad_of)
         self._with_loss = compile(self._trace_loss)
         self._with_grad = compile(self._trace_grad)
-        self._results = compile(self._results_at)
-        self._flat = graphs.recorded(self._flat_results)
+        self.results = MetricResults(
+            model_loss, packing, compile, graphs, self._start
+        )
 
     def __call__(
         self, theta: Vector, arguments: ProgramArguments
@@ -113,7 +95,8 @@ class ModelEvaluation:
             arguments: the other arguments of the program.
         """
         loss, values = self.value(theta, arguments)
-        return {"loss": loss, **self.results(theta, arguments, values)}
+        frozen = arguments.frozen
+        return {"loss": loss, **self.results(theta, frozen, values)}
 
     def value(
         self, theta: Vector, arguments: ProgramArguments
@@ -141,49 +124,6 @@ class ModelEvaluation:
             )
             return number(loss) / unit, to_array(grad) / unit, values
 
-    def results(
-        self, theta: Vector, arguments: ProgramArguments, values: MetricValues
-    ) -> dict[str, Any]:
-        """The metrics by name, from the values of their variables."""
-        with backend.float64():
-            found = self._results(theta, arguments.frozen, values)
-            arrays = {k: backend.to_numpy(v) for k, v in found.items()}
-        return _as_numbers(arrays)
-
-    def named(self, readings: Vector) -> dict[str, Any]:
-        """The metrics by name, from what `trace` returns of them."""
-        ends = np.cumsum([result.size for result in self.layout])
-        parts = np.split(readings, ends[:-1])
-        return _as_numbers(
-            {
-                result.name: part.reshape(result.shape).astype(result.dtype)
-                for result, part in zip(self.layout, parts, strict=True)
-            }
-        )
-
-    @functools.cached_property
-    def layout(self) -> list[_Result]:
-        """The metrics' results, in the order of the readings."""
-        names: list[str] = []
-
-        def found(
-            theta: Tensor, frozen: list[Tensor], values: MetricValues
-        ) -> list[Tensor]:
-            results = self._results_at(theta, frozen, values)
-            names[:] = results
-            return [ops.convert_to_tensor(r) for r in results.values()]
-
-        with backend.float64():
-            theta = as_tensor(self._packing.read())
-            frozen = snapshot(self._stateless.frozen_variables)
-            start = [as_tensor(value) for value in self._start]
-            values = backend.dry_run(found, theta, frozen, start)
-            arrays = map(backend.to_numpy, values)
-            return [
-                _Result(name, array.shape, array.dtype)
-                for name, array in zip(names, arrays, strict=True)
-            ]
-
     def trace(
         self,
         theta: Tensor,
@@ -195,7 +135,7 @@ class ModelEvaluation:
         (loss, grad), values = self._trace_grad(
             theta, self._start, frozen, term_factors, chunks
         )
-        return loss, grad, self._flat(theta, frozen, values)
+        return loss, grad, self.results.flat(theta, frozen, values)
 
     def _summed(
         self,
@@ -321,37 +261,6 @@ class ModelEvaluation:
         )
         grad = self._packing.pack(gradients, theta.dtype)
         return (ops.cast(loss, theta.dtype), grad), values
-
-    def _results_at(
-        self,
-        theta: Tensor,
-        frozen: list[Tensor],
-        metric_values: MetricValues,
-    ) -> dict[str, Tensor]:
-        """The metrics' results, from the values of their variables."""
-        parts = self._packing.unpack(theta)
-        values = zip(self._metrics.variables, metric_values, strict=True)
-        with self._stateless.scope(parts, frozen, values):
-            return self._metrics.results()
-
-    def _flat_results(
-        self,
-        theta: Tensor,
-        frozen: list[Tensor],
-        metric_values: MetricValues,
-    ) -> Tensor:
-        """The same in one vector: the readings."""
-        results = self._results_at(theta, frozen, metric_values)
-        flat = [
-            ops.reshape(ops.cast(result, theta.dtype), (-1,))
-            for result in results.values()
-        ]
-        return ops.concatenate(flat)
-
-
-def _as_numbers(arrays: Mapping[str, Array]) -> dict[str, Any]:
-    """Arrays by name, as floats where they are numbers."""
-    return {k: float(v) if v.ndim == 0 else v for k, v in arrays.items()}
 
 
 def _add(total: Tensor, value: Tensor) -> Array:

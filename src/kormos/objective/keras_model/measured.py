@@ -14,7 +14,7 @@ from kormos.backend.common import as_tensor
 from kormos.objective.arguments import ProgramArguments
 from kormos.objective.arguments import is_host
 from kormos.objective.base import FlatObjective
-from kormos.objective.keras_model.evaluation import MetricValues
+from kormos.objective.keras_model.metric_results import MetricValues
 from kormos.objective.keras_model.program import ModelProgram
 from kormos.types import Scalar
 from kormos.types import Structure
@@ -61,17 +61,19 @@ class MeasuredObjective(FlatObjective):
             return 0
         if not self.program.compiles_metrics:
             return 0
-        count = sum(result.size for result in self.program.evaluate.layout)
+        count = sum(
+            result.size for result in self.program.evaluate.results.layout
+        )
         return count if count <= _MOST_READINGS else 0
 
     def metrics_of(self, readings: Vector) -> dict[str, Any]:
         """The metrics by name, from the readings of an iterate."""
-        return self.program.evaluate.named(readings)
+        return self.program.evaluate.results.named(readings)
 
     @functools.cached_property
     def metric_names(self) -> list[str]:
         """The names of the results of `evaluate`, besides the loss."""
-        return [result.name for result in self.program.evaluate.layout]
+        return [result.name for result in self.program.evaluate.results.layout]
 
     def evaluate(self, theta: npt.ArrayLike) -> dict[str, Any]:
         """The loss and the compiled metrics at `theta`, as floats.
@@ -87,7 +89,7 @@ class MeasuredObjective(FlatObjective):
             known = self._known.find(theta, self.arguments)
             if known is not None:
                 results = program.evaluate.results(
-                    theta, self.arguments, known.values
+                    theta, self.arguments.frozen, known.values
                 )
                 return {"loss": known.loss, **results}
         return program.evaluate(theta, self.arguments)
