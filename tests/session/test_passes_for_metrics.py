@@ -261,11 +261,12 @@ def test_metrics_of_ones_own(zeros, passes, own_passes, unconverged):
 
 
 class OfPositives(keras.metrics.Mean):
-    """The mean prediction, which fails where that is negative."""
+    """The mean prediction and a half, which fails where that is negative."""
 
     def update_state(self, y_true, y_pred, sample_weight=None):
-        mean = keras.ops.reshape(keras.ops.mean(y_pred), (1, 1))
-        super().update_state(keras.ops.square(keras.ops.cholesky(mean)))
+        # A model is tried with predictions of zero.
+        size = keras.ops.reshape(keras.ops.mean(y_pred) + 0.5, (1, 1))
+        super().update_state(keras.ops.square(keras.ops.cholesky(size)))
 
 
 @pytest.mark.parametrize("method", ["lbfgs", "l-bfgs-b", "lm"])
