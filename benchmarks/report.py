@@ -32,6 +32,7 @@ ORDER = (
     "style",
     "scaling",
     "predecessor",
+    "newton",
     "overhead",
     "repeated-jax",
     "repeated-tensorflow",

@@ -39,6 +39,7 @@ SUITES = (
     ("predecessor", "predecessor", "jax", ()),
     ("quasi-newton-torch", "quasi_newton", "torch", FEWER),
     ("style", "style", "tensorflow", ()),
+    ("newton", "newton", "jax", ()),
     ("overhead", "overhead", "jax", ()),
     ("repeated-tensorflow", "repeated_calls", "tensorflow", ()),
     ("repeated-jax", "repeated_calls", "jax", ()),

@@ -234,7 +234,7 @@ def main():
     for name in ("weights", "two outputs") if is_compiled else MODELS:
         for cut in (44,) if is_compiled else (44, ROWS - 1):
             look(name, cut)
-    others = () if is_compiled else ("ssbroyden", "lm")
+    others = () if is_compiled else ("ssbroyden", "lm", "newton")
     for method in ("lbfgs", "l-bfgs-b", "trust-ncg", *others):
         fit(method, 44)
     fit("l-bfgs-b", 44, stream=True, batch_size=8)

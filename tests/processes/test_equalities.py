@@ -24,7 +24,7 @@ NAMES = ["weights", "two outputs"]
 METHODS = ["lbfgs", "l-bfgs-b", "trust-ncg"]
 if BACKEND == "torch":
     NAMES += ["sum", "mean with weights", "masks"]
-    METHODS += ["ssbroyden"]
+    METHODS += ["ssbroyden", "newton"]
 
 
 def figures_of(count, folder, *part, **environment):

@@ -6,6 +6,7 @@ import pytest
 from keras import layers
 
 import kormos
+from conftest import BACKEND
 from conftest import TIGHT
 from conftest import lindata
 from conftest import linear
@@ -220,3 +221,32 @@ def test_compiling_again_changes_the_loss_and_keeps_the_weights(float64):
     loss, error = model.evaluate(x, y, verbose=0)
     assert history.result.loss == pytest.approx(loss, rel=TIGHT)
     assert history.history["mae"][-1] == pytest.approx(error, rel=TIGHT)
+
+
+class Traced(layers.Dense):
+    """Counts the calls of Python that it is given."""
+
+    calls = 0
+
+    def call(self, inputs):
+        self.calls += 1
+        return super().call(inputs)
+
+
+@pytest.mark.skipif(BACKEND == "torch", reason="PyTorch compiles nothing")
+@pytest.mark.parametrize("method", ["lbfgs", "ssbroyden", "newton"])
+def test_with_and_without_a_look_at_each_epoch_it_is_one_program(method):
+    x, y = lindata(20, noise=0.3)
+    model = keras.Sequential([keras.Input((5,)), Traced(1)])
+    model.compile(optimizer=method, loss="mse")
+    look = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: None)
+    weights = model.get_weights()
+
+    def calls(*callbacks):
+        model.set_weights(weights)
+        before = model.layers[0].calls
+        model.fit(x, y, epochs=2, verbose=0, callbacks=[*callbacks])
+        return model.layers[0].calls - before
+
+    calls(look)
+    assert calls() == calls(look) == 0

@@ -33,6 +33,7 @@ START = np.array([-1.2, 1.0])
         "dense-bfgs",
         "ssbroyden",
         "l-bfgs-b",
+        "newton",
         "newton-cg",
         "trust-exact",
     ],

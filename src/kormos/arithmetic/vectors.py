@@ -16,7 +16,9 @@ from kormos.types import Tensor
 
 
 def dot(a: Tensor, b: Tensor) -> Scalar:
-    """The inner product of two vectors, a scalar."""
+    """The inner product of two vectors, a scalar; of NumPy's, a number."""
+    if isinstance(a, np.ndarray):
+        return a.dot(b)
     return backend.dot(a, b)
 
 
@@ -38,11 +40,6 @@ def matvec(matrix: Tensor, vector: Tensor) -> Tensor:
 def vecmat(vector: Tensor, matrix: Tensor) -> Tensor:
     """`vector @ matrix`."""
     return ops.einsum("i,ij->j", vector, matrix)
-
-
-def outer(a: Tensor, b: Tensor) -> Tensor:
-    """The matrix of the products of every two entries."""
-    return ops.expand_dims(a, 1) * ops.expand_dims(b, 0)
 
 
 # Columns of a block of `gram`, a choice of ours. A larger block computes more

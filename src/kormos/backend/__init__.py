@@ -43,6 +43,10 @@ Tensors:
 - `arctan(tensor)`: the arc tangent of every entry, in the dtype of the tensor.
 - `set_row(matrix, index, row)`: the matrix, or an array with more dimensions,
   with another row. It may be the same array, changed.
+- `set_column(matrix, index, column)`: the same for a column of a matrix.
+- `add_outer(matrix, vector, factor)`: a symmetric matrix plus `factor` times
+  the vector's outer product with itself, symmetric to the bit. It may be the
+  same array, changed.
 - `float64()`: a scope in which float64 tensors keep their precision.
 - `repeatable()`: a scope in which random draws that have no seed of their own
   are the same every time.
@@ -125,6 +129,7 @@ if keras.backend.backend() == "jax":
     from keras import ops as ops
 
     from kormos.backend.common import Graphs as Graphs
+    from kormos.backend.common import add_outer as add_outer
     from kormos.backend.common import eagerly as eagerly
     from kormos.backend.common import on_device as on_device
     from kormos.backend.common import own_copies as own_copies
@@ -155,6 +160,7 @@ if keras.backend.backend() == "jax":
     from kormos.backend.jax import repeatable as repeatable
     from kormos.backend.jax import row_jacobian as row_jacobian
     from kormos.backend.jax import scalar as scalar
+    from kormos.backend.jax import set_column as set_column
     from kormos.backend.jax import set_row as set_row
     from kormos.backend.jax import value_and_grad as value_and_grad
     from kormos.backend.jax import values as values
@@ -181,6 +187,7 @@ elif keras.backend.backend() == "tensorflow":
     from keras import ops as ops
 
     from kormos.backend.common import Graphs as Graphs
+    from kormos.backend.common import add_outer as add_outer
     from kormos.backend.common import alone as alone
     from kormos.backend.common import check_forward_mode as check_forward_mode
     from kormos.backend.common import devices as devices
@@ -214,6 +221,7 @@ elif keras.backend.backend() == "tensorflow":
     from kormos.backend.tensorflow import own_trace as own_trace
     from kormos.backend.tensorflow import repeatable as repeatable
     from kormos.backend.tensorflow import scalar as scalar
+    from kormos.backend.tensorflow import set_column as set_column
     from kormos.backend.tensorflow import set_row as set_row
     from kormos.backend.tensorflow import to_numpy as to_numpy
     from kormos.backend.tensorflow import value_and_grad as value_and_grad
@@ -258,6 +266,7 @@ elif keras.backend.backend() == "torch":
     from kormos.backend.common import unasked as unasked
     from kormos.backend.common import unscaled as unscaled
     from kormos.backend.common import whole as whole
+    from kormos.backend.torch import add_outer as add_outer
     from kormos.backend.torch import arctan as arctan
     from kormos.backend.torch import attempt as attempt
     from kormos.backend.torch import chunk_numbers as chunk_numbers
@@ -279,6 +288,7 @@ elif keras.backend.backend() == "torch":
     from kormos.backend.torch import repeatable as repeatable
     from kormos.backend.torch import row_jacobian as row_jacobian
     from kormos.backend.torch import scalar as scalar
+    from kormos.backend.torch import set_column as set_column
     from kormos.backend.torch import set_row as set_row
     from kormos.backend.torch import standing_in as standing_in
     from kormos.backend.torch import to_numpy as to_numpy

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 
 from kormos.types import Array
+from kormos.types import Scalar
 from kormos.types import Structure
 from kormos.types import Tensor
 
@@ -211,6 +212,12 @@ def sum_by_device(
 
 def whole(structure: Structure) -> Structure:
     return structure
+
+
+def add_outer(matrix: Tensor, vector: Tensor, factor: Scalar) -> Tensor:
+    # In this order it is symmetric to the bit.
+    rows = keras.ops.expand_dims(vector, 1)
+    return matrix + rows * keras.ops.expand_dims(vector, 0) * factor
 
 
 def spread_zeros(shape: tuple[int, ...]) -> Tensor:

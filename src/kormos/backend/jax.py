@@ -155,6 +155,10 @@ def set_row(matrix: Tensor, index: Scalar, row: Tensor) -> Tensor:
     return jax.lax.dynamic_update_index_in_dim(matrix, row, index, 0)
 
 
+def set_column(matrix: Tensor, index: Scalar, column: Tensor) -> Tensor:
+    return jax.lax.dynamic_update_index_in_dim(matrix, column, index, 1)
+
+
 def float64() -> contextlib.AbstractContextManager[Any]:
     # Outside of this mode JAX rounds every float64 tensor to float32. Float32
     # tensors stay as they are. JAX's caches distinguish the two modes.

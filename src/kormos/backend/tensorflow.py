@@ -213,6 +213,11 @@ def set_row(matrix: Tensor, index: Scalar, row: Tensor) -> Tensor:
     return keras.ops.slice_update(matrix, start, row[tf.newaxis])
 
 
+def set_column(matrix: Tensor, index: Scalar, column: Tensor) -> Tensor:
+    start = (tf.zeros_like(index), index)
+    return keras.ops.slice_update(matrix, start, column[:, tf.newaxis])
+
+
 def float64() -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext()
 

@@ -205,6 +205,17 @@ def set_row(matrix: Tensor, index: Scalar, row: Tensor) -> Tensor:
     return matrix
 
 
+def set_column(matrix: Tensor, index: Scalar, column: Tensor) -> Tensor:
+    matrix[:, index] = column
+    return matrix
+
+
+def add_outer(matrix: Tensor, vector: Tensor, factor: Scalar) -> Tensor:
+    # The sign apart, so that the product is symmetric to the bit.
+    vector = vector * abs(factor) ** 0.5
+    return matrix.addr_(vector, vector, alpha=1 if factor > 0 else -1)
+
+
 def float64() -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext()
 

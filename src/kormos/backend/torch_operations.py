@@ -91,7 +91,7 @@ class _Differentiable(TorchFunctionMode):
         if fn is scaled_dot_product_attention:
             self.is_needed = True
             return _attend(self._is_first, *args, **kwargs)
-        if kwargs.get("memory_format") in _LAYOUTS:
+        if not self._is_first and kwargs.get("memory_format") in _LAYOUTS:
             # Layouts only affect speed, and `torch.func` has only one.
             self.is_needed = True
             kwargs = {**kwargs, "memory_format": torch.contiguous_format}

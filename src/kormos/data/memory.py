@@ -190,13 +190,18 @@ class Data(NamedTuple):
 def _even(rows: int, size: int, parts: int = 1) -> int:
     """The size of equally large chunks, which is `size` at most.
 
+    The last chunk may have fewer rows, if no number of chunks divides them.
+
     Args:
         rows: the number of all rows.
         size: the most rows of a chunk.
         parts: a number by which that of chunks can be divided.
     """
-    count = -(-rows // min(size, rows))
-    return -(-rows // (-(-count // parts) * parts))
+    fewest = -(-rows // min(size, rows))
+    fewest = -(-fewest // parts) * parts
+    # A last chunk of another size would have to be compiled separately.
+    counts = range(fewest, 2 * fewest + 1, parts)
+    return -(-rows // next((n for n in counts if rows % n == 0), fewest))
 
 
 def _fast_rows(rows: int, width: float, parts: int) -> int:

@@ -32,11 +32,14 @@ import numpy as np
 from kormos.free_memory import check_square
 from kormos.optimizers.lbfgs import LBFGS
 from kormos.optimizers.native import NativeOptimizer
+from kormos.optimizers.newton import GaussNewton
 from kormos.optimizers.stage import Stage
 from kormos.solvers import statuses
 from kormos.solvers.least_squares import batches
 from kormos.solvers.least_squares import beginning
 from kormos.solvers.least_squares.evidence_loop import EvidenceRun
+from kormos.solvers.least_squares.local_models import MATRICES
+from kormos.solvers.least_squares.local_models import takes_products
 from kormos.solvers.least_squares.loop import LeastSquaresRun
 from kormos.solvers.outcome import Outcome
 from kormos.solvers.problem import Problem
@@ -45,10 +48,6 @@ from kormos.solvers.solver_state import SolverState
 from kormos.types import Vector
 
 _PRESETS = (None, "matlab")
-# What the method holds at once: the matrix, its eigenvectors, and a workspace
-# for LAPACK that is as large as two more.
-_MATRICES = 4
-
 # Ends of a cheap beginning that are ends of the run.
 _ENDS = (
     statuses.NON_FINITE,
@@ -93,13 +92,15 @@ class LevenbergMarquardt(NativeOptimizer):
             error without weights; for other losses its unit is another one.
         linear_solver: `"rows"` keeps J and factorizes it, or JJ' when there are
             fewer rows than parameters; `"dense"` accumulates J'J over chunks of
-            rows; `"cg"` is matrix-free, but for 16 parameters or fewer it is
-            `"dense"`. `"auto"` chooses by memory, and the result names the
-            choice. With `"auto"`, without bounds, and from 1,000 rows or
-            parameters on, whichever are fewer, a run begins with L-BFGS for
-            as long as that lowers the loss faster, unless `epochs` or
-            `max_iterations` are fewer than 20 for each hundred of these. Such
-            iterations have no `damping` and `radius`: these are NaN.
+            rows; `"cg"` is `GaussNewton`, which needs no matrix, but for 16
+            parameters or fewer it is `"dense"`. Its History has no `damping`
+            and `trials`, and it keeps 336 bytes a parameter for `resume=True`.
+            `"auto"` chooses by memory, and the result names the choice. With
+            `"auto"`, without bounds, and from 1,000 rows or parameters on,
+            whichever are fewer, a run begins with L-BFGS for as long as that
+            lowers the loss faster, unless `epochs` or `max_iterations` are
+            fewer than 20 for each hundred of these. Such iterations have no
+            `damping` and `radius`: these are NaN.
         stochastic: whether to take one step on each batch of `batch_size` rows,
             an epoch being a pass over the data in a new order. The damping is
             carried from batch to batch. The loss of all of the data may rise,
@@ -191,6 +192,12 @@ class LevenbergMarquardt(NativeOptimizer):
         self.linear_solver = linear_solver
         self.stochastic = stochastic
         self.regularization = regularization
+        if preset is not None and linear_solver == "cg":
+            raise ValueError(
+                f"`preset={preset!r}` adds mu to a matrix, and conjugate "
+                "gradients have none: use `linear_solver='auto'`. "
+                "Received: linear_solver='cg'"
+            )
         if regularization is not None:
             self._check_regularization(stochastic)
 
@@ -235,7 +242,7 @@ class LevenbergMarquardt(NativeOptimizer):
                 f"Optimizer '{self.name}' forms a dense matrix with "
                 "`linear_solver='dense'` or a `regularization`",
                 size,
-                _MATRICES,
+                MATRICES,
                 "Use 'auto', or the optimizer 'lbfgs'.",
             )
 
@@ -263,6 +270,8 @@ class LevenbergMarquardt(NativeOptimizer):
         state: SolverState | None,
         observer: Observer,
     ) -> Outcome:
+        if takes_products(problem, self):
+            return self._by_products(problem, theta, state, observer)
         if state is None:
             count = beginning.window(problem, self)
             if count:
@@ -275,6 +284,22 @@ class LevenbergMarquardt(NativeOptimizer):
         run = EvidenceRun if self.regularization else LeastSquaresRun
         with np.errstate(all="ignore"):
             return run(problem, self)(theta, state, observer)
+
+    def _by_products(
+        self,
+        problem: Problem,
+        theta: Vector,
+        state: SolverState | None,
+        observer: Observer,
+    ) -> Outcome:
+        """The outcome of conjugate gradients, with tolerances of their kind."""
+        method = GaussNewton(
+            gtol=self.gtol**0.5, ftol=self.ftol, xtol=self.xtol
+        )
+        (stage,) = method.stages(0)
+        outcome = stage.run(problem, theta, state, observer)
+        outcome.detail = "conjugate gradients"
+        return outcome
 
     def _begun(
         self, problem: Problem, theta: Vector, observer: Observer

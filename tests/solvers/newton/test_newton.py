@@ -187,28 +187,110 @@ def test_options_are_saved_and_checked():
             kormos.optimizers.Newton(**wrong)
 
 
-def test_bounds_and_constraints_are_refused(float64):
+def test_constraints_are_refused(float64):
     v = keras.Variable([0.5], dtype="float64")
-    with pytest.raises(ValueError, match="takes no bounds"):
+    constraint = {"type": "eq", "fun": lambda: v - 1}
+    with pytest.raises(ValueError, match="takes no constraints"):
         kormos.minimize(
-            lambda: ops.sum(v**2), [v], method="newton", bounds={".*": (0, 1)}
+            lambda: ops.sum(v**2), [v], "newton", constraints=[constraint]
         )
 
 
-def test_streamed_data_are_refused(float64):
-    x, y = data()
+METHODS = [
+    "newton",
+    "gauss-newton",
+    kormos.optimizers.LevenbergMarquardt(linear_solver="cg"),
+]
+
+
+def regression():
+    """Thirty correlated columns in units that differ by 10,000."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(80, 30)) @ (np.eye(30) + 0.5 * rng.random((30, 30)))
+    return x * np.logspace(-2, 2, 30), rng.normal(size=(80, 1))
+
+
+def line(method, **settings):
+    model = keras.Sequential(
+        [
+            keras.Input((30,)),
+            layers.Dense(1, use_bias=False, kernel_initializer="zeros"),
+        ]
+    )
+    model.compile(optimizer=method, loss="mse")
+    fit = kormos.fit(model, epochs=500, verbose=0, **settings)
+    return fit, model.get_weights()[0][:, 0]
+
+
+@pytest.mark.parametrize(
+    "method", METHODS, ids=["newton", "gauss-newton", "cg"]
+)
+def test_bounds_hold_parameters_where_scipy_does(method, float64):
+    x, y = regression()
+    reach = 1 / np.linalg.norm(x, axis=0)
+    expected = scipy.optimize.lsq_linear(
+        x, y[:, 0], (-reach, 2 * reach), tol=1e-14
+    )
+    sides = -reach[:, None], 2 * reach[:, None]
+    history, kernel = line(method, x=x, y=y, bounds={".*kernel": sides})
+    assert history.result.success
+    assert (kernel >= -reach).all() and (kernel <= 2 * reach).all()
+    assert history.result.loss == pytest.approx(expected.cost / 40, rel=1e-12)
+    np.testing.assert_allclose(kernel / reach, expected.x / reach, atol=1e-5)
+    is_held = expected.active_mask != 0
+    assert 5 <= is_held.sum() <= 25
+    assert history.history["active"][-1] == is_held.sum()
+
+
+@pytest.mark.parametrize(
+    "method", METHODS, ids=["newton", "gauss-newton", "cg"]
+)
+def test_streamed_data_end_at_the_solution(method, float64):
+    x, y = regression()
 
     class Rows(keras.utils.PyDataset):
         def __len__(self):
             return 2
 
         def __getitem__(self, i):
-            return x[20 * i : 20 * i + 20], y[20 * i : 20 * i + 20]
+            return x[40 * i : 40 * i + 40], y[40 * i : 40 * i + 40]
 
-    model = network()
-    model.compile(optimizer="newton", loss="mse")
-    with pytest.raises(ValueError, match="needs data in memory"):
-        kormos.fit(model, Rows(), epochs=2, verbose=0, stream=True)
+    history, kernel = line(method, x=Rows(), stream=True)
+    squares = np.linalg.lstsq(x, y)[1]
+    assert history.result.success
+    assert history.result.loss == pytest.approx(squares[0] / 80, rel=1e-12)
+
+
+def test_conjugate_gradients_of_lm_are_gauss_newton(float64):
+    of_lm, same = network(), network()
+    lm = kormos.optimizers.LevenbergMarquardt(linear_solver="cg")
+    result = fit(lm, of_lm, epochs=12).result
+    fit("gauss-newton", same, epochs=12)
+    assert "conjugate gradients" in result.message
+    for a, b in zip(of_lm.get_weights(), same.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_steps_on_batches_go_on_from_one_to_the_next(float64):
+    losses = []
+    for counts in ((10,), (4, 6)):
+        model = network()
+        model.compile(
+            optimizer=kormos.optimizers.LevenbergMarquardt(
+                linear_solver="cg", stochastic=True
+            ),
+            loss="mse",
+        )
+        found = [
+            model.fit(
+                *data(), epochs=n, batch_size=10, verbose=0, resume=True
+            ).history["loss"]
+            for n in counts
+        ]
+        losses.append(sum(found, []))
+    # A mean of the targets leaves their variance, about a half.
+    assert losses[0][-1] <= 0.1
+    assert losses[0] == losses[1]
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="a fault of TensorFlow's")

@@ -13,20 +13,29 @@ from keras import ops
 
 import kormos
 import native
+from conftest import BACKEND
 from native import METHODS
 from native import eager_only
 from native import methods
+
+# Newton's method holds parameters by the same rules, and compiles for longer.
+NEWTON = ["newton"] if BACKEND == "torch" else []
 
 
 class Recorded:
     """A loss of a vector that remembers where it was evaluated."""
 
-    def __init__(self, fn, size):
+    def __init__(self, fn, size, curvature=None):
         self.size, self._fn, self.points = size, fn, []
+        self._curvature = curvature
 
     def value_and_grad(self, theta):
         self.points.append(np.array(theta))
         return self._fn(theta)
+
+    def hvp(self, theta, vector):
+        self.points.append(np.array(theta))
+        return self._curvature(theta) * vector
 
 
 def minimize(*args, **kwargs):
@@ -60,7 +69,7 @@ def squares_of(matrix, vector):
     return loss
 
 
-@pytest.mark.parametrize("method", methods("lbfgs", "ssbroyden"))
+@pytest.mark.parametrize("method", [*methods("lbfgs", "ssbroyden"), *NEWTON])
 def test_non_negative_least_squares_end_at_those_of_nnls(method):
     matrix, vector = overlapping(40, 12)
     exact, residual = scipy.optimize.nnls(matrix, vector)
@@ -91,14 +100,14 @@ def test_a_run_without_bounds_counts_nothing():
     assert "active" not in result.history
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, "newton"])
 def test_nothing_outside_the_box_is_evaluated_not_even_the_start(method):
     # Its logarithms are NaN below zero, where the start is.
     def fn(x):
         with np.errstate(invalid="raise", divide="raise"):
             return np.sum(x - np.log(x + 1e-3)), 1 - 1 / (x + 1e-3)
 
-    objective = Recorded(fn, 3)
+    objective = Recorded(fn, 3, lambda x: 1 / (x + 1e-3) ** 2)
     lower, upper = np.zeros(3), np.array([0.5, 2.0, 2.0])
     result = kormos.solve(
         objective,
@@ -111,7 +120,7 @@ def test_nothing_outside_the_box_is_evaluated_not_even_the_start(method):
     np.testing.assert_allclose(result.theta, [0.5, 0.999, 0.999], atol=1e-6)
 
 
-@pytest.mark.parametrize("method", methods("lbfgs", "ssbfgs"))
+@pytest.mark.parametrize("method", [*methods("lbfgs", "ssbfgs"), *NEWTON])
 def test_a_curved_valley_that_meets_a_bound(method):
     # Hock and Schittkowski's problem 2 from a start beside the optimum, whose
     # first coordinate then is a root of a cubic.
@@ -127,7 +136,7 @@ def test_a_curved_valley_that_meets_a_bound(method):
     np.testing.assert_allclose(x, [first, 1.5], rtol=1e-8)
 
 
-@pytest.mark.parametrize("method", methods("lbfgs"))
+@pytest.mark.parametrize("method", [*methods("lbfgs"), *NEWTON])
 def test_an_obstacle_holds_a_membrane_where_quadratic_programs_say(method):
     size, load = 40, -8.0
     spacing = 1 / (size + 1)
@@ -167,7 +176,7 @@ def logit():
     return x, np.where(y, 1.0, -1.0)
 
 
-@pytest.mark.parametrize("method", methods("lbfgs", "dense-bfgs"))
+@pytest.mark.parametrize("method", [*methods("lbfgs", "dense-bfgs"), *NEWTON])
 def test_a_logit_in_a_box_ends_at_the_optimum_of_scipy(method):
     x, y = logit()
 
@@ -199,7 +208,7 @@ def test_a_logit_in_a_box_ends_at_the_optimum_of_scipy(method):
     assert (np.abs(w[held]) == 2).all()
 
 
-@pytest.mark.parametrize("method", methods("lbfgs"))
+@pytest.mark.parametrize("method", [*methods("lbfgs"), *NEWTON])
 def test_non_negative_factors_are_at_a_kuhn_tucker_point(method):
     random = np.random.default_rng(1)
     matrix = random.uniform(size=(12, 4)) @ random.uniform(size=(4, 9))
@@ -223,7 +232,7 @@ def test_non_negative_factors_are_at_a_kuhn_tucker_point(method):
     assert result.loss == pytest.approx(sum(others), rel=1e-8)
 
 
-@pytest.mark.parametrize("method", methods("lbfgs"))
+@pytest.mark.parametrize("method", [*methods("lbfgs"), *NEWTON])
 def test_a_linear_loss_ends_in_the_corner(method):
     result, x = minimize(
         lambda x: x[0] - 2 * x[1] + 3 * x[2] + 10,
@@ -236,7 +245,7 @@ def test_a_linear_loss_ends_in_the_corner(method):
 
 
 @eager_only
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, "newton"])
 def test_parameters_that_bounds_fix_stay(method):
     result, x = minimize(
         lambda x: ops.sum((x - 3) ** 4),

@@ -7,7 +7,10 @@ batch, and may raise that of all data.
 import numpy as np
 
 from kormos.solvers import statuses
+from kormos.solvers.least_squares.local_models import takes_products
 from kormos.solvers.least_squares.loop import LeastSquaresRun
+from kormos.solvers.newton.method import NewtonMethod
+from kormos.solvers.newton.single_step import NewtonStep
 from kormos.solvers.outcome import Outcome
 from kormos.solvers.problem import Problem
 from kormos.solvers.protocols import Iterate
@@ -111,7 +114,11 @@ class _Pass:
         return self.state
 
     def _step(self, batch: Problem) -> dict[str, float]:
-        step = LeastSquaresRun(batch, self._settings)
+        step: NewtonStep | LeastSquaresRun
+        if takes_products(batch, self._settings):
+            step = NewtonStep(batch, NewtonMethod(is_gauss_newton=True))
+        else:
+            step = LeastSquaresRun(batch, self._settings)
         if step.begin(self.theta, self.state):
             self.theta = step.step()
             self.state = step.state(self.theta)

@@ -46,10 +46,9 @@ def window(problem: Problem, settings: LeastSquaresSettings) -> int:
         return 0
     models = LocalModels(problem, "auto", True, np.zeros(problem.size), False)
     shorter, most = min(models.outputs, problem.size), problem.budget.iterations
-    is_slow = models.solver != "cg" and shorter >= _FEWEST
     count = -(-shorter // _SIDE_AN_EVALUATION)
     is_short = most is not None and most <= _MOST_SHORT * count
-    return 0 if is_short or not is_slow else count
+    return 0 if is_short or shorter < _FEWEST else count
 
 
 @contextlib.contextmanager

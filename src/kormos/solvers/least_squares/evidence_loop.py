@@ -127,8 +127,6 @@ class EvidenceRun:
             state.scale,
             settings.acceleration,
         )
-        if self._models.solver == "cg":
-            self._models.solver = "dense"
         self._search = StepSearch(
             penalized, self._models, settings, state.damping, state.radius
         )

@@ -1,4 +1,4 @@
-"""The Gauss-Newton model of the loss at a point, made in one of three ways."""
+"""The Gauss-Newton model of the loss at a point, made in one of two ways."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,21 +7,23 @@ import numpy as np
 
 from kormos.solvers.least_squares import factors
 from kormos.solvers.least_squares import spectrum
-from kormos.solvers.least_squares import steihaug
+from kormos.solvers.newton.diagonal import PROBES
 from kormos.solvers.problem import Problem
+from kormos.solvers.protocols import GaussNewtonMatrix
+from kormos.solvers.protocols import LeastSquaresSettings
 from kormos.solvers.protocols import LocalModel
 from kormos.types import Matrix
 from kormos.types import Vector
 
 # A dense matrix is not formed if it would take more than this many bytes, with
-# its eigenvectors and their workspace. Our choice: it fits into the memory of
-# small machines beside a model.
-_MOST_BYTES = 2**30
+# its eigenvectors and LAPACK's workspace of two more. Our choice: it fits into
+# the memory of small machines beside a model.
+_MOST_BYTES, MATRICES = 2**30, 4
 
 # For this many parameters or fewer the matrix is formed even where products
 # with it are asked for. Our choice: it then takes no more products than two
 # estimates of its diagonal, and steps are exact.
-_FEW = 2 * steihaug.PROBES
+_FEW = 2 * PROBES
 
 # A squared column norm of J of at most this is zero. Outputs at which the loss
 # has no curvature get tiny weights, rather than zero, and leave such norms.
@@ -61,7 +63,8 @@ class LocalModels:
 
     Args:
         problem: the problem.
-        solver: `"rows"`, `"dense"`, `"cg"`, or `"auto"` to choose by memory.
+        solver: `"rows"`, `"dense"` or `"cg"`, which form the matrix, or
+            `"auto"` to choose by memory.
         is_scaled: whether parameters are scaled by the columns of J.
         scale: the scale so far, `(size,)`.
         bends: whether `bend` will be called.
@@ -91,14 +94,15 @@ class LocalModels:
         self.outputs = self._curvature.outputs
         self.scale = self.norms = scale
         self.is_restrained = False
-        self.solver = self._chosen() if solver == "auto" else solver
-        if self.solver == "cg" and problem.size <= _FEW:
-            self.solver = "dense"
+        # Where products are asked for, there are few parameters here.
+        self.solver = "dense" if solver == "cg" else solver
+        if solver == "auto":
+            self.solver = _way(self._curvature, problem.size)
 
     @property
     def can_bend(self) -> bool:
         """Whether `bend` can be called."""
-        return self.solver != "cg" and self._curvature.can_bend
+        return self._curvature.can_bend
 
     @property
     def is_stale(self) -> bool:
@@ -118,8 +122,6 @@ class LocalModels:
 
     def at(self, theta: Vector, loss: float) -> Linearized | None:
         """What is known at a point, or `None` if it is not finite."""
-        if self.solver == "cg":
-            return self._by_products(theta, loss)
         make: Callable[[Matrix, Vector, Vector, float], LocalModel]
         if self.solver == "rows":
             # Factors of JJ' bend with the rows themselves.
@@ -154,8 +156,6 @@ class LocalModels:
 
     def evaluate(self, theta: Vector) -> tuple[float, Vector]:
         """Loss and gradient at a point, evaluated row by row as J is."""
-        if self.solver == "cg":
-            return self._problem.value_and_grad(theta)
         if self.solver == "rows":
             return self._curvature.rows(theta)[:2]
         return self._curvature.normal_equations(theta)[:2]
@@ -195,41 +195,11 @@ class LocalModels:
         is_finite = np.isfinite(slope).all()
         return model.bend(slope, damping) if is_finite else None
 
-    def _by_products(self, theta: Vector, loss: float) -> Linearized | None:
-        problem = self._problem
-        own, grad = problem.value_and_grad(theta)
-        # The evaluation at this point was counted before.
-        problem.fg_evals -= 1
-
-        def product(vector: Vector) -> Vector:
-            problem.hessp_evals += 1
-            return self._curvature.product(theta, vector)
-
-        squares = steihaug.diagonal(product, problem.size)
-        if not (np.isfinite(grad).all() and np.isfinite(squares).all()):
-            return None
-        added = _artificial(squares, grad, loss)
-        scale = self._rescaled(np.sqrt(squares + added), theta, grad)
-        model = steihaug.Products(
-            lambda vector: product(vector) + added * vector, scale, grad
-        )
-        return Linearized(theta, loss, own, grad, model)
-
     @property
     def _has_factors(self) -> bool:
         return not self._curvature.has_penalty and factors.are_fast(
             self.outputs, self._problem.size
         )
-
-    def _chosen(self) -> str:
-        rows, size = self.outputs, self._problem.size
-        if spectrum.is_small(rows, size):
-            return "rows"
-        if not self._curvature.has_penalty and rows < size:
-            if 8 * rows * size <= _MOST_BYTES:
-                return "rows"
-        # The matrix, its eigenvectors, and LAPACK's workspace of two more.
-        return "dense" if 32 * size**2 <= _MOST_BYTES else "cg"
 
     def _rescaled(self, norms: Vector, theta: Vector, grad: Vector) -> Vector:
         """The scale, infinite where a parameter is held at its bound."""
@@ -247,6 +217,34 @@ class LocalModels:
             held |= (theta >= upper) & (grad < 0)
             scale = np.where(held, np.inf, scale)
         return scale
+
+
+def takes_products(problem: Problem, settings: LeastSquaresSettings) -> bool:
+    """Whether steps are to come from products with the matrix.
+
+    Args:
+        problem: the problem.
+        settings: the `LevenbergMarquardt`.
+    """
+    size, solver = problem.size, settings.linear_solver
+    if solver == "cg":
+        return size > _FEW
+    # These are defined by the matrix.
+    needs_matrix = settings.preset is not None or settings.regularization
+    if solver != "auto" or needs_matrix:
+        return False
+    curvature = problem.gauss_newton()
+    is_dense = _way(curvature, size) == "dense"
+    return is_dense and 8 * MATRICES * size**2 > _MOST_BYTES
+
+
+def _way(curvature: GaussNewtonMatrix, size: int) -> str:
+    """Which of the two ways takes less memory."""
+    rows = curvature.outputs
+    if spectrum.is_small(rows, size):
+        return "rows"
+    is_wide = not curvature.has_penalty and rows < size
+    return "rows" if is_wide and 8 * rows * size <= _MOST_BYTES else "dense"
 
 
 def _artificial(squares: Vector, grad: Vector, loss: float) -> Vector:

@@ -97,8 +97,7 @@ class LeastSquaresRun:
         outcome.detail = self._here.model.name
         outcome.state = self.state()
         outcome.evaluate = models.evaluate
-        if models.solver != "cg":
-            outcome.hessian = models.matrix
+        outcome.hessian = models.matrix
         return outcome
 
     def begin(self, theta: Vector, earlier: SolverState | None) -> bool:

@@ -32,7 +32,7 @@ def polishing_steps(
         models: makes models of the loss.
         here: what is known at the end of the run.
     """
-    if problem.evaluation_eps > FINEST or models.solver == "cg":
+    if problem.evaluation_eps > FINEST:
         return
     # A step in fast directions is followed by one in slow ones: it is the
     # longer of the two before that must be longer.

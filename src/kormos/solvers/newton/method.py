@@ -4,19 +4,24 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kormos.solvers.problem import Problem
+from kormos.solvers.quasi_newton import state as states
 from kormos.solvers.quasi_newton.lbfgs_curvature import LimitedMemory
 from kormos.solvers.quasi_newton.lbfgs_curvature import MiddleMatrix
 from kormos.solvers.quasi_newton.lbfgs_curvature import Store
-from kormos.solvers.quasi_newton.state import ROW
+from kormos.solvers.quasi_newton.state import State
 from kormos.types import Scalar
+from kormos.types import Vector
 
 # The size of the preconditioner where it knows nothing. Our choice: with the
 # usual one the radius holds flat directions back, and a network's loss falls
 # half as far in the same number of steps.
 _SCALING = "geometric"
 
-# Columns of `State.rows`.
-NEWTON_ROW = (*ROW, "products")
+
+# The defaults of the optimizers. Our choice: more pairs take memory, and rarely
+# save products; more products for a step than these only take longer.
+PAIRS, MOST_PRODUCTS = 20, 200
 
 
 class Known(NamedTuple):
@@ -44,7 +49,10 @@ class NewtonMethod:
     """
 
     def __init__(
-        self, memory: int, most_products: int, is_gauss_newton: bool = False
+        self,
+        memory: int = PAIRS,
+        most_products: int = MOST_PRODUCTS,
+        is_gauss_newton: bool = False,
     ):
         self.memory = LimitedMemory(memory, _SCALING)
         self.is_gauss_newton = is_gauss_newton
@@ -55,3 +63,23 @@ class NewtonMethod:
     def empty(self, size: int) -> tuple[Store, Known]:
         store, known = self.memory.empty(size)
         return store, Known(known, np.float64(0), np.int32(0))
+
+
+def first_state(method: NewtonMethod, problem: Problem, theta: Vector) -> State:
+    """The state of a run that has not begun.
+
+    Args:
+        method: the method.
+        problem: the problem.
+        theta: the start.
+    """
+    first = states.init(
+        method,
+        problem.project(theta),
+        problem.stride,
+        problem.is_bounded,
+        problem.objective.readings,
+    )
+    # The products have a column of their own.
+    more = np.zeros((len(first.rows), 1))
+    return first._replace(rows=np.concatenate([first.rows, more], axis=1))

@@ -12,7 +12,9 @@ steps. Differs from it in:
 3. where the predicted decrease is close to the rounding of the loss, the slopes
    at both ends of a step say whether the loss falls;
 4. no end is decided here: `quasi_newton/claims.py` tries again with a cleared
-   memory.
+   memory;
+5. within bounds every decrease is accepted, because the model knows nothing of
+   the projection of the step.
 """
 
 from collections.abc import Callable
@@ -31,12 +33,12 @@ from kormos.arithmetic.scalars import while_loop
 from kormos.arithmetic.vectors import dot
 from kormos.arithmetic.vectors import largest
 from kormos.arithmetic.vectors import norm
+from kormos.solvers.newton.attempt import Attempt
 from kormos.solvers.newton.method import NewtonMethod
-from kormos.solvers.newton.steihaug import Path
-from kormos.solvers.newton.steihaug import step_within
 from kormos.solvers.quasi_newton import wolfe_search
 from kormos.solvers.quasi_newton.arrival import Arrival
 from kormos.solvers.quasi_newton.course import far_from
+from kormos.solvers.quasi_newton.region import Region
 from kormos.solvers.quasi_newton.search_interval import MOST_TRIALS
 from kormos.solvers.quasi_newton.state import LINE_SEARCH
 from kormos.solvers.quasi_newton.state import STARTING
@@ -62,21 +64,19 @@ _DOUBTFUL = 100.0
 # the search. Our choice, that of the line search.
 _LEAST_PROMISE = 1e-3
 
-Product = Callable[[Tensor, Tensor], Tensor]
-
 
 class _Trial(NamedTuple):
     """A trial step.
 
     Attributes:
-        path: how it was found.
+        made: how it was found.
         ratio: the decrease of the loss over the predicted one, scalar.
         promise: the decrease that is predicted without the radius, scalar.
         step: the step in units, `(size,)`.
         change: the change of the gradient in units, `(size,)`.
     """
 
-    path: Path
+    made: Attempt
     ratio: Scalar
     promise: Scalar
     step: Tensor
@@ -85,8 +85,8 @@ class _Trial(NamedTuple):
 
 def advance(
     method: NewtonMethod,
-    value_and_grad: Callable[[Tensor], tuple[Tensor, ...]],
-    hvp: Product,
+    region: Region,
+    attempt: Callable[[State], Attempt],
     limits: Limits,
     state: State,
 ) -> State:
@@ -94,9 +94,9 @@ def advance(
 
     Args:
         method: the method.
-        value_and_grad: loss and gradient, and readings if there are some, as
-            a function of a flat tensor.
-        hvp: function `(theta, vector)` of flat tensors: the Hessian times it.
+        region: where it may evaluate.
+        attempt: function of a state that makes the next step and evaluates
+            where it ends; of one that is `STARTING`, its `theta`.
         limits: what ends the call.
         state: the state. If it is `STARTING`, only its `theta` is evaluated.
 
@@ -104,43 +104,48 @@ def advance(
         The new state, its `rows` filled from the top.
     """
     first, starting = state.iterations, state.status == STARTING
+    least = 0.0 if region.is_bounded else _LEAST_RATIO
 
     def body(state: State) -> State:
         is_start = state.status == STARTING
-        path, guess = _path(method, hvp, state, is_start)
-        theta = state.theta + path.step * state.units
-        loss, grad, *readings = value_and_grad(theta)
-        loss = backend.scalar(loss)
+        made = attempt(state)
+        step = made.step
+        if region.is_bounded:
+            step = (made.theta - state.theta) / state.units
         trial = _Trial(
-            path=path,
-            ratio=_ratio(limits, state, path, loss, grad),
+            made=made,
+            ratio=_ratio(limits, state, made, step),
             promise=where(
-                path.leaves, larger(path.promise, guess), path.promise
+                made.leaves, larger(made.promise, made.guess), made.promise
             ),
-            step=path.step,
-            change=(grad - state.grad) * state.units,
+            step=step,
+            change=(made.grad - state.grad) * state.units,
         )
         accepted = both(
-            ~is_start, trial.ratio > _LEAST_RATIO, is_finite(loss, norm(grad))
+            ~is_start,
+            trial.ratio > least,
+            is_finite(made.loss, norm(made.grad)),
         )
         good = both(accepted, is_curved(trial.step, trial.change))
         known = state.curvature
         store = method.memory.record(
             state.store, known.memory, good, trial.step, trial.change
         )
-        made = known.products + _as_integer(path.products, known.products)
+        count = known.products + _as_integer(made.products, known.products)
         # No branch may return the store: see `protocols.Curvature`.
         small = state._replace(
             evaluations=state.evaluations + 1,
-            latest=loss,
+            latest=made.loss,
             store=(),
-            curvature=known._replace(products=made),
+            curvature=known._replace(products=count),
         )
-        arrival = Arrival(is_start, good, theta, loss, grad, *readings)
+        arrival = Arrival(
+            is_start, good, made.theta, made.loss, made.grad, made.readings
+        )
         small = cond(
             either(is_start, accepted),
             lambda: _arrive(
-                method, limits, small, store, arrival, trial, first
+                method, region, limits, small, store, arrival, trial, first
             ),
             lambda: _stay(limits, small, trial),
         )
@@ -151,50 +156,22 @@ def advance(
     )
 
 
-def _path(
-    method: NewtonMethod, hvp: Product, state: State, is_start: Scalar
-) -> tuple[Path, Scalar]:
-    """The next step, and the decrease that the preconditioner predicts."""
-    memory, units = method.memory, state.units
-    one = constant(1, like=state.loss)
-
-    def product(vector: Tensor) -> Tensor:
-        vector = vector * units
-        # In the model's own dtype a short vector would be lost.
-        size = norm(vector)
-        size = where(size > 0, size, one)
-        return hvp(state.theta, vector / size) * units * size
-
-    return step_within(
-        state.curvature.radius,
-        state.grad * units,
-        product,
-        lambda vector: memory.product(
-            state.store, state.curvature.memory, vector
-        ),
-        is_start,
-        method.most_products,
-    )
-
-
-def _ratio(
-    limits: Limits, state: State, path: Path, loss: Scalar, grad: Tensor
-) -> Scalar:
+def _ratio(limits: Limits, state: State, made: Attempt, step: Tensor) -> Scalar:
     """The decrease of the loss over the predicted one; NaN at a start."""
-    decrease = state.loss - loss
-    noise = limits.noise * larger(abs(state.loss), abs(loss))
+    decrease = state.loss - made.loss
+    noise = limits.noise * larger(abs(state.loss), abs(made.loss))
     is_doubtful = both(
-        path.promise <= _DOUBTFUL * noise, abs(decrease) <= _DOUBTFUL * noise
+        made.promise <= _DOUBTFUL * noise, abs(decrease) <= _DOUBTFUL * noise
     )
-    slopes = (state.grad + grad) * state.units
-    by_slopes = dot(slopes, path.step) / -2
-    return where(is_doubtful, by_slopes, decrease) / path.promise
+    slopes = (state.grad + made.grad) * state.units
+    by_slopes = dot(slopes, step) / -2
+    return where(is_doubtful, by_slopes, decrease) / made.promise
 
 
 def _stay(limits: Limits, state: State, trial: _Trial) -> State:
     """The state after a trial that is rejected: with a shorter radius."""
     known, search = state.curvature, state.search
-    length = trial.path.square**0.5
+    length = trial.made.square**0.5
     radius = where(is_finite(length), length, known.radius) * _SHRINK
     trials = search.trials + 1
     least = _LEAST_PROMISE * limits.noise * abs(state.loss)
@@ -210,6 +187,7 @@ def _stay(limits: Limits, state: State, trial: _Trial) -> State:
 
 def _arrive(
     method: NewtonMethod,
+    region: Region,
     limits: Limits,
     state: State,
     store: Structure,
@@ -221,6 +199,7 @@ def _arrive(
 
     Args:
         method: the method.
+        region: where it may evaluate.
         limits: what ends the call.
         state: the state before.
         store: the store, in which the step was recorded.
@@ -231,13 +210,14 @@ def _arrive(
     is_start, good, theta, loss, grad, _ = arrival
     one, none = constant(1, like=loss), constant(0, like=state.resets)
     known, slopes = state.curvature, grad * state.units
-    size = norm(slopes)
+    pull = region.pull(theta, grad)
+    size = norm(pull * state.units)
     pair = Pair(
         good, trial.step, trial.change, one, trial.step, trial.step, good
     )
     memory, _ = method.memory.update(store, known.memory, pair, slopes)
     begins = both(is_start, state.is_anew > 0)
-    far = far_from(theta / state.units, loss, slopes, size)
+    far = far_from(theta / state.units, loss, pull * state.units, size)
     steepest = far / where(size > 0, size, one)
     memory = cond(
         begins, lambda: method.memory.clear(memory, steepest), lambda: memory
@@ -263,32 +243,31 @@ def _arrive(
         iterations=state.iterations + where(is_start, none, none + 1),
     )
     # Within a radius, a prediction says little of what lies beyond.
-    trusted = both(~is_start, ~trial.path.leaves)
-    arrived = judge(limits, state, arrived, is_start, largest(grad), trusted)
-    row = (
-        loss,
-        norm(grad),
-        norm(theta - state.theta),
-        state.evaluations,
-        state.resets,
-        known.products,
-    )
+    trusted = both(~is_start, ~trial.made.leaves)
+    arrived = judge(limits, state, arrived, is_start, largest(pull), trusted)
+    moved = norm(theta - state.theta)
+    row = [loss, norm(pull), moved, state.evaluations, state.resets]
+    if region.is_bounded:
+        row.append(region.active(theta, grad))
+    row.append(known.products)
     rows = backend.set_row(
         state.rows,
         state.iterations - first,
-        arrival.row(row),
+        arrival.row(row, state.rows),
     )
     return arrived._replace(rows=rows)
 
 
 def _radius(radius: Scalar, trial: _Trial, good: Scalar) -> Scalar:
     """The radius after an accepted step, in the new norm."""
-    length = trial.path.square**0.5
-    grows = both(trial.path.leaves, trial.ratio > _GOOD)
+    length = trial.made.square**0.5
+    grows = both(trial.made.leaves, trial.ratio > _GOOD)
     radius = where(grows, radius * _GROW, radius)
     radius = where(trial.ratio < _POOR, length * _SHRINK, radius)
     curvature = dot(trial.step, trial.change)
     one = constant(1, like=length)
+    # A step that was projected has another length than the path.
+    good = both(good, ~trial.made.is_bent)
     anew = where(good, curvature, one) ** 0.5
     return radius * where(good, anew / length, one)
 

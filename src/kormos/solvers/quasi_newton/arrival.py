@@ -10,6 +10,7 @@ from kormos.arithmetic.scalars import is_eager
 from kormos.arithmetic.scalars import stack
 from kormos.arithmetic.scalars import to_float
 from kormos.backend import ops
+from kormos.backend.common import as_tensor
 from kormos.types import Scalar
 from kormos.types import Structure
 from kormos.types import Tensor
@@ -50,14 +51,23 @@ class Arrival(NamedTuple):
     grad: Tensor
     readings: Tensor | None = None
 
-    def row(self, cells: Sequence[Scalar]) -> Tensor:
-        """A row of `State.rows`: its cells, and then the readings."""
+    def row(self, cells: Sequence[Scalar], rows: Tensor) -> Tensor:
+        """A row of `State.rows`: its cells, and then the readings.
+
+        These are NaN of an evaluation outside of the compiled loop: nobody
+        reads them, for the objective knows what it has just evaluated.
+        """
         row = stack([to_float(cell, like=self.loss) for cell in cells])
-        if self.readings is None:
+        count, readings = rows.shape[1] - len(cells), self.readings
+        if not count:
             return row
         if is_eager(self.loss):
-            return np.concatenate([row, backend.to_numpy(self.readings)])
-        return ops.concatenate([row, self.readings])
+            nan = np.full(count, np.nan)
+            mine = nan if readings is None else backend.to_numpy(readings)
+            return np.concatenate([row, mine])
+        if readings is None:
+            readings = as_tensor(np.full(count, np.nan))
+        return ops.concatenate([row, readings])
 
 
 class Course(NamedTuple):

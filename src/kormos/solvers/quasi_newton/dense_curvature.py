@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kormos import backend
 from kormos.arithmetic.scalars import cond
 from kormos.arithmetic.scalars import constant
 from kormos.arithmetic.scalars import is_eager
@@ -32,7 +33,6 @@ from kormos.arithmetic.scalars import where
 from kormos.arithmetic.vectors import dot
 from kormos.arithmetic.vectors import matvec
 from kormos.arithmetic.vectors import norm
-from kormos.arithmetic.vectors import outer
 from kormos.backend import ops
 from kormos.solvers.quasi_newton.state import Pair
 from kormos.types import Matrix
@@ -117,14 +117,10 @@ class Dense:
         if is_eager(is_due) and not is_due:
             return store, known
         zero = constant(0, like=identity)
-        eye = ops.eye(store.shape[0], dtype=store.dtype)
-        # Infinity or NaN would survive a multiplication by zero.
-        store = ops.where(kept > 0, store, ops.zeros_like(store)) * kept
-        store = store + eye * identity
+        store = _scaled(store, kept, identity)
         for factor, vector in zip(factors, vectors, strict=True):
-            # In this order the sum stays symmetric to the bit. An asymmetry
-            # would grow with every scaling.
-            store = store + outer(vector, vector) * factor
+            # An asymmetry would grow with every scaling.
+            store = backend.add_outer(store, vector, factor)
         return store, PendingUpdate(
             is_due=constant(False, like=is_due),
             kept=constant(1, like=kept),
@@ -187,6 +183,15 @@ class Dense:
         )
         # A direction of zeros makes H start again.
         return known, where(spread > 0, -product, product * 0)
+
+
+def _scaled(store: Tensor, kept: Scalar, identity: Scalar) -> Tensor:
+    """`kept` times the store, plus `identity` times the identity."""
+    if is_eager(kept) and kept == 1 and identity == 0:
+        return store
+    # Infinity or NaN would survive a multiplication by zero.
+    store = where(kept > 0, store, ops.zeros_like(store)) * kept
+    return store + ops.eye(store.shape[0], dtype=store.dtype) * identity
 
 
 def bfgs(b: Scalar, h: Scalar, size: int) -> tuple[Scalar, Scalar]:

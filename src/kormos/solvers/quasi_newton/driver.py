@@ -57,9 +57,6 @@ class CompiledLoop:
             given its result.
     """
 
-    # Whether evaluations may be made outside of the compiled function.
-    can_be_stepped = True
-
     is_stepped: bool
     _advance: Callable[..., Packed]
     _arguments_at: Callable[[State], Any]
@@ -94,8 +91,7 @@ class CompiledLoop:
             state, packed = self._called(tolerances, counts)
         except Exception as error:
             is_rejected = is_rejection(error, self._has_run)
-            is_final = self.is_stepped or not self.can_be_stepped
-            if is_final or not is_rejected or self._is_used_up:
+            if self.is_stepped or not is_rejected or self._is_used_up:
                 raise
             # A compiled function fails as a whole. From now on evaluations are
             # made outside of it.
@@ -206,8 +202,7 @@ class CompiledLoop:
         curvature, sides = self._curvature, len(self._box)
         functions: Sequence[Callable[..., Any]]
         if is_stepped:
-            functions = (_as_given,)
-            self._arguments_at = functools.partial(_evaluated, problem)
+            functions, self._arguments_at = self._outside()
         else:
             functions, arguments = self._functions()
             self._arguments_at = lambda state: arguments
@@ -249,6 +244,17 @@ class CompiledLoop:
         """
         value_and_grad, arguments = self._problem.objective.traceable()
         return (value_and_grad,), arguments
+
+    def _outside(
+        self,
+    ) -> tuple[Sequence[Callable[..., Any]], Callable[[State], Any]]:
+        """What a pass is given where evaluations are made outside of it.
+
+        Returns:
+            Functions as those of `_functions`, and what makes their further
+            arguments from a state.
+        """
+        return (_as_given,), functools.partial(_evaluated, self._problem)
 
     # A static method: a compiled function outlives the loop.
     @staticmethod
@@ -296,7 +302,4 @@ def _evaluated(problem: Problem, state: State) -> tuple[Tensor, ...]:
     point = problem.project(trial)
     loss, grad = problem.evaluate(point)
     found = [np.array(point), np.array(loss), grad]
-    if problem.objective.readings:
-        # Nobody reads them: the objective knows what it has just evaluated.
-        found.append(np.full(problem.objective.readings, np.nan))
     return tuple(map(as_tensor, found))

@@ -33,7 +33,7 @@ def pack(state: Structure) -> Packed:
     for leaf in tree.flatten(state):
         if len(leaf.shape):
             arrays.append(leaf)
-        elif "float" in str(leaf.dtype):
+        elif _is_float(leaf):
             floats.append(leaf)
         else:
             integers.append(leaf)
@@ -41,6 +41,12 @@ def pack(state: Structure) -> Packed:
         return Packed(arrays, np.array(floats), np.array(integers, "int32"))
     integers = [ops.cast(i, "int32") for i in integers]
     return Packed(arrays, ops.stack(floats), ops.stack(integers))
+
+
+def _is_float(scalar: Any) -> bool:
+    if is_eager(scalar):
+        return isinstance(scalar, np.floating)
+    return "float" in str(scalar.dtype)
 
 
 def skeleton(state: Structure) -> Structure:

@@ -29,6 +29,7 @@ from kormos import backend
 from kormos.arithmetic.scalars import both
 from kormos.arithmetic.scalars import cond
 from kormos.arithmetic.scalars import constant
+from kormos.arithmetic.scalars import is_eager
 from kormos.arithmetic.scalars import larger
 from kormos.arithmetic.scalars import smaller
 from kormos.arithmetic.scalars import where
@@ -146,6 +147,8 @@ class LimitedMemory:
     def _recorded(self, block: Tensor, slot: Scalar, pair: Tensor) -> Tensor:
         """The block with the pair in a slot, if it has that slot."""
         has_it = both(slot >= 0, slot < block.shape[0])
+        if is_eager(has_it) and not has_it:
+            return block
         is_spread, pair = _is_spread(block, pair), _as_long_as(block, pair)
         slot = where(has_it, slot, slot * 0)
         # A single write: with two of them XLA would copy the block.
@@ -183,14 +186,15 @@ class LimitedMemory:
         """The products of all pairs with a vector, `(slots, 2)`."""
         vector, found = _as_long_as(store[0], vector), []
         for block, (first, _) in zip(store, self._blocks, strict=True):
-            none = ops.zeros(block.shape[:2], dtype=vector.dtype)
             found.append(
                 cond(
                     used > first,
                     lambda block=block: ops.reshape(
                         matvec(_rows(block), vector), (-1, 2)
                     ),
-                    lambda none=none: none,
+                    lambda block=block: ops.zeros(
+                        block.shape[:2], dtype=vector.dtype
+                    ),
                 )
             )
         return ops.concatenate(found)
@@ -226,23 +230,20 @@ class LimitedMemory:
         """
         sy, yy = dot(pair.step, pair.change), dot(pair.change, pair.change)
         with_s, with_y = differences[:, 0], differences[:, 1]
-        zero = with_s * 0
+        none = ops.zeros_like(with_s)
         place, free = known.place, known.place + 1
         free = where(free < self._slots, free, constant(0, like=free))
-        slots = ops.arange(self._slots, dtype="int32")
-        is_new, is_free = slots == place, slots == free
-        column, row = ops.expand_dims(is_new, 0), ops.expand_dims(is_new, 1)
-        left = ops.expand_dims(is_free, 0) | ops.expand_dims(is_free, 1)
-        kept = known.inverse
-        kept = ops.where(left | row | column, kept * 0, kept)
-        filled = matvec(kept, ops.where(is_new, zero, with_s)) / -sy
-        filled = ops.where(is_new, zero + 1 / sy, filled)
-        with_y = ops.where(is_new, zero + yy, with_y)
-        squares = ops.where(row, ops.expand_dims(with_y, 0), known.squares)
+        # Rows and columns of a free slot are zero, of this one until now too.
+        inverse = backend.set_row(known.inverse, free, none)
+        inverse = backend.set_column(inverse, free, none)
+        filled = matvec(inverse, with_s) / -sy
+        filled = backend.set_row(filled, place, 1 / sy)
+        with_y = backend.set_row(with_y, place, yy)
+        squares = backend.set_row(known.squares, place, with_y)
         return known._replace(
-            inverse=ops.where(column, ops.expand_dims(filled, 1), kept),
-            squares=ops.where(column, ops.expand_dims(with_y, 1), squares),
-            curvatures=ops.where(is_new, zero + sy, known.curvatures),
+            inverse=backend.set_column(inverse, place, filled),
+            squares=backend.set_column(squares, place, with_y),
+            curvatures=backend.set_row(known.curvatures, place, sy),
             scale=self._scale(known.scale, pair, sy, yy),
             place=free,
         )

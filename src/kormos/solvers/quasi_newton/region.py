@@ -67,6 +67,9 @@ class Region(Protocol):
     def pull(self, theta: Tensor, grad: Tensor) -> Tensor:
         """The gradient without what presses against bounds, `(size,)`."""
 
+    def free(self, theta: Tensor, grad: Tensor, vector: Tensor) -> Tensor:
+        """A vector without entries of parameters that the gradient presses."""
+
     def active(self, theta: Tensor, grad: Tensor) -> Scalar:
         """How many parameters are held at bounds, scalar."""
 
@@ -135,6 +138,10 @@ class Everywhere:
         del theta
         return grad
 
+    def free(self, theta: Tensor, grad: Tensor, vector: Tensor) -> Tensor:
+        del theta, grad
+        return vector
+
     def active(self, theta: Tensor, grad: Tensor) -> Scalar:
         raise NotImplementedError
 
@@ -186,8 +193,11 @@ class Box:
         return ops.where(stopped, ops.zeros_like(direction), direction)
 
     def pull(self, theta: Tensor, grad: Tensor) -> Tensor:
+        return self.free(theta, grad, grad)
+
+    def free(self, theta: Tensor, grad: Tensor, vector: Tensor) -> Tensor:
         held = self._held(theta, grad)
-        return ops.where(held, ops.zeros_like(grad), grad)
+        return ops.where(held, ops.zeros_like(vector), vector)
 
     def active(self, theta: Tensor, grad: Tensor) -> Scalar:
         return _count(self._held(theta, grad), grad)

@@ -25,6 +25,10 @@ from kormos.types import Vector
     NON_FINITE,
 ) = range(9)
 
+# The fewest rows of `State.rows`. Our choice: their number is a part of the
+# compiled program, which fits with a callback and without are to share.
+_FEWEST_ROWS = 50
+
 # Columns of `State.rows`, and those that bounds add.
 ROW = ("loss", "grad", "step", "evaluations", "resets")
 BOUNDED_ROW = (*ROW, "active")
@@ -172,5 +176,5 @@ def init(
         latest=zero,
         status=np.int32(STARTING),
         value=zero,
-        rows=np.zeros((rows, columns)),
+        rows=np.zeros((max(rows, _FEWEST_ROWS), columns)),
     )

@@ -243,7 +243,7 @@ def _arrive(
     rows = backend.set_row(
         state.rows,
         state.iterations - first,
-        arrival.row(row),
+        arrival.row(row, state.rows),
     )
     return arrived._replace(rows=rows)
 
