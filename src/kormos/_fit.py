@@ -324,6 +324,7 @@ class _Objectives:
             with_jacobian=with_jacobian,
             precision=precision,
         )
+        objective.measure()
         if self._validation is None:
             return objective, None
         samples, batch_size = self._validation

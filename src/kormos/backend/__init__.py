@@ -79,7 +79,9 @@ Processes that fit a model together:
 
 Derivatives:
 
-- `value_and_grad(fn)`: `(parts, *args) -> (loss, gradients)`.
+- `value_and_grad(fn, has_others=False)`: `(parts, *args) -> (loss, gradients)`.
+  With `has_others`, `fn` returns a pair of the loss and of other tensors, which
+  are not differentiated, and so does the function, in place of the loss.
 - `has_own_gradients(compiled)`: whether a compiled function may hold gradients
   of its own, which are wrong when they are differentiated again.
 - `hvp(fn)`: `(parts, tangents, *args) -> Hessian times tangents`.

@@ -175,9 +175,9 @@ def has_own_gradients(compiled: Callable[..., Structure]) -> bool:
 
 
 def value_and_grad(
-    fn: Callable[..., Scalar],
-) -> Callable[..., tuple[Scalar, list[Tensor]]]:
-    return canonical(jax.value_and_grad(fn))
+    fn: Callable[..., Any], has_others: bool = False
+) -> Callable[..., tuple[Any, list[Tensor]]]:
+    return canonical(jax.value_and_grad(fn, has_aux=has_others))
 
 
 def hvp(fn: Callable[..., Scalar]) -> Callable[..., list[Tensor]]:

@@ -228,12 +228,22 @@ def repeatable() -> contextlib.AbstractContextManager[Any]:
 
 
 def value_and_grad(
-    fn: Callable[..., Scalar],
-) -> Callable[..., tuple[Scalar, list[Tensor]]]:
+    fn: Callable[..., Any], has_others: bool = False
+) -> Callable[..., tuple[Any, list[Tensor]]]:
     def wrapped(
         parts: list[Tensor], *args: Structure
-    ) -> tuple[Scalar, list[Tensor]]:
-        return _differentiate(lambda p: fn(p, *args), parts)
+    ) -> tuple[Any, list[Tensor]]:
+        others: Structure = None
+
+        def loss(parts: list[Tensor]) -> Scalar:
+            nonlocal others
+            found = fn(parts, *args)
+            if has_others:
+                found, others = found
+            return found
+
+        value, gradients = _differentiate(loss, parts)
+        return ((value, others) if has_others else value), gradients
 
     return wrapped
 

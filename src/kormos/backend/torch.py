@@ -241,17 +241,19 @@ def has_own_gradients(compiled: Callable[..., Structure]) -> bool:
 
 
 def value_and_grad(
-    fn: Callable[..., Scalar],
-) -> Callable[..., tuple[Scalar, list[Tensor]]]:
+    fn: Callable[..., Any], has_others: bool = False
+) -> Callable[..., tuple[Any, list[Tensor]]]:
     fn = differentiable(fn, is_first=True)
 
     def wrapped(
         parts: list[Tensor], *args: Structure
-    ) -> tuple[Scalar, list[Tensor]]:
+    ) -> tuple[Any, list[Tensor]]:
         leaves = _leaves(parts)
         with torch.enable_grad():
-            loss = fn(leaves, *args)
-        return loss.detach(), _gradients(loss, leaves)
+            found = fn(leaves, *args)
+        loss = found[0] if has_others else found
+        gradients = _gradients(loss, leaves)
+        return pytree.tree_map(torch.detach, found), gradients
 
     return wrapped
 

@@ -85,6 +85,11 @@ class FlatObjective:
         return self.arguments.is_hosted
 
     @property
+    def readings(self) -> int:
+        """How many numbers `traceable` returns besides loss and gradient."""
+        return 0
+
+    @property
     def processes(self) -> Processes:
         """The processes that have a part of the data each."""
         return self.arguments.processes
@@ -326,23 +331,30 @@ class FlatObjective:
 
     def traceable(
         self,
-    ) -> tuple[Callable[..., tuple[Scalar, Tensor]], tuple[Structure, ...]]:
+    ) -> tuple[Callable[..., tuple[Tensor, ...]], tuple[Structure, ...]]:
         """Loss and gradient for use inside a compiled function.
 
         Returns:
             A function `(theta, *arguments) -> (loss, gradient)` of tensors,
-            and the arguments to call it with.
+            and the arguments to call it with. Where there are `readings`, the
+            function returns them too.
         """
+
+        trace = self._traced()
 
         def value_and_grad(
             theta: Tensor, unit: Tensor, *arguments: Structure
-        ) -> tuple[Scalar, Tensor]:
-            loss, grad = self.program.trace_value_and_grad(theta, *arguments)
-            return loss / unit, grad / unit
+        ) -> tuple[Tensor, ...]:
+            loss, grad, *readings = trace(theta, *arguments)
+            return loss / unit, grad / unit, *readings
 
         unit = to_tensor(np.array(self._loss_unit))
         pieces = self.arguments.pieces(self._loss_unit)
         return value_and_grad, (unit, *next(pieces))
+
+    def _traced(self) -> Callable[..., tuple[Tensor, ...]]:
+        """What `traceable` returns, of a loss that is not divided."""
+        return self.program.trace_value_and_grad
 
     def traceable_hvp(self) -> Callable[..., Tensor]:
         """The Hessian times a vector, for use inside a compiled function.

@@ -29,7 +29,6 @@ from kormos.backend.common import as_tensor
 from kormos.solvers.protocols import ProblemObjective
 from kormos.types import Array
 from kormos.types import Matrix
-from kormos.types import Scalar
 from kormos.types import Structure
 from kormos.types import Tensor
 from kormos.types import Vector
@@ -141,6 +140,11 @@ class SplitObjective:
 
     has_float64 = False
 
+    @property
+    def readings(self) -> int:
+        """As those of the loss."""
+        return self.whole.readings
+
     def name_of(self, index: int) -> str:
         """The name of an entry."""
         own = self.whole.size
@@ -226,7 +230,7 @@ class SplitObjective:
 
     def traceable(
         self,
-    ) -> tuple[Callable[..., tuple[Scalar, Tensor]], tuple[Structure, ...]]:
+    ) -> tuple[Callable[..., tuple[Tensor, ...]], tuple[Structure, ...]]:
         """Loss and gradient for use inside a compiled function."""
         value_and_grad, arguments = self.whole.traceable()
         size, places = self.whole.size, self._places.astype("int32")
@@ -234,7 +238,7 @@ class SplitObjective:
 
         def split(
             theta: Tensor, factors: Tensor, *arguments: Structure
-        ) -> tuple[Scalar, Tensor]:
+        ) -> tuple[Tensor, ...]:
             where = ops.convert_to_tensor(places[:, None])
             other = theta[size:]
             point = ops.scatter_update(
@@ -242,7 +246,7 @@ class SplitObjective:
                 where,
                 ops.take(theta[:size], places, axis=0) - other,
             )
-            loss, grad = value_and_grad(point, *arguments)
+            loss, grad, *readings = value_and_grad(point, *arguments)
             chosen = ops.take(point, places, axis=0)
             own = ops.take(theta[:size], places, axis=0)
             surplus = ops.sum(factors * (own + other - ops.abs(chosen)))
@@ -253,6 +257,7 @@ class SplitObjective:
             return (
                 loss + backend.scalar(surplus),
                 ops.concatenate([grad, factors - slopes]),
+                *readings,
             )
 
         return split, (as_tensor(self._factors), *arguments)

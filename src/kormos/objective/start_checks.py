@@ -156,7 +156,8 @@ def check_hessian_products(
         return
     try:
         # Its operations are known from its first call on.
-        objective.value_and_grad(theta)
+        # They are those of this function, without metrics.
+        FlatObjective.value_and_grad(objective, theta)
         if not backend.has_own_gradients(compiled):
             return
         error = hessian_product_error(objective, theta, project)

@@ -195,6 +195,7 @@ class QuasiNewton(NativeOptimizer):
             problem.project(theta),
             problem.stride,
             problem.is_bounded,
+            problem.objective.readings,
         )
 
     def _resumed(self, state: State) -> State:

@@ -11,6 +11,7 @@ import numpy as np
 
 from kormos.checks import check_count
 from kormos.objective import Objective
+from kormos.solvers.protocols import Iterate
 from kormos.solvers.rejections import or_else
 from kormos.types import Vector
 
@@ -34,11 +35,14 @@ class EpochLogs:
             check_count("validation_freq", epoch, 1)
         self._validation_freq = validation_freq
 
-    def metrics(self, objective: Objective, theta: Vector) -> dict[str, Any]:
-        """The compiled metrics, without the loss."""
+    def metrics(self, objective: Objective, iterate: Iterate) -> dict[str, Any]:
+        """The compiled metrics at an iterate, without the loss."""
         if not objective.has_metrics:
             return {}
-        values = _evaluated(objective, theta)
+        if iterate.readings is not None:
+            return objective.metrics_of(iterate.readings)
+        assert iterate.theta is not None  # Else it would have readings.
+        values = _evaluated(objective, iterate.theta)
         return {k: v for k, v in values.items() if k != "loss"}
 
     def validation(

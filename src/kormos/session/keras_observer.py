@@ -161,7 +161,7 @@ class KerasObserver(SessionObserver):
         return (
             self._is_watching
             or task.validation is not None
-            or objective.has_metrics
+            or (objective.has_metrics and not objective.readings)
         )
 
     def run_begins(self, theta: Vector) -> None:
@@ -309,9 +309,9 @@ class KerasObserver(SessionObserver):
         objective = cast(Objective, task.objective)
         self._row = self._row or record.row(self._latest)
         logs = dict(self._row)
+        logs.update(self._epoch_logs.metrics(objective, self._latest))
         if theta is None:
             return logs
-        logs.update(self._epoch_logs.metrics(objective, theta))
         if task.validation is not None and self._epoch_logs.validates(
             self.done + 1
         ):

@@ -13,6 +13,7 @@ from typing import cast
 
 import numpy as np
 
+from kormos.backend.common import as_tensor
 from kormos.solvers.budget import UNLIMITED
 from kormos.solvers.budget import Budget
 from kormos.solvers.protocols import BatchedObjective
@@ -23,7 +24,6 @@ from kormos.solvers.rejections import is_rejection
 from kormos.solvers.verification import verify
 from kormos.types import Array
 from kormos.types import Matrix
-from kormos.types import Scalar
 from kormos.types import Tensor
 from kormos.types import Vector
 
@@ -252,15 +252,18 @@ class Problem:
 
     def tried_tensors(
         self,
-        value_and_grad: Callable[..., tuple[Scalar, Tensor]],
+        value_and_grad: Callable[..., tuple[Tensor, ...]],
         theta: Tensor,
         *args: Any,
-    ) -> tuple[Scalar, Tensor]:
-        """Loss and gradient at a tensor, which are NaN where that raises."""
+    ) -> tuple[Tensor, ...]:
+        """What `traceable` returns at a tensor; NaN where that raises."""
 
-        def instead() -> tuple[Scalar, Tensor]:
+        def instead() -> tuple[Tensor, ...]:
             nan = theta * np.nan
-            return nan[0], nan
+            if not self.objective.readings:
+                return nan[0], nan
+            readings = np.full(self.objective.readings, np.nan)
+            return nan[0], nan, as_tensor(readings)
 
         return self.tried(
             "value_and_grad", value_and_grad, instead, theta, *args

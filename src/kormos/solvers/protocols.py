@@ -65,6 +65,9 @@ class Iterate(NamedTuple):
         logs: numbers of the method for the History, by name.
         is_penalized: whether the method minimizes the loss and a penalty of its
             own, so that an earlier point with a lower loss is no better.
+        readings: what the objective has computed there besides, from the same
+            pass over the data: float64 array of shape `(readings,)`; `None` if
+            it has to be asked for them.
     """
 
     theta: Vector | None
@@ -73,6 +76,7 @@ class Iterate(NamedTuple):
     state: SolverState | None = None
     logs: Mapping[str, Any] = {}
     is_penalized: bool = False
+    readings: Vector | None = None
 
 
 class Observer(Protocol):
@@ -538,6 +542,13 @@ class ProblemObjective(ComparableObjective, Protocol):
     def is_hosted(self) -> bool:
         """Whether the loss cannot be a part of a compiled function."""
 
+    @property
+    def readings(self) -> int:
+        """How many numbers `traceable` returns besides loss and gradient.
+
+        Solvers hand them on with an iterate; they are metrics of a model, say.
+        """
+
     def name_of(self, index: int) -> str:
         """The name of an entry of the flat vector."""
 
@@ -564,12 +575,13 @@ class ProblemObjective(ComparableObjective, Protocol):
 
     def traceable(
         self,
-    ) -> tuple[Callable[..., tuple[Scalar, Tensor]], tuple[Structure, ...]]:
+    ) -> tuple[Callable[..., tuple[Tensor, ...]], tuple[Structure, ...]]:
         """Loss and gradient for use inside a compiled function.
 
         Returns:
             A function `(theta, *arguments) -> (loss, gradient)` of tensors,
-            and the arguments.
+            and the arguments. Where there are `readings`, the function returns
+            them too, `(readings,)`.
         """
 
     def traceable_hvp(self) -> Callable[..., Tensor]:

@@ -1,6 +1,7 @@
 """The contributions of rows of data to a model's loss, without side effects."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import keras
 from keras import tree
@@ -189,6 +190,39 @@ class ModelLoss:
         with self.stateless.scope(parts, frozen):
             y_pred = self.stateless(x)
             return self.terms.total(x, y, y_pred, w, term_factors)
+
+    def chunk_loss_and_metrics(
+        self,
+        parts: list[Tensor],
+        frozen: list[Tensor],
+        term_factors: Tensor,
+        chunk: Chunk,
+        metric_values: Sequence[Tensor],
+        is_differentiated: bool = False,
+    ) -> tuple[Scalar, tuple[Tensor, ...]]:
+        """What a chunk adds to the loss, and the metrics after it.
+
+        Args:
+            parts: as `chunk_loss` takes them.
+            frozen: as `chunk_loss` takes them.
+            term_factors: as `chunk_loss` takes them.
+            chunk: as `chunk_loss` takes it.
+            metric_values: the values of the metrics' variables before it.
+            is_differentiated: whether the loss is differentiated.
+
+        Returns:
+            The scalar, and the values of the metrics' variables.
+        """
+        x, y, w = chunk
+        values = zip(self.metrics.variables, metric_values, strict=True)
+        with self.stateless.scope(parts, frozen, values) as scope:
+            y_pred = self.stateless(x)
+            loss = self.terms.total(x, y, y_pred, w, term_factors)
+            if is_differentiated:
+                y_pred = self.metrics.constant(y_pred)
+            self.metrics.update(x, y, y_pred, w)
+        after = map(scope.get_current_value, self.metrics.variables)
+        return loss, tuple(after)
 
 
 class _Masks(keras.layers.Layer):

@@ -1,12 +1,17 @@
 """A model's metrics."""
 
+from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Mapping
 from typing import Any
 
 import keras
+from keras import ops
+from keras import tree
 
 from kormos import backend
 from kormos.objective.keras_model.loss_terms import LossTerms
+from kormos.objective.keras_model.split_loss import is_of_keras
 from kormos.types import Structure
 from kormos.types import Tensor
 
@@ -27,6 +32,7 @@ class ModelMetrics:
     def __init__(self, model: keras.Model, terms: LossTerms) -> None:
         self._model = model
         self._terms = terms
+        self._constant = _Constant(name="constant", autocast=False)
 
     def build(self, *data: Structure) -> None:
         """Builds the metrics, and finds their variables.
@@ -39,6 +45,7 @@ class ModelMetrics:
         """
         with backend.own_copies(self._model):
             self._model.compute_metrics(*data)
+        self.constant(data[2])
         self._model.reset_metrics()
         self.variables = list(self._model.metrics_variables)
 
@@ -65,10 +72,44 @@ class ModelMetrics:
             self._terms.compute_loss(x, y, y_pred, w)
         self._model.compute_metrics(x, y, y_pred, w)
 
+    @property
+    def are_of_keras(self) -> bool:
+        """Whether Keras itself has all of them, and not a user's own code."""
+        own = type(self._model).compute_metrics
+        return own.__module__.startswith("keras.") and all(
+            map(is_of_keras, _single(self._model.metrics))
+        )
+
+    def constant(self, y_pred: Structure) -> Structure:
+        """The predictions, in a form that nobody differentiates.
+
+        Metrics may call what has no derivatives. Masks stay.
+        """
+        return tree.map_structure(self._constant, y_pred)
+
     def results(self) -> dict[str, Tensor]:
         """The results by name, without the loss."""
         results = _flattened(self._model.get_metrics_result())
         return {k: v for k, v in results.items() if k != "loss"}
+
+
+def _single(metrics: Iterable[Any]) -> Iterator[keras.metrics.Metric]:
+    """Yields metrics, and in place of those of several metrics the latter."""
+    for metric in metrics:
+        several = getattr(metric, "metrics", None)
+        if several is None:
+            yield metric
+        else:
+            yield from _single(several)
+
+
+class _Constant(keras.layers.Layer):
+    """Stops gradients. Keras hands masks on through layers only."""
+
+    supports_masking = True
+
+    def call(self, inputs: Tensor) -> Tensor:
+        return ops.stop_gradient(inputs)
 
 
 def _flattened(results: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -11,7 +11,6 @@ from typing import Self
 
 import keras
 import numpy as np
-import numpy.typing as npt
 
 from kormos import backend
 from kormos.data.arrays import check_inputs
@@ -21,13 +20,13 @@ from kormos.float64.evaluation import decide
 from kormos.float64.evaluation import starts_in_float64
 from kormos.float64.evaluation import warn_of_rounding
 from kormos.objective.arguments import ProgramArguments
-from kormos.objective.base import FlatObjective
 from kormos.objective.compiled import Chunk
 from kormos.objective.compiled import leading_size
 from kormos.objective.gauss_newton.host import HostGaussNewton
 from kormos.objective.keras_model.carried_state import refuse_carried
 from kormos.objective.keras_model.coupled_rows import may_couple
 from kormos.objective.keras_model.coupled_rows import warn_of_coupling
+from kormos.objective.keras_model.measured import MeasuredObjective
 from kormos.objective.keras_model.model_checks import build
 from kormos.objective.keras_model.model_checks import check_model
 from kormos.objective.keras_model.model_checks import warn_of_custom_steps
@@ -46,7 +45,7 @@ from kormos.types import Tensor
 from kormos.types import Vector
 
 
-class Objective(FlatObjective):
+class Objective(MeasuredObjective):
     """The loss that `model.evaluate` reports, as a function of one vector.
 
     It computes the loss, its gradient and Hessian products on all of the data,
@@ -106,8 +105,6 @@ class Objective(FlatObjective):
     objective.assign(result.x)
     ```
     """
-
-    program: ModelProgram
 
     def __init__(
         self,
@@ -314,6 +311,8 @@ class Objective(FlatObjective):
         chunks = self._data.shuffled(self.program.packing.dtype, rng)
         for chunk in chunks or self.arguments.each_chunk():
             batch = copy.copy(self)
+            # The metrics of a batch are nobody's.
+            batch._known = None
             batch.arguments = dataclasses.replace(
                 self.arguments, chunks=((None, chunk),), read=None
             )
@@ -385,21 +384,3 @@ class Objective(FlatObjective):
             self.arguments, chunks=chunks, read=None
         )
         return part
-
-    @functools.cached_property
-    def metric_names(self) -> list[str]:
-        """The names of the results of `evaluate`, besides the loss."""
-        theta, frozen = self.initial_position(), self.arguments.frozen
-        return self.program.evaluate.names(theta, frozen)
-
-    def evaluate(self, theta: npt.ArrayLike) -> dict[str, Any]:
-        """Computes the loss and the compiled metrics at a point.
-
-        Args:
-            theta: Array of shape `(size,)`.
-
-        Returns:
-            A dict of floats, with the names that `model.evaluate` uses.
-        """
-        theta = self._checked(theta, "theta")
-        return self.program.evaluate(theta, self.arguments)

@@ -40,11 +40,13 @@ class ModelProgram(Program):
         compile: function that compiles a function.
         compile_loop: function that compiles a function of a solver's state.
         dtype: `"float64"`, or `None` for the model's own dtype.
+        compiles_metrics: whether `compile_loop` can compile what `compile` can.
 
     Attributes:
         model_loss: the model's loss.
         term_factors: counts the factors of its terms.
         evaluate: the loss and the metrics, over all data.
+        compiles_metrics: as given.
     """
 
     def __init__(
@@ -54,7 +56,9 @@ class ModelProgram(Program):
         compile: Compiler,
         compile_loop: Compiler,
         dtype: str | None,
+        compiles_metrics: bool,
     ) -> None:
+        self.compiles_metrics = compiles_metrics
         stateless, metrics = model_loss.stateless, model_loss.metrics
         super().__init__(
             Packing(stateless.variables, dtype),
@@ -66,7 +70,7 @@ class ModelProgram(Program):
         self.model_loss = model_loss
         self.term_factors = TermFactors(model, model_loss, compile)
         self.evaluate = ModelEvaluation(
-            model_loss, self.packing, compile, self.traces
+            model_loss, self.packing, compile, self.graphs, self.traces
         )
         self._make_layer_states = lambda: LayerStates(
             model, stateless, metrics.variables, self.packing, compile
@@ -154,12 +158,21 @@ def program_for(
         rows = head()
         loss = ModelLoss(model, rows, training, compile, dtype)
         loop_compiler = _loop_compiler(model, loss.stateless.draws, rows)
-        return ModelProgram(model, loss, compile, loop_compiler, dtype)
+        # A metric that XLA cannot compile would slow down the whole loop.
+        compiles_metrics = (
+            keras.backend.backend() != "tensorflow"
+            or loop_compiler is not backend.compile_loop
+            or bool(model.jit_compile)
+            or loss.metrics.are_of_keras
+        )
+        return ModelProgram(
+            model, loss, compile, loop_compiler, dtype, compiles_metrics
+        )
 
     programs = model.__dict__.setdefault(_PROGRAMS, ProgramCache())
     program = programs.get((dtype, *_program_key(model, training)), make)
     if keras.backend.backend() == "torch":
-        program.follow(fingerprint((model, model.loss)))
+        program.follow(fingerprint((model, model.loss, model.metrics)))
     return program
 
 

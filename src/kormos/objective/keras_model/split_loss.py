@@ -155,9 +155,10 @@ def _is_opaque(loss: keras.losses.Loss) -> bool:
     return type(loss).__call__ is not keras.losses.Loss.__call__
 
 
-def is_of_keras(loss: keras.losses.Loss) -> bool:
-    """Whether a loss belongs to Keras, and is not a user's own code."""
-    code = [type(loss), getattr(loss, "fn", keras.losses.Loss)]
+def is_of_keras(loss: keras.losses.Loss | keras.metrics.Metric) -> bool:
+    """Whether a loss or a metric belongs to Keras, and is not a user's code."""
+    own = getattr(loss, "_fn", keras.losses.Loss)
+    code = [type(loss), getattr(loss, "fn", own)]
     # The module of code that was made by `exec` is `None`.
     modules = [getattr(part, "__module__", None) or "" for part in code]
     return all(name.partition(".")[0] == "keras" for name in modules)

@@ -49,6 +49,7 @@ class Attempt(NamedTuple):
         theta: the point, `(size,)`.
         loss: the loss there, scalar.
         grad: the gradient there, `(size,)`.
+        readings: as `protocols.Iterate` has them, `(readings,)`, or `None`.
     """
 
     step: Tensor
@@ -61,12 +62,13 @@ class Attempt(NamedTuple):
     theta: Tensor
     loss: Scalar
     grad: Tensor
+    readings: Tensor | None = None
 
 
 def attempt(
     method: NewtonMethod,
     region: Region,
-    value_and_grad: Callable[[Tensor], tuple[Tensor, Tensor]],
+    value_and_grad: Callable[[Tensor], tuple[Tensor, ...]],
     hvp: Product,
     state: State,
 ) -> Attempt:
@@ -75,7 +77,8 @@ def attempt(
     Args:
         method: the method.
         region: where it may evaluate.
-        value_and_grad: loss and gradient as a function of a flat tensor.
+        value_and_grad: loss and gradient, and readings if there are some, as
+            a function of a flat tensor.
         hvp: the matrix.
         state: the state.
     """
@@ -93,8 +96,9 @@ def attempt(
     is_bent = path.products < 0
     if region.is_bounded:
         is_bent = dot(theta - ahead, theta - ahead) > 0
-    loss, grad = value_and_grad(theta)
-    return _attempt(path, guess, is_bent, theta, backend.scalar(loss), grad)
+    loss, grad, *readings = value_and_grad(theta)
+    loss = backend.scalar(loss)
+    return _attempt(path, guess, is_bent, theta, loss, grad, *readings)
 
 
 def attempt_outside(
@@ -163,6 +167,7 @@ def _attempt(
     theta: Tensor,
     loss: Scalar,
     grad: Tensor,
+    readings: Tensor | None = None,
 ) -> Attempt:
     return Attempt(
         step=path.step,
@@ -175,6 +180,7 @@ def _attempt(
         theta=theta,
         loss=loss,
         grad=grad,
+        readings=readings,
     )
 
 

@@ -74,7 +74,11 @@ def first_state(method: NewtonMethod, problem: Problem, theta: Vector) -> State:
         theta: the start.
     """
     first = states.init(
-        method, problem.project(theta), problem.stride, problem.is_bounded
+        method,
+        problem.project(theta),
+        problem.stride,
+        problem.is_bounded,
+        problem.objective.readings,
     )
     # The products have a column of their own.
     more = np.zeros((len(first.rows), 1))

@@ -27,7 +27,6 @@ from kormos.arithmetic.scalars import constant
 from kormos.arithmetic.scalars import either
 from kormos.arithmetic.scalars import is_finite
 from kormos.arithmetic.scalars import larger
-from kormos.arithmetic.scalars import stack
 from kormos.arithmetic.scalars import to_float
 from kormos.arithmetic.scalars import where
 from kormos.arithmetic.scalars import while_loop
@@ -140,7 +139,9 @@ def advance(
             store=(),
             curvature=known._replace(products=count),
         )
-        arrival = Arrival(is_start, good, made.theta, made.loss, made.grad)
+        arrival = Arrival(
+            is_start, good, made.theta, made.loss, made.grad, made.readings
+        )
         small = cond(
             either(is_start, accepted),
             lambda: _arrive(
@@ -206,7 +207,7 @@ def _arrive(
         trial: the step.
         first: the count of iterations at the beginning of the call.
     """
-    is_start, good, theta, loss, grad = arrival
+    is_start, good, theta, loss, grad, _ = arrival
     one, none = constant(1, like=loss), constant(0, like=state.resets)
     known, slopes = state.curvature, grad * state.units
     pull = region.pull(theta, grad)
@@ -252,7 +253,7 @@ def _arrive(
     rows = backend.set_row(
         state.rows,
         state.iterations - first,
-        stack([to_float(cell, like=loss) for cell in row]),
+        arrival.row(row, state.rows),
     )
     return arrived._replace(rows=rows)
 

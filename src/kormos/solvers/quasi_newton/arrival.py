@@ -1,10 +1,35 @@
 """A point at which a quasi-Newton run arrives, and its course from there."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
+from kormos import backend
+from kormos.arithmetic.scalars import is_eager
+from kormos.arithmetic.scalars import stack
+from kormos.arithmetic.scalars import to_float
+from kormos.backend import ops
+from kormos.backend.common import as_tensor
 from kormos.types import Scalar
 from kormos.types import Structure
 from kormos.types import Tensor
+
+
+class Evaluation(NamedTuple):
+    """An evaluation.
+
+    Attributes:
+        theta: the point, `(size,)`.
+        loss: the loss there, scalar.
+        grad: the gradient there, `(size,)`.
+        readings: as `protocols.Iterate` has them, `(readings,)`, or `None`.
+    """
+
+    theta: Tensor
+    loss: Scalar
+    grad: Tensor
+    readings: Tensor | None = None
 
 
 class Arrival(NamedTuple):
@@ -16,6 +41,7 @@ class Arrival(NamedTuple):
         theta: the point, `(size,)`.
         loss: the loss there, scalar.
         grad: the gradient there, `(size,)`.
+        readings: as `protocols.Iterate` has them, `(readings,)`, or `None`.
     """
 
     is_start: Scalar
@@ -23,6 +49,25 @@ class Arrival(NamedTuple):
     theta: Tensor
     loss: Scalar
     grad: Tensor
+    readings: Tensor | None = None
+
+    def row(self, cells: Sequence[Scalar], rows: Tensor) -> Tensor:
+        """A row of `State.rows`: its cells, and then the readings.
+
+        These are NaN of an evaluation outside of the compiled loop: nobody
+        reads them, for the objective knows what it has just evaluated.
+        """
+        row = stack([to_float(cell, like=self.loss) for cell in cells])
+        count, readings = rows.shape[1] - len(cells), self.readings
+        if not count:
+            return row
+        if is_eager(self.loss):
+            nan = np.full(count, np.nan)
+            mine = nan if readings is None else backend.to_numpy(readings)
+            return np.concatenate([row, mine])
+        if readings is None:
+            readings = as_tensor(np.full(count, np.nan))
+        return ops.concatenate([row, readings])
 
 
 class Course(NamedTuple):

@@ -46,7 +46,7 @@ def course_from(
     arrival: Arrival,
 ) -> Course:
     """The direction from a point, of the curvature or along the gradient."""
-    is_start, good, theta, loss, grad = arrival
+    is_start, good, theta, loss, grad, _ = arrival
     moved, units = theta - state.theta, state.units
     step, change = moved / units, (grad - state.grad) * units
     steep, slopes = grad * units, region.pull(theta, grad) * units

@@ -16,6 +16,7 @@ from kormos.solvers.protocols import Method
 from kormos.solvers.quasi_newton import state as states
 from kormos.solvers.quasi_newton import step
 from kormos.solvers.quasi_newton import wolfe_search
+from kormos.solvers.quasi_newton.arrival import Evaluation
 from kormos.solvers.quasi_newton.flat_state import Packed
 from kormos.solvers.quasi_newton.flat_state import on_host
 from kormos.solvers.quasi_newton.flat_state import pack
@@ -266,9 +267,11 @@ class CompiledLoop:
     ) -> State:
         """The state after a call, as a function of tensors."""
 
-        def evaluate(theta: Tensor) -> _Evaluation:
+        def evaluate(theta: Tensor) -> Evaluation:
             found = functions[0](theta)
-            return found if len(found) == 3 else (theta, *found)
+            if isinstance(found, Evaluation):
+                return found
+            return Evaluation(theta, *found)
 
         return step.advance(curvature, region, evaluate, limits, state)
 
@@ -278,22 +281,17 @@ def _region(sides: tuple[Tensor, ...]) -> Region:
     return Box(*map(as_tensor, sides)) if sides else Everywhere()
 
 
-_Evaluation = tuple[Tensor, Tensor, Tensor]
-
-
-def _as_given(
-    theta: Tensor, point: Tensor, loss: Tensor, grad: Tensor
-) -> _Evaluation:
+def _as_given(theta: Tensor, *found: Tensor) -> Evaluation:
     """What was evaluated outside, and where.
 
     A compiled function may round `theta` differently, to a point at which the
     loss was not evaluated.
     """
     del theta
-    return point, loss, grad
+    return Evaluation(*found)
 
 
-def _evaluated(problem: Problem, state: State) -> _Evaluation:
+def _evaluated(problem: Problem, state: State) -> tuple[Tensor, ...]:
     """The evaluation that a state waits for, as tensors."""
     # Both are NumPy's: in a state that was read from a file, only some of the
     # vectors are tensors.
@@ -303,8 +301,5 @@ def _evaluated(problem: Problem, state: State) -> _Evaluation:
     trial = step.trial_of(state, state.status == states.STARTING)
     point = problem.project(trial)
     loss, grad = problem.evaluate(point)
-    return (
-        as_tensor(np.array(point)),
-        as_tensor(np.array(loss)),
-        as_tensor(grad),
-    )
+    found = [np.array(point), np.array(loss), grad]
+    return tuple(map(as_tensor, found))

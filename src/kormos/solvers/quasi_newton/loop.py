@@ -192,16 +192,21 @@ class QuasiNewtonRun:
         """Reports the iterations of a call; the last one has its point."""
         state, problem = self._state, self._problem
         count = int(state.iterations) - done
-        rows = backend.to_numpy(state.rows)[:count].tolist()
-        stop = False
-        for i, row in enumerate(rows):
-            logs = dict(zip(self._loop.columns, row, strict=True))
+        rows = backend.to_numpy(state.rows)[:count]
+        columns = self._loop.columns
+        width, stop = len(columns), False
+        is_read = rows.shape[1] > width and not self._loop.is_stepped
+        for i, row in enumerate(rows[:, :width].tolist()):
+            logs = dict(zip(columns, row, strict=True))
+            readings = rows[i, width:] if is_read else None
             loss, grad = logs.pop("loss"), logs.pop("grad")
             problem.fg_evals = int(logs.pop("evaluations"))
             if "products" in logs:
                 problem.hessp_evals = int(logs.pop("products"))
             theta = to_array(state.theta) if i == count - 1 else None
-            iterate = Iterate(theta, loss, grad, self._kept, logs)
+            iterate = Iterate(
+                theta, loss, grad, self._kept, logs, readings=readings
+            )
             stop = stop or self._observer.accepted(iterate)
         self._count()
         return stop

@@ -109,7 +109,8 @@ class State(NamedTuple):
         status: one of the constants above, int32.
         value: the quantity of the test that ended the run, scalar.
         rows: a row for each iteration of the present call, with the columns
-            of `ROW` or `BOUNDED_ROW`: `(most, columns)`.
+            of `ROW` or `BOUNDED_ROW`, and then the readings:
+            `(most, columns)`.
     """
 
     theta: Tensor
@@ -136,7 +137,11 @@ class State(NamedTuple):
 
 
 def init(
-    curvature: Method, theta: Vector, rows: int, is_bounded: bool = False
+    curvature: Method,
+    theta: Vector,
+    rows: int,
+    is_bounded: bool = False,
+    readings: int = 0,
 ) -> State:
     """The state before the first evaluation, of NumPy arrays.
 
@@ -145,9 +150,10 @@ def init(
         theta: the start, float64 array of shape `(size,)`.
         rows: the most iterations of a call of `advance`.
         is_bounded: whether the parameters have bounds.
+        readings: how many the objective has at a point.
     """
     zero, none = np.float64(0), np.int32(0)
-    columns = BOUNDED_ROW if is_bounded else ROW
+    columns = len(BOUNDED_ROW if is_bounded else ROW) + readings
     store, known = curvature.empty(theta.size)
     return State(
         theta=theta,
@@ -170,5 +176,5 @@ def init(
         latest=zero,
         status=np.int32(STARTING),
         value=zero,
-        rows=np.zeros((max(rows, _FEWEST_ROWS), len(columns))),
+        rows=np.zeros((max(rows, _FEWEST_ROWS), columns)),
     )

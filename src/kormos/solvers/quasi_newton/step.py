@@ -22,8 +22,6 @@ from kormos.arithmetic.scalars import either
 from kormos.arithmetic.scalars import is_finite
 from kormos.arithmetic.scalars import larger
 from kormos.arithmetic.scalars import smaller
-from kormos.arithmetic.scalars import stack
-from kormos.arithmetic.scalars import to_float
 from kormos.arithmetic.scalars import where
 from kormos.arithmetic.scalars import while_loop
 from kormos.arithmetic.vectors import dot
@@ -32,6 +30,7 @@ from kormos.arithmetic.vectors import norm
 from kormos.solvers.protocols import Curvature
 from kormos.solvers.quasi_newton import wolfe_search
 from kormos.solvers.quasi_newton.arrival import Arrival
+from kormos.solvers.quasi_newton.arrival import Evaluation
 from kormos.solvers.quasi_newton.course import course_from
 from kormos.solvers.quasi_newton.course import first_trial_of
 from kormos.solvers.quasi_newton.course import probe_of
@@ -73,7 +72,7 @@ _ROUNDING = 2.0**-52
 def advance(
     curvature: Curvature,
     region: Region,
-    evaluate: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]],
+    evaluate: Callable[[Tensor], Evaluation],
     limits: Limits,
     state: State,
 ) -> State:
@@ -83,8 +82,8 @@ def advance(
         curvature: the formulas of the curvature.
         region: where it may evaluate.
         evaluate: function of a flat tensor that returns the point where it
-            evaluated, the same except for rounding, and the loss and the
-            gradient there.
+            evaluated, the same except for rounding, and the loss, the gradient
+            and the readings (or `None`) there.
         limits: what ends the call.
         state: the state. If it is `STARTING`, only its `theta` is evaluated.
 
@@ -96,7 +95,9 @@ def advance(
 
     def body(state: State) -> State:
         is_start = state.status == STARTING
-        trial, loss, grad = evaluate(region.point(trial_of(state, is_start)))
+        trial, loss, grad, readings = evaluate(
+            region.point(trial_of(state, is_start))
+        )
         loss = backend.scalar(loss)
         slope = dot(grad, region.ahead(trial, state.direction))
         noise = limits.noise
@@ -109,7 +110,7 @@ def advance(
         store = curvature.record(
             state.store, state.curvature, good, step, change
         )
-        arrival = Arrival(is_start, good, trial, loss, grad)
+        arrival = Arrival(is_start, good, trial, loss, grad, readings)
         # No branch may return the store: see `protocols.Curvature`.
         small = state._replace(
             evaluations=state.evaluations + 1, latest=loss, store=()
@@ -192,7 +193,7 @@ def _arrive(
         arrival: the evaluation there.
         first: the count of iterations at the beginning of the call.
     """
-    is_start, good, theta, loss, grad = arrival
+    is_start, good, theta, loss, grad, _ = arrival
     moved, units = theta - state.theta, state.units
     one, none = constant(1, like=loss), constant(0, like=state.resets)
     course = course_from(curvature, region, state, store, arrival)
@@ -242,7 +243,7 @@ def _arrive(
     rows = backend.set_row(
         state.rows,
         state.iterations - first,
-        stack([to_float(cell, like=loss) for cell in row]),
+        arrival.row(row, state.rows),
     )
     return arrived._replace(rows=rows)
 
