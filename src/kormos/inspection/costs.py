@@ -14,6 +14,7 @@ import numpy as np
 from kormos.inspection.report import MethodCost
 from kormos.inspection.watch import Watched
 from kormos.objective import Objective
+from kormos.objective.base import FlatObjective
 from kormos.optimizers.lbfgs import LBFGS
 from kormos.types import Vector
 
@@ -79,10 +80,12 @@ class _Pace(NamedTuple):
     bytes: float
 
 
-def time_evaluation(objective: Objective, theta: Vector) -> Evaluation:
-    """Evaluates the loss and its gradient several times, and times it."""
+def time_evaluation(
+    objective: FlatObjective, theta: Vector, repeats: int = _REPEATS
+) -> Evaluation:
+    """Evaluates the loss and its gradient once and `repeats` times more."""
     seconds = []
-    for _ in range(_REPEATS + 1):
+    for _ in range(repeats + 1):
         begun = time.perf_counter()
         loss, grad = objective.value_and_grad(theta)
         seconds.append(time.perf_counter() - begun)
