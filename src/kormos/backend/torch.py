@@ -211,9 +211,8 @@ def set_column(matrix: Tensor, index: Scalar, column: Tensor) -> Tensor:
 
 
 def add_outer(matrix: Tensor, vector: Tensor, factor: Scalar) -> Tensor:
-    # The sign apart, so that the product is exactly symmetric.
-    vector = vector * abs(factor) ** 0.5
-    return matrix.addr_(vector, vector, alpha=1 if factor > 0 else -1)
+    # `addr_` would multiply one of the two vectors first: not symmetric.
+    return matrix.add_(torch.outer(vector, vector), alpha=float(factor))
 
 
 def float64() -> contextlib.AbstractContextManager[Any]:
