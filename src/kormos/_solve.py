@@ -49,8 +49,8 @@ def solve(
             - `gauss_newton(theta)` returns the Gauss-Newton matrix `J'HJ`, an
               array of shape `(size, size)`, where J are the derivatives of the
               outputs and H those of the loss with respect to the outputs (for a
-              sum of squares, `2 J'J`). `"lm"` needs it, and runs without
-              geodesic acceleration here.
+              sum of squares, `2 J'J`). `"lm"` and `"gauss-newton"` need it,
+              and `"lm"` runs without geodesic acceleration here.
             - `epsilon` is the spacing of numbers near one in the arithmetic of
               the objective. Defaults to that of float64.
         theta: The starting point, an array of shape `(size,)`. It is not

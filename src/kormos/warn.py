@@ -17,6 +17,7 @@ _LIBRARIES = (
     "tensorflow",
     "torch",
     "numpy",
+    "scipy",
     "optree",
     "contextlib",
 )

@@ -301,3 +301,73 @@ def test_an_objective_of_ones_own_computes_no_metric():
     assert objective.readings == 0
     assert objective.program.traces["evaluate_and_grad"] == 0
     assert objective.evaluate(theta)["mse"] == pytest.approx(loss, rel=2e-5)
+
+
+def failing(error, after):
+    """A metric that raises an error after so many calls."""
+
+    class Failing(keras.metrics.Mean):
+        calls = 0
+
+        def update_state(self, y_true, y_pred, sample_weight=None):
+            self.calls += 1
+            if self.calls > after:
+                raise error("mine")
+            super().update_state(y_pred)
+
+    return Failing(name="failing")
+
+
+needs_eager = pytest.mark.skipif(
+    BACKEND == "tensorflow", reason="A graph is traced once"
+)
+
+
+@needs_eager
+@pytest.mark.parametrize("method", ["lbfgs", "l-bfgs-b"])
+def test_a_mistake_in_a_metric_is_raised(method, unconverged):
+    model = network(method, metrics=[failing(KeyError, 8)], run_eagerly=True)
+    with pytest.raises(KeyError, match="mine"):
+        model.fit(X, Y, epochs=20, verbose=0)
+
+
+@needs_eager
+@pytest.mark.parametrize("method", ["lbfgs", "l-bfgs-b", "lm"])
+def test_a_metric_that_cannot_take_a_point_is_nan_and_named(
+    method, unconverged
+):
+    model = network(method, metrics=[failing(ValueError, 8)], run_eagerly=True)
+    with pytest.warns(UserWarning, match="ValueError: mine"):
+        history = model.fit(X, Y, epochs=12, verbose=0).history
+    assert np.isnan(history["failing"][-1])
+    assert np.isfinite(history["loss"]).all()
+
+
+def test_a_stream_that_fails_is_not_read_again():
+    read = []
+
+    class Rows(keras.utils.PyDataset):
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            read.append(index)
+            if len(read) > 20:
+                raise OSError("no disk")
+            return X[8 * index :][:8], Y[8 * index :][:8]
+
+    with pytest.raises(OSError, match="no disk"):
+        network().fit(Rows(), epochs=20, stream=True, verbose=0)
+    assert len(read) == 21
+
+
+def test_the_lowest_point_is_known_after_points_without_a_loss(own_passes):
+    objective = kormos.Objective(network(), X, Y)
+    objective.measure()
+    theta = objective.initial_position()
+    lowest = objective.value(theta)
+    assert np.isnan(objective.value(theta * np.nan))
+    for factor in range(2, 12):
+        assert objective.value(10.0 * factor + theta) > lowest
+    assert objective.evaluate(theta)["loss"] == lowest
+    assert own_passes == []

@@ -101,6 +101,21 @@ def test_least_squares_by_numpy(start, linear_solver):
     assert result.hessian_products == 0 < result.jacobians
 
 
+def test_products_at_a_point_take_one_matrix():
+    class Counted(Misra1a):
+        matrices = 0
+
+        def gauss_newton(self, theta):
+            self.matrices += 1
+            return super().gauss_newton(theta)
+
+    problem = Counted()
+    result = kormos.solve(problem, np.array([250.0, 5e-4]), "gauss-newton")
+    assert result.success
+    np.testing.assert_allclose(result.theta, problem.certified, rtol=1e-6)
+    assert problem.matrices <= result.evaluations < result.hessian_products
+
+
 @pytest.mark.parametrize("method", ["slsqp", "trust-constr"])
 @pytest.mark.parametrize("type", ["eq", "ineq"])
 def test_a_constraint_that_is_not_linear(method, type):

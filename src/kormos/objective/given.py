@@ -160,6 +160,7 @@ class _GivenMatrix:
     ):
         self._objective = objective
         self._matrix = matrix
+        self._latest: tuple[Vector, Matrix] | None = None
 
     @property
     def outputs(self) -> int:
@@ -185,7 +186,10 @@ class _GivenMatrix:
         del theta
 
     def product(self, theta: Vector, vector: Vector) -> Vector:
-        return self._at(theta) @ vector
+        # Conjugate gradients take many products at a point.
+        if self._latest is None or not np.array_equal(self._latest[0], theta):
+            self._latest = np.array(theta), self._at(theta)
+        return self._latest[1] @ vector
 
     def bend(self, theta: Vector, vector: Vector) -> NoReturn:
         raise NotImplementedError

@@ -29,7 +29,7 @@ class QuasiNewton(NativeOptimizer):
     """Base class of the quasi-Newton methods that kormos compiles.
 
     The iterations run on the device, in float64 except for the model itself. If
-    nothing has to be computed in each epoch (by a callback, a metric or a
+    nothing has to be computed between two epochs (by a callback or a
     validation), one call runs as many iterations as take a tenth of a second;
     otherwise `steps_per_epoch` of them. If the loss is multiplied by a
     constant, the steps and the end of the run stay the same. A run is called

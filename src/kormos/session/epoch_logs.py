@@ -10,7 +10,10 @@ import keras
 import numpy as np
 
 from kormos.checks import check_count
+from kormos.failures import FINAL
+from kormos.failures import severity_of
 from kormos.objective import Objective
+from kormos.objective.keras_model.measured import warn_of_metric
 from kormos.solvers.protocols import Iterate
 from kormos.solvers.rejections import or_else
 from kormos.types import Vector
@@ -36,13 +39,22 @@ class EpochLogs:
         self._validation_freq = validation_freq
 
     def metrics(self, objective: Objective, iterate: Iterate) -> dict[str, Any]:
-        """The compiled metrics at an iterate, without the loss."""
+        """The compiled metrics at an iterate, without the loss.
+
+        They are NaN if one of them fails, because the loss has not failed.
+        """
         if not objective.has_metrics:
             return {}
         if iterate.readings is not None:
             return objective.metrics_of(iterate.readings)
         assert iterate.theta is not None  # Else it would have readings.
-        values = _evaluated(objective, iterate.theta)
+        try:
+            values = objective.evaluate(iterate.theta)
+        except Exception as error:
+            if severity_of(error) == FINAL:
+                raise
+            warn_of_metric(error)
+            return dict.fromkeys(objective.metric_names, np.nan)
         return {k: v for k, v in values.items() if k != "loss"}
 
     def validation(
@@ -62,7 +74,9 @@ class EpochLogs:
         """
         call(callbacks.on_test_begin)
         call(callbacks.on_test_batch_begin, 0)
-        values = _evaluated(objective, theta)
+        names = ["loss", *objective.metric_names]
+        instead = dict.fromkeys(names, np.nan)
+        values = or_else(instead, objective.evaluate, theta)
         call(callbacks.on_test_batch_end, 0, values)
         call(callbacks.on_test_end, values)
         return {f"val_{k}": v for k, v in values.items()}
@@ -73,10 +87,3 @@ class EpochLogs:
         if isinstance(every, (int, np.integer)):
             return bool(epoch % every == 0)
         return epoch in every
-
-
-def _evaluated(objective: Objective, theta: Vector) -> dict[str, Any]:
-    """The loss and the metrics, NaN where the numerics fail."""
-    names = ["loss", *objective.metric_names]
-    instead = dict.fromkeys(names, np.nan)
-    return or_else(instead, objective.evaluate, theta)

@@ -115,11 +115,15 @@ class Problem:
 
     def pull(self, theta: Vector, grad: Vector) -> Vector:
         """The gradient without entries that press parameters against bounds."""
+        return np.where(self.held(theta, grad), 0.0, grad)
+
+    def held(self, theta: Vector, grad: Vector) -> Array:
+        """A mask of the parameters that the gradient presses against bounds."""
         if not self.is_bounded:
-            return grad
+            return np.zeros(theta.shape, bool)
         lower, upper = self.box
-        held = (theta <= lower) & (grad >= 0) | (theta >= upper) & (grad <= 0)
-        return np.where(held, 0.0, grad)
+        held = (theta <= lower) & (grad >= 0)
+        return held | ((theta >= upper) & (grad <= 0))
 
     @property
     def feasibility(self) -> float:

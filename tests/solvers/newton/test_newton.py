@@ -9,6 +9,7 @@ from keras import ops
 
 import kormos
 from conftest import BACKEND
+from kormos.objective.gauss_newton.host import HostGaussNewton
 from native import eager_only
 from native import minimize
 
@@ -316,6 +317,25 @@ def test_gauss_newton_solves_linear_least_squares(float64):
     assert result.success
     assert result.loss == pytest.approx(squares[0] / 50, rel=1e-12)
     np.testing.assert_allclose(model.get_weights()[0], expected, rtol=1e-6)
+
+
+def test_products_for_the_units_of_parameters_are_counted(
+    monkeypatch, unconverged
+):
+    calls = []
+    product = HostGaussNewton.product
+
+    def counted(self, theta, vector):
+        calls.append(theta)
+        return product(self, theta, vector)
+
+    monkeypatch.setattr(HostGaussNewton, "product", counted)
+    x = np.random.default_rng(0).normal(size=(20, 3))
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(1)])
+    model.compile(optimizer="gauss-newton", loss="mse")
+    # Products with a stream's matrix are made outside of compiled loops.
+    history = model.fit(x, x[:, :1], epochs=2, stream=True, verbose=0)
+    assert history.result.hessian_products == len(calls) > 8
 
 
 def test_gauss_newton_takes_residuals(float64):

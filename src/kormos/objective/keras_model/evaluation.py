@@ -63,13 +63,11 @@ class ModelEvaluation:
         traces: collections.Counter[str],
     ) -> None:
         self._model_loss = model_loss
-        self._stateless = model_loss.stateless
-        self._metrics = model_loss.metrics
         self._packing = packing
         self._traces = traces
         # The values after a reset, with which every evaluation starts.
         self._start = tuple(
-            backend.to_numpy(v) for v in self._metrics.variables
+            backend.to_numpy(v) for v in model_loss.metrics.variables
         )
         self._differentiated = backend.value_and_grad(
             functools.partial(

@@ -11,6 +11,9 @@ import numpy.typing as npt
 
 from kormos import backend
 from kormos.backend.common import as_tensor
+from kormos.failures import FINAL
+from kormos.failures import NUMERICAL
+from kormos.failures import severity_of
 from kormos.objective.arguments import ProgramArguments
 from kormos.objective.arguments import is_host
 from kormos.objective.base import FlatObjective
@@ -20,6 +23,7 @@ from kormos.types import Scalar
 from kormos.types import Structure
 from kormos.types import Tensor
 from kormos.types import Vector
+from kormos.warn import warn
 
 # The metrics of this many of the latest points are kept, beside the lowest one.
 # Our choice: a method accepts one of the last few points that it has evaluated,
@@ -101,11 +105,14 @@ class MeasuredObjective(FlatObjective):
         evaluate, arguments = self.program.evaluate, self.arguments
         try:
             loss, values = evaluate.value(theta, arguments)
-        except Exception:
-            # It may be a metric that has failed.
-            return super().value(theta)
-        self._known.add(theta, arguments, loss, values)
-        return loss
+        except Exception as error:
+            if severity_of(error) == FINAL:
+                raise
+        else:
+            self._known.add(theta, arguments, loss, values)
+            return loss
+        # A metric may have failed, which is no reason to have no loss.
+        return super().value(theta)
 
     def value_and_grad(self, theta: Tensor) -> tuple[Scalar, Tensor]:
         if self._known is None or not is_host(theta):
@@ -116,10 +123,13 @@ class MeasuredObjective(FlatObjective):
             loss, grad, values = evaluate.value_and_grad(
                 theta, arguments, self._loss_unit
             )
-        except Exception:
-            return super().value_and_grad(theta)
-        self._known.add(theta, arguments, loss, values)
-        return loss, grad
+        except Exception as error:
+            if severity_of(error) == FINAL:
+                raise
+        else:
+            self._known.add(theta, arguments, loss, values)
+            return loss, grad
+        return super().value_and_grad(theta)
 
     def compiled_loop(
         self, key: Hashable, fn: Callable[..., Structure]
@@ -137,14 +147,31 @@ class MeasuredObjective(FlatObjective):
         def traced(theta: Tensor, *arguments: Structure) -> tuple[Tensor, ...]:
             try:
                 return with_metrics(theta, *arguments)
-            except Exception:
-                if backend.values(theta) is None:
+            except Exception as error:
+                is_traced = backend.values(theta) is None
+                if is_traced or severity_of(error) == FINAL:
                     raise
-                # A metric may have failed, which is no reason to have no loss.
-                nan = as_tensor(np.full(readings, np.nan))
-                return *without(theta, *arguments), nan
+                failure = error
+            # An error of the loss itself is raised here.
+            found = without(theta, *arguments)
+            warn_of_metric(failure)
+            return *found, as_tensor(np.full(readings, np.nan))
 
         return traced
+
+
+def warn_of_metric(error: Exception) -> None:
+    """Warns of a metric that has failed at a point where the loss has not.
+
+    Args:
+        error: the exception. The numerics may fail without a warning.
+    """
+    if severity_of(error) != NUMERICAL:
+        warn(
+            "A compiled metric is NaN at points where it fails and the loss "
+            "does not: correct the metric. Received: "
+            f"{type(error).__name__}: {error}"
+        )
 
 
 class _Point(NamedTuple):
@@ -189,7 +216,7 @@ class _Known:
             self._arguments = arguments
         # A copy, because SciPy writes into the arrays that it gives.
         point = _Point(np.array(theta), loss, values)
-        if self._lowest is None or not loss >= self._lowest.loss:
+        if loss < (np.inf if self._lowest is None else self._lowest.loss):
             self._lowest = point
         self._points = [*self._points[1 - _KEPT :], point]
 

@@ -26,7 +26,6 @@ from kormos.solvers.problem import Problem
 from kormos.solvers.quasi_newton.region import Region
 from kormos.solvers.quasi_newton.state import STARTING
 from kormos.solvers.quasi_newton.state import State
-from kormos.types import Array
 from kormos.types import Scalar
 from kormos.types import Tensor
 from kormos.types import Vector
@@ -93,12 +92,20 @@ def attempt(
     )
     ahead = state.theta + path.step * state.units
     theta = region.point(ahead)
-    is_bent = path.products < 0
-    if region.is_bounded:
-        is_bent = dot(theta - ahead, theta - ahead) > 0
     loss, grad, *readings = value_and_grad(theta)
-    loss = backend.scalar(loss)
-    return _attempt(path, guess, is_bent, theta, loss, grad, *readings)
+    return Attempt(
+        step=path.step,
+        square=path.square,
+        promise=path.promise,
+        guess=guess,
+        products=path.products,
+        leaves=path.leaves,
+        is_bent=dot(theta - ahead, theta - ahead) > 0,
+        theta=theta,
+        loss=backend.scalar(loss),
+        grad=grad,
+        readings=readings[0] if readings else None,
+    )
 
 
 def attempt_outside(
@@ -122,13 +129,14 @@ def attempt_outside(
     def precondition(vector: Vector) -> Vector:
         return to_array(method.memory.product(store, memory, as_tensor(vector)))
 
+    held = problem.held(theta, grad)
     with np.errstate(all="ignore"):
         path, guess = _path(
             method,
             ours,
             product,
             precondition,
-            lambda vector: np.where(_held(problem, theta, grad), 0.0, vector),
+            lambda vector: np.where(held, 0.0, vector),
         )
     ahead = theta + path.step * ours.units
     point = problem.project(ahead)
@@ -157,30 +165,6 @@ def given(
         theta=point,
         loss=loss,
         grad=grad,
-    )
-
-
-def _attempt(
-    path: Path,
-    guess: Scalar,
-    is_bent: Scalar,
-    theta: Tensor,
-    loss: Scalar,
-    grad: Tensor,
-    readings: Tensor | None = None,
-) -> Attempt:
-    return Attempt(
-        step=path.step,
-        square=path.square,
-        promise=path.promise,
-        guess=guess,
-        products=path.products,
-        leaves=path.leaves,
-        is_bent=is_bent,
-        theta=theta,
-        loss=loss,
-        grad=grad,
-        readings=readings,
     )
 
 
@@ -217,12 +201,3 @@ def _path(
         state.status == STARTING,
         method.most_products,
     )
-
-
-def _held(problem: Problem, theta: Vector, grad: Vector) -> Array:
-    """A mask of the parameters that the gradient presses against bounds."""
-    if not problem.is_bounded:
-        return np.zeros(theta.shape, bool)
-    lower, upper = problem.box
-    held = (theta <= lower) & (grad >= 0)
-    return held | ((theta >= upper) & (grad <= 0))

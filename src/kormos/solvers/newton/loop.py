@@ -103,8 +103,13 @@ def units_at(problem: Problem, method: NewtonMethod, theta: Vector) -> Vector:
     units = np.ones_like(theta)
     if not method.is_gauss_newton or theta.size > _MOST:
         return units
-    product = product_of(problem, method.is_gauss_newton)
-    squares = diagonal(lambda v: product(theta, v), theta.size)
+    matrix = problem.gauss_newton()
+
+    def product(vector: Vector) -> Vector:
+        problem.hessp_evals += 1
+        return matrix.product(theta, vector)
+
+    squares = diagonal(product, theta.size)
     if not np.isfinite(squares).all():
         return units
     # A column below the rounding of the longest one is no column.
@@ -127,7 +132,10 @@ class NewtonRun(QuasiNewtonRun):
     ) -> Outcome:
         if earlier is None and isinstance(method, NewtonMethod):
             units = units_at(self._problem, method, to_array(state.theta))
-            state = state._replace(units=units)
+            known = state.curvature._replace(
+                products=np.int32(self._problem.hessp_evals)
+            )
+            state = state._replace(units=units, curvature=known)
         return super().__call__(method, state, earlier)
 
     def _count(self) -> None:

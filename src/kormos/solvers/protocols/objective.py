@@ -28,8 +28,9 @@ class Objective(Protocol):
 
     It has two optional methods. `hvp(theta, vector)` returns the product of the
     Hessian and a vector, an array of shape `(size,)`; methods such as
-    `"newton-cg"` and `"trust-ncg"` need it. `gauss_newton(theta)` returns the
-    Gauss-Newton matrix, an array of shape `(size, size)`; `"lm"` needs it.
+    `"newton"` and `"trust-ncg"` need it. `gauss_newton(theta)` returns the
+    Gauss-Newton matrix, an array of shape `(size, size)`; `"lm"` and
+    `"gauss-newton"` need it.
 
     Attributes:
         size: Integer, the number of parameters.
