@@ -111,6 +111,8 @@ class Session:
         except BaseException:
             self._observer.abandon()
             raise
+        finally:
+            self._task.end()
 
     def _run(self) -> Result:
         observer = self._observer
@@ -155,12 +157,14 @@ class Session:
         if self._plan.has_several:
             record.stage = self._plan.progress.number
         self._observer.end = self._plan.end(self._observer.done)
-        self._task.pretrain(stage)
+        is_other_loss = self._begin_stage(stage)
         state = attachment.state
         if state is not None and not is_begun:
             size = self._task.objective.size
             if not stage.takes_state(state, size):
                 attachment.state = None
+            elif is_other_loss:
+                state.forget_loss()
         outcome = self._run_to_end(stage)
         if outcome.status is None:
             outcome.status = self._end_without_a_test()
@@ -176,6 +180,16 @@ class Session:
             )
         )
         return outcome
+
+    def _begin_stage(self, stage: Stage) -> bool:
+        """Makes the loss of a stage; returns whether it is another one."""
+        task = self._task
+        before = task.objective
+        is_other = task.begin(stage)
+        if task.objective is not before:
+            for resampler in self._observer.resamplers:
+                resampler.carry(before, task.objective, self._observer.done)
+        return is_other
 
     def _end_without_a_test(self) -> str:
         """The status where neither a test nor the method has ended a stage."""
