@@ -62,6 +62,8 @@ class Session:
         observer: the `SessionObserver`.
         budget: the `Budget`, its deadline in seconds from the start.
         resume: whether to continue with what the optimizer knows.
+        before: the epochs that a session before has made, whose stage and
+            count of epochs this one continues; or `None` to begin to count.
         loss_callback: function of the loss, called after each evaluation.
 
     Raises:
@@ -77,6 +79,7 @@ class Session:
         *,
         budget: Budget = UNLIMITED,
         resume: bool = False,
+        before: int | None = None,
         loss_callback: Callable[[float], object] | None = None,
     ):
         self._stages = list(stages)
@@ -86,6 +89,7 @@ class Session:
         self._seconds = budget.deadline
         self._stage_deadline: float | None = None
         self._resume = resume
+        self._before = before
         self._loss_callback = loss_callback
         self._raised = Raised()
         self._record = Record()
@@ -120,9 +124,11 @@ class Session:
         # Callbacks may read a backup here.
         observer.begin(self._reporter)
         self._attachment.share()
-        self._attachment.take_over(self._resume)
+        self._attachment.take_over(self._resume, self._before is not None)
         if self._attachment.progress is not None:
-            self._plan.continue_from(self._attachment.progress)
+            self._plan.continue_from(
+                self._attachment.progress, self._before or 0
+            )
         self._budget = self._budget.started(self._record.begin())
         outcome = self._run_stages()
         observer.close()
