@@ -163,14 +163,7 @@ class Session:
         if self._plan.has_several:
             record.stage = self._plan.progress.number
         self._observer.end = self._plan.end(self._observer.done)
-        is_other_loss = self._begin_stage(stage)
-        state = attachment.state
-        if state is not None and not is_begun:
-            size = self._task.objective.size
-            if not stage.takes_state(state, size):
-                attachment.state = None
-            elif is_other_loss:
-                state.forget_loss()
+        self._begin_stage(stage, is_begun)
         outcome = self._run_to_end(stage)
         if outcome.status is None:
             outcome.status = self._end_without_a_test()
@@ -187,15 +180,30 @@ class Session:
         )
         return outcome
 
-    def _begin_stage(self, stage: Stage) -> bool:
-        """Makes the loss of a stage; returns whether it is another one."""
-        task = self._task
-        before = task.objective
-        is_other = task.begin(stage)
-        if task.objective is not before:
+    def _begin_stage(self, stage: Stage, is_begun: bool) -> None:
+        """Makes the loss of a stage, and keeps the state that it can use.
+
+        Args:
+            stage: the stage.
+            is_begun: whether an earlier session has begun it.
+        """
+        attachment, before = self._attachment, self._task.objective
+        is_other_loss = self._task.begin(stage)
+        objective = self._task.objective
+        if objective is not before:
             for resampler in self._observer.resamplers:
-                resampler.carry(before, task.objective, self._observer.done)
-        return is_other
+                resampler.carry(before, objective, self._observer.done)
+        state = attachment.state
+        if state is None or is_begun:
+            return
+        # A `pretrain_fn` may have frozen layers.
+        is_of_these = list(map(id, before.variables)) == list(
+            map(id, objective.variables)
+        )
+        if not (is_of_these and stage.takes_state(state, objective.size)):
+            attachment.state = None
+        elif is_other_loss:
+            state.forget_loss()
 
     def _end_without_a_test(self) -> str:
         """The status where neither a test nor the method has ended a stage."""
