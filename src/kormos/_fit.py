@@ -15,6 +15,7 @@ from kormos.data.datasets import needs_steps
 from kormos.data.rows import RowReader
 from kormos.data.rows import Rows
 from kormos.float64.evaluation import check_precision
+from kormos.float64.evaluation import precision_of_stage
 from kormos.inspection.check import check as check_objective
 from kormos.inspection.choice import choose
 from kormos.inspection.report import Report
@@ -24,6 +25,7 @@ from kormos.objective.keras_model.initial_weights import draw_weights
 from kormos.optimizers.auto import Auto
 from kormos.optimizers.base import BatchOptimizer
 from kormos.optimizers.names import check_settings
+from kormos.optimizers.stage import LossSettings
 from kormos.optimizers.stage import Stage
 from kormos.processes import apart
 from kormos.processes import current
@@ -239,7 +241,8 @@ def fit(
 
     observer = observer_of(stages)
     validation_batch_size = validation_batch_size or batch_size
-    read = RowReader(reading.dtype_for(model, precision), stream, allow_nan)
+    dtype = reading.dtype_for(model, _widest(precision, stages))
+    read = RowReader(dtype, stream, allow_nan)
     train = read.training(x, y, sample_weight, batch_size, batches)
     validation: Rows | None
     if validation_split:
@@ -309,9 +312,15 @@ class _Objectives:
         self._training = training
         self._precision = precision
 
-    def __call__(self) -> tuple[Objective, Objective | None]:
+    def __call__(
+        self, settings: LossSettings
+    ) -> tuple[Objective, Objective | None]:
         """Makes those of training and of validation."""
-        model, precision = self._model, self._precision
+        model = self._model
+        dtypes = [v.dtype for v in model.trainable_variables]
+        precision = precision_of_stage(
+            settings.precision, self._precision, [model.compute_dtype, *dtypes]
+        )
         with_jacobian = any(
             stage.uses_jacobian and not stage.uses_batches
             for stage in self.stages
@@ -369,6 +378,12 @@ def _optimizer_for(
             "continues from the weights only.",
         )
     return optimizer
+
+
+def _widest(precision: str | None, stages: Sequence[Stage]) -> str | None:
+    """The precision in which the data are read, that of any stage."""
+    values = [precision, *(stage.loss.precision for stage in stages)]
+    return next((v for v in values if v not in (None, "float32")), None)
 
 
 def _check_batch_sizes(

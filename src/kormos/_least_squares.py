@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable
 from typing import Any
+from typing import TypeAlias
 
 import keras
 import numpy as np
@@ -11,6 +12,7 @@ from kormos import optimizers
 from kormos.checks import check_count
 from kormos.checks import check_reduction
 from kormos.float64.evaluation import check_precision
+from kormos.float64.evaluation import precision_of_stage
 from kormos.inspection.choice import choose
 from kormos.objective.bounds import moved_into_bounds
 from kormos.objective.fixed import with_fixed
@@ -19,6 +21,7 @@ from kormos.objective.functions.broadcasts import warn_of_broadcasts
 from kormos.objective.functions.residuals import ResidualObjective
 from kormos.objective.functions.sigma import over_sigma
 from kormos.optimizers.auto import Auto
+from kormos.optimizers.stage import LossSettings
 from kormos.processes import shared
 from kormos.session import race
 from kormos.session.result import Result
@@ -34,6 +37,8 @@ from kormos.solvers.rejections import or_else
 from kormos.statistics.results import of_residuals
 from kormos.statistics.results import with_summary
 
+# Of training and of validation.
+_Objectives: TypeAlias = tuple[ResidualObjective, ResidualObjective | None]
 # The iterations between two calls of a function that weighs blocks.
 _REWEIGHED = 10
 # The most fits that estimate `f_scale="auto"`. Our choice: they agree after a
@@ -220,7 +225,6 @@ def least_squares(
         batch_size=batch_size,
         with_jacobian=isinstance(optimizer, Auto)
         or any(stage.uses_jacobian for stage in stages),
-        precision=precision,
         nan_policy=nan_policy,
     )
     is_automatic = isinstance(f_scale, str) and f_scale == "auto"
@@ -229,22 +233,45 @@ def least_squares(
     bounds = with_fixed(bounds, fixed, variables)
     share_values(variables)
     with moved_into_bounds(variables, bounds):
-        objective = make_objective(data, loss, scale)
+        objective = make_objective(data, loss, scale, precision=precision)
         warn_of_broadcasts(objective)
         if follows is not None:
             follows.replace(objective, 0)
         if is_automatic and loss != "linear":
-            trial = make_objective(data, "soft_l1", scale)
+            trial = make_objective(data, "soft_l1", scale, precision=precision)
             most = max(stage.epochs or 0 for stage in stages)
             scale = _automatic_scales(loss, trial, most, bounds)
             objective.rescale(scale)
-        held_out = None
         if validation_data is not None:
             objective.check_structure(validation_data)
-            held_out = make_objective(
-                validation_data, loss, scale, data_name="validation_data"
+
+        @functools.cache
+        def objectives_in(value: str | None) -> _Objectives:
+            train, held_out = objective, None
+            if value != precision:
+                train = make_objective(data, loss, scale, precision=value)
+            if validation_data is not None:
+                held_out = make_objective(
+                    validation_data,
+                    loss,
+                    scale,
+                    precision=value,
+                    data_name="validation_data",
+                )
+            return train, held_out
+
+        def objectives(settings: LossSettings) -> _Objectives:
+            found = objectives_in(
+                precision_of_stage(
+                    settings.precision, precision, [v.dtype for v in variables]
+                )
             )
-        task = Task(optimizer, lambda: (objective, held_out), bounds)
+            if follows is None or settings.loss_weights is not None:
+                for each in filter(None, found):
+                    each.reweigh(settings.loss_weights or loss_weights)
+            return found
+
+        task = Task(optimizer, objectives, bounds)
         if isinstance(optimizer, Auto):
             choose(optimizer, task, has_residuals=True)
             stages = stages_of("least_squares", optimizer, max_iterations)
@@ -316,7 +343,7 @@ def _estimated_spreads(
         Session(
             optimizer,
             [stage],
-            Task(optimizer, lambda: (objective, None), bounds),
+            Task(optimizer, lambda settings: (objective, None), bounds),
             TraceObserver([stage], is_quiet=True),
         )()
         before, found = found, spreads()

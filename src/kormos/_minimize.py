@@ -1,5 +1,6 @@
 """`kormos.minimize`: minimizes a loss over Keras variables."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ from kormos import optimizers
 from kormos.checks import check_count
 from kormos.checks import check_reduction
 from kormos.float64.evaluation import check_precision
+from kormos.float64.evaluation import precision_of_stage
 from kormos.inspection.choice import choose
 from kormos.objective.base import FlatObjective
 from kormos.objective.bounds import moved_into_bounds
@@ -16,6 +18,8 @@ from kormos.objective.fixed import with_fixed
 from kormos.objective.functions.row_losses import RowLossObjective
 from kormos.objective.functions.scalar import FunctionObjective
 from kormos.optimizers.auto import Auto
+from kormos.optimizers.stage import LossSettings
+from kormos.optimizers.stage import refuse_settings
 from kormos.processes import shared
 from kormos.session import race
 from kormos.session.result import Result
@@ -165,6 +169,7 @@ def minimize(
     stages = stages_of(
         "minimize", optimizer, max_iterations, options=options, tol=tol
     )
+    refuse_settings("minimize", stages, ["loss_weights"])
     budget = checked_budget(max_evals, max_seconds, target_loss)
     check_precision(precision)
     bounds = optimizer.bounds if bounds is None else bounds
@@ -180,10 +185,19 @@ def minimize(
         observer.refuse_resamplers("minimize")
     share_values(variables if data is not None else [])
     with moved_into_bounds(variables, bounds):
-        objective = _objective(
-            loss_fn, variables, data, batch_size, reduction, precision
-        )
-        task = Task(optimizer, lambda: (objective, None), bounds, constraints)
+
+        @functools.cache
+        def objective_in(value: str | None) -> FlatObjective:
+            return _objective(
+                loss_fn, variables, data, batch_size, reduction, value
+            )
+
+        def objectives(settings: LossSettings) -> tuple[FlatObjective, None]:
+            dtypes = [v.dtype for v in variables]
+            value = precision_of_stage(settings.precision, precision, dtypes)
+            return objective_in(value), None
+
+        task = Task(optimizer, objectives, bounds, constraints)
         if isinstance(optimizer, Auto):
             choose(optimizer, task)
             stages = stages_of("minimize", optimizer, max_iterations)

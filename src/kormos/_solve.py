@@ -5,6 +5,8 @@ from typing import Any
 from kormos import optimizers
 from kormos.objective.given import GivenObjective
 from kormos.objective.given import vector_constraints
+from kormos.optimizers.stage import LossSettings
+from kormos.optimizers.stage import refuse_settings
 from kormos.session.result import Result
 from kormos.session.run import checked_budget
 from kormos.session.session import Session
@@ -114,6 +116,7 @@ def solve(
             "only a vector: use `kormos.minimize`, or a `Chain` of kormos' "
             f"own methods. Received: method='{optimizer.name}'"
         )
+    refuse_settings("solve", stages, LossSettings._fields)
     budget = checked_budget(max_evals, max_seconds, target_loss)
     observer = TraceObserver(
         stages,
@@ -130,7 +133,7 @@ def solve(
         stages,
         Task(
             optimizer,
-            lambda: (given, None),
+            lambda settings: (given, None),
             bounds,
             vector_constraints(constraints),
         ),

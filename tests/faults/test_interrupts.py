@@ -182,3 +182,34 @@ def test_in_a_callback(method, hook, fault):
     assert calls.count("on_train_batch_begin") <= 3
     assert calls.count("on_train_batch_end") <= 3
     assert_as_new(method)
+
+
+@pytest.mark.parametrize("method", [*FAMILIES, "chain"])
+@pytest.mark.parametrize("hook", ["on_epoch_begin", "on_train_batch_begin"])
+def test_in_the_first_callback_of_an_epoch(method, hook, fault):
+    model, (x, y) = shared(FAMILIES[0]), data()
+    optimizer = method
+    if method == "chain":
+        optimizer = kormos.optimizers.Chain(["adam", "lbfgs"], epochs=[2, 2])
+    calls = []
+
+    class Interrupt(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            calls.append(epoch)
+
+    def interrupted(self, number, logs=None):
+        raise KeyboardInterrupt
+
+    setattr(Interrupt, hook, interrupted)
+    before = loss(model, x, y)
+    with fault.spares(model, x, y):
+        history = kormos.fit(
+            model, x, y, optimizer=optimizer, callbacks=[Interrupt()], verbose=0
+        )
+    assert history.result.status == "interrupted"
+    assert_usable(history)
+    assert history.result.iterations == 0
+    assert history.result.loss == pytest.approx(before, rel=1e-5)
+    # What began has an end.
+    assert calls == history.epoch == [0]
+    assert loss(model, x, y) == before

@@ -203,6 +203,27 @@ def test_curvature_is_handed_to_a_stage_that_can_use_it():
     assert two.history["loss"] == pytest.approx(one.history["loss"], rel=1e-6)
 
 
+@pytest.mark.parametrize("second", ["lbfgs", "dense-bfgs", "ssbroyden"])
+def test_no_curvature_is_handed_over_where_layers_are_frozen(second):
+    x, y = rows()
+
+    def freeze(model):
+        model.layers[0].trainable = False
+
+    model = network()
+    chain = Chain(
+        ["lbfgs", second], epochs=[6, 150], pretrain_fn=[None, freeze]
+    )
+    model.compile(chain, "mse")
+    model.fit(x, y, verbose=0)
+    # What is left to train is linear.
+    hidden = np.array(model.layers[0](x), "float64")
+    columns = np.hstack([hidden, np.ones((len(x), 1))])
+    best = np.linalg.lstsq(columns, y, rcond=None)[0]
+    expected = np.mean((columns @ best - y) ** 2)
+    assert model.evaluate(x, y, verbose=0) == pytest.approx(expected, rel=1e-4)
+
+
 class _Stop(Exception):
     pass
 

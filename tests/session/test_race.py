@@ -7,6 +7,7 @@ import pytest
 import kormos
 import nist
 from kormos.objective.keras_model.initial_weights import draw_weights
+from kormos.optimizers import Chain
 from kormos.session import race
 
 
@@ -150,3 +151,61 @@ def test_weights_are_drawn_by_the_layers_own_initializers():
 def test_starts_that_cannot_be_used_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         minimized(**settings)
+
+
+def test_the_epochs_of_a_stage_are_counted_over_the_rounds():
+    v = keras.Variable([2.0], dtype="float64")
+    # Each step of the first stage multiplies the distance to 1 by 0.8. The
+    # second stage does not move.
+    chain = Chain(
+        [keras.optimizers.SGD(0.1), keras.optimizers.SGD(0.0)],
+        epochs=[6, 30],
+        full_batch=True,
+    )
+    result = kormos.minimize(
+        lambda: keras.ops.sum((v - 1) ** 2),
+        [v],
+        chain,
+        starts=np.array([[3.0], [5.0], [9.0], [11.0]]),
+        verbose=0,
+    )
+    ends = 1 + np.array([1.0, 2.0]) * 0.8**6
+    assert float(np.array(v)[0]) == pytest.approx(ends[0], rel=1e-7)
+    assert result.restarts[1].theta[0] == pytest.approx(ends[1], rel=1e-7)
+    assert result.restarts[0].status == "winner"
+    assert result.restarts[0].iterations > 6
+    assert result.restarts[0].iterations + result.iterations == 36
+
+
+def test_a_number_of_all_iterations_is_counted_over_the_rounds_too():
+    v = keras.Variable([2.0], dtype="float64")
+    chain = Chain([keras.optimizers.SGD(0.1)] * 2, full_batch=True)
+    result = kormos.minimize(
+        lambda: keras.ops.sum((v - 1) ** 2),
+        [v],
+        chain,
+        max_iterations=20,
+        starts=np.array([[3.0], [5.0], [9.0]]),
+        verbose=0,
+    )
+    assert result.restarts[0].iterations + result.iterations == 20
+    assert float(np.array(v)[0]) == pytest.approx(1 + 0.8**20, rel=1e-7)
+
+
+def test_the_epochs_of_a_stage_have_their_steps_in_a_race():
+    model = keras.Sequential(
+        [keras.Input((1,)), keras.layers.Dense(1, use_bias=False)]
+    )
+    model.trainable_variables[0].assign([[1.01]])
+    model.compile(
+        Chain(
+            [keras.optimizers.SGD(0.1), keras.optimizers.SGD(0.0)],
+            epochs=[3, 40],
+            full_batch=True,
+        ),
+        "mse",
+    )
+    x = np.ones((4, 1))
+    history = model.fit(x, x, steps_per_epoch=4, restarts=3, seed=1, verbose=0)
+    (winner,) = [r for r in history.result.restarts if r.status == "winner"]
+    assert winner.iterations // 4 + len(history.epoch) == 43

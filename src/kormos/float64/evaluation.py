@@ -55,6 +55,31 @@ def check_precision(value: object) -> None:
         )
 
 
+def precision_of_stage(
+    value: str | None, own: str | None, dtypes: Iterable[str]
+) -> str | None:
+    """The precision of a stage, as one of `PRECISIONS`.
+
+    Args:
+        value: one of `PRECISIONS`, `None` for that of the fit, or "float32".
+        own: the precision of the fit, one of `PRECISIONS`.
+        dtypes: the dtypes of the variables.
+
+    Raises:
+        ValueError: if the variables cannot be evaluated in float32.
+    """
+    if value != "float32":
+        return own if value is None else value
+    others = sorted(set(dtypes) - {"float32"})
+    if others:
+        raise ValueError(
+            "A stage of a `Chain` can only evaluate variables of float32 with "
+            "`precision='float32'`: build the model or the variables in "
+            f"float32. Received: variables of {', '.join(others)}"
+        )
+    return None
+
+
 def starts_in_float64(precision: str | None, dtypes: Iterable[str]) -> bool:
     """Whether to evaluate in float64 from the start.
 

@@ -11,9 +11,11 @@ import keras
 import numpy as np
 
 from kormos.checks import check_count
+from kormos.float64.evaluation import PRECISIONS
 from kormos.optimizers.base import DEFAULT_EPOCHS
 from kormos.optimizers.base import BatchOptimizer
 from kormos.optimizers.base import check_epochs
+from kormos.optimizers.stage import LossSettings
 from kormos.optimizers.stage import Stage
 from kormos.solvers.keras_steps import KerasSteps
 
@@ -66,6 +68,17 @@ class Chain(BatchOptimizer):
             use, or `None`, the default, for no such limit.
         pretrain_fn: Function of the model that is called before a stage starts,
             for example to freeze layers or to change the loss.
+        precision: The precision in which a stage evaluates the loss:
+            `"float32"`, `"float64"` or `"auto"` (see `fit`), or `None`, the
+            default, for the `precision` of the fit. `["float32", "float64"]`
+            begins in float32, and then continues in float64.
+        loss_weights: The `loss_weights` of a stage, as `compile` takes them
+            and, in `kormos.least_squares`, as that does; or `None`, the
+            default, for those of `compile` or `least_squares`. A list has one
+            entry per stage, which may be a list itself. The model has its own
+            `loss_weights` again when the fit ends. `loss` in the History is
+            always the loss that the stage minimizes: compare it only between
+            stages with the same weights.
         bounds: Bounds of the variables, for all stages. See `BatchOptimizer`.
         constraints: Constraints. See `BatchOptimizer`. Keras' optimizers accept
             none.
@@ -105,6 +118,8 @@ class Chain(BatchOptimizer):
         min_delta: Any = _MIN_DELTA,
         share: Any = None,
         pretrain_fn: Any = None,
+        precision: Any = None,
+        loss_weights: Any = None,
         bounds: Any = None,
         constraints: Any = None,
         seed: int = 0,
@@ -133,6 +148,8 @@ class Chain(BatchOptimizer):
         self.patience = patience
         self.min_delta = min_delta
         self.share = share
+        self.precision = precision
+        self.loss_weights = loss_weights
         self.seed = seed
         self.stages()
 
@@ -171,6 +188,8 @@ class Chain(BatchOptimizer):
             "min_delta": self.min_delta,
             "share": self.share,
             "pretrain_fn": self.pretrain_fn,
+            "precision": self.precision,
+            "loss_weights": self.loss_weights,
         }
         for name, value in settings.items():
             if isinstance(value, (list, tuple)) and len(value) != count:
@@ -216,6 +235,9 @@ class Chain(BatchOptimizer):
                 name=stage.name or optimizer.name,
                 takes_rest=not is_told,
                 pretrain_fn=settings["pretrain_fn"] or stage.pretrain_fn,
+                loss=LossSettings(
+                    settings["precision"], settings["loss_weights"]
+                ),
                 **{k: settings[k] for k in ("patience", "min_delta", "share")},
             )
             for stage in stages
@@ -230,6 +252,8 @@ class Chain(BatchOptimizer):
             "patience": self.patience,
             "min_delta": self.min_delta,
             "share": self.share,
+            "precision": self.precision,
+            "loss_weights": self.loss_weights,
             "seed": self.seed,
         }
         return {**config, **keras.saving.serialize_keras_object(settings)}
@@ -292,6 +316,12 @@ def _check(settings: dict[str, Any]) -> None:
                 f"Argument `{name}` of a `Chain` must be a part, from 0 to "
                 f"1. Received: {name}={value!r}"
             )
+    if settings["precision"] not in (*PRECISIONS, "float32"):
+        raise ValueError(
+            "Argument `precision` of a `Chain` must be 'float32', 'float64', "
+            "'auto' or None, or a list of these with one entry per stage. "
+            f"Received: precision={settings['precision']!r}"
+        )
 
 
 def _sharing(stages: list[Stage], total: int | None) -> list[Stage]:

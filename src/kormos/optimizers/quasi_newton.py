@@ -181,12 +181,17 @@ class QuasiNewton(NativeOptimizer):
             return constrained(theta, state)
         first, earlier = self._first_state(problem, theta), None
         if state is not None:
-            earlier = state.restored(
+            earlier = self._converted(state, method).restored(
                 method.key, first, theta, problem.storage_eps
             )
             first = first if earlier is None else self._resumed(earlier)
         run = self._run_type(problem, self, observer)
         return run(method, first, earlier)
+
+    def _converted(self, state: SolverState, method: Method) -> SolverState:
+        """The state of another method as one of this, where that is known."""
+        del method
+        return state
 
     def _first_state(self, problem: Problem, theta: Vector) -> State:
         """The state of a run that has not begun."""

@@ -1,6 +1,7 @@
 """One run of one method, as an optimizer describes it."""
 
 from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 from typing import NamedTuple
 
@@ -50,6 +51,41 @@ def takes_no_state(state: SolverState, size: int) -> bool:
     return False
 
 
+class LossSettings(NamedTuple):
+    """In what a stage evaluates the loss otherwise than the function says.
+
+    Attributes:
+        precision: `"float32"`, `"float64"`, `"auto"`, or `None` for that of
+            the function.
+        loss_weights: as `compile` or `least_squares` takes them, or `None` for
+            theirs.
+    """
+
+    precision: str | None = None
+    loss_weights: Any = None
+
+
+def refuse_settings(
+    function: str, stages: Sequence["Stage"], names: Sequence[str]
+) -> None:
+    """Raises a `ValueError` if a stage sets what a function cannot.
+
+    Args:
+        function: the name of the function.
+        stages: the stages.
+        names: the fields of `LossSettings` that it cannot set.
+    """
+    for stage in stages:
+        for name in names:
+            value = getattr(stage.loss, name)
+            if value is not None:
+                raise ValueError(
+                    f"Argument `{name}` of a `Chain` cannot be used in "
+                    f"`kormos.{function}`: leave it out. "
+                    f"Received: {name}={value!r} in a stage '{stage.name}'"
+                )
+
+
 class Stage(NamedTuple):
     """One run of one method.
 
@@ -76,6 +112,7 @@ class Stage(NamedTuple):
             improvement.
         share: the part of `max_seconds` after which it ends, or `None`.
         name: the name of its optimizer.
+        loss: in what it evaluates the loss.
     """
 
     epochs: int | None
@@ -92,3 +129,4 @@ class Stage(NamedTuple):
     min_delta: float = 0.0
     share: float | None = None
     name: str = ""
+    loss: LossSettings = LossSettings()

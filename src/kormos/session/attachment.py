@@ -54,18 +54,20 @@ class Attachment:
         """Copies the state of the first process to all processes of a fit."""
         share_optimizer(self._optimizer)
 
-    def take_over(self, resume: bool) -> None:
+    def take_over(self, resume: bool, counts_on: bool = False) -> None:
         """Takes over the state that the optimizer keeps of an earlier session.
 
         Args:
             resume: whether to continue with its state. A backup that was
                 read since `build` is always used.
+            counts_on: whether the epochs of its stage count on, even where
+                there is no state.
         """
         optimizer = self._optimizer
         is_restored = optimizer.loads > self._loads
         resume = resume or is_restored
         progress = optimizer.stage_progress
-        if progress is not None and is_restored:
+        if progress is not None and (is_restored or counts_on):
             self.progress = progress
         elif progress is not None and resume:
             # Its epochs are counted again from zero.

@@ -99,6 +99,7 @@ class KerasObserver(SessionObserver):
         self._taken = 0
         self._epoch_is_open = self._batch_is_open = False
         self._is_stopped_everywhere = False
+        self._early_interrupt: KeyboardInterrupt | None = None
         self._logs: dict[str, Any] = {}
 
     @property
@@ -146,7 +147,12 @@ class KerasObserver(SessionObserver):
         if not self._looks() and processes.is_alone:
             self.stride = self.steps * max(1, STRIDE // self.steps)
         if self._has_epochs:
-            self._begin_epoch()
+            try:
+                self._begin_epoch()
+            except KeyboardInterrupt as error:
+                # It ends the first run, as a later one would: the user gets
+                # the History, with the loss of the weights.
+                self._early_interrupt = error
 
     def _own_history(self) -> list[History]:
         """A History, unless the user has brought one, as Keras does it."""
@@ -172,6 +178,9 @@ class KerasObserver(SessionObserver):
 
     def starts(self, point: Point) -> None:
         self._latest = Iterate(*point)
+        error, self._early_interrupt = self._early_interrupt, None
+        if error is not None:
+            raise error
 
     def opens(self, iterate: Iterate) -> None:
         self._latest = iterate

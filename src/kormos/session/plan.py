@@ -45,6 +45,9 @@ class Plan:
     def __init__(self, stages: Sequence[Stage]):
         self._stages = list(stages)
         self._is_continued = False
+        # The epochs that earlier sessions have made, and this one does not
+        # count.
+        self._before = 0
         self.progress = StageProgress()
 
     @property
@@ -58,8 +61,15 @@ class Plan:
         patience = self._stages[self.progress.number].patience
         return patience is not None and self.progress.waited >= patience
 
-    def continue_from(self, progress: StageProgress) -> None:
-        """Begins within the stage that an earlier session was in."""
+    def continue_from(self, progress: StageProgress, before: int = 0) -> None:
+        """Begins within the stage that an earlier session was in.
+
+        Args:
+            progress: how far the stages had got.
+            before: the epochs of earlier sessions that this one begins after,
+                but does not count.
+        """
+        self._before = before
         if progress.number < len(self._stages):
             self.progress = progress
             self._is_continued = True
@@ -96,7 +106,8 @@ class Plan:
             done: the epochs that are behind the session now.
         """
         index = self.progress.number
-        stage, planned = self._stages[index], self._planned(index)
+        stage = self._stages[index]
+        planned = self._planned(index) - self._before
         if stage.takes_rest:
             return planned
         # An earlier stage may have converged before its last epoch.

@@ -79,6 +79,8 @@ class Race:
     Args:
         optimizer: the `BatchOptimizer`, which keeps the winner's state.
         stages: its stages.
+        steps: the iterations of an epoch. In the race, an epoch is an
+            iteration.
         task: the `Task`, whose variables keep the winner.
         budget: the limits of the whole race, with a deadline in seconds from
             now.
@@ -87,19 +89,24 @@ class Race:
 
     Attributes:
         evaluations: the evaluations so far.
+        done: the epochs of the winner.
     """
+
+    done = 0
 
     def __init__(
         self,
         optimizer: BatchOptimizer,
         stages: Sequence[Stage],
+        steps: int,
         task: Task,
         budget: Budget,
         shown: Callable[[str], None] | None,
     ):
         self._optimizer = optimizer
         self._attachment = Attachment(optimizer)
-        self._stages = list(stages)
+        self._stages = [_in_iterations(stage, steps) for stage in stages]
+        self._steps = steps
         self._objective = task.objective
         self._task = task
         self._budget = budget.started(now())
@@ -133,6 +140,8 @@ class Race:
             share *= 2
         winner = _ranked(runners)[0]
         self._take_over(winner)
+        self._attachment.keep_progress(_in_epochs(winner, self._steps))
+        self.done = winner.iterations // self._steps
         return table(runners, winner)
 
     def _run(self, runner: Runner, evaluations: int) -> Runner:
@@ -153,6 +162,7 @@ class Race:
             TraceObserver(self._stages, is_quiet=True),
             budget=budget._replace(evaluations=most),
             resume=runner.state is not None,
+            before=_before(self._stages, runner.iterations),
         )()
         return self._after(runner, result)
 
@@ -253,7 +263,14 @@ def run(
         restarts.seed,
     )
     shown = print if restarts.is_shown and current().is_first else None
-    race = Race(optimizer, stages, task.without_validation(), budget, shown)
+    race = Race(
+        optimizer,
+        stages,
+        observer.steps,
+        task.without_validation(),
+        budget,
+        shown,
+    )
     ends = race(starts)
     left = budget.without(race.evaluations)
     if left.evaluations is not None:
@@ -263,11 +280,40 @@ def run(
         seconds = max(1e-3, left.deadline - (now() - began))
         left = left._replace(deadline=seconds)
     is_known = optimizer.solver_state is not None
-    result = session_for(budget=left, resume=is_known)()
+    result = session_for(
+        budget=left, resume=is_known, before=_before(stages, race.done)
+    )()
     result.restarts = ends
     result.evaluations += race.evaluations
     result.time = now() - began
     return result
+
+
+def _before(stages: Sequence[Stage], done: int) -> int | None:
+    """The epochs to count on from, as `Session` takes them.
+
+    The stages of a chain end where they would without a race. A single method
+    has as many epochs as it is given when the winner is known.
+    """
+    return done if len(stages) > 1 else None
+
+
+def _in_iterations(stage: Stage, steps: int) -> Stage:
+    """A stage with iterations in place of epochs."""
+    epochs, patience = stage.epochs, stage.patience
+    return stage._replace(
+        epochs=None if epochs is None else epochs * steps,
+        patience=None if patience is None else patience * steps,
+    )
+
+
+def _in_epochs(runner: Runner, steps: int) -> StageProgress | None:
+    progress = runner.progress
+    if progress is None:
+        return None
+    return progress._replace(
+        done=progress.done // steps, waited=progress.waited // steps
+    )
 
 
 def _ranked(runners: Sequence[Runner]) -> list[Runner]:

@@ -40,6 +40,17 @@ class Replacement:
         """The next iteration that a change follows."""
         return (iteration // self._every + 1) * self._every
 
+    def carry(
+        self, before: FlatObjective, objective: FlatObjective, iteration: int
+    ) -> None:
+        """Makes its latest change in the objective of the next stage, too.
+
+        Args:
+            before: the objective of the stage before.
+            objective: that of the next stage.
+            iteration: the iterations (in `fit`, the epochs) so far.
+        """
+
     def replace(self, objective: FlatObjective, iteration: int) -> None:
         """Changes an objective, whose variables hold the present point."""
         raise NotImplementedError

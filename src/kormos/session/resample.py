@@ -154,6 +154,13 @@ class Resample(Replacement):
             points = _rows_of(points, chosen)
         residuals.replace(_with(data, key, points))
 
+    def carry(
+        self, before: FlatObjective, objective: FlatObjective, iteration: int
+    ) -> None:
+        del iteration
+        data = cast("ResidualObjective", before).data
+        cast("ResidualObjective", objective).replace(data)
+
     def _draw(self, count: int, iteration: int) -> Structure:
         if self._knows_iteration:
             return self._sampler(count, self._rng, iteration=iteration)

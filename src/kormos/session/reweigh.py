@@ -73,6 +73,12 @@ class Reweigh(Replacement):
                 "without residuals"
             )
 
+    def carry(
+        self, before: FlatObjective, objective: FlatObjective, iteration: int
+    ) -> None:
+        del before
+        self.replace(objective, iteration)
+
     def replace(self, objective: FlatObjective, iteration: int) -> None:
         blocks = cast("ResidualObjective", objective)
         residuals = blocks.residuals(blocks.initial_position())

@@ -62,6 +62,8 @@ class Session:
         observer: the `SessionObserver`.
         budget: the `Budget`, its deadline in seconds from the start.
         resume: whether to continue with what the optimizer knows.
+        before: the epochs that a session before has made, whose stage and
+            count of epochs this one continues; or `None` to begin to count.
         loss_callback: function of the loss, called after each evaluation.
 
     Raises:
@@ -77,6 +79,7 @@ class Session:
         *,
         budget: Budget = UNLIMITED,
         resume: bool = False,
+        before: int | None = None,
         loss_callback: Callable[[float], object] | None = None,
     ):
         self._stages = list(stages)
@@ -86,6 +89,7 @@ class Session:
         self._seconds = budget.deadline
         self._stage_deadline: float | None = None
         self._resume = resume
+        self._before = before
         self._loss_callback = loss_callback
         self._raised = Raised()
         self._record = Record()
@@ -111,6 +115,8 @@ class Session:
         except BaseException:
             self._observer.abandon()
             raise
+        finally:
+            self._task.end()
 
     def _run(self) -> Result:
         observer = self._observer
@@ -118,9 +124,11 @@ class Session:
         # Callbacks may read a backup here.
         observer.begin(self._reporter)
         self._attachment.share()
-        self._attachment.take_over(self._resume)
+        self._attachment.take_over(self._resume, self._before is not None)
         if self._attachment.progress is not None:
-            self._plan.continue_from(self._attachment.progress)
+            self._plan.continue_from(
+                self._attachment.progress, self._before or 0
+            )
         self._budget = self._budget.started(self._record.begin())
         outcome = self._run_stages()
         observer.close()
@@ -155,12 +163,7 @@ class Session:
         if self._plan.has_several:
             record.stage = self._plan.progress.number
         self._observer.end = self._plan.end(self._observer.done)
-        self._task.pretrain(stage)
-        state = attachment.state
-        if state is not None and not is_begun:
-            size = self._task.objective.size
-            if not stage.takes_state(state, size):
-                attachment.state = None
+        self._begin_stage(stage, is_begun)
         outcome = self._run_to_end(stage)
         if outcome.status is None:
             outcome.status = self._end_without_a_test()
@@ -176,6 +179,31 @@ class Session:
             )
         )
         return outcome
+
+    def _begin_stage(self, stage: Stage, is_begun: bool) -> None:
+        """Makes the loss of a stage, and keeps the state that it can use.
+
+        Args:
+            stage: the stage.
+            is_begun: whether an earlier session has begun it.
+        """
+        attachment, before = self._attachment, self._task.objective
+        is_other_loss = self._task.begin(stage)
+        objective = self._task.objective
+        if objective is not before:
+            for resampler in self._observer.resamplers:
+                resampler.carry(before, objective, self._observer.done)
+        state = attachment.state
+        if state is None or is_begun:
+            return
+        # A `pretrain_fn` may have frozen layers.
+        is_of_these = list(map(id, before.variables)) == list(
+            map(id, objective.variables)
+        )
+        if not (is_of_these and stage.takes_state(state, objective.size)):
+            attachment.state = None
+        elif is_other_loss:
+            state.forget_loss()
 
     def _end_without_a_test(self) -> str:
         """The status where neither a test nor the method has ended a stage."""

@@ -15,7 +15,9 @@ import keras
 from kormos.objective.base import FlatObjective
 from kormos.objective.bounds import moved_into_bounds
 from kormos.objective.bounds import resolve_bounds
+from kormos.objective.keras_model.loss_weights import weighted
 from kormos.objective.keras_model.model_checks import is_built
+from kormos.optimizers.stage import LossSettings
 from kormos.session.float64_tail import go_on_in_float64
 from kormos.session.float64_tail import resolved
 from kormos.solvers.budget import Budget
@@ -37,8 +39,9 @@ class Task:
     Args:
         optimizer: the `BatchOptimizer`, whose bounds and constraints hold
             where none are given.
-        make_objectives: function that returns the objectives of training and
-            of validation (or `None`) for the variables as they are.
+        make_objectives: function of `LossSettings` that returns the
+            objectives of training and of validation (or `None`) for the
+            variables as they are.
         bounds: as `BatchOptimizer` takes them.
         constraints: as `BatchOptimizer` takes them.
         model: the model of a fit, which `pretrain_fn` is called with, or
@@ -58,7 +61,7 @@ class Task:
     def __init__(
         self,
         optimizer: BatchOptimizer,
-        make_objectives: Callable[[], Objectives],
+        make_objectives: Callable[[LossSettings], Objectives],
         bounds: Any = None,
         constraints: Any = None,
         model: Any = None,
@@ -69,12 +72,16 @@ class Task:
         self._given_bounds = optimizer.bounds if bounds is None else bounds
         self._given_constraints = constraints
         self._model = model
+        self._settings = LossSettings()
+        # The model has the `loss_weights` of the present stage in it.
+        self._weighted = contextlib.ExitStack()
 
     def prepare(self, stages: Sequence[Stage]) -> None:
         """Makes the objectives for the variables as they are.
 
         Args:
-            stages: those that are to be checked now.
+            stages: those that are to be checked now. The objectives that
+                stay are those of the first one.
 
         Raises:
             ValueError: if the method of a stage cannot do what is asked.
@@ -84,22 +91,52 @@ class Task:
             # Bounds may name what another stage trains.
             frozen = self._model.non_trainable_variables
         with self._within_bounds(frozen):
-            self.objective, self.validation = self._make_objectives()
-            packing = self.objective.program.packing
-            self._box = resolve_bounds(self._given_bounds, packing, frozen)
-            self._resolve_constraints()
-            for stage in stages:
-                types = [c.type for c in self.constraints]
-                is_bounded = self._box[0] is not None
-                stage.check(self.objective.size, is_bounded, types)
-                if stage.uses_jacobian:
-                    self.objective.gauss_newton()
+            groups = _by_settings(stages) or [(LossSettings(), [])]
+            for settings, group in reversed(groups):
+                with self._with_weights(settings):
+                    self._make(settings, frozen)
+                    for stage in group:
+                        self._check(stage)
+
+    def _make(
+        self, settings: LossSettings, frozen: Sequence[keras.Variable]
+    ) -> None:
+        self._settings = settings
+        self.objective, self.validation = self._make_objectives(settings)
+        packing = self.objective.program.packing
+        self._box = resolve_bounds(self._given_bounds, packing, frozen)
+        self._resolve_constraints()
+
+    def _check(self, stage: Stage) -> None:
+        types = [c.type for c in self.constraints]
+        stage.check(self.objective.size, self._box[0] is not None, types)
+        if stage.uses_jacobian:
+            self.objective.gauss_newton()
+
+    def _with_weights(
+        self, settings: LossSettings
+    ) -> AbstractContextManager[None]:
+        """A scope in which the model has the `loss_weights` of a stage."""
+        if self._model is None or settings.loss_weights is None:
+            return contextlib.nullcontext()
+        return weighted(self._model, settings.loss_weights)
 
     def without_validation(self) -> Task:
-        """The same task, prepared, for runs that nothing validates."""
+        """The same task, prepared, for many runs that nothing validates."""
         task = copy.copy(self)
-        task._make_objectives = lambda: (self.objective, None)
+        made = [(self._settings, self.objective)]
+
+        def make(settings: LossSettings) -> Objectives:
+            for known, objective in made:
+                if known == settings:
+                    return objective, None
+            objective, _ = self._make_objectives(settings)
+            made.append((settings, objective))
+            return objective, None
+
+        task._make_objectives = make
         task.validation = None
+        task._weighted = contextlib.ExitStack()
         return task
 
     @property
@@ -107,12 +144,25 @@ class Task:
         """The lower and upper bounds, or a pair of `None`."""
         return self._box
 
-    def pretrain(self, stage: Stage) -> None:
-        """Calls the `pretrain_fn` of a stage, if it has one."""
+    def begin(self, stage: Stage) -> bool:
+        """Calls the `pretrain_fn` of a stage, and takes over its loss.
+
+        Returns:
+            Whether the loss is another one than before.
+        """
+        before = self._settings
+        self.end()
         if stage.pretrain_fn is not None:
             stage.pretrain_fn(self._model)
+        if stage.pretrain_fn is not None or stage.loss != before:
             # It may have frozen, thawed or assigned variables.
             self.prepare([stage])
+        self._weighted.enter_context(self._with_weights(stage.loss))
+        return stage.loss != before
+
+    def end(self) -> None:
+        """Gives the model back the `loss_weights` of its `compile`."""
+        self._weighted.close()
 
     def refresh(self) -> None:
         """Reads again what the losses depend on besides the flat vector."""
@@ -197,3 +247,17 @@ class Task:
 
     def _resolve_constraints(self) -> None:
         self.constraints = resolved(self.objective, self._given_constraints)
+
+
+def _by_settings(
+    stages: Sequence[Stage],
+) -> list[tuple[LossSettings, list[Stage]]]:
+    """The stages that evaluate the same loss, in the order of the stages."""
+    found: list[tuple[LossSettings, list[Stage]]] = []
+    for stage in stages:
+        group = next((g for s, g in found if s == stage.loss), None)
+        if group is None:
+            group = []
+            found.append((stage.loss, group))
+        group.append(stage)
+    return found

@@ -62,6 +62,17 @@ class SolverState:
         """Whether a run can continue from here."""
         return _is_sound(self.arrays(), self.left)
 
+    def of_method(self, key: str, arrays: dict[str, Array]) -> "SolverState":
+        """The state of another method, at the same point.
+
+        Args:
+            key: the other method.
+            arrays: its arrays.
+        """
+        other = SolverState(key, arrays, self.position)
+        other._is_stale = self._is_stale
+        return other
+
     def note(self, **arrays: Scalar) -> None:
         """Keeps additional arrays with the state."""
         self.arrays().update(arrays)

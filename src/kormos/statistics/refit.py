@@ -52,7 +52,7 @@ def refit(
     result = Session(
         optimizer,
         [stage],
-        Task(optimizer, lambda: (given, None), bounds),
+        Task(optimizer, lambda settings: (given, None), bounds),
         TraceObserver([stage], is_quiet=True),
     )()
     return part.whole(given.initial_position()), result.loss

@@ -40,7 +40,7 @@ class BlockFactors:
         other._f_scales = _by_block("f_scale", f_scale, self._names)
         return other
 
-    def reweighted(self, loss_weights: dict[str, float]) -> Self:
+    def reweighted(self, loss_weights: dict[str, float] | None) -> Self:
         """The same factors with other `loss_weights`."""
         other = copy.copy(self)
         other._weights = _by_block("loss_weights", loss_weights, self._names)

@@ -196,11 +196,12 @@ class ResidualObjective(FlatObjective):
         self._factors = self._factors.rescaled(f_scale)
         self._weigh()
 
-    def reweigh(self, loss_weights: dict[str, float]) -> None:
+    def reweigh(self, loss_weights: dict[str, float] | None) -> None:
         """Replaces `loss_weights`.
 
         Args:
-            loss_weights: a dict from a block's name to its weight.
+            loss_weights: a dict from a block's name to its weight, or `None`
+                for weights of one.
         """
         self._factors = self._factors.reweighted(loss_weights)
         self._weigh()

@@ -53,6 +53,11 @@ def train_epoch(
         )
 
 
+def forget_step(model: keras.Model) -> None:
+    """Drops the compiled step, because the model's loss has changed."""
+    object.__setattr__(model, _TRAINED, (None, None))
+
+
 @contextlib.contextmanager
 def _trained_by(
     model: keras.Model, optimizer: keras.optimizers.Optimizer

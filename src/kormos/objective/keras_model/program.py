@@ -191,6 +191,8 @@ def _program_key(model: keras.Model, training: bool) -> tuple[Hashable, ...]:
         model.run_eagerly,
         model.jit_compile,
         tuple(id(v) for v in model.trainable_variables),
+        # A stage may have other `loss_weights`.
+        id(getattr(model, "_compile_loss", None)),
     )
 
 
