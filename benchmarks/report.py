@@ -130,7 +130,7 @@ The better result is bold. Each row is one column of a table below.
   first losses of the grid sooner.
 - **Convolutions.** SciPy's L-BFGS-B with a compiled gradient is as fast, and
   faster on TensorFlow and PyTorch. On PyTorch, `torch.optim.LBFGS` is faster
-  still.
+  than kormos too.
 - **Many outputs for each row.** On the digits, `"lm"` takes longer than
   `"lbfgs"` and does not reach as low a loss.
 
