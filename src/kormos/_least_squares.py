@@ -38,7 +38,7 @@ from kormos.statistics.results import of_residuals
 from kormos.statistics.results import with_summary
 
 # Of training and of validation.
-_Objectives: TypeAlias = tuple[ResidualObjective, ResidualObjective | None]
+_Pair: TypeAlias = tuple[ResidualObjective, ResidualObjective | None]
 # The iterations between two calls of a function that weighs blocks.
 _REWEIGHED = 10
 # The most fits that estimate `f_scale="auto"`. Our choice: they agree after a
@@ -244,33 +244,15 @@ def least_squares(
             objective.rescale(scale)
         if validation_data is not None:
             objective.check_structure(validation_data)
-
-        @functools.cache
-        def objectives_in(value: str | None) -> _Objectives:
-            train, held_out = objective, None
-            if value != precision:
-                train = make_objective(data, loss, scale, precision=value)
-            if validation_data is not None:
-                held_out = make_objective(
-                    validation_data,
-                    loss,
-                    scale,
-                    precision=value,
-                    data_name="validation_data",
-                )
-            return train, held_out
-
-        def objectives(settings: LossSettings) -> _Objectives:
-            found = objectives_in(
-                precision_of_stage(
-                    settings.precision, precision, [v.dtype for v in variables]
-                )
-            )
-            if follows is None or settings.loss_weights is not None:
-                for each in filter(None, found):
-                    each.reweigh(settings.loss_weights or loss_weights)
-            return found
-
+        objectives = _Objectives(
+            objective,
+            functools.partial(make_objective, loss=loss, f_scale=scale),
+            data,
+            validation_data,
+            precision,
+            loss_weights,
+            is_reweighed=follows is not None,
+        )
         task = Task(optimizer, objectives, bounds)
         if isinstance(optimizer, Auto):
             choose(optimizer, task, has_residuals=True)
@@ -285,6 +267,65 @@ def least_squares(
             restarts=race.Restarts(restarts, starts, seed),
         )
     return with_summary(result, of_residuals, task)
+
+
+class _Objectives:
+    """Makes the residuals of training and of validation for each stage.
+
+    Args:
+        objective: those of training, in the precision of the fit.
+        make: function `(data, precision=..., data_name=...)` that makes others.
+        data: the data of training.
+        validation_data: the data of validation, or `None`.
+        precision: the precision of the fit.
+        loss_weights: the weights of the fit.
+        is_reweighed: whether the fit changes the weights itself.
+    """
+
+    def __init__(
+        self,
+        objective: ResidualObjective,
+        make: Callable[..., ResidualObjective],
+        data: Any,
+        validation_data: Any,
+        precision: str | None,
+        loss_weights: Any,
+        is_reweighed: bool,
+    ):
+        self._objective = objective
+        self._make = make
+        self._data = data
+        self._validation_data = validation_data
+        self._precision = precision
+        self._loss_weights = loss_weights
+        self._is_reweighed = is_reweighed
+        self._made: dict[str | None, _Pair] = {}
+
+    def __call__(self, settings: LossSettings) -> _Pair:
+        dtypes = [v.dtype for v in self._objective.variables]
+        precision = precision_of_stage(
+            settings.precision, self._precision, dtypes
+        )
+        if precision not in self._made:
+            self._made[precision] = self._in(precision)
+        found = self._made[precision]
+        weights = settings.loss_weights
+        if weights is not None or not self._is_reweighed:
+            for objective in filter(None, found):
+                objective.reweigh(weights or self._loss_weights)
+        return found
+
+    def _in(self, precision: str | None) -> _Pair:
+        train, held_out = self._objective, None
+        if precision != self._precision:
+            train = self._make(self._data, precision=precision)
+        if self._validation_data is not None:
+            held_out = self._make(
+                self._validation_data,
+                precision=precision,
+                data_name="validation_data",
+            )
+        return train, held_out
 
 
 def _check_choices(loss: Any, reduction: Any, nan_policy: Any) -> None:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import kormos
+from interrupted import check_goes_on
 from kormos.optimizers import LBFGS
 from kormos.optimizers import Chain
 
@@ -201,10 +202,6 @@ def test_blocks_of_residuals_have_the_weights_of_the_stage():
     assert float(np.array(v)[0]) == pytest.approx(second, rel=1e-6)
 
 
-class _Stop(Exception):
-    pass
-
-
 @pytest.mark.parametrize("at", [2, 3, 4, 6])
 def test_an_interrupted_chain_goes_on_with_the_loss_of_its_stage(at, tmp_path):
     x, y = regression()
@@ -232,16 +229,7 @@ def test_an_interrupted_chain_goes_on_with_the_loss_of_its_stage(at, tmp_path):
         model.fit(x, y, verbose=0, callbacks=[backup, *callbacks])
         return [np.array(w) for w in model.get_weights()]
 
-    class Stop(keras.callbacks.Callback):
-        def on_epoch_end(self, epoch, logs=None):
-            if epoch == at:
-                raise _Stop
-
-    expected = fitted()
-    with pytest.raises(_Stop):
-        fitted(Stop())
-    for one, two in zip(fitted(), expected, strict=True):
-        np.testing.assert_array_equal(one, two)
+    check_goes_on(fitted, at)
 
 
 def test_new_rows_stay_when_a_stage_goes_on_in_float64():
@@ -279,6 +267,10 @@ def test_a_chain_with_losses_of_its_own_is_saved_and_loaded(tmp_path):
     assert loaded.optimizer.loss_weights == weights
     loaded.fit(ONES, TARGETS, verbose=0)
     assert parameter(loaded) == pytest.approx(weighted_mean(3, 1), rel=1e-6)
+
+
+class _Stop(Exception):
+    pass
 
 
 def test_an_error_in_a_stage_leaves_the_model_compiled_as_it_was():
