@@ -1,4 +1,4 @@
-"""A race of several starts, of which the better half goes on in each round.
+"""A race of several starts: in each round, the better half continues.
 
 Successive halving (Jamieson and Talwalkar 2016, AISTATS): all starts are given
 the same number of evaluations, and the better half of them as many more, until

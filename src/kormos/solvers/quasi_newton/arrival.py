@@ -54,8 +54,8 @@ class Arrival(NamedTuple):
     def row(self, cells: Sequence[Scalar], rows: Tensor) -> Tensor:
         """A row of `State.rows`: its cells, and then the readings.
 
-        These are NaN of an evaluation outside of the compiled loop: nobody
-        reads them, for the objective knows what it has just evaluated.
+        The readings of an evaluation outside of the compiled loop are NaN. They
+        are not read, because the objective keeps its latest evaluations.
         """
         row = stack([to_float(cell, like=self.loss) for cell in cells])
         count, readings = rows.shape[1] - len(cells), self.readings
