@@ -185,7 +185,7 @@ class Figures(Child):
             "value": program.value,
             "value_and_grad": program.value_and_grad,
             "hvp": program.hvp,
-            "evaluate": program.evaluate._folded,
+            "evaluate": program.evaluate._with_loss,
         }
         for name, fn in compiled.items():
             products = [

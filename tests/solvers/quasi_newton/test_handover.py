@@ -1,4 +1,4 @@
-"""What a dense method takes over from L-BFGS in a chain."""
+"""What a dense method takes over from L-BFGS, in a chain or from a file."""
 
 import keras
 import numpy as np
@@ -133,6 +133,23 @@ def test_the_curvature_saves_evaluations():
         anew += history.result.evaluations
     # Over six seeds it was 0.4 times as many.
     assert handed < 0.7 * anew
+
+
+@pytest.mark.parametrize("method", DENSE)
+def test_a_file_of_l_bfgs_is_continued_by_a_dense_method(method, tmp_path):
+    path = tmp_path / "state.weights.h5"
+    model, x, y = network(0)
+    model.compile(LBFGS(keep_state=True), "mse")
+    model.fit(x, y, epochs=5, verbose=0)
+    model.save_weights(path)
+    weights = []
+    for name in ("lbfgs", method):
+        model.compile(name, "mse")
+        model.optimizer.keep_state = True
+        model.load_weights(path)
+        model.fit(x, y, epochs=1, resume=True, verbose=0)
+        weights.append(np.concatenate([w.ravel() for w in model.get_weights()]))
+    np.testing.assert_allclose(weights[1], weights[0], rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("at", [3, 4, 6])
