@@ -4,9 +4,10 @@ Each problem is solved from the same start by `"auto"` and by the methods that
 suit it, alternately in one process. The loss to reach is the hardest of the
 problem's: a part of the way from the start down to the lowest loss that any of
 the methods found (1e-8 for functions, 1e-3 to 1e-5 for models), or an absolute
-one for networks that can fit their data. Seconds are those of whole calls after
-one that compiled, medians of several; those of `"auto"` contain its choice. A
-method that misses the loss counts as infinitely slow.
+one for networks that can fit their data. Seconds are those of the processor, so
+that other work on the machine does not count, for whole calls after one that
+compiled, medians of several; those of `"auto"` contain its choice. A method
+that misses the loss counts as infinitely slow.
 """
 
 import one_thread  # noqa: F401
@@ -14,6 +15,7 @@ import one_thread  # noqa: F401
 # isort: split
 import math
 import statistics
+import sys
 import time
 import warnings
 from typing import NamedTuple
@@ -94,15 +96,17 @@ def solved(case):
             if sum(found[method]) >= ENOUGH:
                 continue
             case.begin()
-            began = time.perf_counter()
+            began = time.process_time()
             result = case.run(method, target, case.most)
             # The first run may compile for a target.
             if repeat and result.loss <= target:
-                found[method].append(time.perf_counter() - began)
+                found[method].append(time.process_time() - began)
     seconds = dict.fromkeys(methods, math.inf)
     for method, times in found.items():
         seconds[method] = statistics.median(times) if times else math.inf
-    return Outcome(case, chosen, seconds)
+    outcome = Outcome(case, chosen, seconds)
+    print(*outcome.row(), file=sys.stderr, flush=True)
+    return outcome
 
 
 def main():
