@@ -53,7 +53,7 @@ def solve(
               outputs and H those of the loss with respect to the outputs (for a
               sum of squares, `2 J'J`). `"lm"` and `"gauss-newton"` need it,
               and `"lm"` runs without geodesic acceleration here.
-            - `epsilon` is the spacing of numbers near one in the arithmetic of
+            - `epsilon` is the machine epsilon of the arithmetic of
               the objective. Defaults to that of float64.
         theta: The starting point, an array of shape `(size,)`. It is not
             changed.

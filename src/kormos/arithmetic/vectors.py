@@ -82,6 +82,6 @@ NARROW = 2.0**-40
 
 
 def rounding(dtype: str) -> float:
-    """The spacing of numbers near one in a floating-point dtype."""
+    """The machine epsilon of a floating-point dtype."""
     dtype = keras.backend.standardize_dtype(dtype)
     return 2.0**-7 if dtype == "bfloat16" else float(np.finfo(dtype).eps)

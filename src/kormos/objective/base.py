@@ -115,12 +115,12 @@ class FlatObjective:
 
     @property
     def evaluation_eps(self) -> float:
-        """The spacing of numbers near one in the coarsest dtype in use."""
+        """The machine epsilon of the coarsest dtype in use."""
         return max(map(rounding, set(self.program.packing.dtypes)))
 
     @property
     def storage_eps(self) -> float:
-        """The spacing of numbers near one in the coarsest variable."""
+        """The machine epsilon of the coarsest variable."""
         return self.program.packing.storage_eps
 
     def go_on_in_float64(self) -> None:

@@ -75,7 +75,7 @@ class GivenObjective(FlatObjective):
 
     @property
     def evaluation_eps(self) -> float:
-        """The spacing of numbers near one in the user's arithmetic."""
+        """The machine epsilon of the user's arithmetic."""
         return self.storage_eps
 
     def value(self, theta: npt.ArrayLike) -> float:
@@ -257,7 +257,7 @@ class _Layout:
 
     Args:
         theta: the start, `(size,)`.
-        storage_eps: the spacing of numbers near one in the user's arithmetic.
+        storage_eps: the machine epsilon of the user's arithmetic.
     """
 
     dtype = None

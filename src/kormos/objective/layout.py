@@ -118,7 +118,7 @@ class Packing:
 
     @property
     def storage_eps(self) -> float:
-        """The spacing of numbers near one in the coarsest variable."""
+        """The machine epsilon of the coarsest variable."""
         return max(map(rounding, set(self._stored)))
 
     def read(self) -> Vector:

@@ -8,12 +8,12 @@ from kormos.solvers import statuses
 
 
 class Budget(NamedTuple):
-    """What ends a run besides the tests of its method; `None` for no limit.
+    """The limits of a run; `None` where there is no limit.
 
     Attributes:
         iterations: the most accepted iterations.
         evaluations: the most evaluations.
-        deadline: when to end, as `processes.now` counts seconds.
+        deadline: the time at which to end, in seconds of `processes.now`.
         target: the loss that is low enough.
     """
 

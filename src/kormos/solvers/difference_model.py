@@ -17,9 +17,9 @@ from kormos.types import Vector
 # derivatives. Over them, a one-sided difference is wrong by about the same
 # power of the spacing, and a central one by its square.
 _STEP, _ONE_SIDED_ERROR, _CENTRAL_ERROR = 1 / 3, 1 / 3, 2 / 3
-# An eigenvalue of the scaled Hessian is hidden by at most this many times these
-# errors. Our choice: a smaller number trusts eigenvalues that are rounding, a
-# larger one takes more evaluations and makes shorter steps.
+# An eigenvalue of the scaled Hessian counts as hidden if it is at most this
+# many times these errors. Our choice: a smaller number trusts eigenvalues that
+# are rounding, a larger one takes more evaluations and makes shorter steps.
 _ROOM = 10.0
 # A step that is too short or too long is changed by this factor, at most this
 # often. Our choice: two changes cover twelve powers of ten.
@@ -40,8 +40,7 @@ class DifferenceModel:
         theta: the point.
         loss: the loss there.
         grad: the gradient there.
-        evaluation_eps: the spacing of numbers near one in the evaluation's
-            dtype.
+        evaluation_eps: the machine epsilon of the evaluation's dtype.
         sizes: the size of each parameter.
         free: a mask of the parameters that the model may move.
         lower, upper: the bounds.
@@ -101,7 +100,7 @@ class DifferenceModel:
         return step, max(0.0, float(promise))
 
     def _column(self, i: np.intp) -> Vector:
-        """A column of the Hessian, by a step that is long enough to show it."""
+        """A column of the Hessian, from a step long enough to show it."""
         for _ in range(_MOST_CHANGES):
             column = self._difference(i, self._inward(i))
             if column is None:
@@ -124,7 +123,7 @@ class DifferenceModel:
         return np.zeros_like(self._grad) if column is None else column
 
     def _behind(self, i: np.intp) -> Vector | None:
-        """The column by the opposite step; `None` if a bound is in the way."""
+        """The column from the opposite step; `None` if a bound stops it."""
         step = -self._inward(i)
         ahead = self._theta[i] + step
         if not self._lower[i] <= ahead <= self._upper[i]:
@@ -177,9 +176,9 @@ class DifferenceModel:
 def _least_in_box(
     matrix: Matrix, slope: Vector, low: Vector, high: Vector
 ) -> Vector:
-    """The minimizer of a convex quadratic, with violated bounds made active.
+    """Minimizes a convex quadratic, with the violated bounds made active.
 
-    It is exact unless a bound that was made active should be left again.
+    The result is exact unless a bound that was made active should be released.
     """
     step = np.zeros_like(slope)
     inside = np.ones(slope.size, dtype=bool)

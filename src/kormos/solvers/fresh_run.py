@@ -22,7 +22,8 @@ from kormos.types import Array
 from kormos.types import Vector
 
 # For up to this many parameters Newton steps are taken. Our choice: each column
-# of the Hessian takes an evaluation, so they are as long as `MOST_TRIALS` is.
+# of the Hessian takes an evaluation, so the Hessian takes as many as the trials
+# of `MOST_TRIALS`.
 MOST_NEWTON = 10
 # At most this many steps are tried, besides what the Hessian takes. Our choice:
 # as many as `convergence.trial_evaluations` begins with.
@@ -32,13 +33,15 @@ MOST_TRIALS = 10
 # one before. Our choice: a 64th of the step gains something if the model is not
 # far off.
 _SHORTER, _MOST_SHORTENED = 0.25, 4
-# If a step gains less than this part of what was predicted, none follows. Our
-# choice: rounding, or another function than the model, is what is left then.
+# If a step gains less than this part of what was predicted, no other follows.
+# Our choice: then only rounding is left, or the model does not describe the
+# loss.
 _LEAST_KEPT = 1e-3
-# A step that gains more than this many times what was predicted met no
-# curvature, and one that changes less than this part of the loss may be lost in
-# its rounding. Both are followed by a step that is this many times as long. Our
-# choice: without curvature a step gains twice the prediction, with it once.
+# A step that gains more than the first number times the prediction met no
+# curvature, and one that changes the loss by less than the second part may be
+# lost in its rounding. Both are followed by a step that is the third number
+# times as long. Our choice: without curvature a step gains twice the
+# prediction, and with curvature just the prediction.
 _STRAIGHT, _HIDDEN, _LONGER = 1.5, 1e-6, 10.0
 
 # The first step of BFGS along the gradient is this part of the parameters'
@@ -49,8 +52,8 @@ _FIRST_STEP = 0.1
 _PROBE_POWER = 1 / 3
 # A step of BFGS that gained nothing is shortened to the minimum of a parabola,
 # but within these limits: J. E. Dennis and R. B. Schnabel, "Numerical Methods
-# for Unconstrained Optimization and Nonlinear Equations", algorithm A6.3.1. It
-# is not shortened below the third part of itself, a choice of ours.
+# for Unconstrained Optimization and Nonlinear Equations", algorithm A6.3.1. In
+# all it is not shortened below the third number times itself, our choice.
 _LEAST_SHORTENED, _MOST_OF_STEP, _SHORTEST = 0.1, 0.5, 1e-6
 
 Evaluate = Callable[[Vector], tuple[float, Vector]]
@@ -102,8 +105,7 @@ def try_to_gain(
         theta: the point.
         loss: the loss there.
         grad: the gradient there.
-        evaluation_eps: the spacing of numbers near one in the evaluation's
-            dtype.
+        evaluation_eps: the machine epsilon of the evaluation's dtype.
         lower, upper: arrays of bounds, or `None`.
         units: units of the parameters, `(size,)`, or `None` to find them.
         most: how many steps may be tried. The Hessian of up to ten parameters
@@ -173,7 +175,7 @@ class _Run:
         return None
 
     def go(self, theta: Vector) -> _Point | None:
-        """As `look`; a lower point becomes the best."""
+        """Like `look`; a lower point becomes the best."""
         point = self.look(theta)
         if point is not None and point.loss < self.best.loss:
             self.best = point
@@ -228,7 +230,7 @@ def _lengthened(
     """Goes farther along a step whose model has no curvature.
 
     Returns:
-        How many steps were tried.
+        The number of steps that were tried.
     """
     start, tried = before, 0
     while tried < most:

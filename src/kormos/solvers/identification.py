@@ -20,12 +20,13 @@ from kormos.solvers.surroundings import Point
 from kormos.solvers.surroundings import Surroundings
 from kormos.types import Vector
 
-# At most this many parameters are looked at. Our choice: each one takes a few
-# evaluations, and a message about more is hard to read.
+# Models with more parameters are not examined. Our choice: each parameter takes
+# a few evaluations, and a message about more is hard to read.
 MOST = 20
-# It may take this many seconds, or this part of the time of the run.
+# The examination may take this many seconds, or this part of the run's time.
 _SECONDS, _SHARE = 1.0, 0.1
-# It takes about this many evaluations for each parameter, or for a Hessian.
+# The examination takes about this many evaluations for each parameter, or for a
+# Hessian.
 _EVALUATIONS = 3
 # A message names at most this many parameters.
 _MOST_NAMES = 8
@@ -51,10 +52,10 @@ class Undetermined(NamedTuple):
     endless: list[int]
 
     def sentences(self, name_of: Callable[[int], str]) -> str:
-        """What was found, in sentences.
+        """The findings, in sentences.
 
         Args:
-            name_of: function of an index to the name of a parameter.
+            name_of: function from an index to the name of a parameter.
         """
         text = ""
         if self.without_effect:
@@ -86,8 +87,8 @@ def _listed(indices: list[int], name_of: Callable[[int], str]) -> str:
 def _seconds(call: Callable[[], object], enough: float) -> float:
     """The shortest time of up to three calls.
 
-    A call may compile, or wait for another process. One that takes much longer
-    than `enough` seconds is not made again.
+    A call may compile, or wait for another process. A call that takes much
+    longer than `enough` seconds is not repeated.
     """
     shortest = np.inf
     for _ in range(3):
@@ -117,9 +118,8 @@ def undetermined(
         start: where the run began, and the loss there.
         theta: the optimum.
         box: lower and upper bounds. Parameters at one of them are left out.
-        evaluation_eps: the spacing of numbers near one in the evaluation's
-            dtype.
-        seconds: what the run took.
+        evaluation_eps: the machine epsilon of the evaluation's dtype.
+        seconds: the duration of the run.
 
     Returns:
         What was found; or `None` if nothing was found, or if looking would take
@@ -157,15 +157,15 @@ def undetermined(
 def undetermined_at(
     evaluate: Evaluate, theta: Vector, evaluation_eps: float
 ) -> Undetermined | None:
-    """As `undetermined`, at a point that is not an optimum.
+    """Like `undetermined`, at a point that is not an optimum.
 
-    It only finds what changes nothing when parameters move by their own size.
+    It only finds directions in which moves by the parameters' own size change
+    nothing.
 
     Args:
         evaluate: loss and gradient as a function of a float64 array `(size,)`.
         theta: the point.
-        evaluation_eps: the spacing of numbers near one in the evaluation's
-            dtype.
+        evaluation_eps: the machine epsilon of the evaluation's dtype.
     """
     here = Point(theta, *evaluate(theta))
     sizes = _sizes(theta, theta, evaluation_eps)

@@ -1,4 +1,4 @@
-"""Runs a solver on a loss whose L1 regularized weights are in two parts."""
+"""Runs a solver on a loss whose L1-regularized weights are in two parts."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from kormos.types import Vector
 
 
 class _Whole:
-    """Reports the weights to an observer, from the parts that a solver has.
+    """Reports to an observer the weights that belong to a solver's parts.
 
     Args:
         observer: the observer of the run.
-        problem: the problem of the whole weights, which counts for the run.
-        parts: that of the parts.
+        problem: the problem of the whole weights, which has the run's counts.
+        parts: the problem of the parts.
         objective: the loss of the parts.
     """
 
@@ -71,7 +71,7 @@ class _Whole:
 
 
 def _of_parts(constraint: Constraint, objective: PartsObjective) -> Constraint:
-    """A constraint of the weights as one of their parts."""
+    """A constraint on the weights, as a function of their parts."""
 
     def fun(parts: Vector) -> Vector:
         return constraint.fun(objective.point_of(parts))
@@ -89,18 +89,18 @@ def run_in_parts(
     observer: Observer,
     solve: Callable[[Problem, Vector, Observer], Outcome],
 ) -> Outcome:
-    """Runs a solver that takes bounds.
+    """Runs a solver that takes bounds on the parts of the weights.
 
     Args:
         problem: the problem of the whole weights.
-        objective: its loss, in parts.
+        objective: its loss, as a function of the parts.
         theta: the start, `(size,)`.
         observer: the observer.
         solve: function of a problem, a start and an observer.
 
     Returns:
-        The `Outcome` of the whole weights. It has no state: the curvature is
-        that of the parts.
+        The `Outcome` for the whole weights. It has no state, because the
+        curvature is that of the parts.
     """
     problem.verify(Problem.evaluate, theta)
     parts = copy.copy(problem)

@@ -2,7 +2,7 @@
 
 Unlike a step of kormos' methods, a step may raise the loss. A run keeps its
 last point, as `fit` of Keras does, unless the loss there is above that of its
-start. If several runs continue one another, that is the start of the first one.
+start. If several runs continue one another, the start is that of the first run.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class VariablesObjective(ProblemObjective, Protocol):
         """Writes a flat vector into the variables."""
 
     def refresh(self) -> None:
-        """Reads again what the loss depends on besides the variables."""
+        """Reads again the other values that the loss depends on."""
 
 
 class TrainableObjective(VariablesObjective, Protocol):
@@ -92,7 +92,7 @@ class TrainableObjective(VariablesObjective, Protocol):
         Args:
             optimizer: the Keras optimizer.
             batch_size: the rows of a batch, or `None` for a default.
-            rng: what draws the order of the rows.
+            rng: the random generator that draws the order of the rows.
         """
 
 
@@ -100,12 +100,12 @@ class KerasSteps:
     """A `Solver` that is one of Keras' own optimizers.
 
     Args:
-        optimizer: the Keras optimizer. Each run begins with it as it is new,
-            except a run that continues from an earlier one's state.
+        optimizer: the Keras optimizer. Each run begins with a fresh one, except
+            a run that continues from an earlier one's state.
         is_full: whether an iteration is a step on the whole loss, not an epoch
             of steps on batches of shuffled rows.
         batch_size: the rows of a batch, or `None` for a default.
-        seed: of the order of the rows.
+        seed: the seed of the order of the rows.
     """
 
     def __init__(
@@ -199,7 +199,7 @@ class KerasSteps:
 
         def advance(point: Point) -> Point:
             del point
-            # A resumed run draws the orders of one long run.
+            # A resumed run draws the same orders as one long run.
             rng = np.random.default_rng([self._seed, self._passes])
             model_loss.train_epoch(self.optimizer, size, rng)
             objective.refresh()
@@ -216,7 +216,7 @@ class KerasSteps:
         first: Point,
         advance: Callable[[Point], Point],
     ) -> Outcome:
-        """Steps until a limit, or until the observer says stop.
+        """Steps until a limit is reached, or until the observer asks to stop.
 
         Args:
             problem: the `Problem`.
@@ -226,7 +226,7 @@ class KerasSteps:
         """
         start = self._start_of(first, self._earlier)
         point, state = first, self._keep(first, start)
-        # The values of the point to keep, and the loss there.
+        # The values at the point to keep, and the loss there.
         rest, kept_loss = self._rest(), first.loss
         stop = observer.started(first)
         status = problem.spent() if first.is_finite else statuses.NON_FINITE
@@ -270,7 +270,7 @@ class KerasSteps:
         )
 
     def _averaged(self, problem: Problem, point: Point) -> Point:
-        """The point, or the averages of weights that are to replace it."""
+        """The point, or the averages of the weights if these replace it."""
         if not (self.optimizer.use_ema and self._passes):
             return point
         objective = self._objective

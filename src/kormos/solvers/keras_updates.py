@@ -1,4 +1,4 @@
-"""Steps of a Keras optimizer, compiled, and the bounds that they keep."""
+"""Compiled steps of a Keras optimizer, and bounds on them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kormos.types import Array
 def compiled_update(
     optimizer: keras.optimizers.Optimizer,
 ) -> Callable[[Sequence[Array]], None]:
-    """A function of gradients that makes a step of a built optimizer."""
+    """A function of the gradients that makes a step of a built optimizer."""
     variables = optimizer._trainable_variables
     own = optimizer.variables
     if keras.backend.backend() == "jax":
@@ -33,7 +33,8 @@ def compiled_update(
                     variable.assign(value)
 
     else:
-        # TensorFlow's optimizers assign variables also where Keras does not.
+        # TensorFlow's optimizers assign to variables in places where Keras does
+        # not.
         applied = backend.compile(lambda *grads: optimizer.apply(list(grads)))
 
         def step(grads: list[keras.KerasTensor]) -> None:
@@ -51,7 +52,7 @@ def compiled_update(
 
 
 class _Inside(keras.constraints.Constraint):
-    """Keeps a variable within bounds, as a Keras optimizer has it."""
+    """Keeps a variable within bounds, after its own constraint if any."""
 
     def __init__(
         self,
@@ -74,10 +75,10 @@ class _Inside(keras.constraints.Constraint):
 
 @contextlib.contextmanager
 def kept_in_box(problem: Problem, packing: Layout) -> Iterator[None]:
-    """A scope in which Keras' optimizers do not leave the bounds.
+    """A scope in which Keras' optimizers keep variables within the bounds.
 
     Args:
-        problem: what has the bounds.
+        problem: the problem, which has the bounds.
         packing: the layout of its variables.
     """
     if not problem.is_bounded:

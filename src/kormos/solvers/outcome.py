@@ -25,12 +25,12 @@ class Outcome:
         test: name of the test that fired, or `None`.
         value: the tested quantity, or `None`.
         threshold: what it was compared with, or `None`.
-        detail: the method's own words.
+        detail: details in the method's own words.
         raw: the wrapped library's own result, or `None`.
-        is_polished: whether the point is the best although the loss there may
-            be above the lowest, by less than its rounding.
-        is_penalized: whether the end is one of the loss and a penalty of the
-            method's, so that a point with a lower loss is no better.
+        is_polished: whether the point is the best although its loss may be
+            above the lowest one, by less than the loss's rounding.
+        is_penalized: whether the method minimizes the loss plus a penalty of
+            its own, so that a point with a lower loss is no better.
         kept_loss: the loss at the point as the variables round it; `None` if
             that is the same.
         findings: sentences of what was checked at the end, with figures.
@@ -39,10 +39,10 @@ class Outcome:
         state: the `SolverState` that a later run can continue from, or `None`.
         hessian: function of a point to the Hessian of the method's model there,
             or `None`.
-        multipliers: those of each constraint, arrays `(m,)`, or `None` for a
-            method that has none.
-        settle: function that assigns what else a model has at the point, to
-            be called before the point is assigned, or `None`.
+        multipliers: the multipliers of each constraint, arrays `(m,)`, or
+            `None` for a method without them.
+        settle: function that assigns the model's other variables as they are at
+            the point, to be called before the point is assigned; or `None`.
     """
 
     status: str | None

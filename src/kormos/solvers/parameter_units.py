@@ -10,7 +10,7 @@ _MOST_EXPONENT = 100
 
 
 def units_of(spread: Vector) -> Vector:
-    """The units of parameters in which the gradient changes alike in all.
+    """Units of the parameters in which all gradient entries change alike.
 
     Where parameters act together, as the coefficients of regressors do, each
     entry of the gradient changes in proportion to the size of its regressor.

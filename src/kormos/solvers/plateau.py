@@ -7,11 +7,12 @@ import numpy as np
 from kormos.solvers.surroundings import Evaluate
 from kormos.types import Vector
 
-# The gradient is looked at again this part of the parameters away, to both
-# sides. Our choice: an optimum whose parameters matter has a gradient on both.
+# The gradient is also evaluated on both sides, at a distance of this part of
+# the parameters. Our choice: an optimum whose parameters matter has a gradient
+# on both.
 _AWAY = 0.01
-# Where a lower loss is looked for: at these parts of the parameters. Our
-# choice: saturated units have parameters that are too large.
+# A lower loss is looked for at the parameters times these factors. Our choice:
+# saturated units have parameters that are too large.
 _PARTS = 0.5, 0.1, 0.0
 # A loss counts as lower if it is lower by this part. Our choice: far more than
 # rounding.
@@ -32,8 +33,7 @@ def loss_below(
     Args:
         evaluate: loss and gradient as a function of a float64 array `(size,)`.
         theta: the end of a run.
-        evaluation_eps: the spacing of numbers near one in the evaluation's
-            dtype.
+        evaluation_eps: the machine epsilon of the evaluation's dtype.
         project: function that moves a point into the bounds.
 
     Returns:

@@ -45,23 +45,22 @@ class Problem:
         lower: lower bounds of shape `(size,)`, or `None` for no bounds.
         upper: upper bounds of shape `(size,)`, or `None`.
         constraints: list of `Constraint`s.
-        evaluation_eps: spacing of numbers near one in the dtype of the
-            evaluation.
-        storage_eps: the same of the variables that keep the point. Defaults to
-            `evaluation_eps`.
+        evaluation_eps: the machine epsilon of the evaluation's dtype.
+        storage_eps: the machine epsilon of the dtype of the variables. Defaults
+            to `evaluation_eps`.
         budget: a `Budget`.
-        stride: iterations between two looks at a run, of a method that can
-            run several in one compiled call.
+        stride: after this many iterations a run is looked at again, if its
+            method can make several in one compiled call.
         on_evaluation: function of the loss, called after each evaluation.
-        raised: the `Raised` of the fit, where the run is one of several.
+        raised: the `Raised` of the fit, if the run is one of several.
 
     Attributes:
-        objective: the loss, for what is neither counted nor may raise: what
-            compiled functions compute with, and names of parameters.
+        objective: the loss, for uses that are not counted and do not raise:
+            functions for compiled loops, and names of parameters.
         fg_evals: evaluations of the loss so far, with or without its gradient.
         hessp_evals: Hessian products so far, and second derivatives along a
             step.
-        jacobians: Jacobians so far, or what is made from them.
+        jacobians: Jacobians so far, or matrices computed from them.
     """
 
     def __init__(
@@ -127,7 +126,7 @@ class Problem:
 
     @property
     def feasibility(self) -> float:
-        """The violation of a constraint that rounding explains."""
+        """The largest violation of a constraint that counts as rounding."""
         # SciPy's own tolerance, except for losses that are not in float64.
         return max(2.0**-26, 64 * self.evaluation_eps)
 
@@ -149,11 +148,11 @@ class Problem:
         return self._counted(loss), grad
 
     def peek(self, theta: Vector) -> float:
-        """As `value`, for callers that count evaluations themselves."""
+        """Like `value`, for callers that count evaluations themselves."""
         return self.tried("value", self.objective.value, _nan, theta)
 
     def evaluate(self, theta: Vector) -> tuple[float, Vector]:
-        """As `value_and_grad`, for callers that count by themselves."""
+        """Like `value_and_grad`, for callers that count themselves."""
         return self.tried(
             "value_and_grad",
             self.objective.value_and_grad,
@@ -170,12 +169,12 @@ class Problem:
     def verify(
         self, evaluate: Callable[[Self, Vector], Any], theta: Vector
     ) -> None:
-        """Refuses a compiled loss that is another function than the loss.
+        """Refuses a compiled loss that differs from the loss as written.
 
         Args:
-            evaluate: the loss of a problem at a point, as the method evaluates
-                it, with or without its gradient. The problem is this one, or
-                one of the first rows of a stream.
+            evaluate: function `(problem, theta)` that returns the loss as the
+                method evaluates it, with or without its gradient. The problem
+                is this one, or that of the first rows of a stream.
             theta: the start.
         """
         if self.is_verified:
@@ -237,11 +236,11 @@ class Problem:
         """`fn(*args)`, or `instead()` where that raises.
 
         Args:
-            name: a name for the function. Until a function has returned once,
-                any exception is raised but a failure of the numerics.
+            name: a name for the function. Until it has returned once, every
+                exception is raised, except a failure of the numerics.
             fn: the function.
             instead: function of no arguments.
-            *args: what `fn` takes.
+            *args: the arguments of `fn`.
         """
         try:
             result = fn(*args)
@@ -250,7 +249,7 @@ class Problem:
                 raise
             self.raised.note(error, self.fg_evals + 1)
             return instead()
-        # All of these functions evaluate the loss, so the loss has worked too.
+        # All of these functions evaluate the loss, so that has worked too.
         self._worked |= {name, "value", "value_and_grad"}
         return result
 

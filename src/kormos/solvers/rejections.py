@@ -1,8 +1,8 @@
-"""Points at which an evaluation raises: they are rejected, and remembered.
+"""Remembers and rejects points at which an evaluation raises an exception.
 
 A user's numerics may fail away from the start: a matrix is no longer positive
-definite, a root is taken of a negative number. On some backends that makes NaN,
-on others it raises an exception. A method treats both as a step that was too
+definite, or a root is taken of a negative number. Some backends then return
+NaN, others raise an exception. A method treats both as a step that was too
 long.
 """
 
@@ -47,8 +47,8 @@ class Raised:
         first: the first exception in words, or `None`.
         evaluation: the number of the evaluation that raised the first one.
 
-    A process whose warnings are muted, because the first process speaks for
-    all, warns of its own first exception: the others only learn that it failed.
+    Usually only the first process warns. Another process still warns of its own
+    first exception, because the others only learn that it failed.
     """
 
     def __init__(self) -> None:
@@ -155,7 +155,7 @@ class SafeGaussNewton:
 
     Args:
         matrix: the matrix, which may raise.
-        tried: function `(name, fn, instead, *args)`, as `Problem.tried`.
+        tried: function `(name, fn, instead, *args)`: see `Problem.tried`.
         size: the number of parameters.
     """
 

@@ -22,7 +22,7 @@ _KEY = _PREFIX + "key"
 _POSITION = _PREFIX + "position"
 # The prefix of the arrays that a quasi-Newton method has in `State.store`.
 _STORE = "store."
-# Entries that a new run starts afresh, and that are not kept.
+# Entries that every run starts afresh, so they are not kept.
 _LEFT_OUT = ("rows", "status", "evaluations", "latest")
 
 
@@ -31,14 +31,14 @@ _State = TypeVar("_State", bound=tuple[Any, ...])
 
 
 class SolverState:
-    """A solver's state, live or from a file.
+    """A solver's state, from a run or from a file.
 
     Args:
-        key: the method, in words.
+        key: the name of the method.
         state: the method's state, a named tuple of tensors and such tuples,
             or a dict of its arrays by name.
-        position: the point that was left in the variables, before they
-            rounded it: float64 array of shape `(size,)`, or `None`.
+        position: the point in the variables, before these rounded it: float64
+            array of shape `(size,)`, or `None`.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class SolverState:
         return _is_sound(self.arrays(), self.left)
 
     def of_method(self, key: str, arrays: dict[str, Array]) -> "SolverState":
-        """The state of another method, at the same point.
+        """The state of another method at the same point.
 
         Args:
             key: the other method.
@@ -88,7 +88,8 @@ class SolverState:
                 }
             for name in arrays:
                 if name.startswith(_STORE):
-                    # Zeros at the end only serve to spread it over devices.
+                    # The padding with zeros only serves to spread it over
+                    # devices.
                     size = arrays["theta"].size
                     arrays[name] = arrays[name][..., :size]
             self._state = arrays
@@ -101,12 +102,12 @@ class SolverState:
 
         Args:
             key: the method that is to continue.
-            template: a state of its own before the first evaluation.
+            template: a state of that method before the first evaluation.
             theta: the variables as they are now, `(size,)`.
             storage_eps: the rounding of the variables.
 
         Returns:
-            The state, or `None` if it is not one to continue from.
+            The state, or `None` if a run cannot continue from it.
 
         Raises:
             ValueError: if the state is of another method or of other shapes.
@@ -152,7 +153,7 @@ class SolverState:
 
     @property
     def left(self) -> Vector:
-        """The point that was left in the variables, before rounding."""
+        """The point in the variables, before these rounded it."""
         if self.position is None:
             return self.arrays()["theta"]
         return self.position
@@ -169,7 +170,7 @@ class SolverState:
 def load(
     store: Mapping[str, Any],
 ) -> tuple[SolverState | None, dict[str, Array]]:
-    """The `SolverState` in a Keras store, or `None`, and the rest of it."""
+    """The `SolverState` in a Keras store, or `None`, and the store's rest."""
     entries = {name: np.array(store[name]) for name in store.keys()}
     mine = {
         name: entries.pop(name)

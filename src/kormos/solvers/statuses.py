@@ -38,7 +38,7 @@ QUIET = (
     INTERRUPTED,
 )
 
-# At these statuses, a wider dtype may get further.
+# With these statuses, a run in a wider dtype may get further.
 WIDENING = (
     CONVERGED,
     NOISE_FLOOR,

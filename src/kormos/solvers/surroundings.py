@@ -1,4 +1,4 @@
-"""The loss around a point: where it is flat, and where it stays flat."""
+"""The loss around a point: directions in which it is or stays flat."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -19,15 +19,15 @@ _ONE_SIDED, _CENTRAL = 1 / 3, 2 / 3
 # larger one finds some that are only badly determined.
 _ROOM = 10.0
 # A difference of at most this many roundings of the loss counts as zero. Our
-# choice: two losses are rounded, and sums of many rows by more than one
+# choice: both losses are rounded, and sums of many rows by more than one
 # spacing.
 _HIDDEN = 8.0
 # A parameter belongs to a direction if its part of the unit vector is larger
 # than this. Our choice: smaller parts are the rounding of eigenvectors.
 PART = 0.02
-# A parameter may have no limit if, by its present curvature, its move should
-# cost less than this part of the gain of the run, and if this curvature is less
-# than this part of that at the start.
+# A parameter may go to infinity on two conditions: by its present curvature,
+# its move should raise the loss by less than this part of the run's gain; and
+# this curvature is less than the second part of that at the start.
 _CHEAP = 1e-3
 
 Evaluate = Callable[[Vector], tuple[float, Vector]]
@@ -55,8 +55,7 @@ class Surroundings:
         here: the point.
         sizes: the size of each parameter.
         box: the bounds, outside of which nothing is evaluated.
-        evaluation_eps: the spacing of numbers near one in the evaluation's
-            dtype.
+        evaluation_eps: the machine epsilon of the evaluation's dtype.
     """
 
     def __init__(
@@ -77,7 +76,7 @@ class Surroundings:
         """The Hessian of some parameters; `None` if it is not finite.
 
         Args:
-            at: where.
+            at: the point.
             indices: the indices of the parameters.
             sides: 1 or 2, whether differences are one-sided or central.
         """
@@ -160,7 +159,7 @@ class Surroundings:
         indices: Array,
         curvature: Vector,
     ) -> list[int]:
-        """The parameters that could move as far again without raising the loss.
+        """Parameters that could move as far again without raising the loss.
 
         Args:
             start: where the run began, and the loss there.

@@ -1,8 +1,8 @@
 """Checks that the compiled loss is the user's, with a complete gradient.
 
 A backend may reuse an earlier trace of a user's function, and code may read a
-variable in a way that kormos cannot intercept. The compiled loss then uses old
-values of the variables, and nothing says so.
+variable in a way that kormos cannot intercept. The compiled loss then silently
+uses old values of the variables.
 """
 
 from collections.abc import Callable
@@ -24,18 +24,18 @@ from kormos.types import Vector
 # These are choices of ours. They lean towards not refusing, because a wrong
 # refusal stops a user who made no mistake.
 
-# Two losses differ if they do so by more than this power of the rounding, over
-# their size: about half of the digits.
+# Two losses differ if their relative difference is more than this power of the
+# rounding: about half of the digits.
 _EXPONENT = 0.55
-# They do not differ if the difference is at most this many times as large as
-# that between variables that are rounded differently.
+# But they do not differ if the difference is at most this many times that of
+# the losses at variables that are rounded differently.
 _AMPLIFIED = 30
 # Variables change by this part of their size, and by a half and a quarter of
 # it, to show whether the loss changes in proportion; it may miss that by the
 # second part.
 _STEP, _BEND = 1e-2, 0.1
-# To this the factors of a float32 product may be rounded on tensor cores
-# (TensorFloat-32 has ten bits behind the point).
+# Tensor cores may round the factors of a float32 product to this
+# (TensorFloat-32 has ten bits after the point).
 _TENSOR_CORES = 2.0**-11
 # Losses are compared this far from the start, in sizes of the parameters; at
 # the next distance if the loss is not finite at the one before.
@@ -55,9 +55,9 @@ def verify(
     theta: Vector,
     project: Callable[[Vector], Vector],
 ) -> None:
-    """Refuses a compiled loss that is another function than the user's.
+    """Refuses a compiled loss that is not the user's function.
 
-    It is compared at another point than the start, because old values of the
+    The two are compared away from the start, because old values of the
     variables may be those of the start.
 
     Args:
@@ -114,8 +114,9 @@ def refuse_silent(
 ) -> None:
     """Refuses variables that change the loss although their gradient is zero.
 
-    Only a loss that changes in proportion to a short step shows that. A step
-    function, such as a unit in saturation after rounding, has no gradient.
+    A variable is only refused if the loss changes in proportion to a short
+    step. A step function, such as a saturated unit after rounding, has no
+    gradient.
 
     Args:
         objective: the objective, with its data in memory.
@@ -162,8 +163,8 @@ def moved(
     Args:
         objective: the objective.
         theta: the other point.
-        reach: by which part of their size parameters move; those that are zero
-            have the usual size of their variable.
+        reach: the part of their size by which parameters move; zeros have the
+            typical size of their variable.
     """
     packing = objective.program.packing
     return packing.join_arrays(moved_parts(packing.split_array(theta), reach))
@@ -174,7 +175,7 @@ def moved_parts(parts: Iterable[Array], reach: float) -> list[Array]:
 
     Args:
         parts: an array for each variable.
-        reach: as `moved` takes it.
+        reach: see `moved`.
     """
     rng = np.random.default_rng(0)
     found = []
@@ -196,7 +197,7 @@ def differ(objective: ComparableObjective, a: Scalar, b: Scalar) -> bool:
 
 
 def _rounding(objective: ComparableObjective) -> float:
-    """The spacing of numbers near one in the coarsest arithmetic."""
+    """The machine epsilon of the coarsest arithmetic."""
     rounding = max(objective.evaluation_eps, objective.storage_eps)
     if not is_true_float64() and objective.program.packing.dtype is None:
         # Keras may compute float64 in float32.

@@ -96,7 +96,7 @@ def of_rows(
     Args:
         factor: R, or another matrix with the same product, `(n, size)`.
         active: the derivatives of active constraints, `(m, size)`.
-        rounding: the spacing of numbers near one in the arithmetic of R.
+        rounding: the machine epsilon of the arithmetic of R.
     """
     scale = _positive(np.linalg.norm(factor, axis=0))
     tangent = _tangent(active / scale)

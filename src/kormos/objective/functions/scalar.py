@@ -51,7 +51,7 @@ class FunctionObjective(FlatObjective):
 
     @property
     def evaluation_eps(self) -> float:
-        """The spacing of numbers near one in the arithmetic of the loss."""
+        """The machine epsilon of the arithmetic of the loss."""
         packing = self.program.packing
         if packing.dtype is not None:
             return rounding(packing.dtype)

@@ -251,7 +251,7 @@ class Objective(MeasuredObjective):
 
     @property
     def evaluation_eps(self) -> float:
-        """The spacing of numbers near one in the arithmetic of the loss."""
+        """The machine epsilon of the arithmetic of the loss."""
         return self.program.model_loss.stateless.evaluation_eps
 
     def gauss_newton(self) -> HostGaussNewton:

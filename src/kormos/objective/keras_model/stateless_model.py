@@ -98,7 +98,7 @@ class StatelessModel:
 
     @property
     def evaluation_eps(self) -> float:
-        """The spacing of numbers near one in the arithmetic of the loss."""
+        """The machine epsilon of the arithmetic of the loss."""
         if self.arithmetic.dtype is not None:
             return rounding(self.arithmetic.dtype)
         own = rounding(self._model.compute_dtype)

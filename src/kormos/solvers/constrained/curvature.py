@@ -12,8 +12,8 @@ import numpy as np
 from kormos.types import Matrix
 from kormos.types import Vector
 
-# The part of s'Bs that the curvature along a step is kept above: procedure
-# 18.2 has it.
+# The curvature along a step is kept above this part of s'Bs, as in procedure
+# 18.2.
 _LEAST_CURVATURE = 0.2
 
 

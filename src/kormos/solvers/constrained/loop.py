@@ -2,15 +2,15 @@
 
 Each iteration takes one step of a convex quadratic program (`subproblem.py`)
 with the curvature that the method has learned (`curvature.py`), searches along
-it for a lower augmented Lagrangian (`merit.py`), and takes the program's
-multipliers over. Near a solution its steps are those of sequential quadratic
+it for a lower augmented Lagrangian (`merit.py`), and adopts the program's
+multipliers. Near a solution its steps are those of sequential quadratic
 programming. Penalties are in the units of the curvature, so that neither the
 units of the loss nor those of a constraint matter.
 
-P. E. Gill and D. P. Robinson, "A globally convergent stabilized SQP method",
-SIAM J. Optim. 23(4), 2013, is the closest published method. Differs from it in
-the line search, which looks at the augmented Lagrangian alone, and in that
-multipliers are taken over after every step.
+The closest published method is P. E. Gill and D. P. Robinson, "A globally
+convergent stabilized SQP method", SIAM J. Optim. 23(4), 2013. This one differs
+in two points: the line search only looks at the augmented Lagrangian, and the
+multipliers are updated after every step.
 """
 
 import dataclasses
@@ -29,10 +29,12 @@ from kormos.types import Vector
 # A penalty is at least this many times the curvature along its constraint. Our
 # choice: a step then leaves a tenth of a violation.
 _LEAST_PENALTY = 10.0
-# It grows so while the program leaves more than this part of the violation.
+# Penalties are multiplied by the first number while the program leaves more
+# than the second part of the violation.
 _GROWTH, _ENOUGH = 10.0, 0.3
 _MOST_PENALTY = 1e10
-# Armijo's condition, and how far one trial may shorten the step.
+# The constant of Armijo's condition, and the limits of the factor by which one
+# trial shortens the step.
 _ARMIJO, _SHORTEST, _LONGEST = 1e-4, 0.1, 0.5
 _MOST_TRIALS = 25
 
@@ -45,8 +47,9 @@ class At:
         theta: the point, `(size,)`.
         loss: the loss.
         grad: its gradient, `(size,)`.
-        constraints: the constraints, without bounds.
-        sizes: how many values each constraint of the problem has.
+        constraints: the values and gradients of the constraints, without
+            bounds.
+        sizes: the number of values of each constraint of the problem.
     """
 
     theta: Vector
@@ -67,7 +70,9 @@ class ConstrainedLoop:
         at: the present point.
         multipliers: those of the constraints, `(m,)`.
         promise: the decrease of the loss that the latest program predicted.
-        gap: the multipliers times what is violated, or is not active.
+        gap: the complementarity gap: the multipliers times the values of the
+            constraints, over those that are violated or have a positive
+            multiplier.
         step: the length of the latest step.
     """
 
@@ -114,7 +119,7 @@ class ConstrainedLoop:
 
     @property
     def left(self) -> float:
-        """How much lower the loss may become, by the latest program."""
+        """The decrease of the loss that the latest program leaves possible."""
         return max(self.promise, 0.0) + self.gap
 
     def violation(self) -> float:
@@ -144,7 +149,7 @@ class ConstrainedLoop:
         length, after, step = found
         self.step = float(np.linalg.norm(after.theta - at.theta))
         self._program = None
-        # Bounds do not bend, so that their multipliers change nothing.
+        # Bounds are linear, so their multipliers do not change the curvature.
         change = after.grad - at.grad
         change -= (after.constraints.rows - at.constraints.rows).T @ new
         self.curvature.learn(
@@ -167,7 +172,7 @@ class ConstrainedLoop:
         return min(1.0, reach / size) if size > 0 else 1.0
 
     def _constraints(self, theta: Vector) -> tuple[Conditions, list[int]]:
-        """All constraints at a point, and how many values each has."""
+        """All constraints at a point, and the number of values of each."""
         values, rows, equal = [], [], []
         for constraint in self._problem.constraints:
             found = np.atleast_1d(constraint.fun(theta))
@@ -253,7 +258,7 @@ class ConstrainedLoop:
         return None
 
     def _moved(self, step: Step, length: float = 1.0) -> Vector:
-        """The point after a step; a full one ends exactly on its bounds."""
+        """The point after a step; a full step ends exactly on its bounds."""
         theta = self.at.theta + length * step.direction
         if length == 1 and step.landing is not None:
             theta = np.where(np.isnan(step.landing), theta, step.landing)
@@ -262,12 +267,12 @@ class ConstrainedLoop:
     def _corrected(self, step: Step, after: At) -> Step:
         """The step, corrected for how the constraints bend along it.
 
-        Near a solution it keeps full steps acceptable: section 18.3 of
+        Near a solution, full steps then remain acceptable: section 18.3 of
         Nocedal and Wright.
         """
         own = self.at.constraints
         bent = after.constraints.values - own.rows @ step.direction
-        assert self._program is not None  # It has made the step.
+        assert self._program is not None  # The step came from it.
         return self._program(
             own._replace(values=bent), self.multipliers, self._penalties
         )

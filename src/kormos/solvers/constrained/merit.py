@@ -16,7 +16,7 @@ from kormos.types import Vector
 def forces(
     conditions: Conditions, multipliers: Vector, penalties: Vector
 ) -> Vector:
-    """The multipliers that the gradient of L has, `(m,)`."""
+    """The factors of the constraints' gradients in that of L, `(m,)`."""
     found = multipliers - penalties * conditions.values
     return np.where(conditions.equal, found, np.maximum(found, 0.0))
 

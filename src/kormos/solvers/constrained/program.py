@@ -1,4 +1,4 @@
-"""The program of a step within bounds, of which it needs only a few."""
+"""The quadratic program of a step, with only the bounds that the step meets."""
 
 import numpy as np
 
@@ -10,11 +10,12 @@ from kormos.types import Array
 from kormos.types import Matrix
 from kormos.types import Vector
 
-# A bound that a step would cross joins the program; so often at most. Our
-# choice: two or three rounds find all of them.
+# Bounds that a step would cross are added to the program, in at most this many
+# rounds. Our choice: two or three rounds find all of them.
 _MOST_ROUNDS = 20
-# A step crosses a bound only by more than this part of a parameter. Our choice:
-# the algebra loses a few digits, and the step ends exactly on its bounds.
+# A step crosses a bound if it passes it by more than this part of the
+# parameter. Our choice: rounding in the algebra takes a few digits, and the
+# step is later moved exactly onto its bounds.
 _ROUNDING = 1e-12
 
 
@@ -55,8 +56,8 @@ class Program:
 
         Args:
             constraints: the constraints, with the gradients of the point.
-            multipliers: theirs, `(m,)`.
-            penalties: theirs, `(m,)`.
+            multipliers: their multipliers, `(m,)`.
+            penalties: their penalties, `(m,)`.
         """
         size = self._theta.size
         # The lower bounds, and then the upper ones.

@@ -1,4 +1,4 @@
-"""One run of a method of kormos' own under constraints, and its end."""
+"""One run of a native method under constraints, and the verdict on its end."""
 
 from collections.abc import Callable
 
@@ -18,14 +18,15 @@ from kormos.solvers.protocols import Point
 from kormos.solvers.solver_state import SolverState
 from kormos.types import Vector
 
-# Iterations end where constraints hold so much better than what counts as
-# feasible. Our choice: the loss is then right to as many digits.
+# Iterations end where violations are at most this part of what counts as
+# feasible. Our choice: the loss is then right to three more digits.
 _WELL_FEASIBLE = 2.0**-10
-# They end too where so many in a row predict no less than the best before, and
-# that is within so many roundings of the loss.
+# They also end if this many iterations in a row predict no smaller decrease
+# than the smallest before, and it is at most the second number times the loss's
+# rounding.
 _MOST_VAIN, _VAIN = 10, 1e4
-# How often an end may be tried. Our choice: each trial that gains makes the
-# next one less likely to.
+# An end is tried at most this often. Our choice: each trial that lowers the
+# loss makes it less likely that the next one does.
 _MOST_TRIALS = 6
 
 
@@ -36,7 +37,7 @@ class ConstrainedRun:
         problem: the `Problem`.
         make_curvature: function of the first scale that makes a `Curvature`.
         observer: the `Observer`.
-        key: the method, in words.
+        key: a name for the method.
     """
 
     def __init__(
@@ -142,7 +143,7 @@ class ConstrainedRun:
                     "violation": loop.violation(),
                     "complementarity": loop.gap,
                 },
-                # Lower losses are those of points that violate more.
+                # A point with a lower loss violates the constraints more.
                 is_penalized=True,
             )
         )

@@ -5,12 +5,12 @@ minimizes
 
     g'd + d'Bd / 2 + sum_i rho_i / 2 (c_i + a_i'd - m_i / rho_i)^2
 
-where inequalities, c_i >= 0, count only as far as they are violated. Bounds
-and other `hard` conditions are kept exactly. It is solved for the multipliers,
-of which there are as many as conditions, so that B is never formed: all that is
-needed is H = B^-1 times the gradients of the conditions. As the penalties rho
-grow, it becomes the step of sequential quadratic programming; where conditions
-contradict one another, it still has a solution.
+where inequalities, c_i >= 0, count only as far as they are violated. Bounds and
+other `hard` conditions are kept exactly. The dual program is solved for the
+multipliers, one for each condition. So B is never formed: only the products of
+H = B^-1 with the gradients of the conditions are needed. As the penalties rho
+grow, the step becomes that of sequential quadratic programming. The program has
+a solution even where conditions contradict one another.
 
 P. E. Gill and D. P. Robinson, "A primal-dual augmented Lagrangian", Comput.
 Optim. Appl. 51(1), 2012, section 3, has the same program.
@@ -30,10 +30,11 @@ class Conditions(NamedTuple):
     """Constraints and bounds at a point.
 
     Attributes:
-        values: their values, which are to be zero, or zero and above, `(m,)`.
+        values: their values, `(m,)`, which should be zero (equalities) or at
+            least zero.
         rows: their gradients, `(m, size)`.
-        equal: which are equalities, bool, `(m,)`.
-        hard: which are kept exactly, bool, `(m,)`.
+        equal: a mask of the equalities, bool, `(m,)`.
+        hard: a mask of those that are kept exactly, bool, `(m,)`.
     """
 
     values: Vector
@@ -42,7 +43,7 @@ class Conditions(NamedTuple):
     hard: Array
 
     def violation(self) -> Vector:
-        """By how much each is violated, `(m,)`."""
+        """The violation of each condition, `(m,)`."""
         return np.where(
             self.equal, np.abs(self.values), np.maximum(-self.values, 0.0)
         )

@@ -12,8 +12,8 @@ import numpy as np
 
 from kormos.types import Vector
 
-# The spacing of float64 numbers near one. A relative difference below it means
-# nothing, whatever the dtype of the evaluation is.
+# The machine epsilon of float64. A smaller relative difference means nothing,
+# whatever the dtype of the evaluation is.
 FINEST = 2.0**-52
 
 # A predicted decrease of at most this many roundings of the loss predicts
@@ -51,7 +51,7 @@ def measured_noise(
         value: the loss as a function of a float64 array `(size,)`.
         theta: the point.
         loss: the loss there.
-        spacing: the spacing of numbers near one in the dtype of the
+        spacing: the machine epsilon of the dtype of the
             variables.
 
     Returns:
@@ -107,8 +107,7 @@ def vanished_noise(
         value: the loss as a function of a float64 array `(size,)`.
         theta: the point.
         loss: the loss there.
-        evaluation_eps: the spacing of numbers near one in the evaluation's
-            dtype.
+        evaluation_eps: the machine epsilon of the evaluation's dtype.
 
     Returns:
         The larger one of both roundings.
@@ -128,6 +127,6 @@ def _signs(size: int) -> Vector:
 
 
 def _sizes(theta: Vector) -> Vector:
-    """What a relative change of each parameter is relative to."""
+    """The size of each parameter, for relative changes."""
     sizes = np.abs(theta)
     return sizes if sizes.any() else np.ones_like(theta)

@@ -1,4 +1,4 @@
-"""Whether the gradient at a point is that of the loss, by differences of it."""
+"""Compares the gradient at a point with finite differences of the loss."""
 
 import math
 from collections.abc import Callable
@@ -21,9 +21,9 @@ from kormos.types import Vector
 # evaluations on ends where it never does.
 _SMALL_SLOPE = 1e-4
 
-# Compared slopes. The loss's second difference may be this many times the
-# change that the gradient predicts; beyond that, differences say nothing of
-# the slope.
+# For the comparison of slopes. The loss's second difference may be this many
+# times the change that the gradient predicts; above that, differences say
+# nothing about the slope.
 _MOST_BEND = 3.0
 # A step of this part of the parameters' length is short.
 _SHORT = 1e-5
@@ -34,13 +34,13 @@ _VISIBLE, _LEAST_VISIBLE = 100.0, 20.0
 # roundings more: two losses are rounded.
 _AGREEMENT, _ROUNDED = 0.5, 4.0
 
-# Kinks. A second difference of this many roundings is visible.
+# For kinks. A second difference of this many roundings is visible.
 _VISIBLE_KINK = 100.0
 # A kink is looked for within a change of the loss by this part of it.
 _NEAR = 1e-3
-# Over a step that is this many times as long, the second difference of a smooth
-# loss grows by the square of it, and that across a kink in proportion. The
-# border lies between the two.
+# The second difference is compared over a step that is the first number times
+# as long. That of a smooth loss grows by the square of this number, that across
+# a kink by the number itself. The second number lies between the two.
 _FARTHER = 10.0
 _KINK_GROWTH = _FARTHER**1.5
 
@@ -64,9 +64,9 @@ def confirmed(
 ) -> Verdict:
     """The verdict, after a check that the gradient is that of the loss.
 
-    A success at which the gradient is not small needs a gradient that agrees
-    with differences of the loss. At a kink, for example, a smooth model of the
-    loss predicts no decrease, and is wrong.
+    Where the gradient is not small, it must agree with differences of the loss
+    for a success. At a kink, for example, a smooth model of the loss predicts
+    no decrease, and is wrong.
 
     Args:
         verdict: by `judge`.
@@ -75,9 +75,8 @@ def confirmed(
         grad: the gradient there, without what presses against bounds.
         loss: the loss there.
         noise: the measured rounding of the loss, or `None` if it was not
-            measured. It then is, before a success is denied.
-        evaluation_eps: the spacing of numbers near one in the evaluation's
-            dtype.
+            measured. It is then measured before a success is refused.
+        evaluation_eps: the machine epsilon of the evaluation's dtype.
         project: function that moves a point into the bounds.
     """
     is_success = verdict.status in statuses.SUCCESSES
@@ -115,7 +114,7 @@ def _doubt(
     evaluation_eps: float,
     project: Project,
 ) -> str:
-    """A sentence of what differences of the loss say against the gradient."""
+    """A sentence if differences of the loss contradict the gradient."""
     # Losses are rounded, and so are the points at which they are taken.
     rounded = evaluation_eps / 2 * float(np.abs(theta) @ np.abs(grad))
     noise = max(noise or 0.0, rounded, FINEST * abs(loss))
@@ -127,7 +126,7 @@ def _doubt(
 
 
 def _cancellation(value: Value, theta: Vector, loss: float) -> str:
-    """A sentence, if a loss that is all rounding is lower without parameters.
+    """A sentence if the loss is only rounding, and lower at zero parameters.
 
     Large parameters that cancel each other round more than small ones do.
     """
@@ -186,8 +185,8 @@ def compare_slope(
 ) -> tuple[bool | None, str]:
     """Whether differences of the loss agree with its gradient.
 
-    They count as not agreeing where a short step along the gradient still
-    lowers the loss. It takes two evaluations.
+    They also disagree if a short step against the gradient still lowers the
+    loss. The comparison takes two evaluations.
 
     Args:
         value: the loss as a function of a float64 array `(size,)`.
@@ -196,7 +195,7 @@ def compare_slope(
         loss: the loss there.
         noise: the measured rounding of the loss.
         project: function that moves a point into the bounds. Parameters that a
-            step would take out of them stay where they are.
+            step would move out of the bounds stay where they are.
 
     Returns:
         Whether they agree, or `None` where rounding hides it; and a sentence
@@ -206,7 +205,7 @@ def compare_slope(
     reach = _reach(theta, grad, size)
     if not size > 0:
         return None, ""
-    # Long enough to be visible, and short otherwise.
+    # As short as possible, but long enough to be visible.
     step = min(reach, max(_VISIBLE * noise / size, _SHORT * reach))
     grad, rest = _inside(theta, grad, step / size, project)
     if not rest > 0:

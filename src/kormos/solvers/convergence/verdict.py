@@ -1,4 +1,4 @@
-"""What is predicted and what was gained at a point, and the verdict on it."""
+"""The verdict on a point, from what was predicted and gained there."""
 
 import math
 from typing import NamedTuple
@@ -11,13 +11,13 @@ from kormos.solvers.convergence.noise import ROUNDINGS
 from kormos.types import Vector
 
 # A run from a claimed end must lower the loss by less than this part of it. Our
-# choice: a smaller value sends runs on for gains that no user sees, a larger
-# one ends them in flat valleys.
+# choice: with a smaller value, runs continue for gains that no user sees; with
+# a larger one, they end in flat valleys.
 LEAST_GAIN = 1e-10
 # In a narrower dtype it may lower it by this part of the dtype's spacing.
 _GAIN_OF_ROUNDING = 0.1
-# Where a run gained less, a model may still predict this part of the loss: the
-# model is wrong more often than the run.
+# Where a run gained less, its model may still predict a decrease by this part
+# of the loss: the model is wrong more often than the run.
 _LEAST_PROMISE = 1e-8
 
 # A trial of a claim takes this many evaluations. In a narrower dtype it takes
@@ -29,14 +29,14 @@ _TRIAL_EVALUATIONS, _COARSE_EVALUATIONS = 10, 20
 # No parameter is expected to change by more than this many times its own size.
 _TIMES_ITS_SIZE = 10.0
 
-# What is smaller has lost digits to underflow.
+# Smaller numbers have lost digits to underflow.
 TINIEST = 1e-290
 
 PROMISE = "predicted relative decrease of the loss"
 
 
 class Verdict(NamedTuple):
-    """What the tests say of a point.
+    """The result of the tests at a point.
 
     Attributes:
         status: one of the constants of `statuses`.
@@ -58,8 +58,7 @@ def trial_evaluations(size: int, evaluation_eps: float) -> int:
 
     Args:
         size: the number of parameters.
-        evaluation_eps: the spacing of numbers near one in the evaluation's
-            dtype.
+        evaluation_eps: the machine epsilon of the evaluation's dtype.
     """
     more = min(2 * size, _COARSE_EVALUATIONS) if evaluation_eps > FINEST else 0
     return _TRIAL_EVALUATIONS + more
@@ -77,8 +76,7 @@ def is_gain(
     Args:
         before: the loss at the claimed point.
         after: the loss that was reached from there.
-        evaluation_eps: the spacing of numbers near one in the evaluation's
-            dtype.
+        evaluation_eps: the machine epsilon of the evaluation's dtype.
         tolerance: the user's own tolerance on a relative decrease.
         noise: the loss's rounding, if it was measured.
     """

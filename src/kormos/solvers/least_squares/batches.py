@@ -31,14 +31,14 @@ def run(
     earlier: SolverState | None,
     observer: Observer,
 ) -> Outcome:
-    """Passes over the data until a limit, or until the observer says stop.
+    """Passes over the data until a limit is reached, or the observer stops.
 
     Args:
         problem: the `Problem`, whose objective has batches.
         settings: the `LevenbergMarquardt`.
         theta: the start.
-        earlier: the `SolverState` to go on from, or `None`.
-        observer: the `Observer`, told once a pass.
+        earlier: the `SolverState` to continue from, or `None`.
+        observer: the `Observer`, which is called after each pass.
 
     Returns:
         An `Outcome`.
@@ -67,12 +67,12 @@ def run(
 
 
 class _Pass:
-    """A step on every batch, in an order that the pass's number draws.
+    """A step on every batch, in an order that depends on the pass's number.
 
-    A resumed fit continues with the passes of one long fit.
+    So a resumed fit makes the same passes as one long fit.
 
     Attributes:
-        theta: where it has arrived.
+        theta: the present point, `(size,)`.
         state: the `SolverState` there, or `None`.
     """
 
@@ -92,7 +92,7 @@ class _Pass:
             self._done = int(state.arrays().get(_PASSES, 0))
 
     def __call__(self) -> tuple[str | None, dict[str, float]]:
-        """The limit that was reached, or `None`, and what to log."""
+        """Makes the pass; returns the limit that was reached, and the logs."""
         problem, steps = self._problem, 0
         status: str | None = None
         damping: dict[str, float] = {}

@@ -1,8 +1,8 @@
-"""A cheap beginning, for least squares whose steps take long.
+"""Begins with L-BFGS where steps of Levenberg-Marquardt are expensive.
 
-Far from a minimum, L-BFGS lowers the loss as far in the time of one step of
-Levenberg and Marquardt's method, where that factorizes a large matrix. It goes
-on for as long as it does.
+A step of Levenberg and Marquardt's method factorizes a matrix. If that is
+large, L-BFGS lowers the loss as far in the same time while the minimum is far
+away. L-BFGS runs as long as that holds.
 """
 
 import contextlib
@@ -18,24 +18,27 @@ from kormos.solvers.protocols import LeastSquaresSettings
 from kormos.solvers.protocols import Observer
 from kormos.solvers.protocols import Point
 
-# From so long a shorter side of J on, a step takes dozens of evaluations.
+# L-BFGS only begins if the shorter side of J is at least this long: a step then
+# takes as long as dozens of evaluations.
 _FEWEST = 1_000
-# A step takes as long as an evaluation for each so many of them: it takes as
-# many operations for each number in J, of 50 a nanosecond, and an evaluation a
-# few dozens. Our choice, from Poisson's equation in three and five dimensions.
+# A step takes as long as one evaluation for each of this many entries of that
+# side: it takes one operation for each entry of the side and each number in J,
+# at 50 a nanosecond, and an evaluation takes a few dozen. Our choice, from
+# Poisson's equation in three and five dimensions.
 _SIDE_AN_EVALUATION = 100
-# The beginning ends where the loss falls by less than this factor in the time
-# of a step. Our choice: early steps gain a factor of 1.3 to 2.
+# L-BFGS ends where the loss falls by less than this factor in the time of a
+# step. Our choice: early steps gain a factor of 1.3 to 2.
 _WORTH = 2.0
-# A run of at most so many steps' worth of iterations is one of steps only: a
-# limit of iterations means these.
+# If the limit on iterations is worth at most this many steps, the run does not
+# begin with L-BFGS: the user then means iterations of Levenberg-Marquardt.
 _MOST_SHORT = 20
-# Looks are this many iterations apart. Our choice: a tenth of a step or so.
+# `Beginning` looks at the loss each time after this many iterations. Our
+# choice: they take about a tenth of the time of a step.
 _STRIDE = 10
 
 
 def window(problem: Problem, settings: LeastSquaresSettings) -> int:
-    """The iterations of L-BFGS that a step is worth, or 0 for no beginning.
+    """The iterations of L-BFGS in the time of a step; 0 to begin without it.
 
     Args:
         problem: the problem.
@@ -63,15 +66,15 @@ def looks(problem: Problem) -> Iterator[None]:
 
 
 class Beginning:
-    """Observes L-BFGS, and ends it where steps promise more.
+    """Observes L-BFGS, and ends it when Levenberg-Marquardt promises more.
 
     Args:
         observer: the observer of the run.
         problem: the problem.
-        count: the iterations that a step is worth.
+        count: the iterations in the time of a step.
 
     Attributes:
-        has_ended: whether steps promise more.
+        has_ended: whether Levenberg-Marquardt promises more.
     """
 
     def __init__(self, observer: Observer, problem: Problem, count: int):
@@ -97,7 +100,7 @@ class Beginning:
             "damping": float("nan"),
             "radius": float("nan"),
         }
-        # What it has learned is not what the steps go on from.
+        # Levenberg-Marquardt cannot continue from the state of L-BFGS.
         stopped = self._observer.accepted(
             iterate._replace(state=None, logs=logs)
         )

@@ -1,4 +1,4 @@
-"""Claims of a least-squares run, which are tried before they are believed.
+"""Claims of convergence of a least-squares run, which are verified.
 
 If a test of convergence holds, or if no step lowers the loss, the run continues
 from there as if it had just begun. It only ends if that gains nothing.
@@ -13,7 +13,7 @@ from kormos.solvers.outcome import Outcome
 from kormos.solvers.problem import Problem
 from kormos.solvers.protocols import Tolerances
 
-# Ends that are tried.
+# The ends that are verified.
 _CLAIMS = (
     statuses.CONVERGED,
     statuses.NOISE_FLOOR,
@@ -24,9 +24,9 @@ _CLAIMS = (
 class Claims:
     """Decides whether an end of a run holds.
 
-    At first the scale and the radius are taken from the claimed point only. If
-    no step gains anything then, parameters that have next to no effect there,
-    and would run away, are held back.
+    In the first trial the scale and the radius are taken from the claimed point
+    only. If no step gains anything, the second trial holds back parameters that
+    have almost no effect there and would make long steps.
 
     Args:
         problem: the `Problem`.

@@ -15,8 +15,8 @@ from scipy.linalg import lapack
 from kormos.types import Matrix
 from kormos.types import Vector
 
-# Matrices of at most this many rows are diagonalized directly: they take next
-# to no time either way.
+# Matrices of at most this many rows are diagonalized directly: they take almost
+# no time either way.
 _SMALL = 64
 
 
@@ -27,7 +27,7 @@ class Eigenvectors(NamedTuple):
         vectors: V.
         reflectors: the vectors of the reflections, as LAPACK's `dsytrd` has
             them, below the first row; or `None` where Q is the identity.
-        factors: their factors.
+        factors: the scalar factors of the reflections, LAPACK's `tau`.
     """
 
     vectors: Matrix
@@ -68,11 +68,11 @@ class RowEigenvectors(NamedTuple):
     roots: Vector
 
     def along(self, vector: Vector) -> Vector:
-        """Their products with a vector."""
+        """The products of the eigenvectors with a vector, `(rank,)`."""
         return self.of_rows.along(self.rows @ vector) / self.roots
 
     def back(self, slopes: Vector) -> Vector:
-        """Their sum with these weights."""
+        """The sum of the eigenvectors with these weights, `(size,)`."""
         return self.of_rows.back(slopes / self.roots) @ self.rows
 
 

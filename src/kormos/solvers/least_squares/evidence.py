@@ -1,4 +1,4 @@
-"""How much of the parameters data determine, and what weight decay follows.
+"""The evidence: how many parameters the data determine, and the weight decay.
 
 References: D. J. C. MacKay, Bayesian interpolation, Neural Computation 4, 415
 (1992), for the evidence; F. D. Foresee and M. T. Hagan, Gauss-Newton
@@ -8,8 +8,8 @@ Levenberg-Marquardt's method. MATLAB's `trainbr` has the same units:
     F = beta E_D + sum_g alpha_g E_g,
 
 with the sum of squared errors E_D and the sum E_g of the squares of the
-parameters of a group. An error has the variance 1 / (2 beta), and a parameter
-1 / (2 alpha_g) before data are seen.
+parameters of a group. An error has the variance 1 / (2 beta); a parameter has
+the prior variance 1 / (2 alpha_g).
 """
 
 from typing import NamedTuple
@@ -23,14 +23,15 @@ from kormos.types import Matrix
 from kormos.types import Vector
 
 # The penalty of a parameter is at least this part of the largest curvature of
-# the loss, and at most its inverse times that: beyond, rounding hides one of
-# the two. Data without noise, or a group that they do not need, lead there.
+# the loss, and at most the inverse of this part: beyond these, rounding hides
+# one of the two. Data without noise lead there, and so does a group that the
+# data do not need.
 _LEAST_PENALTY = 2.0**-52
 _TINY = float(np.finfo("float64").tiny)
 # The first penalty has this part of the largest curvature of the loss, and a
-# new estimate raises it by no more than this factor. Our choice: estimates at a
-# start take everything for noise that is not fitted yet. They raise the penalty
-# until all parameters are zero, which is stationary, too.
+# new estimate raises it by no more than this factor. Our choice: at the start,
+# the estimate takes everything that is not fitted yet for noise. It would raise
+# the penalty until all parameters are zero, which is a stationary point too.
 _FIRST_PENALTY, _GROWTH = 1e-6, 2.0
 
 
@@ -38,30 +39,30 @@ class Hyperparameters(NamedTuple):
     """The weights of the errors and of the parameters.
 
     Attributes:
-        alpha: that of each group of parameters, `(groups,)`.
-        beta: that of the sum of squared errors.
+        alpha: the weight of each group of parameters, `(groups,)`.
+        beta: the weight of the sum of squared errors.
     """
 
     alpha: Vector
     beta: float
 
     def change(self, other: "Hyperparameters") -> float:
-        """The largest relative difference from others."""
+        """The largest relative difference from other hyperparameters."""
         ratios = np.append(self.alpha / other.alpha, self.beta / other.beta)
         return float(np.abs(np.log(ratios)).max())
 
     def limited(self, before: "Hyperparameters") -> "Hyperparameters":
-        """The same, with a penalty beside the loss that grows slowly."""
+        """The same, with a limit on how fast the penalty grows."""
         most = _GROWTH * before.alpha / before.beta
         return self._replace(alpha=np.minimum(self.alpha, self.beta * most))
 
 
 class Evidence(NamedTuple):
-    """What data say at a point, with given hyperparameters.
+    """The evidence at a point, for given hyperparameters.
 
     Attributes:
-        effective: of each group, the number of parameters that data determine,
-            `(groups,)`; it need not be whole.
+        effective: the number of parameters of each group that the data
+            determine, `(groups,)`; not necessarily an integer.
         log_evidence: the logarithm of the probability density of the data, by
             Laplace's method: exact for a model that is linear in its
             parameters.
@@ -90,20 +91,20 @@ class EvidenceModel:
         self._sizes = np.bincount(groups).astype("float64")
 
     def penalties(self, at: Hyperparameters) -> Vector:
-        """The weight of each parameter's square beside the loss, `(size,)`."""
+        """The weight in the loss of each parameter's square, `(size,)`."""
         return self.unit * at.alpha[self._groups] / at.beta
 
     def begin(
         self, theta: Vector, loss: float, largest: float
     ) -> Hyperparameters:
-        """The first ones, with a penalty that is almost zero.
+        """The first hyperparameters, with a penalty that is almost zero.
 
         Args:
             theta: the start.
             loss: the loss there.
             largest: the largest curvature of the loss in a parameter there.
         """
-        # The mean square of the errors says how large they may be at most.
+        # The mean square of the errors is an upper bound on their variance.
         beta = self._count / (2 * max(loss / self.unit, _TINY))
         penalty = np.full(self._sizes.shape, _FIRST_PENALTY * largest / 2)
         return Hyperparameters(beta * penalty / self.unit, beta)
@@ -116,7 +117,7 @@ class EvidenceModel:
         Args:
             theta: the point.
             loss: the loss there.
-            evidence: with the estimate before.
+            evidence: the evidence for the previous estimate.
             largest: as `begin` takes it.
         """
         effective = np.maximum(evidence.effective, _LEAST_PENALTY)
@@ -139,7 +140,7 @@ class EvidenceModel:
             loss: the loss there.
             matrix: the Gauss-Newton matrix A of the loss, or R with R'R = A.
             has_rows: whether it is R.
-            at: the hyperparameters.
+            at: the `Hyperparameters`.
         """
         values, vectors = _relative(matrix, self.penalties(at), has_rows)
         shares = vectors**2 @ (values / (1 + values))
@@ -150,7 +151,7 @@ class EvidenceModel:
         return Evidence(effective, float((likelihood - occam) / 2 - energy))
 
     def _grouped(self, of_parameters: Vector) -> Vector:
-        """The sum over each group of numbers of the parameters."""
+        """Sums numbers of the parameters over each group, `(groups,)`."""
         sums = np.bincount(self._groups, weights=of_parameters)
         return sums.astype("float64")
 
@@ -165,7 +166,7 @@ class EvidenceModel:
         left: float,
         largest: float,
     ) -> Hyperparameters:
-        """`gamma / (2 E_g)` and `(n - gamma) / (2 E_D)`, where these are sane.
+        """`gamma / (2 E_g)` and `(n - gamma) / (2 E_D)`, within their limits.
 
         Args:
             theta: the point.
@@ -175,7 +176,8 @@ class EvidenceModel:
             largest: as `begin` takes it.
         """
         unit = self.unit
-        # An exact fit has no noise: beta then makes the penalty the least one.
+        # An exact fit has no noise: beta then is such that the penalty is the
+        # smallest that is allowed.
         beta = left / (2 * max(loss / unit, _TINY))
         sums = np.maximum(self._sums(theta), _TINY)
         penalty = np.clip(
@@ -189,7 +191,7 @@ class EvidenceModel:
 def _relative(
     matrix: Matrix, penalties: Vector, has_rows: bool
 ) -> tuple[Vector, Matrix]:
-    """Eigenvalues and vectors of A beside the penalty's curvature.
+    """Eigenvalues and eigenvectors of A relative to the penalty's curvature.
 
     Args:
         matrix: A, `(size, size)` of which the upper triangle is right, or R.

@@ -4,11 +4,11 @@ See `evidence` for the references and the units.
 
 Differs from them in:
 
-1. steps are those of `step_search`, for the loss and the penalty together;
-   the preset has `trainbr`'s damping. The penalty begins almost at zero, as in
+1. steps are those of `step_search`, for the loss and the penalty together; the
+   preset has `trainbr`'s damping. The penalty begins almost at zero, as in
    Foresee and Hagan, and at most doubles with a step. That of `trainbr` begins
-   as if data determined all parameters. Where weights begin small, it then
-   drives all of them to zero, which is stationary, too;
+   as if the data determined all parameters. If the weights begin small, it
+   drives all of them to zero, which is a stationary point too;
 2. the run has converged where neither a step nor a new estimate of the
    hyperparameters changes anything: a minimum of the penalized loss whose
    weights are stationary for the evidence;
@@ -45,9 +45,9 @@ from kormos.types import Array
 from kormos.types import Vector
 
 # Hyperparameters are settled if all later estimates together will change them
-# by no more than the first part, or the latest one has by no more than the
-# second, which rounding hides. The estimate before must be small as well. Our
-# choice: they then have nine digits.
+# by no more than the first part, or if the latest estimate has changed them by
+# no more than the second part, which rounding hides. The change before must be
+# small as well. Our choice: they then have nine digits.
 _SETTLED, _HIDDEN, _SMALL = 1e-9, 1e-13, 1e-8
 # Where rounding hides what steps gain, this many estimates in a row are made
 # before the run ends. Our choice: they converge linearly, and take no
@@ -77,7 +77,7 @@ class EvidenceRun:
     def __call__(
         self, theta: Vector, earlier: SolverState | None, observer: Observer
     ) -> Outcome:
-        """Runs from `theta`: as `LeastSquaresRun`."""
+        """Runs from `theta`: see `LeastSquaresRun`."""
         state = self._restored(theta, earlier)
         theta = np.array(state.theta)
         loss = self._problem.value(theta)
@@ -114,7 +114,7 @@ class EvidenceRun:
         return earlier.restored(KEY, state, theta, problem.storage_eps) or state
 
     def _begin(self, theta: Vector, loss: float, state: State) -> bool:
-        """Begins at a point; whether the derivatives there are finite."""
+        """Begins at a point; returns whether its derivatives are finite."""
         penalized, settings = self._penalized, self._settings
         squares = checked_squares(penalized, theta)
         if squares is None:
@@ -177,12 +177,12 @@ class EvidenceRun:
 
     @property
     def _is_settled(self) -> bool:
-        """Whether later estimates will change the hyperparameters no more."""
+        """Whether later estimates will no longer change the hyperparameters."""
         before, change = self._changes
         if change <= _HIDDEN:
             return True
-        # They converge linearly, and the rest is a geometric series: but not
-        # where a single change is small by chance.
+        # They converge linearly, so the later changes form a geometric series.
+        # A single change may be small by chance.
         if not change < before <= _SMALL:
             return False
         return change / (1 - change / before) <= _SETTLED
@@ -194,7 +194,7 @@ class EvidenceRun:
             return self._outcome(spent)
         loss, gtol = abs(self._here.loss), self._settings.gtol
         promised = self._here.model.promise(gtol * loss)
-        assert promised is not None  # The model has a matrix.
+        assert promised is not None  # This model has a matrix.
         if self._is_settled and promised <= gtol * loss:
             share = promised / (loss or 1.0)
             return self._outcome(statuses.CONVERGED, "gtol", share, gtol)
@@ -240,7 +240,7 @@ class EvidenceRun:
         return observer.accepted(iterate)
 
     def _penalize(self, theta: Vector, loss: float) -> bool:
-        """Takes the new penalty at a point; whether all is finite there."""
+        """Sets the penalty at a point; returns whether all is finite there."""
         penalized, control = self._penalized, self._search.control
         penalized.weights = self._model.penalties(self._hyper)
         if isinstance(control, Multiplicative):

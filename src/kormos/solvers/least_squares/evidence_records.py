@@ -1,4 +1,4 @@
-"""What a run with evidence is resumed from, and what the History has of it."""
+"""The state of a run with evidence, and its columns in the History."""
 
 from typing import NamedTuple
 
@@ -54,7 +54,7 @@ def groups_of(problem: Problem, kind: str | None) -> tuple[Array, list[str]]:
 def logs(
     names: list[str], hyper: Hyperparameters, evidence: Evidence
 ) -> dict[str, float]:
-    """What the History has of a point, all with the same weights."""
+    """The numbers of a point for the History, all with the same weights."""
     groups = list(zip(names, hyper.alpha, evidence.effective, strict=True))
     own = {f"alpha/{name}": a for name, a, _ in groups}
     own |= {f"effective_parameters/{name}": gamma for name, _, gamma in groups}

@@ -1,4 +1,4 @@
-"""Damped Gauss-Newton steps from Cholesky factors, a factor a damping.
+"""Damped Gauss-Newton steps from Cholesky factors, one for each damping.
 
 With the scale D, the matrix is B = D^-1 A D^-1. For A = R'R with R of fewer
 rows than columns, Q = R D^-1 and K = QQ', the damped step follows from the
@@ -6,9 +6,9 @@ identity (Sherman, Morrison and Woodbury)
 
     (B + l)^-1 v = (v - Q'(K + l)^-1 Q v) / l.
 
-The eigenvalues, from which `spectrum.py` has the step of every damping, take
-some thirty times as long as a Cholesky factor. A few dampings are tried at a
-point, so that factors are faster where the matrix is large.
+The eigenvalues, from which `spectrum.py` makes the step of every damping, take
+about thirty times as long as a Cholesky factor. Only a few dampings are tried
+at a point, so factors are faster where the matrix is large.
 """
 
 import abc
@@ -21,8 +21,9 @@ from kormos.solvers.least_squares.spectrum import Step
 from kormos.types import Matrix
 from kormos.types import Vector
 
-# The shorter side of J from which factors are used. Our choice: below it
-# eigenvalues take a tenth of a second, and they tell more.
+# The shorter side of J from which factors are used. Our choice: eigenvalues of
+# a smaller matrix take less than a tenth of a second, and they also tell the
+# rank.
 _FEWEST = 1_000
 # A step may differ from the radius by this part. Our choice: `lmder` has 0.1,
 # but the radius is a guess itself, and here each damping takes a factor.
@@ -44,12 +45,12 @@ class Factors(abc.ABC):
         square: the matrix to factorize, `(n, n)`, right in the upper triangle.
         scale: D, `(size,)`, positive; infinite for what is held fixed.
         grad: the gradient g, `(size,)`.
-        evaluation_eps: the spacing of numbers near one in the dtype in which J
+        evaluation_eps: the machine epsilon of the dtype in which J
             was evaluated.
         name: the linear algebra, in words.
     """
 
-    # A factor does not tell the rank.
+    # A Cholesky factor does not tell the rank.
     has_full_rank = False
 
     def __init__(
@@ -84,10 +85,12 @@ class Factors(abc.ABC):
     def promise(self, enough: float) -> float:
         """The decrease that the model predicts for the undamped step.
 
-        That of the best step along the gradient is less and needs no factor.
+        The best step along the gradient has a smaller decrease, which needs no
+        factor.
 
         Args:
-            enough: a decrease above which that one will do.
+            enough: if the decrease along the gradient is above this, it is
+                returned instead.
         """
         square, bend = float(self._slope @ self._slope), self._bend()
         cauchy = square**2 / (2 * bend) if bend > 0 else 0.0
@@ -122,8 +125,8 @@ class Factors(abc.ABC):
     def within(self, radius: float, guess: float) -> Step:
         """A step of about this length, or the undamped one if it is shorter.
 
-        The length falls with the damping, nearly as a power of it: dampings are
-        interpolated so, between those that are known.
+        The length falls with the damping, nearly as a power of it. So the
+        logarithms are interpolated between the dampings that are known.
         """
         shortest = (1 - _RADIUS_TOLERANCE) * radius
         longest = (1 + _RADIUS_TOLERANCE) * radius
@@ -150,8 +153,8 @@ class Factors(abc.ABC):
             part = math.log(near.length / radius) / power
             ratio = far.damping / near.damping
             return float(near.damping * ratio ** min(max(part, 0.05), 0.95))
-        # Steps of little damping hardly change with it, and those of much
-        # damping are inverse to it.
+        # With little damping the step hardly changes with it; with much damping
+        # its length is inversely proportional to it.
         known = below[-1] if below else above[0]
         return float(known.damping * (known.length / radius) ** 2)
 
@@ -195,11 +198,11 @@ class RowFactors(Factors):
         rows *= 1 / scale
         self._rows = rows
         name = f"Cholesky factors of JJ', {len(rows)} x {len(rows)}"
-        # NumPy computes one half of such a product.
+        # NumPy computes only one half of a product with the transpose.
         super().__init__(rows @ rows.T, scale, grad, evaluation_eps, name)
 
     def bend_of_rows(self, rows: Vector, damping: float) -> Vector:
-        """As `bend`, of the slope R' times a vector `(rows,)`."""
+        """Like `bend`, with the slope R' times a vector `(rows,)`."""
         inner = self._through(rows, max(damping, self._least))
         return -self._inverse * (inner @ self._rows)
 

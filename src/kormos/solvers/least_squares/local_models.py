@@ -15,13 +15,13 @@ from kormos.solvers.protocols import LocalModel
 from kormos.types import Matrix
 from kormos.types import Vector
 
-# A dense matrix is not formed if it would take more than this many bytes, with
-# its eigenvectors and LAPACK's workspace of two more. Our choice: it fits into
-# the memory of small machines beside a model.
+# A dense matrix is not formed if it would take more than this many bytes,
+# including its eigenvectors and LAPACK's workspace of two more. Our choice:
+# beside a model, it still fits into the memory of a small machine.
 _MOST_BYTES, MATRICES = 2**30, 4
 
-# For this many parameters or fewer the matrix is formed even where products
-# with it are asked for. Our choice: it then takes no more products than two
+# For at most this many parameters the matrix is formed even if the user asks
+# for products with it. Our choice: it then takes no more products than two
 # estimates of its diagonal, and steps are exact.
 _FEW = 2 * PROBES
 
@@ -30,12 +30,13 @@ _FEW = 2 * PROBES
 _ZERO_SQUARE = 1e-200
 
 # The shortest column of J counts as at least this part of the longest while
-# parameters are restrained. Our choice: a smaller part lets parameters with
-# next to no effect run away, a larger one slows down those with a small effect.
+# parameters are restrained. Our choice: with a smaller part, parameters with
+# almost no effect make far too long steps; a larger one slows down those with a
+# small effect.
 _LEAST_EFFECT = 1e-3
 
-# A scale of more than this many times the present column norms describes other
-# points than this one. Our choice: with a smaller number more ends are tried
+# A scale of more than this many times the present column norms does not
+# describe this point. Our choice: with a smaller number more ends are tried
 # again with a new scale.
 _STALE = 16.0
 
@@ -70,12 +71,12 @@ class LocalModels:
         bends: whether `bend` will be called.
 
     Attributes:
-        solver: the way that was chosen.
+        solver: `"rows"` or `"dense"`, the way that was chosen.
         outputs: the number of outputs of all rows of data.
         scale: the largest norm that each column of J has had (Moré 1978) since
             the latest `forget`.
         norms: the norms of the columns at the latest point.
-        is_restrained: whether parameters that have next to no effect, beside
+        is_restrained: whether parameters with almost no effect, compared with
             others, are held back.
     """
 
@@ -94,7 +95,7 @@ class LocalModels:
         self.outputs = self._curvature.outputs
         self.scale = self.norms = scale
         self.is_restrained = False
-        # Where products are asked for, there are few parameters here.
+        # With `"cg"`, this class is only used for few parameters.
         self.solver = "dense" if solver == "cg" else solver
         if solver == "auto":
             self.solver = _way(self._curvature, problem.size)
@@ -112,7 +113,7 @@ class LocalModels:
 
     @property
     def is_uneven(self) -> bool:
-        """Whether some parameters have next to no effect beside others."""
+        """Whether some parameters have almost no effect beside others."""
         least = _LEAST_EFFECT * self.norms.max(initial=0.0)
         return self._is_scaled and bool((self.norms < least).any())
 
@@ -124,7 +125,7 @@ class LocalModels:
         """What is known at a point, or `None` if it is not finite."""
         make: Callable[[Matrix, Vector, Vector, float], LocalModel]
         if self.solver == "rows":
-            # Factors of JJ' bend with the rows themselves.
+            # Factors of JJ' use the rows themselves for `bend`.
             keeps = self._keeps and not self._has_factors
             own, grad, matrix = self._curvature.rows(theta, keeps)
             squares, make = (

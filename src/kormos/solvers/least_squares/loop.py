@@ -37,8 +37,8 @@ class State(NamedTuple):
         scale: the scale D of the parameters, `(size,)`.
         damping: the damping of the latest step.
         radius: the trust radius.
-        streak: how many iterations in a row lowered the loss by almost
-            nothing.
+        streak: the number of iterations in a row that lowered the loss by
+            almost nothing.
     """
 
     theta: Vector
@@ -68,7 +68,7 @@ class LeastSquaresRun:
 
         Args:
             theta: the start.
-            earlier: the `SolverState` to go on from, or `None`.
+            earlier: the `SolverState` to continue from, or `None`.
             observer: the `Observer`.
 
         Returns:
@@ -105,7 +105,7 @@ class LeastSquaresRun:
 
         Args:
             theta: the start.
-            earlier: the `SolverState` to go on from, or `None`.
+            earlier: the `SolverState` to continue from, or `None`.
 
         Returns:
             Whether the loss and its derivatives are finite there.
@@ -144,7 +144,7 @@ class LeastSquaresRun:
         return True
 
     def step(self) -> Vector:
-        """Goes one step from the start without looking around there.
+        """Makes one step from the start, without a test of convergence there.
 
         Returns:
             The point, the old one if no step lowers the loss.
@@ -209,7 +209,7 @@ class LeastSquaresRun:
         return None
 
     def _begins_anew(self) -> bool:
-        """Begins anew at the point; whether the model there is finite."""
+        """Begins anew at the point; returns whether its model is finite."""
         models, here = self._models, self._here
         models.is_restrained = self._claims.restrains
         models.forget()
@@ -224,7 +224,7 @@ class LeastSquaresRun:
     def _hold_nothing_back(self) -> None:
         """Lifts the restraint of the latest trial.
 
-        In its model, parameters with next to no effect seem to have none.
+        In its model, parameters with almost no effect seem to have none.
         """
         models, here = self._models, self._here
         if not models.is_restrained or self._problem.spent() is not None:
@@ -233,7 +233,7 @@ class LeastSquaresRun:
         self._here = models.at(here.theta, here.loss) or here
 
     def _advance(self, observer: Observer) -> tuple[bool, Outcome | None]:
-        """One accepted step; whether to stop, and the end if there is one."""
+        """Makes a step; returns whether to stop, and the end if any."""
         before, settings = self._here, self._settings
         found = self._search(before, self._claims.is_trial)
         if isinstance(found, str):
@@ -251,7 +251,7 @@ class LeastSquaresRun:
         return stop, None
 
     def _move(self, found: Found, observer: Observer) -> bool:
-        """Goes to a point and reports it; whether to stop."""
+        """Goes to a point and reports it; returns whether to stop."""
         self._here = here = found.here
         logs = {"step": found.length, "trials": found.trials, **self.logs()}
         return observer.accepted(

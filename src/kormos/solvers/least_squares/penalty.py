@@ -15,14 +15,15 @@ _Known = tuple[float, Vector, Matrix]
 
 
 class PenalizedProblem(Problem):
-    """A problem whose loss is that of another one and a penalty.
+    """A problem whose loss is that of another problem plus a penalty.
 
     The penalty of parameters t with weights w is `sum w t^2`. The weights may
-    change at any time: what is known of the loss itself at the latest point is
-    not evaluated again.
+    change at any time. The loss itself is not evaluated again at the latest
+    point.
 
     Args:
-        problem: the `Problem`. Callbacks are told its own loss.
+        problem: the other `Problem`. Callbacks receive its loss, without the
+            penalty.
 
     Attributes:
         weights: w, `(size,)`, above zero once the loss is evaluated.
@@ -41,12 +42,12 @@ class PenalizedProblem(Problem):
         return float(self.weights @ theta**2)
 
     def peek(self, theta: Vector) -> float:
-        """As `Problem.peek`, with the penalty."""
+        """Like `Problem.peek`, with the penalty."""
         self._own = super().peek(theta)
         return self._own + self.penalty(theta)
 
     def evaluate(self, theta: Vector) -> tuple[float, Vector]:
-        """As `Problem.evaluate`, with the penalty."""
+        """Like `Problem.evaluate`, with the penalty."""
         self._own, grad = super().evaluate(theta)
         grad = grad + 2 * self.weights * theta
         return self._own + self.penalty(theta), grad
@@ -104,7 +105,7 @@ class PenalizedMatrix:
     """The Gauss-Newton matrix of a loss and a penalty.
 
     Args:
-        matrix: that of the loss.
+        matrix: the matrix of the loss.
         problem: the problem, which has the weights.
     """
 
@@ -134,7 +135,7 @@ class PenalizedMatrix:
         return *self._with_penalty(theta, loss, grad), rows
 
     def squares(self, theta: Vector) -> None:
-        """`None`: these are not squares of errors alone."""
+        """`None`, because the penalty's squares are not those of errors."""
         del theta
 
     def product(self, theta: Vector, vector: Vector) -> Vector:
@@ -142,11 +143,12 @@ class PenalizedMatrix:
         return self._matrix.inner.product(theta, vector) + added
 
     def bend(self, theta: Vector, vector: Vector) -> Vector:
-        # The square roots of the penalty are linear, and do not bend.
+        # The square roots of the penalty are linear, so their second derivative
+        # is zero.
         return self._matrix.inner.bend(theta, vector)
 
     def bend_of_rows(self, theta: Vector, vector: Vector) -> None:
-        """`None`: the rows have those of the penalty too."""
+        """`None`, because `rows` includes the penalty."""
         del theta, vector
 
     def _with_penalty(

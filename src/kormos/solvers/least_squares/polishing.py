@@ -11,11 +11,12 @@ from kormos.solvers.least_squares.step_search import Found
 from kormos.solvers.problem import Problem
 
 # The most steps, and the part of the loss by which it may rise in each of them.
-# Our choice: with a smaller part, rounding of a loss of many rows would end it.
+# Our choice: with a smaller part, rounding of a loss of many rows would end the
+# polishing.
 _MOST_STEPS = 12
 _MOST_RISE = 1e-10
-# Steps contract if each is at most this part of one before it. Our choice: near
-# one, nothing but rounding would be followed.
+# Steps contract if each is at most this part of one of the two before it. Our
+# choice: near one, steps would only follow rounding.
 _CONTRACTION = 0.9
 
 
@@ -24,8 +25,9 @@ def polishing_steps(
 ) -> Iterator[Found]:
     """Yields Gauss-Newton steps while they contract.
 
-    Near a minimum the loss is flat to rounding in a region in which the
-    parameters lose half of their digits; the steps know more.
+    Near a minimum, rounding hides every change of the loss once half of the
+    parameters' digits are right. The steps are computed from the gradient,
+    which is more precise.
 
     Args:
         problem: the `Problem`.
@@ -34,8 +36,8 @@ def polishing_steps(
     """
     if problem.evaluation_eps > FINEST:
         return
-    # A step in fast directions is followed by one in slow ones: it is the
-    # longer of the two before that must be longer.
+    # A step in fast directions is followed by one in slow directions, so a step
+    # is compared with the longer of the two before.
     before = last = np.inf
     for _ in range(_MOST_STEPS):
         step = here.model.damped(0.0)

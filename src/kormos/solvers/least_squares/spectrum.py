@@ -21,9 +21,9 @@ from kormos.types import Vector
 # larger factors take noticeably longer that way.
 _SMALL = 2**16
 
-# Singular values of at most this many roundings of J, beside the largest, are
-# zero. Our choice: a smaller number lets rounding of J make long steps, a
-# larger one forgets directions that J does show.
+# Singular values of at most this many roundings of the largest one count as
+# zero. Our choice: with a smaller number rounding of J makes long steps, a
+# larger one ignores directions that J does show.
 _ROUNDINGS = 4.0
 
 # A step may differ from the trust radius by this part: `lmder`'s choice (Moré
@@ -33,8 +33,8 @@ _RADIUS_TOLERANCE = 0.1
 # limit only stops it where rounding keeps it from the tolerance.
 _MOST_ITERATIONS = 60
 # The first damping is this part of the upper bracket: Moré 1978, algorithm 5.5.
-# Where Newton's method leaves the brackets and the lower one is zero, it goes
-# on at the second part, a choice of ours.
+# Where Newton's method leaves the brackets and the lower one is zero, it
+# continues at the second part, a choice of ours.
 _FIRST_DAMPING, _BACK_INSIDE = 1e-3, 0.1
 
 
@@ -87,7 +87,7 @@ class Spectrum:
 
     @property
     def has_full_rank(self) -> bool:
-        """Whether no eigenvalue of what is free is zero."""
+        """Whether no eigenvalue of the free parameters is zero."""
         free = np.count_nonzero(self._lengths)
         return np.count_nonzero(self.values > self._floor) == free
 
@@ -176,7 +176,7 @@ def of_matrix(
         matrix: A, `(size, size)`.
         scale: D, `(size,)`.
         grad: g, `(size,)`.
-        evaluation_eps: the spacing of numbers near one in the dtype in which J
+        evaluation_eps: the machine epsilon of the dtype in which J
             was evaluated.
     """
     scaled = matrix / scale / scale[:, None]

@@ -11,8 +11,8 @@ from kormos.types import Vector
 # The loss and the sum of squares may differ by this part. Our choice: float32
 # rounds by far less, and other losses differ by more.
 _SAME = 1e-3
-# The loss is compared at the start, and where parameters have this size: a
-# Huber loss is a sum of squares as long as errors are small.
+# The loss is compared at the start, and at a point whose parameters have this
+# size: a Huber loss is a sum of squares as long as errors are small.
 _ELSEWHERE = 10.0
 
 

@@ -17,8 +17,8 @@ from kormos.types import Vector
 
 # A step of fewer spacings of the parameters' numbers is lost in rounding.
 _SHORTEST = 32.0
-# A gradient is in doubt if differences miss it by the first part, and is wrong
-# if they remain the same, within the second, as steps shrink.
+# A gradient is in doubt if differences miss it by the first part. It is wrong
+# if the differences stay the same, within the second part, as steps shrink.
 _TOLERANCE = Tolerance(part=0.3, of_found=0.1)
 # Losses are rounded by up to this many spacings of their numbers: sums of many
 # rows may be.
@@ -26,8 +26,8 @@ _ROUNDINGS = 1e3
 # The loss of all rows may differ from the sum row by row by this many times the
 # square root of the spacing.
 _ROW_ROUNDINGS = 100
-# How far away the other point is at which rows are compared: this part of the
-# parameters' sizes, with this size for those that are zero.
+# Rows are also compared at a point that is this part of the parameters' sizes
+# away, with the second size for parameters that are zero.
 _ELSEWHERE, _LEAST_SIZE = 0.1, 0.1
 
 
@@ -60,7 +60,7 @@ def check_derivatives(
     if length == 0:
         return
     reach = model.scaled(theta) or 1.0
-    # A scaled step moves a parameter far if that has next to no effect.
+    # A scaled step moves a parameter far if that has almost no effect.
     size = float(np.linalg.norm(theta)) or 1.0
     reach = min(reach, size * length / float(np.linalg.norm(slope)))
 
@@ -91,7 +91,7 @@ def check_derivatives(
 def _along(
     problem: Problem, theta: Vector, step: Vector
 ) -> tuple[float, float, Vector]:
-    """Losses ahead and behind, and the difference of the two points."""
+    """The losses a step ahead and behind, and the difference of both points."""
     points = [problem.project(theta + s) for s in (step, -step)]
     ahead, behind = map(problem.value, points)
     return ahead, behind, points[0] - points[1]

@@ -22,8 +22,8 @@ _MOST_BENT = 0.75
 # How often an iteration shortens its step because of that, without a trial. Our
 # choice: each time costs a second derivative, and a trial tells more.
 _MOST_BENT_STEPS = 2
-# Outputs are linear if the acceleration is at most this part of the step. Our
-# choice: a larger one would let a first step go far beyond its model.
+# Outputs count as linear if the acceleration is at most this part of the step.
+# Our choice: a larger one would let a first step go far beyond its model.
 _LINEAR = 1e-6
 
 # A step is accepted if more than this part of the predicted decrease comes
@@ -33,8 +33,8 @@ _LEAST_RATIO = 1e-4
 # J has changed by more than this factor. Our choice: with a milder factor runs
 # end where sigmoid units are saturated, and a stricter one costs trials.
 _ALIKE = 0.1
-# A trial whose loss is this many times the present one is followed by a much
-# shorter step. `lmder` does so where residuals have grown tenfold.
+# A trial whose loss is at least this many times the present one is followed by
+# a much shorter step. `lmder` does so where residuals have grown tenfold.
 _WILD_LOSS = 100.0
 
 
@@ -63,7 +63,7 @@ class StepSearch:
         radius: the trust radius of an earlier run, or zero.
 
     Attributes:
-        control: the `Damping`, which says how far steps go.
+        control: the `Damping`, which decides how far steps go.
         non_finite: the number of points so far with a lower loss where
             derivatives were not finite.
     """
@@ -93,7 +93,7 @@ class StepSearch:
         self.begin(here)
 
     def trust_linear_outputs(self, here: Linearized) -> None:
-        """Lets the first step be the whole one where outputs are linear."""
+        """Makes the whole first step where outputs are linear."""
         if not self._accelerates:
             return
         step = here.model.damped(0.0)
@@ -137,7 +137,7 @@ class StepSearch:
                     control.accept(step, ratio)
                     length = float(np.linalg.norm(theta - here.theta))
                     return Found(there, length, trials)
-                # No step follows from there.
+                # No step can be computed there.
                 self._models.norms = before
                 self.non_finite += there is None
                 loss = np.inf
@@ -154,7 +154,7 @@ class StepSearch:
     def _is_far(
         self, before: Vector, here: Linearized, there: Linearized
     ) -> bool:
-        """Whether a first step of a guessed radius has left all that is known.
+        """Whether a first step with a guessed radius went too far.
 
         A start where units are nearly saturated looks like one whose parameters
         are far too small. The first step is then so long that all units
@@ -184,7 +184,7 @@ class StepSearch:
         return evaluation_eps * abs(here.loss) + moved**2 / 2
 
     def _accelerated(self, here: Linearized, step: Step) -> tuple[Vector, bool]:
-        """The step with half its acceleration; whether that is too large."""
+        """The step plus half its acceleration, and whether it is too large."""
         bend = self._bend(here, step)
         if bend is None or (here.model.scaled(bend) > _MOST_BENT * step.length):
             return step.vector, True

@@ -7,9 +7,10 @@ from kormos.types import Vector
 # The radius is multiplied by these: after a step that the model predicted
 # nearly exactly, after any other accepted step, and after a rejected one. Our
 # choice, from runs on networks and on NIST's regressions, both of which
-# `benchmarks/least_squares.py` has. MINPACK halves and doubles the radius. As
-# many iterations then end on losses of networks that are several times higher;
-# NIST's regressions take as many evaluations.
+# `benchmarks/least_squares.py` has. MINPACK halves and doubles the radius. With
+# its factors, networks end at losses that are several times higher after the
+# same number of iterations, and NIST's regressions take the same number of
+# evaluations.
 _EXACT, _LONGER, _SHORTER = 2.0, 1.5, 0.7
 # A model is nearly exact if this part of the predicted decrease comes true. Our
 # choice: MINPACK's `lmder` asks for 0.75.
@@ -97,7 +98,7 @@ class Multiplicative:
             and `mu_max`, with its defaults.
 
     Attributes:
-        unit: the same, which may change from step to step.
+        unit: the present unit, which may change from step to step.
     """
 
     def __init__(

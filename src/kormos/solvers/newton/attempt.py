@@ -1,9 +1,9 @@
-"""A step of the trust-region Newton method, and the evaluation where it ends.
+"""A step of the trust-region Newton method, and the evaluation after it.
 
-Both are made within the compiled loop, or outside of it where the loss is
-summed up in Python. Within bounds, parameters that the gradient presses against
-one are held, and the end of the step is projected (C. Kanzow, N. Yamashita and
-M. Fukushima, J. Comput. Appl. Math. 172(2), 2004).
+Both are made within the compiled loop, or outside of it if the loss is summed
+up in Python. Within bounds, parameters that the gradient presses against a
+bound are held, and the step is projected (C. Kanzow, N. Yamashita and M.
+Fukushima, J. Comput. Appl. Math. 172(2), 2004).
 """
 
 from collections.abc import Callable
@@ -30,25 +30,26 @@ from kormos.types import Scalar
 from kormos.types import Tensor
 from kormos.types import Vector
 
-# A matrix at a point, times a vector.
+# The product of the matrix at a point and a vector.
 Product = Callable[[Tensor, Tensor], Tensor]
 
 
 class Attempt(NamedTuple):
-    """A step, and the loss where it ends.
+    """A step, and the loss after it.
 
     Attributes:
         step: the step in units, `(size,)`, before it is projected.
-        square: of its length, in the norm of the preconditioner's inverse.
+        square: the square of its length in the norm of the preconditioner's
+            inverse, scalar.
         promise: the decrease that the model predicts, scalar.
         guess: the decrease that the preconditioner predicts, scalar.
-        products: how many were made, a float scalar.
+        products: the number of products that were made, a float scalar.
         leaves: whether the step is as long as the radius, bool scalar.
         is_bent: whether it was projected, bool scalar.
         theta: the point, `(size,)`.
         loss: the loss there, scalar.
         grad: the gradient there, `(size,)`.
-        readings: as `protocols.Iterate` has them, `(readings,)`, or `None`.
+        readings: see `protocols.Iterate`, `(readings,)`, or `None`.
     """
 
     step: Tensor
@@ -71,7 +72,7 @@ def attempt(
     hvp: Product,
     state: State,
 ) -> Attempt:
-    """The attempt of a state, within the compiled loop.
+    """The attempt from a state, within the compiled loop.
 
     Args:
         method: the method.
@@ -111,17 +112,17 @@ def attempt(
 def attempt_outside(
     method: NewtonMethod, problem: Problem, product: Product, state: State
 ) -> tuple[Tensor, ...]:
-    """The attempt of a state as tensors, for `given`.
+    """Makes the attempt from a state; its numbers as tensors, for `given`.
 
     Args:
         method: the method.
         problem: the problem.
         product: the matrix, in NumPy.
-        state: the state, its scalars NumPy's.
+        state: the state, with NumPy scalars.
     """
     theta, grad = to_array(state.theta), to_array(state.grad)
     ours = state._replace(theta=theta, grad=grad, units=to_array(state.units))
-    # Those of a state that has not run are NumPy's.
+    # They are NumPy arrays in a state that has not run.
     memory, store = tree.map_structure(
         as_tensor, (state.curvature.memory, state.store)
     )
@@ -150,7 +151,7 @@ def attempt_outside(
 def given(
     theta: Tensor, step: Tensor, numbers: Tensor, point: Tensor, grad: Tensor
 ) -> Attempt:
-    """What was made outside of the compiled loop, within it."""
+    """The `Attempt` from the tensors of `attempt_outside`."""
     del theta
     scalars = [backend.scalar(numbers[i]) for i in range(7)]
     square, promise, guess, products, leaves, is_bent, loss = scalars
@@ -182,13 +183,13 @@ def _path(
         state: the state.
         hvp: the matrix.
         precondition: the preconditioner.
-        free: a vector without its entries of parameters that are held.
+        free: function that sets a vector's entries of held parameters to zero.
     """
     units, one = state.units, constant(1, like=state.loss)
 
     def product(vector: Tensor) -> Tensor:
         vector = vector * units
-        # In the model's own dtype a short vector would be lost.
+        # In the model's own dtype a short vector could underflow.
         size = norm(vector)
         size = where(size > 0, size, one)
         return free(hvp(state.theta, vector / size) * units * size)

@@ -7,12 +7,13 @@ import numpy as np
 from kormos.types import Vector
 
 # The diagonal is estimated from this many products. Our choice: the error falls
-# as one over the square root of it, and the diagonal is only a scale.
+# with the square root of the number, and the diagonal only serves as a scale.
 PROBES = 8
-# An estimate is repeated while one entry of the scaled matrix is more than
-# this many times another, but only so often. Our choice: each time halves the
-# number of digits by which entries are apart, so these are enough for units of
-# any size, and the estimates themselves are wrong by a few times.
+# An estimate is repeated while one entry of the scaled matrix is more than the
+# first number times another, but at most as often as the second number. Our
+# choice: an estimate may itself be wrong by a factor of a few. Each repetition
+# halves the number of digits by which entries differ, so these are enough for
+# units of any size.
 _UNEVEN, _MOST_PASSES = 100.0, 8
 
 
@@ -23,8 +24,8 @@ def diagonal(product: Callable[[Vector], Vector], size: int) -> Vector:
     Kokiopoulou and Y. Saad, "An estimator for the diagonal of a matrix", Appl.
     Numer. Math. 57, 2007, after Hutchinson. An entry counts as at least its own
     uncertainty, which comes from the other entries of its row. In the
-    parameters' own units a small effect would be lost in the noise of a large
-    one. So the matrix is scaled by an estimate and estimated again, until it is
+    parameters' own units, the noise from large entries would hide small ones.
+    So the matrix is scaled by an estimate and estimated again, until it is
     nearly even.
 
     Args:

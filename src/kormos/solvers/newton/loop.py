@@ -26,16 +26,17 @@ from kormos.solvers.quasi_newton.state import Limits
 from kormos.solvers.quasi_newton.state import State
 from kormos.types import Vector
 
-# Up to so many parameters get new units, where most columns of J differ by more
-# than the factor. Our choice: those of a regression have units of their own. In
-# a network, short columns may be those of parameters that do nothing: with the
-# new units, a network of 4,810 on digits makes no progress, and Poisson's
-# equation by 10,065 ends at a loss that is thirty times as large.
+# Up to this many parameters get new units, if most columns of J differ by more
+# than the second factor. Our choice: the parameters of a regression have
+# different units. In a network, short columns may belong to parameters without
+# effect: with new units, a network of 4,810 parameters on digits makes no
+# progress, and Poisson's equation with 10,065 ends at a loss that is thirty
+# times as large.
 _MOST, _APART = 1_000, 1e3
 
 
 class NewtonLoop(CompiledLoop):
-    """The compiled loop, which makes products with a matrix too."""
+    """The compiled loop, which also makes products with a matrix."""
 
     _curvature: NewtonMethod
 
@@ -96,9 +97,9 @@ def product_of(problem: Problem, is_gauss_newton: bool) -> Product:
 def units_at(problem: Problem, method: NewtonMethod, theta: Vector) -> Vector:
     """Units of the parameters for a run that begins at a point.
 
-    The columns of J are about equally long in them, where these are few and of
-    very different lengths. A Hessian may have negative entries on its diagonal,
-    and tells no units.
+    In these units, the columns of J have about the same length. They are only
+    used where J has few columns of very different lengths. A Hessian gives no
+    units, because its diagonal may have negative entries.
     """
     units = np.ones_like(theta)
     if not method.is_gauss_newton or theta.size > _MOST:
@@ -112,7 +113,7 @@ def units_at(problem: Problem, method: NewtonMethod, theta: Vector) -> Vector:
     squares = diagonal(product, theta.size)
     if not np.isfinite(squares).all():
         return units
-    # A column below the rounding of the longest one is no column.
+    # A column shorter than the rounding of the longest one does not count.
     known = squares > 2.0**-104 * squares.max()
     if not known.any():
         return units

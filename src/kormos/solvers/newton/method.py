@@ -1,4 +1,4 @@
-"""What the trust-region Newton method knows, beside a point."""
+"""The state of the trust-region Newton method, besides a point."""
 
 from typing import NamedTuple
 
@@ -14,8 +14,8 @@ from kormos.types import Scalar
 from kormos.types import Vector
 
 # The size of the preconditioner where it knows nothing. Our choice: with the
-# usual one the radius holds flat directions back, and a network's loss falls
-# half as far in the same number of steps.
+# usual size, the radius makes steps in flat directions too short, and a
+# network's loss falls half as far in the same number of steps.
 _SCALING = "geometric"
 
 
@@ -25,10 +25,10 @@ PAIRS, MOST_PRODUCTS = 20, 200
 
 
 class Known(NamedTuple):
-    """What is known, but for the pairs.
+    """What is known, apart from the pairs.
 
     Attributes:
-        memory: that of the preconditioner.
+        memory: the middle matrix of the preconditioner.
         radius: the longest step, in the norm of the preconditioner's inverse,
             scalar.
         products: Hessian products so far, int32.

@@ -33,7 +33,7 @@ class NewtonStep:
 
         Args:
             theta: the start.
-            earlier: the `SolverState` to go on from, or `None`.
+            earlier: the `SolverState` to continue from, or `None`.
 
         Returns:
             Whether the loss and its gradient are finite there.
@@ -54,8 +54,8 @@ class NewtonStep:
         return int(self._state.status) != NON_FINITE
 
     def step(self) -> Vector:
-        """Goes one step; the point, the old one if no step lowers the loss."""
-        # Tests of convergence say nothing of all of the data.
+        """Makes a step; returns the point, the old one if no step gains."""
+        # A test of convergence on a batch says nothing about all of the data.
         self._loop.replace(status=np.int32(RUNNING))
         first = int(self._state.iterations)
         while (
@@ -78,7 +78,7 @@ class NewtonStep:
         return self._loop.state
 
     def _advance(self) -> None:
-        """One evaluation, which is counted."""
+        """Makes one evaluation, and counts it."""
         problem, before = self._problem, self._state
         tolerances = (0.0, 0.0, 0.0, problem.evaluation_eps, -np.inf)
         with backend.float64():

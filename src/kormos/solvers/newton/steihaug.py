@@ -4,12 +4,13 @@ Nocedal and Wright, "Numerical Optimization", 2nd edition, algorithm 7.2 (T.
 Steihaug, SIAM J. Numer. Anal. 20(3), 1983), with a preconditioner H. Differs
 from it in:
 
-1. lengths are those of the norm of the inverse of H, in which the iterates
-   grow. They follow from numbers that the iteration has anyway: A. R. Conn, N.
-   I. M. Gould and P. L. Toint, "Trust-Region Methods", 2000, section 7.5.1;
-2. it ends where one more product would add little to the predicted decrease
-   (S. G. Nash and A. Sofer, Oper. Res. Lett. 9(4), 1990). The gradient that is
-   left says little of that where parameters are badly scaled.
+1. lengths are measured in the norm of the inverse of H, in which the iterates
+   grow. They follow from numbers that the iteration computes anyway: A. R.
+   Conn, N. I. M. Gould and P. L. Toint, "Trust-Region Methods", 2000, section
+   7.5.1;
+2. it ends where one more product would add little to the predicted decrease (S.
+   G. Nash and A. Sofer, Oper. Res. Lett. 9(4), 1990). The size of the remaining
+   gradient says little about that where parameters are badly scaled.
 """
 
 from collections.abc import Callable
@@ -27,8 +28,8 @@ from kormos.types import Tensor
 
 # The method ends where the latest product's part of the predicted decrease,
 # times the number of products, is below this. Our choice: Nash and Sofer have
-# 0.5. Predictions of networks hold for longer steps, to which a smaller part
-# leads, and far smaller ones only add products.
+# 0.5. A smaller number leads to longer steps, for which the predictions of
+# networks still hold; a far smaller one only adds products.
 _LEAST_PART = 1e-3
 
 
@@ -39,12 +40,12 @@ class Path(NamedTuple):
         step: the step so far, `(size,)`.
         residual: the gradient of the model there, `(size,)`.
         search: the next direction, `(size,)`.
-        square: of the length of the step, scalar.
-        cross: the product of step and direction in that norm, scalar.
-        search_square: of the length of the direction, scalar.
+        square: the square of the length of the step, scalar.
+        cross: the inner product of step and direction in that norm, scalar.
+        search_square: the square of the length of the direction, scalar.
         slope: minus the slope along the direction, scalar.
         promise: the decrease that the model predicts, scalar.
-        products: how many were made, a float scalar.
+        products: the number of products that were made, a float scalar.
         leaves: whether the step is as long as the radius, bool scalar.
         ends: whether it is the last iterate, bool scalar.
     """
@@ -72,8 +73,7 @@ def step_within(
 ) -> tuple[Path, Scalar]:
     """A step that lowers the model g'p + p'Bp / 2 within a radius.
 
-    Where a direction of negative or no curvature is met, it goes along that to
-    the radius.
+    Along a direction of negative or no curvature, the step goes to the radius.
 
     Args:
         radius: the longest step, scalar.
@@ -93,7 +93,7 @@ def step_within(
     def advance(path: Path) -> Path:
         image = product(path.search)
         bend = dot(path.search, image)
-        # Where a product is NaN, the direction itself may still be of use.
+        # Where a product is NaN, the direction itself may still be useful.
         bend = where(bend == bend, bend, zero)
         is_convex = bend > 0
         one = constant(1, like=bend)
@@ -148,7 +148,7 @@ def step_within(
 
 
 def _to_radius(path: Path, radius: Scalar) -> Scalar:
-    """How far the search direction goes until the step is as long as that."""
+    """The factor of the search direction at which a step meets the radius."""
     left = larger(radius * radius - path.square, path.square * 0)
     root = (path.cross**2 + path.search_square * left) ** 0.5
     return left / (path.cross + root)

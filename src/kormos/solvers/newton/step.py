@@ -8,12 +8,13 @@ steps. Differs from it in:
    or of a trial, so that the model is traced once;
 2. the radius is measured in the norm of the preconditioner's inverse, which
    changes from step to step. A step's length in the new norm is known, because
-   L-BFGS maps the change of the gradient to the step: the radius changes alike;
+   L-BFGS maps the change of the gradient to the step. The radius is changed by
+   the same factor;
 3. where the predicted decrease is close to the rounding of the loss, the slopes
    at both ends of a step say whether the loss falls;
-4. no end is decided here: `quasi_newton/claims.py` tries again with a cleared
-   memory;
-5. within bounds every decrease is accepted, because the model knows nothing of
+4. this loop does not decide whether a run ends: `quasi_newton/claims.py` tries
+   again with a cleared memory;
+5. within bounds every decrease is accepted, because the model does not include
    the projection of the step.
 """
 
@@ -53,8 +54,8 @@ from kormos.types import Scalar
 from kormos.types import Structure
 from kormos.types import Tensor
 
-# Algorithm 4.1's eta, and the parts of the prediction below and above which the
-# radius changes, with its own factors.
+# eta of algorithm 4.1, and the parts of the prediction below and above which
+# the radius changes, with the algorithm's factors.
 _LEAST_RATIO, _POOR, _GOOD = 1e-4, 0.25, 0.75
 _SHRINK, _GROW = 0.25, 2.0
 # Below this many times the loss's rounding, a decrease is judged by slopes. Our
@@ -71,7 +72,8 @@ class _Trial(NamedTuple):
     Attributes:
         made: how it was found.
         ratio: the decrease of the loss over the predicted one, scalar.
-        promise: the decrease that is predicted without the radius, scalar.
+        promise: the decrease that is predicted for a step without a radius,
+            scalar.
         step: the step in units, `(size,)`.
         change: the change of the gradient in units, `(size,)`.
     """
@@ -95,8 +97,8 @@ def advance(
     Args:
         method: the method.
         region: where it may evaluate.
-        attempt: function of a state that makes the next step and evaluates
-            where it ends; of one that is `STARTING`, its `theta`.
+        attempt: function of a state that makes the next step and evaluates the
+            loss after it; if the state is `STARTING`, it evaluates its `theta`.
         limits: what ends the call.
         state: the state. If it is `STARTING`, only its `theta` is evaluated.
 
@@ -242,7 +244,7 @@ def _arrive(
         pairs=where(begins, none, state.pairs + where(good, none + 1, none)),
         iterations=state.iterations + where(is_start, none, none + 1),
     )
-    # Within a radius, a prediction says little of what lies beyond.
+    # A prediction within the radius says little about what lies beyond it.
     trusted = both(~is_start, ~trial.made.leaves)
     arrived = judge(limits, state, arrived, is_start, largest(pull), trusted)
     moved = norm(theta - state.theta)
@@ -266,7 +268,7 @@ def _radius(radius: Scalar, trial: _Trial, good: Scalar) -> Scalar:
     radius = where(trial.ratio < _POOR, length * _SHRINK, radius)
     curvature = dot(trial.step, trial.change)
     one = constant(1, like=length)
-    # A step that was projected has another length than the path.
+    # A projected step does not have the length of the path.
     good = both(good, ~trial.made.is_bent)
     anew = where(good, curvature, one) ** 0.5
     return radius * where(good, anew / length, one)

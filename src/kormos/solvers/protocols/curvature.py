@@ -1,4 +1,4 @@
-"""What a compiled method knows of the curvature."""
+"""What a compiled method knows about the curvature."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ class Curvature(Method, Protocol):
         """
 
     def product(self, store: Any, known: Any, vector: Tensor) -> Tensor:
-        """H times a vector `(size,)`, with what waits to be settled."""
+        """H times a vector `(size,)`; H includes pending changes."""
 
     def settle(self, store: Any, known: Any) -> tuple[Any, Any]:
         """Moves pending changes from `known` into the store.

@@ -36,7 +36,8 @@ class LocalModel(Protocol):
         """The decrease that the undamped step predicts; `None` if unknown.
 
         Args:
-            enough: a decrease above which less than all of it may be told.
+            enough: if the decrease is above this, a smaller number above it may
+                be returned.
         """
 
     def damped(self, damping: float) -> Step:
@@ -47,7 +48,7 @@ class LocalModel(Protocol):
 
         Args:
             radius: the longest scaled length.
-            guess: a damping to search from, that of the step before; or zero.
+            guess: a damping to search from: that of the step before, or zero.
         """
 
     def scaled(self, step: Vector) -> float:
@@ -65,11 +66,11 @@ class Damping(Protocol):
     """How far damped Gauss-Newton steps go, from one step to the next.
 
     Attributes:
-        damping: the damping of the latest step, as it is saved.
-        radius: the longest scaled step, as it is saved; zero if the rule has
-            no radius.
-        is_guess: whether the parameters at the start did not say how long the
-            first step may be, and no step was taken yet.
+        damping: the damping of the latest step, for the saved state.
+        radius: the longest scaled step, for the saved state; zero if the rule
+            has no radius.
+        is_guess: whether the radius is still a guess: no step was taken yet,
+            and the parameters at the start do not tell how long it may be.
     """
 
     damping: float
@@ -124,9 +125,10 @@ class Squares(NamedTuple):
     Attributes:
         errors: the number of errors e with a weight u above zero.
         weight: the mean of these weights.
-        log_weights: the sum of the logarithms of these weights over the mean.
-        total: the sum, from first and second derivatives in the outputs; it
-            is the loss if the loss is a sum of squares.
+        log_weights: the sum of the logarithms of these weights divided by their
+            mean.
+        total: the sum, computed from first and second derivatives in the
+            outputs; it equals the loss if that is a sum of squares.
         loss: the loss.
     """
 

@@ -91,7 +91,7 @@ class ComparableObjective(Protocol):
 
     @property
     def evaluation_eps(self) -> float:
-        """The spacing of numbers near one in the evaluation's dtype."""
+        """The machine epsilon of the evaluation's dtype."""
 
     @property
     def storage_eps(self) -> float:
@@ -127,7 +127,8 @@ class ProblemObjective(ComparableObjective, Protocol):
     def readings(self) -> int:
         """How many numbers `traceable` returns besides loss and gradient.
 
-        Solvers hand them on with an iterate; they are metrics of a model, say.
+        They are metrics of a model, for example. Solvers pass them on with an
+        iterate.
         """
 
     def name_of(self, index: int) -> str:
@@ -149,7 +150,7 @@ class ProblemObjective(ComparableObjective, Protocol):
         """The Gauss-Newton matrix of the loss."""
 
     def in_memory(self) -> Self:
-        """The same loss; of the first rows alone if data are streamed."""
+        """The same loss; of the first rows only if data are streamed."""
 
     def in_float64(self) -> ProblemObjective:
         """The same loss, evaluated in float64."""
@@ -169,7 +170,7 @@ class ProblemObjective(ComparableObjective, Protocol):
         """A function `(theta, vector, *arguments)`: the Hessian times it."""
 
     def traceable_gauss_newton(self) -> Callable[..., Tensor]:
-        """As `traceable_hvp`, with the Gauss-Newton matrix."""
+        """Like `traceable_hvp`, with the Gauss-Newton matrix."""
 
     def compiled_loop(
         self, key: Hashable, fn: Callable[..., Structure]
@@ -191,7 +192,7 @@ class ProblemObjective(ComparableObjective, Protocol):
 
 
 class PartsObjective(ProblemObjective, Protocol):
-    """A loss of weights in two parts, as `objective/l1.py` has it."""
+    """A loss of weights in two parts: see `objective/l1.py`."""
 
     def parts_of(self, theta: Vector) -> Vector:
         """The vector of a point."""

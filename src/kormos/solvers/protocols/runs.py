@@ -1,4 +1,4 @@
-"""What a solver is given, tells, and returns."""
+"""The solver protocol, and the records that solvers exchange with sessions."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ class Iterate(NamedTuple):
         logs: numbers of the method for the History, by name.
         is_penalized: whether the method minimizes the loss and a penalty of its
             own, so that an earlier point with a lower loss is no better.
-        readings: what the objective has computed there besides, from the same
-            pass over the data: float64 array of shape `(readings,)`; `None` if
-            it has to be asked for them.
+        readings: other numbers that the objective has computed there, in the
+            same pass over the data: float64 array of shape `(readings,)`;
+            `None` if they are not at hand.
     """
 
     theta: Vector | None
@@ -94,7 +94,7 @@ class Solver(Protocol):
             problem: the loss, its derivatives and its limits.
             theta: the start, float64 array of shape `(size,)`.
             state: the state of an earlier run to continue from, or `None`.
-            observer: told of the start and of every accepted iterate.
+            observer: is called at the start and after every accepted iterate.
 
         Returns:
             An `Outcome`, with the new state in it.
@@ -105,7 +105,7 @@ class Tolerances(Protocol):
     """The tolerances of one of kormos' own methods, all relative.
 
     Attributes:
-        gtol: on what a model of the loss predicts.
+        gtol: on the decrease that a model of the loss predicts.
         ftol: on the decrease of the loss.
         xtol: on the length of a step.
     """

@@ -1,4 +1,4 @@
-"""A point at which a quasi-Newton run arrives, and its course from there."""
+"""Records of a point that a quasi-Newton run reaches and of its next search."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -33,11 +33,11 @@ class Evaluation(NamedTuple):
 
 
 class Arrival(NamedTuple):
-    """An evaluation at which a run arrives.
+    """The evaluation of a point that a run accepts.
 
     Attributes:
         is_start: whether it is the start, rather than an accepted trial.
-        good: whether the step there shows the curvature, beyond rounding.
+        good: whether the step there shows a curvature beyond rounding.
         theta: the point, `(size,)`.
         loss: the loss there, scalar.
         grad: the gradient there, `(size,)`.
@@ -52,10 +52,11 @@ class Arrival(NamedTuple):
     readings: Tensor | None = None
 
     def row(self, cells: Sequence[Scalar], rows: Tensor) -> Tensor:
-        """A row of `State.rows`: its cells, and then the readings.
+        """A row of `State.rows`: the cells, and then the readings.
 
-        The readings of an evaluation outside of the compiled loop are NaN. They
-        are not read, because the objective keeps its latest evaluations.
+        For an evaluation outside of the compiled loop, the readings are NaN.
+        They are not read then, because the objective keeps its latest
+        evaluations.
         """
         row = stack([to_float(cell, like=self.loss) for cell in cells])
         count, readings = rows.shape[1] - len(cells), self.readings
@@ -71,15 +72,17 @@ class Arrival(NamedTuple):
 
 
 class Course(NamedTuple):
-    """Where a run goes from a point; in the units of the parameters.
+    """The next search of a run, in the units of the parameters.
 
     Attributes:
         known: what is known of the curvature.
         direction: the direction of the next search, `(size,)`.
         slope: the directional derivative along it, scalar.
-        far: how far along the gradient the loss would fall to zero, scalar.
+        far: the distance along the gradient at which a linear loss would be
+            zero, scalar.
         begins: whether the memory was cleared, bool scalar.
-        lost: whether that was because the direction was of no use, bool scalar.
+        lost: whether it was cleared because the direction was useless, bool
+            scalar.
     """
 
     known: Structure

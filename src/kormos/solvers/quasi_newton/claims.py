@@ -34,16 +34,18 @@ _CLAIMS = (
     states.LINE_SEARCH,
 )
 
-# If more than this part of the loss is predicted, the loss is on its way to
-# zero, and something is left at every point. Newton steps are not tried then.
+# If more than this part of the loss is predicted as a decrease, the loss falls
+# towards zero, and every point leaves something to gain. Newton steps are not
+# tried then.
 _MOST_LEFT = 1e-3
-# If the loss rounds by much, there is one longer trial, of this number of
-# evaluations more for each parameter. Our choice: fewer may again gain less
-# than the rounding, and more take longer at the end of each such run.
+# If the loss has a large rounding, there is one longer trial, with this number
+# of additional evaluations for each parameter. Our choice: with fewer the trial
+# may again gain less than the rounding, and more take longer at the end of each
+# such run.
 _LONGER = 2
 # A run ends after this many claims in a row that did not hold, if together they
-# lowered the loss by no more than the second part of it. Our choice: it bounds
-# the time of a run that gains almost nothing, forever.
+# lowered the loss by no more than the second part of it. Our choice: otherwise
+# a run that gains almost nothing could go on forever.
 _MOST_IN_VAIN, _LEAST_IN_ALL = 50, 1e-3
 
 
@@ -108,7 +110,7 @@ class Claims:
         return None
 
     def _is_in_vain(self) -> bool:
-        """Whether many claims that did not hold have led nowhere."""
+        """Whether many claims that did not hold have gained almost nothing."""
         loss = float(self._state.loss)
         self._claimed_losses.append(loss)
         if len(self._claimed_losses) <= _MOST_IN_VAIN:
@@ -179,13 +181,13 @@ class Claims:
         )
 
     def _begin(self) -> None:
-        """Begins to try what the state claims."""
+        """Begins to verify what the state claims."""
         kept = self._loop.copy()
         claim = self._claim_here(kept)
         if self._is_promising(float(self._state.search.promise)):
             self._rounding.measure(claim)
             if self._rounding.has_grown and kept is not None:
-                # The line search only has to know of it from now on.
+                # The line search uses it from now on, and no trial is needed.
                 self._loop.search_again(kept)
                 return
         self._claim, self._is_tried, self._promises = claim, True, []
@@ -204,7 +206,8 @@ class Claims:
         if not is_known and self._is_promising(max(self._promises)):
             self._rounding.measure(self._claim)
             if is_start and self._rounding.has_shrunk:
-                # The search gave up because of a rounding that is not there.
+                # The search gave up because it took the rounding for larger
+                # than it is.
                 self._units = [np.ones(self._problem.size)]
         may_go_on = self._problem.spent() is None
         if self._units and may_go_on:
@@ -296,7 +299,7 @@ class Claims:
         self._loop.replace(
             **kept._replace(
                 theta=theta,
-                # A later run then computes its direction again.
+                # This makes a later run compute its direction again.
                 grad=np.zeros_like(theta),
                 iterations=self._state.iterations,
                 evaluations=self._state.evaluations,

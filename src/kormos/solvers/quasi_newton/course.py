@@ -1,4 +1,4 @@
-"""The direction of a quasi-Newton run from a point, and the first trial."""
+"""The direction of a quasi-Newton run at a point, and the first trial."""
 
 from kormos.arithmetic.scalars import both
 from kormos.arithmetic.scalars import cond
@@ -21,20 +21,21 @@ from kormos.types import Structure
 from kormos.types import Tensor
 
 # The memory is cleared if losses along a direction were infinite, and the
-# search took less than this part of it. Our choice: the next direction would be
-# about as much too long, but clearing costs what the curvature knows.
+# search accepted a step of less than this part of it. Our choice: the next
+# direction would again be about that much too long, but clearing loses what is
+# known of the curvature.
 _BLOCKED = 0.1
 
 # A search first tries at least this part of a direction. Our choice: a smaller
 # part gives up more of a good direction after a step that gained little.
 _SHORTEST = 0.05
 
-# A probe is this power of the loss's rounding, beside the nearer of two
-# lengths. Our choice: shorter probes are lost in rounding more often, longer
-# ones may leave the region of that curvature.
+# A probe is this power of the loss's rounding, times the shorter of two
+# lengths. Our choice: shorter probes are lost in rounding more often, and
+# longer ones may leave the region where the curvature is the same.
 _PROBE_POWER = 1 / 3
 
-# A slope below this part of what its two vectors could make is rounding.
+# A slope below this part of the product of its two vectors' norms is rounding.
 _ROUNDING = 2.0**-52
 
 
@@ -45,7 +46,7 @@ def course_from(
     store: Structure,
     arrival: Arrival,
 ) -> Course:
-    """The direction from a point, of the curvature or along the gradient."""
+    """The direction from a point, quasi-Newton's or minus the gradient."""
     is_start, good, theta, loss, grad, _ = arrival
     moved, units = theta - state.theta, state.units
     step, change = moved / units, (grad - state.grad) * units
@@ -107,9 +108,9 @@ def first_trial_of(gain: Scalar, slope: Scalar, one: Scalar) -> Scalar:
 
 
 def far_from(theta: Tensor, loss: Scalar, grad: Tensor, size: Scalar) -> Scalar:
-    """How far along the gradient a straight loss falls to zero, a scalar.
+    """The distance along the gradient at which a linear loss is zero, a scalar.
 
-    If the loss is zero, the size of the parameters that the gradient moves.
+    If the loss is zero: the size of the parameters that the gradient moves.
     """
     one = constant(1, like=loss)
     far = abs(loss) / where(size > 0, size, one)
@@ -129,8 +130,8 @@ def probe_of(
 ) -> Scalar:
     """The part of a direction over which its curvature is probed.
 
-    It is short beside two lengths: `far`, and the size of the parameters that
-    the direction moves.
+    It is short compared with two lengths: `far`, and the size of the parameters
+    that the direction moves.
     """
     one = constant(1, like=far)
     length = norm(direction)

@@ -41,15 +41,15 @@ from kormos.types import Tensor
 
 # SSBroyden's formulas divide by a = b h - 1. It is zero if Hy and s are
 # parallel, and then the whole family makes the same update. Below this value a
-# counts as zero. Our choice, some thousand roundings of b h.
+# counts as zero. Our choice: about a thousand roundings of b h.
 _ZERO = 1e-12
 
-# tau and phi from b, h and the number of parameters.
+# A function of b, h and the number of parameters that returns tau and phi.
 Factors = Callable[[Scalar, Scalar, int], tuple[Scalar, Scalar]]
 
 
 class PendingUpdate(NamedTuple):
-    """A change of H that is yet to be made.
+    """A change of H that has not been made yet.
 
     Attributes:
         is_due: whether there is one, bool scalar.

@@ -32,13 +32,13 @@ from kormos.types import Tensor
 from kormos.types import Vector
 
 # A state of more bytes than this is not copied before its memory is cleared.
-# Our choice: a copy takes as much memory once more, and only saves a later run
+# Our choice: a copy takes the same memory again, and only saves a later run
 # from learning the curvature again.
 _MOST_COPIED = 2**28
 
-# After the memory is cleared this many searches probe first. Our choice: a
-# stiff direction hides the curvature along others, so one probe is not enough,
-# and each one takes an evaluation.
+# After the memory is cleared, this many searches begin with a probe. Our
+# choice: one probe is not enough, because a stiff direction hides the curvature
+# along others; each probe takes an evaluation.
 _PROBES = 4
 
 
@@ -51,10 +51,10 @@ class CompiledLoop:
         state: the state to begin from, of NumPy arrays.
 
     Attributes:
-        state: the present state, its scalars NumPy's.
+        state: the present state, with NumPy scalars.
         is_stepped: whether evaluations are made outside of the compiled
-            function. A call then ends where one is due, and the next call is
-            given its result.
+            function. A call then ends where it needs an evaluation, and the
+            next call receives the result.
     """
 
     is_stepped: bool
@@ -108,12 +108,13 @@ class CompiledLoop:
         packed = self._advance(
             self._packed, np.array(tolerances), counts, *self._box, *arguments
         )
-        # JAX computes later, and raises an error when the result is read.
+        # JAX computes asynchronously, and raises an error when the result is
+        # read.
         return unpack(on_host(packed), self._frame), packed
 
     @property
     def _is_used_up(self) -> bool:
-        """Whether JAX has given the state's memory to a call that failed."""
+        """Whether JAX has donated the state's memory to a call that failed."""
         arrays = self._packed.arrays
         return any(a.is_deleted() for a in arrays if hasattr(a, "is_deleted"))
 
@@ -237,10 +238,11 @@ class CompiledLoop:
         self._advance = problem.objective.compiled_loop(key, advance)
 
     def _functions(self) -> tuple[Sequence[Callable[..., Any]], Any]:
-        """The functions that a pass calls, with `(theta, ..., *arguments)`.
+        """The functions of `(theta, ..., *arguments)` that a pass calls.
 
         Returns:
-            The functions, loss and gradient first, and the arguments.
+            The functions, beginning with that of loss and gradient, and the
+            arguments.
         """
         value_and_grad, arguments = self._problem.objective.traceable()
         return (value_and_grad,), arguments
@@ -248,15 +250,15 @@ class CompiledLoop:
     def _outside(
         self,
     ) -> tuple[Sequence[Callable[..., Any]], Callable[[State], Any]]:
-        """What a pass is given where evaluations are made outside of it.
+        """The same for evaluations that are made outside of the compiled pass.
 
         Returns:
-            Functions as those of `_functions`, and what makes their further
-            arguments from a state.
+            The functions, and a function that makes their arguments from a
+            state.
         """
         return (_as_given,), functools.partial(_evaluated, self._problem)
 
-    # A static method: a compiled function outlives the loop.
+    # A static method, because the compiled function outlives the loop.
     @staticmethod
     def _on(
         curvature: Any,
@@ -277,12 +279,12 @@ class CompiledLoop:
 
 
 def _region(sides: tuple[Tensor, ...]) -> Region:
-    """The region within bounds, which may be none."""
+    """The region within the bounds; everywhere without bounds."""
     return Box(*map(as_tensor, sides)) if sides else Everywhere()
 
 
 def _as_given(theta: Tensor, *found: Tensor) -> Evaluation:
-    """What was evaluated outside, and where.
+    """The point that was evaluated outside, and the result.
 
     A compiled function may round `theta` differently, to a point at which the
     loss was not evaluated.
@@ -293,8 +295,8 @@ def _as_given(theta: Tensor, *found: Tensor) -> Evaluation:
 
 def _evaluated(problem: Problem, state: State) -> tuple[Tensor, ...]:
     """The evaluation that a state waits for, as tensors."""
-    # Both are NumPy's: in a state that was read from a file, only some of the
-    # vectors are tensors.
+    # Both become NumPy arrays: in a state from a file, only some of the vectors
+    # are tensors.
     state = state._replace(
         theta=to_array(state.theta), direction=to_array(state.direction)
     )

@@ -113,7 +113,7 @@ class QuasiNewtonEnd:
     def _name_tolerance(
         self, outcome: Outcome, claim: Claim, promise: float
     ) -> None:
-        """Names the user's own tolerance, if that is what is met."""
+        """Names the user's own tolerance, if the run met it."""
         if promise <= self.tolerance * abs(outcome.loss):
             share = promise / (abs(outcome.loss) or 1.0)
             outcome.test, outcome.value = "gtol", share**0.5

@@ -1,4 +1,4 @@
-"""A solver's state in few arrays: each argument of a call takes time."""
+"""Packs a solver's state into few arrays, because each argument takes time."""
 
 from typing import Any
 from typing import NamedTuple

@@ -15,16 +15,17 @@ _KNOWN = "curvature."
 
 
 def is_limited(state: SolverState) -> bool:
-    """Whether a state is one of L-BFGS without constraints."""
+    """Whether a state comes from L-BFGS without constraints."""
     if not state.key.startswith(_LIMITED):
         return False
     return f"{_KNOWN}inverse" in state.arrays()
 
 
 def as_dense(state: SolverState, method: Dense) -> SolverState:
-    """A state of L-BFGS as one of a dense method.
+    """Converts a state of L-BFGS to one of a dense method.
 
-    Point, gradient and line search stay, and the next direction is the same.
+    The point, the gradient, the line search and the next direction stay the
+    same.
 
     Args:
         state: the state of L-BFGS.
@@ -53,7 +54,7 @@ def inverse_hessian(arrays: dict[str, Array]) -> Matrix:
     """The matrix H of `lbfgs_curvature`, `(size, size)`.
 
     Args:
-        arrays: those of a state of L-BFGS.
+        arrays: the arrays of a state of L-BFGS.
     """
     blocks: list[Array] = []
     while f"{_STORE}.{len(blocks)}" in arrays:

@@ -14,10 +14,10 @@ Differs from it in:
 2. S'y and Y'y are differences of S'g and Y'g at two points, so that an
    iteration reads the pairs twice;
 3. the pairs lie in blocks, and blocks that are still empty are not read: a
-   short run only pays for the pairs that it has;
+   short run only takes the time for its own pairs;
 4. gamma lies between s'y / y'y and |s| / |y|, the geometric mean of the two
    lengths of Barzilai and Borwein. The mean takes far fewer evaluations on
-   networks, but many trials where it is too long. So gamma follows the steps
+   networks, but many trials where it is too large. So gamma adapts to the steps
    that the line search accepts.
 """
 
@@ -53,7 +53,7 @@ _BLOCK = 26
 # and by the square of the step's length after a shorter one. Our choice: a
 # larger factor takes fewer iterations, and more evaluations in each.
 _GROWTH = 4 / 3
-# A step that is shorter than one by at most this counts as a whole step.
+# A step of at least one minus this counts as a whole step.
 _ROUNDING = 1e-6
 
 
@@ -68,7 +68,8 @@ class MiddleMatrix(NamedTuple):
         scale: gamma, scalar.
         place: the free slot, where the next pair goes, int32.
         used: the number of slots that have held a pair, int32.
-        products: of all `s` and `y` with the gradient, `(slots, 2)`.
+        products: the products of all `s` and `y` with the gradient, `(slots,
+            2)`.
     """
 
     inverse: Tensor
@@ -83,14 +84,14 @@ class MiddleMatrix(NamedTuple):
 class LimitedMemory:
     """The curvature of L-BFGS, as `protocols.Curvature`.
 
-    The store has a slot for each pair `s, y` and a free one, in blocks, each
-    of shape `(slots, 2, size)`. Where it is spread over devices, each has a
-    part of every vector, and zeros at the end make them longer than `size`.
+    The store has a slot for each pair `s, y` and a free one, in blocks, each of
+    shape `(slots, 2, size)`. If it is spread over devices, each device has a
+    part of every vector, and the vectors are padded with zeros.
 
     Args:
         memory: the number of pairs.
         scaling: `"usual"` for gamma = s'y / y'y, `"geometric"` for |s| / |y|,
-            `"adaptive"` for what lies between.
+            `"adaptive"` for a gamma between the two.
         is_spread: whether to spread the store over the devices.
     """
 
@@ -151,7 +152,7 @@ class LimitedMemory:
             return block
         is_spread, pair = _is_spread(block, pair), _as_long_as(block, pair)
         slot = where(has_it, slot, slot * 0)
-        # A single write: with two of them XLA would copy the block.
+        # A single write, because with two of them XLA would copy the block.
         block = backend.set_row(block, slot, where(has_it, pair, block[slot]))
         return backend.keep_spread(block) if is_spread else block
 
@@ -233,7 +234,8 @@ class LimitedMemory:
         none = ops.zeros_like(with_s)
         place, free = known.place, known.place + 1
         free = where(free < self._slots, free, constant(0, like=free))
-        # Rows and columns of a free slot are zero, of this one until now too.
+        # The rows and columns of a free slot are zero; so were those of this
+        # slot.
         inverse = backend.set_row(known.inverse, free, none)
         inverse = backend.set_column(inverse, free, none)
         filled = matvec(inverse, with_s) / -sy
@@ -275,12 +277,12 @@ class LimitedMemory:
 
 
 def _is_spread(block: Tensor, vectors: Tensor) -> bool:
-    """Whether a block of the store, unlike some vectors, is spread."""
+    """Whether a block of the store is spread over devices, unlike vectors."""
     return bool(block.shape[-1] > vectors.shape[-1])
 
 
 def _as_long_as(block: Tensor, vectors: Tensor) -> Tensor:
-    """Vectors, with zeros at the end if those of a block have some."""
+    """Vectors, padded with zeros to the length of those of a block."""
     if not _is_spread(block, vectors):
         return vectors
     before = [(0, 0)] * (len(vectors.shape) - 1)

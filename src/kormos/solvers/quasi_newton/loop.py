@@ -26,13 +26,14 @@ from kormos.types import Vector
 
 _NO_LIMIT = 2**31 - 1
 
-# A call lasts so many seconds, unless one iteration takes longer, and makes at
-# most so many times the iterations of the one before. Our choice: an interrupt
-# and a line of progress wait for the end of a call.
+# A call lasts about this many seconds, unless one iteration takes longer, and
+# makes at most the second number times the iterations of the call before. Our
+# choice: interrupts and the progress line wait for the end of a call.
 _CALL, _LONGER = 0.1, 8
-# A resumed run takes these from the evaluation at its start, and all else from
-# the earlier run: what is computed again may differ by a rounding, or forget
-# what happened before. JAX has used up the memory of the earlier store.
+# A resumed run takes these fields from the evaluation at its start, and all
+# others from the earlier run, because values that are computed again may differ
+# by rounding or lack what happened before. JAX has donated the memory of the
+# earlier store.
 _OF_THE_START = "store", "rows", "status", "value", "evaluations", "latest"
 
 
@@ -66,7 +67,7 @@ class QuasiNewtonRun:
         Args:
             method: the method of curvature.
             state: the `State` to begin from.
-            earlier: the state of an earlier run that it is, or `None`.
+            earlier: the earlier run's state from which it was made, or `None`.
 
         Returns:
             An `Outcome`.
@@ -142,7 +143,7 @@ class QuasiNewtonRun:
     def _next_goal(self, first: int) -> int:
         """The count of iterations after which to look again."""
         problem, goal = self._problem, self._goal
-        # Looks are due at every multiple of the stride.
+        # The run is looked at after every multiple of the stride.
         due = problem.stride - (goal - first) % problem.stride
         goal += due if self._loop.is_stepped else min(due, self._burst.count)
         most = problem.budget.iterations
@@ -152,7 +153,7 @@ class QuasiNewtonRun:
         spent = int(self._state.evaluations)
         tolerances, evaluations = self._limits(spent)
         if self._kept is not None:
-            # An interrupt leaves a state that may be half changed.
+            # After an interrupt, the state may be half changed.
             self._kept.lose()
         self._loop.advance(tolerances, evaluations, self._goal)
         state = self._state
@@ -212,7 +213,7 @@ class QuasiNewtonRun:
         return stop
 
     def _count(self) -> None:
-        """Tells the problem what was evaluated so far."""
+        """Sets the problem's count of evaluations."""
         self._problem.fg_evals = int(self._state.evaluations)
 
     def _ended(self) -> Outcome | None:
@@ -231,9 +232,10 @@ class QuasiNewtonRun:
 
 
 def _as_it_was(state: State, earlier: State, noise: float) -> dict[str, Any]:
-    """What makes the state that of an earlier run, if its loss is the same.
+    """The fields to restore from an earlier run, if its loss is the same.
 
-    With another loss, of other data say, only the curvature is kept.
+    If the loss has changed, with other data for example, only the curvature is
+    kept.
     """
     grad, change = to_array(state.grad), abs(state.loss - earlier.loss)
     moved = np.linalg.norm(grad - earlier.grad)
@@ -251,10 +253,10 @@ def _as_it_was(state: State, earlier: State, noise: float) -> dict[str, Any]:
 
 
 class _Pace:
-    """How many evaluations fit into the time that is left.
+    """The number of evaluations that fit into the time that is left.
 
-    A compiled call cannot look at the clock; calls become shorter towards the
-    deadline, and the last is of one evaluation.
+    A compiled call cannot look at the clock. So calls become shorter towards
+    the deadline, and the last one makes a single evaluation.
     """
 
     def __init__(self, deadline: float | None):
@@ -281,7 +283,7 @@ class _Pace:
 
 
 class _Burst:
-    """How many iterations a call makes, so that one can look and interrupt.
+    """The number of iterations of a call, short enough for interrupts.
 
     Attributes:
         count: the number for the next call.

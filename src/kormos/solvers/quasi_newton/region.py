@@ -3,19 +3,19 @@
 Within bounds, a run follows the projection of a line into the box: D. P.
 Bertsekas, "Projected Newton methods for optimization problems with simple
 constraints", SIAM J. Control Optim. 20(2), 1982. A parameter at a bound against
-which the gradient presses is held there, and the direction of the others is
-that of the curvature on this face: the one of H with the held parameters
-eliminated, as the subspace minimization of R. H. Byrd, P. Lu, J. Nocedal and C.
-Zhu, SIAM J. Sci. Comput. 16(5), 1995, section 5.
+which the gradient presses is held there. The direction of the others is the
+quasi-Newton direction on this face of the box: that of H with the held
+parameters eliminated, as in the subspace minimization of R. H. Byrd, P. Lu, J.
+Nocedal and C. Zhu, SIAM J. Sci. Comput. 16(5), 1995, section 5.
 
 Differs from them in:
 
 1. which other parameters will reach their bounds is found from the direction
-   itself: those that the whole direction takes there, downhill, are sent there
-   and held in turn;
+   itself: if the whole direction takes a parameter downhill to its bound, it is
+   sent there and held, too;
 2. H is only ever multiplied with vectors. Conjugate gradients eliminate the
-   held parameters, so that any curvature will do, and each of their iterates
-   is downhill.
+   held parameters, so that any curvature can be used, and each of their
+   iterates is a descent direction.
 """
 
 from collections.abc import Callable
@@ -37,16 +37,16 @@ from kormos.solvers.quasi_newton.state import State
 from kormos.types import Scalar
 from kormos.types import Tensor
 
-# How often a direction is computed again because it takes more parameters to
-# their bounds. Our choice: most directions need two, and what is left goes
-# along the projected line.
+# A direction is computed at most this often, because each time more parameters
+# may reach their bounds. Our choice: most directions need two, and the
+# remaining parameters are projected.
 _MOST_PASSES = 5
-# Conjugate gradients stop where this part of the held parameters' motion is
-# left, or after so many steps. Our choice: each step takes a product with H,
+# Conjugate gradients stop when this part of the held parameters' motion is
+# left, or after this many steps. Our choice: each step takes a product with H,
 # and a more exact direction saves no evaluations.
 _LEFT, _MOST_STEPS = 1e-2, 20
-# Parameters that are sent to a bound aim so much farther, that rounding does
-# not keep them from it.
+# The step of a parameter that is sent to a bound is multiplied by this, so that
+# rounding does not keep it from the bound.
 _BEYOND = 1 + 2.0**-40
 
 # H times a vector.
@@ -62,22 +62,22 @@ class Region(Protocol):
         """The nearest point of the region, `(size,)`."""
 
     def ahead(self, theta: Tensor, direction: Tensor) -> Tensor:
-        """A direction without the entries that bounds stop, `(size,)`."""
+        """A direction, zero for parameters that bounds stop, `(size,)`."""
 
     def pull(self, theta: Tensor, grad: Tensor) -> Tensor:
-        """The gradient without entries that press on bounds, `(size,)`."""
+        """The gradient, zero for parameters that it presses against bounds."""
 
     def free(self, theta: Tensor, grad: Tensor, vector: Tensor) -> Tensor:
-        """A vector without entries of parameters that the gradient presses."""
+        """A vector, zero for parameters that are pressed against bounds."""
 
     def active(self, theta: Tensor, grad: Tensor) -> Scalar:
         """How many parameters are held at bounds, scalar."""
 
     def pair(self, pair: Pair, state: State, theta: Tensor) -> Pair:
-        """A pair, if bounds changed what is known of the step.
+        """A pair, corrected if bounds have bent the step.
 
         Args:
-            pair: the pair as it is where nothing is bounded.
+            pair: the pair as it is without bounds.
             state: the state before the step.
             theta: the point after it.
         """
@@ -112,13 +112,13 @@ class Region(Protocol):
     def hasten(
         self, course: Course, state: State, arrival: Arrival, length: Scalar
     ) -> Course:
-        """A course on which a short first trial reaches bounds, too.
+        """A course whose short first trial reaches bounds, too.
 
         Args:
-            course: the course, on which the whole direction reaches them.
+            course: the course, whose whole direction reaches them.
             state: the state before.
             arrival: where the course begins.
-            length: the first trial, of the whole direction.
+            length: the first trial, as a part of the whole direction.
         """
 
 
@@ -203,8 +203,8 @@ class Box:
         return _count(self._held(theta, grad), grad)
 
     def pair(self, pair: Pair, state: State, theta: Tensor) -> Pair:
-        # A step that bounds have bent is no multiple of a product with H, so
-        # s'Bs is unknown. With s'y in its place, nothing is scaled.
+        # A step that bounds have bent is not a multiple of a product with H, so
+        # s'Bs is unknown. With s'y in its place, H is not scaled.
         reached = self._at_bound(theta) & ~self._at_bound(state.theta)
         is_straight = _count(reached, theta) == 0
         usual = dot(pair.step, pair.change)
@@ -285,7 +285,7 @@ class Box:
         return (theta <= self._lower) | (theta >= self._upper)
 
     def _held(self, theta: Tensor, grad: Tensor) -> Tensor:
-        """A mask of the parameters that the gradient presses on bounds."""
+        """A mask of the parameters that the gradient presses against bounds."""
         low = (theta <= self._lower) & (grad >= 0)
         return low | ((theta >= self._upper) & (grad <= 0))
 
@@ -295,9 +295,10 @@ class _Course(NamedTuple):
 
     Attributes:
         direction: the direction, `(size,)`.
-        fixed: one for the parameters that are not to move with it, `(size,)`.
-        fresh: how many of these it does not know yet, scalar.
-        passes: how often it was computed, scalar.
+        fixed: one for parameters whose motion is fixed, else zero, `(size,)`.
+        fresh: the number of these that `direction` does not include yet,
+            scalar.
+        passes: the number of times that it was computed, scalar.
     """
 
     direction: Tensor
@@ -307,14 +308,14 @@ class _Course(NamedTuple):
 
 
 class _Elimination(NamedTuple):
-    """Conjugate gradients that take the motion of fixed parameters away.
+    """Conjugate gradients that remove the motion of fixed parameters.
 
     Attributes:
-        direction: the direction so far, `(size,)`; that of fixed parameters is
-            the residual.
-        search: the search direction, zero for the others, `(size,)`.
-        square: of the residual, scalar.
-        steps: how many were made, scalar.
+        direction: the direction so far, `(size,)`; its entries of fixed
+            parameters are the residual.
+        search: the search direction, zero for other parameters, `(size,)`.
+        square: the squared 2-norm of the residual, scalar.
+        steps: the number of steps that were made, scalar.
     """
 
     direction: Tensor
@@ -324,10 +325,11 @@ class _Elimination(NamedTuple):
 
 
 def _eliminated(slopes: Tensor, fixed: Tensor, product: Product) -> Tensor:
-    """-H' times the gradient, with H' of parameters that are not fixed.
+    """-H' times the gradient, with the H' of the parameters that are not fixed.
 
-    Of H = B^-1, H' is the inverse of a part of B. It is found as -H times a
-    gradient to which forces are added that keep the fixed parameters in place.
+    With H = B^-1, H' is the inverse of the block of B for these parameters. The
+    product is -H times a gradient with other entries for the fixed parameters,
+    which are chosen so that these do not move.
 
     Args:
         slopes: the gradient, `(size,)`.

@@ -11,7 +11,7 @@ _OTHER = 4.0
 # The rounding is never taken for more than this part of the loss: above it the
 # line search could not tell losses apart at all.
 _MOST = 2.0**-4
-# A loss in float64 is rough if it rounds by more than this part of itself. Our
+# A loss in float64 is rough if its rounding is more than this part of it. Our
 # choice: a few steps then gain less than the rounding, but many gain more.
 _ROUGH = 1e-10
 
@@ -59,7 +59,7 @@ class Rounding:
         return self._before > _OTHER * self.share
 
     def is_rough(self, loss: float) -> bool:
-        """Whether a float64 loss rounds so much that short trials say little.
+        """Whether a float64 loss is too rough for short trials.
 
         Args:
             loss: the loss where the rounding was measured.

@@ -25,7 +25,7 @@ MOST_TRIALS = 25
 # The longest step, in units of the direction: no limit in practice.
 LONGEST = 1e20
 
-# Those of `dcsrch`. While no interval is known, the next step lies between
+# The values of `dcsrch`. While no interval is known, the next step lies between
 # these extrapolations of the last one.
 _LEAST_EXTRAPOLATION, MOST_EXTRAPOLATION = 1.1, 4.0
 # An interval that shrinks by less than this in two trials is halved.
@@ -107,7 +107,7 @@ def moved(search: Search, trial: Point) -> Search:
         step + MOST_EXTRAPOLATION * (step - best.step),
     )
     step = smaller(step, search.longest)
-    # An interval that is all rounding has no better point than its best.
+    # An interval as short as rounding has no better point than its best one.
     is_short = high - low <= _SHORTEST_INTERVAL * high
     spent = either(step <= low, step >= high, is_short)
     spent = both(bracketed, spent)

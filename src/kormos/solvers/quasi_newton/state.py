@@ -25,8 +25,8 @@ from kormos.types import Vector
     NON_FINITE,
 ) = range(9)
 
-# The fewest rows of `State.rows`. Our choice: their number is a part of the
-# compiled program, which fits with a callback and without are to share.
+# The fewest rows of `State.rows`. Our choice: their number is part of the
+# compiled program, which fits with and without a callback should share.
 _FEWEST_ROWS = 50
 
 # Columns of `State.rows`, and those that bounds add.
@@ -67,8 +67,8 @@ class Pair(NamedTuple):
         energy: s'Bs, with B the inverse of H, scalar.
         direction: where the step went, of shape `(size,)`: the step is a
             multiple of it.
-        downhill: -Hg before the step, of shape `(size,)`; without bounds the
-            same.
+        downhill: -Hg before the step, of shape `(size,)`; equal to `direction`
+            without bounds.
         is_first: whether it is the first since the memory was cleared, so
             that the step was along the gradient.
     """
@@ -91,17 +91,17 @@ class State(NamedTuple):
         grad: the gradient there, of shape `(size,)`.
         direction: where the line search goes, of shape `(size,)`.
         search: the line search.
-        store: what is known of the curvature, in large arrays: see
+        store: the large arrays of what is known about the curvature: see
             `protocols.Curvature`.
         curvature: the rest of what is known, a named tuple.
         units: the length that counts as one for each parameter, `(size,)`.
-        spread: squares of each entry of the gradient's change, as parts of
-            the whole change, summed with falling weights, `(size,)`.
+        spread: the squares of each entry of the gradient's changes, as parts of
+            the whole change, summed with weights that fall with age, `(size,)`.
         lowest: the lowest loss so far, scalar.
-        stalled: iterations without a new lowest loss, int32.
-        is_anew: whether the memory is to be cleared at the start, int32.
-        probes: how many of the next searches are to probe first, int32.
-        resets: how often the memory was cleared, int32.
+        stalled: iterations in a row without a new lowest loss, int32.
+        is_anew: whether to clear the memory at the start, int32.
+        probes: the number of next searches that begin with a probe, int32.
+        resets: the number of times that the memory was cleared, int32.
         pairs: good pairs since then, int32.
         iterations: accepted steps, int32.
         evaluations: evaluations, int32.
@@ -150,7 +150,7 @@ def init(
         theta: the start, float64 array of shape `(size,)`.
         rows: the most iterations of a call of `advance`.
         is_bounded: whether the parameters have bounds.
-        readings: how many the objective has at a point.
+        readings: the number of readings of the objective at a point.
     """
     zero, none = np.float64(0), np.int32(0)
     columns = len(BOUNDED_ROW if is_bounded else ROW) + readings

@@ -8,8 +8,8 @@ Nocedal and Wright, "Numerical Optimization", 2nd edition, algorithms 6.1 and
 2. a loss times a constant, or with parameters in other units, takes the same
    steps: the first step along the gradient follows from a probe of the
    curvature, and every test compares with the present loss and its rounding;
-3. a failed search ends the loop. Whether the run ends there is not decided
-   here: `claims.py` tries again with a cleared memory.
+3. a failed search ends the loop. This loop does not decide whether the run
+   ends: `claims.py` tries again with a cleared memory.
 """
 
 from collections.abc import Callable
@@ -52,17 +52,17 @@ from kormos.types import Tensor
 
 # The run may have ended after this many iterations in a row without a new
 # lowest loss. Our choice, which the docstring of `QuasiNewton` states: fewer
-# end runs on plateaus that lead on, and each one more is lost at the end of
-# every run.
+# end runs on plateaus that could be left, and each additional one is lost at
+# the end of every run.
 _STALLED = 10
 
-# After a reset, what the curvature predicts is believed once it has this many
-# pairs, or one for each parameter. Our choice: fewer pairs predict too little
-# decrease, and end the run too early.
+# After a reset, the prediction of the curvature is trusted once it has this
+# many pairs, or one for each parameter. Our choice: fewer pairs predict too
+# little decrease, and end the run too early.
 _PAIRS_AFTER_RESET = 10
 
-# With each pair, the earlier changes of the gradient in `State.spread` are
-# multiplied by this. Our choice: about the last ten pairs count.
+# With each pair, `State.spread` is multiplied by this. Our choice: about the
+# last ten pairs count.
 _FORGETTING = 0.9
 
 # s'y below this part of |s| |y| is rounding.
@@ -142,12 +142,12 @@ def advance(
 
 
 def goes_on(limits: Limits, state: State, starting: Scalar) -> Scalar:
-    """Whether a call continues.
+    """Whether the loop of a call continues.
 
     Args:
         limits: what ends the call.
         state: the state.
-        starting: whether the call began with a start, which ends it.
+        starting: whether the call began at a start, whose evaluation ends it.
     """
     return either(
         state.status == STARTING,
@@ -161,7 +161,7 @@ def goes_on(limits: Limits, state: State, starting: Scalar) -> Scalar:
 
 
 def trial_of(state: State, is_start: Scalar) -> Tensor:
-    """The point to evaluate, if it is in the region: the start, or a trial."""
+    """The start or a trial, before it is moved into the region."""
     length = where(is_start, state.search.step * 0, state.search.step)
     return state.theta + state.direction * length
 
@@ -204,7 +204,7 @@ def _arrive(
         guess = first_trial_of(state.loss - loss, course.slope, one)
         first_trial = where(either(begins, is_start), one, guess)
         course = region.hasten(course, state, arrival, first_trial)
-    # If the loss is linear, a search may run out of trials, and shows no
+    # If the loss is linear, a search may run out of trials without showing a
     # curvature. The next search then begins with the step that was reached.
     straight = ~either(is_start, good, begins)
     first_trial = where(
@@ -287,7 +287,7 @@ def judge(
         is_start: whether it is the start.
         gradient: the largest entry of the gradient that does not press against
             a bound, scalar.
-        trusted: whether the predicted decrease is believed.
+        trusted: whether the predicted decrease is reliable.
     """
     loss, one = arrived.loss, constant(1, like=arrived.loss)
     promised = arrived.search.promise
@@ -295,7 +295,7 @@ def judge(
     safe = where(scale > 0, scale, one)
     decrease = state.loss - loss
     small = decrease <= larger(limits.ftol, limits.noise) * scale
-    # Within its rounding the loss goes up and down: only the lowest counts.
+    # Rounding makes the loss go up and down, so only the lowest counts.
     gain = state.lowest - loss
     is_stalled = both(~is_start, gain <= limits.ftol * scale)
     stalled = where(is_stalled, state.stalled + 1, state.stalled * 0)

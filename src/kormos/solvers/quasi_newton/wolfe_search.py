@@ -11,8 +11,8 @@ Differs from it in:
 2. where rounding hides the decrease of the loss, the approximate Wolfe
    conditions decide (W. W. Hager and H. Zhang, SIAM J. Optim. 16(1), 2005,
    equation 4.1): they compare slopes, which are still exact there;
-3. a search that runs out of trials, or whose interval is all rounding, succeeds
-   at a point of sufficient decrease;
+3. a search that runs out of trials, or whose interval is as short as rounding,
+   succeeds at a point of sufficient decrease;
 4. a search fails if its slope predicts less than the rounding of the loss;
 5. a direction of unknown length is probed first: the change of the slope over
    a very short step shows how far away the minimizer along the line is.
@@ -45,27 +45,28 @@ APPROXIMATE_DECREASE = 0.1
 _RETREAT, _BORDER = 0.25, 0.5
 
 # If short steps have gained nothing in this many trials, rounding hides the
-# decrease; there may be more of it than is known. Our choice: fewer trials end
-# searches that would succeed, and each one more is lost at the end of every
-# run.
+# decrease; the rounding may be larger than is known. Our choice: fewer trials
+# end searches that would succeed, and each additional one is lost at the end of
+# every run.
 _MOST_SHORT = 6
 # The same for a step of any length.
 _MOST_IN_VAIN = 12
 # A step is short if it predicts a relative decrease of at most this power of
 # the loss's relative rounding. Our choice: rounding cannot hide the decrease of
-# a longer step, even where there is far more of it than is known.
+# a longer step, even if the rounding is far larger than is known.
 _SHORT_POWER = 0.5
-# Where the loss changes by at most this many roundings, slopes say more than
-# the loss. Our choice: two losses are rounded, each perhaps by twice what is
-# known.
+# Where the loss changes by at most this many roundings, slopes are more precise
+# than the loss. Our choice: both losses are rounded, each perhaps by twice what
+# is known.
 _HIDDEN = 4.0
 # A step that predicts less than this part of the loss's rounding is not tried.
-# Our choice: slopes are exact for a while after the loss is not.
+# Our choice: slopes remain exact somewhat longer than the loss.
 _LEAST_PROMISE = 1e-3
 
 # A probe that does not show the curvature is followed by one that is longer by
-# the loss's rounding to this power. Our choice: after a smaller factor more
-# probes follow, and a larger one may leave the region of that curvature.
+# the loss's rounding to this power. Our choice: with a smaller factor more
+# probes follow, and with a larger one they may leave the region where the
+# curvature is the same.
 _LONGER_POWER = -1 / 3
 # A probe does not show the curvature if its slope falls by less than the
 # rounding to this power. Our choice: a smaller fall may be rounding.

@@ -12,10 +12,11 @@ from kormos.types import Array
 from kormos.types import Matrix
 from kormos.types import Vector
 
-# Where a constraint is NaN or infinite, it reads as violated by this many times
-# the largest value that was seen. Our choice. Methods with gradients compare
-# points by a merit function, and this is more than any of them makes up for.
-# Methods without gradients fit models to the values, which as much would spoil.
+# A constraint that is NaN or infinite counts as violated by this many times the
+# largest value that was seen. Our choice. Methods with gradients compare points
+# by a merit function, in which no decrease of the loss outweighs the first
+# number. Methods without gradients fit models to the values, which such a
+# number would spoil.
 _VIOLATION, _VIOLATION_OF_MODELS = 1e10, 2.0
 
 
@@ -26,7 +27,7 @@ class AdaptedConstraints:
         constraints: the constraints.
         spec: what the method takes.
         point: function from SciPy's `x` to the point `theta`.
-        free: which parameters `x` has, a mask or a slice.
+        free: the parameters that `x` has, a mask or a slice.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class AdaptedConstraints:
         self._point = point
         self._free = free
         self._violation = _VIOLATION if spec.gradient else _VIOLATION_OF_MODELS
-        # The largest value of a constraint that was seen, or one.
+        # The largest value of a constraint that was seen, but at least one.
         self._largest = 1.0
 
     def all(self) -> list[dict[str, Any]]:
@@ -64,7 +65,7 @@ class AdaptedConstraints:
         Args:
             constraint: the constraint.
             sign: what it is multiplied by.
-            parts: how many constraints are made of it.
+            parts: the number of constraints that are made of it.
         """
 
         def fun(x: Vector) -> Vector:

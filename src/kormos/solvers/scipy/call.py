@@ -19,10 +19,10 @@ from kormos.types import Vector
 # models of many parameters do take many evaluations between two iterates.
 _MOST_UNCHANGED, _MOST_UNCHANGED_EACH = 100, 10
 
-# trust-constr starts at least this part of the box inside of its bounds, and at
-# least the second part where it continues from an end; there its barrier begins
-# at the second number, too. Our choice: a larger margin moves the start farther
-# away; with a smaller one, the barrier makes the first steps short.
+# trust-constr starts inside of its bounds by at least this part of the box, or
+# by the second part where it continues from an end. Its barrier parameter then
+# begins at the second number, too. Our choice: a larger margin moves the start
+# farther away; with a smaller one, the barrier makes the first steps short.
 _MARGIN, _NARROW_MARGIN = 0.1, 1e-5
 
 # COBYLA's first simplex reaches up by at most this part of the narrowest box,
@@ -36,7 +36,7 @@ class ScipyCall:
     Args:
         spec: what the method takes.
         problem: the problem.
-        evaluator: what SciPy sees of it, at the start.
+        evaluator: the problem as SciPy sees it, at the start.
         given: the options that the user gave.
 
     Attributes:
@@ -100,7 +100,7 @@ class ScipyCall:
             jac = evaluator.grad
             evaluator.on_gradient = callback
         elif spec.gradient:
-            # SciPy then calls once rather than twice.
+            # With both in one function, SciPy calls once rather than twice.
             fun, jac = evaluator.value_and_grad, True
         try:
             with warnings.catch_warnings():
@@ -141,8 +141,8 @@ class ScipyCall:
         if name == "cobyqa":
             options.setdefault("feasibility_tol", problem.feasibility)
         if name == "cobyla" and bounded:
-            # Its first simplex reaches up by `rhobeg`, and evaluations beyond
-            # the bounds would show it the bounds only.
+            # Its first simplex reaches up by `rhobeg`. Beyond the bounds it
+            # would only see the loss at the bounds.
             lower, upper = problem.box
             width = upper - lower
             radius = min(1.0, _SIMPLEX_PART * width[width > 0].min())
@@ -156,14 +156,14 @@ class ScipyCall:
         if name == "trust-constr" and (bounded or problem.has_inequalities):
             options["gtol"] = self._given.get("gtol", 0.0)
             if is_again:
-                # The barrier of a first call would drive it far away.
+                # The barrier parameter of a first call would drive it far away.
                 options.setdefault("initial_barrier_parameter", _NARROW_MARGIN)
                 options.setdefault("initial_barrier_tolerance", _NARROW_MARGIN)
         return options
 
 
 def _interior(problem: Problem, theta: Vector, margin: float) -> Vector:
-    """The nearest point that is a part of the box away from its bounds."""
+    """The nearest point at a distance of a part of the box from its bounds."""
     lower, upper = problem.box
     width = upper - lower
     size = np.where(np.isfinite(width), width, 1 + np.abs(theta))

@@ -2,10 +2,10 @@
 
 If a method says that it has converged, or that it cannot get further, two runs
 start from there: a short one of Newton or quasi-Newton steps (`fresh_run`),
-which also predicts the remaining decrease; and the method itself, with its
-memory cleared, the loss rescaled, and its tolerances off. If either gains more
-than a claim allows, the run continues. Under constraints, the conditions of
-optimality take the place of the short run.
+which also predicts the remaining decrease; and a run of the method itself, with
+its memory cleared, the loss rescaled, and its tolerances off. If either gains
+more than a claim allows, the run continues. Under constraints, the conditions
+of optimality take the place of the short run.
 
 A tolerance that the user gives is respected: a run that meets it has converged,
 unless the predicted decrease is large compared with it.
@@ -41,9 +41,9 @@ _CLAIMS = (
     statuses.STALLED,
 )
 
-# How often a short run may gain where the method itself gains nothing.
+# A short run may lower the loss this often where the method itself does not.
 _MOST_VAIN = 6
-# After so many of them the method itself is called again.
+# After this many of them the method itself is called again.
 _AGAIN_AT = 2
 
 
@@ -53,7 +53,7 @@ class Settings(NamedTuple):
     Attributes:
         first: those of the first call.
         again: those of later ones.
-        given: what of both the user gave.
+        given: the options that the user gave.
     """
 
     first: dict[str, Any]
@@ -62,7 +62,7 @@ class Settings(NamedTuple):
 
 
 class Claims:
-    """Runs a method until what it claims holds.
+    """Runs a method until its claim of convergence holds.
 
     Args:
         spec: the `ScipyMethod`.
@@ -70,7 +70,7 @@ class Claims:
         problem: the `Problem`.
         evaluator: the `Evaluator`, at the start.
         observer: the `Observer`.
-        is_absolute: whether the loss keeps its scale.
+        is_absolute: whether the loss is not scaled.
     """
 
     def __init__(
@@ -112,13 +112,14 @@ class Claims:
                 if self._calls > 1:
                     outcome.status = statuses.INFEASIBLE
                     return outcome
-                # A tolerance may have ended it short of the constraints.
+                # A tolerance may have ended it before the constraints held.
                 outcome = self._called()
                 continue
             if self._trials.is_met(self._kept, outcome):
                 return outcome
             if not (fresh or self._trials.is_small):
-                # A few steps say less of many parameters than the method does.
+                # For many parameters, a few steps tell less than the method
+                # itself.
                 outcome, gained = self._tried_again(outcome)
                 fresh, vain = not gained, 0 if gained else vain
                 continue
@@ -143,11 +144,11 @@ class Claims:
         return outcome
 
     def _called(self, limit: int | None = None) -> Outcome:
-        """A call from the kept point; what it claims.
+        """Calls the method from the kept point; returns what it claims.
 
         Args:
-            limit: the most evaluations without a gain; before the first one
-                nothing is reported. `None` for no limit.
+            limit: the most evaluations without a gain; nothing is reported
+                before the first gain. `None` for no limit.
         """
         evaluator, start = self._evaluator, self._kept
         mark = start
@@ -175,7 +176,7 @@ class Claims:
             return Outcome(halt.status, None, 0.0, detail=halt.detail)
         unscale(result, evaluator.scale)
         if np.isfinite(result.x).all():
-            # Not every method has shown its last point.
+            # Not every method calls back with its last point.
             evaluator.accept(result.x)
             self._keep()
         outcome = claimed(self._spec, self._problem, evaluator, result, options)
@@ -184,10 +185,10 @@ class Claims:
         return outcome
 
     def _tried_again(self, outcome: Outcome) -> tuple[Outcome, bool]:
-        """The method once more, and whether it gained anything.
+        """Calls the method once more; returns also whether it gained anything.
 
         Returns:
-            What it claims where it gained, or else what was claimed before.
+            What it claims if it gained, else the earlier outcome.
         """
         before, was_feasible = self._kept, self._is_feasible
         again = self._called(self._trial_limit())
@@ -197,7 +198,7 @@ class Claims:
         if gained or self._is_feasible > was_feasible:
             return again, True
         if not self._has_reported:
-            # The claimed point, of which SciPy's own test speaks.
+            # SciPy's own test was made at the claimed point.
             self._kept = before
         return outcome, False
 

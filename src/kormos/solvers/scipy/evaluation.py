@@ -1,4 +1,4 @@
-"""An evaluation for SciPy, and how an evaluation ends its run."""
+"""An evaluation for SciPy, and the exception that ends its run."""
 
 from typing import NamedTuple
 
@@ -18,19 +18,18 @@ class Evaluation(NamedTuple):
 
     def is_at(self, theta: Vector) -> bool:
         """Whether it is one at this point."""
-        # Most points differ in every entry, so one entry tells most of the
-        # time.
+        # Most points differ in every entry, so one entry is usually enough.
         mine = self.theta
         return mine[-1] == theta[-1] and np.array_equal(mine, theta)
 
 
 class Halt(Exception):
-    """Leaves SciPy's loop. `StopIteration` would not leave that of TNC.
+    """Leaves SciPy's loop. A `StopIteration` would not leave TNC's.
 
     Args:
         status: why the run ends, one of the constants of `statuses`; `None` if
             it was stopped from outside.
-        detail: the same in words.
+        detail: the reason in words.
     """
 
     def __init__(self, status: str | None = None, detail: str = ""):
@@ -40,11 +39,11 @@ class Halt(Exception):
 
 
 def checked(array: Array, name: str) -> Array:
-    """The array; ends the run if it is not finite.
+    """Returns the array; ends the run if it is not finite.
 
     Args:
         array: the array.
-        name: what to call it.
+        name: its name in the message.
     """
     if not np.isfinite(array).all():
         raise Halt(statuses.NON_FINITE, f"{name} is NaN or infinite")

@@ -24,25 +24,26 @@ from kormos.types import Array
 from kormos.types import Matrix
 from kormos.types import Vector
 
-# A small loss is multiplied by at most this for SciPy. Our choice: what starts
-# smaller may be the rounding of zero.
+# A small loss is multiplied by at most this for SciPy. Our choice: a loss that
+# starts smaller may be the rounding of zero.
 MOST_SCALE = 2.0**33
 
 # The run ends after this many trials in a row that rounding hides. Our choice:
-# one may be by chance, and each one more is lost at the end of every run.
+# a single one may be chance, and each additional one is lost at the end of
+# every run.
 _MOST_NOISY_TRIALS = 2
 # A trial of a claim may ask for this many points for each evaluation that it
-# may make; most of them are remembered. Our choice: a method that asks more
-# often goes in circles.
+# may make; most points are remembered. Our choice: a method that asks more
+# often repeats itself.
 _QUESTIONS = 4
 
 
 class Evaluator:
     """Answers SciPy, and hides points where the loss is not finite.
 
-    SciPy only has the parameters that the bounds leave free, because several
-    of its methods mishandle fixed ones. Here `x` are the free ones, and
-    `theta` are all of them.
+    SciPy only gets the parameters that the bounds leave free, because several
+    of its methods mishandle fixed ones. Here `x` are the free parameters, and
+    `theta` are all parameters.
 
     Args:
         problem: the problem.
@@ -53,7 +54,7 @@ class Evaluator:
         accepted: the accepted point.
         on_gradient: called with `x` before a gradient is answered without its
             loss; or `None`.
-        scale: what the loss is multiplied by for SciPy.
+        scale: the factor by which the loss is multiplied for SciPy.
     """
 
     def __init__(self, problem: Problem, theta: Vector, spec: ScipyMethod):
@@ -78,8 +79,8 @@ class Evaluator:
             problem.constraints, spec, self.point, self._free
         )
         self.scale = 1.0
-        # The count of evaluations, and how many questions more, that end the
-        # trial of a claim; `None` outside of one.
+        # The count of evaluations and the number of further questions that end
+        # the trial of a claim; `None` outside of a trial.
         self._last: int | None = None
         self._questions: int | None = None
         self.accepted = self._evaluated(theta)
@@ -88,8 +89,9 @@ class Evaluator:
     def rescale(self) -> None:
         """Shows SciPy a loss or a gradient that is about one at the start.
 
-        Most of its tolerances are absolute, so it takes a start of small
-        numbers for an optimum. A power of two changes no digits.
+        Most of its tolerances are absolute, so it would take a start with a
+        small loss and gradient for an optimum. A power of two changes no
+        digits.
         """
         _, loss, grad = self.accepted
         size = abs(loss)
@@ -101,7 +103,7 @@ class Evaluator:
     def limit(self, evaluations: int | None) -> None:
         """Ends the run as stalled after this many evaluations.
 
-        It also ends a method that asks for the same points again and again.
+        A method that asks for the same points again and again is ended, too.
 
         Args:
             evaluations: how many more, or `None` for no limit.
@@ -124,7 +126,7 @@ class Evaluator:
         return self._problem.project(theta)
 
     def at(self, theta: Vector) -> Evaluation:
-        """The evaluation at a point, made once."""
+        """The evaluation at a point, which is made only once."""
         known = self._memory.find(theta)
         if known is not None:
             return known
@@ -156,7 +158,7 @@ class Evaluator:
         if not self._watches_noise or start.grad is None:
             return
         noise = 2 * self._problem.evaluation_eps * abs(start.loss)
-        # A loss that is not finite is visible too.
+        # A loss that is not finite is a visible effect, too.
         is_visible = not abs(made.loss - start.loss) <= noise
         if not is_visible:
             predicted = start.grad @ (made.theta - start.theta)
@@ -169,12 +171,12 @@ class Evaluator:
         """Makes SciPy's iterate the accepted point.
 
         Returns:
-            Whether it is another one than before.
+            Whether it differs from the point before.
         """
         return self.move(self.point(np.asarray(x)))
 
     def move(self, theta: Vector) -> bool:
-        """Makes a point the accepted one; returns whether it is another."""
+        """Makes a point the accepted one; returns whether it has changed."""
         if self.accepted.is_at(theta):
             return False  # The method rejected its step.
         self._previous = self.accepted
@@ -201,8 +203,8 @@ class Evaluator:
         """The product of the Hessian and a vector that SciPy sees."""
         self.check_budget()
         if not np.isfinite(vector).all():
-            # SciPy's Krylov methods divide by zero where their space is used
-            # up. The loss is not to blame.
+            # SciPy's Krylov methods divide by zero when their Krylov space is
+            # exhausted. The loss is not the reason.
             raise Halt(
                 statuses.LINE_SEARCH_FAILED,
                 "the method has lost its search direction",
@@ -220,7 +222,7 @@ class Evaluator:
         hessian = self._problem.hessian(theta)
         is_finite = np.isfinite(hessian).all()
         if not is_finite and not self.accepted.is_at(theta):
-            # trust-exact asks for the Hessian of a trial before its loss. That
+            # trust-exact asks for the Hessian of a trial before its loss, which
             # will reject the trial.
             self._memory.add_unusable(theta)
             hessian = np.zeros_like(hessian)
@@ -276,7 +278,7 @@ class Evaluator:
             raise Halt(statuses.STALLED)
 
     def _finite(self, x: Vector) -> tuple[float, Any]:
-        """Loss and gradient, or `None` for it; a steep rise if not finite."""
+        """The loss and the gradient if any; a steep rise if not finite."""
         self._check_trial()
         theta, loss, grad = self.at(self.point(x))
         if np.isfinite(loss) and (grad is None or np.isfinite(grad).all()):

@@ -1,4 +1,4 @@
-"""The arguments and the endings of each method of `scipy.optimize.minimize`.
+"""The arguments and final messages of the methods of SciPy's `minimize`.
 
 Source: the reference of `scipy.optimize.minimize`, SciPy 1.16 and 1.17.
 """
@@ -27,17 +27,17 @@ class ScipyMethod:
         name: SciPy's name, in lower case.
         options: the names of its options. `maxiter`, which every method
             takes, limits the epochs and is not among them.
-        tolerances: default values of the options that end it successfully.
-            They are our choice, or SciPy's own; an end by them is tried, so
-            they only decide how soon.
+        tolerances: default values of the options that end it successfully. They
+            are our choice, or SciPy's own. An end by them is verified, so they
+            only decide how early.
         strict: their values when the method starts where it ended before.
-        limits: options that keep SciPy's own limits, which count other things,
-            from ending the run.
+        limits: options that switch off SciPy's own limits, because those count
+            differently.
         gradient: whether it uses the gradient.
         hessp: whether it uses products with the Hessian.
         hessian: whether it uses the dense Hessian.
-        square: whether it keeps a dense matrix, or more, with a row for each
-            parameter.
+        square: whether it keeps at least one dense matrix of shape `(size,
+            size)`.
         bounds: whether it takes bounds.
         constraints: the types of constraints that it takes.
         splits_equalities: whether an equality must be given to it as two
@@ -143,12 +143,13 @@ _METHODS = [
         ("rhobeg", "tol", "catol"),
         {"tol": 1e-4},
         strict={"tol": 1e-8},
-        # A number of evaluations, for which memory may be set aside.
+        # A number of evaluations, for which the method may allocate memory.
         limits={"maxiter": 10**6},
         gradient=False,
         bounds=True,
         constraints=("eq", "ineq"),
-        # SciPy takes equalities from 1.16 on, and splits them so itself.
+        # From 1.16 on, SciPy takes equalities, and splits them in this way
+        # itself.
         splits_equalities=True,
         square=True,
     ),
@@ -168,7 +169,7 @@ _METHODS = [
         gradient=False,
         bounds=True,
         constraints=("eq", "ineq"),
-        # It calls after every evaluation, also those for its first model.
+        # It calls back after every evaluation, also those for its first model.
         preamble=lambda parameters: 2 * parameters + 1,
         square=True,
     ),
@@ -202,7 +203,7 @@ _METHODS = [
         hessp=True,
         bounds=True,
         constraints=("eq", "ineq"),
-        # It calls at the start.
+        # It calls back at the start.
         preamble=lambda parameters: 1,
     ),
     ScipyMethod(

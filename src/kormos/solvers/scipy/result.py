@@ -1,4 +1,4 @@
-"""The outcome that a result of `scipy.optimize.minimize` claims."""
+"""The outcome that SciPy's result claims."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from kormos.solvers.scipy.methods import failure
 # largest entry.
 _TWO_NORM = ("dogleg", "trust-ncg", "trust-exact", "trust-krylov")
 
-# What trust-constr says of an end at a point that it finds infeasible.
+# The message of trust-constr if it ends at a point that it finds infeasible.
 _VIOLATED = "Constraint violation exceeds 'gtol'"
 
 # Fields that are proportional to the loss.
@@ -39,13 +39,13 @@ def unscale(result: Any, scale: float) -> None:
 
     Args:
         result: SciPy's result.
-        scale: what the loss was multiplied by.
+        scale: the factor by which the loss was multiplied.
     """
     if scale == 1:
         return
     names = list(_IN_UNITS_OF_LOSS)
     if "constr" not in result:
-        # trust-constr keeps the Jacobians of the constraints under this name.
+        # In trust-constr's result, this name has the constraints' Jacobians.
         names.append("jac")
     for name in names:
         if result.get(name) is not None:
@@ -82,7 +82,7 @@ def claimed(
     Args:
         spec: what the method takes.
         problem: the problem.
-        evaluator: what SciPy sees of it, at the last iterate.
+        evaluator: the problem as SciPy sees it, at the last iterate.
         result: SciPy's result, unscaled.
         options: the options of the call.
     """

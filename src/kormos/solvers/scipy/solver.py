@@ -1,7 +1,7 @@
 """The methods of `scipy.optimize.minimize`.
 
-SciPy runs its own loop; its callback is where it meets the fit. Differs from
-calling `scipy.optimize.minimize` with the same functions in:
+SciPy runs its own loop, and calls kormos back after each iteration. Differs
+from calling `scipy.optimize.minimize` with the same functions in:
 
 1. every method is given the derivatives that it can use and nothing else;
 2. all methods count iterations in the same way, and a run ends after the last
@@ -11,14 +11,15 @@ calling `scipy.optimize.minimize` with the same functions in:
 5. unknown options raise;
 6. trust-constr with bounds or inequalities ends by `xtol`: its test of `gtol`
    is met while the barrier still keeps it away from them;
-7. parameters that the bounds fix are kept from SciPy, which mishandles them;
-8. TNC, which takes differences of gradients, is told of their rounding;
+7. SciPy does not get parameters that the bounds fix, because it mishandles
+   them;
+8. TNC takes differences of gradients, with a step that suits their rounding;
 9. a loss whose value and gradient start below one is multiplied by a power of
    two, unless a tolerance is given: most tolerances of SciPy are absolute, and
    a small loss would pass for converged where it starts;
 10. COBYQA counts every evaluation after those of its first model as an
     iteration, because it reports no other;
-11. what a method claims is tried before it is believed: see `claims.py`.
+11. a claim of convergence is verified: see `claims.py`.
 """
 
 from collections.abc import Mapping
@@ -39,8 +40,8 @@ from kormos.solvers.scipy.methods import ScipyMethod
 from kormos.solvers.solver_state import SolverState
 from kormos.types import Vector
 
-# What a method holds at once: the matrix, the one after it or its factors, and
-# about two more for products and workspace.
+# The number of matrices that a method holds at once: the matrix, its successor
+# or its factors, and about two more for products and workspace.
 _MATRICES = 4
 
 
@@ -106,7 +107,7 @@ class ScipyRun:
         state: SolverState | None,
         observer: Observer,
     ) -> Outcome:
-        del state  # SciPy's methods keep none.
+        del state  # SciPy's methods keep no state.
         evaluator = Evaluator(problem, theta, self._spec)
         start = evaluator.accepted
         is_steep = self._spec.gradient

@@ -18,11 +18,12 @@ from kormos.solvers.scipy.evaluator import Evaluator
 from kormos.solvers.scipy.methods import ScipyMethod
 from kormos.types import Vector
 
-# A model may predict this many times a user's tolerance where that is met. Our
-# choice: SciPy's tests compare one step, and more is left than one step gains.
+# If a user's tolerance is met, a model may still predict this many times as
+# much. Our choice: SciPy's tests look at one step, and more is left than one
+# step gains.
 _TIMES_TOLERANCE = 10.0
-# A loss of at most this many roundings is all rounding. Our choice: no more
-# than three digits of it are right.
+# A loss of at most this many roundings counts as rounding only. Our choice: at
+# most three of its digits are right.
 _ALL_ROUNDING = 1e3
 # A decrease of more than this part of the loss counts whatever the rounding is.
 _SURE = 0.5
@@ -36,12 +37,12 @@ class _Noise(NamedTuple):
 
 
 class Trials:
-    """Tries claims, and judges what the trials show.
+    """Verifies claims, and judges points.
 
     Args:
         spec: what the method takes.
         problem: the problem.
-        evaluator: what SciPy sees of it, for the limits of the run.
+        evaluator: the problem as SciPy sees it, for the limits of the run.
         given: the options that the user gave.
     """
 
@@ -60,10 +61,10 @@ class Trials:
 
     @property
     def is_small(self) -> bool:
-        """Whether the short run says enough, so that it comes first.
+        """Whether the short run comes first, because it tells enough.
 
-        It does with Newton steps, with conditions of optimality, and for
-        methods without gradients.
+        It does if it takes Newton steps, under constraints, and for methods
+        without gradients.
         """
         is_constrained = bool(self._problem.constraints)
         free = self._evaluator.start().size
@@ -71,7 +72,7 @@ class Trials:
         return is_constrained or is_blind or free <= MOST_NEWTON
 
     def fresh_run(self, point: Evaluation) -> Gain:
-        """What a short run gains from a point."""
+        """What a short run from a point gains."""
         problem, (theta, loss, grad) = self._problem, point
         if grad is None:
             loss, grad = self._evaluate(theta)
@@ -133,7 +134,7 @@ class Trials:
     def seems_to_gain(
         self, before: Evaluation, loss: float, outcome: Outcome | None = None
     ) -> bool:
-        """As `gains`, with the rounding that is already measured."""
+        """Like `gains`, with the rounding that was measured before."""
         return convergence.is_gain(
             before.loss,
             loss,
@@ -200,7 +201,7 @@ class Trials:
         )
         is_there = np.array_equal(outcome.theta, point.theta)
         if is_there and outcome.status == verdict.status:
-            # The claim holds, so SciPy's own test is the one to name.
+            # The claim holds, so the outcome names SciPy's own test.
             ended.test, ended.value = outcome.test, outcome.value
             ended.threshold = outcome.threshold
         return ended
