@@ -293,7 +293,7 @@ class _Objectives:
         train: the rows to train on.
         validation: the rows to validate on, or `None`.
         training: whether layers behave as in training.
-        precision: as `fit` takes it.
+        precision: see `fit`.
     """
 
     def __init__(

@@ -351,7 +351,7 @@ def _automatic_scales(
         loss: the robust loss.
         objective: an objective with the loss `"soft_l1"`.
         most: the most iterations of each fit of it.
-        bounds: as `least_squares` takes them.
+        bounds: see `least_squares`.
     """
     factor = robust.TUKEY_DEVIATIONS if loss == "tukey" else 1.0
     spreads = _estimated_spreads(objective, most, bounds)

@@ -92,7 +92,7 @@ CHAIN_EPOCHS = 30
 
 
 def fit_chain_with_backup(connection, folder):
-    """As `fit_with_backup`, for three stages, the first on shuffled batches.
+    """Like `fit_with_backup`, for three stages, the first on shuffled batches.
 
     Args:
         connection: where to tell of epochs and of the end.

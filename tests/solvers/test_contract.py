@@ -36,7 +36,7 @@ def rosenbrock(x):
 
 
 def quiet(loss, x0, method, **kwargs):
-    """As `minimize`, of a run that may end in any way."""
+    """Like `minimize`, of a run that may end in any way."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", kormos.ConvergenceWarning)
         return minimize(loss, x0, method, **kwargs)

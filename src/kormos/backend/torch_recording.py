@@ -176,7 +176,7 @@ class Recorder(TorchDispatchMode):
         return mapped(self.refs, value)
 
     def _noted(self, value: Any) -> Any:
-        """As `refs`, for the result of an operation."""
+        """Like `refs`, for the result of an operation."""
         if isinstance(value, torch.Tensor):
             return Ref(self._number(value))
         return mapped(self._noted, value)

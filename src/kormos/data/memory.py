@@ -117,10 +117,10 @@ class Data(NamedTuple):
         """Tensors on the device, cut into chunks for a compiled `Program`.
 
         Args:
-            batch_size: as `chunk_rows` takes it.
-            width: as `chunk_rows` takes it.
-            widest: as `chunk_rows` takes it.
-            devices: as `chunk_rows` takes it.
+            batch_size: see `chunk_rows`.
+            width: see `chunk_rows`.
+            widest: see `chunk_rows`.
+            devices: see `chunk_rows`.
             is_even: whether to make the chunks smaller, so that all of them
                 have nearly the same size.
 

@@ -61,10 +61,10 @@ class RowReader(NamedTuple):
         """The data to train on.
 
         Args:
-            x: as `kormos.fit` takes it.
-            y: as `kormos.fit` takes it.
-            sample_weight: as `kormos.fit` takes it.
-            batch_size: as `kormos.fit` takes it.
+            x: see `kormos.fit`.
+            y: see `kormos.fit`.
+            sample_weight: see `kormos.fit`.
+            batch_size: see `kormos.fit`.
             batches: how many batches to take of a data set without an end.
         """
         samples = reading.gather(

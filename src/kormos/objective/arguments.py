@@ -39,21 +39,21 @@ Piece: TypeAlias = tuple[list[Tensor], Tensor, Chunks]
 class ProgramArguments:
     """What the functions of a `Program` take besides a point.
 
-    The values of a function at several pieces of the data add up, and so do
-    those at the data of several processes.
+    The values of a function are added up over pieces of the data, and over the
+    data of several processes.
 
     Several methods take a `unit`, by which the loss is multiplied. See
     `units.py`.
 
     Attributes:
         frozen: the values of the variables that the loss keeps fixed.
-        term_factors: the factors of the loss's terms, which may be followed
-            by other numbers.
-        multipliers: how many of `term_factors` multiply terms. Defaults to
-            all.
+        term_factors: the factors of the loss's terms, which may be followed by
+            other numbers.
+        multipliers: the number of `term_factors` that multiply terms. Defaults
+            to all.
         chunks: the data, or `None` if they are streamed.
         read: function that reads the chunks of streamed data, or `None`.
-        processes: those that have a part of the data each.
+        processes: the processes, each with a part of the data.
     """
 
     frozen: list[Tensor]
@@ -68,7 +68,7 @@ class ProgramArguments:
 
     @property
     def is_hosted(self) -> bool:
-        """Whether its sums are made in Python, not in a compiled function."""
+        """Whether sums over the data are made in Python."""
         return self.chunks is None or not self.processes.is_alone
 
     def pieces(self, unit: float = 1.0) -> Iterator[Piece]:
@@ -115,7 +115,7 @@ class ProgramArguments:
         return self.processes.total(own, shapes, vectors)
 
     def row_counts(self) -> list[int]:
-        """The rows of all processes that each of the functions is given."""
+        """The rows of all processes, for each of the functions of the loss."""
         assert self.chunks is not None  # A stream counts its rows itself.
         counts = [count_rows(pair) for pair in self.chunks]
         return [int(n) for n in self.processes.sum(counts, "rows of data")]
@@ -127,10 +127,10 @@ class ProgramArguments:
         shapes: Shapes,
         unit: float,
     ) -> Structure:
-        """As `total`, for a function that differentiates the loss.
+        """Like `total`, for a function that differentiates the loss.
 
-        It multiplies the loss by the unit, so that derivatives are in the
-        range of float32, and divides the result by it.
+        The loss is multiplied by the unit, so that derivatives are in the range
+        of float32, and the result is divided by it.
         """
         total = self.total(fn, *vectors, shapes=shapes, unit=unit)
         if unit == 1:
@@ -185,7 +185,7 @@ class ProgramArguments:
         """All pairs of chunks of the data, read again if they are streamed."""
         if self.chunks is not None:
             return self.chunks
-        assert self.read is not None  # Streamed data have a function for it.
+        assert self.read is not None  # Streamed data always have it.
         return self.read()
 
     def _traced(self, unit: float, vector: Tensor) -> tuple[Any, ...]:
@@ -213,6 +213,6 @@ def is_host(vector: Any) -> bool:
 
 
 def _add(total: Tensor, value: Tensor) -> Array:
-    # NumPy waits for the values. A backend that computes asynchronously would
-    # otherwise have many pieces in memory at once.
+    # Conversion to NumPy waits for the values. A backend that computes
+    # asynchronously would otherwise have many pieces in memory at once.
     return backend.view(total) + backend.view(value)

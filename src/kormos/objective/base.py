@@ -58,7 +58,7 @@ class FlatObjective:
 
     program: Program
     arguments = ProgramArguments([])
-    # Whether the user computes the derivatives, and not the backend.
+    # Whether the user computes the derivatives, rather than the backend.
     has_own_derivatives = False
     has_float64 = False
     unused_variables: list[keras.Variable]
@@ -80,23 +80,23 @@ class FlatObjective:
     def is_hosted(self) -> bool:
         """Whether sums over data are made in Python, at every evaluation.
 
-        The loss is then no part of a compiled function.
+        The loss then cannot be part of a compiled function.
         """
         return self.arguments.is_hosted
 
     @property
     def readings(self) -> int:
-        """How many numbers `traceable` returns besides loss and gradient."""
+        """The number of values in `traceable` besides loss and gradient."""
         return 0
 
     @property
     def processes(self) -> Processes:
-        """The processes that have a part of the data each."""
+        """The processes, each with a part of the data."""
         return self.arguments.processes
 
     @property
     def row_counts(self) -> list[int]:
-        """The rows of data that each of the program's functions is given."""
+        """The rows of data, for each of the program's functions."""
         return self.arguments.row_counts()
 
     @property
@@ -151,10 +151,10 @@ class FlatObjective:
         self.arguments = dataclasses.replace(self.arguments, frozen=frozen)
 
     def followed(self, before: Vector, theta: Vector) -> Vector | None:
-        """Takes over values that other code, such as a callback, has assigned.
+        """Adopts values that other code, such as a callback, has assigned.
 
         Args:
-            before: what `initial_position` returned before that code ran.
+            before: the value of `initial_position` before that code ran.
             theta: the point that was assigned then. The variables round it.
 
         Returns:
@@ -191,14 +191,14 @@ class FlatObjective:
         self.program.packing.write(self._checked(theta, "theta"))
 
     def in_memory(self) -> Self:
-        """The same loss; of the first rows alone if data are streamed."""
+        """The same loss; of the first rows only if data are streamed."""
         return self
 
     def reference(self, theta: Vector) -> tuple[Vector, float]:
         """The loss without compilation, with a point in the variables.
 
-        It assigns the point for the time of the evaluation, and draws the
-        same random numbers.
+        It assigns the point during the evaluation, and draws the same random
+        numbers as a compiled loss.
 
         Returns:
             The point as the variables round it, and the loss there, or NaN
@@ -353,7 +353,7 @@ class FlatObjective:
         return value_and_grad, (unit, *next(pieces))
 
     def _traced(self) -> Callable[..., tuple[Tensor, ...]]:
-        """What `traceable` returns, of a loss that is not divided."""
+        """The function for `traceable`, whose loss is still in the unit."""
         return self.program.trace_value_and_grad
 
     def traceable_hvp(self) -> Callable[..., Tensor]:
@@ -372,7 +372,7 @@ class FlatObjective:
         return hvp
 
     def traceable_gauss_newton(self) -> Callable[..., Tensor]:
-        """As `traceable_hvp`, with the Gauss-Newton matrix.
+        """Like `traceable_hvp`, with the Gauss-Newton matrix.
 
         Raises:
             ValueError: if the loss is not one of outputs with curvature.

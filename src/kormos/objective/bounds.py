@@ -39,8 +39,8 @@ def moved_into_bounds(
 
     Args:
         variables: list of the variables.
-        bounds: as `resolve_bounds` takes them.
-        frozen: as `resolve_bounds` takes them.
+        bounds: see `resolve_bounds`.
+        frozen: see `resolve_bounds`.
     """
     packing = Packing(variables)
     lower, upper = resolve_bounds(bounds, packing, frozen)
@@ -80,7 +80,7 @@ def resolve_bounds(
 
     Raises:
         ValueError: if an entry matches no variable, does not broadcast, or
-            allows no value; or if a variable has another constraint than
+            allows no value; or if a variable has a constraint other than
             `NonNeg`.
     """
     constrained = [_constraint_bounds(v) for v in packing.variables]
@@ -108,7 +108,7 @@ def resolve_bounds(
             shape = packing.shapes[i]
             low_i = _broadcast(key, low, -np.inf, shape)
             high_i = _broadcast(key, high, np.inf, shape)
-            # A `NonNeg` constraint holds besides the bounds.
+            # A `NonNeg` constraint holds in addition to the bounds.
             pairs[i] = np.maximum(low_i, constrained[i][0]), high_i
             _check_room(packing.variables[i], *pairs[i])
     lower = packing.join_arrays([low for low, _ in pairs])
@@ -142,10 +142,11 @@ def resolve_constraints(
             `scipy.optimize.LinearConstraint` of the flat vector, a list of
             these, or `None`.
         packing: the `Packing` of the variables.
-        make: makes a constraint of its type (`"eq"` or `"ineq"`), a function
-            from a vector to its values, one to their derivatives, and, unless
-            it is linear, a function that reads the variables that it keeps
-            fixed and returns whether they have changed.
+        make: function that makes a constraint from its type (`"eq"` or
+            `"ineq"`), a function from a vector to its values, one to their
+            derivatives, and, unless it is linear, a function that reads again
+            the variables that it keeps fixed and returns whether they have
+            changed.
 
     Returns:
         What `make` returns for each constraint.

@@ -72,12 +72,11 @@ class Program:
             Defaults to that of the backend.
 
     Attributes:
-        is_verified: whether the compiled loss was compared with the loss as
-            it is without compilation.
+        is_verified: whether the compiled loss was compared with the loss
+            without compilation.
         once: function that returns a function in the form that is fastest for
             one or two calls.
-        traces: how often each function was traced, which tests of the caches
-            read.
+        traces: how often each function was traced; tests of the caches read it.
         graphs: what an eager backend records of the functions of a chunk.
     """
 
@@ -136,7 +135,8 @@ class Program:
         """The function `fn(state, *args) -> state`, compiled once for a key.
 
         Args:
-            key: what tells this function from others that are compiled here.
+            key: a key that distinguishes this function from others of the
+                program.
             fn: the function.
         """
         if key not in self._loops:
@@ -232,7 +232,7 @@ def refuse_gauss_newton(received: str) -> NoReturn:
     """Refuses a loss that is not a function of outputs.
 
     Args:
-        received: the loss, in words.
+        received: a description of the loss.
     """
     raise ValueError(
         "Gauss-Newton methods need residuals, not only a loss: use "
@@ -255,10 +255,10 @@ def sum_over_chunks(
     """Sums of tensors over the chunks of every function.
 
     Args:
-        fns: functions `(*known, chunk) -> tensors`, of what is added up.
+        fns: functions `(*known, chunk) -> tensors`, whose values are added up.
         known: their first arguments.
         chunks: a pair for each of them.
-        total: where the sums start: zeros.
+        total: the initial sums: zeros.
     """
     zeros = total
     for fn, pair in zip(fns, chunks, strict=True):
@@ -282,14 +282,14 @@ def fold_chunks(
 ) -> _State:
     """Applies `state = step(state, chunk)` over a pair's chunks.
 
-    Devices that share the rows do so at the same time, and what each of them
-    adds to its state is added up.
+    Devices that share the rows do so at the same time. What each of them adds
+    to its state is added up.
 
     Args:
         step: the function.
         pair: the pair.
         state: the state before.
-        start: the state with which other devices than the first begin.
+        start: the state with which all devices but the first begin.
         is_sum: whether the function adds a sum over rows to the state.
     """
     ends: list[_State] = []

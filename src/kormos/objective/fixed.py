@@ -20,7 +20,7 @@ def with_fixed(
     """Bounds that keep some parameters at their present values.
 
     Args:
-        bounds: as `resolve_bounds` takes them.
+        bounds: see `resolve_bounds`.
         fixed: dict from a variable's path, or a regular expression that
             matches all of a path, to the flat indices of its entries to hold,
             or `True` for all of them; or a list of pairs `(key, indices)`,
@@ -58,7 +58,7 @@ def with_fixed(
 
 
 def _held(bounds: Any, is_fixed: list[Array], packing: Packing) -> Any:
-    """The bounds, with those that hold parameters as later entries."""
+    """The bounds, followed by those that hold parameters."""
     lower, upper = resolve_bounds(bounds, packing)
     if lower is None or upper is None:
         lower = np.full(packing.size, -np.inf)

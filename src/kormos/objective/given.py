@@ -1,4 +1,4 @@
-"""A loss of a flat vector that the user brings."""
+"""A loss of a flat vector that the user has written."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from kormos.types import Vector
 class GivenObjective(FlatObjective):
     """An objective that the user has written, in the form that a session needs.
 
-    It is evaluated in Python, outside of what is compiled.
+    It is evaluated in Python, outside of compiled functions.
 
     Args:
         objective: an `Objective`.
@@ -68,7 +68,7 @@ class GivenObjective(FlatObjective):
             packing=_Layout(start, evaluation_eps),
             frozen_variables=(),
             frozen_values=list,
-            # There is no other form of this loss to compare it with.
+            # This loss has no compiled form that could differ from it.
             is_verified=True,
         )
         self.refresh()
@@ -210,10 +210,10 @@ class _GivenMatrix:
 
 
 def vector_constraints(constraints: Any) -> list[Any]:
-    """The constraints of `kormos.solve`, as `resolve_constraints` takes them.
+    """The constraints of `kormos.solve`, in the form of `resolve_constraints`.
 
     Args:
-        constraints: as `kormos.solve` takes them.
+        constraints: see `kormos.solve`.
 
     Raises:
         ValueError: if one cannot be used.

@@ -5,7 +5,7 @@ A weight w with the penalty c |w| is p - q with p, q >= 0. Then
     f(p - q) + c (p + q - |p - q|)
 
 is smooth, where f is the loss with its penalty, and has its minima where f has
-them: one of the two parts is zero there. A weight of zero is exactly zero.
+them: one of the two parts is zero there. So weights become exactly zero.
 
 M. Schmidt, G. Fung and R. Rosales, "Fast optimization methods for L1
 regularization", ECML 2007, section 3.3, has this form of the problem.
@@ -90,15 +90,15 @@ def _slope_at_zero() -> float:
 
 
 def _slopes(weights: Vector) -> Vector:
-    """The slopes of the absolute values, as the backend has them."""
+    """The slopes of the absolute values, as on the backend."""
     return np.where(weights == 0, _slope_at_zero(), np.sign(weights))
 
 
 class SplitObjective:
     """A loss of weights in two parts; a `ProblemObjective`.
 
-    Its vector has the weights, of those that are split the parts p, and then
-    the parts q.
+    Its vector has all weights, with the parts p in place of those that are
+    split, and then the parts q.
 
     Args:
         objective: the loss f.
@@ -209,7 +209,7 @@ class SplitObjective:
         raise NotImplementedError
 
     def gauss_newton(self) -> NoReturn:
-        """Refused: no method that uses it splits weights."""
+        """Refused, because methods that use it do not split weights."""
         raise NotImplementedError
 
     def reference(self, theta: Vector) -> tuple[Vector, float]:
@@ -217,7 +217,7 @@ class SplitObjective:
         raise NotImplementedError
 
     def in_memory(self) -> SplitObjective:
-        """The same loss; of the first rows alone if data are streamed."""
+        """The same loss; of the first rows only if data are streamed."""
         return SplitObjective(
             self.whole.in_memory(), self._places, self._factors
         )

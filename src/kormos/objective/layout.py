@@ -58,7 +58,7 @@ class Packing:
         """Splits a flat tensor into tensors like the variables."""
         is_alike = len(set(self.dtypes)) == 1
         if is_alike:
-            # On an eager backend every operation takes as long as any other.
+            # On an eager backend the number of operations decides the time.
             theta = ops.cast(theta, self.dtypes[0])
         parts, start = [], 0
         for end, dtype, shape in zip(

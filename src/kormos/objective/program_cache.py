@@ -12,9 +12,9 @@ from kormos.float64.settings import is_true_float64
 
 _Made = TypeVar("_Made")
 
-# The most entries of a cache. This is a choice of ours: a model that is frozen
-# in stages, or fitted in both precisions, needs several, and each of them keeps
-# compiled functions in memory.
+# The most entries of a cache. Our choice: a model that is frozen in stages, or
+# fitted in both precisions, needs several entries, and each one keeps compiled
+# functions in memory.
 _MOST_ENTRIES = 8
 
 
@@ -30,7 +30,7 @@ class ProgramCache:
         self._entries = collections.OrderedDict()
 
     def get(self, key: Hashable, make: Callable[[], _Made]) -> _Made:
-        """What `make` has returned for this key and the present settings.
+        """The value of `make` for this key and the present settings of Keras.
 
         Args:
             key: what the compiled functions depend on, besides Keras' settings.

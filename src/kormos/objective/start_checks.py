@@ -23,14 +23,15 @@ _LAYERS_WITH_MOMENTS = (
     keras.layers.BatchNormalization,
 )
 
-# The shortest step of differences, as a part of the first. This is a choice of
-# ours: a larger one may not settle for a loss that bends within a short
-# distance.
+# The shortest step of differences, as a part of the first. Our choice:
+# differences over larger steps may not converge for a loss that bends within a
+# short distance.
 _SHORTEST = 2.0**-24
-# A product is right if it differs from differences of gradients by no more
-# than this part, or by this many roundings of each gradient. Both are choices
-# of ours, as is when the differences have settled. With a smaller tolerance,
-# rounding and third derivatives would be taken for errors of the product.
+# A product is right if it differs from differences of gradients by no more than
+# this part, or by this many roundings of each gradient. Both are our choices,
+# and so is the test of when the differences have converged. With a smaller
+# tolerance, rounding and third derivatives would be taken for errors of the
+# product.
 _TOLERANCE = Tolerance(part=0.01, of_error=0.1, of_found=0.1)
 _ROUNDINGS = 100
 
@@ -50,7 +51,7 @@ def unused_variables(
         project: function that moves a point into the bounds.
 
     Raises:
-        ValueError: if some change it without having a gradient.
+        ValueError: if some change it although their gradient is zero.
     """
     unused = {id(v) for v in objective.unused_variables}
     read = [v for v in objective.variables if id(v) not in unused]
@@ -83,10 +84,10 @@ def warn_of_unused_variables(
     """Warns once, by name, of variables that do not change the loss.
 
     Args:
-        objective: as `unused_variables` takes it.
-        theta: as `unused_variables` takes it.
-        grad: as `unused_variables` takes it.
-        project: as `unused_variables` takes it.
+        objective: see `unused_variables`.
+        theta: see `unused_variables`.
+        grad: see `unused_variables`.
+        project: see `unused_variables`.
     """
     names = unused_variables(objective, theta, grad, project)
     if names:
@@ -99,7 +100,7 @@ def warn_of_unused_variables(
 def hessian_product_error(
     objective: FlatObjective, theta: Vector, project: Callable[[Vector], Vector]
 ) -> float:
-    """The error of a Hessian product, against finite differences of gradients.
+    """The error of a Hessian product, from finite differences of gradients.
 
     Args:
         objective: a `FlatObjective`.
@@ -155,8 +156,8 @@ def check_hessian_products(
     if not backend.has_own_gradients(compiled):
         return
     try:
-        # Its operations are known from its first call on.
-        # They are those of this function, without metrics.
+        # Its operations are known after its first call. They are those of this
+        # function, without metrics.
         FlatObjective.value_and_grad(objective, theta)
         if not backend.has_own_gradients(compiled):
             return

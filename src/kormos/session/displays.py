@@ -154,7 +154,7 @@ class Logged(Lines):
     """Lines for the logger of kormos, where Keras is told to print nothing.
 
     Args:
-        seconds: as `Lines` takes it.
+        seconds: see `Lines`.
     """
 
     def __init__(self, seconds: float):

@@ -221,14 +221,14 @@ def run(
     """Runs a session; before it a race for its start, where that is asked.
 
     Args:
-        optimizer: as `Session` takes it.
-        stages: as `Session` takes them.
-        task: as `Session` takes it.
-        observer: as `Session` takes it. It sees nothing of the race.
+        optimizer: see `Session`.
+        stages: see `Session`.
+        task: see `Session`.
+        observer: see `Session`. It sees nothing of the race.
         budget: the limits of all, with a deadline in seconds from the start.
-        resume: as `Session` takes it.
+        resume: see `Session`.
         restarts: the `Restarts`.
-        loss_callback: as `Session` takes it.
+        loss_callback: see `Session`.
 
     Returns:
         The `Result` of the session. After a race it has `restarts`, and its

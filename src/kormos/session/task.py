@@ -42,8 +42,8 @@ class Task:
         make_objectives: function of `LossSettings` that returns the
             objectives of training and of validation (or `None`) for the
             variables as they are.
-        bounds: as `BatchOptimizer` takes them.
-        constraints: as `BatchOptimizer` takes them.
+        bounds: see `BatchOptimizer`.
+        constraints: see `BatchOptimizer`.
         model: the model of a fit, which `pretrain_fn` is called with, or
             `None`. Its variables are moved into the bounds before the
             objectives are made. Without a model the caller does so.

@@ -69,7 +69,7 @@ def estimate(
     Args:
         fit: the fit.
         kind: one of `covariance.KINDS`.
-        groups: as `kormos.summary` takes it.
+        groups: see `kormos.summary`.
         absolute_sigma: whether weights are known variances.
     """
     covariances.check_kind(kind, groups)

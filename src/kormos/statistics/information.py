@@ -129,8 +129,8 @@ def of_matrix(
 
     Args:
         matrix: the matrix, `(size, size)`.
-        active: as `of_rows` takes it.
-        rounding: as `of_rows` takes it.
+        active: see `of_rows`.
+        rounding: see `of_rows`.
     """
     scale = _positive(np.sqrt(np.abs(np.diag(matrix))))
     tangent = _tangent(active / scale)

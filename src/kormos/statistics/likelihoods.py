@@ -58,7 +58,7 @@ def of_squares(factor: float | None) -> Likelihood:
     """That of a sum of squares.
 
     Args:
-        factor: as `Likelihood` has it.
+        factor: see `Likelihood`.
     """
     return Likelihood("Gaussian", factor, is_gaussian=True)
 
@@ -68,7 +68,7 @@ def of_quasi(name: str, observations: float | None = None) -> Likelihood:
 
     Args:
         name: the name of the loss.
-        observations: as `Likelihood` has it.
+        observations: see `Likelihood`.
     """
     return Likelihood(name, None, is_expected=False, observations=observations)
 

@@ -58,14 +58,14 @@ def of_residuals(
     Args:
         task: the task of the session.
         theta: the estimate.
-        covariance: as `kormos.summary` takes it.
-        groups: as `kormos.summary` takes it.
-        level: as `kormos.summary` takes it.
+        covariance: see `kormos.summary`.
+        groups: see `kormos.summary`.
+        level: see `kormos.summary`.
         absolute_sigma: whether residuals are divided by their own standard
             deviations, so that their variance is one.
-        names: as `kormos.summary` takes it.
+        names: see `kormos.summary`.
         targets: the observed values, for R-squared.
-        parameters: as `kormos.summary` takes it.
+        parameters: see `kormos.summary`.
     """
     objective = task.objective
     assert isinstance(objective, ResidualObjective)
@@ -110,10 +110,10 @@ def of_loss(
     Args:
         task: the task of the session.
         theta: the estimate.
-        covariance: as `kormos.summary` takes it.
-        groups: as `kormos.summary` takes it.
-        level: as `kormos.summary` takes it.
-        names: as `kormos.summary` takes it.
+        covariance: see `kormos.summary`.
+        groups: see `kormos.summary`.
+        level: see `kormos.summary`.
+        names: see `kormos.summary`.
         losses: function of no arguments that returns the negative
             log-likelihood of every row, `(rows,)`. Not needed for a loss of
             rows of `data`.

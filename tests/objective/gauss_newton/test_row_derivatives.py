@@ -211,7 +211,7 @@ def test_derivatives_through_attention(kind):
 
 
 class Joined(layers.Layer):
-    """As `Flatten`, of what is masked, too."""
+    """Like `Flatten`, of what is masked, too."""
 
     supports_masking = True
 

@@ -39,7 +39,7 @@ class Recorded:
 
 
 def minimize(*args, **kwargs):
-    """As `native.minimize`, of a vector that is float64 on JAX, too."""
+    """Like `native.minimize`, of a vector that is float64 on JAX, too."""
     with kormos.precision("float64"):
         return native.minimize(*args, **kwargs)
 

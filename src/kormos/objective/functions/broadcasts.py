@@ -10,12 +10,13 @@ from kormos.warn import warn
 if TYPE_CHECKING:
     from kormos.objective.functions.residuals import ResidualObjective
 
-# A square with fewer rows cannot show the structure, and this many rows show it
-# as well as all of them. The latter is a choice of ours: more would cost time.
+# A square with fewer rows than the first number cannot show the structure. At
+# most the second number of rows is examined. Our choice: they show it as well
+# as all rows, and more would cost time.
 _FEWEST_ROWS, _ENOUGH_ROWS = 3, 64
-# A square counts as one of rank two if its third singular value is at most this
-# many roundings of the first. A choice of ours: products of a column and a row
-# round to less.
+# A square matrix has rank two if its third singular value is at most this many
+# roundings of the first. Our choice: products of a column and a row round by
+# less.
 _ROUNDINGS = 100
 
 HINT = (
@@ -25,7 +26,7 @@ HINT = (
 
 
 def warn_of_broadcasts(objective: "ResidualObjective") -> None:
-    """Warns of square blocks of residuals that a column and a row make.
+    """Warns of square blocks of residuals made by broadcasting two vectors.
 
     The difference of a column and a row is a matrix of rank two or less, even
     if it is multiplied by a column or a row. Residuals of data in a square

@@ -26,7 +26,7 @@ def naming_conversions(
     """A scope that names the line in which a tensor becomes an array.
 
     Args:
-        name: what to call the function whose code runs in the scope.
+        name: the name in messages of the function that runs in the scope.
         variables: the variables to fit.
 
     Raises:

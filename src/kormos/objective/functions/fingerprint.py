@@ -6,10 +6,10 @@ still the same: what its closure holds, its default arguments, the globals that
 it names, the attributes of objects, and all of that for the functions that it
 calls.
 
-The work is that of a pickler, which walks through an object and writes what it
-finds. What it writes is not kept but digested. Variables, tensors, modules and
-what libraries define count as the same as long as they are the same objects:
-the values of variables are arguments of a compiled function, and tensors do not
+A pickler does the work: it walks through an object and writes what it finds.
+What it writes is hashed, not kept. Variables, tensors, modules and what
+libraries define count as the same as long as they are the same objects: the
+values of variables are arguments of a compiled function, and tensors do not
 change.
 """
 
@@ -39,12 +39,12 @@ _IDENTICAL = (
     types.CodeType,
     types.ModuleType,
 )
-# Packages whose functions depend on nothing that a user changes.
+# Packages whose functions do not depend on anything that a user changes.
 _FIXED = frozenset(
     ("jax", "jaxlib", "keras", "kormos", "numpy", "scipy", "tensorflow")
 )
 _FOLDERS = tuple({sysconfig.get_path(name) for name in ("purelib", "platlib")})
-# At most this many bytes are digested, in a quarter of a second. Our choice:
+# At most this many bytes are hashed, in a quarter of a second. Our choice:
 # larger arrays are better given as `data`, or as tensors, which do not change.
 _MOST_BYTES = 2**28
 # Attributes that do not affect what a class or a layer computes. For a layer,
@@ -72,7 +72,7 @@ class Fingerprint(NamedTuple):
     """The values that a function depended on at one time.
 
     Attributes:
-        digest: of all values.
+        digest: the hash of all values.
         held: the objects whose identity is a part of the digest. While they
             are held no other object can have the identity of one of them.
     """
@@ -88,9 +88,10 @@ def fingerprint(fn: Any) -> Fingerprint | None:
         fn: the function, or a tuple of models, losses and functions.
 
     Returns:
-        The fingerprint, or `None` if it reads an object that cannot be pickled,
-        such as an open file, which tells nothing about its state, or arrays so
-        large that to look at them would take as long as to compile.
+        The fingerprint. It is `None` if the function reads an object that
+        cannot be pickled, such as an open file, whose state is unknown; or if
+        it reads arrays so large that hashing them would take as long as
+        compiling.
     """
     writer = _Digest()
     walker = _Walker(writer, _package(getattr(fn, "__module__", None)))
@@ -102,10 +103,10 @@ def fingerprint(fn: Any) -> Fingerprint | None:
 
 
 class _Digest:
-    """A file that digests what is written to it.
+    """A file that hashes what is written to it.
 
     Attributes:
-        hash: of what was written.
+        hash: the hash of what was written.
     """
 
     def __init__(self) -> None:
@@ -113,7 +114,7 @@ class _Digest:
         self._left = _MOST_BYTES
 
     def write(self, data: bytes | memoryview) -> int:
-        """Digests bytes.
+        """Hashes bytes.
 
         Raises:
             OverflowError: if that would take too long.
@@ -126,7 +127,7 @@ class _Digest:
         return count
 
     def take(self, buffer: pickle.PickleBuffer) -> None:
-        """Digests an array. `None` tells the pickler not to copy it too."""
+        """Hashes an array. `None` tells the pickler not to write it, too."""
         self.write(buffer.raw())
 
 

@@ -37,7 +37,7 @@ class GroupedData:
         """The number of residuals of each block.
 
         Args:
-            is_first: as `chunks` takes it.
+            is_first: see `chunks`.
         """
         function = self._function
         rows = [
@@ -61,11 +61,11 @@ class GroupedData:
 
         Args:
             batch_size: the most rows of a chunk, or `None`.
-            widths: for each group, the numbers that are computed for a row,
-                if chunks are to be cut so small that these fit into memory.
+            widths: for each group, the number of values that are computed for a
+                row, if chunks must be so small that these fit into memory.
             is_first: whether this is the first of the processes that fit
-                together. The others leave out what depends on no data.
-            devices: as `Data.chunk_rows` takes them.
+                together. The others leave out blocks that depend on no data.
+            devices: see `Data.chunk_rows`.
         """
         chunks: list[SpreadPair] = []
         for group, arrays, width in zip(

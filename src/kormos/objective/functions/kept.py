@@ -25,7 +25,7 @@ _ATTRIBUTE = "_kormos_functions"
 
 
 class KeptFunction(Generic[_Reader]):
-    """A function of variables, and what was made from it.
+    """A function of variables, and the objects that were made from it.
 
     Args:
         function: the function, in the dtypes of the variables.
@@ -40,14 +40,14 @@ class KeptFunction(Generic[_Reader]):
         """The function in float64.
 
         Raises:
-            Float64Error: if it cannot be evaluated so.
+            Float64Error: if it cannot be evaluated in float64.
         """
         function = self.function.in_float64()
         function.check_width()
         return function
 
     def made(self, key: Hashable, make: Callable[[], _Made]) -> _Made:
-        """What `make` has returned for this key."""
+        """The value of `make` for this key, which is called once."""
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
@@ -56,7 +56,7 @@ class KeptFunction(Generic[_Reader]):
 class _FunctionCache:
     """The programs of a function as it was when they were made.
 
-    A copy of it is empty, as one of `ProgramCache` is.
+    A copy of it is empty, like that of a `ProgramCache`.
     """
 
     def __init__(self) -> None:
@@ -66,19 +66,18 @@ class _FunctionCache:
     def get(
         self, fn: Callable[..., Any], key: Hashable, make: Callable[[], _Made]
     ) -> _Made:
-        """What `make` has returned for this key and the function as it is now.
+        """The value of `make` for this key and the present function.
 
         Args:
             fn: the function.
-            key: what the programs depend on besides.
+            key: what else the programs depend on.
             make: function that makes them.
         """
 
         def make_anew() -> _Made:
             made = make()
-            # The first call of a function may change what it computes from: it
-            # may build a layer. Earlier programs then belong to another
-            # function.
+            # The first call of a function may change what it depends on: it may
+            # build a layer. Then earlier programs are outdated.
             self._note(fingerprint(fn))
             return made
 
@@ -86,7 +85,7 @@ class _FunctionCache:
         return self._programs.get(key, make_anew)
 
     def _note(self, present: Fingerprint | None) -> None:
-        """Notes what the function computes from, and frees what is outdated."""
+        """Notes what the function depends on, and frees outdated programs."""
         known, self._fingerprint = self._fingerprint, present
         if present is None or known is None or present.digest != known.digest:
             self._programs.clear()
@@ -101,14 +100,14 @@ def kept(
     key: Hashable,
     make: Callable[[], _Reader],
 ) -> KeptFunction[_Reader]:
-    """What was made from a function, if it is still the same function.
+    """What was made from a function, if the function has not changed.
 
     It is kept with the function, and is freed with it.
 
     Args:
         fn: the function as the user gave it.
         variables: the variables of the flat vector.
-        key: what it depends on besides.
+        key: what else the result depends on.
         make: function that returns it as a function of variables.
     """
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def refuse_missing(
     objective: "ResidualObjective", function: ResidualFunction
 ) -> None:
-    """Refuses data that are not finite if residuals are then not either.
+    """Refuses data that are not finite if their residuals are not finite.
 
     Args:
         objective: the objective, which has the data.

@@ -30,7 +30,7 @@ _fitted: ContextVar[Sequence[keras.Variable] | None] = ContextVar(
 
 
 class Prediction(ValueError):
-    """A call that a function to differentiate must not make.
+    """A call that is not allowed in a function to differentiate.
 
     Its message is the name of the method.
     """
@@ -44,7 +44,7 @@ def refusing_predictions(variables: Sequence[keras.Variable]) -> Iterator[None]:
         variables: the variables to fit.
 
     Raises:
-        Prediction: where one does, or where another model cannot.
+        Prediction: if such a model predicts, or another model cannot.
     """
     token = _fitted.set(variables)
     try:
@@ -63,10 +63,11 @@ def wrap(stock: Callable[..., Any]) -> Callable[..., Any]:
             return stock(self, *args, **kwargs)
         ids = {id(variable) for variable in fitted}
         given = tree.flatten((args, kwargs))
-        # On JAX, Keras takes the variables apart for such a call and puts them
-        # together by assignments, which do nothing here: they would be lost.
+        # On JAX, Keras takes the state out of the variables for such a call and
+        # assigns it back afterwards. Here assignments have no effect, so the
+        # state would be lost.
         is_moved = any(id(v) in ids for v in [*self.variables, *given])
-        # Tensors of PyTorch tell whether they are computed from variables.
+        # PyTorch's tensors know whether they depend on variables.
         is_moved |= any(getattr(v, "requires_grad", False) for v in given)
         if keras.backend.backend() == "jax" or is_moved:
             raise Prediction(stock.__name__)

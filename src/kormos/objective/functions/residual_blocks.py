@@ -53,7 +53,7 @@ class ResidualFunction(VariableReader):
         variables: the variables whose values become arguments.
         data: arrays in any structure, or `None`.
         points: the `Points` of the data.
-        name: what errors call `fn`.
+        name: the name of `fn` in errors.
 
     Attributes:
         fn: the function.
@@ -108,7 +108,7 @@ class ResidualFunction(VariableReader):
         group: int | None,
         rows: Sequence[Tensor],
     ) -> list[Tensor]:
-        """All blocks, of which those of a group can be used.
+        """All blocks, of which only those of the group are valid.
 
         Args:
             parts: values of the variables, or `None` for their present ones.
@@ -118,8 +118,8 @@ class ResidualFunction(VariableReader):
                 group is `None`.
 
         Returns:
-            The blocks in the order of `names`, with a row for each of `rows`
-            in those of the group.
+            The blocks in the order of `names`. Those of the group have a row
+            for each of `rows`.
         """
         leaves, given = [], iter(rows)
         for head, leaf_group in zip(
@@ -173,7 +173,7 @@ class ResidualFunction(VariableReader):
             self._refuse_rows(mixed[0], heads)
 
     def _mixed(self, heads: list[Tensor], parts: list[Tensor]) -> list[str]:
-        """The blocks whose first row differs when other rows are left out.
+        """The blocks whose first row changes when other rows are left out.
 
         Args:
             heads: the first rows of the data.

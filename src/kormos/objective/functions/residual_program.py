@@ -1,4 +1,4 @@
-"""The compiled functions of residuals, and the terms that they consist of."""
+"""The compiled functions of residuals, and their terms."""
 
 import functools
 from collections.abc import Callable
@@ -30,14 +30,14 @@ class ResidualTerm:
         function: the function of all residuals.
         group: the number of the group, or `None` for the blocks that depend on
             no data.
-        measure: function of residuals over their scale: the loss of each.
+        measure: function from residuals over their scale to the loss of each.
 
     Attributes:
         blocks: the places of its blocks in the function's `names`.
         width: the number of residuals in a row, of all its blocks together.
-        observations: how many observations its one row is, if its blocks
-            depend on no data, or `None`. A block has as many as its first
-            dimension says.
+        observations: the number of observations in its one row, if its blocks
+            depend on no data; else `None`. It is the size of a block's first
+            dimension.
     """
 
     is_diagonal = True
@@ -96,7 +96,7 @@ class ResidualTerm:
 
         Args:
             values: the outputs.
-            term_factors: as `ResidualProgram` has it.
+            term_factors: see `ResidualProgram`.
 
         Returns:
             A vector with an entry for each block of the function, zero for
@@ -133,7 +133,7 @@ class ResidualTerm:
         term_factors: Tensor,
         chunk: Chunk,
     ) -> Scalar:
-        """Zero: residuals have no penalty."""
+        """Returns zero, because residuals have no penalty."""
         del parts, frozen, chunk
         return ops.zeros((), dtype=term_factors.dtype)
 
@@ -168,7 +168,7 @@ class ResidualProgram(Program):
     Args:
         packing: the `Packing` of the variables.
         function: the function of all residuals.
-        measure: as `ResidualTerm` takes it.
+        measure: see `ResidualTerm`.
 
     Attributes:
         terms: a term for each group that has blocks.

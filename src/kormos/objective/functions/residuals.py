@@ -44,7 +44,7 @@ class ResidualObjective(FlatObjective):
     """A sum or mean of losses of the residuals that a function returns.
 
     Args:
-        residual_fn: as `kormos.least_squares` takes it.
+        residual_fn: see `kormos.least_squares`.
         variables: list of the `keras.Variable`s to optimize.
         data: arrays for `residual_fn`, in any structure, or `None`.
         loss: the name of one of `robust.LOSSES`.
@@ -58,7 +58,7 @@ class ResidualObjective(FlatObjective):
         precision: `None`, `"float64"` or `"auto"`, as in
             `kormos.least_squares`.
         nan_policy: `"raise"` or `"omit"`, as in `kormos.least_squares`.
-        data_name: what errors call the argument `data`.
+        data_name: the name of the argument `data` in errors.
 
     Attributes:
         names: the names of the blocks.
@@ -108,7 +108,8 @@ class ResidualObjective(FlatObjective):
         )
         self._batch_size = batch_size
         self._with_jacobian = with_jacobian
-        # Without data, all processes would add up the same residuals.
+        # Without data, all processes compute the same residuals, which must not
+        # be added up.
         owner = packing.variables
         processes = ALONE if data is None else processes_of(owner)
         self.arguments = ProgramArguments([], processes=processes)
@@ -135,7 +136,7 @@ class ResidualObjective(FlatObjective):
         return robust.of_residuals(self.loss)
 
     def _prepare_float64(self) -> None:
-        # A function that fails in float64 is refused now, not during the fit.
+        # Refuse a function that fails in float64 now, not during the fit.
         _ = self._kept.in_float64
 
     def _go_on_in_float64(self) -> None:
@@ -241,7 +242,7 @@ class ResidualObjective(FlatObjective):
         }
 
     def own_residuals(self, theta: Vector) -> dict[str, Matrix]:
-        """As `residuals`, but of the data of this process."""
+        """Like `residuals`, but of the data of this process."""
         found = {}
         for i, term in enumerate(self.program.terms):
             values = self.outputs(i, theta, self.grouped.groups[i])
@@ -252,7 +253,7 @@ class ResidualObjective(FlatObjective):
         """The norm of the residuals at each row of some data.
 
         Args:
-            data: as `replace` takes it.
+            data: see `replace`.
             key: if `data` is a dict, the entry whose rows to use, or `None`.
         """
         group = self._function.points.group_of(key)
@@ -290,9 +291,9 @@ class ResidualObjective(FlatObjective):
         slopes = self.arguments.term_factors[: len(sums)] * np.sqrt(
             sums / self._counts
         )
-        # A fit makes residuals, and therefore slopes, smaller. It is a choice
-        # of ours that slopes begin at 2**20, so that they can become 2**40
-        # times smaller before they leave the range in which no unit is needed.
+        # A fit makes residuals, and therefore slopes, smaller. Our choice:
+        # slopes begin at 2**20, so that they can become 2**40 times smaller
+        # before they leave the range in which no unit is needed.
         return unit_for(largest(slopes[np.isfinite(slopes)]), room=20)
 
     def _sums(self, theta: Vector) -> Vector:

@@ -59,7 +59,7 @@ class FunctionObjective(FlatObjective):
         return max(super().evaluation_eps, rounding(self._function.dtype))
 
     def _prepare_float64(self) -> None:
-        # A function that fails in float64 is refused now, not during the fit.
+        # Refuse a function that fails in float64 now, not during the fit.
         _ = self._kept.in_float64
 
     def _once(self, fn: Callable[..., Structure]) -> Callable[..., Structure]:

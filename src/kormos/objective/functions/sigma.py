@@ -18,9 +18,9 @@ def over_sigma(
     """A function of residuals over standard deviations, and its data.
 
     Args:
-        residual_fn: as `kormos.least_squares` takes it.
-        data: likewise.
-        sigma: likewise.
+        residual_fn: see `kormos.least_squares`.
+        data: see `kormos.least_squares`.
+        sigma: see `kormos.least_squares`.
 
     Raises:
         ValueError: if `sigma` holds anything but positive numbers.
@@ -39,7 +39,7 @@ def over_sigma(
     def of_rows(rows: tuple[Structure, Tensor]) -> Tensor:
         return _divided(residual_fn(rows[0]), rows[1])
 
-    # Chunks of rows are then given with their own deviations.
+    # As data, they are cut into the same chunks of rows as the others.
     return of_rows, (with_columns(data), deviations)
 
 

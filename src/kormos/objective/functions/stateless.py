@@ -114,7 +114,7 @@ class StatelessFunction(VariableReader):
     Args:
         fn: backend-neutral function of no arguments that reads variables.
         variables: the variables whose values become arguments.
-        name: what errors call `fn`.
+        name: the name of `fn` in errors.
 
     Attributes:
         fn: the function.

@@ -23,7 +23,7 @@ class VectorFunction:
         fn: backend-neutral function of no arguments that reads variables and
             returns a tensor of any shape.
         packing: the `Packing` of the variables of the flat vector.
-        name: what errors call `fn`.
+        name: the name of `fn` in errors.
     """
 
     def __init__(

@@ -3,8 +3,8 @@
 With outputs z = f(theta, row) and a loss l(z), the matrix is the sum over the
 rows of J'HJ. J is dz/dtheta, and H is the Hessian of l in z, which automatic
 differentiation of l computes. For a sum of squares it is the matrix of Gauss
-and Newton. Where a loss is not convex in z, the negative part of H is left
-out. A part of the loss that does not depend on the outputs, a regularizer say,
+and Newton. Where a loss is not convex in z, the negative part of H is left out.
+A part of the loss that does not depend on the outputs, such as a regularizer,
 adds the diagonal of its Hessian.
 """
 
@@ -101,8 +101,8 @@ class GaussNewton:
     ) -> tuple[Scalar, Tensor, Tensor, Tensor]:
         """Loss, gradient, matrix, and the diagonal that is to be added.
 
-        Only the upper triangle of the matrix is right. Of the diagonal, summed
-        over all rows, the negative part is to be left out.
+        Only the upper triangle of the matrix is right. The negative part of the
+        diagonal, summed over all rows, must be left out.
         """
         size = theta.shape[0]
         zeros = (
@@ -192,9 +192,9 @@ class GaussNewton:
             order: 1 or 2, the order of the derivative.
             theta: the point.
             vector: the direction.
-            frozen: as `Program` has it.
-            term_factors: as `Program` has it.
-            chunks: as `Program` has it.
+            frozen: see `Program`.
+            term_factors: see `Program`.
+            chunks: see `Program`.
         """
         known = theta, vector, frozen, term_factors
         zeros = ops.zeros_like(theta), ops.zeros_like(theta)

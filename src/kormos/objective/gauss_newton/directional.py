@@ -13,10 +13,10 @@ from kormos.types import Tensor
 # A function of a list of tensors, `parts -> outputs`.
 _Outputs: TypeAlias = Callable[[list[Tensor]], Tensor]
 
-# The longest step of second differences, as a part of the direction. This is a
-# choice of ours: directions are the steps of a solver, and the outputs within
-# a tenth of one are what the second derivative is to describe. A larger value
-# would mix in higher derivatives, and a smaller one more rounding.
+# The longest step of second differences, as a part of the direction. Our
+# choice: directions are the steps of a solver, and the second derivative should
+# describe the outputs within a tenth of a step. A larger value would mix in
+# higher derivatives, and a smaller one more rounding.
 _LONGEST_STEP = 0.1
 
 
@@ -58,7 +58,7 @@ class DirectionalDerivative:
 def _tried(
     order: int, outputs: _Outputs, parts: list[Tensor], tangents: list[Tensor]
 ) -> tuple[Tensor, Tensor] | None:
-    """As `_exact`, or `None` where an operation has no forward mode.
+    """Like `_exact`, or `None` where an operation has no forward mode.
 
     An error of the function itself is raised.
     """
@@ -76,7 +76,7 @@ def _tried(
             attempt()
         except Exception:
             return None
-        raise  # The error does not come again, so it is not the forward mode.
+        raise  # Forward mode was not the reason of the error.
 
 
 def _exact(

@@ -21,9 +21,9 @@ _SMALLEST_WEIGHT = 2.0**-800
 class Factor(NamedTuple):
     """A chunk's loss, gradient g + R's and Gauss-Newton matrix R'R + diag(d).
 
-    Only the sum of d over all chunks is to be cut off at zero. Compiled
-    functions return one of tensors, and `on_host` makes it one of NumPy
-    arrays, whose shapes are given here.
+    Negative entries are removed only from the sum of d over all chunks.
+    Compiled functions return a factor of tensors. `on_host` converts it to
+    NumPy arrays, whose shapes are given here.
 
     Attributes:
         loss: the loss.
@@ -58,7 +58,7 @@ def weighted(roots: Array, directional: Array) -> Vector:
     """Square roots S of Hessians times a directional derivative.
 
     Args:
-        roots: as `Factor` has them.
+        roots: see `Factor`.
         directional: the derivative, of shape `(n, k)`.
 
     Returns:

@@ -24,13 +24,13 @@ from kormos.types import Vector
 if TYPE_CHECKING:
     from kormos.objective.base import FlatObjective
 
-# Jacobians of more bytes than this are not kept: a quarter of a gibibyte. This
-# is a choice of ours. More would save the recomputation of J for larger data,
-# and take the memory that the user may need.
+# Jacobians of more bytes than this are not kept: a quarter of a gibibyte. Our
+# choice: a larger limit would save the recomputation of J for larger data, but
+# take memory that the user may need.
 _MOST_BYTES_KEPT = 2**28
 
-# An output with at most this root of a curvature has no curvature, but only the
-# tiny one of `factors.py`.
+# If the root of an output's curvature is at most this, the curvature is zero:
+# it is the tiny weight of `factors.py`.
 _LEAST_ROOT = 2.0**-390
 
 
@@ -76,7 +76,7 @@ class HostGaussNewton:
     def normal_equations(
         self, theta: Vector, keep: bool = False
     ) -> tuple[float, Vector, Matrix]:
-        """The loss and what the normal equations of a step consist of.
+        """The loss, and the gradient and the matrix of the normal equations.
 
         Args:
             theta: the point.
@@ -105,7 +105,7 @@ class HostGaussNewton:
     def _summed(
         self, theta: Vector, keep: bool
     ) -> tuple[Scalar, Vector, Matrix, Vector]:
-        """The normal equations by BLAS, which takes half as long as XLA.
+        """The normal equations, computed by BLAS in half the time of XLA.
 
         Returns:
             Loss, gradient, the matrix without the Hessian's diagonal, and this
@@ -133,7 +133,7 @@ class HostGaussNewton:
             keep: whether to keep J for `bend`, where it is small.
         """
         size, processes = len(theta), self._objective.arguments.processes
-        # All rows of data are here, unless there are other processes.
+        # All rows of data are in this process, unless there are others.
         whole = np.empty((self.outputs if processes.is_alone else 0, size + 1))
         self._roots, self._at_roots = [], np.array(theta)
 
@@ -146,7 +146,8 @@ class HostGaussNewton:
                 grad += factor.grad
                 diagonal += factor.diagonal
                 self._roots.append(factor.roots)
-                # A copy: the array may be a view of the device's memory.
+                # A copy, because the array may be a view of the device's
+                # memory.
                 if processes.is_alone:
                     end = count + len(factor.matrix)
                     whole[count:end], count = factor.matrix, end
@@ -208,7 +209,7 @@ class HostGaussNewton:
         """Yields the `Factor` of each chunk."""
         self._kept, factors = None, []
         is_small = 8 * self.outputs * (len(theta) + 1) <= _MOST_BYTES_KEPT
-        # Only one batch of a stream is to be in memory.
+        # Only one batch of a stream should be in memory.
         keep = keep and is_small and not self._objective.is_streamed
         with backend.float64():
             for piece in self._objective.arguments.pieces():
@@ -224,7 +225,7 @@ class HostGaussNewton:
     ) -> Iterator[tuple[int, Linearization]]:
         """Yields the derivatives of one chunk of rows after the other.
 
-        They are those of this process, as `GaussNewton.linearized` has them.
+        They are those of this process: see `GaussNewton.linearized`.
 
         Args:
             theta: the point.
@@ -242,8 +243,8 @@ class HostGaussNewton:
         """J'H times the second derivative of the outputs along a vector.
 
         If J was kept for this point, only the second derivative is computed.
-        That needs forward-mode differentiation only, which compiles in half of
-        the time.
+        This only needs forward-mode differentiation, which compiles in half the
+        time.
         """
         if self._kept is None or not np.array_equal(theta, self._kept[0]):
             return self._total(self._compiled.bend, theta, vector)

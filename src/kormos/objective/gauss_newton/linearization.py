@@ -21,14 +21,15 @@ from kormos.types import Tensor
 class Linearization(NamedTuple):
     """A chunk's derivatives at a point.
 
-    J is kept in blocks, because a backend fuses what is done to each block
-    with joining the blocks, and passes over the memory only once.
+    J is kept in blocks, because a backend can fuse operations on the blocks
+    with their concatenation, and then passes over the memory only once.
 
     Attributes:
         loss: the loss, with its penalty.
         penalty: the penalty.
         grad: the gradient of the penalty, of shape `(size,)`, or zero.
-        diagonal: the diagonal of the Hessian of the penalty, as `grad`.
+        diagonal: the diagonal of the Hessian of the penalty, shaped like
+            `grad`.
         slope: the derivative of the loss in the outputs, `(n, k)`.
         weights: the Hessian of the loss in the outputs, `(n, k)` where it is
             diagonal, or `(n, k, k)`.
@@ -129,8 +130,8 @@ class TermDerivatives:
         Args:
             values: the outputs.
             directional: the derivative.
-            frozen: as `Program` has it.
-            term_factors: as `Program` has it.
+            frozen: see `Program`.
+            term_factors: see `Program`.
             chunk: the chunk.
         """
         fn = self._loss(frozen, term_factors, chunk)
@@ -162,9 +163,9 @@ class TermDerivatives:
         product = backend.hvp(fn)
         if self._term.is_diagonal:
             (weights,) = product([values], [ops.ones_like(values)])
-            # A negative curvature has no square root. In its place is that of
-            # the parabola with its minimum at a residual of zero, which
-            # touches the loss at this residual from above.
+            # A negative curvature has no square root. It is replaced by that of
+            # a parabola with its minimum at a residual of zero, which touches
+            # the loss at this residual from above.
             concave = ops.zeros_like(weights)
             if self._term.is_residual:
                 safe = ops.where(values == 0, ops.ones_like(values), values)

@@ -19,20 +19,20 @@ from kormos.types import Array
 from kormos.types import Structure
 from kormos.types import Tensor
 
-# How much more the results may differ than they change when weights and inputs
-# are rounded. Rounding happens in every operation, and may change the results
-# ten times as much. This is a choice of ours: a smaller number would refuse
-# deep models, a larger one might miss code that depends on the dtype.
+# The results may differ by this many times the change that rounding of weights
+# and inputs makes. Rounding happens in every operation, and may change the
+# results ten times as much. Our choice: a smaller number would refuse deep
+# models, a larger one might miss code that depends on the dtype.
 _AMPLIFIED = 30
 # The number of points, a rounding error away, at which that change is measured.
 _PLACES = 3
 
-# The part of itself by which the loss may differ anyway, because Keras clips
-# outputs that saturate before it takes their logarithm. A choice of ours.
+# The loss may differ by at least this part of it, because Keras clips saturated
+# outputs before it takes their logarithm. Our choice.
 _CLIPPED = 0.05
 
-# Each output may differ anyway by this power of the rounding, as a part of the
-# largest output: 2e-3 in float32. A choice of ours, for rounding inside of the
+# Each output may differ by at least this power of the rounding, as a part of
+# the largest output: 2e-3 in float32. Our choice, for rounding inside of the
 # layers that a change of weights and inputs does not show.
 _SHARE_EXPONENT = 0.4
 
@@ -89,7 +89,8 @@ class Agreement:
         Raises:
             Float64Error: if an output differs by more than rounding explains.
         """
-        # A new function, because the dtype is no argument of the compiled one.
+        # A new function, because the compiled one does not have the dtype as an
+        # argument.
         outputs = self._compile(lambda *args: self._outputs(*args))
         parts = float64_values(self._stateless.variables)
         wide = self._evaluated(outputs, parts, head)
@@ -156,9 +157,9 @@ def disagreement(
     Args:
         own: list of arrays, in the model's own dtype.
         wide: the same arrays in float64.
-        moved: lists as `own`, with weights and inputs changed by a rounding.
+        moved: lists like `own`, with weights and inputs changed by a rounding.
         shares: for each array, the part of its largest number by which it may
-            differ anyway.
+            always differ.
 
     Returns:
         The place of an array in the list, and two numbers of it that differ,

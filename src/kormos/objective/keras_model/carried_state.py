@@ -1,4 +1,4 @@
-"""Layers that begin a batch with the state after the batch before."""
+"""Layers that begin a batch with the state left by the batch before."""
 
 from collections.abc import Sequence
 
@@ -31,7 +31,7 @@ def carried(
         terms: the terms of the loss.
         head: the rows of a chunk, as tensors.
     """
-    # Seeds are frozen: every batch begins with the same.
+    # Seeds are frozen, so every batch begins with the same seed.
     assigned = [v for v in stateless.assigned_variables if not is_seed(v)]
     if not assigned:
         return []

@@ -54,7 +54,7 @@ def may_couple(model_loss: ModelLoss) -> bool:
 def coupling(
     objective: ComparableObjective, model_loss: ModelLoss, head: Data
 ) -> Coupling | None:
-    """Compares the loss of rows with those of the two halves of them.
+    """Compares the loss of rows with the mean of those of their two halves.
 
     The weights are moved, because a loss that is nearly zero consists of
     rounding errors.
@@ -119,7 +119,7 @@ def _name(terms: LossTerms, adds_row_losses: bool) -> str:
 def warn_of_coupling(
     objective: ComparableObjective, model_loss: ModelLoss, head: Data
 ) -> None:
-    """Warns once of a loss that is another one with another `batch_size`.
+    """Warns once of a loss that depends on `batch_size`.
 
     Args:
         objective: the objective.

@@ -47,8 +47,8 @@ class ModelEvaluation:
         model_loss: the model's loss.
         packing: the `Packing` of the variables.
         compile: function that compiles a function.
-        graphs: as `Program` has them.
-        traces: as `Program` has it.
+        graphs: see `Program`.
+        traces: see `Program`.
 
     Attributes:
         results: the results of the metrics.
@@ -109,12 +109,12 @@ class ModelEvaluation:
     def value_and_grad(
         self, theta: Vector, arguments: ProgramArguments, unit: float
     ) -> tuple[float, Vector, MetricValues]:
-        """As `value`, with the gradient between the two.
+        """Like `value`, with the gradient between the two.
 
         Args:
             theta: the point.
             arguments: the other arguments of the program.
-            unit: as `ProgramArguments.derivatives` takes it.
+            unit: see `ProgramArguments.derivatives`.
         """
         with backend.float64():
             (loss, grad), values = self._summed(
@@ -145,14 +145,15 @@ class ModelEvaluation:
     ) -> tuple[Sequence[Tensor], MetricValues]:
         """Sums over all data, and the values of the metrics' variables.
 
-        What rows of data add to these variables adds up, over processes too.
+        What rows of data add to these variables is added up, also over
+        processes.
 
         Args:
             fn: the compiled function.
             theta: the point.
             arguments: the other arguments of the program.
-            shapes: those of the sums.
-            unit: as `ProgramArguments.derivatives` takes it.
+            shapes: the shapes of the sums.
+            unit: see `ProgramArguments.derivatives`.
         """
         processes, start = arguments.processes, self._start
 
@@ -162,7 +163,7 @@ class ModelEvaluation:
             for piece in arguments.pieces(unit):
                 found, values = fn(theta, values, *piece)
                 sums = found if sums is None else [*map(_add, sums, found)]
-            assert sums is not None  # No data are without rows.
+            assert sums is not None  # There is at least one chunk.
             if not processes.is_alone:
                 values = tuple(map(_minus, values, start))
             return sums, values
@@ -198,7 +199,7 @@ class ModelEvaluation:
         term_factors: Tensor,
         chunks: Chunks,
     ) -> _Summed:
-        """As `_trace_loss`, with the gradient."""
+        """Like `_trace_loss`, with the gradient."""
         self._traces["evaluate_and_grad"] += 1
         zeros = scalar_zero(theta), ops.zeros_like(theta)
         known = theta, frozen, term_factors
@@ -249,7 +250,7 @@ class ModelEvaluation:
         metric_values: MetricValues,
         chunk: Chunk,
     ) -> _Summed:
-        """As `_loss_of`, with what the chunk adds to the gradient."""
+        """Like `_loss_of`, with what the chunk adds to the gradient."""
         (loss, values), gradients = self._differentiated(
             self._packing.unpack(theta),
             frozen,
@@ -262,7 +263,8 @@ class ModelEvaluation:
 
 
 def _add(total: Tensor, value: Tensor) -> Array:
-    # NumPy waits for the values, so that few pieces are in memory at once.
+    # Conversion to NumPy waits for the values, so that few pieces are in memory
+    # at once.
     return np.asarray(backend.view(total), "float64") + backend.view(value)
 
 

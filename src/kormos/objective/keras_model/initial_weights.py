@@ -20,7 +20,7 @@ def draw_weights(model: keras.Model, rng: np.random.Generator) -> list[Array]:
 
     Args:
         model: the built model.
-        rng: what draws the seeds of the initializers.
+        rng: the random generator that draws the initializers' seeds.
 
     Returns:
         An array for each of `model.trainable_variables`.
@@ -42,7 +42,7 @@ def draw_weights(model: keras.Model, rng: np.random.Generator) -> list[Array]:
 def _initializers(
     model: keras.Model,
 ) -> Iterator[tuple[int, keras.initializers.Initializer]]:
-    """Yields the identity of each variable and what initializes it."""
+    """Yields the id of each variable and its initializer."""
     for layer in model._flatten_layers():
         for name, initializer in vars(layer).items():
             if not name.endswith(_SUFFIX):

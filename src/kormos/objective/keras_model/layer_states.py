@@ -2,7 +2,7 @@
 
 In Keras' own training, each step moves the averages of batch normalization a
 little towards those of its batch. Here they become the averages of all data.
-With these the model computes in inference what was minimized in training.
+With these averages, inference computes the loss that training minimized.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ class LayerStates:
 
     Args:
         model: the model.
-        stateless: the same, with layers that behave as in training.
+        stateless: the same model, with layers that behave as in training.
         metric_variables: the variables of its metrics.
         packing: the `Packing` of the variables to train.
         compile: function that compiles a function.
@@ -55,7 +55,7 @@ class LayerStates:
             for v in model.non_trainable_variables
             if not is_seed(v) and id(v) not in others
         ]
-        # By variable, what a step multiplies the average of its batch by.
+        # For each variable, the factor of the batch's average in a step.
         self._shares = {
             id(average): 1 - layer.momentum
             for layer in stateless.arithmetic.owners
@@ -121,7 +121,7 @@ class LayerStates:
         )
 
     def _begun(self, values: list[Tensor]) -> list[Tensor]:
-        """The values before a chunk; averages begin at zero there."""
+        """The values before a chunk, with zeros for averages."""
         return [
             ops.zeros_like(value) if id(v) in self._shares else value
             for v, value in zip(self._variables, values, strict=True)
@@ -138,7 +138,7 @@ class LayerStates:
 
         Args:
             theta: the values of the variables to train.
-            frozen: those of the frozen variables of the loss.
+            frozen: the values of the frozen variables of the loss.
             values: the variables' values before.
             chunk: the chunk.
         """

@@ -1,4 +1,4 @@
-"""Last activations whose loss is convex in the values before them."""
+"""Last activations whose loss is convex in their inputs."""
 
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -13,8 +13,8 @@ from kormos.objective.keras_model.copies import copied
 from kormos.types import Structure
 from kormos.types import Tensor
 
-# By the activation's name, the functions of the losses that match it: the loss
-# is convex in what enters the activation.
+# The loss functions that match each activation, by its name: they are convex in
+# the activation's inputs.
 _MATCHING = {
     "softmax": (
         keras.losses.categorical_crossentropy,
@@ -53,7 +53,7 @@ class Link(NamedTuple):
     activation: Callable[[Tensor], Tensor]
 
     def linear(self, inputs: Tensor) -> Tensor:
-        """What enters the activation, from the inputs of the layer.
+        """The activation's inputs, from the inputs of the layer.
 
         A copy of the layer computes it, because another thread may use the
         layer at the same time.
@@ -70,8 +70,8 @@ class LinkedModel:
         losses: for each output the list of its losses.
 
     Attributes:
-        trunk: a model whose outputs are what enters the links' layers, and the
-            model's outputs without a link. It is the model itself where there
+        trunk: a model whose outputs are the inputs of the links' layers, and
+            the model's outputs without a link. It is the model itself if there
             are no links.
         is_convex: whether the losses are known to be convex in the outputs.
     """
@@ -102,7 +102,7 @@ class LinkedModel:
         )
 
     def __call__(self, x: Structure, training: bool) -> list[Tensor]:
-        """What enters the last activations: a tensor for each output.
+        """The inputs of the last activations: a tensor for each output.
 
         An output without a link is the output itself.
         """
@@ -113,7 +113,7 @@ class LinkedModel:
         ]
 
     def activated(self, values: list[Tensor]) -> list[Tensor]:
-        """The model's outputs, from what enters the last activations."""
+        """The model's outputs, from the inputs of the last activations."""
         return [
             leaf if link is None else link.activation(leaf)
             for link, leaf in self._with_links(values)
@@ -165,5 +165,5 @@ def _matches(
 
 
 def _is_of_logits(loss: keras.losses.Loss) -> bool:
-    """Whether it is a loss that applies the activation itself."""
+    """Whether a loss applies the activation itself."""
     return is_own_class(loss) and bool(loss.get_config().get("from_logits"))

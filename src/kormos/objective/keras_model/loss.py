@@ -31,7 +31,8 @@ class ModelLoss:
     Args:
         model: a compiled and built model.
         head: the rows of a chunk, as tensors, with which the model is tried.
-            With another number of rows it may fail, or be another function.
+            With another number of rows it may fail, or compute another
+            function.
         training: whether layers behave as in training.
         compile: function that compiles a function.
         dtype: `"float64"`, or `None` for the model's own dtype.
@@ -203,10 +204,10 @@ class ModelLoss:
         """What a chunk adds to the loss, and the metrics after it.
 
         Args:
-            parts: as `chunk_loss` takes them.
-            frozen: as `chunk_loss` takes them.
-            term_factors: as `chunk_loss` takes them.
-            chunk: as `chunk_loss` takes it.
+            parts: see `chunk_loss`.
+            frozen: see `chunk_loss`.
+            term_factors: see `chunk_loss`.
+            chunk: see `chunk_loss`.
             metric_values: the values of the metrics' variables before it.
             is_differentiated: whether the loss is differentiated.
 

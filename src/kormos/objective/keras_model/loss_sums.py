@@ -49,7 +49,7 @@ class CompiledLosses:
     ) -> None:
         # Each call of a loss is a term: one loss may serve several outputs.
         self._calls: list[_Call] = []
-        # The place of the term that is one while all others are zero.
+        # The index of the term that is one while all others are zero.
         self._probed: int | None = None
         wrapped = [
             None if leaf is None else SplitLoss(leaf, self._note)
@@ -68,7 +68,7 @@ class CompiledLosses:
         )
 
     def _note(self, *call: Any) -> float:
-        """Notes a call of a term; returns the value that Keras is to see."""
+        """Notes a call of a term; returns the value for Keras."""
         self._calls.append(call)
         return 1.0 if len(self._calls) - 1 == self._probed else 0.0
 
@@ -79,8 +79,8 @@ class CompiledLosses:
         self._calls.clear()
         is_array = y is not None and not tree.is_nested(y)
         if is_array and tree.is_nested(y_pred):
-            # Keras would otherwise take each row for the targets of one output,
-            # if there are as many rows as outputs.
+            # If there are as many rows as outputs, Keras would otherwise take
+            # each row for the targets of one output.
             y = [y]
         return self._shell.compute_loss(
             y=y, y_pred=y_pred, sample_weight=sample_weight
@@ -147,7 +147,7 @@ class CompiledLosses:
     def shapes(
         self, y: Structure, y_pred: Structure, sample_weight: Structure
     ) -> list[tuple[keras.losses.Loss, Shape, Shape]]:
-        """Of each term, its loss and the shapes of targets and predictions."""
+        """Each term's loss, and the shapes of its targets and predictions."""
         terms = self._terms(y, y_pred, sample_weight)
         return [
             (

@@ -1,4 +1,4 @@
-"""The contributions of rows to a model's loss, by predictions and by layers."""
+"""The contributions of rows to a model's loss, from predictions and layers."""
 
 import inspect
 
@@ -34,7 +34,8 @@ class LossTerms:
     Attributes:
         compiled: the losses that the model is compiled with, or `None` if it
             has none, or a `compute_loss` of its own.
-        own_name: what to call the model's own `compute_loss`, or `None`.
+        own_name: the name in messages of the model's own `compute_loss`, or
+            `None`.
         weights: the weight of each term of `compiled`, by `loss_weights`.
         names: the names of these terms.
         own_names: the names of those that are not Keras' own.
@@ -110,10 +111,10 @@ class LossTerms:
         sample_weight: Structure,
         term_factors: Tensor,
     ) -> Scalar:
-        """What rows add to the loss, by their predictions and by layers."""
+        """What rows add to the loss, with their predictions and by layers."""
         total = self.of_outputs(x, y, y_pred, sample_weight, term_factors)
         if self.own_name is not None:
-            # `compute_loss` adds the losses of layers itself, if it does.
+            # `compute_loss` may add the losses of layers itself.
             return total
         return total + self.of_layers(x, term_factors)
 
@@ -169,8 +170,8 @@ class LossTerms:
     @property
     def losses(self) -> list[keras.losses.Loss]:
         """The objects that compute the losses."""
-        # Among the attributes of the model is the loss that Keras makes of the
-        # compiled losses, whose call is not recorded.
+        # One attribute of the model is the loss that Keras makes from the
+        # compiled losses. Its call is not recorded.
         found = [*tree.flatten(self._model.loss), *vars(self._model).values()]
         return [loss for loss in found if isinstance(loss, keras.losses.Loss)]
 

@@ -11,7 +11,8 @@ from kormos.types import Structure
 
 # An attribute of a model that Keras neither tracks nor saves.
 _LOSS_WEIGHTS = "_kormos_loss_weights"
-# Another one: Keras' loss of `compile`, and those of other weights.
+# Another such attribute: Keras' loss of `compile`, and the losses with other
+# weights.
 _LOSSES = "_kormos_losses"
 
 
@@ -41,7 +42,7 @@ def weighted(model: keras.Model, weights: Structure) -> Iterator[None]:
 
     Args:
         model: the compiled model.
-        weights: as `compile` takes them.
+        weights: see `compile`.
 
     Raises:
         ValueError: if the model is compiled without a loss.
@@ -58,13 +59,13 @@ def weighted(model: keras.Model, weights: Structure) -> Iterator[None]:
     try:
         yield
     finally:
-        # A callback may have compiled the model anew.
+        # A callback may have compiled the model again.
         if model._compile_loss is other:
             _put(model, own, remembered)
 
 
 def _loss_with(model: keras.Model, weights: Structure) -> keras.losses.Loss:
-    """Keras' loss of the model with other weights, the same each time."""
+    """Keras' loss of the model with other weights, one object for each."""
     own = model._compile_loss
     known, losses = model.__dict__.get(_LOSSES, (None, {}))
     if known is not own:
@@ -83,6 +84,6 @@ def _put(
 ) -> None:
     remember_loss_weights(model, weights)
     object.__setattr__(model, "_compile_loss", loss)
-    # Keras' own steps have the loss in them.
+    # Keras' compiled steps contain the loss.
     model.train_function = model.test_function = None
     forget_step(model)

@@ -25,21 +25,21 @@ from kormos.types import Tensor
 from kormos.types import Vector
 from kormos.warn import warn
 
-# The metrics of this many of the latest points are kept, beside the lowest one.
-# Our choice: a method accepts one of the last few points that it has evaluated,
-# or, without gradients, the lowest.
+# The metrics of this many of the latest points are kept, and those of the
+# lowest. Our choice: a method accepts one of the last few points that it has
+# evaluated, or the lowest one if it has no gradients.
 _KEPT = 8
 
-# Results of more numbers than these are not read in a compiled loop. Our
-# choice: a loop keeps those of 50 iterations.
+# If the results have more numbers than this, they are not computed in a
+# compiled loop. Our choice: a loop keeps the results of 50 iterations.
 _MOST_READINGS = 2**14
 
 
 class MeasuredObjective(FlatObjective):
     """A model's loss that knows the metrics of the points it has evaluated.
 
-    It does so from `measure` on. Without it, `evaluate` takes a pass over the
-    data, and no other function computes a metric.
+    It knows them after a call of `measure`. Without that, `evaluate` takes a
+    pass over the data, and no other function computes metrics.
 
     Attributes:
         has_metrics: whether the model is compiled with metrics.
@@ -52,7 +52,7 @@ class MeasuredObjective(FlatObjective):
     def measure(self) -> None:
         """Computes the metrics along with the loss from now on.
 
-        It changes nothing where rows are spread over devices, which add up
+        This has no effect if rows are spread over devices, because these add up
         sums but no metrics.
         """
         if self.has_metrics and backend.row_devices() == 1:
@@ -60,7 +60,7 @@ class MeasuredObjective(FlatObjective):
 
     @property
     def readings(self) -> int:
-        """How many numbers the metrics' results have, in a compiled loop."""
+        """The number of values in the metrics' results, in a compiled loop."""
         if self._known is None or self.is_hosted:
             return 0
         if not self.program.compiles_metrics:
@@ -111,7 +111,7 @@ class MeasuredObjective(FlatObjective):
         else:
             self._known.add(theta, arguments, loss, values)
             return loss
-        # A metric may have failed, which is no reason to have no loss.
+        # Perhaps only a metric has failed. The loss is still needed.
         return super().value(theta)
 
     def value_and_grad(self, theta: Tensor) -> tuple[Scalar, Tensor]:
@@ -189,7 +189,7 @@ class _Point(NamedTuple):
 
 
 class _Known:
-    """Losses, and values of the metrics' variables, at the latest points."""
+    """Losses and values of the metrics' variables at the latest points."""
 
     def __init__(self) -> None:
         self._points: list[_Point] = []
@@ -203,7 +203,7 @@ class _Known:
         loss: float,
         values: MetricValues,
     ) -> None:
-        """Keeps those of a point.
+        """Keeps the values of a point.
 
         Args:
             theta: the point.
@@ -221,7 +221,7 @@ class _Known:
         self._points = [*self._points[1 - _KEPT :], point]
 
     def find(self, theta: Vector, arguments: ProgramArguments) -> _Point | None:
-        """Those of a point, or `None` if they are not kept."""
+        """The values of a point, or `None` if they are not kept."""
         if arguments is not self._arguments:
             return None
         for point in (*self._points, self._lowest):

@@ -24,12 +24,12 @@ MetricValues = Sequence[Tensor]
 
 
 class _Result(NamedTuple):
-    """A result of a metric among the readings.
+    """The place of a metric's result in the readings.
 
     Attributes:
         name: its name.
         shape: its shape.
-        dtype: its dtype, NumPy's.
+        dtype: its NumPy dtype.
     """
 
     name: str
@@ -48,7 +48,7 @@ class MetricResults:
         model_loss: the model's loss.
         packing: the `Packing` of the variables.
         compile: function that compiles a function.
-        graphs: as `Program` has them.
+        graphs: see `Program`.
         start: the values of the metrics' variables before any rows.
 
     Attributes:
@@ -79,7 +79,7 @@ class MetricResults:
         Args:
             theta: the point.
             frozen: the values of the frozen variables.
-            values: those of the metrics' variables.
+            values: the values of the metrics' variables.
         """
         with backend.float64():
             found = self._compiled(theta, frozen, values)

@@ -41,7 +41,7 @@ class ModelMetrics:
         variables when they are first called.
 
         Args:
-            *data: as `update` takes them.
+            *data: see `update`.
         """
         with backend.own_copies(self._model):
             self._model.compute_metrics(*data)
@@ -74,16 +74,16 @@ class ModelMetrics:
 
     @property
     def are_of_keras(self) -> bool:
-        """Whether Keras itself has all of them, and not a user's own code."""
+        """Whether all of them are Keras' own, and none is a user's code."""
         own = type(self._model).compute_metrics
         return own.__module__.startswith("keras.") and all(
             map(is_of_keras, _single(self._model.metrics))
         )
 
     def constant(self, y_pred: Structure) -> Structure:
-        """The predictions, in a form that nobody differentiates.
+        """The predictions, with masks but without derivatives.
 
-        Metrics may call what has no derivatives. Masks stay.
+        Metrics may call operations that have no derivatives.
         """
         return tree.map_structure(self._constant, y_pred)
 
@@ -94,7 +94,7 @@ class ModelMetrics:
 
 
 def _single(metrics: Iterable[Any]) -> Iterator[keras.metrics.Metric]:
-    """Yields metrics, and in place of those of several metrics the latter."""
+    """Yields the metrics, with containers replaced by their metrics."""
     for metric in metrics:
         several = getattr(metric, "metrics", None)
         if several is None:
@@ -104,7 +104,7 @@ def _single(metrics: Iterable[Any]) -> Iterator[keras.metrics.Metric]:
 
 
 class _Constant(keras.layers.Layer):
-    """Stops gradients. Keras hands masks on through layers only."""
+    """Stops gradients. It is a layer because only layers pass masks on."""
 
     supports_masking = True
 

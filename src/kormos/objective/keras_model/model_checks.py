@@ -12,7 +12,7 @@ from kormos.warn import warn
 
 
 def check_model(model: Any) -> None:
-    """Refuses what is not a compiled model with gradients in range."""
+    """Refuses an argument that is not a compiled model, and float16."""
     if not isinstance(model, keras.Model):
         raise ValueError(
             "Argument `model` must be a `keras.Model`. "

@@ -149,7 +149,7 @@ class Objective(MeasuredObjective):
         self._prepare("float64" if is_float64 else None)
         self.has_metrics = any(m.name != "loss" for m in model.metrics)
         if self.has_float64:
-            # A model that fails in float64 is found now, not during the fit.
+            # Refuse a model that fails in float64 now, not during the fit.
             self.has_float64 = decide(
                 precision, lambda: self._program("float64")
             )
@@ -161,7 +161,7 @@ class Objective(MeasuredObjective):
         """The model's compiled functions, for a dtype as `_prepare` has it."""
         known: Data | None = None
         if not self._processes.is_alone:
-            # All processes take part, even one on which an earlier fit has
+            # This needs all processes, even one on which an earlier fit has
             # compiled.
             known = self._head(dtype)
 
@@ -199,9 +199,9 @@ class Objective(MeasuredObjective):
             warn_of_coupling(self, model_loss, self._data.head(dtype))
 
     def _head(self, dtype: str | None) -> Data:
-        """The rows of a chunk, as tensors: the same ones on all processes.
+        """The rows of a chunk as tensors, the same on all processes.
 
-        Decisions that depend on them are then the same on all processes.
+        So all processes take the same decisions.
         """
         data = self._data
         if self._processes.is_alone:
@@ -242,7 +242,7 @@ class Objective(MeasuredObjective):
 
     @functools.cached_property
     def _loss_unit(self) -> float:
-        # Once a fit is well under way, slopes are about as large as targets.
+        # In most of a fit, slopes are at most about as large as targets.
         slope = largest(self.arguments.term_factors[:-1])
         target = self.processes.gather(
             np.array([self._data.largest_target])
@@ -311,7 +311,7 @@ class Objective(MeasuredObjective):
         chunks = self._data.shuffled(self.program.packing.dtype, rng)
         for chunk in chunks or self.arguments.each_chunk():
             batch = copy.copy(self)
-            # The metrics of a batch are nobody's.
+            # Nobody reads the metrics of a batch.
             batch._known = None
             batch.arguments = dataclasses.replace(
                 self.arguments, chunks=((None, chunk),), read=None
@@ -341,7 +341,7 @@ class Objective(MeasuredObjective):
             optimizer: the Keras optimizer, built for the model's variables.
             batch_size: the rows of a batch. Defaults to that of the data, or
                 32.
-            rng: what draws the order of the rows.
+            rng: the random generator that draws the order of the rows.
 
         Raises:
             ValueError: if the data are streamed.
@@ -375,7 +375,7 @@ class Objective(MeasuredObjective):
         return in_parts(self, lower, upper)
 
     def in_memory(self) -> Self:
-        """The same loss; of the first rows alone if data are streamed."""
+        """The same loss; of the first rows only if data are streamed."""
         if not self.is_streamed:
             return self
         part = copy.copy(self)

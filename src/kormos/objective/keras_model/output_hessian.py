@@ -98,7 +98,7 @@ def _probe_at(
     """Probes the Hessian at one point, by three Hessian products.
 
     Args:
-        product: as `probe` takes it.
+        product: see `probe`.
         values: the outputs.
         term_factors: the factors of the terms.
         chunk: the chunk.

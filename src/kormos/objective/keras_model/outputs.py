@@ -58,7 +58,7 @@ class ModelOutputs:
         self._layout = model_loss.outputs
         self._has_masks = model_loss.has_masks
         self._linked = LinkedModel(model, self._terms.by_output)
-        # The trunk, too, is to compute in the dtype of the loss.
+        # The trunk must compute in the dtype of the loss, too.
         self._stateless.arithmetic.include([self._linked.trunk])
         self.is_convex = self._linked.is_convex
         self.width = sum(self._layout.widths)

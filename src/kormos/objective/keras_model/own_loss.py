@@ -12,13 +12,13 @@ from kormos.types import Scalar
 from kormos.types import Tensor
 
 # Two gradients are the same if they differ by no more than this part of the
-# largest entry. A choice of ours: a thousand roundings of float32. A term that
-# `compute_loss` adds besides would have to be smaller to be missed.
+# largest entry. Our choice, a thousand roundings of float32: only a smaller
+# additional term of `compute_loss` would be missed.
 _SAME = 1e-4
 
 
 def adds_layer_losses(model_loss: ModelLoss, chunk: Chunk) -> bool:
-    """Whether a `compute_loss` of its own adds the losses of layers, or not.
+    """Whether a model's own `compute_loss` adds the losses of layers.
 
     Args:
         model_loss: the loss of a model with a `compute_loss` of its own.

@@ -32,8 +32,9 @@ def train_epoch(
         data: all rows.
         optimizer: the Keras optimizer, built for the model's variables.
         batch_size: the rows of a batch. Defaults to 32, as in Keras.
-        rng: what draws the order of the rows. Rows that make one batch stay
-            in their order, which decides how sums are rounded.
+        rng: the random generator that draws the order of the rows. Within a
+            batch, rows keep their order, so that sums are rounded in the same
+            way.
     """
     batch_size = batch_size or _BATCH_ROWS
     if batch_size < data.rows:
@@ -74,9 +75,10 @@ def _trained_by(
     before = _values(model)
     try:
         model.optimizer = optimizer
-        # The step of the epoch before is not traced again.
+        # So the step is not traced again in each epoch.
         model.train_function = getattr(model, _TRAINED)[1]
-        # With averages of weights, they become the weights at the very end.
+        # An optimizer's averages of weights only become the weights at the end
+        # of the run.
         optimizer.finalize_variable_values = _do_nothing
         yield
         object.__setattr__(model, _TRAINED, (optimizer, model.train_function))

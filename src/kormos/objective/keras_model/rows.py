@@ -10,7 +10,7 @@ import keras
 def naming_rows(
     model: keras.Model, rows: int, others: int | None = None
 ) -> Iterator[None]:
-    """A scope that explains an error by the number of rows.
+    """A scope that names the number of rows if they are the reason of an error.
 
     Args:
         model: the model that is called in the scope.

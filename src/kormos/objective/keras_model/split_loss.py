@@ -80,7 +80,7 @@ class SplitLoss(keras.losses.Loss):
                 # float32 would have much more rounding than the rows.
                 return ops.sum(ops.cast(values, dtype))
             loss = _variant(loss, lambda *args: results[0], loss.reduction)
-        # A loss with a reduction of its own: `evaluate` weighs its mean over a
+        # For a loss with its own reduction, `evaluate` weights the mean over a
         # batch by the batch's rows.
         value = ops.cast(ops.mean(loss(*data)), dtype)
         return value * _count_rows(y_true, y_pred)

@@ -57,7 +57,7 @@ class StatelessModel:
 
         Args:
             x: rows of inputs.
-            model: what to call instead of the model.
+            model: another model to call instead, or `None`.
         """
         return (model or self._model)(x, training=self._training)
 
@@ -106,7 +106,7 @@ class StatelessModel:
 
     @property
     def dry_run(self) -> Callable[..., Structure]:
-        """The function that tries a function of the model."""
+        """The backend's function that tries a function of the model."""
         is_eager = self._model.run_eagerly
         return backend.attempt if is_eager else backend.dry_run
 
@@ -160,8 +160,8 @@ class StatelessModel:
         """Refuses variables that the loss reads without Keras seeing it.
 
         Args:
-            fn: as `learn_variables` takes it.
-            *args: as `learn_variables` takes them.
+            fn: see `learn_variables`.
+            *args: see `learn_variables`.
         """
         refuse_hidden_reads(
             self.unused_variables,

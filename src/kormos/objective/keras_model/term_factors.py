@@ -123,7 +123,7 @@ class TermFactors:
         self, parts: list[Tensor], frozen: list[Tensor], chunk: Chunk
     ) -> list[tuple[Scalar, Scalar]]:
         """A chunk's part of the divisors of the terms."""
-        assert self._compiled is not None  # Only they have divisors.
+        assert self._compiled is not None  # Other losses have no divisors.
         x, y, w = chunk
         with self._model_loss.stateless.scope(parts, frozen):
             y_pred = self._model_loss.stateless(x)

@@ -34,25 +34,25 @@ _Chunked: TypeAlias = tuple[
 class TrainingData:
     """The data of a model's loss.
 
-    Methods take a dtype, that of an evaluation: `"float64"`, or `None` for the
+    Methods take the dtype of an evaluation: `"float64"`, or `None` for the
     model's own.
 
     Args:
         model: the model.
-        x: as `Objective` takes it.
-        y: as `Objective` takes it.
-        sample_weight: as `Objective` takes it.
-        class_weight: as `Objective` takes it.
-        batch_size: as `Objective` takes it.
-        precision: as `Objective` takes it.
-        stream: as `Objective` takes it.
-        allow_nan: as `Objective` takes it.
+        x: see `Objective`.
+        y: see `Objective`.
+        sample_weight: see `Objective`.
+        class_weight: see `Objective`.
+        batch_size: see `Objective`.
+        precision: see `Objective`.
+        stream: see `Objective`.
+        allow_nan: see `Objective`.
 
     Raises:
         ValueError: if the data cannot be used.
 
     Attributes:
-        batch_size: the same.
+        batch_size: the `batch_size` argument.
     """
 
     def __init__(
@@ -154,13 +154,13 @@ class TrainingData:
 
         Args:
             dtype: the dtype of an evaluation.
-            rows: how many. Defaults to as many as a chunk has.
+            rows: their number. Defaults to the rows of a chunk.
         """
         data = self.first_rows(dtype, rows)
         return data.head(data.rows)
 
     def first_rows(self, dtype: str | None, rows: int | None = None) -> Data:
-        """As `head`, but arrays."""
+        """Like `head`, but arrays."""
         data = self._in(dtype)
         if rows is None:
             rows = data.chunk_rows(self.batch_size)
@@ -173,8 +173,8 @@ class TrainingData:
 
         Args:
             dtype: the dtype of an evaluation.
-            width: as `Data.chunk_rows` takes it.
-            widest: as `Data.chunk_rows` takes it.
+            width: see `Data.chunk_rows`.
+            widest: see `Data.chunk_rows`.
         """
         data = self._in(dtype)
         cut = self.batch_size, width, widest, self._devices
@@ -189,8 +189,8 @@ class TrainingData:
 
         Args:
             dtype: the dtype of an evaluation.
-            width: as `Data.chunk_rows` takes it.
-            widest: as `Data.chunk_rows` takes it.
+            width: see `Data.chunk_rows`.
+            widest: see `Data.chunk_rows`.
         """
         data = self._in(dtype).first
         cut = self.batch_size, width, widest, self._devices

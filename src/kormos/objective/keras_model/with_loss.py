@@ -17,7 +17,7 @@ def with_loss(model: keras.Model, loss: Any) -> keras.Model:
     is_graph = type(model).call.__module__.startswith("keras.")
     other: keras.Model
     if is_graph and getattr(model, "outputs", None):
-        # Its last activations can be distinguished from the other layers.
+        # The last activations of such a model can be found in its graph.
         other = keras.Model(
             getattr(model, "input", model.inputs),
             getattr(model, "output", model.outputs),

@@ -118,7 +118,7 @@ class EvidenceModel:
             theta: the point.
             loss: the loss there.
             evidence: the evidence for the previous estimate.
-            largest: as `begin` takes it.
+            largest: see `begin`.
         """
         effective = np.maximum(evidence.effective, _LEAST_PENALTY)
         left = self._count - float(effective.sum())
@@ -173,7 +173,7 @@ class EvidenceModel:
             loss: the loss there.
             effective: gamma of each group.
             left: n - gamma.
-            largest: as `begin` takes it.
+            largest: see `begin`.
         """
         unit = self.unit
         # An exact fit has no noise: beta then is such that the penalty is the

@@ -187,9 +187,9 @@ class RowFactors(Factors):
 
     Args:
         rows: R. It is overwritten.
-        scale: as `Factors` takes it.
-        grad: as `Factors` takes it.
-        evaluation_eps: as `Factors` takes it.
+        scale: see `Factors`.
+        grad: see `Factors`.
+        evaluation_eps: see `Factors`.
     """
 
     def __init__(
@@ -220,9 +220,9 @@ class MatrixFactors(Factors):
 
     Args:
         matrix: A. It is overwritten.
-        scale: as `Factors` takes it.
-        grad: as `Factors` takes it.
-        evaluation_eps: as `Factors` takes it.
+        scale: see `Factors`.
+        grad: see `Factors`.
+        evaluation_eps: see `Factors`.
     """
 
     def __init__(

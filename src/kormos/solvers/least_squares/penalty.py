@@ -80,15 +80,15 @@ class KnownMatrix:
         self._known: tuple[str, Vector, _Known] | None = None
 
     def squares(self, theta: Vector) -> Squares | None:
-        """As `GaussNewtonMatrix` has it."""
+        """See `GaussNewtonMatrix`."""
         return self.inner.squares(theta)
 
     def rows(self, theta: Vector, keep: bool = False) -> _Known:
-        """As `GaussNewtonMatrix` has it."""
+        """See `GaussNewtonMatrix`."""
         return self._at("rows", theta, keep)
 
     def normal_equations(self, theta: Vector, keep: bool = False) -> _Known:
-        """As `GaussNewtonMatrix` has it."""
+        """See `GaussNewtonMatrix`."""
         return self._at("normal_equations", theta, keep)
 
     def _at(self, name: str, theta: Vector, keep: bool) -> _Known:
