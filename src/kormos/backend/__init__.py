@@ -1,24 +1,24 @@
 """Differentiation and compilation, by the backend that Keras runs on.
 
-Each module of this package has the same few names and no algorithms. In all of
-them `fn(parts, *args)` is a function of a list of tensors, and derivatives are
-those with respect to this list.
+Each module of this package defines the same few names, and no algorithms. In
+all of them `fn(parts, *args)` is a function of a list of tensors, and
+derivatives are taken with respect to this list.
 
 Compilation and calls:
 
 - `compile(fn, xla)`: `fn`, compiled on backends that compile.
-- `once(fn)`: `fn` in the form that takes the least time for a call or two,
-  with the time that it takes to compile.
+- `once(fn)`: `fn` in the form that takes the least time for one or two calls,
+  including the time to compile.
 - `compile_loop(fn)`: `fn(state, *args) -> state`, compiled as one program if
-  the backend can. A state is a list of arrays, whose memory may be used again,
-  and vectors of numbers, which are NumPy's on an eager backend.
-- `Graphs().recorded(fn)`: `fn`, called without its Python code where that is
-  possible, on a backend that is eager. `clear()` forgets what was recorded.
-- `eagerly()`: a scope in which a function so recorded is called as it is.
+  the backend can. A state is a list of arrays, whose memory may be reused, and
+  vectors of numbers, which are NumPy arrays on an eager backend.
+- `Graphs().recorded(fn)`: `fn`, which an eager backend calls without its Python
+  code where that is possible. `clear()` forgets what was recorded.
+- `eagerly()`: a scope in which such a function runs its own Python code.
 - `attempt(fn, *args)`: `fn(*args)`, or tensors of the right shapes if the
   numerics fail.
 - `dry_run(fn, *args)`: tensors of the shapes of `fn(*args)`, with any values.
-  `fn` is called for what it does to Python objects.
+  `fn` is called for its effects on Python objects.
 - `is_numerical(error)`: whether an exception says that the numerics failed,
   for example on a matrix that is not positive definite.
 - `keeps_traces(fn, *args)`: whether the backend may keep the trace of a
@@ -27,18 +27,18 @@ Compilation and calls:
 
 Tensors:
 
-- `ops`: the functions of `keras.ops` that solvers call, without what they cost
-  on an eager backend.
+- `ops`: the functions of `keras.ops` that solvers call, without the overhead of
+  Keras on an eager backend.
 - `on_cpu()`: whether tensors are in the memory of the CPU.
-- `chunk_numbers()`: how many numbers a layer should return at once.
-- `scalar(tensor)`: a scalar tensor in the form in which solvers decide by it:
+- `chunk_numbers()`: the number of values that a layer should return at once.
+- `scalar(tensor)`: a scalar tensor in the form that solvers use for decisions:
   a NumPy number on an eager backend.
 - `to_numpy(value)`: a NumPy array of a tensor or a Keras variable, a copy on an
-  eager backend. NumPy then warns of nothing.
+  eager backend. NumPy gives no warning.
 - `view(tensor)`: a NumPy array to read, which shares the memory of a tensor on
   the CPU.
-- `values(tensor)`: a NumPy array of a tensor, or `None` of a traced one, within
-  a loop or a map, which has no values.
+- `values(tensor)`: a NumPy array of a tensor; `None` if it has no values,
+  because it is traced or mapped.
 - `dot(a, b)`: the inner product of two vectors, as `scalar` returns it.
 - `arctan(tensor)`: the arc tangent of every entry, in the dtype of the tensor.
 - `set_row(matrix, index, row)`: the matrix, or an array with more dimensions,
@@ -53,24 +53,24 @@ Tensors:
 
 Parameters of PyTorch modules:
 
-- `parameters_met()`: a scope that yields a dict of the PyTorch parameters that
-  operations within it are given, by `id`.
-- `standing_in(pairs)`: a scope in which operations that are given the first
-  tensor of a pair compute with the second.
+- `parameters_met()`: a scope that yields a dict, by `id`, of the PyTorch
+  parameters that operations within it receive.
+- `standing_in(pairs)`: a scope in which operations compute with the second
+  tensor of a pair in place of the first.
 
 Processes that fit a model together:
 
 - `process_group(owner)`: the processes that fit a model, or a list of
-  variables, in the engine's own form; `None` if there is only one.
-- `place_in(group)`: the number of this process, and how many there are.
-- `add_up(group, vector)`: the sum of a float64 vector over the processes, the
-  same bits on all of them.
-- `named_loss(group, error)`: an error of `add_up` in words, which name the
-  process that does not answer where the engine knows it.
+  variables, in the backend's own form; `None` if there is only one.
+- `place_in(group)`: the number of this process, and the number of processes.
+- `add_up(group, vector)`: the sum of a float64 vector over the processes,
+  bit-identical on all of them.
+- `named_loss(group, error)`: an error of `add_up` in words, with the process
+  that does not answer if the backend knows it.
 - `local(tensor)`: a tensor that this process can compute with alone.
 - `placed_like(array, tensor)`: an array that lies on devices as a tensor does.
-- `unasked()`: a scope in which a process that assigns a value does not ask the
-  others whether theirs is the same.
+- `unasked()`: a scope in which the backend does not check, when a process
+  assigns a value, that the others assign the same.
 - `alone()`: a scope in which this process makes variables only for itself.
 - `unscaled()`: a scope in which Keras does not divide losses by the number of
   devices.
@@ -82,8 +82,8 @@ Derivatives:
 - `value_and_grad(fn, has_others=False)`: `(parts, *args) -> (loss, gradients)`.
   With `has_others`, `fn` returns a pair of the loss and of other tensors, which
   are not differentiated, and so does the function, in place of the loss.
-- `has_own_gradients(compiled)`: whether a compiled function may hold gradients
-  of its own, which are wrong when they are differentiated again.
+- `has_own_gradients(compiled)`: whether a compiled function may contain custom
+  gradients, whose own derivatives may be wrong.
 - `hvp(fn)`: `(parts, tangents, *args) -> Hessian times tangents`.
 - `jacobian(fn)`: `(parts, *args) -> derivatives` of a vector-valued `fn`.
 - `jvp(fn)`: `(parts, tangents, *args) -> (values, derivatives times tangents)`.
@@ -94,33 +94,33 @@ Derivatives:
   vector-valued `fn(parts, row)`, for every row of a structure of arrays.
 - `map_rows(fn, rows)`: `fn(row)` for every row, stacked.
 
-Several devices of one process, which `keras.distribution` names. Without it,
-and on other backends than JAX, there is one:
+Several devices of one process, set by `keras.distribution`. Without it, and on
+backends other than JAX, there is one:
 
-- `devices()`: how many there are.
-- `row_devices()`: over how many of them rows are spread.
+- `devices()`: the number of devices.
+- `row_devices()`: the number of devices over which rows are spread.
 - `spread_rows(array, axis, put, is_divisible=False)`: a NumPy array on the
   devices, spread along an axis of any size. On one device it is `put(array)`.
   With `is_divisible`, each device may sum up its own rows of a chunk first.
 - `sum_by_device(fn, stacked, total)`: `fn(stacked, total)`, which adds sums
   over the rows of stacked chunks to `total`. Where these are divisible, each
   device calls `fn` with its own rows, and the sums are exchanged once.
-- `whole(structure)`: the structure as code reads it that is not compiled.
-  Compiled functions are given it so.
+- `whole(structure)`: the structure without padding, as compiled functions and
+  other code receive it.
 - `spread_zeros(shape)`: zeros that are spread along the last axis, which is
-  longer than asked for. On one device they are NumPy's, and are not.
+  padded. On one device they are a NumPy array without padding.
 - `keep_spread(tensor)`: in a compiled function, the tensor spread like these.
 - `gather(tensor)`: in a compiled function, the tensor on every device.
-- `laid_out(array, like)`: a NumPy array that lies, and is as long, as a tensor
-  that `spread_zeros` made.
+- `laid_out(array, like)`: a NumPy array, padded and spread like a tensor that
+  `spread_zeros` made.
 
-Devices of this process that are given whole chunks of rows each, as those of
+Devices of this process that each receive whole chunks of rows, as in
 TensorFlow's `MirroredStrategy`:
 
 - `replicas(owner)`: the names of the devices that fit a model, or a list of
-  variables. It is empty where there is only one.
-- `on_device(name)`: a scope whose tensors lie, and whose operations run, on a
-  device. The name `None` changes nothing.
+  variables. It is empty if there is only one.
+- `on_device(name)`: a scope whose tensors and operations are on a device. The
+  name `None` changes nothing.
 """
 
 import keras

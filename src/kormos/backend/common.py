@@ -18,7 +18,7 @@ from kormos.types import Tensor
 
 _Result = TypeVar("_Result")
 
-# Keras' message for any failure of its `cholesky` begins so.
+# Keras' message for any failure of its `cholesky` begins with this.
 _CHOLESKY = "Cholesky decomposition failed"
 # The text that Python prints for an exception begins with these words.
 _TRACEBACK = "Traceback (most recent call last):"
@@ -45,17 +45,18 @@ def is_numerical(error: BaseException, *kinds: type[BaseException]) -> bool:
 
 
 def quoted(error: BaseException) -> str | None:
-    """The line that names the exception of Python code that a graph called.
+    """The line that names the exception raised in Python code of a graph.
 
-    TensorFlow (`tf.py_function`) and JAX (`jax.pure_callback`) raise one of
-    their own, whose message holds what Python prints of the exception.
+    TensorFlow (`tf.py_function`) and JAX (`jax.pure_callback`) raise an
+    exception of their own, whose message contains Python's text of the first
+    one.
 
     Args:
-        error: the engine's exception.
+        error: the backend's exception.
 
     Returns:
-        The line, such as `"TypeError: a mistake"`, or `None` if the message
-        holds no such thing.
+        The line, such as `"TypeError: a mistake"`, or `None` if the message has
+        no such line.
     """
     _, _, trace = str(error).rpartition(_TRACEBACK)
     if trace == str(error):
@@ -92,14 +93,14 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
     """Yields an exception, then those that caused it."""
     while error is not None:
         yield error
-        # The context is there even after `raise ... from None`, by which Keras
+        # The context exists even after `raise ... from None`, with which Keras
         # hides the cause.
         error = error.__cause__ or error.__context__
 
 
 @contextlib.contextmanager
 def refusing(*kinds: tuple[type[BaseException], str]) -> Iterator[None]:
-    """A scope that turns some errors into one about second derivatives.
+    """A scope that replaces some errors by one about second derivatives.
 
     Args:
         *kinds: pairs of the class of an exception and a part of its message.
@@ -164,7 +165,7 @@ def as_tensor(leaf: Any) -> Any:
 
 
 class Graphs:
-    """The state that an eager backend keeps for functions; none here."""
+    """The graphs that an eager backend records; this class records none."""
 
     def recorded(self, fn: Callable[..., _Result]) -> Callable[..., _Result]:
         return fn
@@ -215,7 +216,7 @@ def whole(structure: Structure) -> Structure:
 
 
 def add_outer(matrix: Tensor, vector: Tensor, factor: Scalar) -> Tensor:
-    # In this order it is exactly symmetric.
+    # In this order of operations it is exactly symmetric.
     rows = keras.ops.expand_dims(vector, 1)
     return matrix + rows * keras.ops.expand_dims(vector, 0) * factor
 

@@ -28,7 +28,7 @@ keep_compiled()
 
 _Result = TypeVar("_Result")
 
-# Primitives that call functions, of which JAX keeps the traces.
+# Primitives that call functions. JAX keeps the traces of these functions.
 _CONTROL = ("scan", "while", "cond", "checkpoint")
 _traces = itertools.count()
 
@@ -64,8 +64,8 @@ def on_cpu() -> bool:
 
 
 def chunk_numbers() -> int:
-    # These numbers in float32 fit into the cache of a CPU, from which they are
-    # read twice as fast as from memory.
+    # This many numbers in float32 fit into the cache of a CPU, from which they
+    # are read twice as fast as from memory.
     return 2**17 if on_cpu() else 2**24
 
 
@@ -123,8 +123,8 @@ def _has_control(closed: jax.extend.core.ClosedJaxpr) -> bool:
 
 
 def own_trace() -> contextlib.AbstractContextManager[Any]:
-    # JAX finds traces by the function and by the context, of which the
-    # metadata are a part.
+    # JAX finds traces by the function and the context, and the metadata belong
+    # to the context.
     return set_xla_metadata(kormos_trace=str(next(_traces)))
 
 

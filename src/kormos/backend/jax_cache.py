@@ -13,9 +13,9 @@ import sys
 import jax
 import jaxlib
 
-# `0` leaves JAX without a cache on disk; a folder puts it there.
+# The name of a variable: `0` turns the cache on disk off, a path is its folder.
 VARIABLE = "KORMOS_COMPILATION_CACHE"
-# A program that takes less time to compile is not stored. This is our choice.
+# A program that takes less time to compile than this is not stored. Our choice.
 _LEAST_SECONDS = 0.05
 # The largest size of the cache in bytes. The oldest files are dropped first.
 _MOST_BYTES = 2**30
@@ -32,7 +32,7 @@ def keep_compiled() -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
-        return  # The user has no folder to write to.
+        return  # There is no folder to which the user may write.
     if not os.access(folder, os.W_OK):
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -41,7 +41,7 @@ def keep_compiled() -> None:
     )
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     if importlib.util.find_spec("filelock") is not None:
-        # JAX locks the folder with it to drop files.
+        # JAX uses it to lock the folder when it drops files.
         jax.config.update("jax_compilation_cache_max_size", _MOST_BYTES)
 
 

@@ -1,11 +1,11 @@
-"""Arrays on several devices of this process, as Keras' distribution says.
+"""Arrays on several devices of this process, set by Keras' distribution.
 
-JAX splits an array over devices only in equal parts. Compiled functions have
-no such limit: XLA leaves the rest of the last part out of every sum. So arrays
-are padded where they lie, and `whole` cuts the padding off inside of a compiled
-function, where no device moves or copies anything for it. What a function
-computes is then what it computes of all rows on one device, also where rows
-depend on each other, as in batch normalization.
+JAX splits an array over devices only in equal parts. Compiled functions have no
+such limit: XLA leaves the rest of the last part out of every sum. So arrays in
+memory are padded, and `whole` cuts the padding off inside of a compiled
+function, where that moves and copies nothing. A function then computes the same
+as with all rows on one device, even where rows depend on each other, as in
+batch normalization.
 """
 
 from collections.abc import Callable
@@ -58,15 +58,15 @@ class Devices(NamedTuple):
 class SpreadArray:
     """An array whose rows lie on several devices, padded to equal parts.
 
-    It stands for the array without padding wherever that is read.
+    Code that reads it sees the array without padding.
 
     Args:
         padded: the array with its padding.
         axis: the axis that is spread.
         rows: the size of that axis without padding.
         layout: the layout of `padded`.
-        is_divided: whether it holds stacked chunks without padding, of each of
-            which a device may sum up its own rows.
+        is_divided: whether it holds stacked chunks without padding, so that
+            each device may sum up its own rows of a chunk.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ def whole(structure: Structure) -> Structure:
 
 
 def without_padding(structure: Structure) -> Structure:
-    """The same, but chunks whose rows each device may sum stay as they are."""
+    """Like `whole`, but divisible chunks stay as they are."""
     return _opened(structure, lambda array: not array.is_divided)
 
 
@@ -172,7 +172,7 @@ def sum_by_device(
         zeros = jax.tree.map(jax.numpy.zeros_like, total)
         return jax.lax.psum(fn(stacked, zeros), mesh.axis_names)
 
-    # One exchange for all chunks. XLA would make one for each of them.
+    # One exchange for all chunks. XLA would make one for each chunk.
     summed = jax.shard_map(
         own,
         mesh=mesh,
@@ -280,7 +280,7 @@ def laid_out(array: Array, like: Tensor) -> Tensor:
 
 
 def placing(loop: Callable[..., _State]) -> Callable[..., _State]:
-    """A compiled loop whose state lies on all devices from the first call.
+    """A compiled loop whose state is on all devices from the first call.
 
     JAX would compile the loop once for a state of NumPy arrays, and once more
     for the state that the loop returns.

@@ -21,7 +21,7 @@ from kormos.types import Vector
 
 
 def process_group(owner: Any) -> Any:
-    del owner  # Keras' distribution holds for all that is made under it.
+    del owner  # Keras' distribution applies to all models.
     distribution = keras.distribution.distribution()
     if distribution is None or jax.process_count() == 1:
         return None
@@ -63,8 +63,8 @@ def add_up(group: Mesh, vector: Vector) -> Vector:
 def named_loss(group: Mesh, error: Exception) -> str:
     said = in_a_line(error)
     own, count = place_in(group)
-    # If there are more than two processes, JAX's own service names it some
-    # seconds later.
+    # If there are more than two processes, JAX's own service names the lost one
+    # a few seconds later.
     return (
         f"no answer from processes [{1 - own}]: {said}" if count == 2 else said
     )
@@ -80,7 +80,7 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def placed_like(array: Array, tensor: Tensor) -> Any:
-    # Otherwise JAX would ask all processes whether theirs is the same array.
+    # Otherwise JAX would compare the arrays of all processes.
     if not isinstance(tensor, jax.Array) or tensor.is_fully_addressable:
         return array
     array = np.asarray(array, tensor.dtype)
@@ -92,8 +92,8 @@ def placed_like(array: Array, tensor: Tensor) -> Any:
 
 @contextlib.contextmanager
 def unasked() -> Iterator[None]:
-    # JAX asks all processes whether a value that one of them assigns is the
-    # same. A process that has failed, or that restores a backup for all, would
+    # When a process assigns a value, JAX compares it with those of all other
+    # processes. One that has failed, or that restores a backup for all, would
     # not answer.
     ask = multihost_utils.assert_equal
     multihost_utils.assert_equal = lambda *args, **kwargs: None

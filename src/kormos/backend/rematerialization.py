@@ -3,7 +3,7 @@
 PyTorch and TensorFlow compute a rematerialized function again while they
 differentiate it. By then the scope in which the variables had other values has
 ended. They would use the values outside of it, and the gradient would be that
-of another point. JAX has traced the function and is not affected.
+of another point. JAX traces the function once and is not affected.
 """
 
 import functools

@@ -24,8 +24,8 @@ _NOT_COMPILED = (
     tf.errors.InvalidArgumentError,
     tf.errors.UnimplementedError,
 )
-# Errors of operations that have no second derivative, when they are traced and
-# when they run: parts of the messages.
+# Parts of the messages of errors of operations without a second derivative,
+# when they are traced and when they run.
 _NO_SECOND = (
     (LookupError, "gradient"),
     (tf.errors.NotFoundError, "SymbolicGradient"),
@@ -47,7 +47,7 @@ def _traced(fn: Callable[..., Any], xla: bool) -> Any:
 
 
 def _quickly_called(function: Any) -> Any:
-    """The same function, which takes half the time for a call.
+    """The same function, with half the overhead of a call.
 
     It keeps the concrete function of the latest call, and uses another one
     only for arguments with other shapes.
@@ -62,7 +62,7 @@ def _quickly_called(function: Any) -> Any:
             try:
                 return latest(*args)
             except TypeError:
-                pass  # The shapes are other ones.
+                pass  # The arguments have other shapes.
         with common.refusing(*_NO_SECOND):
             latest = function.get_concrete_function(*args)
             return latest(*args)
@@ -134,7 +134,7 @@ def _is_slow_in_xla(function: Any, args: tuple[Structure, ...]) -> bool:
 
 
 def _is_on_several_devices(function: Any, args: tuple[Structure, ...]) -> bool:
-    """Whether a function computes on several devices, which XLA cannot."""
+    """Whether a function uses several devices, which XLA cannot compile."""
     graph = function.get_concrete_function(*args).graph
     return len({node.device for node in _nodes(graph)} - {""}) > 1
 
@@ -144,8 +144,8 @@ def on_cpu() -> bool:
 
 
 def chunk_numbers() -> int:
-    # These numbers in float32 fit into the cache of a CPU, from which they are
-    # read twice as fast as from memory.
+    # This many numbers in float32 fit into the cache of a CPU, from which they
+    # are read twice as fast as from memory.
     return 2**17 if on_cpu() else 2**24
 
 
@@ -301,8 +301,8 @@ def jvp(
         with tf.autodiff.ForwardAccumulator(parts, tangents) as forward:
             values = fn(parts, *args)
         derivatives = forward.jvp(values, unconnected_gradients=ZERO)
-        # Once it has traced operations with some tens of different shapes,
-        # TensorFlow leaves the shapes of these derivatives unknown.
+        # After TensorFlow has traced operations with dozens of different
+        # shapes, it leaves the shapes of these derivatives unknown.
         tf.nest.map_structure(
             lambda d, v: d.set_shape(v.shape), derivatives, values
         )

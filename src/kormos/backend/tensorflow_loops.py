@@ -1,8 +1,8 @@
 """Workarounds for loops, in TensorFlow's forward mode and in XLA.
 
-A loop keeps what its gradient needs in lists of tensors. The forward mode
-knows no such lists, and XLA only those whose longest length is known, which
-that of `keras.ops.scan` is not.
+A loop keeps what its gradient needs in lists of tensors. The forward mode does
+not support such lists. XLA only supports those whose maximal length is known,
+and for `keras.ops.scan` it is not.
 """
 
 import functools
@@ -24,7 +24,7 @@ _Product = Callable[..., tuple[Structure, Structure]]
 def backward_where_needed(
     fn: Callable[..., Structure],
 ) -> Callable[[_Product], _Product]:
-    """Decorates a product in forward mode: it falls back to two gradients.
+    """Decorates a product in forward mode with a fallback: two gradients.
 
     Args:
         fn: `(parts, *args) -> values`, the function that it differentiates.
@@ -82,7 +82,7 @@ def _twice_backward(
 
 
 def is_refused_by_xla(function: Any, args: tuple[Any, ...]) -> bool:
-    """Whether a list within may have any length.
+    """Whether a list in a function has no maximal length.
 
     XLA logs pages of errors before it raises one.
 
@@ -105,7 +105,7 @@ def _has_open_list(nodes: Any) -> bool:
     constants = {node.name: node for node in nodes if node.op == "Const"}
     for node in nodes:
         if node.op == "EmptyTensorList":
-            # The second input is its longest length: -1 where that is open.
+            # The second input is its maximal length, or -1 for none.
             longest = constants.get(node.input[1].partition(":")[0])
             if longest is not None:
                 tensor = longest.attr["value"].tensor

@@ -17,9 +17,9 @@ from kormos.types import Tensor
 from kormos.types import Vector
 
 # Seconds for which a worker waits for the others in an exchange. Our choice: a
-# worker may take some minutes longer than another to compile. TensorFlow finds
-# by itself, within seconds, that a process has ended. It starts a thread for
-# each exchange with a limit of its own, which lives until that is reached.
+# worker may take a few minutes longer than another to compile. TensorFlow
+# itself detects within seconds that a process has ended. For each exchange with
+# its own limit, it starts a thread that lives until the limit is reached.
 _PATIENCE = 600.0
 
 
@@ -34,7 +34,7 @@ def _strategy_of(owner: Any) -> tf.distribute.Strategy | None:
     """The strategy in whose scope a model, or a variable, was made."""
     if isinstance(owner, keras.Model):
         return owner.distribute_strategy
-    # Other code raises an error for anything but a list of variables.
+    # Other code raises an error if it is not a list of variables.
     listed = owner if isinstance(owner, (list, tuple)) else ()
     values = [v.value for v in listed if isinstance(v, keras.Variable)]
     found = [getattr(v, "distribute_strategy", None) for v in values]
@@ -77,7 +77,7 @@ def add_up(group: tf.distribute.Strategy, vector: Vector) -> Vector:
 
 
 def _abort() -> None:
-    """Ends the present exchange, and all later ones."""
+    """Aborts the present exchange, and all later ones."""
     said = f"no answer within {_PATIENCE:g} seconds"
     context.context().abort_collective_ops(tf.errors.DEADLINE_EXCEEDED, said)
 
@@ -109,14 +109,14 @@ def named_loss(group: tf.distribute.Strategy, error: Exception) -> str:
 
 def local(tensor: Any) -> Any:
     if isinstance(tensor, tf.distribute.DistributedValues):
-        # Reading the others may be an exchange.
+        # Reading other variables may need an exchange.
         return tensor.values[0]
     return tensor
 
 
 @contextlib.contextmanager
 def unscaled() -> Iterator[None]:
-    # Keras scales losses in the scope of a strategy, which is left here. In
+    # This leaves the scope of the strategy, in which Keras scales losses. In
     # it, TensorFlow also gives a variable the same value on all workers.
     graph: Any = tf.compat.v1.get_default_graph()
     creators = graph._variable_creator_stack

@@ -1,4 +1,4 @@
-"""Derivatives of many values at once with TensorFlow, vectorized."""
+"""Vectorized derivatives of many values with TensorFlow."""
 
 import contextlib
 from collections.abc import Callable
@@ -19,8 +19,8 @@ _Result = TypeVar("_Result")
 
 # The most outputs of a row that are differentiated one by one. A larger value
 # takes longer to trace. A smaller one leaves more to TensorFlow's vectorized
-# `jacobian`, which cannot handle the loops of recurrent layers. The value is a
-# choice of ours.
+# `jacobian`, which cannot handle the loops of recurrent layers. This value is
+# our choice.
 _MOST_UNROLLED = 8
 
 # The errors of TensorFlow for loops that it cannot vectorize, for example in
@@ -43,7 +43,7 @@ def jacobian(fn: Callable[..., Tensor]) -> Callable[..., list[Tensor]]:
 def _jacobian(
     tape: tf.GradientTape, values: Tensor, parts: list[Tensor]
 ) -> list[Tensor]:
-    """Vectorized derivatives, or one by one if those would be wrong."""
+    """Derivatives, vectorized unless the results would be wrong."""
 
     def derivatives(is_vectorized: bool) -> list[Tensor]:
         return tape.jacobian(
@@ -93,7 +93,7 @@ def _jacobian_of_row(
         fn: function that returns a vector.
         parts: the tensors to differentiate by.
         row: a row.
-        is_alone: whether the row is computed by itself, and not vectorized
+        is_alone: whether the row is computed separately, rather than vectorized
             with all others.
     """
     inner = [tf.identity(part) for part in parts]
@@ -237,7 +237,7 @@ def _is_broken(operation: tf.Operation) -> bool:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """A scope without the graphs that TensorFlow logs before it raises."""
+    """A scope in which TensorFlow does not log graphs before it raises."""
     logger = tf.get_logger()
     level = logger.level
     logger.setLevel("CRITICAL")

@@ -52,7 +52,7 @@ def compile(
 
 def compile_loop(fn: Callable[..., _Result]) -> Callable[..., _Result]:
     def call(state: Sequence[Structure], *args: Structure) -> _Result:
-        # The numbers stay NumPy's, because decisions on tensors would take
+        # The numbers stay NumPy arrays, because decisions on tensors would take
         # longer than the evaluation of a small model.
         arrays = [as_tensor(array) for array in state[0]]
         with torch.no_grad():
@@ -85,7 +85,7 @@ dry_run = attempt
 
 
 class _Lenient(TorchDispatchMode):
-    """Calls an operation that raises with ones in place of its arguments."""
+    """If an operation raises an error, calls it with ones as arguments."""
 
     def __torch_dispatch__(
         self,
@@ -99,7 +99,7 @@ class _Lenient(TorchDispatchMode):
             return fn(*args, **kwargs)
         except torch.linalg.LinAlgError:
             if not fn._schema.returns:
-                return None  # It only checks the result of another operation.
+                return None  # It only checks another result.
             ones = [torch.ones_like(a) if _is_float(a) else a for a in args]
             return fn(*ones, **kwargs)
 
@@ -174,7 +174,7 @@ def to_numpy(value: Any) -> Array:
         value = value.value
     if not isinstance(value, torch.Tensor):
         return common.to_numpy(value)
-    if value.dtype == torch.bfloat16:  # NumPy's arrays have no such dtype.
+    if value.dtype == torch.bfloat16:  # NumPy does not have the tensor's dtype.
         return value.float().numpy(force=True).astype("bfloat16")
     # `keras.ops.convert_to_numpy` makes NumPy warn of PyTorch's `__array__`.
     return np.array(value.numpy(force=True))
@@ -188,7 +188,7 @@ def values(tensor: Tensor) -> Array | None:
     try:
         return view(tensor)
     except RuntimeError:
-        return None  # It is mapped over rows.
+        return None  # The tensor is mapped over rows.
 
 
 def dot(a: Tensor, b: Tensor) -> Scalar:
@@ -257,7 +257,7 @@ def value_and_grad(
     return wrapped
 
 
-# Errors of operations that have no second derivative: parts of the messages.
+# Parts of the messages of errors of operations without a second derivative.
 _NO_SECOND = (
     (RuntimeError, "derivative for"),
     (RuntimeError, "differentiate twice"),
@@ -340,8 +340,8 @@ def row_jacobian(
     mapped = torch.func.vmap(
         values_and_jacobian(differentiate, fn),
         in_dims=(None, 0),
-        # Some layers draw random numbers that they do not use. Those that they
-        # use are noticed elsewhere.
+        # Some layers draw random numbers that they do not use. Random numbers
+        # that change the result are detected elsewhere.
         randomness="same",
     )
     is_mapped: bool | None = None
@@ -363,7 +363,7 @@ def row_jacobian(
             except Exception as error:
                 if is_mapped or is_recording() or is_numerical(error):
                     raise
-                # `torch.func` cannot map some operation.
+                # `torch.func` cannot map one of the operations.
         found = map_rows(functools.partial(_jacobian, fn, parts), rows)
         is_mapped = False
         return found

@@ -1,15 +1,15 @@
 """Functions of PyTorch tensors as graphs of operations, without Python code.
 
-A call of a model spends most of its time, while the model is small, in the
-code of Keras and in the bookkeeping of automatic differentiation. Here the
-operations that a function calls are recorded once, derivatives included, and
-then called again in the same order, so that the results are the same bits.
+A call of a small model spends most of its time in the code of Keras and in the
+bookkeeping of automatic differentiation. Here the operations that a function
+calls, including those of its derivatives, are recorded once, and then called
+again in the same order. So the results are bit-identical.
 
-A graph is recorded from tensors without values. A function that decides by
-values cannot be recorded so, and neither can one that draws random numbers: it
-is called as it was, and so is one that keeps a tensor. What a function reads
-besides its arguments stays what it was when it was recorded, as in what JAX and
-TensorFlow compile; tensors that are changed in place are seen as they are.
+A graph is recorded from tensors without values. A function is called as before
+if it takes decisions on values, draws random numbers, or keeps a tensor: it
+cannot be recorded. As in compiled functions of JAX and TensorFlow, values that
+a function reads besides its arguments are constants of the graph. But changes
+of tensors in place have an effect.
 """
 
 import contextlib
@@ -41,12 +41,12 @@ except ImportError:
 
 _Result = TypeVar("_Result")
 
-# A function is recorded at the call after its call of this number. Our choice:
-# recording takes as long as 30 to 60 calls, so that a function that is called a
-# few times only is not worth it.
+# A function is recorded after this many calls. Our choice: recording takes as
+# long as 30 to 60 calls, which is not worth it for a function that is called a
+# few times only.
 _CALLS_BEFORE = 11
 # A function has at most this many graphs, for different shapes and dtypes. Our
-# choice: a function with more shapes than that has other ones at every call.
+# choice: a function with more shapes probably has new ones at every call.
 _MOST_GRAPHS = 8
 
 _state = threading.local()
@@ -64,25 +64,26 @@ def eagerly() -> Iterator[None]:
 
 
 class Graphs:
-    """The graphs of functions that belong together, those of a loss say."""
+    """The graphs of functions that belong together, such as those of a loss."""
 
     def __init__(self) -> None:
         self._recorded: list[_Recorded] = []
 
     def recorded(self, fn: Callable[..., _Result]) -> Callable[..., _Result]:
-        """`fn`, called by a graph of its operations once that is recorded.
+        """`fn`, replaced by a graph of its operations once that is recorded.
 
         Args:
             fn: a function of structures (lists, tuples and dicts) of tensors,
-                which returns one. Numbers among its arguments are constants of
-                a graph. It has no side effects, and it is not differentiated.
+                which returns such a structure. Numbers among its arguments are
+                constants of a graph. It has no side effects, and it is not
+                differentiated.
         """
         self._recorded.append(_Recorded(fn))
         return self._recorded[-1]
 
     @property
     def in_use(self) -> int:
-        """How many graphs are called in place of functions."""
+        """The number of graphs that are called in place of functions."""
         return sum(recorded.in_use for recorded in self._recorded)
 
     def clear(self) -> None:
@@ -111,7 +112,7 @@ class _Recorded:
             if len(self._graphs) >= _MOST_GRAPHS:
                 return self._fn(*args)
             graph = self._graphs.setdefault(key, _Graph(self._fn))
-        call = graph.call  # Another thread may take it away.
+        call = graph.call  # Another thread may remove it.
         if call is None:
             return graph.next(args, leaves)
         with contextlib.suppress(Exception):
@@ -120,7 +121,7 @@ class _Recorded:
 
     @property
     def in_use(self) -> int:
-        """How many of its graphs are called in its place."""
+        """The number of its graphs that are called in its place."""
         return sum(g.call is not None for g in [*self._graphs.values()])
 
     def clear(self) -> None:
@@ -131,8 +132,8 @@ class _Recorded:
 class _Graph:
     """A function for arguments of one kind, and its graph.
 
-    The graph is used after it has given the same bits as the function at two
-    points.
+    The graph is used after its results at two points were bit-identical to
+    those of the function.
 
     Attributes:
         call: function of the leaves of the arguments, or `None` while the
@@ -166,8 +167,8 @@ class _Graph:
     def without(self, args: tuple[Structure, ...]) -> Any:
         """Calls the function after an error of the graph.
 
-        The function raises its own error, if it has one. If it has none, it is
-        called in future: a tensor that it reads has another shape now.
+        The function may raise the error itself. If it does not, a tensor that
+        it reads has another shape now, and it is called from now on.
         """
         found = self._fn(*args)
         self._refuse()
@@ -195,7 +196,7 @@ class _Graph:
             else:
                 self._refuse()
         except Exception:
-            # Whatever the reason is, the function itself gives the result.
+            # Whatever the reason, the function itself gives the result.
             self._refuse()
 
     def _refuse(self) -> None:
@@ -203,7 +204,7 @@ class _Graph:
 
 
 def _is_plain() -> bool:
-    """Whether operations do nothing but compute, in this thread and now."""
+    """Whether no mode or hook of this thread intercepts operations now."""
     return not (
         is_recording()
         or getattr(_state, "is_eager", False)
@@ -257,8 +258,8 @@ def _record(
     """The graph of a function, as a function of the leaves of its arguments.
 
     Raises:
-        Unrecordable: if it has none.
-        Exception: whatever the function raises of tensors without values.
+        Unrecordable: if there is no such graph.
+        Exception: whatever the function raises for tensors without values.
     """
     fakes = FakeTensorMode(allow_non_fake_inputs=True)
     recorder = Recorder()
@@ -267,7 +268,8 @@ def _record(
     def fake(leaf: Any) -> Any:
         own = leaf
         if isinstance(leaf, torch.Tensor):
-            # The conjugate of a view is an operation that is not recorded.
+            # The conjugate of a view is lazy, and its operation is not
+            # recorded.
             is_lazy = leaf.is_conj() or leaf.is_neg()
             is_plain = type(leaf) is torch.Tensor and not leaf.requires_grad
             if is_lazy or not is_plain:
@@ -286,7 +288,7 @@ def _record(
 
 
 def _with_leaves(fn: Callable[[Any], Any], value: Any) -> Any:
-    """A structure with `fn` of each of its leaves, as `_flattened` has them."""
+    """Replaces each leaf of a structure (see `_flattened`) by `fn` of it."""
     kind = type(value)
     if kind in (list, tuple, dict) or hasattr(kind, "_fields"):
         return mapped(functools.partial(_with_leaves, fn), value)
@@ -298,7 +300,7 @@ def _copied(leaf: Any) -> Any:
 
 
 def _agree(a: Any, b: Any) -> bool:
-    """Whether two structures of tensors hold the same bits."""
+    """Whether two structures of tensors are bit-identical."""
     ours: list[Any] = []
     theirs: list[Any] = []
     if _flattened(a, ours) != _flattened(b, theirs):

@@ -1,4 +1,4 @@
-"""Whether code keeps PyTorch tensors that it computes."""
+"""Detects whether code keeps PyTorch tensors that it computes."""
 
 import gc
 import weakref
@@ -21,9 +21,9 @@ def watched(
 ) -> tuple[_Result, bool]:
     """Calls a function, and finds whether it keeps a tensor.
 
-    A hook that collects activations does, and so does a layer with a cache. A
-    graph would no longer do so, and recording it would leave them a tensor
-    without values.
+    Examples are a hook that collects activations, and a layer with a cache. A
+    graph would no longer store the tensors, and recording it would store a
+    tensor without values.
 
     Args:
         fn: the function.
@@ -38,7 +38,7 @@ def watched(
     found = copied(found)
     keeps = mode.any_alive()
     if keeps:
-        gc.collect()  # It may only be a part of a cycle.
+        gc.collect()  # It may only be alive as part of a reference cycle.
         keeps = mode.any_alive()
     return found, keeps
 
@@ -51,7 +51,7 @@ class _Noting(TorchDispatchMode):
         self._made: list[weakref.ref[Tensor]] = []
 
     def any_alive(self) -> bool:
-        """Whether one of them is in memory."""
+        """Whether one of them is still in memory."""
         return any(made() is not None for made in self._made)
 
     def __torch_dispatch__(

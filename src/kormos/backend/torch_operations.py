@@ -1,4 +1,4 @@
-"""PyTorch operations in versions that have the derivatives needed here."""
+"""Versions of PyTorch operations that have the derivatives needed here."""
 
 import contextlib
 from collections.abc import Callable
@@ -27,12 +27,12 @@ _RECOMPUTED = (
 
 _LAYOUTS = torch.channels_last, torch.channels_last_3d
 
-# To hide a key from a query, Keras adds a number below this to the score. The
-# sum is rounded to that number, so that nothing of the score is left.
+# To hide a key from a query, Keras adds a number below this to the score.
+# Rounding leaves nothing of the score in the sum.
 _HIDDEN = -1e30
 # If all numbers added to the scores of a query are below this, the fast kernels
-# compute wrong derivatives: they keep only the logarithm of the sum of the
-# exponentials, in whose rounding the sum is lost.
+# compute wrong derivatives. They keep only the logarithm of the sum of the
+# exponentials, whose rounding is larger than the differences between scores.
 _SMALL = -1e3
 
 
@@ -92,7 +92,7 @@ class _Differentiable(TorchFunctionMode):
             self.is_needed = True
             return _attend(self._is_first, *args, **kwargs)
         if not self._is_first and kwargs.get("memory_format") in _LAYOUTS:
-            # Layouts only affect speed, and `torch.func` has only one.
+            # Layouts only affect speed, and `torch.func` supports only one.
             self.is_needed = True
             kwargs = {**kwargs, "memory_format": torch.contiguous_format}
         return fn(*args, **kwargs)
@@ -118,7 +118,7 @@ def _attend(
     elif attn_mask is not None:
         seen = attn_mask.amax(-1, keepdim=True)
         is_fast = is_fast and bool((seen > _SMALL).all())
-        # The scores of these queries are lost, so that their derivatives must
+        # The scores of these queries have no effect, so their derivatives must
         # be zero.
         query = torch.where(seen < _HIDDEN, torch.zeros_like(query), query)
     kernel: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()

@@ -1,8 +1,8 @@
 """Operations of `keras.ops` that solvers call, on PyTorch tensors.
 
-A function of `keras.ops` takes ten times as long as one of PyTorch, to look for
-symbolic tensors and for others that it converts. These give the same values;
-what is no tensor goes to Keras.
+A function of `keras.ops` takes ten times as long as one of PyTorch, because it
+looks for symbolic tensors and for values to convert. These functions return the
+same values. They call Keras for arguments that are not tensors.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ import torch
 
 from kormos.types import Tensor
 
-# A solver calls these seldom.
+# Solvers rarely call these.
 cond = keras.ops.cond
 convert_to_tensor = keras.ops.convert_to_tensor
 copy = keras.ops.copy
@@ -27,7 +27,7 @@ while_loop = keras.ops.while_loop
 def _of_tensor(
     own: Callable[..., Tensor], other: Callable[..., Tensor]
 ) -> Callable[..., Tensor]:
-    """A function that calls the first one where it is given a tensor."""
+    """A function that calls the first one for tensors, else the other."""
 
     def call(x: Any, *args: Any, **kwargs: Any) -> Tensor:
         fn = own if isinstance(x, torch.Tensor) else other

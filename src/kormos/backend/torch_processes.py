@@ -9,12 +9,12 @@ import torch
 from kormos.backend.common import in_a_line
 from kormos.types import Vector
 
-# Seconds to wait for the other processes' answer about a lost process.
+# Seconds to wait for the answers of other processes about a lost one.
 _PATIENCE = 2.0
 
 
 def process_group(owner: Any) -> Any:
-    del owner  # The engine does not know which model is trained on it.
+    del owner  # PyTorch does not know which model a group trains.
     distributed = torch.distributed
     if not (distributed.is_available() and distributed.is_initialized()):
         return None
@@ -45,9 +45,9 @@ def named_loss(group: Any, error: Exception) -> str:
 
 
 def _missing_in(group: Any) -> list[int]:
-    """The processes that have not lost the others too.
+    """The numbers of the processes that do not answer.
 
-    The remaining processes meet in the store through which they have found each
+    The remaining processes sign in at the store through which they found each
     other.
     """
     own, count = place_in(group)
@@ -63,7 +63,7 @@ def _missing_in(group: Any) -> list[int]:
                 if store.add(f"kormos/losses/{i}", 0) >= losses
             }
     except Exception:
-        # torch before 2.7 does not give the store, and that of a process that
-        # has ended is lost.
+        # torch before 2.7 gives no access to the store. If the process that
+        # holds the store has ended, it is lost.
         missing = missing if count == 2 else set()
     return sorted(missing)

@@ -20,7 +20,7 @@ class Unrecordable(Exception):
 
 
 class Ref(NamedTuple):
-    """The tensor of a number, among the arguments of an operation."""
+    """Stands for the tensor of a number, in the arguments of an operation."""
 
     number: int
 
@@ -31,8 +31,8 @@ class Call(NamedTuple):
     Attributes:
         operation: the operation, a `torch._ops.OpOverload`.
         args: its arguments, with a `Ref` in place of every tensor.
-        kwargs: its other arguments, so too.
-        found: what it returned, so too.
+        kwargs: its keyword arguments, likewise.
+        found: its result, likewise.
     """
 
     operation: Any
@@ -46,8 +46,8 @@ class Call(NamedTuple):
         return {*numbers(self.args), *numbers(self.kwargs)}
 
 
-# A function that calls more operations is not recorded. Our choice: to record
-# so many takes seconds.
+# A function that calls more operations than this is not recorded. Our choice:
+# recording this many takes seconds.
 _MOST_CALLS = 10_000
 
 _state = threading.local()
@@ -83,9 +83,9 @@ class Recorder(TorchDispatchMode):
     Attributes:
         calls: the calls, in order.
         metas: the tensors without values, by their numbers.
-        inputs: the numbers of the inputs; `None` of one that is no tensor.
-        constants: the tensors with values that operations were given, by their
-            numbers.
+        inputs: the numbers of the inputs; `None` for one that is not a tensor.
+        constants: the tensors with values among the arguments of operations, by
+            their numbers.
         changes: whether an operation changes a tensor.
         foreign: the memory that other code sees: that of inputs and constants.
     """
@@ -106,7 +106,7 @@ class Recorder(TorchDispatchMode):
 
     @property
     def has_failed(self) -> bool:
-        """Whether an error was raised that tensors with values do not raise.
+        """Whether an error was raised that tensors with values would not raise.
 
         The code may have caught it, and continued in another way.
         """
@@ -189,7 +189,7 @@ class Recorder(TorchDispatchMode):
 
     def _constant(self, tensor: Tensor) -> int:
         if isinstance(tensor, torch._subclasses.FakeTensor):
-            raise Unrecordable  # It is one of another recording.
+            raise Unrecordable  # The tensor belongs to another recording.
         number = self._number(tensor)
         self.constants[number] = tensor
         self.foreign.add(memory(tensor))
@@ -227,7 +227,7 @@ class Recorder(TorchDispatchMode):
 
 
 class _Readers(TorchFunctionMode):
-    """Refuses code that reads values of a tensor that has some.
+    """Refuses code that reads the values of a tensor.
 
     Attributes:
         has_refused: whether it has refused code, which may have caught that.
@@ -251,7 +251,7 @@ class _Readers(TorchFunctionMode):
 
 
 def mapped(fn: Callable[[Any], Any], value: Any) -> Any:
-    """A list, a tuple or a dict with `fn` of each item, and else the value."""
+    """A list, a tuple or a dict with `fn` of each item; other values as is."""
     if hasattr(value, "_fields"):
         return type(value)(*map(fn, value))
     if isinstance(value, (list, tuple)):

@@ -67,7 +67,7 @@ class Simplified:
     def __init__(self, recorder: Recorder, found: Any) -> None:
         self._recorder = recorder
         self._same: dict[int, int] = {}
-        # Where tensors share memory after a copy was left out.
+        # The tensors that share memory because a copy was left out.
         self._joined: dict[int, int] = {}
         self.constants = dict(recorder.constants)
         self._foreign = set(recorder.foreign)

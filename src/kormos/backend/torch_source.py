@@ -14,8 +14,8 @@ from kormos.backend.torch_simplification import Simplified
 
 _aten = torch.ops.aten
 
-# PyTorch's functions parse arguments in a third less time than its operations.
-# They are functions of the same name.
+# PyTorch's functions parse arguments in a third less time than its operations
+# of the same name.
 _FUNCTIONS = frozenset(
     """abs add addmm amax amin bmm cat clamp clone cos cumsum div eq erf exp
     expm1 ge gt le log log1p logical_and logical_not logical_or lt maximum mean
@@ -44,7 +44,7 @@ def compiled(recorder: Recorder, found: Any) -> Callable[[list[Any]], Any]:
     names = source.names
     exec("\n".join(source.lines()), names)
     # Without its own name among the globals, the function is not part of a
-    # cycle, and is freed at once.
+    # reference cycle, and is freed at once.
     graph: Callable[[list[Any]], Any] = names.pop("graph")
     return graph
 
@@ -54,7 +54,7 @@ class _Source:
 
     Args:
         simplified: the calls.
-        inputs: the numbers of the inputs; `None` of one that is no tensor.
+        inputs: the numbers of the inputs; `None` for one that is not a tensor.
 
     Attributes:
         names: the values of the names that it reads.

@@ -30,8 +30,8 @@ class Attachment:
 
     Attributes:
         state: the `SolverState` to continue from, or `None`.
-        progress: how far an earlier session, which is continued, had got,
-            or `None`.
+        progress: the progress of the earlier session that is continued, or
+            `None`.
     """
 
     def __init__(self, optimizer: BatchOptimizer):
@@ -60,8 +60,8 @@ class Attachment:
         Args:
             resume: whether to continue with its state. A backup that was
                 read since `build` is always used.
-            counts_on: whether the epochs of its stage count on, even where
-                there is no state.
+            counts_on: whether the count of its stage's epochs continues, even
+                if there is no state.
         """
         optimizer = self._optimizer
         is_restored = optimizer.loads > self._loads
@@ -70,7 +70,7 @@ class Attachment:
         if progress is not None and (is_restored or counts_on):
             self.progress = progress
         elif progress is not None and resume:
-            # Its epochs are counted again from zero.
+            # Epochs are counted from zero again.
             self.progress = StageProgress(progress.number)
         self._earlier_iterations = int(backend.to_numpy(optimizer.iterations))
         self.state = optimizer.solver_state if resume else None
@@ -94,7 +94,7 @@ class Attachment:
         """Notes the present values of the variables.
 
         Args:
-            theta: the point that they were rounded from.
+            theta: the point before they rounded it.
             iterations: accepted iterations of this session so far.
         """
         if self.state is not None:
@@ -102,7 +102,7 @@ class Attachment:
         self._optimizer.iterations.assign(self._earlier_iterations + iterations)
 
     def keep_progress(self, progress: StageProgress | None) -> None:
-        """Keeps how far the stages have got, for callbacks to save."""
+        """Keeps the progress of the stages, for callbacks to save."""
         self._optimizer.stage_progress = progress
 
     def add_result(self, raw: Any) -> None:

@@ -49,11 +49,12 @@ class BackupAndRestore(keras.callbacks.Callback):
         if backups:
             optimizer = self.model.optimizer
             if optimizer is not None and not optimizer.built:
-                # Otherwise its state would not be read.
+                # Without an optimizer that is built, its state would not be
+                # read.
                 optimizer.build(self.model.trainable_variables)
             epoch, path = max(backups)
             self.model.load_weights(path)
-            # As Keras' own callback tells `fit`.
+            # Keras' own callback tells `fit` the epoch in this way.
             self.model._initial_epoch = epoch
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -82,7 +83,7 @@ class BackupAndRestore(keras.callbacks.Callback):
 
 
 class _WithStates(keras.callbacks.Callback):
-    """Keras' own backup of a fit, which then holds the solver's state too."""
+    """Keras' own backup of a fit, with the solver's state added."""
 
     def __init__(self, callback: keras.callbacks.Callback):
         super().__init__()

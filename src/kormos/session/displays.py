@@ -22,8 +22,8 @@ from rich.text import Text
 logger = logging.getLogger("kormos")
 
 # Seconds between two drawings of a live line, and between two lines of a plain
-# log. Both are choices of ours: people cannot read faster, and a log of one
-# night then has some thousand lines.
+# log. Both are our choices: people cannot read faster, and a log of one night
+# then has a few thousand lines.
 _LIVE_SECONDS = 0.1
 _PLAIN_SECONDS = 10.0
 
@@ -41,8 +41,8 @@ class Step(NamedTuple):
     """The numbers of an epoch or an iteration that are shown.
 
     Attributes:
-        done: how many are done.
-        last: how many there may be.
+        done: the number of epochs or iterations that are done.
+        last: the number that there may be at most.
         figures: pairs of a name and a value as text, the most important first.
     """
 
@@ -52,7 +52,7 @@ class Step(NamedTuple):
 
     @property
     def counter(self) -> str:
-        """How many are done, of how many, with a constant length."""
+        """The number that is done and the last one, with a constant length."""
         return f"{self.done:>{len(str(self.last))}}/{self.last}"
 
     def line(self) -> str:
@@ -278,7 +278,7 @@ class _Time(ProgressColumn):
 
 
 class _Clock:
-    """Says when to show something again.
+    """Decides when to show something again.
 
     Args:
         seconds: the least time between two answers of yes.

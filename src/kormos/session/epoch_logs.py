@@ -23,11 +23,11 @@ class EpochLogs:
     """Evaluates metrics and validates.
 
     Args:
-        validation_freq: validate every so many epochs, or in a list of
-            epochs, counted from 1.
+        validation_freq: the number of epochs between two validations; or a list
+            of the epochs with a validation, counted from 1.
 
     Raises:
-        ValueError: if that is no number and no list of some.
+        ValueError: if that is neither a number nor a list of numbers.
     """
 
     def __init__(self, validation_freq: int | Collection[int]):
@@ -41,13 +41,14 @@ class EpochLogs:
     def metrics(self, objective: Objective, iterate: Iterate) -> dict[str, Any]:
         """The compiled metrics at an iterate, without the loss.
 
-        They are NaN if one of them fails, because the loss has not failed.
+        They are NaN if a metric fails. The fit continues, because the loss has
+        not failed.
         """
         if not objective.has_metrics:
             return {}
         if iterate.readings is not None:
             return objective.metrics_of(iterate.readings)
-        assert iterate.theta is not None  # Else it would have readings.
+        assert iterate.theta is not None  # Otherwise it has readings.
         try:
             values = objective.evaluate(iterate.theta)
         except Exception as error:
@@ -67,9 +68,10 @@ class EpochLogs:
         """The loss and the metrics of the validation.
 
         Args:
-            objective: that of the validation.
+            objective: the objective of the validation.
             theta: the point.
-            callbacks: whose `on_test_*` are called, as Keras does it.
+            callbacks: the callbacks whose `on_test_*` methods are called, as in
+                Keras.
             call: function that calls one of them.
         """
         call(callbacks.on_test_begin)

@@ -56,7 +56,7 @@ def go_on_in_float64(
 
 
 def resolved(objective: FlatObjective, constraints: Any) -> list[Constraint]:
-    """The `Constraint`s, for an objective that they may keep from float64."""
+    """The `Constraint`s for an objective. They may rule out float64."""
 
     def made(packing: Packing) -> list[Constraint]:
         return resolve_constraints(constraints, packing, Constraint)
@@ -68,7 +68,7 @@ def resolved(objective: FlatObjective, constraints: Any) -> list[Constraint]:
 
 
 def warn_of_staying(error: Exception) -> None:
-    """Says why a fit ends where float32 did: memory ran out, for example."""
+    """Warns that a fit ends where float32 ended, and why."""
     warn(
         "Float64 (precision='auto') failed, so the fit ends where float32 "
         f"has ended. Received: {type(error).__name__}, {error}",
@@ -82,17 +82,17 @@ def with_kept_loss(
     problem: Problem,
     start: Vector | None = None,
 ) -> Outcome:
-    """The outcome with the loss of what the variables keep of it.
+    """The outcome, with the loss at the point that the variables keep.
 
-    Variables round a point that was computed in a wider dtype, and must not end
-    with a higher loss than they began with.
+    Variables round a point that was computed in a wider dtype. Their loss must
+    not be higher at the end than at the start.
 
     Args:
         outcome: the `Outcome` of a run, whose point is assigned.
         objective: the `FlatObjective` of the run.
         problem: the `Problem` of the run.
-        start: the variables' values before the run, to go back to where they
-            are better, or `None`.
+        start: the variables' values before the run, which are restored if they
+            are better; or `None`.
     """
     is_wider = objective.storage_eps > objective.evaluation_eps
     if not (is_wider and np.isfinite(outcome.loss)):

@@ -25,7 +25,7 @@ _FALLING = 1e-6
 # The longest time of a trial: these seconds, or this part of the run's time if
 # that is more.
 _SECONDS, _PART = 2.0, 0.25
-# Rounding hides a gain of fewer roundings than this.
+# A gain of fewer roundings than this is hidden by rounding.
 _SEEN = 100.0
 # A problem with more parameters is not tried, because a second copy of it may
 # not fit into memory.
@@ -35,17 +35,17 @@ _MOST_PARAMETERS = 10**6
 def tried_in_float64(
     outcome: Outcome, problem: Problem, seconds: float
 ) -> Outcome:
-    """Adds to the outcome of a run what float64 gains from its end.
+    """Adds to a run's outcome what float64 would gain from its end.
 
-    A noise floor is an optimum where float64 gains no more than what rounding
-    hides. Where it gains more, rounding has kept the run from the optimum. The
-    same holds where the loss is still falling and is hardly lower than with
-    all parameters zero: rounding then hides what the model has learned.
+    A noise floor is an optimum if float64 gains no more than what rounding
+    hides. If it gains more, rounding has kept the run from the optimum. The
+    same holds if the loss is still falling, but is hardly lower than with all
+    parameters zero: rounding then hides what the model has learned.
 
     Args:
         outcome: the `Outcome` of a run.
         problem: the `Problem` of the run.
-        seconds: how long the run took.
+        seconds: the duration of the run.
 
     Returns:
         The `Outcome` with a sentence about float64. Its status is `stalled`
@@ -62,7 +62,8 @@ def tried_in_float64(
         evaluate = problem.objective.in_float64().value_and_grad
         before, grad = evaluate(theta)
     except Exception as error:
-        # The fit itself has ended well: an error in the trial must not end it.
+        # The fit itself has ended normally, so an error in the trial must not
+        # be raised.
         return _found(outcome, f"Float64 could not be tried: {_reason(error)}.")
     if not (np.isfinite(before) and np.isfinite(grad).all()):
         return _found(outcome, "In float64 the loss is not finite here.")
@@ -136,7 +137,7 @@ def _noise(outcome: Outcome, problem: Problem, theta: Vector) -> float:
 def _reason(error: Exception) -> str:
     """An error in a few words."""
     if isinstance(error, Float64Error):
-        # The advice in it is for users who have asked for float64.
+        # The error's advice is for users who have asked for float64.
         return str(error).split("Received: ")[-1].rstrip(".")
     return f"{type(error).__name__}, {error}".rstrip(".")
 

@@ -5,27 +5,27 @@ from __future__ import annotations
 from kormos.processes import current
 from kormos.processes import now
 
-# A second Ctrl-C within this time ends the script, and not only the next fit of
-# a loop. This is a choice of ours.
+# A second Ctrl-C within this time ends the script, rather than only the next
+# fit of a loop. Our choice.
 SECONDS = 2.0
 
 
 class _Latest:
-    """When a session was interrupted last, by `processes.now`."""
+    """The time of the latest interrupt of a session, by `processes.now`."""
 
     time: float | None = None
 
 
 def take(error: KeyboardInterrupt) -> None:
-    """Notes an interrupt that is to end a session, and tells other processes.
+    """Notes an interrupt that ends a session, and tells other processes.
 
     Args:
         error: the interrupt.
 
     Raises:
-        KeyboardInterrupt: the same, if another session was interrupted less
-            than two seconds ago. Several processes would not agree on the
-            time, and end their sessions only.
+        KeyboardInterrupt: the same error, if another session was interrupted
+            less than two seconds ago. With several processes it is never
+            raised, because they would not agree on the time.
     """
     current().tell(error)
     before, _Latest.time = _Latest.time, now()

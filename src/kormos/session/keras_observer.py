@@ -60,9 +60,9 @@ class KerasObserver(SessionObserver):
             `fit` of Keras takes.
         verbose: 0, 1, 2, 3 or `"auto"`.
         initial_epoch: the number at which to start counting epochs.
-        steps_per_epoch: accepted iterations to an epoch.
-        validation_freq: validate every so many epochs, or in a list of
-            epochs, counted from 1.
+        steps_per_epoch: the accepted iterations of an epoch.
+        validation_freq: the number of epochs between two validations; or a list
+            of the epochs with a validation, counted from 1.
         own_limit: whether the user chose the number of epochs.
 
     Raises:
@@ -134,8 +134,9 @@ class KerasObserver(SessionObserver):
         history = model.history
         history.iteration, history.seconds, history.val_epoch = [], [], []
         history.trace = history.iterations = reporter.record.trace
-        # `BackupAndRestore` restores weights, state and epoch here: they are
-        # read after it, and the epoch would else return in the next fit.
+        # `BackupAndRestore` restores weights, state and epoch here. They are
+        # read afterwards. The epoch is reset, because otherwise the next fit
+        # would use it again.
         processes.together(self._callbacks.on_train_begin)
         share_values(model.variables)
         restored = processes.from_first(
@@ -150,12 +151,12 @@ class KerasObserver(SessionObserver):
             try:
                 self._begin_epoch()
             except KeyboardInterrupt as error:
-                # It ends the first run, as a later one would: the user gets
-                # the History, with the loss of the weights.
+                # A failure here ends the first run like a failure in a later
+                # one: the user gets the History, with the loss of the weights.
                 self._early_interrupt = error
 
     def _own_history(self) -> list[History]:
-        """A History, unless the user has brought one, as Keras does it."""
+        """A History, unless the user has passed one, as in Keras."""
         given = self._given_callbacks
         is_given = any(isinstance(c, keras.callbacks.History) for c in given)
         return [] if is_given else [History()]
@@ -185,15 +186,16 @@ class KerasObserver(SessionObserver):
     def opens(self, iterate: Iterate) -> None:
         self._latest = iterate
         if iterate.theta is not None:
-            # After an interrupt from here on its row has its own numbers.
+            # After an interrupt from here on, the row has the iterate's own
+            # numbers.
             self._row = None
         if not self._epoch_is_open:
-            # The optimizer owns its loop: whether there is another iterate is
-            # known only when it comes.
+            # The optimizer runs its own loop, so whether another iterate
+            # follows is only known when it comes.
             self._tell(self._standing, self._begin_epoch)
 
     def discards(self) -> None:
-        # The epoch is to begin with what was set now.
+        # The epoch must begin with the values that were set now.
         self._taken = 0
 
     def accepts(self, iterate: Iterate, logs: dict[str, Any]) -> None:
@@ -205,7 +207,7 @@ class KerasObserver(SessionObserver):
 
     def run_ended(self, outcome: Outcome) -> None:
         if self._latest.theta is None:
-            # An interrupt among the iterates of a compiled call.
+            # An interrupt came between the iterates of a compiled call.
             self._latest = Iterate(outcome.theta, outcome.loss, None)
             self._row = {
                 **(self._row or {}),
@@ -223,12 +225,12 @@ class KerasObserver(SessionObserver):
 
     def _latest_theta(self) -> Vector:
         theta = self._latest.theta
-        assert theta is not None  # Looked at between compiled calls.
+        assert theta is not None  # Only called between compiled calls.
         return theta
 
     def close(self) -> None:
-        # A fit without an iteration has a row for where it stands, unless it
-        # was interrupted before it knew that.
+        # A fit without an iteration has a row for its start, unless it was
+        # interrupted before the start was evaluated.
         is_known = self._reporter.record.initial_loss is not None
         if self._epoch_is_open and is_known:
             self._end_epoch()
@@ -246,14 +248,15 @@ class KerasObserver(SessionObserver):
             progress.abandon()
 
     def _tell(self, theta: Vector, fn: Any, *args: Any) -> None:
-        """Calls what calls callbacks, and follows what they assign."""
+        """Calls a function that calls callbacks; adopts what they assign."""
         if self._is_watching:
             self._reporter.call_out(theta, fn, *args)
         else:
             fn(*args)
 
     def _begin_epoch(self) -> None:
-        # Before the hooks: after an interrupt in one, none is called twice.
+        # This comes before the hooks, so that none is called twice after an
+        # interrupt in one of them.
         self._epoch_is_open = True
         self._together(self._callbacks.on_epoch_begin, self.done)
         if self._batch_hooks:
@@ -294,7 +297,7 @@ class KerasObserver(SessionObserver):
         try:
             self._together(self._callbacks.on_epoch_end, epoch, logs)
         except BaseException:
-            # The History, which the user has, comes after the callbacks.
+            # The user's History comes after the callbacks.
             if epoch not in history.epoch:
                 history.on_epoch_end(epoch, logs)
             raise
@@ -334,7 +337,7 @@ class KerasObserver(SessionObserver):
 
 
 def _has_batch_hooks(callback: keras.callbacks.Callback) -> bool:
-    # An instance may have its own, as a `LambdaCallback` has.
+    # An instance may have its own method, as in a `LambdaCallback`.
     return any(
         getattr(getattr(callback, hook), "__func__", None)
         is not getattr(keras.callbacks.Callback, hook)

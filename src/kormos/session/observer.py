@@ -27,11 +27,11 @@ class SessionObserver:
 
     Attributes:
         done: epochs, or iterations in functions without epochs, so far.
-        end: the number of them at which the present stage ends.
-        steps: accepted iterations in each of them.
-        stride: iterations between two looks at a run.
+        end: the epochs or iterations at which the present stage ends.
+        steps: the accepted iterations of an epoch.
+        stride: the iterations after which a run is looked at again.
         resamplers: the `Replacement`s among the user's callbacks.
-        is_quiet: whether not to warn of what a run finds.
+        is_quiet: whether to suppress warnings about what a run finds.
     """
 
     done: int = 0
@@ -43,7 +43,7 @@ class SessionObserver:
 
     @property
     def is_stopped(self) -> bool:
-        """Whether the user or a callback has asked for the end."""
+        """Whether the user or a callback has asked to stop."""
         raise NotImplementedError
 
     def begin(self, reporter: Reporter) -> None:
@@ -59,10 +59,10 @@ class SessionObserver:
         """Called before an iterate is recorded; it may assign variables."""
 
     def discards(self) -> None:
-        """Called where `opens` has led to another loss or point."""
+        """Called if `opens` has led to another loss or point."""
 
     def accepts(self, iterate: Iterate, logs: dict[str, Any]) -> None:
-        """Called with an iterate and the numbers that are recorded of it."""
+        """Called with an iterate and the numbers that are recorded for it."""
         raise NotImplementedError
 
     def run_ended(self, outcome: Outcome) -> None:
@@ -71,7 +71,7 @@ class SessionObserver:
     def latest(self) -> tuple[Vector, float] | None:
         """The point and loss that a callback leaves when it stops a session.
 
-        `None` if the best point is to be kept instead.
+        `None` if the best point should be kept instead.
         """
         return None
 
@@ -82,4 +82,4 @@ class SessionObserver:
         """Called with the result."""
 
     def abandon(self) -> None:
-        """Called instead of these if an exception ends the session."""
+        """Called instead of `close` and `finish` after an exception."""

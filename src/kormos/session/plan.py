@@ -1,4 +1,4 @@
-"""Which stage of a session is due, and where it ends."""
+"""Decides which stage of a session runs next, and where it ends."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class StageEnd(NamedTuple):
 
     Attributes:
         name: the name of its optimizer.
-        status: as `Result` has it, or `"plateau"` where `patience` ended it.
+        status: see `Result`; `"plateau"` if `patience` ended it.
         loss: the loss at its end.
         iterations: the iterations accepted in it.
         evaluations: the evaluations of the loss in it.
@@ -31,7 +31,7 @@ class StageEnd(NamedTuple):
 
 
 class Plan:
-    """The stages of a session in order, and how far the present one has got.
+    """The stages of a session in order, and the progress of the present one.
 
     In functions without epochs, an epoch is an iteration.
 
@@ -39,14 +39,13 @@ class Plan:
         stages: the stages.
 
     Attributes:
-        progress: how far the stages have got.
+        progress: the progress of the stages.
     """
 
     def __init__(self, stages: Sequence[Stage]):
         self._stages = list(stages)
         self._is_continued = False
-        # The epochs that earlier sessions have made, and this one does not
-        # count.
+        # The epochs of earlier sessions, which this session does not count.
         self._before = 0
         self.progress = StageProgress()
 
@@ -57,17 +56,17 @@ class Plan:
 
     @property
     def is_on_plateau(self) -> bool:
-        """Whether the present stage has fallen too little for too long."""
+        """Whether the present stage has gained too little for too long."""
         patience = self._stages[self.progress.number].patience
         return patience is not None and self.progress.waited >= patience
 
     def continue_from(self, progress: StageProgress, before: int = 0) -> None:
-        """Begins within the stage that an earlier session was in.
+        """Begins within the stage at which an earlier session ended.
 
         Args:
             progress: how far the stages had got.
-            before: the epochs of earlier sessions that this one begins after,
-                but does not count.
+            before: the epochs of earlier sessions, which this one does not
+                count.
         """
         self._before = before
         if progress.number < len(self._stages):
@@ -75,10 +74,10 @@ class Plan:
             self._is_continued = True
 
     def due(self, done: int) -> Iterator[tuple[Stage, bool]]:
-        """Yields the stages that are still to run.
+        """Yields the stages that remain to be run.
 
         Args:
-            done: the epochs that are behind the session when it begins.
+            done: the epochs that are done when the session begins.
 
         Returns:
             Pairs of a stage and whether an earlier session has begun it.
@@ -103,7 +102,7 @@ class Plan:
         """The epoch at which the present stage ends.
 
         Args:
-            done: the epochs that are behind the session now.
+            done: the epochs that are done now.
         """
         index = self.progress.number
         stage = self._stages[index]

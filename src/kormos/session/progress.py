@@ -23,14 +23,14 @@ LEVELS = (0, 1, 2, 3)
 
 
 def level_of(verbose: int | str, auto: int) -> int:
-    """The number that `verbose` means.
+    """The level that `verbose` stands for.
 
     Args:
         verbose: what the user gave.
-        auto: what `"auto"` means.
+        auto: the level that `"auto"` stands for.
 
     Raises:
-        ValueError: if it means nothing.
+        ValueError: if there is no such level.
     """
     if verbose == "auto":
         return auto
@@ -48,8 +48,8 @@ class Progress(keras.callbacks.Callback):
 
     Args:
         last: the number of the last epoch or iteration.
-        verbose: 1 for a live line with the time left, 2 for a line each, 3
-            for a line each with the numbers of the method too.
+        verbose: 1 for a live line with the time left, 2 for a line for each
+            step, 3 for a line with the numbers of the method, too.
 
     Attributes:
         of_method: the names of the numbers of the method.
@@ -115,7 +115,7 @@ def warning_of(result: Result, shown: Sequence[Progress]) -> str:
 
     Args:
         result: the `Result`.
-        shown: what has shown the session, if anything.
+        shown: the `Progress` that has shown the session, or `None`.
     """
     if any(progress.is_told for progress in shown):
         # The long sentence is not printed a second time.

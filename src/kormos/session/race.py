@@ -1,8 +1,9 @@
 """A race of several starts: in each round, the better half continues.
 
-Successive halving (Jamieson and Talwalkar 2016, AISTATS): all starts are given
-the same number of evaluations, and the better half of them as many more, until
-one is left, which runs to its end.
+Successive halving (Jamieson and Talwalkar 2016, AISTATS): in the first round,
+all starts get the same number of evaluations. In each further round, the better
+half continues with twice as many evaluations as in the round before. The last
+start runs to its end.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ from kormos.solvers.solver_state import SolverState
 from kormos.types import Matrix
 from kormos.types import Vector
 
-# Evaluations of each start in the first round, a choice of ours: fewer tell
-# little of where a start leads to.
+# Evaluations of each start in the first round. Our choice: fewer say little
+# about where a start leads.
 _FIRST_EVALUATIONS = 4
 # Two ends are at the same minimum if their parameters differ by at most this
 # part of their size.
@@ -45,15 +46,15 @@ _SAME_POINT = 1e-3
 
 
 class Runner(NamedTuple):
-    """A start, and how far it has got.
+    """A start and its progress.
 
     Attributes:
         number: the number of the start.
         theta: the point, `(size,)`.
         loss: the loss there.
-        state: the `SolverState` to go on from, or `None`.
-        progress: how far its stages have got, or `None`.
-        status: how its latest run ended.
+        state: the `SolverState` to continue from, or `None`.
+        progress: the progress of its stages, or `None`.
+        status: the status with which its latest run ended.
         evaluations: the evaluations so far.
         iterations: the iterations so far.
     """
@@ -69,7 +70,7 @@ class Runner(NamedTuple):
 
     @property
     def is_over(self) -> bool:
-        """Whether its run has ended by itself."""
+        """Whether its run has ended on its own."""
         return self.status != statuses.EVALUATION_LIMIT
 
 
@@ -78,14 +79,13 @@ class Race:
 
     Args:
         optimizer: the `BatchOptimizer`, which keeps the winner's state.
-        stages: its stages.
-        steps: the iterations of an epoch. In the race, an epoch is an
-            iteration.
+        stages: the optimizer's stages.
+        steps: the iterations of an epoch. In the race, an epoch has one.
         task: the `Task`, whose variables keep the winner.
         budget: the limits of the whole race, with a deadline in seconds from
             now.
-        shown: function of a line of text that tells how the race goes, or
-            `None`.
+        shown: function that shows a line of text on the progress of the race,
+            or `None`.
 
     Attributes:
         evaluations: the evaluations so far.
@@ -120,8 +120,8 @@ class Race:
             starts: the starts, of shape `(count, size)`.
 
         Returns:
-            How far each start got, in their order. The first evaluations of
-            the winner's own run are still to come.
+            The progress of each start, in their order. The winner's own run
+            follows, and its evaluations are not counted here.
         """
         runners = [Runner(i, theta) for i, theta in enumerate(starts)]
         field, share = list(runners), _FIRST_EVALUATIONS
@@ -134,7 +134,8 @@ class Race:
             if field[0].status in statuses.SUCCESSES:
                 break
             left = field[: (len(field) + 1) // 2]
-            # A good start may lie behind for long: the user's own goes on.
+            # A good start may be behind for a long time, so the user's own
+            # start is always kept.
             own = [r for r in field[len(left) :] if r.number == 0]
             field = [r for r in left + own if not r.is_over]
             share *= 2
@@ -145,7 +146,7 @@ class Race:
         return table(runners, winner)
 
     def _run(self, runner: Runner, evaluations: int) -> Runner:
-        """A runner after so many more evaluations."""
+        """A runner after a number of further evaluations."""
         if runner.is_over or self._budget.spent(self.evaluations):
             return runner
         self._take_over(runner)
@@ -170,7 +171,8 @@ class Race:
         self.evaluations += result.evaluations
         state = self._optimizer.solver_state
         if state is not None:
-            # The arrays of a live state are used again by the next run.
+            # A copy, because the next run overwrites the arrays of a live
+            # state.
             state.arrays()
         return runner._replace(
             theta=self._objective.initial_position(),
@@ -190,13 +192,13 @@ class Race:
 
 
 class Restarts(NamedTuple):
-    """What a user asks of a race.
+    """The user's arguments for a race.
 
     Attributes:
         number: the number of starts, or `None`.
-        starts: where they come from, as `drawn_starts` takes it.
-        seed: of the generator that draws them.
-        draw: what draws a start where none are given, or `None`.
+        starts: see `drawn_starts`.
+        seed: the seed of the generator that draws them.
+        draw: see `drawn_starts`.
         is_shown: whether to print a line after each round.
     """
 
@@ -218,14 +220,15 @@ def run(
     restarts: Restarts,
     loss_callback: Callable[[float], object] | None = None,
 ) -> Result:
-    """Runs a session; before it a race for its start, where that is asked.
+    """Runs a session, after a race for its start if the user asked for one.
 
     Args:
         optimizer: see `Session`.
         stages: see `Session`.
         task: see `Session`.
-        observer: see `Session`. It sees nothing of the race.
-        budget: the limits of all, with a deadline in seconds from the start.
+        observer: see `Session`. It is not called during the race.
+        budget: the limits of race and session, with a deadline in seconds from
+            the start.
         resume: see `Session`.
         restarts: the `Restarts`.
         loss_callback: see `Session`.
@@ -241,7 +244,7 @@ def run(
         Session, optimizer, stages, task, observer, loss_callback=loss_callback
     )
     check_restarts(restarts.number, restarts.starts)
-    # It refuses what cannot be done.
+    # It raises an error if the session cannot be run.
     session = session_for(budget=budget, resume=resume)
     if restarts.number is None and restarts.starts is None:
         return session()
@@ -276,7 +279,7 @@ def run(
     if left.evaluations is not None:
         left = left._replace(evaluations=max(1, left.evaluations))
     if left.deadline is not None:
-        # The last session needs time to say where it stands.
+        # The last session needs time to evaluate its start.
         seconds = max(1e-3, left.deadline - (now() - began))
         left = left._replace(deadline=seconds)
     is_known = optimizer.solver_state is not None
@@ -290,10 +293,10 @@ def run(
 
 
 def _before(stages: Sequence[Stage], done: int) -> int | None:
-    """The epochs to count on from, as `Session` takes them.
+    """The epochs from which to continue to count: see `Session`.
 
     The stages of a chain end where they would without a race. A single method
-    has as many epochs as it is given when the winner is known.
+    has all of its epochs after the race.
     """
     return done if len(stages) > 1 else None
 
@@ -317,7 +320,7 @@ def _in_epochs(runner: Runner, steps: int) -> StageProgress | None:
 
 
 def _ranked(runners: Sequence[Runner]) -> list[Runner]:
-    """The runners, of which that with the lowest loss is the first."""
+    """The runners, sorted by their losses."""
     return sorted(
         runners,
         key=lambda r: (not np.isfinite(r.loss), np.nan_to_num(r.loss)),
@@ -325,7 +328,7 @@ def _ranked(runners: Sequence[Runner]) -> list[Runner]:
 
 
 def table(runners: Sequence[Runner], winner: Runner) -> list[Restart]:
-    """How far each runner got."""
+    """The `Restart` of each runner."""
     found: list[Restart] = []
     minima: list[Runner] = []
     for runner in runners:

@@ -25,11 +25,11 @@ class Counts(NamedTuple):
     """The numbers of evaluations, counted in the same way by all functions.
 
     Attributes:
-        evaluations: of the loss, with or without its gradient.
-        hessian_products: of the Hessian or the Gauss-Newton matrix with a
-            vector, and second derivatives along a step.
-        jacobians: of the outputs or the residuals, or of what is made from
-            them.
+        evaluations: evaluations of the loss, with or without its gradient.
+        hessian_products: products of the Hessian or the Gauss-Newton matrix
+            with a vector, and second derivatives along a step.
+        jacobians: Jacobians of the outputs or the residuals, or matrices
+            computed from them.
     """
 
     evaluations: int = 0
@@ -37,7 +37,7 @@ class Counts(NamedTuple):
     jacobians: int = 0
 
     def with_those_of(self, problem: Problem) -> Counts:
-        """These, and those of a `Problem`."""
+        """These counts plus those of a `Problem`."""
         return Counts(
             self.evaluations + problem.fg_evals,
             self.hessian_products + problem.hessp_evals,
@@ -53,9 +53,9 @@ class Record:
         initial_loss: the loss at the start, or `None` before that is known.
         float64_from: the iterations after which float64 took over, or `None`.
         stage: the number of the present stage, or `None` if there is one only.
-        stages: how the stages so far have ended.
+        stages: the `StageEnd`s of the stages so far.
         run: the present `Run`, or `None`.
-        of_method: the names of the numbers that the method has told so far.
+        of_method: the names of the numbers that the method has reported so far.
     """
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ class Record:
         self.stages: list[StageEnd] = []
         self.run: Run | None = None
         self.of_method: set[str] = set()
-        # The numbers of the runs that have ended.
+        # The totals of the runs that have ended.
         self._counts, self._iterations = Counts(), 0
         self._columns: dict[str, None] = {}
         self._began = 0.0
@@ -121,7 +121,7 @@ class Record:
             **({} if self.stage is None else {"stage": self.stage}),
             **iterate.logs,
         }
-        # The columns of an earlier stage that this stage does not have.
+        # Columns of an earlier stage that this stage does not report.
         row = {**dict.fromkeys(self._columns, np.nan), **row}
         self._columns.update(dict.fromkeys(row))
         return row
@@ -138,9 +138,10 @@ class Record:
 
         Args:
             outcome: the `Outcome` of the last run.
-            choice: what was chosen and why, of a method that was chosen.
+            choice: with `"auto"`, the method that was chosen and why; or
+                `None`.
         """
-        assert outcome.status is not None  # The session has named the end.
+        assert outcome.status is not None  # The session has set the status.
         counts, initial = self.counts, self.initial_loss
         kept = outcome.loss if outcome.kept_loss is None else outcome.kept_loss
         return Result(

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Replacement:
-    """Base class of callbacks that change the loss every so many iterations.
+    """Base class of callbacks that change the loss at regular intervals.
 
     The optimizer keeps its state, and a run that has converged continues at
     once with the changed loss.
@@ -26,7 +26,7 @@ class Replacement:
         self._every = every
 
     def check(self, objective: FlatObjective) -> None:
-        """Refuses an objective that it cannot change.
+        """Refuses an objective that the callback cannot change.
 
         Raises:
             ValueError: if it cannot.
@@ -43,11 +43,11 @@ class Replacement:
     def carry(
         self, before: FlatObjective, objective: FlatObjective, iteration: int
     ) -> None:
-        """Makes its latest change in the objective of the next stage, too.
+        """Repeats its latest change in the objective of the next stage.
 
         Args:
             before: the objective of the stage before.
-            objective: that of the next stage.
+            objective: the objective of the next stage.
             iteration: the iterations (in `fit`, the epochs) so far.
         """
 

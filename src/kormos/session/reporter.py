@@ -1,4 +1,4 @@
-"""Tells an observer of a run, and notices what callbacks change meanwhile."""
+"""Reports a run to an observer, and detects what callbacks have changed."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from kormos.types import Vector
 class Reporter:
     """The link between the runs of a session and its observer.
 
-    A run tells it the start and every accepted iterate. The observer records
-    them, writes them into the variables and calls callbacks through it.
+    A run reports its start and every accepted iterate to it. Through it, the
+    observer records them, writes them into the variables and calls callbacks.
 
     Args:
         task: the `Task`.
@@ -65,7 +65,7 @@ class Reporter:
         self.has_started, self.followed, self._end = False, None, end
 
     def started(self, point: Point) -> bool:
-        """Told of the start of a run; returns whether to stop there."""
+        """Called with the start of a run; returns whether to stop there."""
         self.has_started = True
         theta, loss, grad = point
         if not self.record.knows_start:
@@ -83,7 +83,7 @@ class Reporter:
         return is_done or self._plan.is_on_plateau
 
     def accepted(self, iterate: Iterate) -> bool:
-        """Told of every accepted iterate; returns whether to stop."""
+        """Called with every accepted iterate; returns whether to stop."""
         observer = self._observer
         self._attachment.keep(iterate.state)
         if self._run.stage.assigns:
@@ -101,7 +101,7 @@ class Reporter:
         return is_over or self.followed is not None
 
     def count(self, loss: float) -> None:
-        """Counts an epoch, before callbacks are told of it.
+        """Counts an epoch, before callbacks are called with it.
 
         Args:
             loss: the loss at its end.

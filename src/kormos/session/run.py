@@ -29,9 +29,9 @@ from kormos.solvers.solver_state import SolverState
 from kormos.solvers.surroundings import Box
 from kormos.types import Vector
 
-# Ends at which the loss may still have been falling. At a noise floor it was if
-# a model predicts a decrease of more than this part of the loss. Our choice: a
-# smaller part would name losses that have converged as well.
+# Ends at which the loss may still have been falling. At a noise floor, it was
+# falling if a model predicts a decrease of more than this part of the loss. Our
+# choice: a smaller part would include losses that have converged.
 _OPEN = (
     statuses.STALLED,
     statuses.LINE_SEARCH_FAILED,
@@ -39,9 +39,8 @@ _OPEN = (
 )
 _STILL_FALLING = 1e-6
 _LIMITS = statuses.TIME_LIMIT, statuses.EVALUATION_LIMIT
-# A parameter counts as running away if it has changed by this many times its
-# own size. Our choice: a smaller number would name parameters that only started
-# far away.
+# A parameter diverges if it has changed by this many times its own size. Our
+# choice: a smaller number would include parameters that only started far away.
 _FAR = 10.0
 
 
@@ -110,13 +109,13 @@ class Run:
         return outcome
 
     def _judged(self, outcome: Outcome) -> Outcome:
-        """The outcome, with the best point and what the run knows of it."""
+        """The outcome, with the best point and what the run knows about it."""
         if not self._starts_finite:
             outcome.status = statuses.NON_FINITE
         elif self._meets_target(self.best[1]):
             outcome = self._target_reached(outcome)
         if outcome.is_penalized:
-            # The predicted decrease of the loss alone says nothing here.
+            # Here, a predicted decrease of only the loss says nothing.
             return outcome
         is_kept = outcome.is_polished or self._is_better(
             outcome.theta, outcome.loss
@@ -125,7 +124,7 @@ class Run:
             outcome.theta, outcome.loss = self.best
         self._keep_the_start(outcome)
         self._name_what_ran_away(outcome)
-        # If float64 can follow, it is a separate run.
+        # If float64 can follow, a separate run shows more than a trial.
         if not self.problem.objective.has_float64:
             seconds = now() - self._began
             outcome = tried_in_float64(outcome, self.problem, seconds)
@@ -136,10 +135,10 @@ class Run:
         return outcome
 
     def _keep_the_start(self, outcome: Outcome) -> None:
-        """Keeps the point of the variables where a resumed run gained nothing.
+        """Keeps the point of the variables if a resumed run gained nothing.
 
-        The solver continues from its latest point. An earlier one, which may be
-        better by a rounding, is in the variables.
+        The solver continues from its latest point. The variables may have an
+        earlier one that is better by rounding.
         """
         if self.iterations or not self._is_resumed:
             return
@@ -173,7 +172,7 @@ class Run:
         )
 
     def _is_plateau(self, outcome: Outcome) -> bool:
-        """Whether an end is no optimum but a plateau; it says so."""
+        """Whether an end is a plateau; adds a sentence to the outcome if so."""
         problem = self.problem
         if outcome.evaluate is None or problem.constraints:
             return False
@@ -216,17 +215,17 @@ class Run:
             outcome.findings += found.sentences(problem.objective.name_of)
 
     def started(self, point: Point) -> bool:
-        """Told of the start by the solver; returns whether to stop there."""
+        """Called by the solver with the start; returns whether to stop."""
         theta, loss, _ = point
         self.initial_loss = loss
         self._starts_finite = point.is_finite
-        # If the start is not finite, the variables keep what they have.
+        # If the start is not finite, the variables keep their values.
         self.best = theta if self._starts_finite else self.best[0], loss
         stop = self._observer.started(point)
         return stop or self._meets_target(loss) or not self._starts_finite
 
     def accepted(self, iterate: Iterate) -> bool:
-        """Told of an iterate by the solver; returns whether to stop."""
+        """Called by the solver with an iterate; returns whether to stop."""
         theta, loss = iterate.theta, iterate.loss
         self.iterations += 1
         self.state = iterate.state
@@ -253,7 +252,7 @@ class Run:
         )
 
     def _is_better(self, theta: Vector, loss: float) -> bool:
-        """Whether a point is to be kept; feasibility comes before the loss."""
+        """Whether a point is better; feasibility comes before the loss."""
         if not self.problem.constraints:
             return loss <= self.best[1]
         if not np.isfinite(loss):
@@ -265,12 +264,12 @@ class Run:
 
 
 def taken_over(outcome: Outcome, theta: Vector, loss: float) -> Outcome:
-    """The outcome where callbacks have set other variables since.
+    """The outcome if callbacks have set other variables since.
 
     Args:
-        outcome: the `Outcome` of a run of what the loss was before.
+        outcome: the `Outcome` of a run of the earlier loss.
         theta: the point to continue from.
-        loss: the loss there as it is now, NaN where a run follows.
+        loss: the present loss there; NaN if another run follows.
     """
     is_limit = outcome.status in (*_LIMITS, statuses.INTERRUPTED)
     return dataclasses.replace(
@@ -309,7 +308,7 @@ def checked_budget(
 
 
 def is_worth_a_warning(result: Result, own_limit: bool) -> bool:
-    """Whether a user is to be warned of how a run ended.
+    """Whether to warn the user about how a run ended.
 
     Args:
         result: the `Result`.

@@ -7,10 +7,11 @@ have their own files:
 
 - `task.py`: what is minimized, over which variables and within what limits.
 - `run.py`: one run of a solver: its best point and why it ended.
-- `reporter.py`: callbacks between iterations, and what they change.
-- `record.py`: what was done so far, and the result.
-- `plan.py`: which stage is due, and where it ends.
-- `attachment.py`: what the optimizer keeps of it.
+- `reporter.py`: calls callbacks between iterations, and detects what they
+  change.
+- `record.py`: counts, the trace and the result.
+- `plan.py`: which stage runs next, and where it ends.
+- `attachment.py`: the state that the optimizer keeps.
 """
 
 from __future__ import annotations
@@ -61,9 +62,9 @@ class Session:
         task: the `Task`.
         observer: the `SessionObserver`.
         budget: the `Budget`, its deadline in seconds from the start.
-        resume: whether to continue with what the optimizer knows.
-        before: the epochs that a session before has made, whose stage and
-            count of epochs this one continues; or `None` to begin to count.
+        resume: whether to continue with the optimizer's state.
+        before: the epochs of an earlier session, whose stage and count of
+            epochs this one continues; or `None` to count from zero.
         loss_callback: function of the loss, called after each evaluation.
 
     Raises:
@@ -206,7 +207,7 @@ class Session:
             state.forget_loss()
 
     def _end_without_a_test(self) -> str:
-        """The status where neither a test nor the method has ended a stage."""
+        """The status if neither a test nor the method has ended a stage."""
         spent = self._spent()
         if spent is not None:
             return spent
@@ -220,7 +221,7 @@ class Session:
         """The runs of a stage.
 
         Another run follows if callbacks have changed the loss, if new data are
-        drawn, and if the fit continues in float64.
+        drawn, or if the fit continues in float64.
         """
         theta: Vector | None = None
         narrow: Outcome | None = None
@@ -273,12 +274,12 @@ class Session:
         logger.info("Continuing in float64 after %d iterations.", done)
         state = self._attachment.state
         if state is not None and not state.is_sound:
-            # The loss of a start that float32 could not evaluate.
+            # Float32 could not evaluate the loss of the start.
             self._attachment.keep(None)
         return undo
 
     def _draws_anew(self, outcome: Outcome, has_moved: bool) -> bool:
-        """Draws the new data that are due; returns whether there are any."""
+        """Draws new data if it is time to; returns whether it did."""
         if outcome.status in statuses.FINAL or not has_moved:
             return False
         # A run that has converged on its data continues with new data at once.
@@ -314,7 +315,7 @@ class Session:
 
         Args:
             stage: the stage.
-            theta: the start. Defaults to what the variables hold.
+            theta: the start. Defaults to the variables' values.
             is_first: whether it is the first run of the stage.
         """
         objective, record = self._task.objective, self._record
@@ -329,7 +330,7 @@ class Session:
             check_hessian_products(objective, begins, problem.project)
         self._observer.run_begins(begins)
         run = record.run = Run(stage, problem, self._reporter)
-        # Each end below keeps a state of the same stage.
+        # Every way to end below keeps a state of the same stage.
         self._attachment.keep_progress(self._plan.progress)
         try:
             outcome = run(begins, self._attachment.state)
@@ -351,7 +352,7 @@ class Session:
         followed, latest = self._reporter.followed, self._observer.latest()
         if followed is not None:
             if self._attachment.state is not None:
-                # The solver's own point is not what callbacks leave.
+                # The variables have a callback's point, not the solver's.
                 self._attachment.state.position = None
             loss = np.nan
             if self._is_over() or outcome.status == statuses.INTERRUPTED:
@@ -363,7 +364,8 @@ class Session:
             if outcome.settle is not None:
                 outcome.settle()
             self._reporter.write(outcome.theta)
-            # A feasible or a smooth point may be worth a higher loss.
+            # Under constraints, or with a penalty, the end may have a higher
+            # loss.
             if problem.constraints or outcome.is_penalized:
                 start = None
             return with_kept_loss(outcome, objective, problem, start)

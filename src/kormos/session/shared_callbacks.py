@@ -1,4 +1,4 @@
-"""Keras callbacks, where several processes fit a model together."""
+"""Keras callbacks if several processes fit a model together."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from kormos.processes import current
 from kormos.session.backup import BackupAndRestore
 from kormos.session.backup import with_states
 
-# Callbacks that write files or send messages, and change nothing else, except
-# by a backup, which the first process shares with the others.
+# Callbacks that only write files or send messages. A backup also changes the
+# weights, but the first process shares these with the others.
 _WRITERS = (
     BackupAndRestore,
     keras.callbacks.BackupAndRestore,
@@ -40,7 +40,7 @@ _HOOKS = (
 
 
 class _OnFirst(keras.callbacks.Callback):
-    """A callback that the first process runs alone.
+    """A callback that only the first process runs.
 
     Args:
         callback: the callback.
@@ -53,7 +53,7 @@ class _OnFirst(keras.callbacks.Callback):
 
 
 def _alone(fn: Any) -> Any:
-    """The function, without the engine's own agreement about variables."""
+    """The function, without the backend's synchronization of variables."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         with backend.alone():
@@ -65,9 +65,9 @@ def _alone(fn: Any) -> Any:
 def own_callbacks(
     callbacks: Sequence[keras.callbacks.Callback],
 ) -> list[keras.callbacks.Callback]:
-    """The callbacks that this process is to call.
+    """The callbacks that this process must call.
 
-    The first process alone writes files.
+    Only the first process writes files.
     """
     processes = current()
     if processes.is_alone:

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 def processes_of_data(
     fn: Any, variables: Any, *args: Any, data: Any = None, **kwargs: Any
 ) -> Processes:
-    """The processes that have a part of the data each, of a function's call.
+    """The processes that share the data of a function's call.
 
     Args:
         fn: the function of the data.
         variables: the variables that it reads.
-        *args, **kwargs: other arguments of the call, which do not matter.
+        *args, **kwargs: other arguments of the call, which are not used.
         data: the data, or `None`.
     """
     return ALONE if data is None else processes_of(variables)

@@ -29,8 +29,8 @@ class Stamp:
         arithmetic: the dtype in which the loss was evaluated at the end.
         seed: the seed of `keras.utils.set_random_seed`, or `None` if none was
             set.
-        threads: how many threads the backend may use, or the processors at
-            hand where it does not say.
+        threads: the number of threads that the backend may use, or of
+            processors if that is not known.
         platform: the system and the processor.
     """
 
@@ -61,7 +61,7 @@ def stamp_of(objective: FlatObjective) -> Stamp:
     """
     backend = keras.backend.backend()
     variables = objective.variables
-    # Parameters of functions, as a bootstrap has them, are no variables.
+    # The objective of a bootstrap has parameters that are not variables.
     held = [v for v in variables if isinstance(v, keras.Variable)]
     dtypes = dict.fromkeys(str(v.dtype) for v in held)
     return Stamp(
@@ -91,19 +91,19 @@ def _versions(backend: str) -> dict[str, str]:
 
 
 def _device(value: Any) -> str:
-    """The device of a tensor, or the first one and how many there are."""
+    """The device of a tensor, or its first one and their number."""
     if keras.backend.backend() == "jax":
         devices = sorted(value.devices(), key=lambda device: device.id)
         first = f"{devices[0].platform}:{devices[0].id}"
         more = len(devices) - 1
         return f"{first} and {more} more" if more else first
-    # TensorFlow's is a path through jobs and tasks.
+    # TensorFlow's name is a path through jobs and tasks.
     device = str(getattr(value, "device", "unknown"))
     return device.rpartition("device:")[2].lower()
 
 
 def _dtype_with(eps: float) -> str:
-    """The dtype that has this distance between one and the next number."""
+    """The dtype that has this machine epsilon."""
     for name in ("float64", "float32"):
         if eps <= np.finfo(name).eps:
             return name

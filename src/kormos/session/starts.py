@@ -20,7 +20,7 @@ Box: TypeAlias = tuple[Vector | None, Vector | None]
 
 
 def check_restarts(restarts: Any, starts: Any) -> None:
-    """Raises a `ValueError` unless these say what to start from."""
+    """Raises a `ValueError` unless the arguments tell what to start from."""
     if restarts is not None:
         check_count("restarts", restarts, 1)
     if restarts is None and callable(starts):
@@ -38,7 +38,7 @@ def drawn_starts(
     draw: Draw | None,
     seed: int,
 ) -> Matrix:
-    """The starts, of which the first is what the variables hold.
+    """The starts, beginning with the variables' values.
 
     Args:
         objective: the loss.
@@ -47,8 +47,8 @@ def drawn_starts(
         starts: function `(count, rng)` that returns `count` starts, of shape
             `(count, size)` or, for each variable, `(count, *shape)`; or such
             starts; or `None`.
-        draw: what draws a start where none are given, or `None`.
-        seed: of the generator.
+        draw: function that draws a start if none are given, or `None`.
+        seed: the seed of the generator.
 
     Returns:
         An array of shape `(count, size)`.
@@ -61,7 +61,7 @@ def drawn_starts(
     here = objective.initial_position()
     lower, upper = box
     if callable(starts):
-        assert restarts is not None  # It was checked.
+        assert restarts is not None  # `check_restarts` has checked it.
         found = _flat(objective, starts(restarts - 1, rng), restarts - 1)
     elif starts is not None:
         found = _flat(objective, starts, None)

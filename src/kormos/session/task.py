@@ -37,8 +37,8 @@ class Task:
     """What a session minimizes, over which variables and within what limits.
 
     Args:
-        optimizer: the `BatchOptimizer`, whose bounds and constraints hold
-            where none are given.
+        optimizer: the `BatchOptimizer`, whose bounds and constraints are the
+            defaults.
         make_objectives: function of `LossSettings` that returns the
             objectives of training and of validation (or `None`) for the
             variables as they are.
@@ -73,22 +73,22 @@ class Task:
         self._given_constraints = constraints
         self._model = model
         self._settings = LossSettings()
-        # The model has the `loss_weights` of the present stage in it.
+        # A scope in which the model has the present stage's `loss_weights`.
         self._weighted = contextlib.ExitStack()
 
     def prepare(self, stages: Sequence[Stage]) -> None:
         """Makes the objectives for the variables as they are.
 
         Args:
-            stages: those that are to be checked now. The objectives that
-                stay are those of the first one.
+            stages: the stages to check now. The objectives of the first one are
+                kept.
 
         Raises:
-            ValueError: if the method of a stage cannot do what is asked.
+            ValueError: if the method of a stage cannot do the task.
         """
         frozen: Sequence[keras.Variable] = ()
         if any(stage.pretrain_fn is not None for stage in stages):
-            # Bounds may name what another stage trains.
+            # Bounds may name variables that another stage trains.
             frozen = self._model.non_trainable_variables
         with self._within_bounds(frozen):
             groups = _by_settings(stages) or [(LossSettings(), [])]
@@ -122,7 +122,7 @@ class Task:
         return weighted(self._model, settings.loss_weights)
 
     def without_validation(self) -> Task:
-        """The same task, prepared, for many runs that nothing validates."""
+        """The same task, prepared, for runs without validation."""
         task = copy.copy(self)
         made = [(self._settings, self.objective)]
 
@@ -148,7 +148,7 @@ class Task:
         """Calls the `pretrain_fn` of a stage, and takes over its loss.
 
         Returns:
-            Whether the loss is another one than before.
+            Whether the loss has changed.
         """
         before = self._settings
         self.end()
@@ -165,14 +165,14 @@ class Task:
         self._weighted.close()
 
     def refresh(self) -> None:
-        """Reads again what the losses depend on besides the flat vector."""
+        """Reads again the other values that the losses depend on."""
         self.objective.refresh()
         self.refresh_validation()
 
     def assign(self, theta: Vector) -> None:
         """Writes a point into the variables."""
         self.objective.assign(theta)
-        # In training, averages of layers are assigned too.
+        # With `training=True`, averages of layers are assigned, too.
         self.refresh_validation()
 
     def followed(self, before: Vector, theta: Vector) -> Vector | None:
@@ -180,7 +180,7 @@ class Task:
 
         Args:
             before: the variables' values before, by `initial_position`.
-            theta: the point that these were rounded from.
+            theta: the point before the variables rounded it.
 
         Returns:
             The point to continue from, or `None` if nothing has changed.
@@ -241,7 +241,7 @@ class Task:
         )
 
     def refresh_validation(self) -> None:
-        """Reads again what the loss of validation depends on."""
+        """Reads again the values that the loss of validation depends on."""
         if self.validation is not None:
             self.validation.refresh()
 

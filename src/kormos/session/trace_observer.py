@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from kormos.session.reporter import Reporter
 
 
-# The most iterations where neither the user nor the optimizer says.
+# The most iterations if neither the user nor the optimizer sets a limit.
 DEFAULT_ITERATIONS = 1000
 
 # Keras' callbacks that need the weights or the learning rate of a model.
@@ -86,8 +86,8 @@ class TraceObserver(SessionObserver):
             model, and `Resample`s.
         verbose: 0, 1, 2, 3 or `"auto"`.
         own_limit: whether the user chose the number of iterations.
-        is_evaluated_too: whether something else looks at every evaluation.
-        is_quiet: whether not to warn of how the session ends.
+        is_evaluated_too: whether something else needs every evaluation.
+        is_quiet: whether to suppress warnings about how the session ends.
     """
 
     def __init__(
@@ -195,7 +195,7 @@ class TraceObserver(SessionObserver):
         self._is_stopped = current().anywhere(is_stopped)
 
     def _tell_own(self, logs: dict[str, Any]) -> None:
-        """Tells the callbacks of this process."""
+        """Calls the callbacks of this process."""
         answers = [fn(self.done, logs) for fn in self._functions]
         self._is_stopped = any(answers)
         if self._keras.callbacks:
@@ -232,7 +232,7 @@ class TraceObserver(SessionObserver):
 
 
 class _StandIn:
-    """The object that Keras' callbacks receive if there is no model."""
+    """The object that Keras' callbacks receive in place of a model."""
 
     def __init__(self) -> None:
         self.stop_training = False
