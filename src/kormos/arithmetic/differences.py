@@ -1,8 +1,8 @@
-"""Whether a derivative is that of a function, by differences of it.
+"""Compares a derivative with finite differences of its function.
 
-A difference over one step proves little: it may be wrong because the step is
-long and the function bends, or because the step is short and the function is
-rounded. A mistake in the derivative remains as steps shrink.
+A difference over one step proves little. It is inexact if the step is long and
+the function has curvature, or if the step is short and the function is rounded.
+Only an error of the derivative remains as steps shrink.
 """
 
 from collections.abc import Callable
@@ -12,9 +12,9 @@ import numpy as np
 
 from kormos.types import Vector
 
-# Each step is this part of the one before, a choice of ours. The error of a
-# central difference of a smooth function then falls to a sixteenth. With a
-# larger part, it falls too little to tell it from a mistake that remains.
+# Each step is this part of the one before. Our choice: the error of a central
+# difference of a smooth function then falls to a sixteenth. With a larger part,
+# it falls too little to distinguish it from an error of the derivative.
 _SHORTER = 1 / 4
 
 
@@ -23,11 +23,11 @@ class Change(NamedTuple):
 
     Attributes:
         found: the change, a number or a vector.
-        expected: the change by the derivative, of the same shape.
-        unknown: how large an error the rounding of both points' values, or a
-            bend of the function between them, may make.
-        length: how far the points are apart, in any unit that all changes of
-            one comparison share.
+        expected: the change according to the derivative, of the same shape.
+        unknown: the error that rounding of the values, or curvature of the
+            function between the points, may make.
+        length: the distance of the points, in a unit that all changes of one
+            comparison share.
     """
 
     found: Vector | float
@@ -50,13 +50,13 @@ class Tolerance(NamedTuple):
     """When a derivative counts as wrong.
 
     Attributes:
-        part: an error of this part of the change that is expected is none.
-        of_error: differences have settled if a shorter step changes them by no
-            more than this part of the error, so that the step does not explain
-            the error; infinity asks for nothing.
-        of_found: and by no more than this part of themselves. It keeps a caller
-            from believing small differences that still grow, as near a spike,
-            and those that are all rounding; infinity asks for nothing.
+        part: an error of at most this part of the expected change is allowed.
+        of_error: differences have converged if a shorter step changes them by
+            no more than this part of the error, so that the length of the step
+            does not explain the error; infinity to skip this test.
+        of_found: they must also change by no more than this part of themselves.
+            That excludes small differences that still grow, as near a spike,
+            and those that are only rounding; infinity to skip this test.
     """
 
     part: float
@@ -72,13 +72,13 @@ def contradiction(
 ) -> Change | None:
     """The change that contradicts a derivative, or `None` if there is none.
 
-    Steps become shorter until the change agrees with the derivative, or does
-    not agree with it and has settled. Whatever cannot be compared, such as
-    values that are not finite or that never settle, is no contradiction.
+    Steps become shorter until the change agrees with the derivative, or has
+    converged without agreeing. Changes that cannot be compared, because they
+    are not finite or do not converge, are no contradiction.
 
     Args:
         change: function from the length of a step to the `Change` over it, or
-            to `None` if there is no step to take, as between equal bounds.
+            to `None` if no step is possible, for example between equal bounds.
         step: the length of the first step.
         shortest: steps that are not longer than this are not taken.
         tolerance: when the derivative counts as wrong.
@@ -100,7 +100,7 @@ def contradiction(
 def _has_settled(
     now: Change, before: Vector | float, tolerance: Tolerance
 ) -> bool:
-    """Whether a longer step had about the same change, over its length."""
+    """Whether a longer step had about the same change per length."""
     changed = _size(now.found / now.length - before) * now.length
     # Infinity times zero would be NaN.
     return all(

@@ -16,7 +16,7 @@ from kormos.types import Tensor
 
 
 def dot(a: Tensor, b: Tensor) -> Scalar:
-    """The inner product of two vectors, a scalar; of NumPy's, a number."""
+    """The inner product of two vectors, a scalar; a number for NumPy arrays."""
     if isinstance(a, np.ndarray):
         return a.dot(b)
     return backend.dot(a, b)
@@ -42,8 +42,8 @@ def vecmat(vector: Tensor, matrix: Tensor) -> Tensor:
     return ops.einsum("i,ij->j", vector, matrix)
 
 
-# Columns of a block of `gram`, a choice of ours. A larger block computes more
-# of the lower triangle, which is not used; smaller ones make more calls.
+# Columns of a block of `gram`. Our choice: a larger block computes more of the
+# lower triangle, which is not used; smaller ones make more calls.
 _BLOCK_COLUMNS = 128
 
 
@@ -66,7 +66,7 @@ def gram(a: Tensor, b: Tensor) -> Tensor:
 
 def to_array(tensor: Tensor) -> Array:
     """A tensor as a float64 NumPy array."""
-    # A copy, because SciPy writes into the arrays that it is given.
+    # A copy, because SciPy writes into the arrays that it receives.
     return np.array(backend.view(tensor), dtype="float64")
 
 
@@ -77,7 +77,7 @@ def number(tensor: Tensor) -> float:
 
 
 # A dtype whose rounding is above this is narrower than float64. Any number
-# between float64's 2**-52 and float32's 2**-23 tells the two apart.
+# between float64's 2**-52 and float32's 2**-23 distinguishes the two.
 NARROW = 2.0**-40
 
 

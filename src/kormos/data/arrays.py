@@ -47,7 +47,7 @@ def _is_ragged(x: object) -> bool:
 
 
 def refuse_ragged(value: Any, name: str) -> None:
-    """Refuses a ragged tensor, which Keras would fill up with zeros."""
+    """Refuses a ragged tensor, which Keras would pad with zeros."""
     if _is_ragged(value):
         raise ValueError(
             f"Argument `{name}` must hold arrays whose rows have the same "
@@ -260,7 +260,7 @@ def check_rows(
 def check_weights(
     y: Structure, weights: Structure, y_name: str, name: str
 ) -> None:
-    """Refuses weights that fit neither the rows nor the outputs."""
+    """Refuses weights that match neither the rows nor the outputs."""
     if weights is None or not tree.is_nested(y):
         return
     if tree.is_nested(weights):

@@ -14,15 +14,15 @@ from kormos.data.arrays import is_array
 from kormos.data.memory import leaves
 from kormos.types import Structure
 
-# A dataset without a known length is taken for endless after this many batches,
-# or after this many bytes that would have to stay in memory. Both are choices
-# of ours: smaller values refuse large data sets that do end, larger ones let an
-# endless one fill the memory or run for longer.
+# A dataset without a known length counts as endless after this many batches, or
+# after this many bytes that must stay in memory. Both are our choices: smaller
+# values refuse large data sets that do end, larger ones let an endless one fill
+# the memory or run for longer.
 MOST_BATCHES = 2**15
 MOST_BYTES = 2**32
-# It is also taken for endless if it has yielded `_FEWEST_BATCHES` or more, and
-# each different one `_REPETITIONS` times on average. These are choices of ours
-# too: smaller values would refuse finite data with many equal batches.
+# It also counts as endless if it has yielded `_FEWEST_BATCHES` or more, and
+# each different one `_REPETITIONS` times on average. Our choices: smaller
+# values would refuse finite data with many equal batches.
 _REPETITIONS, _FEWEST_BATCHES = 16, 512
 
 _ENDLESS = math.inf
@@ -46,8 +46,8 @@ class BatchReader:
     Args:
         dataset: the data set.
         argument: its name in messages.
-        steps: how many batches to take of a data set that may have no end, or
-            `None`.
+        steps: the number of batches to take of a data set that may have no end,
+            or `None`.
         steps_name: the argument that gives `steps`, or `None`.
         is_stream: whether the batches are read more than once and not kept.
 
@@ -100,8 +100,7 @@ class BatchReader:
         """Yields every batch.
 
         Args:
-            convert: function of a batch that returns its arrays, in
-                structures.
+            convert: function from a batch to its arrays, in structures.
         """
         batches = map(convert, _batches(self._dataset, self._argument))
         if self._length not in (None, _ENDLESS):
@@ -148,7 +147,7 @@ def _length(dataset: Any) -> float | None:
     try:
         count = len(dataset)
     except Exception:
-        # Each library raises an error of its own, and a PyTorch `DataLoader`
+        # Each library raises a different error, and a PyTorch `DataLoader`
         # raises that of the user's `Dataset`.
         return None
     # Data that repeat for ever report the largest possible length, divided by

@@ -1,4 +1,4 @@
-"""All rows of a data set, and how they are cut into chunks."""
+"""All rows of a data set, and their division into chunks."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,9 +13,9 @@ from kormos.types import Array
 from kormos.types import Structure
 from kormos.types import Tensor
 
-# Numbers that are computed of a chunk's rows where each row's derivatives are
-# kept (8 MB in float64), and the fewest rows of such a chunk. Both are choices
-# of ours: larger ones take memory, smaller ones more calls.
+# The numbers that are computed for a chunk's rows if each row's derivatives are
+# kept (8 MB in float64), and the fewest rows of such a chunk. Both are our
+# choices: larger ones take memory, smaller ones more calls.
 _WIDE_CHUNK_NUMBERS = 2**20
 _FEWEST_WIDE_ROWS = 16
 # The fewest rows of a chunk that is cut to be computed fast, a choice of ours:
@@ -67,7 +67,7 @@ class Data(NamedTuple):
 
     @property
     def first(self) -> "Data":
-        """All of the data: a `Stream` has its first batch here."""
+        """All of the data. In a `Stream`, it is the first batch."""
         return self
 
     def chunk_rows(
@@ -81,16 +81,17 @@ class Data(NamedTuple):
 
         Args:
             batch_size: this number of rows, or all rows if there are fewer. A
-                loss may couple the rows of a batch and need a certain number
-                of them. Defaults to as many as the backend computes fast, in
+                loss may couple the rows of a batch and need a certain number of
+                them. Defaults to a number that the backend computes fast, in
                 little memory.
-            width: how many numbers are computed and kept for each row. A chunk
-                then has about a million of these, or half as many again if
-                one chunk is enough for all rows. Defaults to no such limit.
-            widest: how many numbers the widest layer returns for a row, or 0
-                if this is unknown.
-            devices: the devices that are given whole chunks each. Without
-                `batch_size`, each is given as many.
+            width: the number of values that are computed and kept for each row.
+                A chunk then has about a million of these, or up to one and a
+                half million if one chunk is enough for all rows. Defaults to no
+                such limit.
+            widest: the number of values that the widest layer returns for a
+                row, or 0 if this is unknown.
+            devices: the devices that each receive whole chunks. Without
+                `batch_size`, each receives the same number.
         """
         rows, parts = self.rows, backend.row_devices()
         if batch_size is None:
@@ -125,11 +126,11 @@ class Data(NamedTuple):
                 have nearly the same size.
 
         Returns:
-            A pair: the chunks of equal size, stacked along a new first axis,
-            or `None`; and one more chunk, or `None`. Each of them is a tuple
-            `(x, y, sample_weight)`. The rows of each chunk are spread over
-            the devices of this process, if it has several. With `devices`, a
-            pair for each of them that has chunks.
+            A pair: the chunks of equal size, stacked along a new first axis, or
+            `None`; and one more chunk, or `None`. Each of them is a tuple `(x,
+            y, sample_weight)`. The rows of each chunk are spread over the
+            devices of this process, if it has several. With `devices`, a pair
+            for each device that has chunks.
         """
         size = self.chunk_rows(batch_size, width, widest, devices)
         if is_even:
@@ -153,7 +154,7 @@ class Data(NamedTuple):
     def _cut(
         self, size: int, is_divisible: bool = False
     ) -> tuple[Structure, Structure]:
-        """Chunks of so many rows, as `chunks` returns them.
+        """Chunks with a number of rows: see `chunks`.
 
         Args:
             size: the number of rows of a chunk.
@@ -188,14 +189,14 @@ class Data(NamedTuple):
 
 
 def _even(rows: int, size: int, parts: int = 1) -> int:
-    """The size of equally large chunks, which is `size` at most.
+    """The size of chunks of equal size, which is at most `size`.
 
-    The last chunk may have fewer rows, if no number of chunks divides them.
+    The last chunk may have fewer rows, if the rows cannot be divided equally.
 
     Args:
         rows: the number of all rows.
         size: the most rows of a chunk.
-        parts: a number by which that of chunks can be divided.
+        parts: a divisor of the number of chunks.
     """
     fewest = -(-rows // min(size, rows))
     fewest = -(-fewest // parts) * parts
@@ -209,11 +210,11 @@ def _fast_rows(rows: int, width: float, parts: int) -> int:
 
     Args:
         rows: the number of all rows.
-        width: how many numbers there are for a row.
+        width: the number of values for a row.
         parts: the number of devices over which the chunk is spread.
     """
     numbers = backend.chunk_numbers() * parts
-    # Chunks take time to compile: small data stay whole.
+    # Chunks take time to compile, so small data are not divided.
     if rows * width <= 4 * numbers:
         return rows
     most = max(_FEWEST_ROWS * parts, int(numbers / width) // parts * parts)
@@ -229,8 +230,8 @@ def leaves(structure: Structure) -> list[Any]:
 
 
 def _as_it_is(array: Array) -> Tensor:
-    # Without a dtype, JAX copies the array twice. With one that it does not
-    # have (int64 by default), it warns.
+    # Without a dtype, JAX copies the array twice. With a dtype that is turned
+    # off (int64 by default), it warns.
     dtype = ops.convert_to_tensor(array[:0]).dtype
     return ops.convert_to_tensor(array, dtype=dtype)
 

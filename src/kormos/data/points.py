@@ -86,7 +86,7 @@ class Points:
         for group in range(self.count):
             places = [i for i, g in enumerate(self.leaf_groups) if g == group]
             if len({len(arrays[i]) for i in places}) > 1:
-                continue  # `grouped` raises an error about this.
+                continue  # `grouped` will raise an error for it.
             missing = np.any([_has(np.isnan, arrays[i]) for i in places], 0)
             if missing.all():
                 raise ValueError(
@@ -155,9 +155,9 @@ class Points:
         group: int,
         is_usable: Callable[[list[Array]], Array],
     ) -> None:
-        """Refuses values that are not finite and spoil the residuals.
+        """Refuses values that are not finite and make residuals useless.
 
-        They do no harm if the function of the residuals masks them.
+        They are allowed if the function of the residuals masks them.
 
         Args:
             data: the data.
@@ -234,7 +234,7 @@ def with_columns(data: Structure) -> Structure:
 
 
 def is_frame(leaf: Any) -> bool:
-    """Whether it is a DataFrame, of any library."""
+    """Whether it is a DataFrame of any library."""
     return hasattr(leaf, "columns") and hasattr(leaf, "to_numpy")
 
 

@@ -23,9 +23,9 @@ from kormos.data.stream import Samples
 from kormos.data.stream import Stream
 from kormos.types import Structure
 
-# Numbers in a batch of arrays that are streamed without a `batch_size`, a
-# choice of ours: 16 MB in float32. A larger batch takes more memory, smaller
-# ones more calls.
+# Numbers in a batch of arrays that are streamed without a `batch_size`. Our
+# choice, 16 MB in float32: a larger batch takes more memory, smaller ones more
+# calls.
 _NUMBERS_OF_BATCH = 2**22
 
 
@@ -54,7 +54,7 @@ def gather(
         stream: whether to return a `Stream`, which reads the data again
             whenever they are needed.
         batch_size: the most rows of a batch, if arrays are streamed.
-        steps: how many batches to take of a data set that may have no end.
+        steps: the number of batches to take of a data set that may have no end.
         steps_name: the argument that sets `steps`, if there is one.
         allow_nan: whether `x` and `y` may hold NaN.
 

@@ -65,7 +65,7 @@ class RowReader(NamedTuple):
             y: see `kormos.fit`.
             sample_weight: see `kormos.fit`.
             batch_size: see `kormos.fit`.
-            batches: how many batches to take of a data set without an end.
+            batches: the number of batches to take of a data set without an end.
         """
         samples = reading.gather(
             x,
@@ -88,7 +88,7 @@ class RowReader(NamedTuple):
         Args:
             data: `validation_data`, as `kormos.fit` takes it.
             batch_size: the most rows in memory at once.
-            batches: how many batches to take of a data set without an end.
+            batches: the number of batches to take of a data set without an end.
         """
         if data is None:
             return None

@@ -3,7 +3,7 @@
 Layers, losses and the inputs of functional models each compute in their own
 dtype, whatever the dtype of the values that they receive. To evaluate a float32
 model in float64, they get that dtype while they are traced (JAX, TensorFlow) or
-run (PyTorch). The model itself stays as it is, and may be of any class.
+run (PyTorch). The model itself does not change, and may be of any class.
 """
 
 import contextlib
@@ -61,7 +61,8 @@ def precision_of_stage(
     """The precision of a stage, as one of `PRECISIONS`.
 
     Args:
-        value: one of `PRECISIONS`, `None` for that of the fit, or "float32".
+        value: one of `PRECISIONS`, `None` for the fit's precision, or
+            `"float32"`.
         own: the precision of the fit, one of `PRECISIONS`.
         dtypes: the dtypes of the variables.
 
@@ -97,10 +98,10 @@ def decide(precision: str | None, prepare: Callable[[], Any]) -> bool:
     Args:
         precision: one of `PRECISIONS`.
         prepare: function that prepares an evaluation in float64. It raises
-            `Float64Error` if there cannot be one.
+            `Float64Error` if that is not possible.
 
     Raises:
-        Float64Error: if `precision` is "float64" and there cannot be one.
+        Float64Error: if `precision` is `"float64"` and that is not possible.
     """
     if precision is None:
         return False
@@ -120,12 +121,12 @@ class Arithmetic:
     """The precision of an evaluation.
 
     Args:
-        dtype: `"float64"`, or `None` for that of layers and variables.
+        dtype: `"float64"`, or `None` for the dtypes of layers and variables.
 
     Attributes:
         dtype: the argument.
-        keeps_traces: whether the backend may keep traces that hold the values
-            of variables. Then every evaluation must have a trace of its own.
+        keeps_traces: whether the backend may keep traces that contain values of
+            variables. Then every evaluation must have its own trace.
     """
 
     def __init__(self, dtype: str | None = None) -> None:
@@ -187,7 +188,7 @@ class Arithmetic:
         return list(self._owners.values())
 
     def reads(self) -> list[keras.Variable]:
-        """The variables that were read, but not through Keras."""
+        """The variables that were read without Keras noticing it."""
         return self._modules.reads()
 
     @contextlib.contextmanager
@@ -211,7 +212,7 @@ class Arithmetic:
         fn: Callable[..., Structure],
         *args: Structure,
     ) -> _Result:
-        """`run(fn, *args)`, which also finds out and sets `keeps_traces`.
+        """Calls `run(fn, *args)`, and determines `keeps_traces`.
 
         Args:
             run: function that calls `fn`.
@@ -230,7 +231,7 @@ class Arithmetic:
         fn: Callable[..., Structure],
         *args: Structure,
     ) -> _Result:
-        """`run(fn, *args)`, which uses no trace of an earlier call."""
+        """Calls `run(fn, *args)` without a trace of an earlier call."""
         with self._own_trace():
             return run(fn, *args)
 
@@ -283,10 +284,9 @@ class Arithmetic:
         """Refuses values or gradients that are not computed in the precision.
 
         Args:
-            run: function that calls the function that it is given, with the
-                other arguments.
-            fn: function of `parts` and `args`, all of which is to be computed
-                in the precision.
+            run: function `(fn, *args)` that calls `fn(*args)`.
+            fn: function of `parts` and `args` that must be computed entirely in
+                the precision.
             loss: function of the same arguments, which is differentiated. It
                 may return a structure.
             parts: values of the variables to differentiate by.
@@ -373,8 +373,8 @@ def _name(owner: Owner) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    # Keras puts the message of an error in a layer in bold, and text of its
-    # own around it.
+    # Keras prints the message of an error in a layer in bold, surrounded by its
+    # own text.
     found = re.search("\x1b\\[1m(.*)", str(error))
     lines = (found[1] if found else str(error)).splitlines()
     return lines[0].removesuffix("\x1b[0m") if lines else ""
@@ -396,7 +396,7 @@ def warn_of_rounding(name: str, dtype: str | None) -> None:
 
 
 def _targets(owner: Owner) -> Iterator[tuple[Any, str]]:
-    """The attributes by which a layer or a loss casts to floating point."""
+    """The attributes with the dtypes to which a layer or a loss casts."""
     if isinstance(owner, keras.losses.Loss):
         yield owner, "_dtype"
     elif keras.backend.is_float_dtype(owner.compute_dtype):
@@ -412,7 +412,7 @@ def _targets(owner: Owner) -> Iterator[tuple[Any, str]]:
 
 
 def _constants(owner: Owner) -> list[tuple[Owner, str]]:
-    """A layer's or a loss's own attributes that are arrays in float32."""
+    """The attributes of a layer or a loss that are arrays in float32."""
     return [
         (owner, name)
         for name, value in vars(owner).items()

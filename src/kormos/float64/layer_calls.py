@@ -24,8 +24,7 @@ class Call(NamedTuple):
 
     Attributes:
         owner: the `keras.Layer` or `keras.losses.Loss`.
-        outputs: what `recorded_calls` keeps of the outputs, or `None` after an
-            error.
+        outputs: the value of `keep` for the outputs, or `None` after an error.
         callers: the layers and losses whose calls were running, the outermost
             first.
         error: the exception that the call raised, or `None`.
@@ -44,8 +43,8 @@ def recorded_calls(
     """A scope that notes every call that this thread makes within it.
 
     Args:
-        keep: function of the outputs of a call, called at once. It returns
-            what the `Call` keeps of them.
+        keep: function of the outputs of a call, called at once. The `Call`
+            keeps what it returns.
 
     Yields:
         The list of `Call`s. A call comes after the calls within it.

@@ -1,4 +1,4 @@
-"""Variables that layers read or assign without a scope of Keras seeing it."""
+"""Variables that layers read or assign without Keras noticing it."""
 
 import contextlib
 from collections.abc import Callable
@@ -24,8 +24,8 @@ from kormos.types import Tensor
 class Modules:
     """The PyTorch modules that a function calls, in `TorchModuleWrapper`s.
 
-    They read parameters of their own, whose memory Keras' variables share. A
-    scope of Keras does not notice this.
+    They read their own parameters, whose memory Keras' variables share. A scope
+    of Keras does not notice this.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class Modules:
 
     @contextlib.contextmanager
     def learning(self) -> Iterator[None]:
-        """A scope that notes which parameters operations are given."""
+        """A scope that notes which parameters operations receive."""
         with backend.parameters_met() as met:
             yield
         self._met.update(met)
@@ -49,7 +49,7 @@ class Modules:
         ]
 
     def reads(self) -> list[keras.Variable]:
-        """The modules' variables whose parameters operations were given."""
+        """The modules' variables whose parameters operations received."""
         variables = [v for w in self._wrappers for v in w.variables]
         return [v for v in variables if id(v.value) in self._met]
 
@@ -92,7 +92,7 @@ def refuse_hidden_reads(
     start for an optimum.
 
     Args:
-        variables: the variables that no scope has seen a read of.
+        variables: the variables whose reads no scope has noticed.
         fn: function without arguments that returns tensors in any structure.
             It must not use a trace of an earlier call.
 
@@ -101,7 +101,7 @@ def refuse_hidden_reads(
     """
     if not variables:
         return
-    # Other threads must wait, because the variables change for a moment.
+    # Other threads must wait, because the variables change temporarily.
     with turn("changed"):
 
         def outputs() -> list[Array]:
@@ -130,7 +130,7 @@ def refuse_assigned(
 ) -> None:
     """Refuses variables that a layer assigns when it is called in training.
 
-    Stock training steps keep what the layer assigns, such as a normalized
+    Keras' own training keeps what the layer assigns, such as a normalized
     kernel. A full-batch method discards it, and would end at weights that are
     not normalized.
 
@@ -167,8 +167,8 @@ def _changes(
     rng = np.random.default_rng(0)
     with restored(variables) as kept:
         for variable, value in zip(variables, kept, strict=True):
-            # By 10 to 50 percent, and by as much more near zero: any change
-            # that is far above rounding would do.
+            # By 10 to 50 percent, plus the same amount for values near zero.
+            # Any change far above rounding would do.
             noise = rng.uniform(0.1, 0.5, size=value.shape)
             variable.assign(value + noise * (1 + abs(value)))
         other = outputs()

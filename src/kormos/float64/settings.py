@@ -16,7 +16,7 @@ import keras
 try:
     from keras.src.backend.common.dtypes import BIT64_TO_BIT32_DTYPE
 except ImportError:
-    # Keras has changed. The self-test will raise an error for users of float64.
+    # A newer Keras. The self-test will raise an error for users of float64.
     BIT64_TO_BIT32_DTYPE = {}
 
 
@@ -30,7 +30,7 @@ class _Settings(NamedTuple):
 # Scopes may be open in several threads and close in any order.
 _lock = threading.Lock()
 _open: list["_Scope"] = []
-# The settings outside of all scopes, from when the first one was opened.
+# The settings outside of all scopes, noted when the first one was opened.
 _outside = _Settings("float32", "float32")
 
 
@@ -116,7 +116,7 @@ def precision(dtype: str) -> Iterator[None]:
 
 
 _turn = threading.Condition()
-# How many scopes of `turn` are open, by their argument and thread.
+# The number of open scopes of `turn`, by their argument and thread.
 _holders: dict[tuple[Hashable, int | None], int] = {}
 
 
@@ -126,18 +126,18 @@ def turn(dtype: Hashable) -> Iterator[None]:
 
     The settings that one thread needs for float64 must not affect what other
     threads trace at that time. So only one thread at a time may change
-    settings, and any number of threads may share those that are set outside.
+    settings. Any number of threads may share the settings from outside.
 
     Args:
-        dtype: `None` for the settings that are set outside. Anything else
-            gives the thread a turn of its own.
+        dtype: `None` for the settings from outside. With another value, the
+            thread waits until it is alone.
     """
     thread = threading.get_ident()
     mine = dtype, thread if dtype else None
     with _turn:
         is_alone = any(holder[1] == thread for holder in _holders)
     if is_alone:
-        # A thread that has the turn does not wait for itself.
+        # A thread does not wait for its own scopes.
         yield
         return
     with _turn:

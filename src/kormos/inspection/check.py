@@ -42,7 +42,7 @@ def check(
     determine; parts of a float64 model that compute in float32; data and
     gradients that are badly scaled; and L1 regularizers, because methods stop
     at their kinks. It estimates the cost of an evaluation, and of an iteration
-    of each method, and recommends a method. It evaluates the loss some tens of
+    of each method, and recommends a method. It evaluates the loss several dozen
     times, and does not change the model.
 
     Args:
@@ -128,8 +128,8 @@ def _of_derivatives(
     Args:
         objective: the objective, whose loss is finite at the start.
         start: the evaluation of the start.
-        is_same: whether the loss is the same twice, so that differences of it
-            mean something.
+        is_same: whether two evaluations give the same loss, so that its
+            differences are meaningful.
         hessian: whether to test a Hessian product.
     """
     theta, found = start.theta, []

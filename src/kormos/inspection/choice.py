@@ -10,17 +10,17 @@ from kormos.optimizers.auto import Auto
 from kormos.optimizers.auto import Choice
 from kormos.session.task import Task
 
-# The most parameters of a dense matrix, and of a matrix of least squares, for a
-# loss of which no more is known.
+# The most parameters for a dense matrix, and for a matrix of least squares, if
+# nothing else is known about the loss.
 _MOST_DENSE = 5_000
 _MOST_SQUARE = 2_000
 # Up to this many parameters, a dense matrix costs almost nothing. No evaluation
 # is timed then, because that could take as long as the fit. This is a choice of
 # ours.
 _FREE_DENSE = 100
-# From this time of an evaluation, in seconds, steps on batches make faster
-# progress at first: Adam then takes more than a hundred steps in the time of a
-# few iterations. A choice of ours.
+# If an evaluation takes at least this many seconds, steps on batches make
+# faster progress at first: Adam then takes more than a hundred steps in the
+# time of a few iterations. Our choice.
 _SLOW = 0.2
 # The number of epochs without an improvement after which Adam ends.
 _PATIENCE = 3
@@ -37,8 +37,8 @@ def choose(
 
     Args:
         optimizer: the optimizer.
-        task: the `Task`, which is prepared for it. Its loss is evaluated a few
-            times.
+        task: the `Task`, prepared for the optimizer. Its loss is evaluated a
+            few times.
         has_residuals: whether the loss is a sum of squares of residuals.
         is_timed: whether the fit has a limit of seconds.
     """
@@ -96,7 +96,7 @@ def _can_shuffle(objective: Objective) -> bool:
 
 
 def _dense_or_not(objective: FlatObjective) -> Choice:
-    """The choice for a loss of which only the size and the time are known."""
+    """The choice if only the number of parameters and the time are known."""
     is_small = objective.size <= _FREE_DENSE
     if is_small or costs.is_dense_cheap(objective.size, _seconds(objective)):
         return Choice(

@@ -36,16 +36,16 @@ _CG_PRODUCTS = 3
 _MOST_SQUARE = 2_000
 _MOST_DENSE = 5_000
 _MOST_NEWTON_CG = 10 * _MOST_DENSE
-# How many times longer than an L-BFGS iteration one of a stronger method may
-# take, for the method to be suggested. A larger value suggests the stronger
-# method more often, also where it loses in time. A step of least squares is
-# worth tens of L-BFGS steps. A dense matrix saves few iterations on the way to
-# a loose tolerance: 45 evaluations for 54 on the digits of the benchmarks.
+# A stronger method is suggested if its iteration takes at most this many times
+# as long as one of L-BFGS. With larger values it is suggested more often, even
+# where it takes more time in all. A step of least squares is worth dozens of
+# L-BFGS steps. A dense matrix saves few iterations until a loose tolerance is
+# met: 45 evaluations in place of 54 on the digits of the benchmarks.
 _WORTH_OF_LEAST_SQUARES = 50
 _WORTH_OF_DENSE = 1.5
-# Methods that minimize L1 regularized weights in two parts, without kinks.
+# Methods that split L1-regularized weights in two parts, without kinks.
 _IN_PARTS = "lbfgs", "ssbroyden"
-# The most numbers in a chunk of a Jacobian, as `Data.chunk_rows` cuts it.
+# The most numbers in a chunk of a Jacobian: see `Data.chunk_rows`.
 _CHUNK_NUMBERS = 1.5 * 2**20
 # Bytes of a float64 number.
 _BYTES = 8.0
@@ -59,7 +59,7 @@ class Evaluation(NamedTuple):
         loss: the loss there.
         grad: its gradient.
         seconds: the median time of an evaluation.
-        compile_seconds: how much longer the first one took.
+        compile_seconds: the additional seconds of the first evaluation.
     """
 
     theta: Vector
@@ -70,7 +70,7 @@ class Evaluation(NamedTuple):
 
 
 class _Pace(NamedTuple):
-    """How fast a machine computes in float64.
+    """The speed of a machine in float64.
 
     Attributes:
         flops: operations per second, in a matrix product.
@@ -97,8 +97,8 @@ def time_evaluation(
 def evaluation_memory(objective: Objective, looked: Watched) -> float:
     """Bytes of an evaluation besides the data.
 
-    They are those of the outputs of the layers, of the gradients with respect
-    to these, and of four float64 vectors.
+    They hold the outputs of the layers, the gradients with respect to these,
+    and four float64 vectors.
     """
     outputs = sum(o.nbytes for part in looked.outputs for o in part)
     share = objective.chunk_rows / looked.rows
@@ -132,12 +132,13 @@ def _estimate_smooth(
 ) -> list[MethodCost]:
     """The costs if the loss has no kinks.
 
-    A step reads its memory as often as the factors below say: a pair of L-BFGS
-    twice, a dense matrix eight times, with the update.
+    The factors below are the number of times that a step reads its memory:
+    twice for a pair of L-BFGS, eight times for a dense matrix, including the
+    update.
     """
     dense = _BYTES * size**2
     pace = _pace()
-    # A pair is a difference of points and one of gradients, in float64.
+    # A pair has a difference of points and one of gradients, in float64.
     pairs = 2 * _BYTES * size * LBFGS().pairs(size)
     step = _EVALUATIONS * seconds
     return [
@@ -220,7 +221,7 @@ def is_dense_cheap(size: int, seconds: float) -> bool:
 
 @functools.cache
 def _pace() -> _Pace:
-    """How fast this machine computes, measured once: it takes 20 ms."""
+    """The speed of this machine. It is measured once, in 20 ms."""
     matrix, vector = np.ones((400, 400)), np.ones(2**20)
     return _Pace(
         flops=2 * 400**3 / _fastest(lambda: matrix @ matrix),

@@ -20,9 +20,9 @@ class Curves(NamedTuple):
     Attributes:
         name: the name of the fit among others, or `None`.
         columns: dict from the names of columns to their values.
-        places: where the rows are on the horizontal axis.
-        validated: where those rows are that were validated.
-        is_ours: whether the fit was one by kormos.
+        places: the places of the rows on the horizontal axis.
+        validated: the places of the rows with a validation.
+        is_ours: whether kormos made the fit.
     """
 
     name: str | None
@@ -33,7 +33,7 @@ class Curves(NamedTuple):
 
     @property
     def base_names(self) -> list[str]:
-        """The columns without those of the validation."""
+        """The names of the columns, without those of the validation."""
         bases = [name.removeprefix("val_") for name in self.columns]
         return list(dict.fromkeys(bases))
 

@@ -18,8 +18,8 @@ from kormos.types import Vector
 
 # The numbers below are choices of ours.
 
-# The most parameters for which the data are asked to determine each of them.
-# The test takes a few evaluations per parameter.
+# With more parameters than this, it is not tested whether the data determine
+# each of them. The test takes a few evaluations per parameter.
 _MOST_IDENTIFIED = 50
 # The most variables whose gradient is tested, each by two evaluations,
 # or by a few more where they contradict the gradient.
@@ -30,9 +30,10 @@ _MOST_VARIABLES = 8
 _AWAY_FROM_START = 0.1
 # A slope is right if differences miss it by no more than this part, or by this
 # many roundings of each loss, or by the difference of the slopes on both sides
-# of the point: with curvature, or at a kink, it lies between those two. Smaller
+# of the point. With curvature, or at a kink, it lies between those two. Smaller
 # values raise false alarms, larger ones miss small errors. Differences that are
-# zero except for rounding contradict a large slope, and need not settle.
+# zero except for rounding contradict a large slope, even if they have not
+# converged.
 _TOLERANCE, _ROUNDINGS = Tolerance(part=0.02, of_error=0.5), 20
 # The first step of differences is this many times the cube root of the
 # rounding, at which a central difference is most exact. A longer one meets

@@ -21,26 +21,27 @@ from kormos.objective.compiled import leading_size
 from kormos.types import Array
 from kormos.types import Vector
 
-# Dtypes in which a layer of a float64 model loses nothing.
+# Dtypes in which a layer of a float64 model loses no precision.
 _EXACT_DTYPES = ("float64", "bool", "int32", "int64", "uint8", "uint32")
 
 # The numbers below are choices of ours. Smaller ones raise more false alarms,
 # larger ones miss more.
 
-# From this ratio on, sizes are badly scaled.
+# Sizes with at least this ratio are badly scaled.
 _UNEQUAL = 1e4
-# How many times its spread a column may lie from zero.
+# A column may lie at most this many times its spread from zero.
 _FAR = 100
-# Over its mean, the spread of a column that counts as constant.
+# A column counts as constant if its spread is at most this part of its mean.
 _CONSTANT = 1e-12
-# So many roundings, of a loss over all rows and of any other value, may lie
-# between two results that count as the same.
+# Two results count as the same if they differ by at most this many roundings:
+# the first number for a loss over all rows, the second for any other value.
 _ROUNDINGS_OF_LOSS = 1e3
 _ROUNDINGS = 100
-# A part of the gradient that is so many roundings of its largest part is zero.
+# A part of the gradient counts as zero if it is at most this many roundings of
+# the largest part.
 _ROUNDINGS_OF_ZERO = 10
 # The rounding of bfloat16 is 2**-7, that of float32 is 2**-23. Any number
-# between the two tells them apart.
+# between the two distinguishes them.
 _BFLOAT16 = 1e-4
 # Relative to the loss, its fourth differences over steps of this size are about
 # 1e-15 if it is computed in float64, and 1e-7 in float32.
@@ -92,7 +93,7 @@ def finite(objective: Objective, looked: Watched, start: Evaluation) -> Finding:
 def deterministic(
     objective: Objective, watch: Watch, looked: Watched, start: Evaluation
 ) -> Finding:
-    """Whether the loss is the same twice."""
+    """Whether two evaluations give the same loss."""
     value, grad = start.loss, start.grad
     again, grad_again = objective.value_and_grad(start.theta)
     second = watch.first()
@@ -188,11 +189,11 @@ def batch_size(
 def _coupling_rows(
     watch: Watch, looked: Watched, evaluation_eps: float
 ) -> tuple[str | None, tuple[str, ...]]:
-    """Finds out where a result for a row depends on the other rows.
+    """Finds where the result for a row depends on other rows.
 
     Returns:
-        The first layer of which this is so, or `None`; and, if there is none,
-        the terms of the loss of which it is so.
+        The first layer whose result does, or `None`; and, if there is none, the
+        terms of the loss that do.
     """
     head = watch.head
     count = leading_size(head.x)
@@ -255,7 +256,7 @@ def _is_noisy(objective: Objective, theta: Vector) -> bool:
     step = _SMALL_STEP * sizes(theta) * rng.standard_normal(theta.shape)
     points = [near + k * step for k in (-2, -1, 0, 1, 2)]
     values = np.array([objective.value(point) for point in points])
-    # Of a smooth function, the fourth difference is below its rounding error.
+    # The fourth difference of a smooth function is below its rounding error.
     fourth = values @ np.array([1, -4, 6, -4, 1])
     return bool(abs(fourth) > _ROUGH * np.max(np.abs(values)))
 
@@ -314,7 +315,7 @@ def _unequal_parts(
         for size, v in zip(sizes, objective.variables, strict=True)
         if 0 < size < np.inf
     ]
-    # A gradient that only rounding errors keep from being zero tells nothing.
+    # A gradient that is zero except for rounding errors says nothing.
     largest = max(pairs, default=(0.0, ""))[0]
     noise = _ROUNDINGS_OF_ZERO * objective.evaluation_eps * largest
     pairs = [pair for pair in pairs if pair[0] > noise]
@@ -324,7 +325,7 @@ def _unequal_parts(
 
 
 def _unequal_columns(array: Array) -> str | None:
-    """What is badly scaled in an array, in words that follow its name."""
+    """How an array is badly scaled, as text that follows its name."""
     if array.dtype.kind != "f" or len(array) < 2:
         return None
     columns = array.reshape(len(array), -1).astype("float64")

@@ -1,4 +1,4 @@
-"""Kinks of a loss in its parameters, as those of Keras' L1 regularizers."""
+"""Kinks of a loss in its parameters, such as those of L1 regularizers."""
 
 import numpy as np
 
@@ -7,10 +7,10 @@ from kormos.objective import Objective
 from kormos.objective.l1 import strength
 from kormos.types import Vector
 
-# Two choices of ours: the least size of a parameter for steps, which a
-# parameter that is zero needs, and the length of a step away from kinks, over
-# the sizes of the parameters. A shorter one may end on another side of a kink
-# than the differences that are taken there, a longer one tests another point.
+# The smallest size of a parameter, for parameters that are zero; and the length
+# of a step away from kinks, over the sizes of the parameters. Both are our
+# choices. After a shorter step, the differences there may cross the kink, and
+# after a longer one, another point is tested.
 LEAST_SIZE = 0.1
 _AWAY = 1e-2
 

@@ -26,11 +26,11 @@ _TRAINING, _VALIDATION = "#0072B2", "#D55E00"
 _OURS = (_TRAINING, _VALIDATION, "#00785A", "#A8487F", "#000000")
 _OTHERS = ("#6E6E6E", "#8A8A8A")
 
-# Curves with more points than this have no markers, which would overlap: a
-# choice of ours.
+# Curves with more points than this have no markers, because these would
+# overlap. Our choice.
 _MOST_MARKERS = 40
 
-# Panels that hold counts, and panels that span many powers of ten.
+# Panels with counts, and panels whose values span many powers of ten.
 _COUNTED = ("trials", "resets", "active", "stage")
 _LOGARITHMIC = ("loss", "grad", "damping", "radius", "step")
 
@@ -152,7 +152,7 @@ def _axes(
 
 
 def _colors(fits: Sequence[Curves]) -> list[str]:
-    """A color for each fit: strong ones for ours, greys for others."""
+    """A color for each fit: strong ones for kormos' fits, greys for others."""
     used = {True: 0, False: 0}
     found = []
     for fit in fits:
@@ -165,7 +165,7 @@ def _colors(fits: Sequence[Curves]) -> list[str]:
 
 
 def _draw(axis: Axes, fit: Curves, name: str, color: str) -> None:
-    """Draws a column of a fit, and the same of its validation."""
+    """Draws a column of a fit, and that of its validation."""
     is_alone = fit.name is None
     for column, places, values in fit.of(name):
         is_validation = column.startswith("val_")
@@ -189,7 +189,7 @@ def _finish(axis: Axes, fits: Sequence[Curves], name: str) -> None:
     parts = [values for fit in fits for _, _, values in fit.of(name)]
     values = np.concatenate(parts) if parts else np.zeros(0)
     if name in _LOGARITHMIC and _is_positive(values):
-        # Zeros fall below the axis.
+        # Zeros are below a logarithmic axis.
         axis.set_yscale("log", nonpositive="clip")
     elif name in _COUNTED:
         axis.locator_params(axis="y", integer=True)

@@ -10,10 +10,11 @@ from rich.table import Table
 
 from kormos import markup
 
-# Characters of a line, a choice of ours: most terminals and notebooks show it.
+# Characters of a line. Our choice: most terminals and notebooks have room for
+# it.
 _WIDTH = 88
 
-# A table with one line below its head, of characters that all terminals have.
+# A table with a line below its headings, of characters that all terminals have.
 _PLAIN = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
 
 _TEST_HEADS = ("test", "", "found")

@@ -18,9 +18,9 @@ from kormos.types import Structure
 from kormos.types import Tensor
 from kormos.types import Vector
 
-# Rows of an evaluation, if the model takes so few. This is a choice of ours:
-# the outputs of all layers are in memory at once, and a fault that shows in a
-# few rows only is more likely to be found in many.
+# Rows of an evaluation, if the model takes this number. Our choice: the outputs
+# of all layers are in memory at once, but with more rows it is more likely to
+# find a fault that only a few rows show.
 ROWS = 64
 
 
@@ -62,7 +62,7 @@ class Watch:
         self._stateless = objective.program.model_loss.stateless
         self._loss_terms = objective.program.model_loss.terms
         self._theta = np.asarray(theta)
-        # In each row, only the scale of one term is not zero.
+        # Each row has a scale of zero for all terms but one.
         self._scales = np.diag(objective.scales)
         self._terms = [
             *self._loss_terms.names,
@@ -133,8 +133,8 @@ class Watch:
 
 
 def _tensors(outputs: Structure) -> list[Tensor]:
-    # A model may differentiate its outputs. Without a gradient, such a tensor
-    # can be read.
+    # A model may differentiate its outputs. Such a tensor can only be read
+    # without its gradient.
     leaves = tree.flatten(outputs)
     return [ops.stop_gradient(leaf) for leaf in leaves if ops.is_tensor(leaf)]
 

@@ -1,1 +1,1 @@
-"""How sure an estimate is: standard errors, intervals and comparisons."""
+"""The uncertainty of an estimate: standard errors, intervals, comparisons."""

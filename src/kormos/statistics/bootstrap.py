@@ -1,4 +1,4 @@
-"""Estimates from data that are drawn again: Efron's bootstrap (1979)."""
+"""Estimates from resampled data: Efron's bootstrap (1979)."""
 
 import copy
 from typing import Any
@@ -25,9 +25,9 @@ def bootstrap(fit: Fit, n: int, resample: str, seed: int) -> Matrix:
 
     Args:
         fit: the fit.
-        n: how many times.
-        resample: `"rows"`, or `"residuals"` to add those of other rows to the
-            predictions.
+        n: the number of draws.
+        resample: `"rows"`, or `"residuals"` to add residuals of other rows to
+            the predictions.
         seed: the seed of the draws.
 
     Returns:
@@ -56,7 +56,7 @@ def bootstrap(fit: Fit, n: int, resample: str, seed: int) -> Matrix:
 
 
 def _data(fit: Fit) -> Structure:
-    """The data of a fit, whose arrays all have as many rows."""
+    """The data of a fit, whose arrays must have the same number of rows."""
     objective = fit.objective
     known = isinstance(objective, (Objective, ResidualObjective))
     data = objective.data if known else None  # type: ignore[attr-defined]
@@ -77,14 +77,14 @@ def _take(data: Structure, places: Array) -> Structure:
 
 
 def _replaced(objective: FlatObjective, data: Any) -> FlatObjective:
-    """The objective at other data; the given one keeps its own."""
+    """A copy of the objective with other data."""
     other = copy.copy(objective)
     other.replace(data)  # type: ignore[attr-defined]
     return other
 
 
 class _Residuals:
-    """Adds the residuals of drawn rows to predictions.
+    """Adds residuals of drawn rows to predictions.
 
     Args:
         fit: the fit, a sum of squares of a Keras model with one output.
@@ -100,7 +100,7 @@ class _Residuals:
         blocks = list(fit.rows())
         roots = np.concatenate([np.sqrt(b.weights) for b in blocks])
         errors = np.concatenate([b.errors for b in blocks])
-        # Errors of predictions are the negative of those of targets.
+        # These are errors of predictions, with the opposite sign of residuals.
         self._predicted = fit.targets + errors / roots
         self._errors = errors - errors.mean(axis=0)
         self._roots = roots

@@ -19,7 +19,7 @@ from kormos.statistics.summary import Summary
 if TYPE_CHECKING:
     import pandas
 
-# The heads of the columns, besides the model's name.
+# The headings of the columns, besides the model's name.
 _HEADS = {
     "parameters": "parameters",
     "log_likelihood": "log-lik.",
@@ -98,7 +98,7 @@ class Comparison:
         return markup.table(head, rows)
 
     def _rows(self) -> list[list[str]]:
-        """The cells of the table, the heads first."""
+        """The cells of the table, beginning with the headings."""
         rows = [["", *_HEADS.values()]]
         for model in self.models:
             numbers = [getattr(model, name) for name in _HEADS]
@@ -182,7 +182,7 @@ def _check(summaries: Mapping[str, Any]) -> None:
 def _compared(
     name: str, summary: Summary, smaller: Summary | None
 ) -> ComparedModel:
-    """A model beside one with fewer parameters."""
+    """A model, compared with one that has fewer parameters."""
     ratio = ratio_p = f = f_p = np.nan
     if smaller is not None and summary.parameters > smaller.parameters:
         more = summary.parameters - smaller.parameters

@@ -1,11 +1,11 @@
 """Covariance matrices of an estimate, by several estimators.
 
-`classical` is the inverse of the expected information, where the loss has one,
-and `hessian` that of the observed information. `HC0` to `HC3` (MacKinnon and
-White, 1985) and `cluster` (Liang and Zeger, 1986) are sandwiches: they hold
-although the variance differs between rows, or rows of a group belong together.
-With several outputs in a row, HC2 and HC3 take the leverage as a matrix, as
-Bell and McCaffrey (2002) do for groups.
+`classical` is the inverse of the expected information if the loss has one, and
+`hessian` that of the observed information. `HC0` to `HC3` (MacKinnon and White,
+1985) and `cluster` (Liang and Zeger, 1986) are sandwich estimators: they remain
+valid if the variance differs between rows, or if the rows of a group are
+correlated. With several outputs in a row, HC2 and HC3 use the leverage as a
+matrix, as Bell and McCaffrey (2002) do for groups.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from kormos.types import Vector
 
 KINDS = ("classical", "HC0", "HC1", "HC2", "HC3", "cluster", "hessian")
 SANDWICHES = KINDS[1:6]
-# They need whitened rows, and not only scores.
+# These need whitened rows, not only scores.
 _LEVERAGES = ("HC2", "HC3")
 
 
@@ -30,10 +30,10 @@ class Scale(NamedTuple):
     """The numbers that a covariance matrix is multiplied by.
 
     Attributes:
-        factor: what turns the inverse of the loss's curvature into a
+        factor: the factor between the inverse of the loss's curvature and the
             covariance.
-        observations: how many observations there are.
-        parameters: how many parameters the data determine.
+        observations: the number of observations.
+        parameters: the number of parameters that the data determine.
     """
 
     factor: float
@@ -42,7 +42,7 @@ class Scale(NamedTuple):
 
 
 def check_kind(kind: Any, groups: Any) -> None:
-    """Refuses a `covariance` that is none, or whose `groups` are missing."""
+    """Refuses an unknown `covariance`, or one whose `groups` are missing."""
     if kind not in KINDS:
         raise ValueError(
             f"Argument `covariance` must be one of {list(KINDS)}. "
@@ -140,7 +140,7 @@ def _scores(fit: Fit, root: Matrix, kind: str) -> Iterator[Matrix]:
 
 
 def _adjusted(turned: Array, errors: Matrix, kind: str) -> Matrix:
-    """The errors over what their rows' leverage leaves of them.
+    """The errors, divided by the part that their rows' leverage leaves.
 
     Args:
         turned: the whitened rows times the root, `(n, k, rank)`.
@@ -159,7 +159,7 @@ def _adjusted(turned: Array, errors: Matrix, kind: str) -> Matrix:
 
 
 def standard_errors(covariance: Matrix, information: Information) -> Vector:
-    """The roots of the diagonal; NaN for what is held or not determined."""
+    """The roots of the diagonal; NaN for held or undetermined parameters."""
     errors = np.sqrt(np.maximum(np.diag(covariance), 0.0))
     unknown = information.is_held | ~information.is_identified
     return np.where(unknown, np.nan, errors)

@@ -1,4 +1,4 @@
-"""The numbers of a summary: covariance, scale, likelihood, what is unknown."""
+"""The numbers of a summary: covariance, scale, likelihood, notes."""
 
 import dataclasses
 from typing import Any
@@ -15,9 +15,9 @@ from kormos.statistics.totals import Totals
 from kormos.statistics.totals import totals
 from kormos.types import Matrix
 
-# An estimate is one if a step of Newton's would move no parameter by more than
-# this part of its standard error. Our choice: what is smaller shows in no digit
-# that a table prints.
+# A point is an optimum if a Newton step would move no parameter by more than
+# this part of its standard error. Our choice: smaller moves do not change a
+# digit that a table prints.
 _MOST_MOVE = 1e-2
 # In an exact fit all errors are rounding errors, and so are steps below this
 # part of a parameter. This is our choice.
@@ -35,10 +35,10 @@ class Estimate:
         information: the information, in units of the loss.
         scale: the numbers that the covariance is multiplied by.
         deviation: the standard deviation of a residual of weight one, or NaN.
-        noise: the standard deviation of an observation of weight one: the same,
-            or one where it is known, or NaN.
+        noise: the standard deviation of an observation of weight one:
+            `deviation`, or one if the variance is known, or NaN.
         log_likelihood: the log-likelihood, or NaN.
-        spread: the sum of squares of the targets, as `Totals` has it, or NaN.
+        spread: the sum of squares of the targets (see `Totals`), or NaN.
         residual_squares: the weighted sum of the squared residuals, or NaN.
         has_constant: whether the spread is around the mean.
         is_penalized: whether the loss has a penalty.
@@ -83,7 +83,7 @@ def estimate(
             f"{likelihood.name}"
         )
     if likelihood.is_gaussian:
-        # There are rows, unless the model cannot be differentiated by row.
+        # The rows are known, unless the model cannot be differentiated by row.
         fit.objective.gauss_newton()
     sums = totals(fit) if fit.has_rows else None
     if kind == "classical" and not likelihood.is_known:
@@ -129,7 +129,7 @@ def estimate(
 def _information(
     fit: Fit, kind: str, sums: Totals | None
 ) -> tuple[Information, Matrix]:
-    """The information, and the part of it that is not of the penalty.
+    """The information, and its part without the penalty.
 
     Returns:
         The information of the loss, and the Hessian of the loss without
@@ -214,7 +214,7 @@ def _notes(
     is_penalized: bool,
     effective: float,
 ) -> list[str]:
-    """What the reader of the table must know."""
+    """Sentences that a reader of the table must know."""
     notes = []
     if is_penalized:
         notes.append(

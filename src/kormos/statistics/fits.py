@@ -30,11 +30,10 @@ class Fit:
     Attributes:
         objective: the loss, at all data.
         theta: the estimate, `(size,)`.
-        likelihood: what the loss says of the probability of the data.
-        active: the derivatives of the constraints that hold there as
-            equations, `(m, size)`.
-        scores: the gradient of the loss of every row, `(n, size)`, where the
-            loss is not one of outputs but rows are known, or `None`.
+        likelihood: the relation of the loss to the probability of the data.
+        active: the derivatives of the active constraints, `(m, size)`.
+        scores: the gradient of the loss of every row, `(n, size)`, if the loss
+            is not a function of outputs but its rows are known; or `None`.
         targets: the targets, `(n, k)`, or `None`.
         function: function of data that predicts, with `keras.ops`, or `None`.
         box: the lower and upper bounds, or a pair of `None`.
@@ -53,7 +52,7 @@ class Fit:
 
     @property
     def has_rows(self) -> bool:
-        """Whether the loss is one of outputs of rows."""
+        """Whether the loss is a function of outputs of rows."""
         try:
             self.objective.gauss_newton()
         except ValueError:
@@ -61,10 +60,10 @@ class Fit:
         return True
 
     def check_refits(self) -> None:
-        """Refuses fits again of what has constraints.
+        """Refuses to refit a model with constraints.
 
         Raises:
-            ValueError: if it has any besides bounds.
+            ValueError: if there are constraints besides bounds.
         """
         if self.is_constrained:
             raise ValueError(
@@ -99,7 +98,7 @@ def active_constraints(
     constraints: Sequence[Constraint],
     tolerance: float,
 ) -> Matrix:
-    """The derivatives of the constraints that hold as equations at a point.
+    """The derivatives of the constraints that are active at a point.
 
     Args:
         theta: the point.

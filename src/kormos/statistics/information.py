@@ -1,9 +1,9 @@
-"""What the data tell of the parameters: a matrix, its range and its inverse.
+"""The information about the parameters: a matrix, its range, its inverse.
 
 Everything is computed from a root B of the inverse, A^-1 = BB', with a column
-for every direction that the data determine. Parameters have units, in which a
-matrix may be badly scaled though the estimate is not. Whether data determine a
-direction is therefore decided for columns of length one.
+for every direction that the data determine. Because of the parameters' units,
+the matrix may be badly scaled although the problem is not. So the test whether
+data determine a direction uses columns of length one.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from kormos.types import Matrix
 from kormos.types import Vector
 
 # Singular values below this many roundings of the largest one, for each column,
-# are zero. Our choice: those of exact dependence are a few roundings.
+# are zero. Our choice: exactly dependent columns leave a few roundings.
 _ROUNDINGS = 8
 # A parameter takes part in a direction if its share of it is larger than this
 # many times the error of the direction, and at least the least share.
@@ -32,11 +32,11 @@ class Information(NamedTuple):
     Attributes:
         root: the matrix B, of shape `(size, rank)`.
         free: the directions that are not determined, `(size, count)`, in
-            columns. Each has a parameter of its own with coefficient 1.
+            columns. In each, another parameter has coefficient 1.
         is_identified: for every parameter, whether it is determined.
         is_held: for every parameter, whether constraints hold it fixed.
-        condition: the ratio of the largest and the smallest singular value, of
-            the matrix as it is.
+        condition: the ratio of the largest and the smallest singular value of
+            the unscaled matrix.
         negative: the number of directions along which the loss curves
             downwards, which are among the free ones.
     """
@@ -57,7 +57,7 @@ class Information(NamedTuple):
         """The combinations of parameters that the data do not determine.
 
         Args:
-            name_of: function of an index to the name of a parameter.
+            name_of: function from an index to the name of a parameter.
         """
         found = []
         for direction in self.free.T:
@@ -74,7 +74,7 @@ class Information(NamedTuple):
 
 
 def triangle(rows: Iterable[Matrix], size: int) -> Matrix:
-    """A triangular matrix T with the same T'T as all the rows together.
+    """A triangular matrix T with T'T = R'R, where R has all of the rows.
 
     Args:
         rows: matrices of shape `(n, size)`.
@@ -125,7 +125,7 @@ def of_rows(
 def of_matrix(
     matrix: Matrix, active: Matrix, rounding: float = 2.0**-52
 ) -> Information:
-    """The information of a symmetric matrix, of second derivatives.
+    """The information of a symmetric matrix of second derivatives.
 
     Args:
         matrix: the matrix, `(size, size)`.
@@ -175,7 +175,7 @@ def _information(
 
 
 def _readable(free: Matrix, scale: Vector) -> Matrix:
-    """Directions that span the same, with few parameters in each.
+    """Directions with the same span, with few parameters in each.
 
     Args:
         free: directions of scaled parameters, in columns.
@@ -187,7 +187,7 @@ def _readable(free: Matrix, scale: Vector) -> Matrix:
     left, pivots = free.copy(), []
     for _ in range(count):
         lengths = np.linalg.norm(left, axis=1)
-        # The first one of those that are long enough to divide by.
+        # The first one of those that are large enough to divide by.
         pivot = int(np.argmax(lengths >= lengths.max() / 2))
         unit = left[pivot] / lengths[pivot]
         left = left - np.outer(left @ unit, unit)
@@ -211,5 +211,5 @@ def _tangent(active: Matrix) -> Matrix:
 
 
 def _positive(scale: Vector) -> Vector:
-    """The scale with one in place of zero."""
+    """The scale, with zeros replaced by ones."""
     return np.where(scale > 0, scale, 1.0)

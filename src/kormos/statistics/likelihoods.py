@@ -1,8 +1,8 @@
 """Which losses are negative log-likelihoods, and in what units.
 
 A loss of kormos is a factor times the sum of the negative log-likelihoods of
-all rows, except for a constant. The factor tells how much information its
-curvature is: with a mean over n rows, n times as much.
+all rows, except for a constant. The factor relates the loss's curvature to the
+information: with a mean over n rows, the information is n times the curvature.
 """
 
 import dataclasses
@@ -17,8 +17,8 @@ from kormos.objective.keras_model.links import is_own_class
 from kormos.objective.keras_model.objective import Objective
 from kormos.types import Array
 
-# A mean of negative log-likelihoods and the sum of these agree to this part, a
-# choice of ours that allows for losses in float32.
+# The minimized loss must agree to this part with the mean or the sum of the
+# negative log-likelihoods. Our choice, which allows for losses in float32.
 _SAME = 1e-4
 
 
@@ -27,7 +27,7 @@ class Likelihood:
     """What a loss says about the probability of the data.
 
     Attributes:
-        name: what to call it in a table.
+        name: its name in a table.
         factor: the ratio of the loss to the negative log-likelihood of the
             data, without constants. For a sum of squares: the factor of the
             squared residuals whose weight is one, or `None` for a mean weight
@@ -36,9 +36,9 @@ class Likelihood:
             estimated unless it is known.
         is_expected: whether the Gauss-Newton matrix is the expected
             information.
-        observations: how many observations there are, or `None` for a sum of
-            squares, where every residual with a weight is one.
-        constant: what to add to the log-likelihood of the data.
+        observations: the number of observations, or `None` for a sum of
+            squares, in which every residual with a weight is an observation.
+        constant: the constant to add to the log-likelihood of the data.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Likelihood:
 
 
 def of_squares(factor: float | None) -> Likelihood:
-    """That of a sum of squares.
+    """The `Likelihood` of a sum of squares.
 
     Args:
         factor: see `Likelihood`.
@@ -64,7 +64,7 @@ def of_squares(factor: float | None) -> Likelihood:
 
 
 def of_quasi(name: str, observations: float | None = None) -> Likelihood:
-    """That of a loss which is none.
+    """The `Likelihood` of a loss that is not a likelihood.
 
     Args:
         name: the name of the loss.
@@ -74,12 +74,12 @@ def of_quasi(name: str, observations: float | None = None) -> Likelihood:
 
 
 def of_model(objective: Objective, is_stated: bool) -> Likelihood:
-    """That of the loss of a Keras model.
+    """The `Likelihood` of the loss of a Keras model.
 
     Args:
         objective: the objective.
-        is_stated: whether the user says that the loss is the mean, or sum, of
-            negative log-likelihoods by row.
+        is_stated: whether the user states that the loss is the mean or the sum
+            of negative log-likelihoods of rows.
     """
     if is_stated:
         return _stated(objective)
@@ -121,7 +121,7 @@ def of_model(objective: Objective, is_stated: bool) -> Likelihood:
 
 
 def _averaged(name: str | None, shape: tuple[int, ...]) -> int:
-    """How many entries of an output the loss of a row is a mean over."""
+    """The number of entries of an output over which a row's loss is a mean."""
     return 1 if name == "categorical" or not shape else shape[-1]
 
 
@@ -133,7 +133,7 @@ def _mean_weight(objective: Objective) -> float:
 
 
 def _stated(objective: Objective) -> Likelihood:
-    """That of a loss of which the user says that it is one."""
+    """The `Likelihood` of a loss that is one according to the user."""
     factors = objective.arguments.term_factors
     if len(factors) > 2:
         raise ValueError(
@@ -153,13 +153,13 @@ def _stated(objective: Objective) -> Likelihood:
 def of_rows(
     loss: float, rows: Array | None, observations: int | None, reduction: str
 ) -> Likelihood:
-    """That of a loss which a function computes from variables.
+    """The `Likelihood` of a loss that a function computes from variables.
 
     Args:
         loss: the loss at the estimate.
         rows: the negative log-likelihood of every row there, or `None`.
-        observations: the number of rows, or `None` for as many as `rows` has.
-        reduction: `"mean"` or `"sum"`, where `rows` does not tell.
+        observations: the number of rows, or `None` for that of `rows`.
+        reduction: `"mean"` or `"sum"`, if `rows` is not given.
 
     Raises:
         ValueError: if the loss is neither the mean nor the sum of the rows.
@@ -188,7 +188,7 @@ def of_rows(
     )
 
 
-# By the function of a loss, the distribution whose log-likelihood it is.
+# For each loss function, the distribution whose log-likelihood it is.
 _DISTRIBUTIONS: dict[Callable[..., object], str] = {
     keras.losses.mean_squared_error: "Gaussian",
     keras.losses.binary_crossentropy: "Bernoulli",

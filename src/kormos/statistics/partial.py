@@ -30,10 +30,10 @@ from kormos.types import Vector
 # preconditioner. Our choice: a standard error then has about eight digits.
 _LEFT = 1e-10
 # If more products are needed, the error counts as unknown. Our choice: this
-# takes minutes for a large network.
+# many take minutes for a large network.
 _MOST_PRODUCTS = 2000
-# A direction of a smaller curvature than this, where parameters have curvature
-# one, is not determined.
+# With parameters scaled to curvature one, a direction of a smaller curvature
+# than this is not determined.
 _LEAST_CURVATURE = 1e-13
 # The effective parameters of a penalized loss are a mean over random vectors
 # (Hutchinson, 1990). Our choice: the error is then a few percent.
@@ -127,7 +127,7 @@ class PartialSummary:
         level: float | None = None,
         function: Callable[..., Any] | None = None,
     ) -> Prediction:
-        """As `Summary.predict`; it solves a system for each output and row."""
+        """Like `Summary.predict`; solves a system for each output and row."""
         return predict(
             self._fit,
             self._errors,
@@ -173,7 +173,7 @@ class PartialSummary:
         )
 
     def _rows(self) -> list[list[str]]:
-        """The cells of the table, the heads first."""
+        """The cells of the table, beginning with the headings."""
         percent = f"{100 * self.level:g}%"
         rows = [
             ["", "estimate", "std. error", f"low {percent}", f"high {percent}"]
@@ -185,7 +185,7 @@ class PartialSummary:
 
 
 class _Inverse:
-    """The inverse of the information, by products.
+    """The inverse of the information, computed from products.
 
     Args:
         fit: the fit.
@@ -217,8 +217,8 @@ class _Inverse:
             vectors: their coefficients, `(count, size)`.
 
         Returns:
-            A matrix `(count, count)`, to be multiplied by the scale; NaN for
-            functions that are not determined.
+            A matrix `(count, count)`, which is to be multiplied by the scale;
+            NaN for functions that are not determined.
         """
         found = np.array([self._solved(v) for v in vectors])
         found = found.reshape(vectors.shape)
@@ -227,7 +227,7 @@ class _Inverse:
         return found @ own.T
 
     def effective(self) -> float:
-        """How many parameters the data determine."""
+        """The number of parameters that the data determine."""
         if not (self._penalty.any() or self.sums.penalty_loss):
             return float(self._is_free.sum())
         rng, total = np.random.default_rng(0), 0.0
@@ -243,8 +243,8 @@ class _Inverse:
         if (right[self._is_free & (self._units == 0)] != 0).any():
             return nothing
         if not (right * self._is_free).any():
-            # A held parameter has no error, and a constant has an error of
-            # zero.
+            # A held parameter has no standard error, but a constant function of
+            # the parameters has one of zero.
             return nothing if right.any() else np.zeros(right.size)
         left = right * self._units
         found, direction, square = np.zeros(right.size), left, left @ left
@@ -286,7 +286,7 @@ def _has_names(parameters: Sequence[Any]) -> bool:
 
 
 def _index(parameter: Any, names: list[str], fit: Fit) -> int:
-    """The place of a parameter that is given by its name or its place."""
+    """The index of a parameter that is given by its name or its index."""
     if isinstance(parameter, str) and parameter in names:
         return names.index(parameter)
     is_place = isinstance(parameter, (int, np.integer))

@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 # apart.
 _DATA, _CURVE = "#0072B2", "#D55E00"
 
-# The correlation of more parameters is shown without their names, a choice of
-# ours: they would overlap.
+# The correlation of more parameters than this is shown without their names. Our
+# choice: more names would overlap.
 _MOST_NAMES = 12
 
-# Points of a curve: more than a figure has pixels across.
+# Points of a curve: more than the horizontal pixels of a figure.
 _POINTS = 400
 
 
@@ -132,7 +132,7 @@ def _single(x: Any) -> Vector | None:
 
 
 def _like(x: Any, places: Vector) -> Any:
-    """Other inputs, in the structure and the dtype of some."""
+    """Other inputs, in the structure and the dtype of `x`."""
     (own,) = leaves(x)
     own = np.asarray(own)
     shape = (len(places), *own.shape[1:])
@@ -164,7 +164,7 @@ def _draw_curve(axis: Axes, places: Vector, band: Prediction) -> None:
 def _draw_quantiles(axis: Axes, residuals: Vector) -> None:
     """Sorted residuals over quantiles of the normal distribution."""
     count = residuals.size
-    # Where sorted draws are in the median (Blom, 1958).
+    # The medians of sorted draws (Blom, 1958).
     quantiles = scipy.stats.norm.ppf(
         (np.arange(count) + 0.625) / (count + 0.25)
     )

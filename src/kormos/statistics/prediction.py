@@ -13,8 +13,8 @@ from kormos.statistics.rows import row_blocks
 from kormos.types import Array
 from kormos.types import Matrix
 
-# A prediction depends on what data do not determine if more than this part of
-# its derivative is along such a direction. Our choice, far above rounding.
+# A prediction depends on an undetermined direction if more than this part of
+# its derivative is along it. Our choice, far above rounding.
 _PART = 1e-6
 
 
@@ -54,7 +54,7 @@ def predict(
             that returns their standard errors, `(n, k)`.
         noise: the standard deviation of an observation of weight one, or NaN.
         x: the inputs to predict for.
-        quantile: how many standard errors a band is wide, on each side.
+        quantile: the width of a band on each side, in standard errors.
         function: function of `x` that predicts, with `keras.ops`.
     """
     function = fit.function if function is None else function
@@ -75,7 +75,8 @@ def predict(
     )
     means, errors = [], []
     for block in row_blocks(objective, fit.theta):
-        # A sum of squares has slopes of twice the values, and weights of two.
+        # Slopes and weights as those of a sum of squares: twice the values, and
+        # two.
         means.append(block.slopes / 2)
         jacobian = block.matrix / np.sqrt(block.weights)[:, :, None]
         errors.append(errors_at(jacobian))

@@ -1,10 +1,11 @@
-"""Intervals by the profile of the likelihood.
+"""Intervals from the profile likelihood.
 
-With a parameter held at a value, the others are fitted again. The signed root
-z of twice what that costs in log-likelihood is about linear in the value, and
-the ends of an interval are where it equals the quantile (Bates and Watts,
-"Nonlinear Regression Analysis", 1988, section 6.1). For a sum of squares the
-cost is in units of the estimated variance, and the quantile Student's.
+With a parameter held at a value, the others are fitted again. Let z be the
+signed square root of twice the decrease of the log-likelihood. It is about
+linear in the value, and an interval ends where it equals the quantile (Bates
+and Watts, "Nonlinear Regression Analysis", 1988, section 6.1). For a sum of
+squares, the decrease is in units of the estimated variance, and the quantile is
+that of Student's distribution.
 """
 
 from collections.abc import Callable
@@ -15,8 +16,9 @@ from kormos.statistics.estimate import Estimate
 from kormos.statistics.fits import Fit
 from kormos.statistics.refit import refit
 
-# An end is found if z is right to this part, and missing if that takes more
-# refits. Both are our choice: an end in five digits, and 40 doublings.
+# An end is found if z is right to the first part. It is missing if that takes
+# more refits than the second number. Our choice: ends have five digits, and 40
+# refits can double the distance 40 times.
 _SAME = 1e-6
 _MOST_REFITS = 40
 
@@ -28,8 +30,8 @@ def profile_interval(
 
     Args:
         fit: the fit.
-        estimate: its numbers.
-        index: the place of the parameter.
+        estimate: the numbers of its summary.
+        index: the index of the parameter.
         quantile: the value of z at the ends.
 
     Returns:
@@ -79,8 +81,9 @@ def _solved(
     Args:
         z: function of the distance, zero at zero.
         quantile: the value.
-        error: the slope at zero is about one over this.
-        room: the largest distance; it is returned where z stays below.
+        error: the slope at zero is about the reciprocal of this.
+        room: the largest distance, which is returned if z stays below the
+            quantile.
     """
     low, high, at_low, at_high = 0.0, np.inf, 0.0, np.inf
     distance = min(quantile * error, room)
@@ -110,20 +113,20 @@ def _next(
     quantile: float,
     room: float,
 ) -> float:
-    """The next distance to try, between two or beyond the lower one."""
+    """The next distance to try: between both, or beyond the lower one."""
     if np.isinf(high):
         ratio = quantile / at_low if at_low > 0 else 2.0
         return min(low * min(max(ratio, 1.01), 2.0) * 1.01, room)
     if np.isinf(at_high):
         return (low + high) / 2
     share = (quantile - at_low) / (at_high - at_low)
-    # The place must not be next to an end, where rounding would stop the
-    # search.
+    # The distance must not be close to one of the two, where rounding would
+    # stop the search.
     return low + (high - low) * float(np.clip(share, 0.02, 0.98))
 
 
 def check_profile(estimate: Estimate) -> None:
-    """Refuses a loss that is no likelihood, or is penalized."""
+    """Refuses a loss that is not a likelihood, or has a penalty."""
     if np.isnan(estimate.scale.factor) or estimate.is_penalized:
         raise ValueError(
             "A profile needs a likelihood without a penalty: use "

@@ -1,6 +1,6 @@
 """Fits again: with parameters held, or to other rows of data.
 
-A refit moves no variable: it is a fit of a vector.
+A refit does not assign to variables: it works on a vector.
 """
 
 import numpy as np
@@ -15,8 +15,8 @@ from kormos.types import Array
 from kormos.types import Matrix
 from kormos.types import Vector
 
-# The most iterations of a refit. Our choice: one that starts near its end takes
-# a few.
+# The most iterations of a refit. Our choice: a refit that starts near its end
+# takes a few.
 _MOST_ITERATIONS = 200
 
 
@@ -31,7 +31,7 @@ def refit(
     Args:
         objective: the loss.
         theta: the start, with the values to hold, `(size,)`.
-        held: for every parameter, whether it is held.
+        held: a mask of the parameters that are held.
         box: the lower and upper bounds, or a pair of `None`.
 
     Returns:
@@ -64,7 +64,7 @@ class _Part:
     Args:
         objective: the loss.
         theta: the values of the other parameters, `(size,)`.
-        free: for every parameter, whether it is one of them.
+        free: a mask of the parameters that the loss is a function of.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class _Part:
             self.has_matrix = False
 
     def whole(self, part: Vector) -> Vector:
-        """All parameters."""
+        """All parameters, from the free ones."""
         theta = self._theta.copy()
         theta[self._free] = part
         return theta

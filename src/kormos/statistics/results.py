@@ -1,4 +1,4 @@
-"""Summaries of what `kormos.least_squares` and `kormos.minimize` return."""
+"""Summaries of the results of `kormos.least_squares` and `kormos.minimize`."""
 
 import functools
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def with_summary(
     summarize: Callable[..., Summary | PartialSummary],
     task: Task,
 ) -> Result:
-    """The result of a session, which can tell how sure its parameters are.
+    """The result of a session, with a `summary` method that works.
 
     Args:
         result: the result.
@@ -118,7 +118,7 @@ def of_loss(
             log-likelihood of every row, `(rows,)`. Not needed for a loss of
             rows of `data`.
         observations: the number of rows.
-        reduction: `"mean"` or `"sum"`: what the loss is of the rows.
+        reduction: `"mean"` or `"sum"`: how the loss reduces the rows.
     """
     objective = task.objective
     check_reduction(reduction)
@@ -131,7 +131,7 @@ def of_loss(
         float(objective.value(theta)), values, observations, reduction
     )
     if scores is not None:
-        assert likelihood.factor is not None  # It is one by its rows.
+        assert likelihood.factor is not None  # Its rows give the factor.
         scores = likelihood.factor * scores
     fit = Fit(
         objective,
@@ -166,7 +166,7 @@ def _by_row(
         objective: the sum of their squares.
         theta: the point.
     """
-    # Its slope is twice the value.
+    # The slope of a square is twice the value.
     values, scores = [], []
     for block in row_blocks(objective, theta):
         values.append(block.slopes[:, 0] / 2)

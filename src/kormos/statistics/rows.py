@@ -1,10 +1,10 @@
 """The rows of data at an estimate, each with its derivatives and its error.
 
 The loss of a row is a function of its outputs, with Hessian H = S'S. With the
-Jacobian J of the outputs, the whitened rows R = SJ make the Gauss-Newton
-matrix R'R. A whitened error e is such that R'e is the gradient of the row's
-loss. For a sum of squares, R and e are the regressors and the residuals of a
-linear regression, weighted.
+Jacobian J of the outputs, the whitened rows are R = SJ, and the Gauss-Newton
+matrix is R'R. The whitened error e is defined by R'e being the gradient of the
+row's loss. For a sum of squares, R and e are the regressors and the residuals
+of a linear regression, weighted.
 """
 
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ class RowBlock(NamedTuple):
     """Some rows of data, each of them one observation.
 
     Attributes:
-        penalty_loss: their part of the penalty.
+        penalty_loss: the part of the penalty that belongs to these rows.
         matrix: the whitened rows R, of shape `(n, k, size)`.
         errors: the whitened errors e, `(n, k)`.
         scores: the gradient of the loss of each row, without penalty,
@@ -58,8 +58,8 @@ def row_blocks(objective: FlatObjective, theta: Vector) -> Iterator[RowBlock]:
         theta: the point.
 
     Raises:
-        ValueError: if the loss is not one of outputs with curvature, or
-            several processes have a part of the data each.
+        ValueError: if the loss has no curvature in outputs, or several
+            processes share the data.
     """
     check_alone(objective.processes)
     gauss_newton = objective.gauss_newton()
@@ -69,7 +69,7 @@ def row_blocks(objective: FlatObjective, theta: Vector) -> Iterator[RowBlock]:
 
 
 def check_alone(processes: Processes) -> None:
-    """Refuses several processes: a summary is made of all rows by one."""
+    """Refuses several processes, because a summary needs all rows in one."""
     if not processes.is_alone:
         raise ValueError(
             "A summary is computed by one process, from all of the data: "
@@ -79,10 +79,10 @@ def check_alone(processes: Processes) -> None:
 
 
 def _parts(objective: FlatObjective, term: int) -> int | None:
-    """How many observations a row is: `None` where each row is one.
+    """The number of observations in a row; `None` if each row is one.
 
-    A block of residuals that depends on no data is a single row to its
-    function, and holds as many observations as its first dimension says.
+    A block of residuals that depends on no data counts as a single row. It has
+    as many observations as the size of its first dimension.
     """
     if not isinstance(objective, ResidualObjective):
         return None
@@ -118,8 +118,8 @@ def _block(at: Linearization, size: int) -> RowBlock:
 def _roots(weights: Array) -> tuple[Array, Array]:
     """For each matrix H = S'S of a stack, S and the inverse of S'.
 
-    The inverse is one on the range of H only: probabilities of classes add up
-    to one, so that H has a direction without curvature.
+    It is an inverse on the range of H only: probabilities of classes add up to
+    one, so that H has a direction without curvature.
     """
     values, vectors = np.linalg.eigh((weights + weights.swapaxes(1, 2)) / 2)
     largest = values.max(axis=1, initial=0.0, keepdims=True)
@@ -130,10 +130,10 @@ def _roots(weights: Array) -> tuple[Array, Array]:
 
 
 def _split(block: RowBlock, parts: int | None) -> RowBlock:
-    """The block with every one of its observations as a row.
+    """The block, with a row for each of its observations.
 
     Args:
-        block: the block, of one row if there are parts.
+        block: the block, which has a single row if `parts` is given.
         parts: the number of observations of that row, or `None`.
     """
     if parts is None:

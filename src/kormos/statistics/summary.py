@@ -304,7 +304,7 @@ class Summary:
         )
 
     def _quantile(self, level: float) -> float:
-        """How many standard errors an interval is wide, on each side."""
+        """The width of an interval on each side, in standard errors."""
         check_level(level)
         return float(self.distribution.ppf((1 + level) / 2))
 

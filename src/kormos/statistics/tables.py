@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 # Tables of more parameters show the first and the last ones. Our choice: this
 # fits on a few screens.
 _MOST_ROWS = 200
-# Names longer than this are cut at their beginning, which they share.
+# Longer names are cut at their beginning, which is usually the same for all.
 _LONGEST_NAME = 40
 
 
@@ -51,7 +51,7 @@ def as_html(summary: Summary) -> str:
 
 
 def aligned(rows: list[list[str]]) -> str:
-    """Lines whose cells stand below each other."""
+    """Lines with aligned cells."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(_padded(row, widths)).rstrip() for row in rows)
 
@@ -61,7 +61,7 @@ def _title(summary: Summary) -> str:
 
 
 def _head(summary: Summary) -> list[tuple[str, str]]:
-    """Pairs of what the header says, in two columns, row by row."""
+    """The name-value pairs of the header, in two columns, row by row."""
     pairs = [
         ("Observations", number(summary.observations)),
         ("Log-likelihood", number(summary.log_likelihood)),
@@ -81,7 +81,7 @@ def _head(summary: Summary) -> list[tuple[str, str]]:
 
 
 def _rows(summary: Summary) -> list[list[str]]:
-    """The lines of the table of parameters, the heads first."""
+    """The lines of the table of parameters, beginning with the headings."""
     statistic = "t" if summary._estimate.is_t else "z"
     percent = f"{100 * summary.level:g}%"
     found = [
@@ -119,7 +119,7 @@ def _rows(summary: Summary) -> list[list[str]]:
 
 
 def _shown(count: int) -> list[int | None]:
-    """The places of the parameters to show, and `None` for a gap."""
+    """The indices of the parameters to show, and `None` for a gap."""
     if count <= _MOST_ROWS:
         return list(range(count))
     half = _MOST_ROWS // 2
@@ -133,7 +133,7 @@ def _mark(summary: Summary, index: int) -> str:
 
 
 def _padded(row: list[str], widths: list[int]) -> list[str]:
-    """The cells of a row, all but the first to the right."""
+    """The cells of a row, right-aligned except for the first."""
     return [
         cell.rjust(width) if i else cell.ljust(width)
         for i, (cell, width) in enumerate(zip(row, widths, strict=True))
@@ -153,7 +153,7 @@ def _wrapped(text: str, width: int) -> str:
 
 
 def number(value: float) -> str:
-    """A number in at most six digits."""
+    """A number with at most six digits."""
     if not np.isfinite(value):
         return str(float(value))
     return f"{value:.6g}"

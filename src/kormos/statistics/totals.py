@@ -11,8 +11,8 @@ from kormos.statistics.rows import RowBlock
 from kormos.types import Matrix
 from kormos.types import Vector
 
-# Two numbers are the same if they differ by less than this part: what summing
-# in another order changes is far smaller.
+# Two numbers are the same if they differ by less than this part. Summing in
+# another order changes far less.
 _SAME = 1e-9
 
 
@@ -26,7 +26,8 @@ class Totals(NamedTuple):
         penalty_loss: the penalty.
         squares: the sum of the squared whitened errors.
         curvatures: the sum of the Hessian's diagonal in the outputs.
-        logs: the sum of the logarithms of the entries above zero there.
+        logs: the sum of the logarithms of the positive entries of this
+            diagonal.
         entries: the number of these entries.
         spread: the sum of the whitened squares of the targets around their
             mean, or around zero for a linear model without a constant; NaN
@@ -46,15 +47,15 @@ class Totals(NamedTuple):
 
 
 class _Sums:
-    """Adds up what `Totals` has, besides the factor."""
+    """Adds up the sums of `Totals`, except for the factor."""
 
     def __init__(self, size: int) -> None:
         self.penalty = np.zeros(size)
         self.squares = self.curvatures = self.logs = 0.0
         self.penalty_loss = 0.0
         self.count = 0
-        # R'v and v'v, of v the whitened constant; and whether R theta is the
-        # prediction.
+        # R'v and v'v, where v is the whitened constant; and whether R theta is
+        # the prediction.
         self.constants = np.zeros(size)
         self.unlike = self.predicted = 0.0
         self.kept: list[tuple[Matrix, Matrix]] = []
@@ -72,7 +73,7 @@ class _Sums:
     def add_targets(
         self, block: RowBlock, targets: Matrix, theta: Vector
     ) -> None:
-        """Adds what R2 needs.
+        """Adds the sums that R-squared needs.
 
         Args:
             block: the block, of a sum of squares.
@@ -96,7 +97,7 @@ class _Sums:
     def totals(
         self, factor: Matrix, spread: float, has_constant: bool
     ) -> Totals:
-        """All sums, with these that `Totals` has besides."""
+        """All sums, together with the given ones."""
         return Totals(
             factor,
             np.maximum(self.penalty, 0.0),
@@ -132,7 +133,7 @@ class _Sums:
 
 
 def sums_alone(fit: Fit) -> tuple[Totals, Vector]:
-    """The sums over the rows without the factor, and its squared columns.
+    """The sums over the rows without the factor, and its squared column norms.
 
     Args:
         fit: the fit.
