@@ -124,8 +124,9 @@ def fit(
             other `validation_data`, all of which is used.
         validation_batch_size: The `batch_size` for validation. Defaults to
             `batch_size`.
-        validation_freq: Integer, to validate every so many epochs; or a list of
-            the epochs to validate in, counted from 1. Defaults to `1`.
+        validation_freq: Integer, the number of epochs between two validations;
+            or a list of the epochs with a validation, counted from 1. Defaults
+            to `1`.
         optimizer: A `kormos.optimizers.BatchOptimizer` or the name of one.
             Defaults to the optimizer that the model was compiled with or, if
             that is not one of kormos' optimizers, to `"lbfgs"`.
@@ -315,7 +316,7 @@ class _Objectives:
     def __call__(
         self, settings: LossSettings
     ) -> tuple[Objective, Objective | None]:
-        """Makes those of training and of validation."""
+        """Makes the objectives of training and of validation."""
         model = self._model
         dtypes = [v.dtype for v in model.trainable_variables]
         precision = precision_of_stage(
@@ -342,7 +343,7 @@ class _Objectives:
         )
 
     def check(self, verbose: int | str) -> Report:
-        """Runs `kormos.check`, and refuses what would go wrong.
+        """Runs `kormos.check`, and refuses a fit that would go wrong.
 
         Args:
             verbose: whether to print the report.
@@ -366,7 +367,7 @@ class _Objectives:
 def _optimizer_for(
     model: keras.Model, optimizer: Any, resume: bool
 ) -> BatchOptimizer:
-    """The optimizer of a fit; it warns of one that cannot resume."""
+    """The optimizer of a fit; warns if it cannot resume."""
     if optimizer is None:
         optimizer = getattr(model, "optimizer", None)
         if not isinstance(optimizer, BatchOptimizer):
@@ -381,7 +382,7 @@ def _optimizer_for(
 
 
 def _widest(precision: str | None, stages: Sequence[Stage]) -> str | None:
-    """The precision in which the data are read, that of any stage."""
+    """The precision in which the data are read: the widest of all stages."""
     values = [precision, *(stage.loss.precision for stage in stages)]
     return next((v for v in values if v not in (None, "float32")), None)
 

@@ -273,13 +273,14 @@ class _Objectives:
     """Makes the residuals of training and of validation for each stage.
 
     Args:
-        objective: those of training, in the precision of the fit.
-        make: function `(data, precision=..., data_name=...)` that makes others.
+        objective: the residuals of training, in the precision of the fit.
+        make: function `(data, precision=..., data_name=...)` that makes
+            objectives.
         data: the data of training.
         validation_data: the data of validation, or `None`.
         precision: the precision of the fit.
         loss_weights: the weights of the fit.
-        is_reweighed: whether the fit changes the weights itself.
+        is_reweighed: whether a callback changes the weights during the fit.
     """
 
     def __init__(
@@ -363,19 +364,19 @@ def _estimated_spreads(
 ) -> dict[str, float]:
     """The spread of each block's residuals after a fit by `"soft_l1"`.
 
-    The fit needs a scale itself: it is repeated until the two agree.
+    The fit needs a scale itself, so it is repeated until both agree.
     """
 
     def spreads() -> dict[str, float]:
         start = objective.initial_position()
         nothing = dict.fromkeys(objective.names, np.array([np.nan]))
         residuals = or_else(nothing, objective.residuals, start)
-        # Where most residuals vanish, any scale above zero will do.
+        # If most residuals are zero, any positive scale can be used.
         return {k: robust.spread(r) or 1e-8 for k, r in residuals.items()}
 
     found = spreads()
     if not np.isfinite(list(found.values())).all():
-        # The fit will end at its start, and say so.
+        # The fit itself will end at its start, and report it.
         return dict.fromkeys(found, 1.0)
     for _ in range(_MOST_ROUNDS):
         objective.rescale(found)

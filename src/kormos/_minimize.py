@@ -222,7 +222,7 @@ def _objective(
     reduction: str,
     precision: str | None,
 ) -> FlatObjective:
-    """The loss of a function, of rows of data or of none."""
+    """The loss of a function, of rows of data or without data."""
     check_reduction(reduction)
     if batch_size is not None:
         check_count("batch_size", batch_size, 1)

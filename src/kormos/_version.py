@@ -1,3 +1,3 @@
-"""The version of kormos, which nothing else states."""
+"""The version of kormos. It is stated nowhere else."""
 
 __version__ = "1.0.0.dev0"

@@ -1,4 +1,4 @@
-"""Checks of arguments that every part uses."""
+"""Checks of arguments, for all parts of the library."""
 
 import numpy as np
 
@@ -13,7 +13,7 @@ def check_count(name: str, value: object, least: int) -> None:
 
 
 def check_reduction(reduction: object) -> None:
-    """Refuses an argument that names no way to put losses together."""
+    """Refuses an argument that is not the name of a reduction."""
     if reduction not in ("mean", "sum"):
         raise ValueError(
             "Argument `reduction` must be 'mean' or 'sum'. "

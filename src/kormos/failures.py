@@ -1,8 +1,8 @@
-"""How serious an exception is that an evaluation has raised.
+"""The severity of an exception that an evaluation has raised.
 
-Processes that fit a model together must come to the same judgement about an
-exception of one of them. The numbers here can be sent to the other processes,
-which then raise the exceptions of this module.
+Processes that fit a model together must rate an exception of one of them in the
+same way. The numbers here can be sent to the other processes, which then raise
+the exceptions of this module.
 """
 
 import traceback
@@ -14,8 +14,8 @@ from kormos.data import stream
 
 # The numerics have failed, so the point cannot be evaluated.
 NUMERICAL = 1
-# The point is to blame if the same function has returned before. Otherwise it
-# may be a mistake in shapes or types, for example.
+# If the same function has returned before, the point is the reason. Otherwise
+# it may be a mistake in shapes or types, for example.
 OF_POINT = 2
 # No other point will help: the data cannot be read, an argument is wrong, or
 # there is a mistake in the code.
@@ -49,7 +49,7 @@ class SharedFailure(RuntimeError):
 
 
 class OtherProcessFailed(SharedFailure):
-    """Raised when another process failed, which says itself why.
+    """Raised when another process has failed, which reports the reason.
 
     A fit that is distributed over several processes raises it in all processes
     except the one that failed.
@@ -61,18 +61,18 @@ class OtherProcessFailed(SharedFailure):
 
 
 class LostProcessError(SharedFailure):
-    """Raised when the processes cannot exchange correct sums any more.
+    """Raised when the processes can no longer exchange correct sums.
 
-    Either a process has ended or does not answer, or the processes run
-    different programs.
+    A process has ended or does not answer, or the processes run different
+    programs.
     """
 
 
 def drifted(name: str, unlike: list[int]) -> LostProcessError:
-    """The error of processes that do not run the same program.
+    """The error for processes that do not run the same program.
 
     Args:
-        name: what the processes were to add up, in words.
+        name: a description of what the processes had to add up.
         unlike: the processes that differ from the first one.
     """
     return LostProcessError(
@@ -84,12 +84,12 @@ def drifted(name: str, unlike: list[int]) -> LostProcessError:
 
 
 def lost(name: str, place: str, said: str) -> LostProcessError:
-    """The error of a process that gets no answer from the others.
+    """The error for a process that gets no answer from the others.
 
     Args:
-        name: what the processes were to add up, in words.
-        place: which process this is.
-        said: the message of the engine.
+        name: a description of what the processes had to add up.
+        place: the name of this process.
+        said: the message of the backend.
     """
     return LostProcessError(
         "A process has ended, or has not answered within the timeout of the "
@@ -111,8 +111,9 @@ def severity_of(error: BaseException) -> int:
         return FINAL
     frames = traceback.walk_tb(error.__traceback__)
     modules = [frame.f_globals.get("__name__", "") for frame, _ in frames]
-    # A `ValueError` that kormos itself raises is about arguments. JAX raises
-    # one where it is asked for numbers, which may quote another exception.
+    # A `ValueError` that kormos itself raises is about arguments. JAX also
+    # raises one when numbers are read, and its message may quote another
+    # exception.
     is_own = bool(modules) and modules[-1].startswith("kormos.")
     is_own = is_own and quoted(error) is None
     if stream.__name__ in modules or (is_own and isinstance(error, ValueError)):

@@ -1,4 +1,4 @@
-"""A figure of matplotlib that notebooks show once."""
+"""A matplotlib figure that notebooks show only once."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from matplotlib.figure import Figure
 
 
 class ShownFigure(Figure):
-    """A `Figure` that a notebook shows once.
+    """A `Figure` that a notebook shows only once.
 
     At the end of a cell a notebook shows every figure that pyplot knows, and
-    the value of the cell. A figure that is both would be seen twice.
+    the value of the cell. A figure that is both would be shown twice.
     """
 
     def _ipython_display_(self) -> None:
         number: Any = getattr(self, "number", None)
         is_known = number is not None and plt.fignum_exists(number)
         if is_known and not is_inline():
-            return  # It has a window.
+            return  # The figure has a window.
         from IPython.display import Image
         from IPython.display import display
 

@@ -1,12 +1,12 @@
-"""How much memory the machine has left, and what does not fit into it."""
+"""The free memory of the machine, and a check that matrices fit into it."""
 
 import math
 import os
 import pathlib
 
 _LINUX = pathlib.Path("/proc/meminfo")
-# A container's limit and what it uses, in the two versions of Linux' control
-# groups.
+# The files with a container's limit and its use, in both versions of Linux'
+# control groups.
 _LIMITS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     (
@@ -17,11 +17,11 @@ _LIMITS = (
 
 
 def free_bytes() -> float:
-    """Bytes that this process may still take.
+    """The bytes that this process may still allocate.
 
-    They are what Linux calls available, or less where a container has a limit.
-    Elsewhere all of the machine's memory counts, and where that is not known
-    either, there is no limit.
+    On Linux they are the available memory, or less if a container has a limit.
+    On other systems they are all of the memory, or infinity if that is not
+    known.
     """
     limits = [_of_container(*paths) for paths in _LIMITS]
     return min([_of_machine(), *limits])
@@ -31,10 +31,11 @@ def check_square(needs: str, size: int, matrices: int, instead: str) -> None:
     """Refuses dense matrices that do not fit into the free memory.
 
     Args:
-        needs: what needs them, the beginning of the message.
+        needs: the beginning of the message, which says what needs them.
         size: the number of parameters, rows and columns of a float64 matrix.
-        matrices: how many of them are held at once, workspace included.
-        instead: what to do instead, a sentence.
+        matrices: the number of matrices that are held at once, including
+            workspace.
+        instead: a sentence that says what to do instead.
 
     Raises:
         ValueError: if they do not fit.

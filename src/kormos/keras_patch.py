@@ -1,6 +1,7 @@
 """Makes `keras.Model.compile` and `fit` use kormos, by a patch of Keras.
 
-With any optimizer that is not of kormos, Keras' own functions run unchanged.
+With any optimizer that does not belong to kormos, Keras' own functions run
+unchanged.
 """
 
 import functools
@@ -49,7 +50,7 @@ def _wrap_compile(stock: Callable[..., None]) -> Callable[..., None]:
         inner = getattr(self.optimizer, "inner_optimizer", None)
         if isinstance(inner, BatchOptimizer):
             # For float16, Keras wraps the optimizer in a `LossScaleOptimizer`,
-            # with which its own `fit` would run. The `fit` of kormos refuses
+            # so that its own `fit` would run. The `fit` of kormos refuses
             # float16.
             self.optimizer = inner
         if isinstance(self.optimizer, BatchOptimizer) and self.built:
@@ -75,8 +76,8 @@ def _wrap_train_on_batch(stock: Callable[..., Any]) -> Callable[..., Any]:
     def train_on_batch(self: keras.Model, *args: Any, **kwargs: Any) -> Any:
         optimizer = getattr(self, "optimizer", None)
         if isinstance(optimizer, BatchOptimizer):
-            # It raises an error here, because one in Keras' step would lose
-            # the weights on JAX.
+            # The error is raised here, because an error in Keras' step would
+            # lose the weights on JAX.
             optimizer.apply()
         return stock(self, *args, **kwargs)
 

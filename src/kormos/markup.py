@@ -26,7 +26,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table whose rows begin with their names.
 
     Args:
-        head: the heads of the columns.
+        head: the headings of the columns.
         rows: the cells of each row.
     """
     columns = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)

@@ -1,18 +1,18 @@
-"""Says what to do where the backend of Keras is not installed."""
+"""Explains what to do if the backend of Keras is not installed."""
 
 from __future__ import annotations
 
 import importlib.util
 
-# Ours, by the name of their package.
+# The backends of kormos, by the names of their packages.
 BACKENDS = ("jax", "tensorflow", "torch")
 
 
 def explained(error: ImportError) -> ImportError:
-    """The error in words, if it is that Keras' backend is not installed.
+    """The error in words, if Keras' backend is not installed.
 
     Args:
-        error: what `import keras` has raised.
+        error: the exception of `import keras`.
     """
     if error.name not in BACKENDS:
         return error

@@ -1,4 +1,4 @@
-"""The model classes of kormos 0.1, kept so that its users' code runs.
+"""The model classes of kormos 0.1, kept so that code of its users runs.
 
 New code does not need them: kormos fits any `keras.Model`.
 """
@@ -52,7 +52,7 @@ class BatchOptimizedModel(_FitBatch, keras.Model, metaclass=abc.ABCMeta):
 
 
 def _is_functional(args: Collection[Any], kwargs: Collection[str]) -> bool:
-    # Keras tells functional models from others in the same way.
+    # Keras distinguishes functional models from others in the same way.
     return len(args) + len({"inputs", "outputs"} & set(kwargs)) >= 2
 
 
@@ -60,9 +60,9 @@ def _inherit_from_functional(cls: type) -> type:
     """Replaces `BatchOptimizedModel` among the bases of a class.
 
     Keras rewrites the bases of a class when a functional model of it is made.
-    After that, models of its base classes can only be functional ones. So
-    `FunctionalBatchOptimizedModel` takes the place of `BatchOptimizedModel`,
-    which can still be subclassed either way.
+    After that, the base classes too can only make functional models. So
+    `FunctionalBatchOptimizedModel` replaces `BatchOptimizedModel` among the
+    bases, and `BatchOptimizedModel` itself can still be used for both kinds.
     """
     if cls is BatchOptimizedModel:
         return FunctionalBatchOptimizedModel

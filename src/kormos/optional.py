@@ -1,4 +1,4 @@
-"""Packages that kormos can do without: pandas and matplotlib."""
+"""Optional packages: pandas and matplotlib."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def new_figure(
 ) -> Figure:
     """An empty figure, which `plt.show()` and notebooks show.
 
-    A script that writes many figures does not keep them: with a `path`, pyplot
-    knows of a figure only where it draws at once, as in a notebook.
+    With a `path`, pyplot keeps the figure only if it draws at once, as in a
+    notebook. So a script that writes many figures does not keep them in memory.
 
     Args:
         size: width and height in inches.
-        path: the file to which the figure is to be written, or `None`.
+        path: the file to which the figure will be written, or `None`.
 
     Raises:
         ImportError: if matplotlib is not installed.

@@ -1,14 +1,14 @@
-"""Processes that fit a model together, each on rows of its own.
+"""Processes that fit a model together, each on its own rows.
 
-Every process runs the same solver on the same sums. The engine (PyTorch's
-process group, JAX's devices, TensorFlow's strategy) does one thing for this:
-it adds up a float64 vector over the processes, to the same bits on each.
+Every process runs the same solver on the same sums. The backend (PyTorch's
+process group, JAX's devices, TensorFlow's strategy) only adds up a float64
+vector over the processes, with a bit-identical result on each.
 
-What the processes know apart from one another (a clock, an interrupt, an
-exception, a callback's stop) is sent with the sums, so that all of them take
-every decision at the same moment. Every exchange begins with a block of the
-same length. A process that fails anywhere can therefore tell the others: it
-takes part in whatever exchange they make next.
+What only one process knows (its clock, an interrupt, an exception, a callback
+that stops the fit) is sent with the sums, so that all processes take every
+decision at the same point. Every exchange begins with a block of the same
+length. So a process that fails anywhere can tell the others: it takes part in
+the next exchange, whatever that is.
 """
 
 from __future__ import annotations
@@ -50,11 +50,10 @@ from kormos.warn import muted
 _Params = ParamSpec("_Params")
 _Result = TypeVar("_Result")
 
-# Numbers in the first block of an exchange. This is a choice of ours: a block
-# takes no longer than a few numbers do (8 KB), and the gradient of a small
-# model fits into it.
+# Numbers in the first block of an exchange. Our choice: a block (8 KB) takes no
+# longer than a few numbers, and the gradient of a small model fits into it.
 _BLOCK = 1024
-# Severities, an interrupt and a clock.
+# The first entries are severities, an interrupt and a clock.
 _OWN = 5
 
 
@@ -62,13 +61,13 @@ class Processes:
     """This process, among those that fit a model together.
 
     Args:
-        group: what `backend.process_group` returns, or `None` for a process
-            that is alone.
+        group: the result of `backend.process_group`, or `None` for a single
+            process.
 
     Attributes:
         index: the number of this process, from 0.
         count: the number of processes.
-        exchanges: how often a vector was added up so far.
+        exchanges: the number of vectors that were added up so far.
     """
 
     def __init__(self, group: Any = None):
@@ -79,7 +78,7 @@ class Processes:
         self.exchanges = 0
         self._clock = 0.0
         self._is_interrupted = self._is_exchanging = False
-        # The exception that the others know of.
+        # The exception that the others know about.
         self._told: BaseException | None = None
 
     @property
@@ -91,7 +90,7 @@ class Processes:
         return self.index == 0
 
     def now(self) -> float:
-        """Seconds, by the clock of the first process at the last exchange."""
+        """The first process' clock at the latest exchange, in seconds."""
         return time.perf_counter() if self.is_alone else self._clock
 
     # Sums.
@@ -106,12 +105,12 @@ class Processes:
         """The sum over the processes of the arrays that a function returns.
 
         Args:
-            compute: function of no arguments. What it raises on one process,
-                is raised on that one, and an `OtherProcessFailed` on the
-                others.
+            compute: function of no arguments. If it raises an exception on one
+                process, the others raise `OtherProcessFailed`.
             shapes: the shapes of its arrays, in order.
-            at: arrays that must be the same on all processes: the point, say.
-            name: what is summed, in words.
+            at: arrays that must be the same on all processes: the point, for
+                example.
+            name: a description of what is summed.
         """
         if self.is_alone:
             return compute()
@@ -138,7 +137,7 @@ class Processes:
         )
 
     def sum(self, array: Any, name: str = "a count") -> Array:
-        """The sum over the processes of an array, of one shape on all."""
+        """The sum over the processes of an array, with one shape on all."""
         array = np.asarray(array, "float64")
         return np.asarray(self.total(lambda: array, [array.shape], name=name))
 
@@ -163,9 +162,9 @@ class Processes:
     def anywhere(
         self, fn: Callable[[], bool], name: str = "a callback"
     ) -> bool:
-        """Calls a function on every process; whether it is true on any.
+        """Calls a function on every process; whether any result is true.
 
-        What it raises is raised as by `together`.
+        Exceptions are handled as by `together`.
         """
         if self.is_alone:
             return fn()
@@ -176,8 +175,8 @@ class Processes:
     ) -> _Result:
         """Calls a function on every process.
 
-        What it raises on one process, is raised on that one, and an
-        `OtherProcessFailed` on the others.
+        If it raises an exception on one process, the others raise
+        `OtherProcessFailed`.
         """
         if self.is_alone:
             return fn()
@@ -191,11 +190,11 @@ class Processes:
         return found[0]
 
     def from_first(self, make: Callable[[], _Result]) -> _Result:
-        """What a function returns on the first process, on all of them.
+        """Sends a function's result on the first process to all of them.
 
         Args:
-            make: function that is called only on the first process. What it
-                returns can be pickled.
+            make: function that is called only on the first process, and returns
+                an object that can be pickled.
         """
         if self.is_alone:
             return make()
@@ -212,7 +211,7 @@ class Processes:
         length = int(self.total(size, [()], name="the size of a message"))
         whole = data if self.is_first else np.zeros(length, "uint32")
         sent = self.sum(whole, "a message").astype("uint32")
-        # A pickle ends where it says so, before the padding.
+        # A pickle contains its own end, which is before the padding.
         return pickle.loads(sent.tobytes())
 
     # The scope of a fit.
@@ -221,9 +220,9 @@ class Processes:
     def shared(self) -> Iterator[None]:
         """A scope that all processes enter and leave together.
 
-        An exception in one of them ends it on all. Ctrl-C waits for the next
-        exchange. A second one is raised at once, unless an exchange is running,
-        and the others receive it in the next one.
+        An exception in one of them ends the scope on all. Ctrl-C waits for the
+        next exchange. A second one is raised at once, unless an exchange is
+        running, and the others receive it in the next one.
         """
         if self.is_alone or _current.get() is self:
             yield
@@ -247,11 +246,11 @@ class Processes:
             _current.reset(token)
 
     def tell(self, error: BaseException) -> None:
-        """Tells the others of an exception that they do not know of.
+        """Tells the others about an exception that they do not know.
 
         Raises:
-            OtherProcessFailed: if another process has failed meanwhile.
-            LostProcessError: if the others cannot be told.
+            OtherProcessFailed: if another process has failed in the meantime.
+            LostProcessError: if the others cannot be reached.
         """
         if self.is_alone or self._is_told(error):
             return
@@ -264,7 +263,7 @@ class Processes:
         before = signal.getsignal(signal.SIGINT)
         is_main = threading.current_thread() is threading.main_thread()
         if not is_main or before is not signal.default_int_handler:
-            yield  # A program that treats Ctrl-C in its own way keeps it.
+            yield  # A program's own handler of Ctrl-C is kept.
             return
 
         def note(signum: int, frame: Any) -> None:
@@ -290,15 +289,16 @@ class Processes:
         """The sum of a vector over the processes.
 
         Args:
-            vector: as long on all processes, unless one has failed.
+            vector: a vector of the same length on all processes, unless one has
+                failed.
             token: a number that must be the same on all of them.
-            name: what is summed, in words.
-            error: what this process raised, or `None`.
+            name: a description of what is summed.
+            error: the exception of this process, or `None`.
         """
         if error is not None and self._is_told(error):
-            raise error  # All processes have left an inner exchange.
+            raise error  # All processes have failed in an inner exchange.
         if isinstance(self._told, LostProcessError) and current() is self:
-            raise self._told  # Whatever a fit tries afterwards, it is over.
+            raise self._told  # Every further exchange fails.
         block = np.zeros(max(_BLOCK, _OWN + 2 * self.count))
         room = len(block) - _OWN - self.count
         is_interrupt = isinstance(error, KeyboardInterrupt)
@@ -319,7 +319,7 @@ class Processes:
     def _raise(
         self, block: Vector, name: str, error: BaseException | None
     ) -> None:
-        """Raises what the processes have told one another, if anything."""
+        """Raises the exception that the processes agreed on, if any."""
         failed = [s for s in (NUMERICAL, OF_POINT, FINAL) if block[s - 1]]
         if failed:
             if error is not None and severity_of(error) == failed[-1]:
@@ -352,11 +352,11 @@ class Processes:
             self._is_exchanging = False
 
     def _is_told(self, error: BaseException) -> bool:
-        """Whether the others know of an exception."""
+        """Whether the others know about an exception."""
         return any(cause is self._told for cause in causes(error))
 
     def _noted(self, error: BaseException) -> BaseException:
-        """An exception, of which the others know from now on."""
+        """Notes that the others know about an exception, and returns it."""
         self._told = error
         return error
 
@@ -391,7 +391,7 @@ def processes_of(owner: Any) -> Processes:
 def now() -> float:
     """Seconds, by a clock that all processes of a fit share.
 
-    It is `time.perf_counter()` where a fit has one process.
+    With one process, it is `time.perf_counter()`.
     """
     return _current.get().now()
 
@@ -404,10 +404,11 @@ def current() -> Processes:
 def shared(
     processes_for: Callable[..., Processes],
 ) -> Callable[[Callable[_Params, _Result]], Callable[_Params, _Result]]:
-    """Makes a function one that all processes enter and leave together.
+    """Decorates a function that all processes enter and leave together.
 
     Args:
-        processes_for: function of the same arguments that returns them.
+        processes_for: function of the same arguments that returns the
+            processes.
     """
 
     def decorate(fn: Callable[_Params, _Result]) -> Callable[_Params, _Result]:
@@ -423,7 +424,7 @@ def shared(
 
 @contextlib.contextmanager
 def apart() -> Iterator[None]:
-    """A scope in which this process looks at its own rows, alone."""
+    """A scope in which this process evaluates its own rows alone."""
     token = _apart.set(True)
     try:
         yield

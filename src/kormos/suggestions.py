@@ -1,4 +1,4 @@
-"""What a user may have meant by a name that is unknown."""
+"""Suggests a known name in place of an unknown one."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ def did_you_mean(
     known: Iterable[str],
     others: Mapping[str, str] | None = None,
 ) -> str:
-    """A question that names the closest known name, or nothing.
+    """A question with the closest known name, or an empty string.
 
-    Letter case, and all that is neither letter nor digit, does not count.
+    Only letters and digits count, in any letter case.
 
     Args:
-        name: what was given.
+        name: the name that was given.
         known: the names that are known.
         others: dict from other names of the same things to the known ones.
     """

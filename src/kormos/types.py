@@ -1,4 +1,4 @@
-"""Names for what functions take and return."""
+"""Names of the types of arguments and results."""
 
 from typing import Any
 from typing import TypeAlias
@@ -16,5 +16,5 @@ Array: TypeAlias = npt.NDArray[Any]
 Tensor: TypeAlias = Any
 # A number, which is a tensor of shape `()` inside a compiled function.
 Scalar: TypeAlias = Any
-# Arrays or tensors in dicts, lists and tuples, as `keras.tree` knows them.
+# Arrays or tensors in dicts, lists and tuples: see `keras.tree`.
 Structure: TypeAlias = Any

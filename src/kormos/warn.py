@@ -39,7 +39,7 @@ def muted(is_muted: bool) -> Iterator[None]:
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warns at the line outside of kormos and Keras that called them.
+    """Warns at the line outside of kormos and Keras that has called them.
 
     Args:
         message: the text of the warning.
@@ -54,7 +54,7 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
 
 
 def warn_if_muted(message: str) -> None:
-    """Warns where `warn` does nothing."""
+    """Warns only in a scope in which `warn` is muted."""
     if _is_muted.get():
         with muted(False):
             warn(message)

@@ -36,8 +36,8 @@ class Choice(NamedTuple):
 class Auto(Chain):
     """Chooses the method from the size, the loss, the data and the limits.
 
-    The choice is made at the start of a fit. It rests on measurements of what
-    one evaluation, and one iteration of each method, cost there. `choice` and
+    The choice is made at the start of a fit. It is based on measurements of one
+    evaluation, and on estimates of one iteration of each method. `choice` and
     `result.choice` are a sentence that says what was chosen and why.
 
     Args:

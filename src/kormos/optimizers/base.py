@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from kormos.solvers.solver_state import SolverState
 
 DEFAULT_EPOCHS = 20
-# What the progress of a chain is called in a file.
+# The name of a chain's progress in a file.
 _PROGRESS = "stage_progress"
 
 # Whether a thread is saving the complete state of a fit.
@@ -132,9 +132,9 @@ class BatchOptimizer(keras.optimizers.Optimizer):
         # For an optimizer that chooses: what was chosen for the latest fit, and
         # why.
         self.choice = ""
-        # How far a chain of stages has got, or `None`.
+        # The progress of a chain of stages, or `None`.
         self.stage_progress: StageProgress | None = None
-        # How often the optimizer was read from a file.
+        # The number of times that the optimizer was read from a file.
         self.loads = 0
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
@@ -400,7 +400,7 @@ def _by_path(bounds: Any) -> Any:
 
 
 def _saveable(value: Any, name: str) -> Any:
-    """`value`, or `None` if a function in it has no name in a file."""
+    """`value`, or `None` if it contains a function that cannot be saved."""
     leaves = keras.tree.flatten(value)
     is_of_scipy = any(
         isinstance(leaf, scipy.optimize.LinearConstraint) for leaf in leaves

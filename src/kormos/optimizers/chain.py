@@ -19,8 +19,8 @@ from kormos.optimizers.stage import LossSettings
 from kormos.optimizers.stage import Stage
 from kormos.solvers.keras_steps import KerasSteps
 
-# The part of the loss by which it must fall within `patience` epochs. A choice
-# of ours.
+# The loss must fall by this part of itself within `patience` epochs. Our
+# choice.
 _MIN_DELTA = 1e-3
 
 
@@ -72,13 +72,13 @@ class Chain(BatchOptimizer):
             `"float32"`, `"float64"` or `"auto"` (see `fit`), or `None`, the
             default, for the `precision` of the fit. `["float32", "float64"]`
             begins in float32, and then continues in float64.
-        loss_weights: The `loss_weights` of a stage, as `compile` takes them
-            and, in `kormos.least_squares`, as that does; or `None`, the
-            default, for those of `compile` or `least_squares`. A list has one
-            entry per stage, which may be a list itself. The model has its own
-            `loss_weights` again when the fit ends. `loss` in the History is
-            always the loss that the stage minimizes: compare it only between
-            stages with the same weights.
+        loss_weights: The `loss_weights` of a stage, in the form that `compile`
+            or `kormos.least_squares` takes; or `None`, the default, for those
+            of `compile` or `least_squares`. A list has one entry per stage,
+            which may be a list itself. The model has its own `loss_weights`
+            again when the fit ends. `loss` in the History is always the loss
+            that the stage minimizes: compare it only between stages with the
+            same weights.
         bounds: Bounds of the variables, for all stages. See `BatchOptimizer`.
         constraints: Constraints. See `BatchOptimizer`. Keras' optimizers accept
             none.

@@ -12,17 +12,17 @@ from kormos.solvers.constrained.curvature import LimitedCurvature
 from kormos.solvers.protocols import Curvature
 from kormos.solvers.quasi_newton.lbfgs_curvature import LimitedMemory
 
-# A default memory takes no more numbers than this, and no more pairs.
+# The default memory has at most this many numbers, and this many pairs.
 _MOST_NUMBERS = 10**8
 _MOST_PAIRS = 100
 _FEWEST_PAIRS = 10
 
-# From this many numbers on, pairs are distributed over devices by default. This
-# is our choice: a device has room for fewer (256 MB), and then need not wait
-# for the others in each iteration.
+# Pairs of at least this many numbers are distributed over devices by default.
+# Our choice: fewer (256 MB) fit on one device, which then does not wait for the
+# others in each iteration.
 _SPREAD_FROM = 2**25
 
-# With fewer pairs, a larger initial inverse Hessian may be worse.
+# With fewer pairs than this, a larger initial inverse Hessian may be worse.
 _ADAPTIVE_FROM = 20
 
 

@@ -20,7 +20,7 @@ Differs from them in:
    decrease over three iterations in a row;
 5. a run in float64 ends with undamped steps, as long as these contract, to
    gain digits that the loss no longer shows;
-6. a run whose steps take long begins with L-BFGS (`beginning.py`);
+6. a run with expensive steps begins with L-BFGS (`beginning.py`);
 7. within bounds, parameters that the gradient presses against one are held,
    and trial points are projected (Kanzow, Yamashita and Fukushima 2004).
 """
@@ -309,7 +309,7 @@ class LevenbergMarquardt(NativeOptimizer):
         state: SolverState | None,
         observer: Observer,
     ) -> Outcome:
-        """The outcome of conjugate gradients, with tolerances of their kind."""
+        """The outcome of conjugate gradients, with their own tolerances."""
         method = GaussNewton(
             gtol=self.gtol**0.5, ftol=self.ftol, xtol=self.xtol
         )

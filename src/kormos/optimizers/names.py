@@ -1,4 +1,4 @@
-"""Names of arguments: what an optimizer takes, and what `fit` does."""
+"""Names of arguments of optimizers and of `fit`."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def check_settings(
     """
     kind = type(optimizer)
     if not kind.__module__.startswith("kormos."):
-        return  # It may have settings of its own.
+        return  # The optimizer may have its own settings.
     others = [*_OVERRIDES, *names_of(kind)]
     unknown = [
         name

@@ -1,4 +1,4 @@
-"""What the methods that kormos implements itself have in common."""
+"""The base class of the methods that kormos implements itself."""
 
 import numbers
 from typing import Any
@@ -27,8 +27,8 @@ class NativeOptimizer(BatchOptimizer):
             time in a `fit` without `batch_size`.
         pretrain_fn: function of the model that is called before the fit starts.
         gtol: a relative tolerance, which each method defines.
-        ftol: as `gtol`.
-        xtol: as `gtol`.
+        ftol: likewise.
+        xtol: likewise.
         bounds: see `BatchOptimizer`.
         constraints: see `BatchOptimizer`; for a method that
             `takes_constraints`.

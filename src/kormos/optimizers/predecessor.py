@@ -1,4 +1,4 @@
-"""What users of kormos 0.1 wrote, and what they write now."""
+"""Arguments of kormos 0.1, and what replaces them."""
 
 from typing import Any
 
@@ -49,6 +49,6 @@ ATTRIBUTES = {
 
 
 def advice(names: Any, table: dict[str, str]) -> str:
-    """A sentence for each name that says what to write instead, or nothing."""
+    """Sentences that say what to write instead of these names, if known."""
     said = [f" Of {name!r}: {table[name]}" for name in names if name in table]
     return "".join(said)

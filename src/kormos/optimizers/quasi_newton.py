@@ -110,7 +110,7 @@ class QuasiNewton(NativeOptimizer):
         )
 
     takes_constraints = True
-    # Whether L1 regularized weights are minimized in two parts.
+    # Whether L1-regularized weights are split in two parts.
     takes_parts = True
 
     def method(self, size: int) -> Method:
@@ -189,7 +189,7 @@ class QuasiNewton(NativeOptimizer):
         return run(method, first, earlier)
 
     def _converted(self, state: SolverState, method: Method) -> SolverState:
-        """The state of another method as one of this, where that is known."""
+        """The state of another method, converted to this one if possible."""
         del method
         return state
 

@@ -13,7 +13,7 @@ from kormos.types import Array
 
 
 class StageProgress(NamedTuple):
-    """How far a chain of stages has got.
+    """The progress of a chain of stages.
 
     Attributes:
         number: the number of the stage, from 0.
@@ -52,13 +52,13 @@ def takes_no_state(state: SolverState, size: int) -> bool:
 
 
 class LossSettings(NamedTuple):
-    """In what a stage evaluates the loss otherwise than the function says.
+    """The settings of the loss that a stage may change.
 
     Attributes:
-        precision: `"float32"`, `"float64"`, `"auto"`, or `None` for that of
-            the function.
-        loss_weights: as `compile` or `least_squares` takes them, or `None` for
-            theirs.
+        precision: `"float32"`, `"float64"`, `"auto"`, or `None` for the fit's
+            precision.
+        loss_weights: in the form that `compile` or `least_squares` takes, or
+            `None` for theirs.
     """
 
     precision: str | None = None
@@ -68,12 +68,12 @@ class LossSettings(NamedTuple):
 def refuse_settings(
     function: str, stages: Sequence["Stage"], names: Sequence[str]
 ) -> None:
-    """Raises a `ValueError` if a stage sets what a function cannot.
+    """Raises a `ValueError` for settings that a function does not support.
 
     Args:
         function: the name of the function.
         stages: the stages.
-        names: the fields of `LossSettings` that it cannot set.
+        names: the fields of `LossSettings` that it does not support.
     """
     for stage in stages:
         for name in names:
@@ -104,15 +104,15 @@ class Stage(NamedTuple):
             model such as the averages of batch normalization.
         takes_state: function of `(state, size)` that tells whether the method
             can continue from the `SolverState` of the stage before.
-        takes_rest: whether it may also use the epochs that earlier stages have
-            left over.
+        takes_rest: whether it may also use epochs that earlier stages did not
+            use.
         patience: the number of epochs without an improvement after which the
             stage ends, or `None`.
         min_delta: the relative decrease of the loss that counts as an
             improvement.
         share: the part of `max_seconds` after which it ends, or `None`.
         name: the name of its optimizer.
-        loss: in what it evaluates the loss.
+        loss: the `LossSettings`.
     """
 
     epochs: int | None
