@@ -1,13 +1,13 @@
-"""What `optimizer="auto"` chooses, beside every method by name.
+"""What `optimizer="auto"` chooses, compared with every method by name.
 
 Each problem is solved from the same start by `"auto"` and by the methods that
-suit it, alternately in one process. The loss to reach is the hardest of the
-problem's: a part of the way from the start down to the lowest loss that any of
-the methods found (1e-8 for functions, 1e-3 to 1e-5 for models), or an absolute
-one for networks that can fit their data. Seconds are those of the processor, so
-that other work on the machine does not count, for whole calls after one that
-compiled, medians of several; those of `"auto"` contain its choice. A method
-that misses the loss counts as infinitely slow.
+suit it, in turn and in one process. The loss to reach is the hardest one of the
+problem. It is a part of the way from the start down to the lowest loss that any
+of the methods found (1e-8 for functions, 1e-3 to 1e-5 for models), or an
+absolute loss for networks that can fit their data. Seconds are processor time,
+so that other work on the machine does not matter. They are medians of several
+whole calls, after one that compiled; those of `"auto"` include its choice. A
+method that misses the loss counts as infinitely slow.
 """
 
 import one_thread  # noqa: F401
@@ -33,14 +33,15 @@ AUTO = "auto"
 # Each method is timed at most this often, and not again once its runs have
 # taken this many seconds.
 REPEATS, ENOUGH = 9, 1.0
-# Within this factor of the best method's seconds a choice counts as right.
+# A choice counts as right if it takes at most this many times the best method's
+# seconds.
 FACTOR = 1.5
-# A method that keeps a matrix takes part up to this many parameters.
+# Methods that keep a matrix only take part up to this many parameters.
 MOST_DENSE = {"ssbroyden": 6_000, "dense-bfgs": 2_000, "lm": 6_000}
 
 
 class Outcome(NamedTuple):
-    """What methods took for a case.
+    """The seconds of all methods for a case.
 
     Attributes:
         case: the `Case`.
@@ -60,7 +61,7 @@ class Outcome(NamedTuple):
 
     @property
     def factor(self) -> float:
-        """The seconds of `"auto"`, of those of the best method."""
+        """The seconds of `"auto"`, divided by those of the best method."""
         return self.seconds[AUTO] / self.seconds[self.best]
 
     def row(self):
@@ -70,7 +71,7 @@ class Outcome(NamedTuple):
 
 
 def solved(case):
-    """The `Outcome` of a case, or `None` if no method gets anywhere."""
+    """The `Outcome` of a case, or `None` if no method reaches the loss."""
     methods = [
         m
         for m in (AUTO, *case.methods)

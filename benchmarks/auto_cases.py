@@ -8,7 +8,7 @@ both of their starts.
 `fit`: the models of `problems.py`; sin(10 x) / (10 x) by a network 1-20-1 on
 2,000 rows; a likelihood of counts by 20 weights, on 5,000 rows; and regressions
 and classifications of the tables of scikit-learn, by linear models and by
-networks, with a penalty of 1e-4 on their kernels, so that there is a minimum.
+networks. A penalty of 1e-4 on their kernels makes sure that there is a minimum.
 """
 
 import functools
@@ -38,12 +38,13 @@ class Case(NamedTuple):
 
     Attributes:
         group: the function of kormos that solves it.
-        name: what the table calls it.
-        methods: the methods beside `"auto"`.
+        name: its name in the table.
+        methods: the methods besides `"auto"`.
         size: the number of parameters.
         begin: sets the variables to the start.
-        run: function `(method, target, most)`: solves it until the loss or so
-            many evaluations, and returns the `Result`.
+        run: function `(method, target, most)` that solves it until a target
+            loss or a number of evaluations is reached, and returns the
+            `Result`.
         part: the part of the way that is left at the loss to reach.
         target: the loss to reach, if it is absolute.
         most: the evaluations after which a run ends.

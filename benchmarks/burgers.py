@@ -17,9 +17,9 @@ CANDIDATES = 50_000
 
 
 class Method(NamedTuple):
-    """A method; after how many iterations points are drawn anew; how many.
+    """A method, the iterations between two draws of points, and their number.
 
-    `every` is zero for points that are not.
+    `every` is zero if the points stay the same.
     """
 
     optimizer: str
@@ -32,7 +32,7 @@ def sampler(count, rng):
 
 
 def exact(nu, t, x):
-    """Cole and Hopf's solution on a grid, by Gauss and Hermite's rule."""
+    """The solution of Cole and Hopf on a grid, by Gauss-Hermite quadrature."""
     z, weights = np.polynomial.hermite.hermgauss(200)
     spread = np.sqrt(4 * nu * t)[:, None, None]
     y = np.pi * (x[:, None] - spread * z)
@@ -42,9 +42,9 @@ def exact(nu, t, x):
 
 
 class Burgers:
-    """The equation, its network and what a run of it finds."""
+    """The equation and its network, and runs of a method."""
 
-    # Of the network.
+    # The inputs of the network.
     inputs = 3
 
     def __init__(self, dtype, nu=VISCOSITY, widths=(20, 20, 20)):
@@ -92,7 +92,7 @@ class Burgers:
         return np.linalg.norm(difference) / np.linalg.norm(self._exact)
 
     def misfits(self, points):
-        """What is to be zero on the points that `data` gives."""
+        """The residuals on the points that `data` gives."""
         return self.residuals(points)
 
     def data(self, count):
@@ -152,7 +152,7 @@ class Trace(NamedTuple):
 
 
 class Adam:
-    """Adam by optax, on points that are drawn anew each 250 steps."""
+    """Adam by optax, on points that are drawn again every 250 steps."""
 
     def __init__(self, problem, points):
         import jax
@@ -221,6 +221,6 @@ def fresh(problem, seed):
 
 
 def start(problem, points, seed, steps):
-    """Where Adam leads from a random start, and how long it takes."""
+    """The weights that Adam reaches from a random start, and its seconds."""
     weights = fresh(problem, seed)
     return Adam(problem, points).run(weights, steps, keep=steps)

@@ -1,8 +1,8 @@
-"""What the claim campaign fits besides CUTEst: test functions and networks.
+"""The problems of the claim campaign besides CUTEst: functions and networks.
 
-A case has a `name`, a `start`, the `best` value known or NaN, and `limits` of
-its own; `fit` runs kormos from any point, and `value` and `rounding` tell of
-the loss there without kormos.
+A case has a `name`, a `start`, the `best` known value or NaN, and its own
+`limits`. `fit` runs kormos from any point. `value` and `rounding` return the
+loss at a point and its rounding without kormos.
 """
 
 import keras
@@ -21,10 +21,10 @@ INPUT_SCALES = [10.0**k for k in (-6, -3, 3, 6)]
 class FunctionCase:
     """Residuals of a vector, in `keras.ops`: their sum of squares is the loss.
 
-    `lm` is given the residuals, and other methods the loss.
+    `lm` gets the residuals, and other methods the loss.
 
     Args:
-        name: what tables call it.
+        name: its name in tables.
         residuals: function of a tensor.
         start: the start.
         best: the least value known.
@@ -72,7 +72,7 @@ class FunctionCase:
 
 
 def mgh_cases():
-    # Any of the published minima will do.
+    # Any of the published minima counts as solved.
     return [
         FunctionCase(p.name, p.residuals, p.x0, max(p.minima))
         for p in mgh.problems()

@@ -1,11 +1,11 @@
-"""What the claim campaign found of a run, and its tables."""
+"""The findings of the claim campaign about a run, and their tables."""
 
 import dataclasses
 import math
 import statistics
 from typing import NamedTuple
 
-# What is small for problems in units near one: a minimum of zero is reached.
+# A loss below this counts as a minimum of zero, for problems in units near one.
 ZERO = 1e-11
 
 COLUMNS = [
@@ -42,7 +42,7 @@ SUMMARY = [
 
 
 class Second(NamedTuple):
-    """How a fresh run from an end ended."""
+    """The end of a fresh run that began at an end."""
 
     status: str
     success: bool
@@ -51,16 +51,16 @@ class Second(NamedTuple):
 
 @dataclasses.dataclass
 class Fit:
-    """One run, and what trials of its end found.
+    """One run, and the findings of trials of its end.
 
     Attributes:
         case: the problem's name.
         has_best: whether its best value is known.
         solved: the evaluations until it was near that, or infinity.
-        same, other: what fresh runs lowered the loss by, or NaN.
+        same, other: the decrease of the loss in fresh runs, or NaN.
         by_lm: likewise, by `lm`.
-        allowed: what they may.
-        second: how the fresh run of the same method ended, or `None`.
+        allowed: the decrease that is allowed.
+        second: the end of the fresh run of the same method, or `None`.
     """
 
     case: str
@@ -159,7 +159,7 @@ def best_of(found):
 
 
 def names(method, fits):
-    """By name: what was not solved, and which claims are false."""
+    """The names of problems that were not solved, or have a false claim."""
     unsolved = [f for f in fits if f.has_best and f.solved == math.inf]
     return [
         method,

@@ -1,31 +1,32 @@
 """Claims: does a success hold against a fresh run, and is the problem solved?
 
-Every problem is minimized by every method, from its standard start, within
-10,000 evaluations and a minute, or `--seconds`. It is solved where the loss
-comes within 1e-6 of the way from the start to the best value known.
+Every method minimizes every problem from its standard start, within 10,000
+evaluations and a minute, or `--seconds`. A problem is solved if the loss comes
+within 1e-6 of the way from the start to the best known value.
 
-A success is a claim, and it is tried: a fresh run of the same method and one of
-`dense-bfgs` begin at its end, with 2,000 evaluations each. A claim is false
-where one of them lowers the loss by more than 1e-6 of itself, by more than its
-rounding there, which is measured at points a few units in the last place away,
-and by more than 2^-104 of the loss at the start, which is zero to a sum of
-squares. It is far where the gain is also more than 1e-11, and than 1e-11 of the
-loss at the start: not just a minimum of zero that is reached to ten digits. How
-the fresh run of the same method ends is the second fit. Where there are
-residuals, `lm` tries too: what it gains is told, but is no proof, for it leaves
-plains, at which a method that sees the loss alone has nothing to go by.
+A success is a claim, which is tested: a fresh run of the same method and one of
+`dense-bfgs` start at its end, with 2,000 evaluations each. A claim is false if
+one of them lowers the loss by more than each of three limits: 1e-6 of the loss;
+its rounding there, which is measured at points a few units in the last place
+away; and 2^-104 of the loss at the start, which is zero for a sum of squares. A
+claim is far if the gain is also more than 1e-11, and more than 1e-11 of the
+loss at the start: then more is wrong than a minimum of zero that is only
+reached to ten digits. The second fit is the fresh run of the same method; the
+table says how it ends. If there are residuals, `lm` tries too. Its gain is
+reported, but proves nothing: it can leave plateaus on which a method that only
+sees the loss cannot find a direction.
 
-`--part` says what is minimized: `cutest`, unconstrained problems of CUTEst, on
-PyTorch (`lm`, and all methods on JAX if need be, with `KERAS_BACKEND=jax`);
-`bounded`, problems of CUTEst with bounds, in 5,000 evaluations;
-`mgh`, the functions of Moré, Garbow and Hillstrom; `nist`, the nonlinear
-regressions of the NIST StRD from both starts; `networks`, small ones in many
-units; `float32`, fits that are right and fits that are cut short.
+`--part` chooses the problems. `cutest`: unconstrained problems of CUTEst, on
+PyTorch (`lm`, and all methods if desired, on JAX with `KERAS_BACKEND=jax`).
+`bounded`: problems of CUTEst with bounds, in 5,000 evaluations. `mgh`: the
+functions of Moré, Garbow and Hillstrom. `nist`: the nonlinear regressions of
+the NIST StRD from both starts. `networks`: small networks in many units.
+`float32`: fits that converge, and fits that are stopped early.
 """
 
 import os
 
-# Where kormos compiles nothing, so that a problem costs its evaluations alone.
+# On PyTorch kormos compiles nothing, so a problem only costs its evaluations.
 os.environ.setdefault("KERAS_BACKEND", "torch")
 
 import one_thread  # noqa: F401
@@ -51,7 +52,8 @@ import trials
 PARTS = ("cutest", "bounded", "mgh", "nist", "networks", "float32")
 OURS = ("lbfgs", "ssbroyden", "dense-bfgs", "ssbfgs")
 
-# How near the best value is near enough, as a part of the way from the start.
+# A problem is solved at this distance from the best value, as a part of the way
+# from the start.
 NEAR = 1e-6
 RUN = {"max_iterations": 10**6, "max_evals": 10_000}
 TRIAL = {"max_iterations": 10**6, "max_evals": 2_000, "max_seconds": 60}
@@ -68,7 +70,7 @@ def run(case, method, seconds):
         limits = RUN | {"max_seconds": seconds} | case.limits
         result, end = case.fit(method, case.start, losses, **limits)
     except Exception as error:
-        # That of one method on one problem is a finding, like a status.
+        # An error of one method on one problem is a finding, like a status.
         fit.message = first_line(error)
         return fit
     fit.seconds = time.perf_counter() - begin
@@ -89,7 +91,7 @@ def evaluations_to_solve(case, result, losses):
     goal = case.best + NEAR * (first - case.best)
     counts = range(1, len(losses) + 1)
     if not losses:
-        # Of accepted iterates alone.
+        # Only the losses of accepted iterates are known.
         losses = [first, *result.history.get("loss", [])]
         counts = [1, *result.history.get("fg_evals", [])]
     reached = np.flatnonzero(np.array(losses) <= goal)
@@ -109,7 +111,7 @@ def attempt(case, method, fit, end):
 
 
 def run_from(case, method, end, fit):
-    """A fresh run from an end: a `Second`, and what it gained."""
+    """Makes a fresh run from an end: a `Second`, and its gain."""
     try:
         result, after = case.fit(method, end, **TRIAL | case.limits)
     except Exception as error:

@@ -2,10 +2,11 @@
 
 Each method minimizes each problem of `data/cutest_constrained.tsv` by
 `kormos.minimize`, on JAX in float64, from the collection's start. A problem is
-solved where the end is feasible to 1e-8 and its loss is within 1e-6 of the best
-known. Minima are local: where two methods end feasible at other losses, both
-may be right. Evaluations are those of the loss with its gradient, trials of the
-end included; SciPy's own without these are in the last column.
+solved if the end is feasible to 1e-8 and its loss is within 1e-6 of the best
+known. Minima are local: if two methods end at feasible points with different
+losses, both may be right. Evaluations are those of the loss with its gradient,
+including the trials at the end. The last column has SciPy's own, without
+trials.
 """
 
 import csv
@@ -169,8 +170,7 @@ def main():
         "Evaluations",
         columns,
         rows,
-        "(no): the end is another, of which the method claims success; (–): it "
-        "claims none.",
+        "(no): the method claims success at another end; (–): it claims none.",
     )
     summary = []
     for method in (*METHODS, "plain"):

@@ -1,21 +1,21 @@
-"""Coverage: how often 95 % intervals hold the truth.
+"""Coverage: how often 95 % intervals contain the truth.
 
-Data are drawn anew from a known truth, each time by another seed, fitted by
-`"lm"` from the truth, and summarized, 200 points with normal noise each. The
-tables count the intervals of parameters, and of the curve at 20 points. `peak`
-has five parameters, a peak of Gauss' form on a line. `decays` has five too, two
-decays on a floor that are hard to tell apart: there the likelihood is far from
-a parabola, and intervals by standard errors hold the truth too often or too
-rarely. `network` is 1-4-1 with tanh. Its weights can be permuted and their
-signs changed, and mean nothing one by one: only predictions are counted. In
-`noisy-network` the noise is ten times as large. There, in a seventh of the
-data sets, two units with opposite slopes fit the noise best with ever larger
+Each data set has 200 points with normal noise, drawn with another seed from a
+known truth. It is fitted by `"lm"` from the truth, and summarized. The tables
+count the intervals of parameters, and those of the curve at 20 points. `peak`
+has five parameters: a Gaussian peak on a line. `decays` has five, too: two
+decays on an offset that are hard to distinguish. There the likelihood is far
+from a parabola, and intervals by standard errors contain the truth too often or
+too rarely. `network` is 1-4-1 with tanh. Its weights can be permuted and their
+signs changed, so single weights mean nothing, and only predictions are counted.
+In `noisy-network` the noise is ten times as large. In a seventh of its data
+sets, two units with opposite slopes fit the noise best with ever larger
 weights: the loss has no minimum, and the interval of such a fit means little.
 
     KERAS_BACKEND=torch python benchmarks/coverage.py
 
 By chance alone, 500 data sets show 93.1 to 96.9 % of a true 95 %, nineteen
-times of twenty.
+times out of twenty.
 """
 
 import one_thread  # noqa: F401
@@ -73,8 +73,9 @@ class Network:
     name = "network 1-4-1"
     noise = 0.005
     counts_parameters = False
-    # Along nearly flat directions a fit takes thousands, which move predictions
-    # by next to nothing; a note counts where it is not so.
+    # Along nearly flat directions a fit takes thousands of iterations, which
+    # hardly change predictions. Fits where they do have a note, which is
+    # counted.
     most_iterations = 200
 
     def __init__(self):
@@ -87,7 +88,7 @@ class Network:
             ]
         )
         slopes = np.array([[4.0, -6.0, 9.0, 7.0]])
-        # Each unit bends at a place of its own.
+        # Each unit bends at a different place.
         bends = -slopes[0] * np.array([0.15, 0.4, 0.65, 0.9])
         out = 1 + rng.uniform(size=(4, 1))
         self._truth = [slopes, bends, out, np.zeros(1)]
@@ -103,7 +104,7 @@ class Network:
 
 
 class NoisyNetwork(Network):
-    """The network, with so much noise that many fits have no optimum."""
+    """The network, with noise so large that many fits have no optimum."""
 
     name = "network 1-4-1, ten times the noise"
     noise = 0.05

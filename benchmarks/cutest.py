@@ -1,13 +1,13 @@
-"""CUTEst problems without constraints, or with bounds, by sif2jax.
+"""CUTEst problems without constraints, or with bounds, from sif2jax.
 
-On JAX kormos differentiates and compiles them itself. On PyTorch, where it runs
-eagerly, JAX evaluates a problem, compiled once for all methods, and PyTorch's
-automatic differentiation is told its gradients and Hessian products. `lm` wants
-derivatives of residuals, which it has on JAX alone: of the problems that
-sif2jax has as nonlinear equations, too.
+On JAX, kormos differentiates and compiles the problems itself. On PyTorch,
+where it runs eagerly, JAX evaluates a problem, compiled once for all methods,
+and passes the gradients and Hessian products on to PyTorch's automatic
+differentiation. `lm` needs derivatives of residuals. It has them only on JAX,
+for the problems that sif2jax also has as nonlinear equations.
 """
 
-import torch  # Before JAX: imported after it, torch may crash.
+import torch  # After JAX, it may crash.
 
 # isort: split
 import csv

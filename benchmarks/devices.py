@@ -1,16 +1,17 @@
 """Two devices in one process, against one: seconds of an evaluation.
 
-The loss of a network 2-64x4-1 and its gradient in float32, as `fit` evaluates
-them, at 1,000,000 rows. Each number of devices has a process of its own, in
-which XLA simulates them on the CPU, a thread each: it needs as many free cores.
-Seconds are medians.
+An evaluation is that of `fit`: the loss of a network 2-64x4-1 and its gradient
+in float32, on 1,000,000 rows. Each number of devices has its own process, in
+which XLA simulates the devices on the CPU, with one thread each. It needs the
+same number of free cores. Seconds are medians.
 
-The exchange is the sum over the devices of a vector as long as the gradient and
-one, measured alone, as many times as an evaluation makes it: for all chunks of
-one size together, and for a last one of another size.
+The exchange is the sum over the devices of a vector with one entry more than
+the gradient. It is measured separately, as many times as an evaluation makes
+it: once for all chunks of one size together, and once for a last chunk of
+another size.
 
-On TensorFlow the devices are those of a `MirroredStrategy`. They add up once in
-an evaluation, which is not measured alone.
+On TensorFlow the devices are those of a `MirroredStrategy`. They exchange once
+in an evaluation, and the exchange is not measured separately.
 
     python benchmarks/devices.py
     KERAS_BACKEND=tensorflow python benchmarks/devices.py
@@ -42,7 +43,7 @@ COLLECTIVES = (
 
 
 def simulate(count):
-    """What a process does first: it has so many devices, a thread each."""
+    """Sets up a process with a number of devices, with one thread each."""
     if ON_TENSORFLOW:
         import tensorflow as tf
 
@@ -53,7 +54,7 @@ def simulate(count):
             [tf.config.LogicalDeviceConfiguration()] * count,
         )
         return
-    # XLA reads no flag behind the one without dashes.
+    # XLA ignores flags after the one without dashes.
     os.environ["XLA_FLAGS"] = (
         f"--xla_force_host_platform_device_count={count} {one_thread.FLAGS}"
     )
@@ -92,7 +93,7 @@ def network():
 
 
 def strategy_of(count):
-    """The scope in which a model is made, for so many devices."""
+    """The scope in which a model is made, for a number of devices."""
     import keras
 
     if ON_TENSORFLOW and count > 1:
@@ -107,7 +108,7 @@ def strategy_of(count):
 
 
 def collectives(objective, theta):
-    """How often each exchange stands in the compiled evaluation."""
+    """How often each exchange occurs in the compiled evaluation."""
     from kormos import backend
 
     if ON_TENSORFLOW:
@@ -144,7 +145,7 @@ def exchange(size, count):
 
 
 def measure(count, rows):
-    """Seconds of an evaluation on so many devices, and of its exchange."""
+    """The seconds of an evaluation on `count` devices, and of its exchange."""
     import kormos
 
     rng = np.random.default_rng(0)

@@ -1,8 +1,9 @@
 """MacKay's evidence against plain Levenberg-Marquardt on a noisy sine.
 
-The case is the textbook one of MATLAB's `trainbr`: 41 points of a sine of one
-period with noise of standard deviation 0.1, and a network 1-n-1 of tanh units.
-Each seed draws the noise and the weights, which both methods begin from.
+The case is the textbook example of MATLAB's `trainbr`: 41 points of one period
+of a sine with noise of standard deviation 0.1, and a network 1-n-1 of tanh
+units. Each seed draws the noise and the initial weights, which both methods
+share.
 """
 
 import os
@@ -11,7 +12,7 @@ import numpy as np
 import recording
 
 WIDTHS = 10, 20, 40
-# The errors are those at so many points between the first and the last one.
+# Errors are taken at this many points between the first and the last one.
 _POINTS = 401
 _NOISE = 0.1
 
@@ -28,13 +29,13 @@ def fitted(width, seed, epochs, **options):
 
     Args:
         width: the number of hidden units.
-        seed: of the noise and of the weights.
+        seed: the seed of the noise and of the weights.
         epochs: the most epochs.
-        **options: those of `LevenbergMarquardt`.
+        **options: options of `LevenbergMarquardt`.
 
     Returns:
-        The root mean square of the errors beside the sine without noise, and
-        the History.
+        The root mean square of the errors with respect to the noiseless sine,
+        and the History.
     """
     import keras
 

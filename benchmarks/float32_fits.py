@@ -1,11 +1,11 @@
-"""Fits in float32: right ones are successes, and those cut short are not.
+"""Fits in float32: converged ones are successes, and stopped ones are not.
 
 Thirty well-posed fits by each of kormos' own methods: linear and logistic
-regressions, and small networks with a penalty. Where one ends, NumPy evaluates
-the loss in float64, and SciPy minimizes it from there in float64. The fit is
-right where its loss is above that minimum by no more than 1e-6 of it, or by no
-more than the float32 rounding of the loss there. Ten others are stopped after
-two iterations.
+regressions, and small networks with a penalty. At the end of each, NumPy
+evaluates the loss in float64, and SciPy minimizes it from there in float64. The
+fit is right if its loss exceeds that minimum by no more than 1e-6 of it, or by
+no more than the float32 rounding of the loss there. Ten other fits are stopped
+after two iterations.
 """
 
 import numpy as np
@@ -59,7 +59,7 @@ def minimum(case, theta):
 
 
 def excess(case, theta):
-    """How far a loss is above its minimum, and how far it may be."""
+    """How far a loss is above its minimum, and the limit for that."""
     least = minimum(case, theta)
     allowed = max(trials.GAIN * abs(least), case.rounding(theta))
     return case.value(theta) - least, allowed

@@ -60,7 +60,7 @@ VARIANTS = {
     "lm, acceleration=False": {"acceleration": False},
     'lm, preset="matlab"': {"preset": "matlab"},
 }
-# An iteration of them takes too long for more than the first mark.
+# Their iterations take too long to go beyond the first mark.
 SLOW = {"jaxopt LM", "SciPy lm", "tf-levenberg-marquardt"}
 
 
@@ -97,7 +97,7 @@ def applied(model, theta):
 
 
 def least_squares_run(model, residuals, data, marks, options, **settings):
-    """A `peers.Run` of ours."""
+    """A `peers.Run` of kormos."""
     points = {}
 
     def note(iteration, logs):
@@ -142,7 +142,7 @@ class Comparison:
         rows = []
         for name, runs in self._runs.items():
             row = np.median(runs, axis=0)
-            # Later runs find what the first one compiled.
+            # Later runs use the code that the first one compiled.
             row[-1] = max(run[-1] for run in runs)
             row = np.insert(row, -1, recording.spread([r[-2] for r in runs]))
             rows.append([name, *map(float, row)])
@@ -211,7 +211,7 @@ def compare_sinc(record, args, x, y, marks):
         return point if np.ndim(point) == 0 else mean_square(residuals(point))
 
     is_float64 = x.dtype == "float64"
-    # A Jacobian of so many rows takes trf's decomposition too long.
+    # With this many rows, trf's decomposition of the Jacobian takes too long.
     names = "optimistix LM", "jaxopt LM", "SciPy lm"
     solvers = prepared(names if is_float64 else (), residuals, marks)
     comparison = Comparison(marks, {"loss": loss})
@@ -235,7 +235,7 @@ def compare_sinc(record, args, x, y, marks):
 
 
 def prepared(names, residuals, marks):
-    """The peers of these names that are there, as functions of a start."""
+    """The installed peers of these names, as functions of a start."""
     return {
         name: prepare(residuals, marks_of(name, marks))
         for name, prepare in peers.available(names).items()
@@ -387,7 +387,7 @@ def digits(record, args):
 
 def memory(record, args):
     rows = 10_000 if args.quick else 1_000_000
-    # The peak of a process is the highest of all that it ran.
+    # The peak of a process is that of everything that it ran.
     found = subprocess.run(
         [sys.executable, __file__, "--peak", str(rows)],
         stdout=subprocess.PIPE,

@@ -1,9 +1,10 @@
 """Levenberg-Marquardt of other libraries, as `least_squares.py` runs it.
 
 Each runs without tolerances from a flat vector in float64. An iteration is a
-step, taken or rejected, of optimistix and jaxopt; a Jacobian of SciPy; and a
-training step, of up to ten attempts, of tf-levenberg-marquardt and
-torch-levenberg-marquardt, which have all rows in one batch.
+step of optimistix and jaxopt, whether accepted or rejected; a Jacobian of
+SciPy; and a training step of tf-levenberg-marquardt and
+torch-levenberg-marquardt, which makes up to ten attempts with all rows in one
+batch.
 """
 
 import importlib.util
@@ -21,18 +22,18 @@ import numpy as np
 import scipy.optimize
 
 IS_JAX = keras.backend.backend() == "jax"
-# MINPACK refuses zero for all three.
+# MINPACK does not accept zero for all three.
 TOLERANCES = dict.fromkeys(("ftol", "xtol", "gtol"), 1e-15)
 
 
 class Run(NamedTuple):
-    """What a run found.
+    """The findings of a run.
 
     Attributes:
-        points: what there is after each number of iterations asked for: a
-            flat vector, or the loss of a peer that fits a model of its own.
-        seconds: of an iteration, without compiling.
-        compiling: seconds besides, until the first iteration ended.
+        points: the result after each requested number of iterations: a flat
+            vector, or the loss if a peer fits its own model.
+        seconds: the seconds of an iteration, without compiling.
+        compiling: the additional seconds until the end of the first iteration.
     """
 
     points: list
@@ -41,13 +42,13 @@ class Run(NamedTuple):
 
 
 def run_of(points, times):
-    """A `Run` of the seconds at the end of each iteration."""
+    """A `Run`, from the seconds at the end of each iteration."""
     each = (times[-1] - times[0]) / max(len(times) - 1, 1)
     return Run(points, each, max(times[0] - each, 0.0))
 
 
 def optimistix_solver(residuals, tolerance, steps):
-    """Function of a start, to compile: the solution and the steps."""
+    """A function of a start, to be compiled: the solution and the steps."""
     import optimistix
 
     solver = optimistix.LevenbergMarquardt(tolerance, tolerance)
@@ -122,7 +123,8 @@ def scipy_(method):
         fn, jac = jax.jit(residuals), jax.jit(jax.jacfwd(residuals))
 
         def run(theta):
-            # SciPy evaluates the Jacobian at the start and wherever it went.
+            # SciPy evaluates the Jacobian at the start and at each accepted
+            # point.
             seen, times = [], []
             begin = time.perf_counter()
 
@@ -156,7 +158,7 @@ def scipy_(method):
 
 
 SOLVERS = {
-    # name: function, module that it needs
+    # The function of each name, and the module that it needs.
     "optimistix LM": (optimistix_, "optimistix"),
     "jaxopt LM": (jaxopt_, "jaxopt"),
     "SciPy lm": (scipy_("lm"), "scipy"),
@@ -164,7 +166,7 @@ SOLVERS = {
 
 
 def available(names):
-    """Dict from those of the names that are there to functions.
+    """A dict from the available ones of these names to functions.
 
     Returns:
         Functions `(residuals, marks)` that return another one, which takes a
@@ -199,7 +201,7 @@ def nist_scipy(residuals, **options):
                 **options,
                 **TOLERANCES,
             ).x
-        except ValueError:  # Residuals are not finite somewhere.
+        except ValueError:  # Some residuals are not finite.
             return np.full(len(start), np.nan)
 
     return solve
@@ -246,7 +248,7 @@ def bound(options):
     return lambda residuals: nist_scipy(residuals, **options)
 
 
-# Peers that fit a model of their own: a tanh network of two layers.
+# Peers that fit their own model: a tanh network of two layers.
 
 
 def torch_network(weights, x, y, marks):
@@ -305,7 +307,7 @@ def serve(path, *marks):
     model.set_weights(weights)
     wrapper = ModelWrapper(model)
     wrapper.compile(optimizer=keras.optimizers.SGD(learning_rate=1.0))
-    # Or a rejected first step would leave weights of zero.
+    # Otherwise a rejected first step would leave weights of zero.
     wrapper.trainer.backup_variables()
     x, y = tf.constant(x), tf.constant(y)
     step = wrapper.trainer.train_step

@@ -1,18 +1,16 @@
 """Newton's method where L-BFGS has become slow.
 
-`"lbfgs"`, `"newton"` and `"gauss-newton"` go on from where 1,000 iterations of
-`"lbfgs"` lead, for the same seconds of the processor, so that other work on the
-machine does not count: one thread, float64. They count from the first iterate,
-without compiling. `"lbfgs"` keeps its memory.
+`"lbfgs"`, `"newton"` and `"gauss-newton"` continue from the point that 1,000
+iterations of `"lbfgs"` reach. All have one thread, float64, and the same
+processor time, so that other work on the machine does not matter. The time
+begins at the first iterate, without compiling. `"lbfgs"` keeps its memory.
 
 `surface`: the gallery's, network 2-64-64-1, mean squared error on 121 points.
-
 `digits`: every fourth of scikit-learn's, network 64-64-10, mean squared error
 of ones and zeros, which it can fit. (With a cross-entropy, `"lbfgs"` converges
 in 42 iterations.)
-
-`burgers`: `pinns.py`'s equation, a network of three layers of 20, on 2,000
-points that are not drawn anew.
+`burgers`: the equation of `pinns.py`, a network of three layers of 20, on 2,000
+points that stay the same.
 """
 
 import one_thread  # noqa: F401
@@ -27,19 +25,20 @@ from burgers import Burgers
 
 import kormos
 
-# L-BFGS is looked at each so many iterations, which run in one call.
+# The clock is checked after this many iterations of L-BFGS, which run in one
+# call.
 STRIDE = 10
 METHODS = ("lbfgs", "newton", "gauss-newton")
 TITLES = ["problem", "method", "seconds", "iterations", "loss", "of lbfgs'"]
 
 
 class Watch(keras.callbacks.Callback):
-    """Ends a run after so many seconds from a mark, which it remembers.
+    """Ends a run a number of seconds after a mark, which it remembers.
 
     Args:
-        variables: those that are fitted.
+        variables: the variables that are fitted.
         seconds: the seconds of the processor after the mark.
-        mark: the number of iterations at which the seconds begin.
+        mark: the number of iterations after which the seconds begin.
         stride: iterations of an epoch.
     """
 
@@ -154,7 +153,7 @@ def burgers():
     return OfResiduals(Burgers("float64"), 2_000)
 
 
-# Seconds for each.
+# The seconds for each problem.
 PROBLEMS = {surface: 20, digits: 20, burgers: 60}
 
 

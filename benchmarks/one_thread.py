@@ -1,6 +1,6 @@
-"""One thread for every library, JAX by default, and its compiling counts.
+"""Import this first: one thread for every library, and JAX by default.
 
-To be imported first.
+It also turns off JAX's compilation cache, so that compiling counts.
 """
 
 import os

@@ -1,11 +1,12 @@
 """What `fit` adds to the bare compiled value and gradient.
 
-For two networks: milliseconds of a bare compiled call of the loss and its
-gradient (with XLA on TensorFlow), and of an evaluation of
-`fit(..., verbose=0)`, History included, by SciPy's L-BFGS-B and by `"lbfgs"`
-with 1 and with 50 iterations to an epoch. All run alternately in one process on
-one thread; the table gives medians over the rounds, by what part of the median
-they differ, and the loss reached.
+For two networks, the table has the milliseconds of a bare compiled call of the
+loss and its gradient (with XLA on TensorFlow). It also has those of an
+evaluation in `fit(..., verbose=0)`, including the History, by SciPy's L-BFGS-B,
+and by `"lbfgs"` with epochs of 1 and of 50 iterations. All run in turn in one
+process on one thread. Figures are medians over the rounds; the spread is the
+part of the median by which they differ. The last column is the loss that was
+reached.
 """
 
 import one_thread  # noqa: F401
@@ -40,7 +41,7 @@ def data(rows):
 
 
 def bare_call(model, x, y):
-    """The compiled loss and gradient that one would write by hand."""
+    """The compiled loss and gradient, as one would write them by hand."""
     variables = model.trainable_variables
     x, y = keras.ops.convert_to_tensor(x), keras.ops.convert_to_tensor(y)
 
@@ -55,7 +56,7 @@ def bare_call(model, x, y):
 
 
 def solvers():
-    """Names of rows, with the optimizer and the iterations to an epoch."""
+    """Names of rows, with the optimizer and the iterations of an epoch."""
     # Tolerances of zero: every fit makes all of its evaluations.
     scipy = kormos.optimizers.ScipyBatchOptimizer(
         options={"ftol": 0.0, "gtol": 0.0}

@@ -1,9 +1,10 @@
 """Quasi-Newton methods of other libraries, as `quasi_newton.py` runs them.
 
-Each is a function `(evaluate, memory)` that returns `run(theta, most, target)`:
-from a start of float64 until the loss is at most the target, or for so many
-evaluations (iterations, of those that run as one compiled loop). Tolerances are
-off. What a library can compile as a whole is compiled as a whole.
+Each is a function `(evaluate, memory)` that returns `run(theta, most, target)`.
+A run starts from a float64 vector and ends when the loss is at most the target,
+or after a number of evaluations (or of iterations, for methods that run as one
+compiled loop). Tolerances are off. A method is compiled as a whole if its
+library can do that.
 """
 
 import importlib.util
@@ -19,7 +20,7 @@ FOREVER = 10**9
 
 
 class Enough(Exception):
-    """The run has all that it may."""
+    """The run has reached its limit."""
 
 
 class Evaluate:
@@ -27,7 +28,8 @@ class Evaluate:
 
     Args:
         problem: the `Problem`.
-        note: called with the loss of every evaluation, or `None`.
+        note: function that is called with the loss of every evaluation, or
+            `None`.
     """
 
     def __init__(self, problem, note=None):
@@ -95,7 +97,7 @@ def bfgs(evaluate, memory):
 
 
 def torch_lbfgs(evaluate, memory):
-    """With a Keras model's own parameters, as PyTorch's users train."""
+    """PyTorch's, on a Keras model's own parameters, as its users train."""
     import torch
 
     def make(parameters):
@@ -113,7 +115,7 @@ def torch_lbfgs(evaluate, memory):
 
 
 def torchmin_lbfgs(evaluate, memory):
-    """`pytorch-minimize`, on the model's own parameters too."""
+    """`pytorch-minimize`, on the model's own parameters, too."""
     import torchmin
 
     # Its tests of convergence are never true.
@@ -132,15 +134,15 @@ def _torch_loop(evaluate, make, is_differentiated):
 
     Args:
         evaluate: the `Evaluate`.
-        make: makes the optimizer of a list of parameters.
-        is_differentiated: whether the optimizer differentiates what the
-            closure returns.
+        make: function that makes the optimizer of a list of parameters.
+        is_differentiated: whether the optimizer differentiates the closure's
+            result.
     """
     problem = evaluate.problem
     parameters = [v.value for v in problem.variables]
 
     def run(theta, most, target):
-        del theta  # Where the parameters are.
+        del theta  # The present parameters.
         optimizer = make(parameters)
         left = most
 
@@ -230,7 +232,7 @@ def _optimistix(solver, evaluate):
     import equinox
     import jax
 
-    # Parts of its state are no arrays.
+    # Parts of its state are not arrays.
     static = None
 
     def fn(theta, args):
@@ -270,14 +272,14 @@ def tfp_lbfgs(evaluate, memory):
     import tensorflow as tf
     import tensorflow_probability as tfp
 
-    # What counts is no part of what XLA compiles.
+    # XLA cannot compile the callback that counts.
     xla = evaluate.problem.is_fast_in_xla and not evaluate.is_counted
 
     @tf.function(jit_compile=xla)
     def loop(theta, most, target):
         def value_and_grad(theta):
             loss, grad = tfp.math.value_and_gradient(evaluate.value, theta)
-            # It has no target: a gradient of zero ends it.
+            # It has no target, but a gradient of zero ends it.
             return loss, tf.where(loss <= target, tf.zeros_like(grad), grad)
 
         return tfp.optimizer.lbfgs_minimize(
@@ -304,10 +306,10 @@ class Peer(NamedTuple):
 
     Attributes:
         make: the function `(evaluate, memory)`.
-        module: what it needs.
-        backend: the backend that it takes part with, or `None` for all.
-        memories: numbers of pairs that are tried.
-        most_parameters: where its matrix is still sensible.
+        module: the module that it needs.
+        backend: the backend on which it takes part, or `None` for all.
+        memories: the numbers of pairs that are tried.
+        most_parameters: the most parameters for which its matrix is sensible.
     """
 
     make: Any
@@ -333,7 +335,7 @@ PEERS = {
 
 
 def available(parameters):
-    """Dict from a name to a function `(evaluate)`; and names left out."""
+    """A dict from a name to a function `(evaluate)`; and the missing names."""
     found, missing = {}, []
     for name, peer in PEERS.items():
         if peer.backend not in (None, keras.backend.backend()):

@@ -1,6 +1,6 @@
 """Small networks that kormos fits and NumPy evaluates, in any units.
 
-A `Perceptron` is a case of the claim campaign, as `claim_cases.py` says.
+A `Perceptron` is a case of the claim campaign: see `claim_cases.py`.
 """
 
 import keras
@@ -9,7 +9,7 @@ import numpy as np
 import kormos
 import trials
 
-# Fits go in epochs of so many iterations.
+# An epoch of a fit has this many iterations.
 _EPOCH = 100
 
 
@@ -17,10 +17,10 @@ class Perceptron:
     """A model with at most one hidden layer, tanh, and one output.
 
     Args:
-        name: what tables call it.
+        name: its name in tables.
         x, y: the data, `(rows, inputs)` and `(rows, 1)`.
         hidden: the number of hidden units, or 0 for none.
-        dtype: of the model and of its data.
+        dtype: the dtype of the model and of its data.
         is_logistic: whether the loss is the cross-entropy of a logit, for
             targets 0 and 1, rather than the squared error.
         penalty: the factor of the squares of the kernels in the loss.
@@ -31,7 +31,7 @@ class Perceptron:
 
     best = float("nan")
     has_residuals = True
-    # Networks that can fit their data exactly take long to do so.
+    # Networks that can fit their data exactly need many iterations.
     limits = {"max_evals": 1_000, "max_seconds": 30}
 
     def __init__(
@@ -77,7 +77,7 @@ class Perceptron:
         parts = self._parts(theta, dtype)
         hidden = np.tanh(x @ parts[0] + parts[1]) if self._hidden else x
         outputs = hidden @ parts[-2] + parts[-1]
-        # Sums and squares are not what float32 is to round, or to lose.
+        # Sums and squares must not be rounded to float32, or overflow in it.
         wide = outputs.astype("float64")
         if self._is_logistic:
             losses = np.logaddexp(0, wide) - y * wide
@@ -107,7 +107,7 @@ class Perceptron:
         return trials.rounding_at(value, theta, self.dtype)
 
     def fit(self, method, theta, losses=None, *, max_iterations, **limits):
-        del losses  # Its history tells of every iteration.
+        del losses  # Its history has every iteration.
         step = min(_EPOCH, max_iterations)
         with kormos.precision(self.dtype):
             model = self._model()

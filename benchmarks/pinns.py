@@ -36,7 +36,7 @@ from burgers import start
 
 import kormos
 
-# What Raissi et al. report for this equation.
+# The error that Raissi et al. report for this equation.
 RAISSI = 6.7e-4
 POINTS = 6_144
 METHODS = {
@@ -70,7 +70,7 @@ def head(mark):
 
 
 def summary(runs, mark):
-    """What `head` says, of runs from several starts."""
+    """The columns of `head`, from runs with several starts."""
 
     def median(value):
         return float(np.median([value(run) for run in runs]))
@@ -105,7 +105,7 @@ def curves(record, title, traces):
 
 
 def equal_seconds(record, dtype, seeds, quick):
-    """All methods in the seconds of LM."""
+    """All methods, with the seconds that LM takes."""
     problem = Burgers(dtype)
     iterations, steps, points = (5, 250, 512) if quick else (48, 2_500, POINTS)
     methods = dict(list(METHODS.items())[: 2 if quick else None])
@@ -210,7 +210,8 @@ def smoother(record, seeds):
             f"seconds to {goal:.0e}",
         ],
         rows,
-        f"{method.points:,} points, drawn anew each {method.every} iterations.",
+        f"{method.points:,} points, drawn again every {method.every} "
+        "iterations.",
     )
 
 

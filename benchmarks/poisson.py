@@ -3,14 +3,14 @@
 -lap u = f on the unit cube, by a network with tanh, on 3,000 points inside and
 500 on the boundary: 3-32-32-1 with u = prod sin(pi x), 1,217 parameters, and
 5-64-64-48-48-1 with u = sum cos(pi x), 10,065. All methods have the same start,
-points and residuals, float64, one thread, and the same seconds of the
-processor, so that other work on the machine does not count. Those of kormos
-count from their first iterate and contain what is compiled later; those of the
-peers count after compiling. The table has the seconds by the clock, too.
+points and residuals, float64, one thread, and the same processor time, so that
+other work on the machine does not matter. For kormos' methods the time begins
+at the first iterate, and includes what is compiled later. For the peers it
+begins after compiling. The table also has the seconds of wall time.
 
 The error is the relative 2-norm on 20,000 other points. Peers are randngd (A.
-Bioli et al., arXiv:2505.11638) and ssbroyden-optimistix, where installed. Each
-method runs in a process of its own with `--method`.
+Bioli et al., arXiv:2505.11638) and ssbroyden-optimistix, if installed. Each
+method runs in its own process, with `--method`.
 """
 
 import one_thread  # noqa: F401
@@ -142,7 +142,7 @@ def ours(problem, method, seconds):
 
 
 def peer(problem, method):
-    """A solver of a peer, as optimistix has them."""
+    """A solver of a peer, in the form of optimistix."""
     if method == "ssbroyden-optimistix":
         import ssbroyden_optimistix as peers
 

@@ -1,20 +1,21 @@
 """kormos and its predecessor, kormos 0.1.4, on the same networks.
 
-Networks 2-20-20-1 on 1,000 rows and 2-64-64-1 on 10,000, tanh, mean squared
-error of x1^2 + x2^2, in float32, from the same weights, by L-BFGS-B with ten
-pairs; of ours `"lbfgs"` too. Each library runs in a process of its own on one
-thread, fits in turn, and the table gives medians over the rounds after a fit of
-each to warm up, and by what part of the median those of a fit differ. The
-predecessor gets all rows in one batch.
+Both libraries fit networks 2-20-20-1 on 1,000 rows and 2-64-64-1 on 10,000,
+with tanh, to x1^2 + x2^2 with a mean squared error. The fits are in float32,
+from the same weights, by L-BFGS-B with ten pairs; this library also uses
+`"lbfgs"`. Each library runs in its own process on one thread, and they fit in
+turn. The table has medians over the rounds, after one fit of each to warm up.
+The spread is the part of the median by which fits differ. The predecessor gets
+all rows in one batch.
 
-Milliseconds of an evaluation are the seconds of a fit, without tolerances,
-divided by the evaluations of the loss and its gradient in it; those of a bare
-call are of the function that the optimizer calls, on its own. Seconds to a
-loss are from the call of `fit` on. A ratio is the predecessor's milliseconds of
-an evaluation in a fit over those of the row.
+Milliseconds of an evaluation are the time of a fit without tolerances, divided
+by its number of evaluations of the loss and gradient. Those of a bare call are
+for the function that the optimizer calls, without the optimizer. Seconds to a
+loss begin with the call of `fit`. A ratio is the predecessor's milliseconds of
+an evaluation in a fit, divided by those of the row.
 
-The predecessor needs Python 3.9 and TensorFlow 2.12: where a `python3.9` is
-found, an environment of its own is made for it, once, beside this file.
+The predecessor needs Python 3.9 and TensorFlow 2.12. If a `python3.9` is found,
+an environment for it is made once, next to this file.
 
     KERAS_BACKEND=jax python benchmarks/predecessor.py
 """
@@ -41,7 +42,7 @@ PACKAGES = ("kormos==0.1.4", "tensorflow>=2.9,<2.13", "numpy<2")
 PREDECESSOR = "kormos 0.1.4, L-BFGS-B"
 TARGET = 1e-4
 NETS = {
-    # name: widths, rows, evaluations in a fit
+    # Widths, rows and evaluations of a fit, by name.
     "2-20-20-1, 1,000 rows": ((2, 20, 20, 1), 1_000, 300),
     "2-64-64-1, 10,000 rows": ((2, 64, 64, 1), 10_000, 200),
 }
@@ -62,7 +63,7 @@ def problem(widths, rows):
     return {name: array.astype("float32") for name, array in arrays.items()}
 
 
-# Python 3.9 runs what follows too, up to `serve`.
+# Python 3.9, too, runs the code from here to `serve`.
 
 
 def add_layers(model, keras, weights):
@@ -84,7 +85,7 @@ def bare(call, theta, evaluations):
 
 
 def theirs(x, y, weights, evaluations):
-    """Function that fits once: a dict from a solver's name to findings."""
+    """A function that fits once, and returns findings by a solver's name."""
     from tensorflow import keras
 
     from kormos.models import BatchOptimizedSequentialModel
@@ -127,7 +128,7 @@ def theirs(x, y, weights, evaluations):
 
 
 def ours(x, y, weights, evaluations):
-    """The same of this library."""
+    """The same for this library."""
     import keras
 
     import kormos
@@ -180,7 +181,7 @@ def ours(x, y, weights, evaluations):
 
 
 def serve(side, path, evaluations):
-    """A child: fits once for every line that it reads, and says what it saw."""
+    """A child process: fits once for every line that it reads."""
     arrays = np.load(path)
     weights = [arrays[k] for k in sorted(arrays) if k.startswith("w")]
     prepare = {"theirs": theirs, "ours": ours}[side]
@@ -197,15 +198,15 @@ class Child:
     Args:
         python: the interpreter.
         side: `"theirs"` or `"ours"`.
-        arguments: those of `serve` besides.
+        arguments: the other arguments of `serve`.
     """
 
     def __init__(self, python, side, *arguments):
-        # TensorFlow asks neither OpenMP nor XLA's flags for its threads.
+        # TensorFlow's threads depend on neither OpenMP nor XLA's flags.
         threads = {f"TF_NUM_{k}OP_THREADS": "1" for k in ("INTER", "INTRA")}
         environment = {**os.environ, **threads}
         if side == "theirs":
-            # It would lead to this library in place of the predecessor.
+            # It would import this library in place of the predecessor.
             environment.pop("PYTHONPATH", None)
         self._process = subprocess.Popen(
             [python, __file__, side, *map(str, arguments)],
@@ -234,11 +235,11 @@ class Child:
 
 
 def interpreter():
-    """A Python 3.9 that runs, or `None`."""
+    """A Python 3.9 that works, or `None`."""
     versions = pathlib.Path.home() / ".pyenv" / "versions"
     found = sorted(versions.glob("3.9*/bin/python3.9"))
     for path in (shutil.which("python3.9"), *map(str, found)):
-        # A shim may be on the path and lead nowhere.
+        # The path may have a shim without an interpreter.
         if path and succeeds(path, "-c", "import venv"):
             return path
     return None
@@ -267,7 +268,7 @@ def predecessor():
 
 
 def measure(python, widths, rows, evaluations, rounds):
-    """Dict from a solver's name to what it found in each round."""
+    """A dict from a solver's name to its findings in each round."""
     runs = {}
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "problem.npz"

@@ -1,19 +1,15 @@
 """Problems that `quasi_newton.py` minimizes.
 
-`grid` and `random`: a network 2-64-64-1, tanh, mean squared error of
-x1^2 + x2^2 on 11 x 11 points of [-1, 1]^2, or on 10,000 random ones.
-
-`digits`: multinomial logistic regression on scikit-learn's digits, with an L2
-penalty of 1e-4, so that there is a minimum, from zero.
-
-`convnet`: two layers of convolutions and one of ten outputs, the same penalty,
-on 600 of these digits, enlarged to 28 x 28.
-
+`grid` and `random`: a network 2-64-64-1, tanh, mean squared error of x1^2 +
+x2^2 on 11 x 11 points of [-1, 1]^2, or on 10,000 random points.
+`digits`: multinomial logistic regression on scikit-learn's digits, from zero.
+An L2 penalty of 1e-4 makes sure that there is a minimum.
+`convnet`: two convolutional layers and one of ten outputs, with the same
+penalty, on 600 of these digits, enlarged to 28 x 28.
 `ratings`: matrix factorization of rank 5 of 100,836 ratings by 610 users of
-9,724 items, which is MovieLens' shape. The ratings are generated: products of
-random factors, with noise, rounded to half stars; some users and items have
-many ratings and most have few.
-
+9,724 items, the shape of MovieLens. The ratings are generated: products of
+random factors, with noise, rounded to half stars. A few users and items have
+many ratings, and most have few.
 `mgh`: the test functions of Moré, Garbow and Hillstrom, ACM TOMS 7(1), 1981,
 from their standard starts: sums of squares of 2 to 40 parameters.
 """
@@ -41,19 +37,20 @@ class Problem(NamedTuple):
     """A loss, where to start and what to reach.
 
     Attributes:
-        name: what the table is called.
+        name: the title of the table.
         objective: the loss as a function of a flat vector.
-        variables: what is optimized.
-        loss: the loss as a function of nothing, by the backend's own means.
+        variables: the variables that are optimized.
+        loss: the loss as a function without arguments, by the backend's own
+            functions.
         start: function of a seed that returns that vector.
         ours: function `(optimizer, evaluations, target)` that runs kormos from
             the variables' present values and returns its `Result`.
-        targets: losses to reach.
-        is_relative: whether these are parts of the way that is left, from the
-            start, to the lowest loss that any method found from there.
+        targets: the losses to reach.
+        is_relative: whether these are parts of the distance from the loss at
+            the start to the lowest loss that any method found from there.
         most: the evaluations after which a run ends.
-        seeds: the most seeds that differ.
-        is_fast_in_xla: whether TensorFlow's XLA suits it on a CPU.
+        seeds: the number of different seeds.
+        is_fast_in_xla: whether TensorFlow's XLA makes it fast on a CPU.
         lowest: the lowest known minimum: runs may end next to it.
     """
 
@@ -106,7 +103,7 @@ def of_model(name, model, x, y, loss, start, **fields):
 
 
 def fresh(build):
-    """A start function: the weights of a model built after a seed."""
+    """A start function: the weights of a model that is built with a seed."""
 
     def start(seed):
         keras.utils.set_random_seed(seed)

@@ -1,15 +1,16 @@
-"""Several processes that fit one model, each on rows of its own.
+"""Several processes that fit one model, each on its own rows.
 
-The loss of a network 2-64x4-1 and its gradient in float32, as `fit` evaluates
-them. Every process has one thread and, while there are enough, a core of its
-own. The exchange is what a process spends in adding up over the processes,
-and in waiting for the slowest of them.
+An evaluation is that of `fit`: the loss of a network 2-64x4-1 and its gradient
+in float32. Every process has one thread and, while there are enough, its own
+core. The exchange is the time that a process spends on adding up over the
+processes, and on waiting for the slowest of them.
 
 Strong scaling: 1,000,000 rows, by one process and by two. Weak scaling: 50,000
-rows for each of 1 to 8 processes. More processes than cores take turns, so the
-exchange there contains the wait for a core, and an evaluation's seconds say
-nothing about as many machines. Stream: 10,000,000 rows, made a batch at a time
-when they are read, by two processes; memory is the peak of the process.
+rows for each of 1 to 8 processes. If there are more processes than cores, they
+take turns: the exchange then includes the wait for a core, and the seconds of
+an evaluation say nothing about that number of machines. Stream: 10,000,000
+rows, made batch by batch when they are read, by two processes; memory is the
+peak of the process.
 
     KERAS_BACKEND=torch python benchmarks/processes.py
 """
@@ -131,7 +132,7 @@ def child(kind, rows, index, count, place, port):
 
 
 def measured(kind, rows, count):
-    """What each of `count` processes measured."""
+    """The measurements of each of `count` processes."""
     with tempfile.TemporaryDirectory() as place, socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -60,7 +60,7 @@ MOST_PARAMETERS = {"kormos ssbroyden": 1_000, "kormos dense-bfgs": 100}
 
 
 class Ours:
-    """A method of kormos on a problem, from where its variables are."""
+    """A method of kormos on a problem, from its variables' present values."""
 
     def __init__(self, problem, make):
         self._problem, self._optimizer = problem, make()
@@ -91,8 +91,8 @@ class Theirs:
         return np.array(self._noted[:most])
 
     def _note(self, loss):
-        # The loss and the gradient of a point, asked for one by one, are one
-        # evaluation.
+        # If the loss and the gradient of a point are requested separately, they
+        # count as one evaluation.
         if not self._noted or loss != self._noted[-1]:
             self._noted.append(loss)
 
@@ -124,12 +124,12 @@ def goals(problem, theta, losses):
         return problem.targets
     first = problem.objective.value(theta)
     lowest = min(found.min(initial=first) for found in losses.values())
-    # NumPy's scalar would be another type to what is compiled for a float.
+    # For a compiled function of a float, a NumPy scalar would be another type.
     return [float(lowest + part * (first - lowest)) for part in problem.targets]
 
 
 def last_goal(problem, theta):
-    """The loss at which a run that is counted may end."""
+    """The loss at which a counted run may end."""
     least = min(problem.targets)
     if not problem.is_relative or math.isinf(problem.lowest):
         return problem.lowest if problem.is_relative else least
@@ -138,7 +138,7 @@ def last_goal(problem, theta):
 
 
 def timed(problem, method, theta, most, target):
-    # A user's variables are where a fit begins.
+    # A fit begins at the values of the user's variables.
     problem.objective.assign(theta)
     begin = time.perf_counter()
     method.run(theta, most, target)
@@ -165,7 +165,7 @@ class Study:
 
     Attributes:
         evaluations, seconds: dicts from `(problem, seed, target)` to a dict
-            from a method's name to what it took.
+            from a method's name to its evaluations or seconds.
     """
 
     def __init__(self, record, seeds):
@@ -267,7 +267,7 @@ def profile(outcomes):
 
 
 def standing(record, title, axis, outcomes):
-    """How often each method is the best, and nearly the best; the profile."""
+    """Tabulates how often each method is the best, or nearly the best."""
     solved = [c for c in outcomes.values() if min(c.values()) < math.inf]
     rows = []
     for name in {name for costs in solved for name in costs}:

@@ -1,11 +1,11 @@
 """Burgers' equation as Raissi et al. train it, by L-BFGS and LM.
 
-Raissi, Perdikaris and Karniadakis (arXiv:1711.10561, appendix A): u is a
-network of two inputs with layers of 20, tanh, in float32, from Glorot's
-initializer; the loss is the mean squared residual of the equation, nu = 0.01 /
-pi, on 10,000 points that stay, and the mean squared error on 100 points of the
-initial and boundary conditions. Their errors, of table 2, are those of up to
-50,000 iterations of L-BFGS-B.
+Raissi, Perdikaris and Karniadakis (arXiv:1711.10561, appendix A) use a network
+of two inputs with layers of 20, tanh, in float32, with Glorot's initializer.
+The loss is the mean squared residual of the equation, nu = 0.01 / pi, on 10,000
+fixed points, plus the mean squared error on 100 points of the initial and
+boundary conditions. Their errors, in table 2, are those of up to 50,000
+iterations of L-BFGS-B.
 
 `"lbfgs"` runs for 90 seconds. In another run, `"lm"` takes over after 300
 iterations of it, for the rest of the 90 seconds. The error is the relative
@@ -26,7 +26,7 @@ from scipy.stats import qmc
 
 import kormos
 
-# Layers of 20, and the error of table 2.
+# The number of layers of 20, and the error in table 2.
 THEIRS = {2: 5.3e-2, 4: 9.4e-4}
 SECONDS = 90
 FIRST = 300
@@ -52,7 +52,8 @@ class Published(Burgers):
     def data(self, count):
         rng = np.random.default_rng(0)
         edge = rng.uniform((0, -1), (1, 1), (100, 2))
-        # They draw from 256 points at t = 0 and 100 at each end.
+        # They draw the conditions' points from 256 points at t = 0 and 100 at
+        # each end.
         side = rng.choice(3, 100, p=np.array([256, 100, 100]) / 456)
         edge[side == 0, 0] = 0
         edge[side == 1, 1] = -1
@@ -83,7 +84,7 @@ def by_lm(problem, weights, seconds):
 
 
 def summary(runs, theirs):
-    """Of runs from several starts, with the error to reach."""
+    """The columns of runs from several starts, with the published error."""
     errors = [run.errors[-1] for run in runs]
     iterations = [run.iterations[-1] for run in runs]
     reached = [run.seconds_to(theirs) for run in runs]

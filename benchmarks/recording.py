@@ -1,7 +1,7 @@
-"""What a benchmark found: printed as Markdown, kept as JSON.
+"""Records what a benchmark finds: printed as Markdown, kept as JSON.
 
-Every benchmark here is a script with the arguments of `parser` and records
-tables and curves; `report.py` makes the page and the plots of them.
+Every benchmark here is a script with the arguments of `parser` that records
+tables and curves. `report.py` makes the page and its plots from them.
 """
 
 import argparse
@@ -44,7 +44,7 @@ class Record:
 
     Args:
         name: the benchmark's name.
-        about: what it measures, how, and against what: Markdown.
+        about: what it measures, how, and what it compares with, in Markdown.
         args: the arguments, as `parser` reads them.
     """
 
@@ -85,8 +85,8 @@ class Record:
             x, y: labels of the axes, with units.
             series: dict from a name to a pair of lists, x and y.
             note: a sentence below the plot.
-            **options: of `report.py`'s plot: `xscale` and `yscale`, "log"
-                unless "linear", `xlim` and `drawstyle`.
+            **options: options of `report.py`'s plot: `xscale` and `yscale`,
+                "log" unless "linear", `xlim` and `drawstyle`.
         """
         series = {
             name: [[float(v) for v in values] for values in pair]
@@ -112,7 +112,7 @@ class Record:
 
 
 def markdown(table):
-    """A table, as `Record.table` keeps it, in Markdown."""
+    """A table of `Record.table` in Markdown."""
     lines = [
         f"### {table['title']}",
         "",
@@ -126,7 +126,7 @@ def markdown(table):
 
 
 def spread(values):
-    """By what part of their median values differ; of one value, NaN."""
+    """The spread of values, as a part of their median; NaN for one value."""
     if len(values) < 2:
         return float("nan")
     return (max(values) - min(values)) / statistics.median(values)

@@ -1,10 +1,11 @@
 """What a second call of `minimize` and `least_squares` costs.
 
-Rosenbrock's function by `"lbfgs"` and by SciPy's L-BFGS-B, and a decay of two
-parameters by `"lm"`, each a hundred times from the same start, in float64, with
-the same function: milliseconds of the first call, which compiles; of later
-calls, a median; until the first iterate of a later call; and the megabytes by
-which the process has grown from the third call to the last.
+Rosenbrock's function is minimized by `"lbfgs"` and by SciPy's L-BFGS-B, and a
+decay of two parameters is fitted by `"lm"`: each a hundred times from the same
+start, in float64, with the same function. The table has the milliseconds of the
+first call, which compiles; the median of later calls; the time until the first
+iterate of a later call; and the megabytes by which the process has grown from
+the third call to the last.
 """
 
 import one_thread  # noqa: F401

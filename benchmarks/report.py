@@ -1,4 +1,4 @@
-"""Makes a page and its plots of what the benchmarks recorded.
+"""Makes a page and its plots from the records of the benchmarks.
 
 python benchmarks/report.py benchmarks/results docs/performance
 """
@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 sys.path.append(str(pathlib.Path(__file__).parents[1] / "docs"))
 import pictures
 
-# The order of the page; what is not named here comes last.
+# The order of the page. Records that are not named here come last.
 ORDER = (
     "quasi-newton-jax",
     "quasi-newton-tensorflow",
@@ -38,8 +38,8 @@ ORDER = (
     "repeated-tensorflow",
 )
 STYLES = ("-", "--", "-.", ":")
-# Rows of the summary: what is compared, the record and the table, the column,
-# our row, and whether more is better.
+# Rows of the summary: a description, the place of the figures (record, table
+# and column), kormos' row, and whether more is better.
 SUMMARY = (
     (
         "NIST's regressions: starts solved to nine digits, of 28",
@@ -159,13 +159,13 @@ def slug(*parts):
 
 
 def is_ours(name, names):
-    """Where no name says kormos, all methods but Adam are ours."""
+    """Whether a method is kormos': if no name says so, all but Adam are."""
     ours = [n for n in names if "kormos" in n]
     return name in ours if ours else name != "Adam"
 
 
 def looks(names):
-    """The color, the dashes and the width of each curve: ours stand out."""
+    """The color, dashes and width of each curve; those of kormos stand out."""
     ours = [n for n in names if is_ours(n, names)]
     others = [n for n in names if n not in ours]
     strong = (pictures.OURS, *pictures.OURS_TOO)
@@ -184,7 +184,7 @@ def plot(curves, path):
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     options = curves["options"]
     found = looks(list(curves["series"]))
-    # Ours above the others.
+    # Curves of kormos are above the others.
     for name in reversed(found):
         color, dashes, width = found[name]
         axes.plot(
@@ -219,13 +219,13 @@ def plot(curves, path):
 
 
 def number(text):
-    """The number of a cell; of a dash, infinity."""
+    """The number in a cell; infinity for a dash."""
     cells = text.replace(",", "").removesuffix(" %")
     return float("inf") if cells == "–" else float(cells)
 
 
 def compared(records, place, our_row, more_is_better):
-    """Our cell, the best of the others, and its name; or `None`."""
+    """kormos' cell, the best of the others, and its name; or `None`."""
     name, title, column = place
     tables = [
         t
@@ -273,13 +273,13 @@ def summary(records):
 
 
 def folded(table):
-    """A table that is folded away; a click on its title opens it."""
+    """A table that is hidden until a click on its title."""
     _, _, body = recording.markdown(table).partition("\n\n")
     return f":::{{dropdown}} {table['title']}\n{body}\n:::"
 
 
 def section(record, folder, is_new):
-    """A record in Markdown; what it is about, if no other one said so."""
+    """A record in Markdown, with its description if that is new."""
     title, _, text = record["about"].strip().partition("\n")
     kinds = {
         "jax": "JAX",

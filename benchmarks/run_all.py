@@ -1,9 +1,9 @@
-"""Runs the benchmarks, two at a time, each on a core of its own.
+"""Runs the benchmarks, two at a time, each on its own core.
 
     python benchmarks/run_all.py [--quick] [--only NAME ...]
 
-Records and prints go to `benchmarks/results`; those of `--quick` to a folder
-of their own in it, for they are no records to keep.
+Records and output go to `benchmarks/results`. Those of `--quick` go to a folder
+in it, because they are not kept.
 """
 
 import argparse
@@ -19,15 +19,16 @@ HERE = pathlib.Path(__file__).parent
 RESULTS = HERE / "results"
 
 CORES = 2
-# glibc else gives memory back and asks for it anew, or does not, by what a
-# process did before: times of arrays of megabytes then differ by two.
+# Otherwise it depends on the history of a process whether glibc returns memory
+# to the system and requests it again, which changes the times of large arrays
+# by a factor of two.
 KEEPS_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(2**28),
     "MALLOC_TRIM_THRESHOLD_": str(2**30),
 }
 FEWER = ("--problem", "grid", "random", "convnet", "--seeds", "1")
 
-# Name, script, backend, arguments; a core that is free takes the next: the
+# Name, script, backend and arguments. A free core takes the next one, so the
 # longest come first.
 SUITES = (
     ("pinns", "pinns", "jax", ("--dtype", "float32")),
@@ -47,7 +48,7 @@ SUITES = (
 
 
 def pinned(core):
-    """What a child process does first: it keeps to a core, where it can."""
+    """A function that binds a child process to a core, if the system can."""
 
     def pin():
         if hasattr(os, "sched_setaffinity"):
@@ -58,7 +59,7 @@ def pinned(core):
 
 
 def run(suite, core, folder, quick):
-    """Runs a benchmark; its exit code."""
+    """Runs a benchmark, and returns its exit code."""
     name, script, backend, arguments = suite
     command = [sys.executable, HERE / f"{script}.py", *arguments]
     command += ["--out", folder / f"{name}.json"]

@@ -1,18 +1,19 @@
 """How seconds and memory grow with rows, parameters and chunks.
 
-Fits of a network 8-h-1 in float32 by `kormos.fit`, each in a process of its
-own on one thread. Seconds are the median of the iterations after the second,
-so without compiling. Memory is the peak of the process less what it held just
-before the fit, the data among that.
+`kormos.fit` fits a network 8-h-1 in float32, each time in a new process on one
+thread. Seconds are the median over the iterations after the second, so
+compiling is not included. Memory is the peak of the process minus its memory
+just before the fit, which includes the data.
 
-By rows, the data are once arrays in memory, and once a `keras.utils.PyDataset`
-that makes each batch of 10,000 rows when it is asked for, streamed: what a fit
-adds to arrays includes the backend's own copy of them, where it makes one; of a
-stream it must not grow with the rows. Elsewhere they are arrays, in chunks of
-10,000 rows unless the table says otherwise.
+In the tables by rows, the data are either arrays in memory, or a stream: a
+`keras.utils.PyDataset` that makes each batch of 10,000 rows when it is read.
+With arrays, the memory of a fit includes the backend's own copy of them, if it
+makes one. With a stream, it must not grow with the rows. In the other tables,
+the data are arrays in chunks of 10,000 rows, unless the table says otherwise.
 
-Slopes are least-squares fits of the logarithms over the larger sizes, where
-arithmetic takes longer than what a call costs at any size: 1 is linear.
+Slopes are least-squares fits of the logarithms over the larger sizes, where the
+arithmetic takes longer than the constant cost of a call. A slope of 1 is
+linear.
 
     KERAS_BACKEND=jax python benchmarks/scaling.py
 """
@@ -45,7 +46,7 @@ def make_rows(count, seed=0):
 
 
 class Batches(keras.utils.PyDataset):
-    """Rows that are made when they are asked for."""
+    """Rows that are made when they are read."""
 
     def __init__(self, rows, batch_size):
         super().__init__()
@@ -91,8 +92,8 @@ def fit(method, rows, hidden, batch_size, iterations, stream=False):
 
 
 def measure(**arguments):
-    """What `fit` returns, of a process of its own: a peak never falls."""
-    # Importing takes longer than most of the fits; a fork has it behind it.
+    """The result of `fit` in a new process, because a peak never falls."""
+    # A fork does not import again, which takes longer than most of the fits.
     with ProcessPoolExecutor(1, get_context("fork")) as pool:
         return pool.submit(fit, **arguments).result()
 

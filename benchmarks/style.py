@@ -1,26 +1,27 @@
 """A proxy of style transfer: an image, optimized through a frozen network.
 
 The unknowns are the 1,728 numbers of an image of 24 x 24 pixels. The loss is
-that of style transfer, the distance of deep features from those of a content
-image and of Gram matrices of all features from those of a style image, through
-a convolutional network with fixed random weights, in float32. Every method
-starts at the same image, keeps 10 pairs unless its row says otherwise, has no
-tolerances and makes as many iterations. Those with bounds keep the pixels
-between 0 and 1. kormos' own `"lbfgs"` and TensorFlow Probability's method take
-none and are free to leave: their losses compare with those of the other rows
-without bounds alone.
+that of style transfer: the distance of deep features from those of a content
+image, and of Gram matrices of all features from those of a style image. The
+features are those of a convolutional network with fixed random weights, in
+float32. Every method starts at the same image, keeps 10 pairs unless its row
+says otherwise, has no tolerances and makes the same number of iterations.
+Methods with bounds keep the pixels between 0 and 1. kormos' own `"lbfgs"` and
+TensorFlow Probability's method have no bounds here: compare their losses only
+with those of other rows without bounds.
 
-Evaluations are counted inside the loss in a run that is not timed: those of
-line searches too, and the one by which kormos finds out what a loss reads. The
-timed runs alternate in one process on one thread; seconds are medians, their
-spread a part of it. A peer compiles in a first call, once. The
-iterations of `kormos.minimize` are timed by its history from the first (of
-`"lbfgs"`, the first 50, which are one compiled call) to the last, in
-proportion, and compiling is what else its first call takes.
+Evaluations are counted inside the loss in a separate run that is not timed.
+They include those of line searches, and the one by which kormos finds which
+variables a loss reads. The timed runs alternate in one process on one thread.
+Seconds are medians, and the spread is a part of the median. Peers compile once,
+in a first call. The iterations of `kormos.minimize` are timed by its history,
+from the first to the last, and the time is scaled to all of them (with
+`"lbfgs"`, the first 50 are one compiled call and count as the first). Compiling
+is the rest of its first call.
 
     KERAS_BACKEND=tensorflow python benchmarks/style.py
 
-SciPy takes the loss and gradient of TensorFlow, eager and in a graph, or with
+SciPy gets the loss and gradient of TensorFlow, eagerly and in a graph, or with
 KERAS_BACKEND=jax those that JAX compiles. TensorFlow is the default.
 """
 
@@ -49,7 +50,7 @@ STYLE_WEIGHT = 100.0
 MEMORY = 10
 EXACT = {"gtol": 0, "ftol": 0}
 SCIPY = {"maxcor": MEMORY, **EXACT}
-# Iterations that kormos makes in a compiled call, when nothing looks at them.
+# Iterations that kormos makes in a compiled call if nothing needs each of them.
 A_CALL = 50
 IS_JAX = keras.backend.backend() == "jax"
 
@@ -68,7 +69,7 @@ def network():
         layer = keras.layers.Conv2D(width, 3, stride, "same", activation="relu")
         tensors.append(layer(tensors[-1]))
     net = keras.Model(tensors[0], tensors[1:])
-    # Keras' own initializers draw other numbers on another backend.
+    # Keras' own initializers draw different numbers on each backend.
     rng = np.random.default_rng(0)
     for layer in net.layers[1:]:
         scale = (2 / np.prod(layer.kernel.shape[:-1])) ** 0.5
@@ -98,7 +99,8 @@ class Style:
     """The loss of an image.
 
     Attributes:
-        losses: a list to note every evaluation in, or `None`.
+        losses: a list to which the loss of every evaluation is appended, or
+            `None`.
     """
 
     def __init__(self):
@@ -180,7 +182,7 @@ def scipy_(make, bounded):
 
 
 def tfp_(style):
-    """TensorFlow Probability's L-BFGS, all of it in a graph."""
+    """TensorFlow Probability's L-BFGS, entirely in a graph."""
     import tensorflow_probability as tfp
 
     fn, start = value_and_grad(style), style.start.reshape(-1)
@@ -232,10 +234,10 @@ def ours(method, a_call, box=None, options=None):
 
 
 def methods():
-    """Dict from a name to a function that prepares runs for a `Style`.
+    """A dict from a name to a function that prepares runs for a `Style`.
 
-    A run takes a number of iterations, and returns the image, the iterations
-    made, and seconds of them and of compiling.
+    A run takes a number of iterations, and returns the image, the number of
+    iterations that were made, their seconds, and the seconds of compiling.
     """
     makes = {"jax.jit": value_and_grad}
     if not IS_JAX:
