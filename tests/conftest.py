@@ -9,10 +9,10 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 try:
-    # Imported after TensorFlow, torch crashes the process.
+    # torch must come first: after TensorFlow, it crashes the process.
     import torch as torch
 except ImportError:
-    # Its CPU build is not to be had for every Python: `make test-newest`.
+    # Its CPU build does not exist for every Python: `make test-newest`.
     collect_ignore = [
         "data/test_data_sources.py",
         "data/test_data_errors.py",
@@ -32,7 +32,7 @@ pytest_plugins = ["dealing", "faults.table"]
 
 BACKEND = keras.backend.backend()
 
-# The other backends at hand, and how a process of one begins.
+# The other installed backends, and the first lines of a process on one.
 OTHERS = [
     name
     for name in ("torch", "jax", "tensorflow")
@@ -112,7 +112,7 @@ def loops(request, monkeypatch):
 
 @pytest.fixture
 def unconverged():
-    """For fits that end at their iteration limit, as they are meant to."""
+    """For fits that are meant to end at their iteration limit."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", kormos.ConvergenceWarning)
         yield

@@ -1,4 +1,4 @@
-"""Penalties on what layers put out, with `lm`."""
+"""Penalties on the outputs of layers, with `lm`."""
 
 import keras
 import numpy as np

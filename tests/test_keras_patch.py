@@ -1,4 +1,4 @@
-"""`compile` and `fit` of any Keras model lead to kormos, and nothing else."""
+"""`compile` and `fit` of Keras models use kormos, and change nothing else."""
 
 import importlib
 import inspect
@@ -41,7 +41,7 @@ def unbuilt():
 
 
 def fits(model, **kwargs):
-    """Fits and compares with the solution of the least squares problem."""
+    """Fits, and compares with the solution of the least squares problem."""
     history = model.fit(X, Y, epochs=50, verbose=0, **kwargs)
     assert history.result.success, history.result
     np.testing.assert_allclose(model.get_weights()[0], OPTIMUM, atol=1e-5)
@@ -54,7 +54,7 @@ def test_models_of_every_kind(make, float64):
     model.compile(optimizer="l-bfgs-b", loss="mse")
     assert isinstance(model.optimizer, kormos.optimizers.BatchOptimizer)
     history = fits(model)
-    # One iteration an epoch, and counted so.
+    # An epoch has one iteration, and counts as one.
     assert len(history.history["loss"]) == history.result.iterations
     assert int(model.optimizer.iterations.numpy()) == history.result.iterations
 

@@ -45,7 +45,7 @@ class Subclassed(BatchOptimizedModel):
 
 @keras.saving.register_keras_serializable(package="kormos_tests")
 class SubclassedFunctional(BatchOptimizedModel):
-    """Builds its own graph, as Keras' own applications do."""
+    """A model that builds its own graph, like Keras' own applications."""
 
     def __init__(self, units=1, **kwargs):
         inputs = keras.Input((5,))
@@ -191,7 +191,7 @@ def test_parameters_are_no_weights_of_an_optimizer(theta, unconverged):
         optimizer.set_weights(theta)
     assert int(optimizer.iterations.numpy()) == 2
     np.testing.assert_array_equal(model.get_weights()[0], weights[0])
-    # Its own variables are set, as Keras does.
+    # It sets the optimizer's own variables, as in Keras.
     own = [variable.numpy() for variable in optimizer.variables]
     model.fit(X, Y, epochs=1, verbose=0)
     optimizer.set_weights(own)

@@ -66,7 +66,7 @@ def test_predictions_are_refused_with_the_line(door, method):
         fit(fn, model.trainable_variables)
     for old, new in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(new, old)
-    # Elsewhere it predicts as before.
+    # Outside of such functions it predicts as before.
     assert model.predict(X, verbose=0).shape == (20, 1)
 
 
@@ -124,5 +124,5 @@ def test_a_frozen_network_predicts_where_the_backend_can():
     else:
         with pytest.raises(ValueError, match="call `predict`.*beforehand"):
             kormos.least_squares(residuals, [factor])
-    # It is whole.
+    # The model still works.
     np.testing.assert_array_equal(frozen.predict(X, verbose=0), before)

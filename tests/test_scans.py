@@ -10,7 +10,7 @@ from conftest import BACKEND
 
 STEPS = 12
 STARTS = np.linspace(1.0, 4.0, 9)
-# What shrinks by a tenth in each step, and is fed 0.1 as often.
+# A state that decays by a tenth in each step, with an input of 0.1.
 PATHS = np.stack(
     [1.0 + (start - 1.0) * 0.9 ** np.arange(STEPS) for start in STARTS]
 )
@@ -25,7 +25,7 @@ def path(start, decay, feeds):
 
 
 def constant(decay):
-    """The decay and what is fed in every step, as one vector."""
+    """The decay and the input of every step, as one vector."""
     feeds = ops.broadcast_to(decay[1], (STEPS,))
     return lambda start: path(start, decay[0], feeds)
 
@@ -57,7 +57,7 @@ def test_a_scan_is_fitted(method, has_data):
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("method", ["lm", "newton-cg"])
 def test_more_variables_than_residuals(method):
-    # What is fed in each step follows from the path, whatever the decay.
+    # The input of each step follows from the path, for any decay.
     decay = keras.Variable(np.array(0.8), name="decay")
     feeds = keras.Variable(np.zeros(STEPS), name="feeds")
     target = ops.convert_to_tensor(PATHS[-1])

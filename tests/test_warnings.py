@@ -1,4 +1,4 @@
-"""Warnings point at the user's line, and none is of our own calls."""
+"""Warnings point at the user's line, and kormos' own calls cause none."""
 
 import contextlib
 import traceback
@@ -81,7 +81,7 @@ def fit(optimizer, **kwargs):
 
 
 def resume_a_stream():
-    """A state that was kept holds arrays where a run holds tensors."""
+    """A kept state has arrays in place of a run's tensors."""
     how = {"stream": True, "batch_size": 4}
     model = fit("lbfgs", **how)
     model.fit(X, X**2, initial_epoch=3, epochs=6, verbose=0, resume=True, **how)
@@ -103,15 +103,15 @@ SOURCE = str(Path(kormos.__file__).parent)
 
 @contextlib.contextmanager
 def deprecations():
-    """Yields a list of the deprecations that calls of kormos meet."""
+    """Yields a list of the deprecation warnings in calls of kormos."""
     found = []
 
     def show(message, category, filename, lineno, file=None, line=None):
         names = [frame.filename for frame in traceback.extract_stack()]
         ours = [i for i, name in enumerate(names) if name.startswith(SOURCE)]
         inner = names[ours[-1] + 1 :] if ours else []
-        # What a library does while it is imported is its own, and so is what
-        # Keras does in `Model.evaluate`.
+        # Warnings while a library is imported are not kormos', and neither are
+        # those of Keras in `Model.evaluate`.
         theirs = any("importlib" in n or "trainers" in n for n in inner)
         if issubclass(category, DEPRECATIONS) and ours and not theirs:
             found.append(f"{names[ours[-1]]}: {message}")

@@ -1,4 +1,4 @@
-"""Differences contradict a wrong derivative, and no right one."""
+"""Differences contradict wrong derivatives, and only those."""
 
 import numpy as np
 import pytest
@@ -112,7 +112,7 @@ def test_a_kink_that_is_a_bend_is_within_what_is_unknown():
 
 
 def rounded(slope, error=1e-6):
-    """A line through one whose values are rounded, here at random."""
+    """A line through one, whose values have a random rounding."""
     rng = np.random.default_rng(0)
     return lambda x: 1.0 + slope * (x - 1) + error * rng.uniform(-1, 1)
 
@@ -124,8 +124,8 @@ def test_rounding_is_within_what_is_unknown(slope):
 
 
 def test_a_slope_beyond_rounding_is_wrong_where_there_is_none():
-    # Differences are of rounding only, so that they do not settle beside
-    # themselves. Beside an error of one, they do.
+    # Differences are only rounding. So they do not converge relative to
+    # themselves, but they do relative to an error of one.
     strict, open_minded = TOLERANCE, Tolerance(part=0.01, of_error=0.1)
     for tolerance, is_wrong in ((strict, False), (open_minded, True)):
         change = Central(rounded(0.0), 1.0, rounding=1e-6)

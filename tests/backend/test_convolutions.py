@@ -1,4 +1,4 @@
-"""Gradients of convolutions in loops: what XLA computes fast, is computed."""
+"""Gradients of convolutions in loops use layouts that XLA computes fast."""
 
 import keras
 import numpy as np

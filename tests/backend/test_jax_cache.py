@@ -1,4 +1,4 @@
-"""What JAX compiles is kept on disk, unless somebody has chosen otherwise."""
+"""Compiled code of JAX is kept on disk, unless the user turns that off."""
 
 import jax
 import pytest

@@ -1,4 +1,4 @@
-"""Layers that are computed anew while they are differentiated."""
+"""Layers that are computed again while they are differentiated."""
 
 import keras
 import numpy as np

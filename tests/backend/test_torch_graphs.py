@@ -1,4 +1,4 @@
-"""Operations that PyTorch calls from a graph are those of the eager call."""
+"""A recorded graph of PyTorch gives the results of the eager call."""
 
 import gc
 import weakref
@@ -21,7 +21,7 @@ X = RNG.normal(size=(24, 8)).astype("float32")
 IMAGES = RNG.normal(size=(24, 6, 6, 2)).astype("float32")
 SERIES = RNG.normal(size=(24, 5, 4)).astype("float32")
 Y = RNG.normal(size=(24, 1)).astype("float32")
-# More calls than it takes until graphs are in use.
+# After this many calls, graphs are in use.
 CALLS = 20
 
 MODELS = {
@@ -102,7 +102,7 @@ def test_rows_of_a_jacobian_have_the_same_bits():
 
 
 class Branching(layers.Layer):
-    """Doubles positive sums, by a decision that Python makes."""
+    """Doubles positive sums, by a decision in Python."""
 
     def call(self, inputs):
         return inputs * (2.0 if float(ops.sum(inputs)) > 0 else 1.0)
@@ -227,7 +227,7 @@ def test_what_a_function_changes_in_place_is_as_without_a_graph():
 
 
 def calls_of(fn, between=lambda i: None):
-    """What a recorded function returns at each call, and its graphs."""
+    """The results of a recorded function at each call, and its graphs."""
     import torch
 
     graphs = backend.Graphs()

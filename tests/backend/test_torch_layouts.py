@@ -1,4 +1,4 @@
-"""Convolutions lie in memory as Keras lays them out, where PyTorch can."""
+"""Convolutions keep Keras' memory layout where PyTorch supports it."""
 
 import keras
 import numpy as np
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def test_a_first_derivative_keeps_the_layout_of_convolutions():
-    # Twice the time, where each convolution turns its inputs around.
+    # It would take twice the time if each convolution transposed its inputs.
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 

@@ -1,4 +1,4 @@
-"""What a backend keeps of a user's function never holds old values."""
+"""Traces that a backend keeps of a user's function have no old values."""
 
 import keras
 import numpy as np
@@ -61,7 +61,7 @@ each_function = pytest.mark.parametrize(
 
 
 def assert_reaches_the_least(loss, p):
-    """Two fits, by two methods."""
+    """Fits a loss twice, by two methods."""
     for method in ("l-bfgs-b", "bfgs"):
         p.assign(np.zeros(2))
         result = kormos.minimize(loss, [p], method)
@@ -149,7 +149,7 @@ def test_a_layer_that_keeps_its_step(float64):
 
 
 def test_an_array_of_numpy_in_a_loss():
-    """Also in an eager call afterwards, in which JAX rounds it to float32."""
+    """A later eager call, in which JAX rounds it to float32, is right too."""
     x, v = np.arange(3.0) + 1, keras.Variable([1.0, 2.0, 3.0])
 
     def loss():

@@ -1,7 +1,8 @@
 """Every layer of Keras in a model: fits are right, or refused by name.
 
-The classes are those of the installed Keras. One whose arguments have familiar
-names is tried on inputs of each rank; others need a case, here or in `audit`.
+The classes are those of the installed Keras. A class whose arguments have
+familiar names is tried on inputs of each rank. Others need a case, here or in
+`audit`.
 """
 
 import keras
@@ -52,7 +53,7 @@ LEFT_OUT = {
 }
 
 
-# What stock Keras cannot evaluate in a model of a backend.
+# Layers that Keras itself cannot evaluate on a backend.
 NO_MODEL = {
     "jax": [
         "HashedCrossing",
@@ -132,7 +133,7 @@ CASES = {
     ),
 }
 
-# What a class is made with that has no case: by the names of its arguments.
+# Arguments for classes without a case, by their names.
 ARGUMENTS = {
     "factor": 1,
     "height": 4,
@@ -152,7 +153,7 @@ FLAT = {
     "Equalization",
 }
 
-# With others in a model, XLA compiles these for a minute and more.
+# XLA takes more than a minute to compile these together with other layers.
 APART = {"AugMix", "RNN", "SimpleRNN"}
 
 # Softmax does not see it.
@@ -160,7 +161,7 @@ WITHOUT_EFFECT = "key/bias"
 
 
 def case_of(name):
-    """The case of a class, or what its arguments' names and a trial tell."""
+    """The case of a class, or one made from its arguments' names by trial."""
     if name in CASES:
         return CASES[name]
     kind = getattr(layers, name)
@@ -205,7 +206,7 @@ class Branch:
 
 
 def _rows(array):
-    """An array with as many rows as all have, as a model takes it."""
+    """An array, with the common number of rows."""
     array = np.resize(array, (ROWS, *array.shape[1:]))
     if array.dtype.kind == "U":
         return ops.convert_to_tensor(array, "string")

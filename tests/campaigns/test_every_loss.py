@@ -1,7 +1,7 @@
 """Every loss and metric of Keras: fits are right, or refused by name.
 
-The classes are those of the installed Keras. Each has targets of a kind; of a
-new class that is to be said here.
+The classes are those of the installed Keras. Each has one kind of targets,
+which must be added here for a new class.
 """
 
 import inspect
@@ -26,7 +26,7 @@ _random = np.random.RandomState(0)
 INPUTS = _random.normal(size=(ROWS, 4)).astype("float32")
 _labels = np.array([2, 0, 1, 1, 0, 2])
 
-# Targets, and what activates the outputs that have them.
+# Targets, and the activation of the outputs for them.
 KINDS = {
     "numbers": (_random.normal(size=(ROWS, CLASSES)), "linear"),
     "positive": (_random.uniform(0.5, 2.0, (ROWS, CLASSES)), "softplus"),
@@ -63,7 +63,7 @@ LOSSES = {
     "Tversky": "binary",
 }
 
-# Losses of other rows too, and those of which second derivatives are zero.
+# Losses that mix rows, and losses whose second derivatives are zero.
 REFUSED_BY_LM = {
     "CategoricalHinge",
     "Circle",

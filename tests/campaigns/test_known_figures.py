@@ -42,7 +42,7 @@ def test_lbfgsb_rows_in_float64(float64):
     assert history.result.status == "converged"
     assert history.result.success
     assert history.result.iterations == len(rows) == 10
-    # Twenty show that nothing is left to be had.
+    # Twenty evaluations show that nothing more can be gained.
     assert history.result.evaluations <= 11 + 20
     (x, y), _ = readme50()
     # On TensorFlow Keras rounds the factor to float32.

@@ -1,7 +1,7 @@
 """Every layer of Keras in a float32 model that is evaluated in float64.
 
-Its twin is the same model, built in float64, with the same weights: the loss
-and its gradient are those, to the rounding of float64.
+Each is compared with the same model, built in float64 with the same weights:
+loss and gradient agree to the rounding of float64.
 """
 
 import keras
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*destroy the mask")
 TOLERANCE = 1e-12
 Y = np.random.RandomState(0).normal(size=(ROWS, 1)).astype("float32")
 
-# What a backend has no float64 for.
+# Layers that a backend cannot compute in float64.
 NARROW = {
     "tensorflow": [
         "AdaptiveAveragePooling3D",
@@ -55,7 +55,7 @@ def drawn(model):
 
 
 def constants(layer):
-    """A layer's tensors that are no variables, by name."""
+    """A layer's tensors that are not variables, by name."""
     return {
         name: ops.convert_to_numpy(value)
         for name, value in vars(layer).items()
@@ -152,7 +152,7 @@ IMAGES = np.random.RandomState(3).normal(size=(ROWS, 4, 4, 1))
 
 
 def convolved(images):
-    """By NumPy: without padding, a window of two by two."""
+    """A convolution in NumPy, without padding, with a window of two by two."""
     return sum(
         images[:, i : 3 + i, j : 3 + j] @ FILTERS[i, j].astype("float64")
         for i in (0, 1)
@@ -161,7 +161,7 @@ def convolved(images):
 
 
 class Filtering(layers.Layer):
-    """A convolution with filters that are no variables."""
+    """A convolution with filters that are not variables."""
 
     def __init__(self, filters):
         super().__init__()
@@ -198,7 +198,7 @@ def test_constants_of_layers_are_as_wide(kind):
 
 
 def style(target):
-    """A loss of an image by its features, of a frozen convolution."""
+    """A loss of an image's features, from a frozen convolution."""
     features = keras.Sequential(
         [keras.Input((4, 4, 1)), layers.Conv2D(3, 2, use_bias=False)]
     )

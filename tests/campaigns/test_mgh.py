@@ -23,8 +23,8 @@ VARIED = [
 METHODS = methods("ssbroyden")
 NAMES = PROBLEMS if BACKEND == "torch" else VARIED
 
-# Where a method ends short of the minimum: the part of the loss at the start
-# that is left, and why.
+# Cases in which a method ends above the minimum: the part of the initial loss
+# that is left, and the reason.
 SHORT = {
     # `gtol` is relative to the start: the gradient is 1e-9 of that there, and
     # the Hessian's condition number, 1e13, hides the rest.
@@ -42,6 +42,7 @@ def test_reaches_a_published_minimum(float64, name, method):
         warnings.simplefilter("ignore", kormos.ConvergenceWarning)
         result, _ = minimize(problem.loss, problem.x0, method)
     short = SHORT.get((name, method), 0) * result.initial_loss
-    # A singular Hessian at a minimum of zero always leaves more to be gained.
+    # At a minimum of zero with a singular Hessian, there is always more to
+    # gain.
     assert result.success or name == "Powell singular"
     assert problem.excess(result.loss, result.initial_loss) <= short

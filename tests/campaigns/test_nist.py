@@ -1,4 +1,4 @@
-"""Levenberg-Marquardt at its defaults: the NIST StRD, and the MGH set."""
+"""Levenberg-Marquardt with its defaults: the NIST StRD, and the MGH set."""
 
 import functools
 
@@ -29,7 +29,7 @@ STARTS = [(name, start) for name in REGRESSIONS for start in (0, 1)]
 if BACKEND == "torch":
     FEW_STARTS, FEW_NAMES = STARTS, list(FUNCTIONS)
 
-# What the 28 starts may take together: evaluations, and products.
+# The evaluations and products that the 28 starts may take together.
 MOST_WORK = 2600
 
 
@@ -55,7 +55,8 @@ def test_nine_digits_of_the_certified_parameters(float64, name, start):
     assert result.success
     assert digits >= 9
     rows = len(REGRESSIONS[name].x)
-    # Certified to eleven digits; that of Lanczos1, 1e-25, is all rounding.
+    # It is certified to eleven digits. That of Lanczos1, 1e-25, is only
+    # rounding.
     expected = pytest.approx(REGRESSIONS[name].rss / rows, rel=1e-9, abs=1e-22)
     assert result.loss == expected
 

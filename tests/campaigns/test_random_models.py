@@ -1,7 +1,7 @@
 """Random models: the loss is `evaluate`'s, and its derivatives are right.
 
 A dozen models are drawn in the suite, always the same ones. To draw others, set
-`RANDOM_MODELS` to how many; `CONTRIBUTING.md` says how.
+`RANDOM_MODELS` to their number: see `CONTRIBUTING.md`.
 """
 
 import os
@@ -31,7 +31,7 @@ STEP, ERROR = 1e-4, 1e-6
 
 
 def has_rough_gradient(problem):
-    """Whether the backend's own derivatives are not exact."""
+    """Whether the backend's own derivatives are inexact."""
     if BACKEND != "jax":
         return False
     # Its attention computes a softmax in float32. XLA without optimization,
@@ -42,7 +42,7 @@ def has_rough_gradient(problem):
 
 
 def is_miscounted(problem):
-    """Whether Keras' `evaluate` loses a penalty: of a layer's first call."""
+    """Whether Keras' `evaluate` loses the penalty of a layer's first call."""
     penalized = {"activity", "activity layer"} & set(problem["layers"])
     return BACKEND == "jax" and bool(penalized) and problem["siamese"]
 
@@ -80,7 +80,7 @@ def check_loss(model, data, problem, tolerance):
 
 
 def check_gradient(model, data, problem):
-    """Compares it with differences of what Keras evaluates."""
+    """Compares the gradient with differences of Keras' own loss."""
     objective = objective_of(model, data, problem)
     theta = objective.initial_position()
     loss, gradient = objective.value_and_grad(theta)
@@ -117,7 +117,7 @@ def test_losses_and_gradients(problem):
     check(problem)
 
 
-# What was found once.
+# Problems that were found earlier.
 FOUND = {
     "siamese": False,
     "mask": True,

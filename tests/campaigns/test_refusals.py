@@ -1,6 +1,6 @@
 """The checks of a fit refuse no right problem, and find planted faults.
 
-Of the problems of `tests/helpers/refusals.py`, which tries hundreds.
+`tests/helpers/refusals.py` tries hundreds of such problems.
 """
 
 import keras

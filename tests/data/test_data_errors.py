@@ -1,4 +1,4 @@
-"""Data that cannot be used are refused at once, by name, without harm."""
+"""Data that cannot be used are refused at once, by name; nothing changes."""
 
 import itertools
 
@@ -58,8 +58,8 @@ def with_value(array, value, place=5):
     return array
 
 
-# What a fit is given besides the rest of a good `(x, y)`, and words of the
-# message.
+# The wrong arguments of a fit whose `(x, y)` is otherwise right, and words of
+# the message.
 BAD = {
     "infinite tf.data": (dict(x=dataset().repeat(), y=None), "`x` must end"),
     "infinite PyDataset": (

@@ -23,7 +23,7 @@ Pair = collections.namedtuple("Pair", ["first", "second"])
 
 
 def eighths(*shape, low=-16, seed=0):
-    """Multiples of 1/8, which every dtype of floats holds exactly."""
+    """Multiples of 1/8, which are exact in every floating-point dtype."""
     return np.random.RandomState(seed).randint(low, 17, shape) / 8
 
 
@@ -115,7 +115,7 @@ def test_whole_numbers(dtype):
 
 
 def test_integers_stay_integers():
-    # As float32 these are all even, and the model would see zeros alone.
+    # In float32 these are all even, and the model would see only zeros.
     ids = (2**24 + np.arange(ROWS))[:, None]
     model = keras.Sequential(
         [

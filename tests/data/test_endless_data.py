@@ -1,4 +1,4 @@
-"""Data sets that do not end, or do not say where."""
+"""Data sets that do not end, or whose end is unknown."""
 
 import itertools
 import sys
@@ -18,7 +18,7 @@ PAIRS = [(X[i : i + 4], Y[i : i + 4]) for i in range(0, 24, 4)]
 
 
 class Yields:
-    """What has no length and yields the batches that a function returns."""
+    """An object without a length, which yields the batches of a function."""
 
     def __init__(self, batches):
         self._batches = batches
@@ -28,7 +28,7 @@ class Yields:
 
 
 class Repeated(Yields):
-    """As Grain's `repeat()` has it: of the largest length that there is."""
+    """A data set of the largest possible length, like Grain's `repeat()`."""
 
     def __len__(self):
         return sys.maxsize // 4
@@ -71,7 +71,7 @@ def endless():
 
 
 def shuffled():
-    """Batches that never come twice."""
+    """Batches that never repeat."""
     rng = np.random.default_rng(0)
     while True:
         rows = rng.permutation(24)[:4]
@@ -109,7 +109,7 @@ def compiled():
 
 
 def first_loss(count):
-    """The loss of the first batches where every kernel entry is one."""
+    """The loss of the first batches with kernel entries of one."""
     errors = [x.sum(axis=1, keepdims=True) - y for x, y in PAIRS[:count]]
     return np.mean(np.square(errors))
 

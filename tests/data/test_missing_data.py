@@ -1,4 +1,4 @@
-"""Data of residuals that are missing, and how they are named."""
+"""Missing data of residuals, and the errors that name them."""
 
 import keras
 import numpy as np
@@ -57,7 +57,7 @@ def test_rows_with_nan_are_omitted(method):
         max_iterations=100,
     )
     np.testing.assert_allclose(b, [2, 3], rtol=1e-4)
-    # As of the 18 rows alone.
+    # The result is that of the 18 rows alone.
     rows = np.isfinite(MISSING)
     start = np.mean(np.square(np.exp(-T[rows]) - Y[rows]))
     assert result.initial_loss == pytest.approx(start, rel=1e-5)

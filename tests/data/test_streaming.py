@@ -1,4 +1,4 @@
-"""Data that are read again at every evaluation give what data in memory do."""
+"""Data that are read at every evaluation give the results of data in memory."""
 
 import keras
 import numpy as np
@@ -18,7 +18,7 @@ CLASSES = (Y[:, 0] > 0).astype("int32")
 
 
 class Batches(keras.utils.PyDataset):
-    """Batches made when they are asked for; counts how often that is."""
+    """Batches that are made when they are read, which is counted."""
 
     def __init__(self, *arrays, size=16):
         super().__init__()
@@ -129,7 +129,7 @@ def test_a_fit_goes_the_same_way(float64, method):
             verbose=0,
         ).history
         losses.append([history[k] for k in ("loss", "mae", "val_mae")])
-    # The first step follows from a difference of gradients, which has half of
+    # The first step comes from a difference of gradients, which has half of
     # their digits.
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
 
@@ -162,7 +162,7 @@ def test_data_are_read_once_an_evaluation_and_once_before():
         model, data, optimizer="lbfgs", epochs=5, stream=True, verbose=0
     )
     passes = history.result.evaluations + 1
-    # Besides, the first batch is looked at, to build what is built lazily.
+    # The first batch is read once more, to build layers.
     assert data.read == passes * len(data) + 1
 
 

@@ -1,4 +1,4 @@
-"""Data other than arrays of finite numbers: used as `evaluate` does."""
+"""Data other than arrays of finite numbers are used as in `evaluate`."""
 
 from collections.abc import Sequence
 
@@ -32,7 +32,7 @@ def dense(width=3, **kwargs):
 
 
 def assert_fits(model, x, y, loss="mse", method="lbfgs", same=None, **kwargs):
-    """The fit starts and ends at what `evaluate` says, of `same` if given."""
+    """The fit starts and ends at the loss of `evaluate`; of `same` if given."""
     model.compile(method, loss=loss)
     same = x if same is None else same
     before = model.evaluate(same, y, batch_size=40, verbose=0)
@@ -133,7 +133,7 @@ def test_targets_of_strings_are_refused():
 
 
 class OfParts(keras.Model):
-    """A model of complex inputs, with complex outputs if asked for."""
+    """A model of complex inputs, with complex outputs if requested."""
 
     def __init__(self, is_complex=False):
         super().__init__()
@@ -291,7 +291,7 @@ def test_sparse_matrices():
 
 
 class Column(Sequence):
-    """A lazy column, as data sets of Hugging Face have it."""
+    """A lazy column, like that of a Hugging Face data set."""
 
     def __init__(self, source, name):
         self.source, self.column_name = source, name

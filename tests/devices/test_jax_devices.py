@@ -1,4 +1,4 @@
-"""JAX with several devices in one process: the numbers are those of one."""
+"""JAX with several devices in one process gives the numbers of one device."""
 
 import contextlib
 import os
@@ -38,7 +38,7 @@ WHOLE = [
 
 @pytest.fixture(scope="session")
 def found(tmp_path_factory):
-    """What one process computes, which all workers of pytest share."""
+    """The results of one process, which all workers of pytest share."""
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent
@@ -107,9 +107,9 @@ def test_batches_that_were_asked_for_exchange_a_sum_each(found):
     assert layout["exchanges"] == ["all-reduce", "all-reduce"]
 
 
-# A first step of these follows from a probe of the curvature by differences,
-# which make rounding larger: another order of the rows, on one device, changes
-# the losses of such a fit by 3e-10 of themselves.
+# The first step of these comes from a probe of the curvature by differences,
+# which amplifies rounding: on one device, another order of the rows changes the
+# losses of such a fit by 3e-10 of themselves.
 TOLERANCES = {"lbfgs": 1e-8, "ssbroyden": 1e-8}
 
 

@@ -45,7 +45,7 @@ def examples():
 
 @pytest.fixture
 def names():
-    """What an example may use without defining it."""
+    """The names that an example may use without defining them."""
     x = np.linspace(-1, 1, 60)[:, None].astype("float32")
     keras.utils.set_random_seed(1)
     model = keras.Sequential(

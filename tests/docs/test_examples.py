@@ -16,7 +16,7 @@ NAMES = sorted(p.stem for p in EXAMPLES.glob("*.py") if p.stem not in OTHERS)
 
 @pytest.fixture
 def example(request):
-    """The script as a module, and after it the precision as before."""
+    """The script as a module. Afterwards, the precision is restored."""
     path = EXAMPLES / f"{request.param}.py"
     matplotlib.use("Agg")
     is_float64 = "enable_float64()" in path.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What is released: the wheel, the sdist, and the files around them."""
+"""The release: the wheel, the sdist, and the files around them."""
 
 import email
 import importlib.util
@@ -70,7 +70,7 @@ def test_the_wheel_says_what_it_is(packages):
     assert said["License-Expression"] == "MIT"
     assert said["Author"] == "The kormos authors"
     assert "Typing :: Typed" in said.get_all("Classifier")
-    # What developers need is no extra.
+    # Packages for developers are not an extra.
     extras = {"tensorflow", "jax", "torch", "plots"}
     assert set(said.get_all("Provides-Extra")) == extras
     assert "kormos/py.typed" in wheel.namelist()

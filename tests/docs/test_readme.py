@@ -37,7 +37,7 @@ FENCE = re.compile(r"```(python|text)\n(.*?)```", re.DOTALL)
 
 
 def run_blocks(path):
-    """Runs the Python of a page: what it printed, and what the page shows."""
+    """Runs the Python of a page; returns its output, and that on the page."""
     names = {"__name__": path.stem}
     latest, printed, shown = "", [], []
     for kind, block in FENCE.findall(path.read_text(encoding="utf-8")):

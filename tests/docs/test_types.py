@@ -1,4 +1,4 @@
-"""Types: those that users see, and that mypy reads the bodies of functions."""
+"""Types: those of the wheel, and a check that mypy reads all functions."""
 
 import importlib.util
 import os
@@ -38,7 +38,7 @@ reveal_type(kormos.only_here)
 
 
 def run(*command, cwd):
-    # These would lead to the sources.
+    # These variables would lead to the sources.
     hidden = ("MYPYPATH", "PYTHONPATH")
     env = {k: v for k, v in os.environ.items() if k not in hidden}
     return subprocess.run(
@@ -60,7 +60,7 @@ def wheel(tmp_path_factory):
         command.append("--no-build-isolation")
     built = run(*command, cwd=folder)
     if "No matching distribution found for hatchling" in built.stderr:
-        pytest.skip("The wheel's build backend, hatchling, is not to be had.")
+        pytest.skip("The wheel's build backend, hatchling, is not available.")
     assert built.returncode == 0, built.stderr
     (path,) = folder.glob("kormos-*.whl")
     return path
@@ -91,7 +91,7 @@ def test_the_wheel_says_that_it_is_typed(wheel):
 
 def test_a_users_script_is_checked_against_the_wheel(installed, tmp_path):
     packages, python = installed
-    # What is read is what lies there: only there is this name.
+    # Only the installed package has this name, so it is the one that is read.
     with (packages / "kormos" / "__init__.py").open("a") as file:
         file.write("only_here: complex = 1j\n")
     (tmp_path / "script.py").write_text(SCRIPT)

@@ -1,4 +1,4 @@
-"""What tests run in other processes."""
+"""Functions that tests run in other processes."""
 
 import os
 
@@ -11,7 +11,7 @@ import signal
 import warnings
 
 with contextlib.suppress(ImportError):
-    # Imported after TensorFlow, torch crashes the process.
+    # torch must come first: after TensorFlow, it crashes the process.
     import torch as torch
 
 import h5py
@@ -73,12 +73,13 @@ class Tell(keras.callbacks.Callback):
 
 
 def fit_with_backup(connection, folder, place=None):
-    """A fit that goes on from a backup, until its loss is low.
+    """A fit that continues from a backup, until its loss is low.
 
     Args:
-        connection: where to tell of epochs and of the end.
-        folder: of the backup.
-        place: where to be killed at the fourth backup.
+        connection: the connection for messages about epochs and the end.
+        folder: the folder of the backup.
+        place: the place in the code at which to be killed, at the fourth
+            backup.
     """
     backup = kormos.callbacks.BackupAndRestore(folder)
     if place is not None:
@@ -87,16 +88,16 @@ def fit_with_backup(connection, folder, place=None):
     fit(connection, "lbfgs", 1000, [backup, Tell(connection)], 3e-4)
 
 
-# Of each stage of a chain.
+# The epochs of each stage of a chain.
 CHAIN_EPOCHS = 30
 
 
 def fit_chain_with_backup(connection, folder):
-    """Like `fit_with_backup`, for three stages, the first on shuffled batches.
+    """Like `fit_with_backup`, in three stages, the first on shuffled batches.
 
     Args:
-        connection: where to tell of epochs and of the end.
-        folder: of the backup.
+        connection: the connection for messages about epochs and the end.
+        folder: the folder of the backup.
     """
     stages = kormos.optimizers.Chain(
         [keras.optimizers.Adam(0.02), "lbfgs", "lm"],
@@ -111,8 +112,8 @@ def fit_chain_with_backup(connection, folder):
     )
 
 
-# Where the file is open, neither empty nor whole; where it has no name yet;
-# where there are two.
+# The places: where the file is partly written; where it is complete, without
+# its final name; where there are two files.
 _PLACES = {
     "open": (h5py.File, "close"),
     "complete": (os, "replace"),
@@ -133,11 +134,11 @@ def _die_at_the_fourth(owner, name):
 
 
 def context(monkeypatch, folder):
-    """Starts processes that share imports, and what XLA compiles.
+    """Starts processes that share imports, and XLA's compiled code.
 
     Args:
-        monkeypatch: pytest's.
-        folder: for what is compiled.
+        monkeypatch: the fixture of pytest.
+        folder: the folder for compiled code.
     """
     # On TensorFlow XLA compiles for seconds, in every process.
     monkeypatch.setenv(

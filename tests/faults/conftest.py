@@ -1,4 +1,4 @@
-"""What every fault is asked for afterwards."""
+"""Fixtures of the tests of faults."""
 
 import contextlib
 
@@ -9,7 +9,7 @@ from faults.models import loss
 
 
 class Fault:
-    """A fault that a test makes, and what it must leave alone.
+    """A fault that a test makes, and a check that the weights survive it.
 
     Args:
         record: function of a name and a value, for the table.
@@ -27,7 +27,7 @@ class Fault:
         finally:
             after = loss(model, x, y)
             is_finite = all(np.isfinite(w).all() for w in model.get_weights())
-            # Beside NaN or infinity at the start, anything is no worse.
+            # If the loss is NaN or infinite at the start, no end is worse.
             is_worse = after > before * (1 + 1e-6) or (
                 np.isnan(after) and not np.isnan(before)
             )
@@ -45,4 +45,4 @@ def fault(request, record_property):
 
 @pytest.fixture(autouse=True)
 def calm(unconverged):
-    """Fits here end at their iteration limit, as they are meant to."""
+    """Fits here are meant to end at their iteration limit."""

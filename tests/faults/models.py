@@ -1,4 +1,4 @@
-"""The model of most faults: its output ends at a wall if the data say so."""
+"""The model of most faults, whose output may have a wall."""
 
 import functools
 
@@ -11,7 +11,7 @@ from keras import ops
 FAMILIES = ["l-bfgs-b", "lbfgs", "ssbroyden", "lm"]
 METHODS = [*FAMILIES, "newton-cg"]
 
-# The third column of `x`: what lies beyond the wall.
+# The third column of `x`, which chooses what is beyond the wall.
 NOTHING, NAN, INFINITY, NAN_SLOPE = range(4)
 LIMIT = 1.0
 
@@ -26,8 +26,8 @@ class Wall(layers.Layer):
         lost = ops.where(beyond == NAN, float("nan"), float("inf"))
         values = ops.where(is_lost, lost, values)
         depth = LIMIT - ops.abs(values)
-        # Zero or twice the depth. Where it is zero, the slope of its root is
-        # infinity minus infinity.
+        # This is zero, or twice the depth. Where it is zero, the slope of its
+        # root is infinity minus infinity.
         depth = depth + ops.abs(depth)
         depth = ops.where(beyond == NAN_SLOPE, depth, ops.ones_like(depth))
         return values + 1e-3 * (ops.sqrt(depth) - 1)
@@ -42,7 +42,7 @@ def network(optimizer, units=3, seed=0):
     model = keras.Model(inputs, Wall()(values, inputs[:, 2:]))
     model.set_weights([0.5 * w for w in model.get_weights()])
     model.compile(optimizer=optimizer, loss="mse")
-    # Files are to hold all that can be lost.
+    # Files should contain everything that can be lost.
     model.optimizer.keep_state = True
     return model
 
@@ -72,7 +72,7 @@ def _shared(method):
 
 
 def shared(method):
-    """A model that many faults befall, with the weights that it began with."""
+    """A model for many faults, and its initial weights."""
     model, weights, _ = _shared(method)
     model.set_weights(weights)
     model.optimizer.solver_state = None
@@ -80,7 +80,7 @@ def shared(method):
 
 
 def assert_as_new(method):
-    """A fit of the shared model is what its very first one was."""
+    """Asserts that a fit of the shared model equals its very first one."""
     _, _, losses = _shared(method)
     model = shared(method)
     history = model.fit(*data(), epochs=6, verbose=0)
@@ -88,7 +88,7 @@ def assert_as_new(method):
 
 
 def assert_usable(history):
-    """A History has its columns, in step, and finite losses."""
+    """Asserts that a History has columns of equal length and finite losses."""
     rows = len(history.epoch)
     assert all(len(column) == rows for column in history.history.values())
     assert len(history.iteration) == len(history.seconds) == rows

@@ -1,4 +1,4 @@
-"""Checkpoints that are cut off, or of something else."""
+"""Checkpoints that are truncated, or belong to something else."""
 
 import io
 import itertools
@@ -26,7 +26,7 @@ FOREIGN = [
     if (method, of) != ("ssbroyden", "lbfgs")
 ]
 
-# What Keras raises.
+# The exceptions of Keras.
 ERRORS = (ValueError, OSError, KeyError, zipfile.BadZipFile)
 
 
@@ -210,7 +210,7 @@ CHANGES = [not_a_number, other_shapes, without, no_key]
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("method", STATEFUL)
 def test_a_state_that_is_spoilt(method, change, fault, tmp_path):
-    """It is refused in words, or the fit starts with clean curvature."""
+    """It is refused with a message, or the fit starts with new curvature."""
     x, y = data()
     model = shared(method)
     model.fit(x, y, epochs=3, verbose=0)

@@ -1,4 +1,4 @@
-"""A disk that is full when a checkpoint is to be written."""
+"""A disk that is full when a checkpoint is written."""
 
 import errno
 
@@ -28,7 +28,7 @@ FILES = ["model.keras", "model.weights.h5", "latest.weights.h5"]
 
 
 class FillUp(keras.callbacks.Callback):
-    """Lets every file of a folder lie on a full disk from an epoch on."""
+    """From an epoch on, makes writes to a folder fail as on a full disk."""
 
     def __init__(self, folder):
         super().__init__()

@@ -29,7 +29,7 @@ HOOKS = [
 
 
 class Ours(Exception):
-    """What no library would raise."""
+    """An exception that no library raises."""
 
 
 def raiser(hook, epoch):
@@ -129,13 +129,13 @@ def fragile(method):
     return model
 
 
-# Compiled, a loss is called where it is traced alone. What it raises later than
-# at the start is a step too long: `test_recovery.py`.
+# A compiled loss is only called when it is traced. An error after the start
+# counts as a step that is too long: see `test_recovery.py`.
 CALLS = [0, 1] if BACKEND == "torch" else [0]
 
 
 def raise_in_a_loss(method, calls):
-    """A model whose fit was ended by an error in its loss; its start."""
+    """A model whose fit was ended by an error in its loss, and its start."""
     model, (x, y) = fragile(method), data()
     error = model.loss.error = Ours("loss")
     model.loss.calls = calls
@@ -202,7 +202,7 @@ class Batches(keras.utils.PyDataset):
 
 
 class Iterable:
-    """As a torch `DataLoader` is, one that fails in its third batch."""
+    """An iterable like a torch `DataLoader`, which fails in its third batch."""
 
     def __init__(self, error):
         self._batches = Batches(error)
@@ -228,5 +228,5 @@ def test_in_a_data_set(method, kind, place, fault):
     assert caught.value is error
     for now, before in zip(model.get_weights(), weights, strict=True):
         np.testing.assert_array_equal(now, before)
-    # Half of a data set was not taken for all of it.
+    # Half of a data set must not count as all of it.
     assert_as_new(method)

@@ -71,13 +71,13 @@ class Interrupt(keras.callbacks.Callback):
             self.timer.cancel()
 
 
-# Of the time that two epochs take.
+# A part of the time of two epochs.
 DELAYS = np.random.default_rng(0).uniform(0, 0.25, 8)
 
 
 @pytest.fixture(autouse=True)
 def heard():
-    """A process that a shell started in the background ignores Ctrl-C."""
+    """Turns Ctrl-C on, because background processes of a shell ignore it."""
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, handler)
@@ -85,7 +85,7 @@ def heard():
 
 @pytest.fixture
 def without_garbage_collection():
-    """JAX's callback of the collector, on any backend, loses interrupts."""
+    """Turns the collector off: JAX's callback of it loses interrupts."""
     gc.disable()
     yield
     gc.enable()
@@ -106,7 +106,7 @@ def test_at_random_moments(method, fault, without_garbage_collection):
         assert history.result.status == "interrupted"
         assert_usable(history)
         assert loss(model, x, y) == pytest.approx(history.result.loss, rel=1e-5)
-        # Curvature may be lost, but what is there goes on.
+        # Curvature may be lost, but a fit with the rest can continue.
         resume = method != "l-bfgs-b"
         again = model.fit(x, y, epochs=2, resume=resume, verbose=0)
         assert again.result.loss <= history.result.loss * (1 + 1e-6)
@@ -115,7 +115,7 @@ def test_at_random_moments(method, fault, without_garbage_collection):
 
 @pytest.mark.parametrize("method", ["lbfgs", "ssbroyden"])
 def test_between_the_iterations_of_a_call(method, fault, monkeypatch):
-    """A compiled call makes several, and leaves the last one's weights."""
+    """A compiled call makes several, and the last one's weights are kept."""
     model, (x, y) = shared(method), data()
     accepts, interrupts = KerasObserver.accepts, [KeyboardInterrupt]
 

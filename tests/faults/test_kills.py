@@ -1,4 +1,4 @@
-"""`kill -9` at any moment costs an iteration at most: backups go on."""
+"""`kill -9` at any moment costs at most one iteration, with a backup."""
 
 import os
 import time
@@ -11,8 +11,8 @@ from faults import children
 
 KIND = "kill -9"
 
-# Each process compiles anew on JAX and TensorFlow: `make test-faults` asks for
-# all of them.
+# Each process compiles again on JAX and TensorFlow, so all cases run only by
+# `make test-faults`.
 KILLS = int(os.environ.get("KILLS", 20 if BACKEND == "torch" else 8))
 
 
@@ -23,7 +23,7 @@ def context(tmp_path_factory):
 
 
 def lived(connection):
-    """The epochs that a process told of, and its report or `None`."""
+    """The epochs that a process has reported, and its report or `None`."""
     epochs = []
     while True:
         try:
@@ -56,7 +56,7 @@ def test_at_random_moments(undisturbed, context, fault, tmp_path):
     end = -1
     for delay in delays:
         process, connection = children.start(context, *arguments)
-        # Any later, and the fit might be done before the last kill.
+        # If they were later, the fit might end before the last kill.
         connection.poll(60)
         time.sleep(delay)
         process.kill()
@@ -81,7 +81,7 @@ def test_a_chain_at_random_moments_of_each_stage(context, fault, tmp_path):
     _, (expected, weights) = lived(connection)
     process.join()
     rng = np.random.default_rng(1)
-    # Ten epochs before the end of a stage, it is not over before the kill.
+    # The kill comes ten epochs before the end, so that the stage is not over.
     epochs_of_each = children.CHAIN_EPOCHS
     stage = np.arange(kills) * 3 // kills
     moments = np.sort(
@@ -123,6 +123,6 @@ def test_while_a_backup_is_written(
     process, connection = children.start(context, *arguments)
     epochs, report = lived(connection)
     process.join()
-    assert report is not None, "the fit did not go on"
+    assert report is not None, "the fit did not continue"
     assert epochs[0] in (told, told + 1)
     np.testing.assert_array_equal(report[1], undisturbed[1])

@@ -1,4 +1,4 @@
-"""NaN and infinity: in data, in the loss, in its gradient, beyond a wall."""
+"""NaN and infinity in data, in the loss, in its gradient, beyond a wall."""
 
 import numpy as np
 import pytest
@@ -61,7 +61,7 @@ def test_at_the_start(method, beyond, fault):
 @EACH_WALL
 @pytest.mark.parametrize("height", [0.5, 1.0], ids=["to the wall", "beyond"])
 def test_beyond_a_wall(method, beyond, height, fault):
-    """The optimum lies close to the wall, or where nothing can be known."""
+    """The optimum is close to the wall, or beyond it."""
     model, (x, y) = shared(method), data(beyond, height)
     with fault.spares(model, x, y):
         history = model.fit(x, y, epochs=20, verbose=0)

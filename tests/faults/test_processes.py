@@ -1,4 +1,4 @@
-"""Fits beside each other in threads, and in other processes."""
+"""Simultaneous fits in threads and in other processes."""
 
 import multiprocessing
 import threading
@@ -18,7 +18,7 @@ PAIRS = [("l-bfgs-b", "lbfgs"), ("lm", "lbfgs")]
 
 @pytest.mark.parametrize("methods", PAIRS, ids=" and ".join)
 def test_in_two_threads(methods, fault):
-    """Both compile and fit at once, and end as each does alone."""
+    """Both compile and fit at the same time, and end as each does alone."""
     x, y = data()
     # Seeds are global: the models are made one after the other.
     models = [network(m, seed=i) for i, m in enumerate(methods)]
@@ -50,7 +50,7 @@ def test_in_two_threads(methods, fault):
             np.testing.assert_array_equal(a, b)
 
 
-# JAX and TensorFlow run threads that a fork leaves behind, locks and all.
+# JAX and TensorFlow run threads, which a fork loses while their locks stay.
 CONTEXTS = [
     pytest.param(
         "fork",
@@ -80,7 +80,7 @@ def test_in_another_process(kind, fault, tmp_path, monkeypatch):
     assert process.exitcode == 0
     np.testing.assert_array_equal(theirs[0], losses)
     np.testing.assert_array_equal(theirs[1], weights)
-    # The parent is none the worse.
+    # The parent process still works.
     model = children.network("l-bfgs-b")
     x, y = children.points()
     with fault.spares(model, x, y):

@@ -1,4 +1,4 @@
-"""Next to nothing to fit, and ten million parameters."""
+"""Very small fits, and ten million parameters."""
 
 import keras
 import numpy as np
@@ -16,7 +16,7 @@ from native import methods
 
 KIND = "sizes"
 
-# Others of the family are slow to compile, and the same code.
+# Others of the family run the same code, and are slow to compile.
 QUICK = ["l-bfgs-b", "lm", *methods("lbfgs")]
 
 
@@ -87,7 +87,7 @@ def test_ten_million_parameters(large, fault):
             model, x, y, optimizer=optimizer, epochs=3, verbose=0
         )
     assert history.result.loss < before / 2
-    # Or it would be saved with the model.
+    # Otherwise it would be saved with the model.
     optimizer.solver_state = None
 
 

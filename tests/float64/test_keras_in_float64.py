@@ -1,7 +1,7 @@
-"""Float64 is double precision in all of Keras, but for a list of exceptions.
+"""Float64 is double precision in all of Keras, except for a list.
 
-Layers, losses and other functions of Keras are compared with NumPy, values and
-gradients, in the package `float64`. What a backend computes with constants or
+The package `audit` compares values and gradients of layers, losses and other
+functions of Keras with NumPy. What a backend computes with constants or
 sums in float32 is listed here; an entry that has become exact fails, too.
 """
 
@@ -34,7 +34,7 @@ EXCEPTIONS = {
         "ops.dot_product_attention": 5e-8,
     },
     "torch": {
-        # Constants of torch's own gradients: 1 / alpha and 1 / 6.
+        # Constants in torch's own gradients: 1 / alpha and 1 / 6.
         "celu": 9e-9,
         "hard_sigmoid": 3e-8,
         "LSTM, hard_sigmoid": 2e-8,
@@ -43,7 +43,7 @@ EXCEPTIONS = {
         "metrics.AUC, ROC": 6e-9,
         "metrics.AUC, PR": 2e-11,
     },
-    # Python floats that Keras makes tensors of without a dtype.
+    # Python floats that Keras converts to tensors without a dtype.
     "tensorflow": {
         "gelu": 4e-9,
         "gelu, approximate": 7e-10,

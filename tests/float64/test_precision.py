@@ -38,7 +38,7 @@ def by_numpy(model, x, y):
 
 
 def assert_told(model, precision, words):
-    """At the start: `"float64"` is refused, `"auto"` warned of."""
+    """Asserts that, at the start, `"float64"` raises and `"auto"` warns."""
     told = pytest.raises(ValueError, match=words)
     if precision == "auto":
         told = pytest.warns(UserWarning, match=f"will not continue .*{words}")
@@ -56,7 +56,7 @@ def settings():
 
 
 class Attending(keras.Model):
-    """A subclassed model of layers within layers and a loss of its own."""
+    """A subclassed model of nested layers, with its own loss."""
 
     def __init__(self):
         super().__init__()
@@ -322,8 +322,8 @@ def test_least_squares(precision):
 
 
 def test_weights_are_never_worse_for_their_rounding():
-    # The best weight in float32 to begin with; float64 finds a better one
-    # whose rounding is this one or a worse one.
+    # It starts with the best weight in float32. Float64 finds a better one,
+    # whose rounding is the same or a worse one.
     best = np.float32(1 / 3)
     weight = keras.Variable(best)
     start = (float(best) - 1 / 3) ** 2
@@ -388,7 +388,7 @@ def test_a_feasible_point_is_kept_for_a_higher_loss():
 
 @pytest.mark.usefixtures("unconverged")
 def test_losses_on_other_points_are_not_compared():
-    # A line that fits a parabola well near zero, and not where points go.
+    # A line that fits a parabola well near zero, but not at the new points.
     w = keras.Variable(np.zeros(2, "float32"))
     draw = kormos.callbacks.Resample(
         lambda count, rng: rng.random((count, 1)) * 2 + 3, every=3
@@ -484,7 +484,7 @@ def test_an_interrupt_while_float64_is_compiled(monkeypatch):
     BACKEND == "tensorflow", reason="TensorFlow keeps float64 by itself"
 )
 def test_a_keras_that_has_changed_is_said_so(monkeypatch):
-    # As if the entry were no longer read.
+    # This is as if Keras no longer read the entry.
     monkeypatch.setattr(float64_settings, "BIT64_TO_BIT32_DTYPE", {})
     before = settings()
     with pytest.raises(RuntimeError, match="Install a Keras release"):
@@ -514,7 +514,7 @@ def test_quantized_models_are_told_unharmed(mode, precision):
 
 
 class ByDtype(layers.Layer):
-    """Another function in another dtype."""
+    """A layer whose function depends on the dtype."""
 
     def call(self, x):
         return x * (1.01 if self.compute_dtype == "float64" else 1.0)

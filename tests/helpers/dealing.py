@@ -12,7 +12,7 @@ import pytest
 
 # A test with fewer cases than this runs all of them on every backend.
 MANY = 4
-# What one backend alone can run is run there.
+# Cases that only one backend can run are run there.
 CONDITIONS = ("skip", "skipif", "xfail", "own_cases")
 
 

@@ -1,4 +1,4 @@
-"""What a process with four simulated devices computes, on one and on all.
+"""Results of a process with four simulated devices, on one and on all.
 
     export XLA_FLAGS=--xla_force_host_platform_device_count=4
     python four_devices.py OUT
@@ -175,7 +175,7 @@ CASES = {
 
 @contextlib.contextmanager
 def cut(is_cut):
-    """Cuts as few rows into chunks as if they were a million."""
+    """Makes chunks of few rows, as if there were a million."""
     numbers = 8 if is_cut else backend.chunk_numbers()
     fewest = 2 if is_cut else memory._FEWEST_ROWS
     with (
@@ -186,7 +186,7 @@ def cut(is_cut):
 
 
 def derivatives(case):
-    """All that an objective computes, and how its rows lie."""
+    """Everything that an objective computes, and the layout of its rows."""
     make, has_matrix = CASES[case]
     model, (x, y, w), options = make()
     with cut(options.pop("is_cut", False)):
@@ -219,7 +219,7 @@ def derivatives(case):
 
 
 def layout(objective, theta):
-    """How rows lie on devices, and what these exchange."""
+    """The layout of rows on devices, and the exchanges of these."""
     # Other backends read the names of the cases only.
     import jax
 
@@ -267,7 +267,7 @@ def split_fit():
 
 
 def compilations():
-    """How often a fit compiles its loop, in several calls of it."""
+    """The number of times that a fit compiles its loop, in several calls."""
     import jax
 
     found = []
@@ -316,7 +316,7 @@ def least_squares():
 
 
 def minimized():
-    """A minimum of a function that has its rows itself."""
+    """A minimum of a function that contains its rows."""
     v = keras.Variable(np.zeros(3), dtype="float64")
     x, y = map(ops.convert_to_tensor, points()[:2])
 
@@ -332,7 +332,7 @@ def minimized():
 
 
 def spread_memory(folder):
-    """A fit with pairs that lie on all devices, saved and gone on from."""
+    """A fit with pairs on all devices, which is saved and continued."""
     memory = {"memory": 30, "keep_state": True}
     usual, _ = fitted(kormos.optimizers.LBFGS(**memory))
     spread, model = fitted(kormos.optimizers.LBFGS(shard_memory=True, **memory))
@@ -386,7 +386,7 @@ def split_model():
 
 
 def both(fn, distribution=None):
-    """What a function returns on one device, and on all."""
+    """The results of a function on one device and on all."""
     on_devices(None)
     one = fn()
     on_devices(distribution or keras.distribution.DataParallel())

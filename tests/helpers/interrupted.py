@@ -1,4 +1,4 @@
-"""A fit that ends early, and is made again from its backup."""
+"""A fit that ends early, and continues from its backup."""
 
 import keras
 import numpy as np
@@ -13,8 +13,8 @@ def check_goes_on(fitted, at):
     """Asserts that a fit from the backup ends with the weights of one in full.
 
     Args:
-        fitted: function of callbacks that makes the same model, fits it with
-            these and a `BackupAndRestore`, and returns its weights.
+        fitted: function of callbacks that always makes the same model, fits it
+            with these and a `BackupAndRestore`, and returns its weights.
         at: the epoch after which the fit is ended by an exception.
     """
 

@@ -1,6 +1,6 @@
 """Starts processes that fit a model together, and joins them.
 
-As a module it is for tests. A child script imports `join`, which connects the
+Tests import it as a module. A child script imports `join`, which connects the
 child to the others before Keras is imported, and `answer`.
 """
 
@@ -14,9 +14,9 @@ import tempfile
 
 # Seconds in which all children of a test must have ended.
 PATIENCE = 400
-# Seconds for which an engine waits for a process that does not answer.
+# Seconds for which a backend waits for a process that does not answer.
 TIMEOUT = 20
-# The same where no process is to fail, and one may have to wait for a core.
+# The same if no process fails, but one may have to wait for a core.
 LONG_TIMEOUT = 120
 
 
@@ -59,7 +59,8 @@ def start(script, count, *args, **environment):
 def ended(children, patience=PATIENCE):
     """Waits for children; returns pairs of exit status and output.
 
-    Those that have not ended in time are killed, and their status is negative.
+    Children that have not ended in time are killed, and their status is
+    negative.
     """
     found = []
     for child in children:
@@ -88,10 +89,10 @@ def connect(index, count, place, port, timeout=TIMEOUT):
 
     Args:
         index: its number, from 0.
-        count: how many there are.
-        place: folder for a file of theirs.
-        port: a port of this machine that is free.
-        timeout: seconds for which the engine waits for a process.
+        count: the number of processes.
+        place: the folder for a file of theirs.
+        port: a free port of this machine.
+        timeout: the seconds for which the backend waits for a process.
     """
     if os.environ["KERAS_BACKEND"] == "torch":
         import torch
@@ -126,7 +127,7 @@ def connect(index, count, place, port, timeout=TIMEOUT):
 
 
 def free_port():
-    """A port of this machine that nothing listens at."""
+    """A free port of this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Likelihoods whose fits are hard: one without a maximum, one in odd units."""
+"""Likelihoods whose fits are difficult: without a maximum, or in odd units."""
 
 import keras
 import numpy as np
@@ -56,7 +56,7 @@ class Choice:
         return ops.mean(ops.softplus(utility) - tensor(self.y) * utility)
 
     def fit(self, method, start=None, **settings):
-        """By `fit`, a layer without bias: the parameters and the result."""
+        """Fits a layer without bias; returns the parameters and the result."""
         model = keras.Sequential(
             [
                 keras.Input((5,)),

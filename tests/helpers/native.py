@@ -16,14 +16,14 @@ eager_only = pytest.mark.skipif(
 
 
 def methods(*compiled):
-    """The methods to test: on JAX and TensorFlow, slow to compile, a few."""
+    """The methods to test; only a few where compiling is slow."""
     return METHODS if BACKEND == "torch" else list(compiled)
 
 
 def compilations(program):
-    """How often each function of a program was compiled, by name.
+    """The number of times that each function of a program was compiled.
 
-    None was on PyTorch, which runs functions eagerly and counts every call.
+    It is empty on PyTorch, which runs functions eagerly and counts every call.
     """
     return {} if BACKEND == "torch" else dict(program.traces)
 
@@ -35,7 +35,7 @@ def minimize(loss, x0, method, **kwargs):
         loss: function of a tensor.
         x0: the start, of any sequence of numbers.
         method: name of a method.
-        **kwargs: of `kormos.minimize`.
+        **kwargs: other arguments of `kormos.minimize`.
     """
     v = keras.Variable(np.array(x0, dtype="float64"), dtype="float64")
     result = kormos.minimize(

@@ -1,10 +1,10 @@
-"""An observer of a solver that is run without a session."""
+"""An observer for a solver that runs without a session."""
 
 import types
 
 
 def watch(report):
-    """The `Observer` that tells a function of every point.
+    """An `Observer` that calls a function with every point.
 
     Args:
         report: function `(theta, loss, grad)` that returns whether to stop.

@@ -12,7 +12,7 @@ import kormos
 from joined import connect
 from joined import free_port
 
-# Seconds that it takes to start processes and to end them, besides waiting.
+# Seconds for starting and ending processes, besides waiting.
 MARGIN = 45
 
 
@@ -31,11 +31,11 @@ class Group:
     """Processes that a test has started.
 
     Args:
-        context: of `multiprocessing`.
+        context: the context of `multiprocessing`.
         target: function `(connection, index, *args)`.
         args: its other arguments.
         folder: where the processes meet, and write what they print.
-        count: how many processes.
+        count: the number of processes.
     """
 
     def __init__(self, context, target, args, folder, count=2):
@@ -62,12 +62,12 @@ class Group:
             process.join()
 
     def kill(self, index):
-        """Kills a process, which has no time to say anything."""
+        """Kills a process, which cannot send anything any more."""
         os.kill(self.processes[index].pid, signal.SIGKILL)
         self.processes[index].join(MARGIN)
 
     def messages(self, index, limit):
-        """What a process sends until it ends, within seconds."""
+        """The messages of a process until it ends, within seconds."""
         found, end = [], time.perf_counter() + limit
         while self.connections[index].poll(max(0, end - time.perf_counter())):
             try:
@@ -89,18 +89,18 @@ class Group:
         return [process.exitcode for process in self.processes]
 
     def printed(self, index):
-        """What a process has printed."""
+        """The output of a process."""
         return self._outputs[index].read_text()
 
 
 def _run(connection, index, count, port, output, target, args):
-    """What each of the processes does."""
+    """The function that each of the processes runs."""
     with open(output, "wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    # A process that a shell started in the background ignores Ctrl-C.
+    # A background process of a shell ignores Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    # For a test to see where a process hangs.
+    # This shows a test where a process hangs.
     faulthandler.register(signal.SIGUSR1)
     try:
         connect(index, count, output.parent, port)

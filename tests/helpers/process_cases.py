@@ -1,4 +1,4 @@
-"""What processes do together in the tests of faults."""
+"""Functions that processes run together in the tests of faults."""
 
 import dataclasses
 import functools
@@ -52,7 +52,7 @@ def _shared():
 
 
 def shared():
-    """A model that many faults befall, as it was at first."""
+    """A model for many faults, with its initial weights."""
     model, weights = _shared()
     model.set_weights(weights)
     model.optimizer.solver_state = None
@@ -65,17 +65,17 @@ def flat(model):
 
 @dataclasses.dataclass
 class Report:
-    """What a process tells of a fit.
+    """The report of a process about a fit.
 
     Attributes:
-        error: the name of the exception that left the fit, or `None`.
+        error: the name of the exception that the fit raised, or `None`.
         message: its text.
-        seconds: how long the fit took.
+        seconds: the duration of the fit.
         before: the parameters before it.
         after: the parameters after it.
         status: the status of the result, if there is one.
         losses: an entry for every epoch.
-        more: what else a case tells.
+        more: other findings of a case.
     """
 
     error: str | None
@@ -162,7 +162,7 @@ def raises_in_its_loss(index, folder):
 
 @case
 def raises_in_its_loss_far_away(index, folder):
-    """At a point only, which both processes reject."""
+    """It raises at a single point, which both processes reject."""
     calls = []
 
     def loss(y, prediction):
@@ -308,7 +308,7 @@ def raises_an_interrupt_in_an_earlier_hook(index, folder):
 
 @case
 def is_interrupted_twice(index, folder):
-    """The second time it does not wait for its own computation."""
+    """The second interrupt does not wait for the process's own computation."""
 
     def compute(callback):
         for delay in (0.3, 0.6):
@@ -515,7 +515,7 @@ class Tell(keras.callbacks.Callback):
 
 
 def train(connection, index, folder):
-    """A fit that goes on from a backup; sends its report."""
+    """A fit that continues from a backup; sends its report."""
     backup = kormos.callbacks.BackupAndRestore(folder)
     report = fitted(
         index, [backup, Tell(connection)], epochs=1000, target_loss=3e-4

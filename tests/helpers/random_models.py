@@ -1,7 +1,7 @@
-"""Small models, drawn at random with losses and data, of plain descriptions.
+"""Small random models with losses and data, from plain descriptions.
 
-A problem is a dict of numbers and strings, so that one that was found to fail
-can stand in a test as it was printed.
+A problem is a dict of numbers and strings, so that the printed form of one that
+fails can be copied into a test.
 """
 
 import keras
@@ -18,7 +18,8 @@ def _recurrent(kind, **kwargs):
 
 
 def _attention(dropout=0.0, **call):
-    # With dropout Keras multiplies; without, a kernel of the backend does.
+    # With dropout Keras multiplies itself; without, it calls a kernel of the
+    # backend.
     layer = layers.MultiHeadAttention(2, 2, dropout=dropout)
     return lambda x: layer(x, x, **call)
 
@@ -106,7 +107,8 @@ IMAGES = ANY | {
     "upsampling": layers.UpSampling2D,
 }
 
-# Of a sequence or an image, a vector; but "steps", which keeps every step.
+# These make a vector of a sequence or an image, except for "steps", which keeps
+# every step.
 ENDS = {
     "vectors": ["none"],
     "sequences": ["flatten", "mean", "max", "gru", "steps"],
@@ -114,7 +116,7 @@ ENDS = {
 }
 POOLS = {"vectors": ANY, "sequences": SEQUENCES, "images": IMAGES}
 
-# Losses, with what activates outputs for them, and targets.
+# Losses, with the activation of the outputs for them, and targets.
 _LOSSES = {
     "MeanSquaredError": ("linear", "numbers"),
     "MeanAbsoluteError": ("linear", "numbers"),

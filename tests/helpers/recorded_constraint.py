@@ -12,7 +12,7 @@ from observing import watch
 
 
 def run_recorded(stage):
-    """Runs a stage; its outcome, and the points `(count, 2)` it looked at.
+    """Runs a stage; returns its outcome, and the evaluated points `(count, 2)`.
 
     It minimizes the sum of squares of two parameters whose sum is one at least,
     from (1, 1), within bounds whose lower ones are 0.7 and -9. The least value

@@ -1,12 +1,12 @@
-"""How often the checks of a fit refuse what is right, and miss what is wrong.
+"""How often the checks of a fit refuse right problems, and miss faults.
 
     python tests/helpers/refusals.py 300
 
 Right problems are drawn at random: networks of many layers and losses, and
 curves to fit, with sizes of parameters and inputs from 1e-6 to 1e6, in float32
-and float64, from random starts and from good fits. None is to be refused but by
-a method that says by name that it cannot take the loss. Faults are planted in
-the same problems, and all of them are to be found. It prints a table.
+and float64, from random starts and from good fits. None may be refused, except
+by a method that names a loss which it does not support. Faults are planted in
+the same problems, and all of them should be found. The script prints a table.
 """
 
 import collections
@@ -23,13 +23,13 @@ from keras import ops
 
 import kormos
 
-# What a method says of a loss or of a layer that it is not for.
+# The messages of methods about losses or layers that they do not support.
 BY_NAME = (
     "whose second derivatives are zero",
     "which mixes rows",
     "takes no rows of its own",
     "must take a single row",
-    # TensorFlow's second derivatives of these layers are wrong: it is true.
+    # TensorFlow's second derivatives of these layers are really wrong.
     "%, layers layer_normalization",
 )
 SMALLEST, LARGEST = -6, 6
@@ -46,7 +46,7 @@ class MixedRows(layers.Layer):
 
 
 class Random(layers.Layer):
-    """Draws in Python, where nothing can freeze it."""
+    """Draws in Python, where it cannot be made repeatable."""
 
     def __init__(self):
         super().__init__()
@@ -57,7 +57,7 @@ class Random(layers.Layer):
 
 
 class Stale(layers.Layer):
-    """Reads a variable where no other value can be put in its place."""
+    """Reads a variable in a way that cannot be intercepted."""
 
     def build(self, shape):
         self.scale = self.add_weight(shape=(), initializer="ones")
@@ -105,7 +105,7 @@ def network(random, fault=None):
 
 
 def fitted(random, method, good, fault=None):
-    """Fits a network for two iterations; from a good fit, where asked."""
+    """Fits a network for two iterations; if `good`, from a good fit."""
     model, x, y = network(random, fault)
     loss = "mse" if random.uniform() < 0.7 else "log_cosh"
     if good:

@@ -1,11 +1,11 @@
-"""What a fit in the scope of a strategy of TensorFlow finds: a child script.
+"""A child script that fits in the scope of a strategy of TensorFlow.
 
-It is called with what it is to do (a key of `TASKS`), a kind and a folder,
-and writes `INDEX.json` or `INDEX.npz` into the folder. The kinds are `one`
+Its arguments are a task (a key of `TASKS`), a kind and a folder, into which it
+writes `INDEX.json` or `INDEX.npz`. The kinds are `one`
 (process, without a strategy), `mirrored` (one process with two devices) and
 `worker` (one of two processes, which `TF_CONFIG` names).
 
-As a module it starts such processes and waits for them.
+As a module, it starts such processes and waits for them.
 """
 
 import json
@@ -144,7 +144,7 @@ class Figures(Child):
             self.found[f"{name}: {key}"] = self.np.asarray(value)
 
     def look(self):
-        """Everything that a method may ask of an objective."""
+        """Everything that a method may request from an objective."""
         np = self.np
         objective = self.kormos.Objective(self.net, **self.data())
         theta = objective.initial_position()
@@ -199,7 +199,7 @@ class Figures(Child):
         self.note("placed", rows=[count_rows(pair) for pair in pairs])
 
     def add_up(self, case, model, data, **settings):
-        """What the devices of a strategy add up, for one kind of data."""
+        """The sums of a strategy's devices, for one kind of data."""
         objective = self.kormos.Objective(model, **data, **settings)
         theta = objective.initial_position() + 0.1
         vector = self.np.linspace(-1, 1, theta.size)
@@ -361,7 +361,7 @@ class Figures(Child):
 
 
 class Faults(Child):
-    """What each process is told where one of them fails."""
+    """The errors of each process if one of them fails."""
 
     def attempt(self, data=None, loss="mse"):
         """The error of a fit, by its class and its message, and warnings."""
@@ -464,7 +464,7 @@ class Faults(Child):
 
 
 class Silence(Faults):
-    """What a process is told that waits for one that is busy."""
+    """The error of a process that waits for a busy one."""
 
     def run(self, folder):
         from kormos.backend import tensorflow_processes

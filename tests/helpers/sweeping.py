@@ -1,4 +1,4 @@
-"""What sweeps over Keras' classes share: which there are, and a fit of each."""
+"""Shared by the sweeps over Keras' classes: a list of them, and fits."""
 
 import inspect
 import warnings
@@ -12,7 +12,7 @@ from conftest import BACKEND
 ROWS, EPOCHS = 6, 2
 TOLERANCE = 2e-5
 
-# Of the residuals of float32 outputs, relative to those of the start.
+# The rounding of residuals of float32 outputs, relative to those at the start.
 ROUNDING = 5e-7
 
 
@@ -29,7 +29,7 @@ def classes(module, base):
 
 
 def needs(kind):
-    """The arguments that a class cannot do without."""
+    """The required arguments of a class."""
     parameters = list(inspect.signature(kind.__init__).parameters.values())
     return [
         p.name
@@ -46,7 +46,7 @@ def known(name, method, faults):
 
 
 def parameters(names, methods, faults):
-    """Parameters `name, method`; a known fault is to fail."""
+    """Parameters `name, method`; known faults are expected to fail."""
     made = []
     for method in methods:
         for name in names:
@@ -59,15 +59,15 @@ def parameters(names, methods, faults):
 
 
 def draw_weights(model, seed=0):
-    """The same on every backend."""
+    """Draws the same weights on every backend."""
     random = np.random.RandomState(seed)
     for v in model.trainable_variables:
         v.assign(random.normal(0.0, 0.5, v.shape))
 
 
 def assert_agrees(actual, expected, start):
-    # A loss that a fit has brought to nothing is of residuals that are all
-    # rounding: it differs as the squares of these do.
+    # If a fit has reached zero, the residuals are only rounding, and the loss
+    # may differ by their squares.
     residual = ROUNDING * abs(start) ** 0.5
     rounding = residual * (2 * abs(expected) ** 0.5 + residual)
     assert abs(actual - expected) <= TOLERANCE * abs(expected) + rounding, (
@@ -76,7 +76,7 @@ def assert_agrees(actual, expected, start):
 
 
 def fit(model, x, y, method, epochs=EPOCHS, **kwargs):
-    """A fit whose losses are those of `evaluate`: the History, the latter."""
+    """Checks that a fit's losses are those of `evaluate`; returns both."""
 
     def evaluate():
         return model.evaluate(x, y, verbose=0, return_dict=True, **kwargs)

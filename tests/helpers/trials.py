@@ -1,4 +1,4 @@
-"""Whether an end that a method claims is one: a trial from there.
+"""Trials of an end that a method claims to be an optimum.
 
 Nothing here uses kormos' own tests of convergence.
 """
@@ -8,11 +8,11 @@ import numpy as np
 # A fresh run may lower the loss by this part of itself.
 GAIN = 1e-6
 
-# A sum of squares is zero where residuals have no digit of those at the start.
+# A sum of squares is zero if residuals are rounding beside those at the start.
 EXACT = 2.0**-104
 
-# Points at which the rounding of a loss is measured, each with its mirror, and
-# how many units in the last place they lie away.
+# The number of points, each with its mirror image, at which the rounding of a
+# loss is measured, and their distance in units in the last place.
 _PAIRS = 32
 _UNITS = 4
 
@@ -21,17 +21,17 @@ def rounding_at(value, theta, dtype="float64"):
     """The rounding of a loss at a point: the spread of its values nearby.
 
     Each parameter moves by a few units in its last place, to both sides, so
-    that the slope drops out of the sum of the two. What the loss changes by
-    its curvature over so short a way is part of what is measured.
+    that the slope drops out of the sum of the two. The change of the loss by
+    its curvature over this short distance is included.
 
     Args:
         value: function of a float64 vector: the loss.
         theta: the point.
-        dtype: of the parameters.
+        dtype: the dtype of the parameters.
 
     Returns:
-        The largest `f(theta + d) + f(theta - d) - 2 f(theta)`, which is as far
-        apart as four rounded values may be.
+        The largest `f(theta + d) + f(theta - d) - 2 f(theta)`, to which four
+        rounded values contribute.
     """
     theta = np.asarray(theta, dtype="float64")
     units = np.spacing(np.abs(theta).astype(dtype)).astype("float64")
@@ -46,7 +46,7 @@ def rounding_at(value, theta, dtype="float64"):
 
 
 def gain_allowed(loss, rounding, first_loss):
-    """What a fresh run may lower the loss by, from a true end.
+    """The decrease of the loss that a fresh run from a true end may make.
 
     Args:
         loss: the loss at the end.

@@ -1,4 +1,4 @@
-"""`kormos.check`: every finding, provoked by a fault."""
+"""`kormos.check`: every finding, caused by a fault."""
 
 import keras
 import numpy as np
@@ -112,7 +112,7 @@ def test_where_numbers_end_is_named():
 
     finding = kormos.check(model_with(loss=log_loss), X, Y)["finite"]
     assert finding.names == ("log_loss",)
-    # Finite itself, without a derivative.
+    # It is finite, but its derivative is not.
     model = model_with(lambda x: x + ops.sqrt(0 * x))
     report = kormos.check(model, X, Y)
     assert "first/kernel" in " ".join(report["finite"].names)
@@ -244,7 +244,7 @@ def test_kinks_of_regularizers_are_named(regularizer):
     (name,) = finding.names
     assert name.endswith("sparse/kernel") and name in finding.detail
     report.raise_if_fatal()
-    # The methods that stop at a kink are not suggested, and told apart.
+    # Methods that stop at a kink are not suggested, and the report says so.
     fitting = {c.method for c in report.costs if c.fits}
     assert report.method in fitting == {"lbfgs", "ssbroyden"}
 

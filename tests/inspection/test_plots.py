@@ -34,7 +34,7 @@ def fit(method="lbfgs", epochs=6, **kwargs):
 
 
 def history_of(**columns):
-    """A stock History with these columns."""
+    """A Keras History with these columns."""
     history = keras.callbacks.History()
     history.history = {name: list(v) for name, v in columns.items()}
     history.epoch = list(range(len(columns["loss"])))
@@ -42,7 +42,7 @@ def history_of(**columns):
 
 
 def contrast_to_white(color):
-    """By WCAG 2.2: the ratio of relative luminances, each plus 0.05."""
+    """The contrast of WCAG 2.2: the ratio of luminances, each plus 0.05."""
     channels = np.array(to_rgb(color))
     curved = ((channels + 0.055) / 1.055) ** 2.4
     linear_light = np.where(channels <= 0.04045, channels / 12.92, curved)
@@ -77,7 +77,7 @@ def test_a_notebook_sees_a_written_figure_too(tmp_path, unconverged):
 
 @pytest.fixture
 def shown(monkeypatch):
-    """What a notebook shows: a list of pictures."""
+    """A list of the pictures that a notebook shows."""
     pictures = []
     display = types.ModuleType("IPython.display")
     display.Image = lambda data: data
@@ -90,9 +90,9 @@ def test_a_notebook_sees_a_figure_once(shown, monkeypatch):
     backend = "module://matplotlib_inline.backend_inline"
     monkeypatch.setattr(matplotlib, "get_backend", lambda: backend)
     figure = optional.new_figure((2, 2), None)
-    figure._ipython_display_()  # It is the value of a cell.
+    figure._ipython_display_()  # The figure is the value of a cell.
     assert shown[0].startswith(b"\x89PNG") and len(shown) == 1
-    # At the end of a cell, a notebook shows what pyplot still knows.
+    # At the end of a cell, a notebook shows the open figures of pyplot.
     assert plt.get_fignums() == []
 
 

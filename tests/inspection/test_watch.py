@@ -55,7 +55,7 @@ WITHIN = {
 
 
 class Through(keras.Model):
-    """Layers, called by a function that is given them and the inputs."""
+    """Layers, called by a function of the layers and the inputs."""
 
     def __init__(self, how, fn):
         super().__init__(name="through")

@@ -1,4 +1,4 @@
-"""Other libraries' solvers, driven by `kormos.Objective`."""
+"""Solvers of other libraries with a `kormos.Objective`."""
 
 import keras
 import numpy as np

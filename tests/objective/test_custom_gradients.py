@@ -14,7 +14,7 @@ Y = np.tanh(X @ RANDOM.normal(size=(4, 1)))
 
 
 def taken(args, upstream):
-    """What a gradient is given, which each backend hands on its own way."""
+    """The arguments of a gradient, which each backend passes in its own way."""
     return args[0] if upstream is None else upstream
 
 

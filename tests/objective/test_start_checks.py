@@ -1,4 +1,4 @@
-"""The checks of derivatives at a start refuse what is wrong alone."""
+"""The checks of derivatives at a start refuse wrong ones, and only those."""
 
 import keras
 import numpy as np
@@ -89,7 +89,8 @@ def test_hessian_products_of_networks_with_kinks(unconverged, activation):
 
 
 def test_hessian_products_at_a_good_fit_of_a_network_with_kinks(unconverged):
-    # So many kinks are near that differences never agree with derivatives.
+    # There are many kinks nearby, so that differences never agree with
+    # derivatives.
     model = network("relu", 0)
     y = np.sin(ROWS[:, :1])
     model.compile(optimizer="l-bfgs-b", loss="mse")
@@ -124,7 +125,7 @@ def test_hessian_products_through_a_stopped_gradient_are_refused():
 def test_a_wrong_gradient_is_refused_by_lm():
     class Wrong(layers.Layer):
         def call(self, inputs):
-            # The value of a sum, and the gradient of the inputs alone.
+            # The value of a sum, but only the gradient of the inputs.
             return inputs + ops.stop_gradient(3 * inputs)
 
     keras.utils.set_random_seed(0)

@@ -1,4 +1,4 @@
-"""Units: float32 holds 1e-38 to 1e38, and a fit is right all over it.
+"""Units: fits are right in the whole range of float32, 1e-38 to 1e38.
 
 Expected numbers are closed forms, NumPy's or SciPy's in float64.
 """
@@ -59,7 +59,7 @@ def test_residuals_in_units_of_a_parameter(unit):
 
 
 def decay_in(unit, method, **settings):
-    """A decay whose residuals alone are in units."""
+    """A decay of which only the residuals are in units."""
     p = keras.Variable([1.0, 0.5])
     result = kormos.least_squares(
         lambda d: unit * p[0] * ops.exp(-p[1] * d["t"]) - d["y"],
@@ -117,7 +117,7 @@ def test_powers_of_two_change_nothing(method, power):
 
 
 def test_arctan_keeps_float64(float64):
-    """A loss in float64 has no rounding of float32 anywhere."""
+    """A loss in float64 is not rounded to float32 anywhere."""
     p = keras.Variable([1.0, 0.5], dtype="float64")
     kormos.least_squares(
         lambda d: p[0] * ops.exp(-p[1] * d["t"]) - d["y"],
@@ -202,7 +202,7 @@ def test_two_outputs_in_units_of_their_own(unit):
 
 
 def scaled(unit, loss="mse", optimizer="lbfgs"):
-    """A model whose outputs alone are in units."""
+    """A model of which only the outputs are in units."""
     keras.utils.set_random_seed(0)
     model = keras.Sequential(
         [
@@ -233,7 +233,7 @@ def test_powers_of_two_change_no_fit(optimizer, power):
 
 @pytest.mark.parametrize("unit", UNITS)
 def test_derivatives_in_units(unit):
-    """Those of a model in float32, of it in float64."""
+    """Derivatives of a float32 model agree with those of it in float64."""
     model = scaled(unit)
     narrow, wide = (
         kormos.Objective(model, X, Y * unit, precision=precision)
@@ -280,7 +280,7 @@ def test_the_loss_is_what_evaluate_reports(loss):
 
 
 def test_a_loss_of_ones_own_is_called():
-    """A subclass of a loss of Keras' may compute another."""
+    """A subclass of a Keras loss may compute another loss."""
 
     class Doubled(keras.losses.MeanSquaredError):
         def call(self, y_true, y_pred):

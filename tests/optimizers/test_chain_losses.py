@@ -45,7 +45,7 @@ ONES = np.ones((8, 1))
 
 
 def weighted_mean(one, two):
-    """Where one parameter minimizes one (w - 1)^2 + two (w - 5)^2."""
+    """The minimizer w of `one (w - 1)^2 + two (w - 5)^2`."""
     return (one * 1 + two * 5) / (one + two)
 
 

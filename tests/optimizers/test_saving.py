@@ -242,7 +242,7 @@ def test_configs_come_back(settings, tmp_path):
 
 
 def as_lists(value):
-    """JSON knows no tuples."""
+    """JSON has no tuples."""
     if isinstance(value, dict):
         return {k: as_lists(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

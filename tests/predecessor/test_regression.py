@@ -44,7 +44,7 @@ def functional():
 
 
 def solution(x, y, weights):
-    """Where the mean of the weighted squares and the penalty are least."""
+    """The minimizer of the mean of the weighted squares plus the penalty."""
     matrix = x.T @ (weights[:, None] * x) / len(x) + PENALTY * np.eye(RANK)
     return np.linalg.solve(matrix, x.T @ (weights[:, None] * y) / len(x))
 

@@ -1,4 +1,4 @@
-"""What users of kormos 0.1 wrote: it works, or says what to write now."""
+"""Code for kormos 0.1 works, or raises an error that says what replaces it."""
 
 import re
 

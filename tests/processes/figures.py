@@ -1,7 +1,7 @@
-"""What one or several processes find: a child script of the tests.
+"""The figures of one or several processes: a child script of the tests.
 
-It writes `figures-INDEX.npz` into the folder that it is given. Each process
-computes with rows of its own.
+It writes `figures-INDEX.npz` into the given folder. Each process computes with
+its own rows.
 """
 
 from connected import COUNT
@@ -26,7 +26,7 @@ FOUND = {}
 
 
 def own(array, cut):
-    """The rows of this process: `cut` of them are the first one's."""
+    """The rows of this process; the first process has `cut` rows."""
     if COUNT == 1:
         return array
     return array[:cut] if INDEX == 0 else array[cut:]
@@ -115,7 +115,7 @@ def note(name, **values):
 
 
 def look(name, cut):
-    """Everything that a method may ask of an objective."""
+    """Everything that a method may request from an objective."""
     model, x, y, w = MODELS[name]
     set_weights(model)
     objective = kormos.Objective(
@@ -150,10 +150,10 @@ def look(name, cut):
 
 
 def fit(method, cut, **settings):
-    """A whole fit, from weights that only the first process has."""
+    """A whole fit, from the weights of the first process."""
     model = logistic()
     set_weights(model)
-    # JAX asks all processes for the value that one of them assigns.
+    # JAX compares a value that is assigned over all processes.
     if INDEX and keras.backend.backend() == "torch":
         model.set_weights([3 * v for v in model.get_weights()])
     history = kormos.fit(
@@ -229,7 +229,7 @@ def main():
         fit("l-bfgs-b", 44)
         save(folder)
         return
-    # JAX compiles each for seconds: it looks at a part of them.
+    # JAX takes seconds to compile each, so it only computes some of them.
     is_compiled = keras.backend.backend() == "jax"
     for name in ("weights", "two outputs") if is_compiled else MODELS:
         for cut in (44,) if is_compiled else (44, ROWS - 1):

@@ -1,4 +1,4 @@
-"""Two processes find what one finds, each with rows of its own."""
+"""Two processes, each with its own rows, find the numbers of one process."""
 
 import os
 import pathlib
@@ -19,7 +19,7 @@ pytestmark = [
 SCRIPT = pathlib.Path(__file__).parent / "figures.py"
 # Sums of other parts of the data are rounded otherwise.
 ROUNDING = 1e-13
-# What `figures.py` looks at.
+# The cases of `figures.py`.
 NAMES = ["weights", "two outputs"]
 METHODS = ["lbfgs", "l-bfgs-b", "trust-ncg"]
 if BACKEND == "torch":
@@ -28,7 +28,7 @@ if BACKEND == "torch":
 
 
 def figures_of(count, folder, *part, **environment):
-    """What each of some processes finds."""
+    """The figures of each of `count` processes."""
     children = start(SCRIPT, count, folder, *part, **environment)
     for status, output in ended(children):
         assert status == 0, output
@@ -47,7 +47,7 @@ def figures(tmp_path_factory):
 
 
 def of(figures, kind):
-    """Pairs of what one process and what two have found, by name."""
+    """Pairs of the figures of one process and of two, by name."""
     one, first, _ = figures
     return {k: (one[k], first[k]) for k in one if k.startswith(kind)}
 
@@ -77,7 +77,7 @@ def test_fits_end_at_the_same_optimum(figures):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_fits_take_the_same_evaluations(figures, method):
-    """In four iterations: at an optimum, rounding decides."""
+    """There are four iterations, because rounding decides at an optimum."""
     (pair,) = of(figures, f"count {method} {{}}").values()
     assert pair[0] == pair[1]
 

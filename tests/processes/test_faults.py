@@ -1,4 +1,4 @@
-"""Whatever happens to one of several processes, all end, and say why."""
+"""If one of several processes fails, all of them end, and report why."""
 
 import os
 
@@ -27,7 +27,7 @@ pytestmark = [
 
 KIND = "one of several processes"
 
-# `make test-faults` asks for ten: each starts two processes anew.
+# `make test-faults` runs ten. Each starts two new processes.
 KILLS = int(os.environ.get("KILLS", 2)) // 2
 
 OTHERS = "1 of 2 processes failed, and say why themselves. This is process "
@@ -49,7 +49,7 @@ def folder(tmp_path_factory):
 def group(context, folder):
     """Two processes, which have run all cases one after the other."""
     with Group(context, serve, (list(CASES), folder), folder) as group:
-        # Compiling takes most of it.
+        # Compiling takes most of the time.
         sent = [dict(group.messages(i, 240)) for i in range(2)]
         assert group.ends(MARGIN) == [0, 0]
         group.reports = sent
@@ -58,7 +58,7 @@ def group(context, folder):
 
 @pytest.fixture
 def reports(group, record_property):
-    """Function that returns what the processes tell of a case."""
+    """A function that returns the reports of the processes for a case."""
     record_property("fault", KIND)
 
     def of(name):
@@ -240,8 +240,8 @@ def test_a_fit_that_resumes_is_one_long_fit(reports):
     assert pair[0].losses == reports("undisturbed")[0].losses[4:]
 
 
-# JAX has its own watch over processes that have not exchanged anything yet, and
-# ends the others.
+# JAX itself watches processes that have not exchanged anything yet, and ends
+# the others if one is lost.
 MISSING = {
     "torch": "A process has ended, or has not answered",
     "jax": "tasks are unhealthy (stopped sending heartbeats):\n1\n",
@@ -249,7 +249,7 @@ MISSING = {
 
 
 def test_a_process_that_never_fits_is_missed(context, tmp_path):
-    """The others do not wait for longer than the engine allows."""
+    """The others do not wait longer than the backend's timeout."""
     with Group(context, raise_before_the_fit, (), tmp_path) as group:
         codes = group.ends(TIMEOUT + MARGIN)
         assert None not in codes
@@ -258,13 +258,14 @@ def test_a_process_that_never_fits_is_missed(context, tmp_path):
 
 
 def trained(context, folder, backup, kill=None):
-    """What two processes send in a fit, until one of them is killed.
+    """The messages of two processes in a fit, until one of them is killed.
 
     Args:
-        context: of `multiprocessing`.
-        folder: where they meet.
-        backup: folder of the backup.
-        kill: the process to kill, and when, in seconds after its first epoch.
+        context: the context of `multiprocessing`.
+        folder: the folder in which they meet.
+        backup: the folder of the backup.
+        kill: the process to kill, and the seconds after its first epoch at
+            which to do so.
     """
     with Group(context, train, (backup,), folder) as group:
         if kill is not None:

@@ -1,4 +1,4 @@
-"""Fits in the scope of a strategy of TensorFlow find what others find."""
+"""Fits in the scope of a strategy of TensorFlow find the same numbers."""
 
 import json
 import signal
@@ -30,7 +30,7 @@ def found_by(kind, folder):
     children = start("figures", kind, folder)
     for status, output in ended(children):
         assert status == 0, output
-    # The first process alone saves the model.
+    # Only the first process saves the model.
     assert [p.name for p in folder.glob("*.keras")] == ["0.keras"]
     return [dict(np.load(folder / f"{i}.npz")) for i in range(len(children))]
 
@@ -47,7 +47,7 @@ def figures(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):
-    """What each of two processes is told of the faults of the second."""
+    """The errors of both processes for each fault of the second."""
     folder = tmp_path_factory.mktemp("faults")
     (first, output), (second, _) = ended(start("faults", "worker", folder))
     assert first == 0, output
@@ -56,7 +56,7 @@ def told(tmp_path_factory):
 
 
 def of(figures, kind, what):
-    """Triples of a name, what one process finds, and what the kind does."""
+    """Triples of a name, the figure of one process, and that of the kind."""
     (one,), (other, *_) = figures["one"], figures[kind]
     return [(k, one[k], other[k]) for k in one if k.startswith(what)]
 
@@ -97,7 +97,7 @@ def test_fits_evaluate_as_often(figures, kind):
 
 def test_both_devices_of_a_mirrored_strategy_compute(figures):
     (found,) = figures["mirrored"]
-    # Of 63 rows, as chunks are not divided.
+    # There are 63 rows, because chunks are not divided.
     assert found["placed: rows"].tolist() == [32, 31]
     for name in ("value", "value_and_grad", "hvp", "evaluate"):
         one, two = found[f"placed: {name}"]

@@ -13,7 +13,7 @@ from joined import free_port
 
 
 def train(example, port, config=None):
-    """What each of the workers does."""
+    """The function that each worker runs."""
     context = ray.train.get_context()
     # Ray's trainer for JAX connects workers on accelerators only.
     os.environ["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{port}"

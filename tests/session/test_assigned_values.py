@@ -1,4 +1,4 @@
-"""A fit goes on with the values that callbacks assign."""
+"""A fit continues with the values that callbacks assign."""
 
 import keras
 import numpy as np
@@ -8,7 +8,7 @@ from keras import ops
 
 import kormos
 
-# What is looked at is not how a run of few iterations ends.
+# These tests do not look at how a run of few iterations ends.
 pytestmark = pytest.mark.filterwarnings(
     "ignore::kormos.ConvergenceWarning",
 )
@@ -160,7 +160,7 @@ class Annealed(keras.Model):
         return self.hidden.get_weights()[1]
 
     def own_loss(self):
-        """By NumPy."""
+        """The loss, by NumPy."""
         hidden = self.activations()
         kernel, bias = self.out.get_weights()
         mse = np.mean((hidden @ kernel + bias - Y) ** 2)
@@ -175,7 +175,7 @@ def compiled(method):
 
 
 class Anneal(keras.callbacks.Callback):
-    """Sets beta by the epoch; notes the loss and what it is by NumPy."""
+    """Sets beta by the epoch; notes the loss, and the same by NumPy."""
 
     def __init__(self, at_end, most=np.inf):
         super().__init__()

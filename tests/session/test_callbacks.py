@@ -11,7 +11,7 @@ from conftest import lindata
 from conftest import linear
 
 METHODS = sorted(kormos.optimizers.METHODS)
-# They evaluate last what is not their iterate.
+# The last point that they evaluate is not their iterate.
 WANDERING = [
     "l-bfgs-b",
     "nelder-mead",
@@ -25,7 +25,7 @@ WANDERING = [
 
 
 def curved(method="l-bfgs-b", **kwargs):
-    """A fit of 13 parameters that goes on for some tens of iterations."""
+    """A fit of 13 parameters that takes dozens of iterations."""
     layers = [
         keras.Input((2,)),
         keras.layers.Dense(3, "tanh"),
@@ -129,7 +129,7 @@ def test_logs_are_those_of_the_weights_in_the_model(
         verbose=0,
     )
     assert seen == [0, 1, 2, 3, 4, 5]
-    # What is accepted is no worse.
+    # An accepted iterate is no worse.
     assert np.all(np.diff(history.history["loss"]) <= 0)
 
 

@@ -19,7 +19,7 @@ from kormos.session.displays import Step
 
 
 class Screen(io.StringIO):
-    """A stream that says that it is a terminal."""
+    """A stream that claims to be a terminal."""
 
     def isatty(self):
         return True
@@ -27,7 +27,7 @@ class Screen(io.StringIO):
 
 @pytest.fixture
 def terminal(monkeypatch):
-    """A function that puts a terminal in place of the output."""
+    """A function that replaces the output by a terminal."""
 
     def begin(columns=80, term="xterm-256color", no_color=None):
         screen = Screen()
@@ -52,7 +52,7 @@ def fit(**kwargs):
 
 
 def lines_of(text):
-    """What stands in each line of a terminal at one time or another."""
+    """All texts that each line of a terminal has had."""
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
     return [line for line in re.split(r"[\r\n]+", plain) if line]
 

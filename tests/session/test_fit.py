@@ -16,7 +16,7 @@ from kormos.optimizers import ScipyBatchOptimizer
 
 METHODS = sorted(kormos.optimizers.METHODS)
 DERIVATIVE_FREE = ("nelder-mead", "powell", "cobyla", "cobyqa")
-# They must not end by a test of their own.
+# These methods must not end by their own tests.
 ENDLESS = {
     "l-bfgs-b": {"ftol": 0, "gtol": 0},
     "powell": {"ftol": 0, "xtol": 1e-6},
@@ -48,7 +48,7 @@ def test_epochs_are_iterations_of_every_method(method, float64, unconverged):
     if method in DERIVATIVE_FREE:
         model = net(2)
     if method == "dogleg":
-        # It takes a positive definite Hessian.
+        # This method needs a positive definite Hessian.
         model, data = linear(2), saddle()
     optimizer = ScipyBatchOptimizer(method=method, options=ENDLESS.get(method))
     compiled(optimizer, model)
@@ -62,7 +62,7 @@ def test_epochs_are_iterations_of_every_method(method, float64, unconverged):
     assert result.evaluations == history.history["fg_evals"][-1]
     assert result.hessian_products == history.history["hessp_evals"][-1]
     assert result.initial_loss == pytest.approx(start, rel=TIGHT)
-    # What is accepted is no worse.
+    # An accepted iterate is no worse.
     assert np.all(np.diff([start, *history.history["loss"]]) <= TIGHT)
     assert result.loss == history.history["loss"][-1] < start
     assert model.evaluate(*data, verbose=0) == pytest.approx(
@@ -337,7 +337,7 @@ def test_a_net_of_4417_parameters_in_700_evaluations(dtype, unconverged):
 def test_the_iterates_are_the_same_whether_somebody_looks_or_not(
     method, float64
 ):
-    # Where nobody looks, a compiled call makes many iterations.
+    # Without callbacks, a compiled call makes many iterations.
     x, y = lindata(100, noise=0.3)
     histories, weights = [], []
     for callbacks in ([], [keras.callbacks.Callback()]):

@@ -1,4 +1,4 @@
-"""Fits that go on in float64, or cannot: what float32 has found is kept."""
+"""Fits that continue in float64, or keep the result of float32."""
 
 import keras
 import numpy as np

@@ -1,4 +1,4 @@
-"""A noise floor in float32 is tried in float64 before it is claimed."""
+"""A noise floor in float32 is verified in float64 before it is claimed."""
 
 import re
 
@@ -49,7 +49,7 @@ def test_what_float64_gains_is_within_rounding():
 
 
 def regression(seen=lambda dtype: None):
-    """A loss in float32, whose dtype `seen` is told, and its optimum."""
+    """A loss in float32, which notes its dtype in `seen`, and its optimum."""
     x, y = lindata(200, noise=0.1)
     v = keras.Variable(np.zeros((x.shape[1], 1), "float32"))
 

@@ -1,4 +1,4 @@
-"""Each of Keras' own callbacks does what it does in a stock fit."""
+"""Each of Keras' own callbacks works as in Keras' own `fit`."""
 
 import csv
 
@@ -45,7 +45,7 @@ def test_lambda_callback(unconverged):
 @pytest.mark.parametrize("restore", [False, True])
 def test_early_stopping_on_validation_loss(restore, float64):
     model, (x, y) = curved()
-    # It gets worse from some iteration on.
+    # After some iterations it gets worse.
     validation = x[:10], 0.5 * y[:10]
     stop = kc.EarlyStopping(patience=3, restore_best_weights=restore)
     weights = []

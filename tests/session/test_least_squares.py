@@ -28,7 +28,7 @@ TIGHT = {"ftol": 1e-15, "xtol": 1e-15, "gtol": 1e-15}
 
 
 def few(first, *others):
-    """What to test: on JAX and TensorFlow, slow to compile, the first."""
+    """The cases to test: only the first where compiling is slow."""
     return [first, *others] if BACKEND == "torch" else [first]
 
 
@@ -46,8 +46,8 @@ def fit(residuals, x0, data=None, **kwargs):
     Args:
         residuals: function of a tensor, and of the data if there are any.
         x0: the start.
-        data: of `kormos.least_squares`.
-        **kwargs: likewise.
+        data: the argument of `kormos.least_squares`.
+        **kwargs: its other arguments.
     """
     v = variable(x0)
 
@@ -97,7 +97,7 @@ def test_linear_residuals_take_one_step(float64):
 
 @pytest.mark.slow
 def test_residuals_of_sizes_far_apart(float64, unconverged):
-    # J is singular everywhere; `scipy.optimize` ends, and so must we.
+    # J is singular everywhere. `scipy.optimize` ends, and kormos must end, too.
     result, b = fit(
         lambda b: ops.stack([1e4 * b[0] * b[1], 1e-4 * b[0] * b[1]]),
         [1.0, 1.0],
@@ -382,7 +382,7 @@ def draws(rng, count=20):
 
 
 class Recorded(Resample):
-    """Keeps what was drawn."""
+    """A sampler that keeps its draws."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -486,7 +486,7 @@ def test_candidates_are_drawn_where_residuals_are_large(float64, unconverged):
 
 
 def drawn_from(candidates, count, norms):
-    """Points that a `Resample` draws of candidates with these residuals."""
+    """Points that a `Resample` draws from candidates with these residuals."""
 
     class Plane:
         data = np.zeros((count, 2))

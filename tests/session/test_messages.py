@@ -1,4 +1,4 @@
-"""What users are told who write a wrong name, or leave something out."""
+"""Messages for wrong names and missing arguments."""
 
 import subprocess
 import sys

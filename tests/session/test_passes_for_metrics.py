@@ -30,7 +30,7 @@ def network(method="lbfgs", **kwargs):
 
 @pytest.fixture
 def own_passes(monkeypatch):
-    """The passes over the data that are made for metrics alone."""
+    """The passes over the data that are made only for metrics."""
     passes = []
     evaluate = ModelEvaluation.__call__
 
@@ -52,7 +52,7 @@ def test_no_pass_is_made_for_metrics_alone(method, own_passes, unconverged):
 
 
 class Counted(layers.Layer):
-    """Counts the calls with data, also within what JAX compiles."""
+    """Counts the calls with data, also within compiled code of JAX."""
 
     calls = 0
 
@@ -232,7 +232,7 @@ def test_metrics_are_those_of_evaluate(case, method, own_passes, unconverged):
 
 
 class Largest(keras.metrics.Mean):
-    """The largest prediction, and as many zeros as are asked for."""
+    """The largest prediction, followed by a number of zeros."""
 
     def __init__(self, zeros=0):
         super().__init__(name="largest")
@@ -261,7 +261,7 @@ def test_metrics_of_ones_own(zeros, passes, own_passes, unconverged):
 
 
 class OfPositives(keras.metrics.Mean):
-    """The mean prediction and a half, which fails where that is negative."""
+    """The mean prediction plus a half; fails if that is negative."""
 
     def update_state(self, y_true, y_pred, sample_weight=None):
         # A model is tried with predictions of zero.
@@ -304,7 +304,7 @@ def test_an_objective_of_ones_own_computes_no_metric():
 
 
 def failing(error, after):
-    """A metric that raises an error after so many calls."""
+    """A metric that raises an error after a number of calls."""
 
     class Failing(keras.metrics.Mean):
         calls = 0

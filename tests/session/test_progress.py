@@ -94,7 +94,7 @@ def test_what_callbacks_print_does_not_break_lines(capfd):
 
 
 def curves(figure):
-    """What each panel shows: label of its axis to labels and points."""
+    """The labels and points of each panel, by the label of its axis."""
     return {
         axis.get_ylabel(): {
             line.get_label(): line.get_xydata() for line in axis.get_lines()

@@ -1,4 +1,4 @@
-"""The model never ends worse than it began, whatever happens."""
+"""The model never ends with a higher loss than at the start."""
 
 import keras
 import numpy as np
@@ -239,7 +239,7 @@ BARRIER = {
 def test_steps_out_of_the_domain_of_the_loss_are_shortened(
     method, start, float64
 ):
-    """`w - 2 log(w)` is NaN below zero and least, `2 - 2 log 2`, at 2."""
+    """`w - 2 log(w)` is NaN below zero; its minimum at 2 is `2 - 2 log 2`."""
     model = keras.Sequential(
         [
             keras.Input((1,)),

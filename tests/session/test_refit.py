@@ -224,7 +224,7 @@ def test_compiling_again_changes_the_loss_and_keeps_the_weights(float64):
 
 
 class Traced(layers.Dense):
-    """Counts the calls of Python that it is given."""
+    """Counts the calls of its Python code."""
 
     calls = 0
 

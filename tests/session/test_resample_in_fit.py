@@ -1,4 +1,4 @@
-"""`Resample` in `fit`: rows drawn anew, curvature kept."""
+"""`Resample` in `fit` draws new rows, and keeps the curvature."""
 
 import keras
 import numpy as np

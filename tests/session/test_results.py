@@ -1,4 +1,4 @@
-"""What a result, a history and a report show of themselves."""
+"""The displays of a result, a history and a report."""
 
 import copy
 import pickle

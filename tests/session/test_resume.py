@@ -1,4 +1,4 @@
-"""A fit goes on exactly where an earlier one ended, curvature included."""
+"""A fit continues exactly where an earlier one ended, with its curvature."""
 
 import os
 import signal
@@ -190,7 +190,7 @@ def test_a_killed_fit_is_restored(straight, tmp_path):
 
 @eager_only
 def test_the_curvature_survives_other_data():
-    """A changed loss is evaluated anew; the pairs stay."""
+    """A changed loss is evaluated again; the pairs stay."""
     x, y = data(600)
     more_x, more_y = data(600, seed=1)
     cold, warm = net(), net()

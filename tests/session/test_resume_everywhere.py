@@ -46,7 +46,7 @@ class Keep(keras.callbacks.Callback):
 
 
 def resumed(model, folder, **settings):
-    """The next losses of fits that go on after each epoch."""
+    """The next losses of fits that continue after each epoch."""
     losses = []
     for epoch in range(1, EPOCHS - FOLLOWED):
         model.load_weights(folder / f"{epoch}.weights.h5")
@@ -57,7 +57,7 @@ def resumed(model, folder, **settings):
     return losses
 
 
-# Of a stream, or on several processes, JAX evaluates outside of the loop.
+# With a stream, or several processes, JAX evaluates outside of the loop.
 @pytest.mark.own_cases
 @pytest.mark.parametrize(
     "method, settings",

@@ -1,4 +1,4 @@
-"""Ctrl-C twice within two seconds, and before anything is known."""
+"""Ctrl-C twice within two seconds, and before the start is evaluated."""
 
 import keras
 import numpy as np
@@ -14,7 +14,7 @@ from kormos.solvers.problem import Problem
 
 @pytest.fixture
 def clock(monkeypatch):
-    """The time, as an attribute that a test sets; two seconds count."""
+    """The time, as an attribute that a test sets."""
 
     class Clock:
         time = 0.0

@@ -1,4 +1,4 @@
-"""`kormos.solve`: a loss that is neither a model's nor a function's."""
+"""`kormos.solve`: a loss of neither a model nor a function of variables."""
 
 import multiprocessing
 
@@ -145,7 +145,7 @@ def part_of_the_loss(args):
 
 
 class Spread:
-    """A sum of squares whose rows lie in other processes."""
+    """A sum of squares whose rows are in other processes."""
 
     size = 5
 

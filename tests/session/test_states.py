@@ -1,4 +1,4 @@
-"""What a solver knows: who keeps it, where it is written, who shares it."""
+"""The state of a solver: where it is kept, saved and shared."""
 
 import threading
 

@@ -115,7 +115,7 @@ def test_a_callback_that_asks_for_a_model_is_told():
 def test_verbose(door, capsys):
     door(verbose=0)
     assert capsys.readouterr().out == ""
-    door(verbose="auto")  # The output is captured: nobody looks.
+    door(verbose="auto")  # The output is captured, so it is not interactive.
     assert capsys.readouterr().out == ""
     result = door(verbose=2)
     out = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Validation during a fit reports what `evaluate` does, when Keras does."""
+"""Validation in a fit reports the numbers of `evaluate`, as in Keras."""
 
 import keras
 import numpy as np

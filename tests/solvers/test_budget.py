@@ -1,4 +1,4 @@
-"""Limits of a run: evaluations, seconds, a target; kept exactly."""
+"""Limits of a run are kept exactly: evaluations, seconds, a target."""
 
 import time
 
@@ -40,12 +40,12 @@ def minimize(method, **kwargs):
     return result, losses, np.array(ops.convert_to_numpy(v))
 
 
-# A budget by itself, with a clock that stands still
+# A budget alone, with a clock that stands still
 
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Sets what `time.perf_counter` says."""
+    """Sets the value of `time.perf_counter`."""
 
     def set_to(now):
         monkeypatch.setattr(processes.time, "perf_counter", lambda: now)
@@ -133,7 +133,7 @@ def test_max_evals_is_shared_by_stages(unconverged):
 
 
 class Clock:
-    """Tells a second for each evaluation that was made."""
+    """A clock that advances by a second with each evaluation."""
 
     def __init__(self):
         self.seconds = 0.0

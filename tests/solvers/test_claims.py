@@ -1,4 +1,4 @@
-"""A success holds: a fresh run from its end gains nothing, and says so.
+"""A fresh run from a success gains nothing, and is a success, too.
 
 `benchmarks/claims.py` does the same for many more problems.
 """
@@ -48,13 +48,13 @@ FEW = [
 ALL = [(n, m) for n in NAMES + DATA for m in [*METHODS, "lm"]]
 CASES = ALL if BACKEND == "torch" else FEW
 
-# Other methods that try a claim.
+# Other methods with which claims are tried.
 JUDGES = ["dense-bfgs"] if BACKEND == "torch" else []
 
-# The evaluations that a method may need to see that it is at an end: it looks
-# around by two for each parameter, and may take a step within rounding before.
-# Where the loss is zero but for rounding, no trial of a line search shows
-# anything, and one has up to 25 of them.
+# The evaluations that a method may need to verify an end: two for each
+# parameter, after perhaps a step within rounding. If the loss is zero except
+# for rounding, no trial of a line search shows anything, and a search has up to
+# 25 trials.
 SECOND, A_PARAMETER, AT_ZERO = 12, 2, 45
 ZERO = 1e-30
 
@@ -105,8 +105,8 @@ def test_a_claim_holds_against_a_fresh_run(float64, name, method):
         return float(ops.sum(residuals(ops.convert_to_tensor(theta)) ** 2))
 
     result, end = run(residuals, start, method)
-    # With a singular Hessian at a minimum of zero there is always more to gain:
-    # there, nothing may be claimed.
+    # At a minimum of zero with a singular Hessian, there is always more to
+    # gain, so no success may be claimed.
     is_open = name == "Powell singular" and result.loss <= ZERO
     assert result.success or is_open
     if not result.success:

@@ -1,4 +1,4 @@
-"""What every method of kormos' own must do, whatever the loss.
+"""What every method of kormos must do, for losses of many kinds.
 
 Expected numbers are closed forms, linear algebra or SciPy's.
 """
@@ -22,8 +22,8 @@ from native import minimize
 pytestmark = pytest.mark.usefixtures("float64")
 METHODS = methods("lbfgs")
 each_method = pytest.mark.parametrize("method", METHODS)
-# A trust region may lead to another minimum than a line does, and gives up in
-# other words.
+# A trust region may lead to another minimum than a line search, and its
+# failures have other statuses.
 each_of_all = pytest.mark.parametrize("method", [*METHODS, "newton"])
 
 
@@ -36,7 +36,7 @@ def rosenbrock(x):
 
 
 def quiet(loss, x0, method, **kwargs):
-    """Like `minimize`, of a run that may end in any way."""
+    """Like `minimize`, for a run that may end in any way."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", kormos.ConvergenceWarning)
         return minimize(loss, x0, method, **kwargs)
@@ -205,7 +205,7 @@ def test_start_on_a_plateau(method):
 @eager_only
 @each_method
 def test_leaves_a_plateau_of_no_digits_by_its_slopes(method):
-    # The loss is 2 to rounding, and its slope points to where it is lower.
+    # The loss is 2 except for rounding, and its slope points downhill.
     result, x = quiet(plateau, [5.9, -5.31], method)
     assert result.loss <= 1 + 1e-12
     np.testing.assert_allclose(x[1], 0, atol=1e-6)
@@ -248,7 +248,7 @@ def sizes(decades):
 
 # Twelve decades square to a Hessian's condition number of 1e24: the gradient of
 # the largest entry is 1e-12 of the largest one, which `gtol` cannot see. Only
-# the methods that scale themselves find their way.
+# methods that scale their parameters converge.
 OUT_OF_REACH = [("lbfgs", 6), ("dense-bfgs", 6)]
 
 SCALED = {
@@ -274,7 +274,7 @@ def test_badly_scaled_parameters(name, method, decades):
 @eager_only
 @each_method
 def test_loss_far_from_zero(method):
-    # What is left of the loss, 1e6 * 2**-52, moves the point by 1e-5.
+    # The rest of the loss, 1e6 * 2**-52, moves the point by 1e-5.
     result, x = quiet(
         lambda x: rosenbrock(x) + 1e6, [-1.2, 1.0, -0.5, 0.8], method
     )
@@ -289,13 +289,13 @@ def uphill(x):
 
 
 def half_wrong(x):
-    """The gradient of the second coordinate has the wrong sign."""
+    """A loss whose gradient has the wrong sign in the second coordinate."""
     square = x[1] ** 2
     return x[0] ** 2 + 2 * ops.stop_gradient(square) - square
 
 
 def incomplete(x):
-    """The gradient lacks a term: it vanishes at 3, the true one at 3 / 11."""
+    """A loss whose gradient lacks a term: it is zero at 3, not at 3 / 11."""
     return ops.sum((x - 3) ** 2) + ops.stop_gradient(10 * ops.sum(x**2))
 
 

@@ -1,4 +1,4 @@
-"""Dense matrices are refused where memory does not hold them."""
+"""Dense matrices are refused if they do not fit into memory."""
 
 import os
 

@@ -8,7 +8,7 @@ from scipy.optimize import rosen_der
 from kormos.solvers.fresh_run import try_to_gain
 
 EPSILON = 2.0**-52
-# Fewer parameters than Newton's steps are taken for, and more.
+# Few enough parameters for Newton steps, and too many.
 SIZES = (1, 3, 10, 25)
 
 
@@ -52,7 +52,7 @@ def test_a_quadratic_in_units_that_are_far_apart(size):
     value_and_grad, best = quadratic(size, scale)
     start = best + 1e-2 / scale
     before = value_and_grad(start)[0] - 1
-    # More parameters cannot be gone through in ten steps without their units.
+    # With more parameters, ten steps are only enough in the right units.
     units = None if size <= 10 else 1 / scale
     gain = run(value_and_grad, start, units=units)
     assert gain.loss - 1 < (1e-8 if size <= 10 else 1e-3) * before
@@ -91,7 +91,7 @@ def test_the_valley_of_rosenbrock(size):
     theta[1:] = 0.9 ** (2 ** np.arange(1, size))
     gain = run(lambda x: (rosen(x), rosen_der(x)), theta)
     assert gain.loss < 0.99 * rosen(theta)
-    # At the minimum nothing is left.
+    # At the minimum nothing is left to gain.
     gain = run(lambda x: (rosen(x), rosen_der(x)), np.ones(size))
     assert gain.loss == gain.promise == 0
 
@@ -113,7 +113,7 @@ def test_bounds_hold_at_every_evaluation(size):
         assert gain.promise < 1e-12
     gain = run(value_and_grad, expected, lower=lower, upper=upper)
     assert gain.promise < 1e-20
-    # A step that is cut off by a bound promises what lies on this side of it.
+    # If a bound cuts off a step, the promise is the decrease up to the bound.
     near = np.clip(expected, lower + 1e-9, upper - 1e-9)
     gain = run(value_and_grad, near, lower=lower, upper=upper, most=0)
     assert gain.promise < 2e-9 * size

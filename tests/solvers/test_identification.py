@@ -1,4 +1,4 @@
-"""What data leave open is said: the ranks and limits are known by design."""
+"""Undetermined parameters are reported; the ranks are known by design."""
 
 import keras
 import numpy as np
@@ -49,7 +49,7 @@ def named(text):
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 @pytest.mark.parametrize("method", METHODS)
 def test_the_dummy_trap_and_a_column_twice(method, precision):
-    """Of rank 4, not 6; the other column is determined."""
+    """The rank is 4, not 6. The other column is determined."""
     other = rng.normal(size=ROWS)
     x = np.c_[ONE, DUMMIES, Z, Z, other]
     with kormos.precision(precision):

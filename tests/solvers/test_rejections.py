@@ -1,7 +1,7 @@
-"""Points that cannot be evaluated are steps too long, and no end of a fit.
+"""Points that cannot be evaluated are steps that are too long, not errors.
 
-On JAX what fails is NaN; TensorFlow's and PyTorch's operations raise. A user
-sees the same on all of them.
+Failing operations are NaN on JAX, and raise an exception on TensorFlow and
+PyTorch. A user sees the same on all of them.
 """
 
 import keras
@@ -28,7 +28,7 @@ def array(variable):
 
 
 def guarded(x):
-    """`x`; where it is not positive, what fails as a factorization does."""
+    """Returns `x`; if it is not positive, fails like a factorization."""
     x = ops.convert_to_tensor(x)
     root = ops.cholesky(ops.reshape(x, (1, 1)))
     return ops.reshape(root, ()) ** 2
@@ -64,7 +64,7 @@ def by_numpy(seed):
 
     best = np.array([0.0, 0.0, -10.0])
     for _ in range(6):
-        # Restarted, the simplex gets out of where it has collapsed.
+        # After a restart, the simplex is no longer collapsed.
         best = scipy.optimize.minimize(
             loss, best, method="nelder-mead", options={"xatol": 1e-7}
         ).x
@@ -85,7 +85,7 @@ def negative_log_likelihood(seed, v):
     return loss
 
 
-# What L-BFGS-B, which meets such points, says of them.
+# The message of L-BFGS-B, which meets such points.
 SAID = {
     "torch": ["raised LinAlgError", "first at evaluation"],
     "tensorflow": ["raised InvalidArgumentError", "first at evaluation"],
@@ -118,7 +118,7 @@ TIGHT = {
 @pytest.mark.parametrize("start", [0.01, 20.0])
 @pytest.mark.usefixtures("unconverged")
 def test_no_method_ends_where_an_evaluation_raises(method, start, float64):
-    """`w - 2 log w` is least at 2; where w is not positive, it raises."""
+    """The minimum of `w - 2 log w` is at 2. If w is not positive, it raises."""
     w = keras.Variable(start, dtype="float64")
     result = kormos.minimize(
         lambda: w - 2 * ops.log(guarded(w)),
@@ -130,7 +130,7 @@ def test_no_method_ends_where_an_evaluation_raises(method, start, float64):
 
 
 def fit_a_logarithm():
-    """A fit that meets points which raise; the losses that were seen."""
+    """A fit that meets points which raise, and the losses that were seen."""
     w = keras.Variable(20.0, dtype="float64")
     seen = []
     result = kormos.minimize(
@@ -160,7 +160,7 @@ def test_what_is_raised_is_told_with_its_place_and_how_often(float64):
     first = 1 + int(np.isnan(seen).argmax())
     assert f"Error {often}, at points that were not taken" in result.message
     assert f"first at evaluation {first}: " in result.message
-    # One line, without what TensorFlow puts around it.
+    # It is one line, without TensorFlow's additions.
     assert "\n" not in result.message
     assert "{{" not in result.message
     # In a traced function an operation has no line of its own.
@@ -184,7 +184,7 @@ def test_residuals_that_raise(method, float64):
 
 
 class Root(layers.Layer):
-    """Scales by `(1 - w**2)**0.5`, by a factorization."""
+    """A layer that scales by `(1 - w**2)**0.5`, with a factorization."""
 
     def __init__(self, start):
         super().__init__()
@@ -234,7 +234,7 @@ def test_batches_that_raise(float64):
 
 @pytest.mark.usefixtures("unconverged")
 def test_blocks_and_held_out_points_that_raise(float64):
-    """They are evaluated elsewhere than the loss, and end nothing."""
+    """They are evaluated separately from the loss, and do not end the fit."""
     w = keras.Variable([2.0], dtype="float64")
     result = kormos.least_squares(
         lambda d: {
@@ -418,7 +418,7 @@ STEP = 2 * (LOGISTIC > 505) + 0.05 * np.random.default_rng(0).normal(size=101)
 
 
 def test_float64_goes_on_where_float32_cannot_be_differentiated():
-    """A steep logistic; the least sum of squares is SciPy's."""
+    """A steep logistic curve. SciPy finds the minimum."""
     p = keras.Variable([1.0, 0.1, 450.0])
     result = kormos.least_squares(
         lambda d: p[0] / (1 + ops.exp(-p[1] * (d["x"] - p[2]))) - d["y"],
@@ -471,7 +471,7 @@ def test_float64_goes_on_where_float32_raises():
 
 
 class Refused(Exception):
-    """One of the user's own."""
+    """An exception class of the user."""
 
 
 def called(fn, x):
@@ -495,7 +495,7 @@ def called(fn, x):
 
 
 def minimized_by_python(error, start, method="bfgs"):
-    """`w - 2 log w`, least at 2; Python raises where w is not positive."""
+    """Minimizes `w - 2 log w`; Python code raises if w is not positive."""
     w = keras.Variable(start, dtype="float64")
 
     def check(x):
@@ -516,7 +516,7 @@ def minimized_by_python(error, start, method="bfgs"):
 def test_a_mistake_is_raised_wherever_it_is_met(error, method, start, float64):
     with pytest.raises(Exception, match="what the test raises") as caught:
         minimized_by_python(error, start, method)
-    # TensorFlow and JAX raise one of their own, which quotes it.
+    # TensorFlow and JAX raise their own exception, which quotes it.
     assert error.__name__ in caught.exconly()
 
 
@@ -549,7 +549,7 @@ def test_python_code_that_refuses_the_start_raises(error, float64):
         minimized_by_python(error, -1.0)
 
 
-# What is not of the numerics
+# Failures that are not numerical
 
 
 def test_a_point_with_nothing_around_it(float64):

@@ -1,4 +1,4 @@
-"""What a run can go on from: kept to the bit, and refused if it does not fit.
+"""States to continue from are kept bit for bit, or refused if they do not fit.
 
 The state is that of a method at the minimum of `(a - 1/3)**2 + (b - 2/3)**2`.
 """
@@ -17,7 +17,7 @@ from kormos.solvers.solver_state import load
 
 FLOAT32 = 2.0**-23
 THETA = np.array([1 / 3, 2 / 3])
-# What variables of float32 hold of it.
+# The point, rounded by float32 variables.
 HELD = THETA.astype("float32").astype("float64")
 
 
@@ -54,7 +54,7 @@ def a_state(**fields):
     return state._replace(**fields)
 
 
-# As a run makes it before its first evaluation.
+# This is a run's state before its first evaluation.
 EMPTY = State(
     theta=np.zeros(2),
     loss=np.float64(np.nan),
@@ -69,7 +69,7 @@ EMPTY = State(
 
 
 def written(solver_state):
-    """The state after a file."""
+    """The state, after writing it to a file and reading it."""
     store = {"learning_rate": np.float32(1.0)}
     solver_state.save(store)
     loaded, others = load(store)
@@ -101,7 +101,7 @@ def test_a_state_is_kept_to_the_bit(way, is_tensor):
         np.testing.assert_array_equal(
             getattr(found, name), getattr(expected, name), strict=True
         )
-    # Decisions are made on NumPy's numbers.
+    # Decisions are made on NumPy scalars.
     for number in (found.loss, found.pairs, *found.search):
         assert isinstance(number, np.generic)
 
@@ -143,7 +143,7 @@ def test_variables_that_round_the_point(way):
     assert not np.array_equal(HELD, THETA)
     kept = way(SolverState("lbfgs", a_state()))
     found = restored(kept, HELD)
-    # The solver goes on from its own point, which is more precise.
+    # The solver continues from its own point, which is more precise.
     np.testing.assert_array_equal(found.theta, THETA)
     assert found.loss == 1 / 7
     np.testing.assert_array_equal(kept.point(HELD, FLOAT32), THETA)
@@ -154,7 +154,7 @@ def test_variables_that_were_changed():
     changed = HELD + np.array([0.0, 1e-6])
     found = restored(kept, changed)
     np.testing.assert_array_equal(found.theta, changed)
-    # The loss there is not known, and what was learned is kept.
+    # The loss there is not known, but the curvature is kept.
     assert np.isnan(found.loss) and found.pairs == 3
     np.testing.assert_array_equal(kept.point(changed, FLOAT32), changed)
     # One spacing of numbers is a change where nothing rounds.

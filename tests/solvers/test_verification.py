@@ -1,4 +1,4 @@
-"""What is compiled is the loss as it is, or the fit is refused."""
+"""A compiled loss must be the user's loss, or the fit is refused."""
 
 import keras
 import numpy as np
@@ -16,7 +16,7 @@ def free(value):
 
 
 def past_keras(q):
-    """The variable's tensor where no scope puts another in its place."""
+    """The variable's tensor, read so that no scope can replace it."""
     own = q._value
     return own.detach() if BACKEND == "torch" else ops.convert_to_tensor(own)
 
@@ -76,7 +76,7 @@ def test_a_tf_function_that_was_called_before_is_refused(method, float64):
 
     q = free([1.0, 2.0])
     loss = partly_compiled(tf.function, q)
-    # It keeps the variable itself, where nothing can replace it.
+    # It keeps the variable's value, which nothing can replace.
     with pytest.raises(ValueError, match="compiled"):
         kormos.minimize(loss, [q], method)
 
@@ -106,7 +106,7 @@ def test_a_variable_that_changes_the_loss_without_a_gradient(method, float64):
 
 
 def test_variables_whose_gradient_is_zero_by_chance(float64):
-    """A maximum at the start; and units that are dead around it."""
+    """One starts at a maximum, the other with units that are dead around it."""
     p, w = free([0.0, 0.0]), free([-1.0, -2.0])
     result = kormos.minimize(
         lambda: ops.sum((p**2 - 1) ** 2) + ops.sum(ops.relu(w)), [p, w]
@@ -121,7 +121,7 @@ def test_float64_variables_where_keras_computes_in_float32():
 
 
 def test_a_loss_that_rounding_decides():
-    """Of cancelled terms float32 leaves no digit: no reason to refuse."""
+    """Terms cancel to all digits of float32, which is no reason to refuse."""
     p = keras.Variable(np.full(1000, 0.7, "float32"))
 
     def loss():
@@ -228,7 +228,7 @@ def test_a_stale_part_beside_random_numbers_with_a_seed(method, float64):
 @pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize("method", ["lbfgs", "l-bfgs-b"])
 def test_layers_that_draw_are_compared_with_the_same_seeds(method, jit_compile):
-    """Also where the seeds have gone on since the fit has begun."""
+    """They are also the same if the seeds have changed since the fit began."""
     x = np.random.default_rng(0).normal(size=(20, 3)).astype("float32")
     dropout = keras.layers.Dropout(0.5, seed=1)
     model = keras.Sequential(

@@ -1,4 +1,4 @@
-"""A fitted curve, beside `scipy.optimize.curve_fit` and lmfit."""
+"""A fitted curve, against `scipy.optimize.curve_fit` and lmfit."""
 
 import keras
 import lmfit
@@ -24,7 +24,7 @@ def curve(x, a, b, c):
 
 
 class Decay:
-    """A fit of the decay, by points or by arrays that its residuals hold."""
+    """A fit of the decay, with points as data or inside of the residuals."""
 
     def __init__(self, sigma=None, holds_data=False):
         self.b = keras.Variable([1.0, 1.0, 0.0], dtype="float64", name="b")
@@ -67,8 +67,8 @@ def test_known_and_relative_sigma_agree_with_curve_fit(
 def peer():
     """The same fit by lmfit: the model's result.
 
-    Its covariance, of differences, is right to 2e-5. That with derivatives
-    takes its place.
+    Its covariance uses differences and is right to 2e-5. It is replaced by one
+    from derivatives.
     """
     model = lmfit.Model(curve)
     tight = {"ftol": 1e-14, "xtol": 1e-14, "gtol": 1e-14}
@@ -93,7 +93,7 @@ def test_profile_intervals_agree_with_lmfit(peer):
     ]
     found = summary.intervals(level, method="profile")
     assert found == pytest.approx(np.array(ends), rel=1e-6)
-    # Asymmetric, other than those by standard errors.
+    # They are asymmetric, unlike those from standard errors.
     below, above = (np.abs(found - summary.estimates[:, None])).T
     assert np.all(np.abs(above / below - 1) > 1e-3)
 

@@ -1,4 +1,4 @@
-"""Summaries of Keras models, beside those of statsmodels."""
+"""Summaries of Keras models, against those of statsmodels."""
 
 import keras
 import numpy as np
@@ -12,7 +12,7 @@ from conftest import BACKEND
 ROWS = 120
 # The features and the constant.
 SIZE = 4
-# The sandwiches of a linear model, all of which statsmodels has.
+# The sandwich estimators of a linear model, all of which statsmodels has.
 SANDWICHES = ["HC0", "HC1", "HC2", "HC3"]
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -71,12 +71,12 @@ def fitted(case, y, loss, activation=None, weights=None, **options):
 
 
 def in_order(values):
-    """What statsmodels has first, the constant, is last in a layer."""
+    """Moves the constant, first in statsmodels, to the end, as in a layer."""
     return np.roll(np.asarray(values), -1)
 
 
 def assert_same(summary, expected, covariance=None):
-    """Everything that a table of statsmodels shows is that of a summary."""
+    """Asserts that a summary has all numbers of a table of statsmodels."""
     close = {"rel": 1e-6, "abs": 1e-9}
     assert summary.estimates == pytest.approx(
         in_order(expected.params), **close
@@ -224,7 +224,7 @@ def multinomial(case, outputs, from_logits):
 
 
 def of_layer(values):
-    """Values of a matrix by constant and features, in a layer's order."""
+    """A matrix by constant and features, in the order of a layer's values."""
     return np.roll(np.asarray(values), -1, axis=0).reshape(-1)
 
 

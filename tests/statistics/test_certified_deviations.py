@@ -72,7 +72,7 @@ def linear_summary(name):
     "name, least",
     [
         ("Longley", 10),
-        # Its columns are so much alike that other programs drop one.
+        # Its columns are so similar that other programs drop one.
         ("Filip", 7),
         ("Wampler3", 8),
         ("Wampler4", 8),

@@ -1,4 +1,4 @@
-"""Likelihoods of free variables: `minimize`, and what its loss tells."""
+"""Likelihoods of free variables: summaries after `minimize`."""
 
 import keras
 import numpy as np
@@ -24,14 +24,14 @@ def tensor(values):
 
 
 def fitted(by_row, size, reduce=ops.mean, start=0.0, rows=None):
-    """Fits a function `(vector, rows)`: its summary's maker.
+    """Fits a function `(vector, rows)`; returns the `summary` method.
 
     Args:
         by_row: function of a vector and of rows that returns the negative
             log-likelihood of each row.
         size: the number of parameters.
-        reduce: what the loss is of the rows.
-        start: of every parameter.
+        reduce: how the loss reduces the rows.
+        start: the start of every parameter.
         rows: arrays.
     """
     v = keras.Variable(np.full(size, start), dtype="float64", name="b")
@@ -160,7 +160,7 @@ def test_a_negative_binomial_regression_has_the_errors_of_statsmodels():
 
 
 def negative_binomial_errors(b, x, y):
-    """By the second derivatives of the log-likelihood, with r = 1 / alpha."""
+    """By second derivatives of the log-likelihood, with r = 1 / alpha."""
     alpha, mean, r = b[-1], np.exp(x @ b[:-1]), 1 / b[-1]
     share = 1 + alpha * mean
     slope = scipy.special.digamma(y + r) - scipy.special.digamma(r)

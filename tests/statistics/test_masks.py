@@ -1,4 +1,4 @@
-"""What masks and weights of zero leave out is no data of a summary."""
+"""Rows that masks and zero weights leave out are not data of a summary."""
 
 import keras
 import numpy as np
@@ -55,7 +55,7 @@ def test_padded_words_are_no_observations():
     summary = kormos.summary(model, WORDS, Y[:, :, None])
     words = WORDS[IS_THERE]
     expected = sm.OLS(Y[IS_THERE], np.eye(4)[words][:, 1:]).fit()
-    # Nothing is known of the word zero.
+    # The data say nothing about the word zero.
     assert summary.is_identified.tolist() == [False, True, True, True]
     assert summary.observations == expected.nobs
     assert summary.estimates[1:] == pytest.approx(expected.params, rel=1e-8)

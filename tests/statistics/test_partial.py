@@ -1,4 +1,4 @@
-"""Summaries of some parameters: they are parts of the whole one."""
+"""Summaries of some parameters are parts of the whole summary."""
 
 import keras
 import numpy as np
@@ -62,7 +62,7 @@ def test_some_parameters_have_the_errors_that_all_have(name):
     whole = kormos.summary(model, X, y)
     names = [whole.names[i] for i in (4, 2)]
     part = kormos.summary(model, X, y, parameters=names)
-    # Of a penalized loss, the degrees of freedom are an estimate.
+    # With a penalty, the degrees of freedom are an estimate.
     assert part.parameters == pytest.approx(whole.parameters, rel=0.05)
     scale = part.residual_standard_error / whole.residual_standard_error
     scale = 1.0 if np.isnan(scale) else scale

@@ -1,4 +1,4 @@
-"""`kormos.summary`: what it takes, what it computes and what it shows."""
+"""`kormos.summary`: its arguments, its numbers and its display."""
 
 import pickle
 
@@ -158,7 +158,7 @@ def test_a_loss_that_is_no_likelihood_gets_a_sandwich():
     assert "is not a likelihood" in str(summary)
     with pytest.raises(ValueError, match="needs a likelihood"):
         kormos.summary(model, X, Y, covariance="hessian")
-    # The sandwich of an M-estimate by its own formula.
+    # The sandwich estimator of an M-estimate, from its formula.
     left = Y - DESIGN @ summary.estimates
     inside = (np.abs(left) <= 1).astype(float)
     bread = np.linalg.inv((DESIGN * inside[:, None]).T @ DESIGN)
@@ -168,7 +168,7 @@ def test_a_loss_that_is_no_likelihood_gets_a_sandwich():
 
 
 def exponential(y_true, y_pred):
-    """The negative log-likelihood of exponential durations, by log mean."""
+    """The negative log-likelihood of exponential durations, from log means."""
     return ops.sum(y_pred + y_true * ops.exp(-y_pred), axis=-1)
 
 

@@ -42,7 +42,7 @@ def test_a_repeated_column_leaves_the_others_their_errors():
     assert summary.undetermined == ["b - 0.3333 c"]
     assert summary.degrees_of_freedom == 57
     assert summary.log_likelihood == pytest.approx(expected.llf)
-    # What both do together is determined.
+    # The effect of both together is determined.
     both = np.array([0, 1.0, 3, 0])
     error = np.sqrt(both @ summary.covariance @ both)
     assert error == pytest.approx(expected.bse[1], rel=1e-9)

@@ -1,12 +1,11 @@
-"""What Keras computes, next to the same in NumPy: cases of a float64 audit.
+"""Functions of Keras and the same in NumPy: cases of a float64 audit.
 
-A case holds what makes a layer or function of Keras, and a formula in NumPy of
-the same inputs and weights. No formula calls Keras, and all of them take
-complex numbers: their gradients are complex steps, `f(x + ih).imag / h`, which
-are exact but for rounding. `>`, `np.where`, `np.maximum`, `np.clip` and the
-like go by the real parts; `np.abs` and `np.linalg.norm` would not.
-
-`python tests/helpers/audit` prints what deviates on the backend in use.
+A case makes a layer or function of Keras, and has a formula in NumPy of the
+same inputs and weights. No formula calls Keras, and all of them take complex
+numbers: their gradients are complex steps, `f(x + ih).imag / h`, which are
+exact except for rounding. `>`, `np.where`, `np.maximum`, `np.clip` and the like
+use the real parts; `np.abs` and `np.linalg.norm` would not. `python
+tests/helpers/audit` prints the deviations on the backend in use.
 """
 
 from audit.activations import ACTIVATIONS

@@ -1,4 +1,4 @@
-"""Prints what deviates: `python tests/helpers/audit [group ...]`."""
+"""Prints the deviations: `python tests/helpers/audit [group ...]`."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Dense layers and embeddings, and layers that pass their inputs on."""
+"""Dense layers and embeddings, and layers that return their inputs."""
 
 import numpy as np
 from keras import layers

@@ -1,4 +1,4 @@
-"""Formulas that more than one subject needs."""
+"""Formulas that several subjects need."""
 
 import numpy as np
 
@@ -45,7 +45,7 @@ def pairs(size, axes):
 
 
 def patches(x, size, strides=1, padding="valid", dilation=1):
-    """What a window sees, by its offsets, and 1 where that is no padding."""
+    """The entries in a window, by its offsets; 1 where they are no padding."""
     axes = x.ndim - 2
     size, strides = pairs(size, axes), pairs(strides, axes)
     dilation = pairs(dilation, axes)

@@ -1,4 +1,4 @@
-"""Losses, as each sample's and as weighted means."""
+"""Losses of each sample, and as weighted means."""
 
 import numpy as np
 from keras import losses
@@ -243,7 +243,7 @@ SAMPLES = {
 
 
 def _loss(name, kwargs, y, p, formula):
-    """A loss as each sample's, and as a weighted mean."""
+    """A loss of each sample, and as a weighted mean."""
     kind = getattr(losses, name.split(",")[0])
 
     def reference(p, w):

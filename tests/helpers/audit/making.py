@@ -1,4 +1,4 @@
-"""What makes cases of layers and of functions, and calls of layers."""
+"""Functions that make cases of layers and functions, and call layers."""
 
 from keras import ops
 

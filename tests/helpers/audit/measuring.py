@@ -1,4 +1,4 @@
-"""A case, and how far Keras deviates from its formula."""
+"""A case, and the deviation of Keras from its formula."""
 
 import contextlib
 import zlib
@@ -15,7 +15,8 @@ from kormos import backend
 
 STEP = 1e-30
 
-# What TensorFlow has no kernels for in float64, or cannot mix.
+# Functions that TensorFlow cannot compute in float64, or whose dtypes it cannot
+# mix.
 UNSUPPORTED = {
     "tensorflow": {
         "MaxPooling3D",
@@ -28,14 +29,14 @@ UNSUPPORTED = {
 
 
 class Case(NamedTuple):
-    """A computation, twice.
+    """A computation by Keras and by NumPy.
 
     Attributes:
-        make: returns a layer or another function of tensors.
+        make: function that returns a layer or another function of tensors.
         formula: the function in NumPy, of the inputs and then the weights.
         inputs: arrays; those of integers are not differentiated.
-        call: `(made, *inputs) -> outputs`, where it is more than a call.
-        keep: whether weights stay as the layer made them, for the formula too.
+        call: `(made, *inputs) -> outputs`, if it is more than a call.
+        keep: whether the layer and the formula keep the initial weights.
     """
 
     make: Callable
@@ -51,7 +52,7 @@ def _zeros(self, shape, dtype=None, **kwargs):
 
 @contextlib.contextmanager
 def undrawn():
-    """Layers begin at zeros: on JAX each random draw would be compiled."""
+    """Layers begin at zeros, because JAX would compile random draws."""
     with contextlib.ExitStack() as stack:
         for kind in (
             keras.initializers.Zeros,
@@ -66,7 +67,7 @@ def undrawn():
 
 
 class _Run:
-    """A case with its layer built, its weights drawn, a cotangent of all."""
+    """A case with its layer built, its weights drawn, and a cotangent."""
 
     def __init__(self, name, case):
         random = np.random.RandomState(zlib.crc32(name.encode()))
@@ -143,8 +144,8 @@ def _weight(random, variable):
 def deviations(cases):
     """`{name: (of the values, of the gradients)}`, relative to the largest.
 
-    All cases are compiled as one function: a sum, each output with a cotangent
-    that is an argument too, so that its gradient is the output.
+    All cases are compiled as one function: the sum of the outputs times
+    cotangents. These are arguments too, so their gradients are the outputs.
     """
     with undrawn():
         runs = {name: _Run(name, case) for name, case in cases.items()}
@@ -166,7 +167,8 @@ def deviations(cases):
     for name, run in runs.items():
         output, *own = gradients[spans[name]]
         expected = run.reference_gradients()
-        # The key bias of attention has the gradient 0: a scale of all weights.
+        # The scale is that of all weights, because the gradient of attention's
+        # key bias is 0.
         largest = max([np.max(np.abs(g)) for g in expected], default=0.0)
         distances = [
             _distance(g, e, largest) for g, e in zip(own, expected, strict=True)
@@ -198,5 +200,5 @@ def _distance(actual, expected, scale):
 
 
 def supported(cases):
-    """Those that the backend in use can compute."""
+    """The cases that the backend in use can compute."""
     return {n: case for n, case in cases.items() if n not in UNSUPPORTED}

@@ -92,7 +92,8 @@ def _metric(kind, y, p, formula, **kwargs):
     """A metric after two updates; its values only."""
 
     def call(made, p, w):
-        # TensorFlow differentiates up to the inputs, whatever stops it there.
+        # TensorFlow differentiates up to the inputs, even where a gradient is
+        # stopped.
         p, w = ops.stop_gradient(p), ops.stop_gradient(w)
         for half in (slice(2), slice(2, 4)):
             target = ops.convert_to_tensor(y[half])

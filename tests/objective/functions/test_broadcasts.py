@@ -1,4 +1,4 @@
-"""Residuals that a column and a row make a square of, by mistake."""
+"""Residuals that are broadcast to a square by mistake."""
 
 import warnings
 

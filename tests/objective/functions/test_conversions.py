@@ -1,4 +1,4 @@
-"""An array of NumPy's that meets a variable is named, by the line."""
+"""The error for a variable that becomes a NumPy array names the line."""
 
 import keras
 import numpy as np

@@ -1,4 +1,4 @@
-"""A function is compiled once, for as long as it is the same function."""
+"""A function is compiled once, as long as it does not change."""
 
 import copy
 import dataclasses
@@ -26,7 +26,7 @@ TARGET = 1.0
 
 @pytest.fixture
 def compiled(monkeypatch):
-    """The list of what was compiled since it was last cleared."""
+    """The list of compilations since it was last cleared."""
     found = []
 
     def counting(compile):
@@ -47,7 +47,7 @@ def v():
 
 
 def minimum(fn, v, method="l-bfgs-b", **kwargs):
-    """The first entry of the minimum that is found from the same start."""
+    """The first entry of the minimum, found from a fixed start."""
     v.assign(np.array([-1.2, 1.0]))
     kormos.minimize(fn, [v], method, **kwargs)
     return float(ops.convert_to_numpy(v.value)[0])
@@ -386,7 +386,7 @@ def test_memory_stays_flat_over_a_hundred_calls(v):
     before = objects()
     for _ in range(100):
         minimum(loss, v)
-    # An object for each call would be a leak.
+    # If every call kept an object, memory would leak.
     assert objects() - before < 100
 
 

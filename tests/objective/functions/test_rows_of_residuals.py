@@ -1,4 +1,4 @@
-"""Rows of residuals must not depend on one another: what is refused."""
+"""Residuals whose rows depend on one another are refused."""
 
 import keras
 import numpy as np
@@ -10,7 +10,7 @@ import kormos
 
 @pytest.fixture
 def fitted():
-    """A linear function of 300 inputs in float32, and what it fits exactly."""
+    """A linear function of 300 inputs in float32, with an exact fit."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((20, 300)).astype("float32")
     v = keras.Variable(rng.standard_normal((300, 1)), dtype="float32")

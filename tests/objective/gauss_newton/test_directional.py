@@ -9,7 +9,7 @@ from kormos import backend
 from kormos.objective.gauss_newton.directional import DirectionalDerivative
 
 POINT, DIRECTION = np.array([0.3, -0.7]), np.array([1.0, 2.0])
-# Of the hyperbolic tangent, of orders one and two.
+# The derivatives of the hyperbolic tangent, of orders one and two.
 TANH = np.tanh(POINT)
 EXACT = {
     1: (1 - TANH**2) * DIRECTION,
@@ -68,7 +68,7 @@ def along(derivative, order, fn):
         )
         return outputs[1]
 
-    # A trace of its own each time.
+    # A new trace each time.
     with backend.float64():
         found = backend.compile(at)(POINT, DIRECTION)
     return ops.convert_to_numpy(found)

@@ -1,7 +1,7 @@
-"""The Gauss-Newton matrix of a model's loss: J'HJ, whatever computes it.
+"""The Gauss-Newton matrix J'HJ of a model's loss, in all of its forms.
 
-Expected numbers are the loss's own derivatives, the Hessian where it is the
-same matrix, and closed forms in NumPy.
+Expected numbers are the loss's own derivatives, the Hessian if it is the same
+matrix, and closed forms in NumPy.
 """
 
 import keras
@@ -107,7 +107,7 @@ def cauchy(y_true, y_pred):
 
 LSTM_Y = STEPS if BACKEND != "tensorflow" else Y2[:, :1]
 
-# A function that makes the model, inputs, targets, weights.
+# Functions that make the model, inputs, targets and weights.
 CASES = {
     "mse": (lambda: mlp(2, "mse"), X, Y2, {}),
     "weighted": (lambda: mlp(2, "mse"), X, Y2, {"sample_weight": WEIGHTS}),
@@ -197,7 +197,7 @@ COMPILED = [
 
 
 def each(cases, compiled):
-    """All of the cases on torch, a few where they are slow to compile."""
+    """All cases on torch, and a few where they are slow to compile."""
     return pytest.mark.parametrize(
         "case", list(cases) if BACKEND == "torch" else compiled
     )
@@ -209,7 +209,7 @@ def full(matrix):
 
 
 def assert_close(actual, expected, tolerance=1e-12):
-    """Compares with the largest entry of what is expected."""
+    """Compares arrays, relative to the largest expected entry."""
     size = np.max(np.abs(expected))
     np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * size)
 
@@ -240,7 +240,7 @@ def test_all_ways_to_the_matrix_agree(case, batch_size, monkeypatch):
     assert_close(own_grad, grad)
     matrix = full(matrix)
     assert np.abs(matrix).max() > 1e-3
-    # As on a GPU, which adds the chunks up itself.
+    # This is as on a GPU, which adds up the chunks itself.
     monkeypatch.setattr(kormos.backend, "on_cpu", lambda: False)
     _, _, summed = matrices.normal_equations(theta)
     assert_close(full(summed), matrix)
@@ -277,8 +277,8 @@ def linear(units, loss, activation=None, **kwargs):
 
 L2 = {"kernel_regularizer": keras.regularizers.L2(0.1)}
 
-# Of outputs that are linear in the parameters, where the loss is a function of
-# what enters the last activation.
+# Cases whose outputs are linear in the parameters, if these are the inputs of
+# the last activation.
 LINEAR = {
     "mse": (lambda: linear(2, "mse", **L2), Y2),
     "logistic": (lambda: linear(2, "binary_crossentropy", "sigmoid"), BINARY),
@@ -314,7 +314,7 @@ def test_of_linear_outputs_it_is_the_hessian(case):
 
 
 def half_squares(z, y):
-    """Of the mean squared error, `(rows, outputs, outputs)`."""
+    """Half of the Hessian of the squared error, `(rows, outputs, outputs)`."""
     eye = np.eye(z.shape[1])
     return np.broadcast_to(2 * eye / z.size, (len(z), *eye.shape))
 
@@ -347,7 +347,7 @@ CLOSED = {
     "sigmoid": ("binary_crossentropy", "sigmoid", BINARY, fisher_sigmoid),
     "poisson": ("poisson", "exponential", POSITIVE, fisher_poisson),
 }
-# Keras adds 1e-7 to what it takes the logarithm of.
+# Keras adds 1e-7 to the argument of the logarithm.
 TOLERANCES = {"poisson": 1e-5}
 
 
@@ -382,7 +382,7 @@ def closed_form(theta, vector, outputs):
 
 @each(CLOSED, ["mse", "softmax"])
 def test_closed_forms(case):
-    """The matrix and what the second derivative of the outputs pushes back."""
+    """The matrix, and J'H times the second derivative of the outputs."""
     loss, activation, y, curvature = CLOSED[case]
     objective = kormos.Objective(
         mlp(y.shape[1], loss, activation), X, y, batch_size=4
@@ -394,7 +394,7 @@ def test_closed_forms(case):
     expected = np.einsum("nkp,nkl,nlq->pq", jacobian, h, jacobian)
     tolerance = TOLERANCES.get(case, 1e-11)
     bend = np.einsum("nkp,nkl,nl->p", jacobian, h, second)
-    # Before J is kept, from where it is, and elsewhere.
+    # Before J is kept, at the point where it is kept, and elsewhere.
     assert_close(matrices.bend(theta, vector), bend, tolerance)
     _, _, matrix = matrices.normal_equations(theta, keep=True)
     assert_close(full(matrix), expected, tolerance)
@@ -404,7 +404,7 @@ def test_closed_forms(case):
 
 
 def test_a_penalty_of_outputs_in_chunks():
-    """What is estimated of its curvature is the same for every batch size."""
+    """The estimate of its curvature is the same for every batch size."""
     model = sequential(
         layers.Dense(
             4, "tanh", activity_regularizer=keras.regularizers.L2(1e-2)
@@ -424,7 +424,7 @@ def test_a_penalty_of_outputs_in_chunks():
 
 
 def test_a_softmax_among_several_outputs():
-    """Fisher's matrix, as of one output."""
+    """It is the Fisher information, as for one output."""
     model = probabilities_among_outputs()
     objective = kormos.Objective(model, X, [X[:, :1], ONE_HOT], batch_size=4)
     theta = moved(objective)
@@ -449,7 +449,7 @@ def test_a_softmax_among_several_outputs():
 
 
 def test_without_its_negative_part():
-    """Of a loss of the outputs that is not convex, in NumPy."""
+    """For a loss that is not convex in the outputs, against NumPy."""
     model = linear(3, "categorical_crossentropy", "softplus")
     y = ONE_HOT[:, :3]
     objective = kormos.Objective(model, X, y)
@@ -473,7 +473,7 @@ def test_without_its_negative_part():
 
 
 def test_the_model_is_whole_while_it_is_evaluated():
-    """Another thread may use it then."""
+    """Another thread may use the model at that time."""
     seen = set()
 
     def watch(inputs):
@@ -493,7 +493,7 @@ def test_the_model_is_whole_while_it_is_evaluated():
 
 
 def test_an_activation_that_is_not_last():
-    """Of an LSTM the cell's activation, too, is called sigmoid."""
+    """An LSTM has an activation of its cell that is called sigmoid, too."""
     model = sequential(
         layers.Reshape((3, 1)),
         layers.LSTM(2, activation="sigmoid"),
@@ -506,7 +506,7 @@ def test_an_activation_that_is_not_last():
 
 
 def test_bend_is_a_difference_of_outputs():
-    """Of a deeper network, which has no short formula."""
+    """It is compared for a deeper network, which has no short formula."""
     model = sequential(
         layers.Dense(4, "tanh"),
         layers.Dense(3, "softplus"),
@@ -525,7 +525,8 @@ def test_bend_is_a_difference_of_outputs():
     h = 1e-3
     ahead, here, behind = (outputs(theta + t * vector) for t in (h, 0, -h))
     second = (ahead - 2 * here + behind) / h**2
-    # J'H times it is minus the gradient of the loss for targets so far off.
+    # J'H times it is minus the gradient of the loss with targets at this
+    # distance.
     objective.assign(theta)
     other = kormos.Objective(model, X, here - second, batch_size=4)
     _, expected = other.value_and_grad(theta)

@@ -1,4 +1,4 @@
-"""Derivatives of each row's outputs, whatever layers the backend maps."""
+"""Derivatives of each row's outputs, for layers of many kinds."""
 
 import keras
 import numpy as np
@@ -9,7 +9,7 @@ from keras import ops
 import kormos
 from conftest import BACKEND
 
-# Of float32 sums in another order.
+# The rounding of float32 sums in another order.
 TOLERANCE = 2e-3 if BACKEND == "tensorflow" else 5e-4
 
 ROWS = 7
@@ -127,8 +127,8 @@ MODELS = {
     ),
 }
 
-# What `torch.func` once could not map, or TensorFlow's oneDNN broke on; the
-# sweep over layers has them on all backends.
+# Layers that `torch.func` once could not map, or that TensorFlow's oneDNN
+# computed wrongly. The sweep over layers tests them on all backends.
 NAMES = {
     "torch": list(MODELS),
     "tensorflow": [
@@ -161,7 +161,7 @@ def test_matrix_and_gradient(name):
     found = objective.gauss_newton()
     grad, matrix = assert_gradient(objective, theta, found)
     matrix = np.triu(matrix) + np.triu(matrix, 1).T
-    # Of all rows together, by a jvp and a vjp.
+    # The derivatives of all rows together, by a jvp and a vjp.
     vector = RANDOM.normal(size=theta.size)
     product = found.product(theta, vector)
     scale = np.max(np.abs(product))
@@ -211,7 +211,7 @@ def test_derivatives_through_attention(kind):
 
 
 class Joined(layers.Layer):
-    """Like `Flatten`, of what is masked, too."""
+    """Like `Flatten`, for masked inputs, too."""
 
     supports_masking = True
 
@@ -223,7 +223,7 @@ class Joined(layers.Layer):
 
 
 class Biased(layers.Layer):
-    """Attention with a bias that leaves a query next to nothing to see."""
+    """Attention with a bias that leaves a query almost nothing to attend to."""
 
     def call(self, inputs):
         heads = ops.reshape(inputs, (-1, 3, 2, 2))
@@ -251,7 +251,7 @@ def test_what_has_no_second_derivative_is_refused(method):
 
 
 def assert_gradient(objective, theta, found):
-    """That of rows is that of all: the gradient and the matrix."""
+    """Asserts that gradient and matrix from rows are those of all rows."""
     loss, grad, matrix = found.normal_equations(theta)
     value, expected = objective.value_and_grad(theta)
     assert loss == pytest.approx(value, rel=1e-5)

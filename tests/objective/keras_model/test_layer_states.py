@@ -1,4 +1,4 @@
-"""What layers keep of the data after a fit in training mode."""
+"""The states of layers after a fit in training mode."""
 
 import keras
 import numpy as np
@@ -106,7 +106,7 @@ def test_frozen_averages_stay():
 
 
 def test_the_averages_of_chunks():
-    """Their mean over all rows is that of the data."""
+    """Their mean over all rows is the mean of the data."""
     norm = layers.BatchNormalization()
     model = compiled("l-bfgs-b", norm, layers.Dense(1))
     model.fit(X, Y, batch_size=8, epochs=3, verbose=0, training=True)

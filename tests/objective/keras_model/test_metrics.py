@@ -1,4 +1,4 @@
-"""Metrics of every kind, as `evaluate` gives them."""
+"""Metrics of every kind have the values of `evaluate`."""
 
 import keras
 import numpy as np
@@ -12,7 +12,7 @@ X, Y = lindata(20, noise=0.3)
 
 
 class Positives(keras.Metric):
-    """How many predictions are positive, as variables hold it."""
+    """The number of positive predictions, as a result that is a variable."""
 
     def __init__(self, **kwargs):
         super().__init__(name="positives", **kwargs)

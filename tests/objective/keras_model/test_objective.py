@@ -131,10 +131,10 @@ def penalized(loss):
 
 
 def penalty(model):
-    """What `penalized` adds for all rows, and its outputs, in NumPy.
+    """The losses that `penalized` adds for all rows, and its outputs, in NumPy.
 
-    Keras' own `evaluate` leaves a part out at times on JAX: it knows the losses
-    of a layer by the identities of objects that are gone.
+    On JAX, Keras' own `evaluate` sometimes leaves a part out, because it finds
+    losses by the ids of objects that no longer exist.
     """
     first, last, bias = model.get_weights()
     hidden = np.tanh(X @ first)

@@ -1,4 +1,4 @@
-"""What evaluating leaves alone: state, chance, compiled functions, data."""
+"""Evaluations change no state, random seed, compiled function or data."""
 
 import warnings
 
@@ -74,7 +74,7 @@ def test_training_behaviour_is_deterministic(seed):
     assert value == again
     np.testing.assert_array_equal(gradient, gradient_again)
     np.testing.assert_array_equal(product, objective.hvp(theta, gradient))
-    # The noise is on: the loss is another one without.
+    # The noise is on, because the loss differs without it.
     calm = kormos.Objective(model, X, Y, batch_size=6).value(theta)
     assert abs(value / calm - 1) > 1e-3
 
@@ -259,7 +259,7 @@ def test_gradient_that_is_zero_at_the_start_alone():
     assert not messages_of(lambda: model.fit(X, Y, epochs=50, verbose=0))
 
 
-# What cannot be an objective
+# Arguments that cannot be an objective
 
 
 def test_what_is_not_a_compiled_model_raises():

@@ -58,7 +58,7 @@ def scalar_error(y_true, y_pred):
 
 
 class OwnCall(keras.losses.Loss):
-    """Reduces by itself, to twice the mean."""
+    """A loss with its own reduction, to twice the mean."""
 
     def __call__(self, y_true, y_pred, sample_weight=None):
         return 2 * ops.mean(ops.abs(y_true - y_pred))
@@ -82,7 +82,7 @@ class EveryNumber(keras.losses.Loss):
         OwnCall,
         ["mse"],
         {"p": "mse"},
-        # Of several losses of one output Keras counts the first.
+        # Keras counts only the first of several losses of one output.
         ["mse", "mae"],
     ],
     ids=lambda loss: getattr(loss, "__name__", str(loss)),

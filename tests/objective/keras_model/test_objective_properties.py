@@ -1,4 +1,4 @@
-"""The objective is exact for any `batch_size`, and what a formula says."""
+"""The objective agrees with a formula, for any `batch_size`."""
 
 import keras
 import numpy as np
@@ -116,14 +116,14 @@ def formula(problem, data, theta):
             "none": mask.size,
             "mean_with_sample_weight": weight.sum(),
         }.get(problem["reductions"][i], mask.sum())
-        # A mean over nothing is zero.
+        # A mean over no entries is zero.
         term = np.sum(weight * errors**power) / (divisor or np.inf)
         total += problem["factors"][i] * term
     return total
 
 
 def assert_close(actual, expected):
-    """To 1e-12 of the largest of the numbers."""
+    """Compares numbers to 1e-12 of the largest."""
     scale = np.abs(expected).max()
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-12 * scale)
 

@@ -22,7 +22,7 @@ def seeded():
 
 
 def whole_graph():
-    """A graph's convolution, whose rows are the nodes."""
+    """A convolution on a graph, whose rows are the nodes."""
     nodes, edges = keras.Input((3,)), keras.Input((40,))
     hidden = layers.Dense(4, "tanh")(ops.matmul(edges, nodes))
     outputs = layers.Dense(1)(ops.matmul(edges, hidden))
@@ -30,7 +30,7 @@ def whole_graph():
 
 
 def of_eight():
-    """A model for batches of eight rows alone."""
+    """A model that only takes batches of eight rows."""
     inputs = keras.Input(batch_shape=(8, 3))
     hidden = layers.Dense(4, "tanh")(ops.reshape(inputs, (8, 3)))
     return keras.Model(inputs, layers.Dense(1)(hidden))
@@ -77,7 +77,7 @@ def dense(loss):
 
 
 def assert_fits(model, x, batch_size, **kwargs):
-    """The fit starts and ends at what `evaluate` says of such batches."""
+    """The fit starts and ends at the loss of `evaluate` with such batches."""
     how = {"batch_size": batch_size, "verbose": 0}
     before = model.evaluate(x, Y, **how)
     result = model.fit(x, Y, epochs=3, **how, **kwargs).result

@@ -1,4 +1,4 @@
-"""Layers with parameters of their own: trained, or refused by name."""
+"""Layers with their own parameters are trained, or refused by name."""
 
 import keras
 import numpy as np
@@ -32,7 +32,7 @@ def network():
 
 
 def same_in_keras(layer):
-    """The network of Keras layers alone, with the same weights."""
+    """The same network, made of Keras layers only, with the same weights."""
     twin = keras.Sequential(
         [keras.Input((3,)), layers.Dense(4, "tanh"), layers.Dense(1)]
     )
@@ -121,7 +121,7 @@ def test_buffers_are_left_alone(training, unconverged):
         assert loss == pytest.approx(np.mean((outputs - Y) ** 2), rel=1e-5)
         for buffer, value in zip(layer.module.buffers(), before, strict=True):
             if training:
-                buffer.copy_(value)  # That call of the module changed them.
+                buffer.copy_(value)  # The call of the module changed them.
         objective.value_and_grad(theta + 0.1)
         for buffer, value in zip(layer.module.buffers(), before, strict=True):
             np.testing.assert_array_equal(buffer.cpu(), value.cpu())
@@ -231,7 +231,7 @@ def test_hidden_reads_are_refused_by_every_door():
 
 
 class Normed(layers.Dense):
-    """Normalizes its kernel in each step of training, on its own."""
+    """A layer that normalizes its kernel itself in each step of training."""
 
     def call(self, x, training=False):
         if training:

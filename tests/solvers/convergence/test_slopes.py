@@ -1,4 +1,4 @@
-"""Kinks are told of where there are some, and never of smooth losses."""
+"""Kinks are reported if there are some, and never for smooth losses."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ EPS = 2.0**-52
 
 
 def confirmed(value, theta, grad, promise):
-    """The verdict after a claim of convergence, its rounding not measured."""
+    """The verdict after a claim of convergence, without measured rounding."""
     claim = convergence.Verdict("converged", convergence.PROMISE, promise, EPS)
     loss = value(theta)
     return convergence.confirmed(claim, value, theta, grad, loss, None, EPS)
@@ -57,8 +57,8 @@ class Network:
         return theta
 
 
-# The outputs are about one. The smaller the residuals are beside them, the more
-# of their digits cancel, and the more the loss rounds.
+# The outputs are about one. With smaller residuals, more of their digits
+# cancel, and the rounding of the loss is larger.
 @pytest.mark.parametrize("noise", [1e-3, 1e-5, 1e-7, 1e-8])
 @pytest.mark.filterwarnings("ignore:overflow")
 def test_no_kinks_at_the_minima_of_smooth_networks(noise):

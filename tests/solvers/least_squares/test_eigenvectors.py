@@ -1,4 +1,4 @@
-"""Eigenvectors that are not multiplied out: against what made the matrix."""
+"""Eigenvectors that are not multiplied out, against known ones."""
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ def test_a_rank_that_is_low():
 
 @pytest.mark.parametrize("damping", [0.0, 1e-3])
 def test_fewer_rows_than_columns(damping):
-    """The step of R'R, of which R has dependent rows and a zero column."""
+    """The step for R'R, where R has dependent rows and a zero column."""
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(150, 500))
     rows[100:] = rng.normal(size=(50, 100)) @ rows[:100]

@@ -1,4 +1,4 @@
-"""Weight decay that the data choose: what a user relies on.
+"""Weight decay that the data choose.
 
 Expected numbers are a fixed point and a Gaussian density in NumPy, MATLAB's
 `trainbr` written again, or another fit.
@@ -24,7 +24,7 @@ COLUMNS = "beta", "effective_parameters", "log_evidence"
 
 
 def fixed_point(groups, weights=None):
-    """MacKay's fixed point of the straight model, by its closed forms.
+    """MacKay's fixed point for a linear model, in closed form.
 
     Returns:
         The alphas, beta, the numbers of effective parameters, the logarithm of

@@ -1,4 +1,4 @@
-"""Damped steps from Cholesky factors, and the cheap beginning before them."""
+"""Damped steps from Cholesky factors, and the beginning with L-BFGS."""
 
 import keras
 import numpy as np
@@ -64,7 +64,7 @@ def test_a_step_is_about_as_long_as_the_radius(kind, guess):
 def test_the_promise_is_of_the_undamped_step_unless_less_is_enough(kind):
     model, matrix, grad, _ = case(kind)
     whole = grad @ np.linalg.lstsq(matrix, grad, rcond=1e-13)[0] / 2
-    # The least damping keeps next to nothing of the smallest directions.
+    # The smallest damping keeps almost nothing of the smallest directions.
     assert model.promise(np.inf) == pytest.approx(whole, rel=0.01)
     assert 0 < model.promise(0.0) < whole
 
@@ -118,7 +118,7 @@ def test_factors_reach_a_fit_that_is_exact(rows, kind, monkeypatch, float64):
 
 @pytest.fixture
 def small(monkeypatch):
-    """Lets steps of small problems count as slow."""
+    """Makes steps of small problems count as slow."""
     monkeypatch.setattr(beginning, "_FEWEST", 1)
     monkeypatch.setattr(beginning, "_SIDE_AN_EVALUATION", 10)
 
@@ -128,13 +128,13 @@ def test_a_long_run_begins_cheaply(small, float64):
     history = result.history
     is_cheap = np.isnan(history["damping"])
     assert len({len(column) for column in history.values()}) == 1
-    # All cheap iterations come first, as many as a look is apart.
+    # All iterations of L-BFGS come first, up to a multiple of the stride.
     count = np.count_nonzero(is_cheap)
     assert count % 10 == 0 and count > 0
     assert is_cheap[:count].all() and not is_cheap[count:].any()
     assert np.all(np.diff(history["fg_evals"]) >= 1)
     assert result.loss <= 1e-9
-    # The same again, whatever the clock says.
+    # A second fit does the same, independently of the clock.
     assert (
         sines(200, "lm", max_iterations=150, target_loss=1e-9).history["loss"]
         == history["loss"]

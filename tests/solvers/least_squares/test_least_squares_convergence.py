@@ -1,7 +1,7 @@
-"""Ends of least squares are minima, whatever the start and the units.
+"""Ends of least squares are minima, from any start and in any units.
 
 Expected numbers are certified ones of NIST, closed forms, or SciPy's, from a
-start that is near and in units of one.
+near start and in units of one.
 """
 
 from typing import Any
@@ -236,7 +236,7 @@ def same(result, other, unit):
 
 
 def units_of(rows, scale, unit):
-    """Units as data: what is compiled, and how it rounds, is the same."""
+    """Units as data, so that compiled code and rounding are the same."""
     return {"scale": np.tile(scale, (rows, 1)), "unit": np.full(rows, unit)}
 
 
@@ -269,12 +269,13 @@ def test_powers_of_two_change_no_regression(name, method, float64):
     assert one.success, one
     assert problem.digits(expected) > 4
     for power in POWERS:
-        # The unit of all is the methods' own; that of each, that of `lm`.
+        # All methods adapt to a common unit, and `lm` also to one of each
+        # parameter.
         powers = [power, -power // 2] if method == "lm" else [power, power]
         p, result = regression_in(problem, method, powers, 2.0**power)
         np.testing.assert_array_equal(p, expected)
         same(one, result, 2.0**power)
-        # `lm` tries an end once more where columns of J differ by much.
+        # `lm` tries an end once more if columns of J differ by much.
         assert method == "lm" or result.evaluations == one.evaluations
 
 

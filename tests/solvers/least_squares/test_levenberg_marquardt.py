@@ -1,6 +1,6 @@
-"""Levenberg-Marquardt: what a user relies on.
+"""Levenberg-Marquardt.
 
-Expected numbers are linear algebra, SciPy's or another fit's.
+Expected numbers come from linear algebra, SciPy or another fit.
 """
 
 import keras
@@ -27,7 +27,7 @@ RESIDUAL = np.mean((X @ np.linalg.lstsq(X, Y)[0] - Y) ** 2)
 
 
 def variants(values, compiled):
-    """All of the values on torch, few where models are slow to compile."""
+    """All values on torch, and few where models are slow to compile."""
     return [
         value if value in compiled else pytest.param(value, marks=eager_only)
         for value in values
@@ -133,12 +133,12 @@ def test_fewer_rows_than_parameters(solver, float64):
     x, y = sinc(8)
     model = net(20, optimizer=LevenbergMarquardt(linear_solver=solver))
     history = model.fit(x, y, epochs=60, verbose=0)
-    # Eight numbers that sixty parameters can be made to fit.
+    # Eight numbers, which sixty parameters can fit exactly.
     assert history.result.loss <= 1e-12
 
 
 def test_wide_data(float64):
-    """JJ' in place of J'J, for more entries than singular values are for."""
+    """JJ' in place of J'J, for a J too large for singular values."""
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(150, 600)), rng.normal(size=(150, 1))
     model = linear(600)
@@ -257,7 +257,7 @@ def test_weights_set_between_fits_count():
     "precision", variants(["float32", "float64"], ["float32"])
 )
 def test_a_fit_after_a_fit_goes_on(precision):
-    """Near a minimum too, where differences of the loss are rounding."""
+    """Also near a minimum, where differences of the loss are rounding."""
     x, y = sinc(300)
     with kormos.precision(precision):
         for seed in range(2):
@@ -280,7 +280,7 @@ class Unbuilt(keras.Model):
 
 
 class OwnLoss(Unbuilt):
-    """Its loss is half the mean squared error."""
+    """A model whose own loss is half the mean squared error."""
 
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
@@ -444,7 +444,7 @@ def test_batch_normalization_in_training_is_refused():
     with pytest.raises(ValueError, match="normalization in training"):
         kormos.fit(model, x, y, verbose=0, training=True)
     assert_same_weights(model, before)
-    # With its moving averages it is as good as any layer.
+    # With its moving averages it is like any other layer.
     history = model.fit(x, y, epochs=2, verbose=0)
     assert history.result.loss < history.result.initial_loss
 
@@ -520,7 +520,7 @@ def test_conjugate_gradients_solve_a_regression_in_many_units(float64):
     x = rng.normal(size=(200, 40))
     right, units = rng.normal(size=(40, 1)), 10 ** rng.uniform(-6, 6, 40)
     y = x @ right + 0.1 * rng.normal(size=(200, 1))
-    # Columns in units that are sizes of 1e-6 to 1e6 of one another.
+    # Columns whose units differ by factors from 1e-6 to 1e6.
     model = linear(40)
     model.compile(optimizer=LevenbergMarquardt(linear_solver="cg"), loss="mse")
     history = model.fit(x * units, y, epochs=50, verbose=0)
@@ -564,7 +564,7 @@ def test_the_preset_of_matlab(float64):
 
 
 def test_the_first_step_of_matlab(float64):
-    """(J'J + mu I) p = -J'e of the errors themselves."""
+    """It solves (J'J + mu I) p = -J'e, with the errors e."""
     model = linear()
     model.compile(optimizer=LevenbergMarquardt(preset="matlab"), loss="mse")
     model.fit(X, Y, epochs=1, verbose=0)
@@ -651,7 +651,7 @@ def test_limit_on_evaluations():
     x, y = sinc(100)
     history = net().fit(x, y, epochs=100, max_evals=12, verbose=0)
     assert history.result.status == "evaluation limit"
-    # Within one iterate.
+    # The two differ by at most one iterate.
     assert 12 <= history.result.evaluations <= 14
 
 
@@ -666,7 +666,7 @@ def test_target_loss():
 
 
 class Root(layers.Layer):
-    """Undefined where its only weight is negative."""
+    """A layer that is undefined if its only weight is negative."""
 
     def __init__(self, start):
         super().__init__()
@@ -764,7 +764,7 @@ def test_early_stopping_and_validation(float64):
     )
     assert history.result.status == "stopped by callback"
     assert len(history.history["val_loss"]) == stop.stopped_epoch + 1 <= 5
-    # The weights of the epoch from which nothing was enough.
+    # These are the weights of the epoch at which it stopped.
     assert model.evaluate(x[45:], y[45:], verbose=0) == pytest.approx(
         history.history["val_loss"][0], rel=1e-9
     )
@@ -898,7 +898,7 @@ def test_damping_goes_on_from_batch_to_batch(monkeypatch):
         assert logs["damping"] == before["damping"]
     state = model.optimizer.solver_state.arrays()
     assert state["radius"] == history.history["radius"][-1]
-    # A later fit that resumes goes on from there.
+    # A later fit that resumes continues from there.
     seen.clear()
     settings = {"batch_size": 50, "stochastic": True, "verbose": 0}
     model.fit(x, y, epochs=1, resume=True, **settings)
@@ -933,7 +933,7 @@ def test_two_and_two_passes_are_four(is_saved, tmp_path):
 
 
 def test_a_backup_goes_on_with_the_passes_of_one_fit(tmp_path):
-    """A callback that saves within a fit saves the present state."""
+    """A callback that saves during a fit saves the present state."""
 
     class Stop(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):

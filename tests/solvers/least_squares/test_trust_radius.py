@@ -1,4 +1,4 @@
-"""How the radius and the damping of steps change, on models in closed form."""
+"""The radius and the damping of steps, on models in closed form."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def begun(radius, damping=0.0):
         # The residuals: their squares over two are the loss.
         ([0.0, 0.0, 0.0], 50.0, 10.0),
         ([0.0, 1e-6, 0.0], 50.0, 10.0),
-        # Neither says anything.
+        # Neither tells a radius.
         ([0.0, 0.0, 0.0], 0.0, 1.0),
     ],
     ids=["parameters", "residuals", "tiny parameters", "nothing"],
@@ -55,7 +55,7 @@ def test_a_step_has_the_length_of_the_radius(radius):
     trust = begun(radius)
     step = trust.step(quadratic())
     assert step.length == pytest.approx(radius, rel=0.1)
-    # The damping is told, and makes the step.
+    # The damping is given, and makes the step.
     assert trust.damping == step.damping > 0
     expected = -np.linalg.solve(
         MATRIX + trust.damping * np.diag(SCALE**2), GRAD
@@ -106,7 +106,7 @@ def test_rejected_steps_make_it_shorter_and_faster_after_three():
         shorter = min(trust.radius, step.length)
         trust.reject(step, is_wild=False)
         assert trust.radius == pytest.approx(factor * shorter)
-    # An accepted step begins the count anew.
+    # After an accepted step, the count begins again.
     trust.accept(trust.step(model), ratio=0.5)
     step = trust.step(model)
     shorter = min(trust.radius, step.length)

@@ -29,7 +29,7 @@ def test_an_entry_without_effect_is_zero():
 
 
 def correlated(size):
-    """A matrix with a unit diagonal, and parameters in other units than it."""
+    """A matrix with a unit diagonal, and random units of the parameters."""
     matrix = (np.eye(size) + np.ones((size, size))) / 2
     units = 10 ** np.random.default_rng(0).uniform(-6, 6, size)
     return matrix, units

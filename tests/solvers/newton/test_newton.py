@@ -1,4 +1,4 @@
-"""The trust-region Newton method, with numbers of mathematics and SciPy."""
+"""The trust-region Newton method, against closed forms and SciPy."""
 
 import keras
 import numpy as np
@@ -47,7 +47,7 @@ def test_a_quadratic_takes_steps_of_conjugate_gradients(float64):
     basis = np.linalg.qr(rng.normal(size=(30, 30)))[0]
     matrix = basis * np.logspace(0, 4, 30) @ basis.T
     target = rng.normal(size=30)
-    # Its minimum is not zero, so that the loss is far from straight.
+    # Its minimum is not zero, so the residuals are far from linear.
     a, b = (ops.convert_to_tensor(v) for v in (matrix, matrix @ target))
 
     def loss(x):
@@ -135,7 +135,7 @@ def test_a_network_ends_where_trust_exact_ends(float64):
     assert result.success
     assert result.initial_loss > 1.01 * expected.loss
     assert result.loss == pytest.approx(expected.loss, rel=1e-8)
-    # From there, a dense Hessian leads no lower.
+    # From there, a step with a dense Hessian does not lower the loss.
     exact = fit("trust-exact", model).result
     assert result.loss == pytest.approx(exact.loss, rel=1e-9)
 

@@ -1,4 +1,4 @@
-"""Dense methods, compiled on the backends that compile: nonlinear problems.
+"""Dense methods on nonlinear problems, compiled where the backend can.
 
 Most tests of quasi-Newton methods run `lbfgs` only where compiling takes long.
 """
@@ -47,14 +47,14 @@ def network():
 
 
 def weights(seed):
-    """Drawn by NumPy, so that they are the same on every backend."""
+    """Weights drawn by NumPy, which are the same on every backend."""
     rng = np.random.default_rng(seed)
     return [rng.normal(size=w.shape) for w in network().get_weights()]
 
 
 @each_method
 def test_a_network_learns_what_one_of_its_kind_computes(method, float64):
-    """The least loss is zero, because the targets are such a network's."""
+    """The minimum is zero, because the targets come from such a network."""
     x = np.random.default_rng(0).uniform(-2, 2, (60, 2))
     first, bias, last, offset = weights(1)
     y = np.tanh(x @ first + bias) @ last + offset
@@ -68,7 +68,7 @@ def test_a_network_learns_what_one_of_its_kind_computes(method, float64):
     first, bias, last, offset = model.get_weights()
     found = np.tanh(x @ first + bias) @ last + offset
     np.testing.assert_allclose(found, y, atol=1e-7)
-    # The loop of all iterations was compiled, and what tries their end.
+    # The loop of the iterations was compiled, and the trial of their end.
     program = kormos.Objective(model, x, y).program
     compiled = compilations(program).get("value_and_grad", 0)
     assert compiled <= 2 < history.result.evaluations

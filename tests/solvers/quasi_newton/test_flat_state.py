@@ -1,4 +1,4 @@
-"""States of solvers as few arrays: what is packed is what comes out."""
+"""States of solvers as few arrays: packing and unpacking changes nothing."""
 
 from typing import Any
 from typing import NamedTuple
@@ -47,7 +47,7 @@ def small(is_done=True):
 
 
 def numbered(method):
-    """The state of a method, each of whose numbers is another one."""
+    """The state of a method, in which all numbers differ."""
     curvature = optimizers.get(method).method(SIZE)
     state = init(curvature, np.zeros(SIZE), ROWS)
     count = [0]
@@ -56,7 +56,7 @@ def numbered(method):
         leaf = np.asarray(leaf)
         first, count[0] = count[0], count[0] + leaf.size
         filled = np.arange(first, count[0]).reshape(leaf.shape)
-        # Thirds, which float32 would round.
+        # Float32 would round thirds.
         filled = filled / 3 if leaf.dtype.kind == "f" else filled
         return filled.astype(leaf.dtype)[()]
 

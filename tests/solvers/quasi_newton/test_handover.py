@@ -1,4 +1,4 @@
-"""What a dense method takes over from L-BFGS, in a chain or from a file."""
+"""A dense method takes over the curvature of L-BFGS, also from a file."""
 
 import keras
 import numpy as np

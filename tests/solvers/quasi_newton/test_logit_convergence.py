@@ -1,4 +1,4 @@
-"""A logit whose columns are in units far apart, and fits from its optimum.
+"""A logit whose columns have very different units, and fits from its optimum.
 
 The optimum is that of Newton's method in NumPy, on columns of size one.
 """

@@ -1,4 +1,4 @@
-"""kormos' own quasi-Newton methods: what a user relies on."""
+"""kormos' own quasi-Newton methods."""
 
 import os
 import subprocess
@@ -39,7 +39,7 @@ def test_the_loss_and_the_parameters_have_no_scale(method, float64):
     result, x = minimize(rosenbrock, x0, method)
     np.testing.assert_allclose(x, 1, atol=1e-6)
     assert result.success
-    # Each is compiled anew.
+    # Each is compiled again.
     for power in POWERS if BACKEND == "torch" else (-30, 30):
         c = 2.0**power
         scaled, z = minimize(lambda x, c=c: rosenbrock(x) * c, x0, method)
@@ -104,7 +104,7 @@ def test_a_surface_of_121_points(precision, unconverged):
 
 @pytest.mark.slow
 def test_float32_after_adam(unconverged):
-    """The stall of other L-BFGS: one iteration, or a false convergence."""
+    """Other L-BFGS codes stop after one iteration, or falsely converge."""
     x, y = grid()
     model = net()
     model.compile(optimizer="adam", loss="mse")
@@ -148,7 +148,7 @@ def test_history(method, float64):
     for name in expected:
         assert rows[name] == [all_rows[name][i - 1] for i in history.iteration]
     assert all_rows["fg_evals"] == sorted(all_rows["fg_evals"])
-    # The last evaluations try an end, and are of no accepted iterate.
+    # The last evaluations try an end, and belong to no accepted iterate.
     assert rows["fg_evals"][-1] <= history.result.evaluations
 
 

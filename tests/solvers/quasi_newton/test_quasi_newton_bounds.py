@@ -1,4 +1,4 @@
-"""Bounds in the methods that kormos compiles: SciPy's optima, nothing outside.
+"""Bounds in kormos' own methods: SciPy's optima, and no point outside.
 
 The independent answers are those of `scipy.optimize.nnls` and `lsq_linear`,
 which solve the linear problems exactly, of L-BFGS-B with its tolerances at
@@ -18,7 +18,7 @@ from native import METHODS
 from native import eager_only
 from native import methods
 
-# Newton's method holds parameters by the same rules, and compiles for longer.
+# Newton's method holds parameters by the same rules, but compiles longer.
 NEWTON = ["newton"] if BACKEND == "torch" else []
 
 
@@ -39,7 +39,7 @@ class Recorded:
 
 
 def minimize(*args, **kwargs):
-    """Like `native.minimize`, of a vector that is float64 on JAX, too."""
+    """Like `native.minimize`, for a vector that is float64 on JAX, too."""
     with kormos.precision("float64"):
         return native.minimize(*args, **kwargs)
 

@@ -1,4 +1,4 @@
-"""Ends of kormos' quasi-Newton methods are minima, wherever they started.
+"""Ends of kormos' quasi-Newton methods are minima, from any start.
 
 Expected numbers are certified ones of NIST, closed forms, or those of another
 solver, in NumPy.
@@ -145,7 +145,7 @@ def keras_scan(step, state, lengths):
 
 
 def fit_rate_constants(method):
-    """From a start whose first step is far, of a loss of 0.002."""
+    """Fits from a distant start, whose loss is 0.002."""
     observed = tensor(robertson(RATES, numpy_scan, np.asarray))
     return minimize(
         lambda k: ops.mean((robertson(k, keras_scan, tensor) - observed) ** 2),
@@ -175,7 +175,7 @@ def test_rate_constants_are_no_false_success(float64):
 
 @each_method
 def test_weights_whose_gradient_is_stopped(method, float64):
-    """Residuals are weighed by the model, and the gradient is not told."""
+    """The model weights the residuals, but the weights have no gradient."""
     x = np.linspace(0.2, 2, 20)
     y = np.exp(0.7 * x) + 0.3 * np.sin(9 * x)
 

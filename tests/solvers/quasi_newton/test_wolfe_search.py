@@ -1,4 +1,4 @@
-"""The line search: SciPy's own trials, and what SciPy's does not survive."""
+"""The line search: the same trials as SciPy's, and cases where that fails."""
 
 import numpy as np
 import pytest

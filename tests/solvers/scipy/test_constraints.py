@@ -44,7 +44,7 @@ B = np.array([1.0, 0.5])
 
 
 def constrained_least_squares():
-    """From the conditions of Karush, Kuhn and Tucker."""
+    """The solution of the Karush-Kuhn-Tucker conditions."""
     matrix = np.block([[X.T @ X, A.T], [A, np.zeros((2, 2))]])
     return np.linalg.solve(matrix, np.concatenate([X.T @ Y[:, 0], B]))[:5]
 
@@ -177,14 +177,14 @@ def test_jacobians_are_exact(float64):
     rng = np.random.default_rng(0)
     v = keras.Variable(rng.normal(size=(2, 3)))
     w = keras.Variable(rng.normal(size=2))
-    other = keras.Variable(rng.normal(size=2))  # Read, but not optimized.
+    other = keras.Variable(rng.normal(size=2))  # It is read only.
 
     def curve():
         return ops.concatenate(
             [
                 ops.matmul(v, ops.sin(v[0]))[None] * other[:, None],
                 ops.exp(w)[None],
-                # Reads no variable that is optimized.
+                # It reads no variable that is optimized.
                 (other**2)[None],
             ]
         )

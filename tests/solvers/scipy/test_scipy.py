@@ -1,4 +1,4 @@
-"""SciPy's methods: what each is given, and that nothing else differs."""
+"""SciPy's methods: the arguments of each, and a comparison with SciPy alone."""
 
 import warnings
 
@@ -30,7 +30,7 @@ DENSE = ["dogleg", "trust-exact"]
 WITH_GRADIENT = FIRST_ORDER + PRODUCTS + DENSE
 ALL = WITHOUT_GRADIENT + WITH_GRADIENT
 
-# Where the Hessian is positive definite, as dogleg wants it.
+# The Hessian is positive definite here, which dogleg requires.
 START = np.array([0.8, 1.1, 0.9, 1.2, 1.1])
 
 
@@ -52,7 +52,7 @@ class Rosenbrock:
 
 
 class Logarithm(Rosenbrock):
-    """NaN below zero, least at one."""
+    """A loss that is NaN below zero, with its minimum at one."""
 
     def __init__(self):
         super().__init__(np.array([4.0, 0.1]))
@@ -69,14 +69,14 @@ def rosenbrock(v):
 
 
 def run(objective, method, epochs=10**6, **settings):
-    """Runs a method alone; its outcome, the problem, and every iterate."""
+    """Runs a method alone: its outcome, the problem and all iterates."""
     optimizer = ScipyBatchOptimizer(method=method, **settings)
     (stage,) = optimizer.stages(epochs)
     problem = Problem(objective)
     iterates = []
 
     def report(theta, loss, grad):
-        iterates.append(theta)  # A live buffer would show here.
+        iterates.append(theta)  # An overwritten buffer would show.
         return len(iterates) > stage.epochs
 
     start = objective.initial_position()
@@ -111,16 +111,16 @@ def test_each_method_is_given_what_it_can_use(method, monkeypatch):
     assert (problem.hessp_evals > 0) == (method in PRODUCTS + DENSE)
 
 
-# What it takes, at the most, to see that a claim holds, with five parameters.
+# The most evaluations that verify a claim, with five parameters.
 TRIAL = 40
 
 
 def run_beside_scipy(method, tol):
-    """SciPy's own result and ours, which begin with the same iterates."""
+    """SciPy's own result and kormos', which begin with the same iterates."""
     iterates = []
     options = METHODS[method].tolerances if tol is None else {}
     if method == "cobyla":
-        # It counts evaluations here.
+        # This method's limit counts evaluations.
         options = {**options, "maxiter": 10**6}
     plain = scipy.optimize.minimize(
         rosen,
@@ -149,7 +149,7 @@ def run_beside_scipy(method, tol):
 @pytest.mark.parametrize("method", ALL)
 def test_runs_as_scipy_does(method):
     plain, outcome, problem, last = run_beside_scipy(method, tol=1e-3)
-    # What was evaluated once is not evaluated again.
+    # No point is evaluated twice.
     assert problem.fg_evals <= plain.nfev + TRIAL
     np.testing.assert_array_equal(outcome.theta, plain.x)
     np.testing.assert_array_equal(last, plain.x)

@@ -1,4 +1,4 @@
-"""What SciPy's methods claim is tried: a success is an optimum."""
+"""Claims of SciPy's methods are verified: a success is an optimum."""
 
 import contextlib
 
@@ -56,7 +56,7 @@ def rosenbrock(v):
 
 
 def normal_likelihood(v):
-    # Of the mean and the logarithm of the deviation.
+    # The estimates of the mean and of the logarithm of the deviation.
     z = (ops.convert_to_tensor(Y) - v[0]) * ops.exp(-v[1])
     return ops.sum(z**2 / 2 + v[1])
 
@@ -73,7 +73,7 @@ def logistic(x):
 
 
 def logistic_optimum(x):
-    """By Newton's method in NumPy, from where all parameters are zero."""
+    """The optimum, by Newton's method in NumPy from zero."""
     w = np.zeros(x.shape[1])
     for _ in range(30):
         p = 1 / (1 + np.exp(-x @ w))
@@ -98,7 +98,7 @@ def test_the_valley_of_rosenbrock(method, factor, float64):
 @pytest.mark.filterwarnings("ignore::kormos.ConvergenceWarning")
 def test_a_likelihood_from_a_far_start(method, start, float64):
     result, (mean, log_deviation) = minimize(normal_likelihood, start, method)
-    # There it takes a thousand steps and more, and says so.
+    # From there it takes more than a thousand steps, and reports that.
     is_long = method == "newton-cg" and start[1] < 0
     assert result.status in (*ENDS, "iteration limit")
     assert result.status in ENDS or is_long, result
@@ -108,7 +108,7 @@ def test_a_likelihood_from_a_far_start(method, start, float64):
     assert not result.success or (is_least and is_mean)
 
 
-# Those that get through columns in units that are far apart.
+# The methods that converge with columns of very different units.
 SURE = ["l-bfgs-b", "bfgs", "newton-cg", "slsqp", "trust-exact"]
 
 
@@ -118,7 +118,7 @@ def test_columns_in_units_that_are_far_apart(method, float64):
     x = np.column_stack([np.ones(200), X[:, :3] * [2e4, 30.0, 1e-4]])
     expected, _ = logistic_optimum(x)
     result, _ = minimize(logistic(x), np.zeros(4), method)
-    # Some go on for ever; none stops early and calls that converged.
+    # Some do not end; none stops early and claims convergence.
     assert not result.success or result.loss == pytest.approx(
         expected, rel=1e-9
     )
@@ -154,8 +154,8 @@ def test_no_success_on_a_slope(method, float64):
     loss, least = absolute_error()
     result, _ = minimize(loss, np.zeros(4), method)
     assert not result.success or result.loss == pytest.approx(least, rel=1e-8)
-    # How near a method for smooth losses comes hangs on the last digits. That
-    # it makes most of the way does not.
+    # How near a method for smooth losses comes depends on the last digits, but
+    # it always makes most of the way.
     assert result.loss - least < 0.05 * (np.mean(abs(Y)) - least)
 
 
@@ -172,7 +172,7 @@ def test_no_success_on_a_slope_near_zero(method, size, dtype):
 
 
 class Fake:
-    """A `scipy.optimize.minimize` that goes where it is told and says so."""
+    """Stands for `scipy.optimize.minimize`, with given iterates and claims."""
 
     def __init__(self, points, repeats=1, **result):
         self.points = [np.array(p, "float64") for p in points]
@@ -248,7 +248,7 @@ def test_a_run_that_goes_round_is_ended_and_tried(fake, float64):
             max_iterations=10**4,
             constraints={"type": "ineq", "fun": lambda v=v: 1 - ops.sum(v**2)},
         )
-        # Either point leads to the optimum: the conditions say which way.
+        # From both points, the conditions of optimality lead to the optimum.
         assert result.success, result
         assert method.calls <= 3
         assert result.evaluations < 200
@@ -348,7 +348,7 @@ def test_no_run_ends_above_its_feasible_start(method, has_constraint):
         return count[0] > 1000
 
     outcome = stage.run(problem, objective.start, None, watch(report))
-    # Another code, from another start, finds it.
+    # Another program finds it, from another start.
     plain = scipy.optimize.minimize(
         objective.value_and_grad,
         [0.1, 0.05, 0.9],
@@ -459,7 +459,8 @@ def test_a_tolerance_that_is_given_is_the_users_own(float64):
 
 
 def test_a_tolerance_that_is_met_on_a_slope_is_no_success(fake, float64):
-    # The loss is said to change by less than 1e-6, and could fall by three.
+    # The claim is a change of the loss by less than 1e-6, but it could fall by
+    # three.
     fake([], message="RELATIVE REDUCTION OF F")
     with pytest.warns(kormos.ConvergenceWarning, match="stalled"):
         result, _ = minimize(

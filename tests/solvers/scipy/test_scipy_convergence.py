@@ -1,6 +1,6 @@
-"""Ends of SciPy's methods: a success is an optimum, by another solver's figure.
+"""A success of SciPy's methods is an optimum, by another solver's figure.
 
-`test_scipy_claims.py` has what a claim is tried with.
+`test_scipy_claims.py` tests how claims are verified.
 """
 
 import keras
@@ -52,7 +52,7 @@ def test_the_usual_start_of_rosenbrock(method, factor, float64):
 
 @pytest.mark.parametrize("method", ["newton-cg", "l-bfgs-b", "bfgs"])
 def test_the_kinks_of_hinge(method, float64):
-    """Its least is a linear program's."""
+    """Its minimum is that of a linear program."""
     rng = np.random.default_rng(11)
     x = rng.normal(size=(60, 3))
     labels = np.sign(x @ [1.0, -0.5, 0.2] + rng.normal(size=60))
@@ -72,7 +72,7 @@ def test_the_kinks_of_hinge(method, float64):
 
 @pytest.mark.parametrize("method", ["l-bfgs-b", "newton-cg", "tnc", "bfgs"])
 def test_bands_of_sums_in_fourth_powers(method, float64):
-    """`q**4 - 20 q**2 - q / 10` of ten neighbours' sums: CURLY10's terms."""
+    """CURLY10's terms: `q**4 - 20 q**2 - q / 10` of ten neighbours' sums q."""
     size = 60
     sums = np.triu(np.ones((size, size))) - np.triu(np.ones((size, size)), 11)
 
@@ -85,7 +85,8 @@ def test_bands_of_sums_in_fourth_powers(method, float64):
         method,
         max_iterations=3000,
     )
-    # In the sums themselves the terms are apart: Newton's method on each.
+    # As functions of the sums the terms are separate, so Newton's method solves
+    # each.
     q = sums @ v
     for _ in range(50):
         curvature = np.maximum(12 * q**2 - 40, 1)
@@ -145,7 +146,7 @@ class Gamma:
 
 
 def log_gamma(k):
-    """Of the gamma function: Stirling's series at `k + 8`, carried back."""
+    """The log-gamma function, from Stirling's series at `k + 8`."""
     far = k + 8
     series = (far - 0.5) * ops.log(far) - far + 0.5 * np.log(2 * np.pi)
     series += 1 / (12 * far) - 1 / (360 * far**3) + 1 / (1260 * far**5)

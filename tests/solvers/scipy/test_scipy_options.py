@@ -155,7 +155,8 @@ def test_a_limit_on_evaluations_ends_the_run(method, options):
     outcome, problem, _ = run(Rosenbrock(), method, options=options)
     assert outcome.status == "evaluation limit"
     (limit,) = options.values()
-    # L-BFGS-B looks at it between line searches; Powell counts points twice.
+    # L-BFGS-B checks its limit between line searches; Powell counts points
+    # twice.
     assert 0.5 * limit < problem.fg_evals <= limit + 5
 
 

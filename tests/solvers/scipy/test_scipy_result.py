@@ -1,4 +1,4 @@
-"""`optimizer.results` beside what SciPy itself returns, field by field."""
+"""`optimizer.results` against SciPy's own results, field by field."""
 
 import functools
 
@@ -26,7 +26,7 @@ MINIMA = {
     "line": [7 / 6, -1 / 6],
     "box, line": [1, 0],
 }
-# Of the constraint that the sum be one at most.
+# The constraint that the sum is at most one.
 MULTIPLIERS = {"line": 25 / 6 * UNIT, "box, line": 4.5 * UNIT}
 CASES = [
     (method, limits)
