@@ -19,9 +19,10 @@ def explained(error: ImportError) -> ImportError:
     installed = [name for name in BACKENDS if importlib.util.find_spec(name)]
     if installed:
         advice = (
-            f"Installed are {installed}: set the variable KERAS_BACKEND to "
-            f"one of them, say `KERAS_BACKEND={installed[0]}`, before Python "
-            f"starts; or `pip install 'kormos[{error.name}]'`."
+            f"The installed ones are {installed}: set the variable "
+            "KERAS_BACKEND to one of them before Python starts, for example "
+            f"`KERAS_BACKEND={installed[0]}`; or "
+            f"`pip install 'kormos[{error.name}]'`."
         )
     else:
         advice = (

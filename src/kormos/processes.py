@@ -326,7 +326,7 @@ class Processes:
                 raise self._noted(error)
             message = (
                 f"{block[:3].sum():.0f} of {self.count} processes failed, and "
-                f"say why themselves. This is process {self.index}."
+                f"report why themselves. This is process {self.index}."
             )
             raise self._noted(
                 OtherProcessFailed(message, failed[-1])

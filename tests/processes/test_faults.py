@@ -30,7 +30,7 @@ KIND = "one of several processes"
 # `make test-faults` runs ten. Each starts two new processes.
 KILLS = int(os.environ.get("KILLS", 2)) // 2
 
-OTHERS = "1 of 2 processes failed, and say why themselves. This is process "
+OTHERS = "1 of 2 processes failed, and report why themselves. This is process "
 RAISED = "what the test raises"
 
 

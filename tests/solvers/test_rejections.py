@@ -270,7 +270,7 @@ def test_a_start_that_raises_is_not_finite(method, precision):
     assert result.evaluations <= 2
     assert np.isnan(result.loss)
     assert array(w) == -1
-    assert ("at the start first: " in result.message) == RAISES
+    assert ("first at the start: " in result.message) == RAISES
     is_caused = "NaN" in result.message or "positive-definite" in result.message
     assert is_caused or not RAISES
 
@@ -297,7 +297,7 @@ def test_a_model_that_raises_at_the_start(optimizer, run_eagerly):
     assert history.epoch == [0]
     assert model.get_weights()[0] == 1.5
     # Run eagerly, some operations of JAX raise too.
-    assert "at the start first: " in history.result.message or not RAISES
+    assert "first at the start: " in history.result.message or not RAISES
 
 
 def test_metrics_and_validation_where_nothing_can_be_computed():

@@ -66,7 +66,7 @@ def to_array(value: Any, name: str) -> Array:
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"Argument `{name}` must hold arrays of numbers. "
-            f"Received: {type(value).__name__}, of which NumPy says: {error}"
+            f"Received: {type(value).__name__}, which NumPy refuses: {error}"
         ) from error
     if array.dtype.name == "bfloat16":
         array = array.astype("float32")

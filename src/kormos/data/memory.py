@@ -18,8 +18,8 @@ from kormos.types import Tensor
 # choices: larger ones take memory, smaller ones more calls.
 _WIDE_CHUNK_NUMBERS = 2**20
 _FEWEST_WIDE_ROWS = 16
-# The fewest rows of a chunk that is cut to be computed fast, a choice of ours:
-# a smaller value would make many small chunks of wide rows.
+# The fewest rows of a chunk whose size is chosen for speed. Our choice: a
+# smaller value would make many small chunks of wide rows.
 _FEWEST_ROWS = 256
 
 # For each device, by its name, the chunks of its rows.

@@ -15,8 +15,7 @@ from kormos.session.task import Task
 _MOST_DENSE = 5_000
 _MOST_SQUARE = 2_000
 # Up to this many parameters, a dense matrix costs almost nothing. No evaluation
-# is timed then, because that could take as long as the fit. This is a choice of
-# ours.
+# is timed then, because that could take as long as the fit. Our choice.
 _FREE_DENSE = 100
 # If an evaluation takes at least this many seconds, steps on batches make
 # faster progress at first: Adam then takes more than a hundred steps in the

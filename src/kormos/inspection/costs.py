@@ -18,8 +18,8 @@ from kormos.objective.base import FlatObjective
 from kormos.optimizers.lbfgs import LBFGS
 from kormos.types import Vector
 
-# The numbers below are choices of ours, for rough estimates that need to be
-# right within a factor of two.
+# The numbers below are our choices, for rough estimates that need to be right
+# within a factor of two.
 
 # Evaluations that are timed after the first one. More take longer and make the
 # median steadier.

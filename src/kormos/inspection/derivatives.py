@@ -16,7 +16,7 @@ from kormos.objective.start_checks import unused_variables
 from kormos.solvers.identification import undetermined_at
 from kormos.types import Vector
 
-# The numbers below are choices of ours.
+# The numbers below are our choices.
 
 # With more parameters than this, it is not tested whether the data determine
 # each of them. The test takes a few evaluations per parameter.

@@ -24,7 +24,7 @@ from kormos.types import Vector
 # Dtypes in which a layer of a float64 model loses no precision.
 _EXACT_DTYPES = ("float64", "bool", "int32", "int64", "uint8", "uint32")
 
-# The numbers below are choices of ours. Smaller ones raise more false alarms,
+# The numbers below are our choices. Smaller ones raise more false alarms,
 # larger ones miss more.
 
 # Sizes with at least this ratio are badly scaled.
@@ -181,7 +181,7 @@ def batch_size(
     return Finding(
         "batch size",
         False,
-        f"{said}{_because_of(terms)}, which is no mean or sum over the rows.",
+        f"{said}{_because_of(terms)}, which is not a mean or sum over rows.",
         terms,
     )
 

@@ -184,7 +184,7 @@ class FlatObjective:
             theta: Array or tensor of shape `(size,)`, of all variables.
 
         Raises:
-            ValueError: If the shape is another one.
+            ValueError: If the shape is not `(size,)`.
         """
         if not isinstance(theta, (np.ndarray, list, tuple)):
             theta = backend.to_numpy(theta)
@@ -237,7 +237,7 @@ class FlatObjective:
             A float for an array, a scalar tensor for a tensor.
 
         Raises:
-            ValueError: If the shape is another one.
+            ValueError: If the shape is not `(size,)`.
         """
         total = functools.partial(self.arguments.total, shapes=[()])
         if is_host(theta):
@@ -257,7 +257,7 @@ class FlatObjective:
             shape `(size,)` for an array, tensors for a tensor.
 
         Raises:
-            ValueError: If the shape is another one.
+            ValueError: If the shape is not `(size,)`.
         """
         derivatives = functools.partial(
             self.arguments.derivatives,
@@ -284,7 +284,7 @@ class FlatObjective:
             An array or a tensor of shape `(size,)`, as `theta`.
 
         Raises:
-            ValueError: If a shape is another one.
+            ValueError: If a shape is not `(size,)`.
         """
         derivatives = functools.partial(
             self.arguments.derivatives,

@@ -16,9 +16,9 @@ from kormos.types import Array
 from kormos.types import Structure
 from kormos.types import Tensor
 
-# No unit is needed for slopes between 2**-20 and 2**20, about 1e-6 and 1e6.
-# This is a choice of ours: it leaves float32, which goes from 2**-126 to
-# 2**127, a factor of 2**100 for the products of slopes inside the layers.
+# No unit is needed for slopes between 2**-20 and 2**20, about 1e-6 and 1e6. Our
+# choice: it leaves float32, which goes from 2**-126 to 2**127, a factor of
+# 2**100 for the products of slopes inside the layers.
 _MODERATE_EXPONENT = 20
 # The largest exponent of a unit. Float32 can represent the unit itself, and
 # 2**27 times as much.

@@ -4,7 +4,7 @@ from typing import Any
 
 _PROGRESS = "`verbose` of `fit` shows the progress."
 _DERIVATIVES = "Leave it out: derivatives are exact."
-_LOADING = "Leave it out: a `keras.utils.PyDataset` has it."
+_LOADING = "Pass it to a `keras.utils.PyDataset` instead."
 _OBJECTIVE = "`kormos.Objective(model, x, y)` has"
 
 # Names that other libraries use for these methods.

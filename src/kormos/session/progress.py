@@ -115,9 +115,11 @@ def warning_of(result: Result, shown: Sequence[Progress]) -> str:
 
     Args:
         result: the `Result`.
-        shown: the `Progress` that has shown the session, or `None`.
+        shown: the displays that have shown the session, which may be none.
     """
     if any(progress.is_told for progress in shown):
         # The long sentence is not printed a second time.
-        return f"no optimum is known to be reached ({result.status})."
+        return (
+            f"it is not known whether an optimum was reached ({result.status})."
+        )
     return str(result)

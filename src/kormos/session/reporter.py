@@ -130,5 +130,5 @@ class Reporter:
 
     @property
     def _run(self) -> Run:
-        assert self.record.run is not None, "only a run tells of iterates"
+        assert self.record.run is not None, "only a run reports iterates"
         return self.record.run

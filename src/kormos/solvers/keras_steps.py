@@ -37,7 +37,7 @@ _START = "start"
 _START_LOSS = "start_loss"
 _REST = "rest"
 # A run continues an earlier one if it begins at the loss at which that one has
-# ended, except for rounding on another machine. This is a choice of ours.
+# ended, except for rounding on another machine. Our choice.
 _SAME_LOSS = 1e-4
 
 

@@ -79,8 +79,8 @@ class Raised:
         if not (self._is_told or isinstance(error, SharedFailure)):
             self._is_told = True
             warn_if_muted(
-                "All processes reject a point, at which an evaluation of this "
-                f"one has raised {name}: {words}"
+                "All processes reject a point, because its evaluation has "
+                f"raised {name} on this one: {words}"
             )
 
     def sentence(self) -> str:
@@ -93,7 +93,7 @@ class Raised:
         )
         if self.evaluation == 1:
             return (
-                f"The evaluation raised {kinds}, at the start first: "
+                f"The evaluation raised {kinds}, first at the start: "
                 f"{self.first}."
             )
         return (

@@ -21,7 +21,7 @@ from kormos.types import Array
 from kormos.types import Scalar
 from kormos.types import Vector
 
-# These are choices of ours. They lean towards not refusing, because a wrong
+# These numbers are our choices. They lean towards not refusing, because a wrong
 # refusal stops a user who made no mistake.
 
 # Two losses differ if their relative difference is more than this power of the

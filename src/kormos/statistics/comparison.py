@@ -175,7 +175,7 @@ def _check(summaries: Mapping[str, Any]) -> None:
             raise ValueError(
                 "Models are compared by their likelihoods: state that a loss "
                 "is one by `loss='nll'`. Received: a summary of "
-                f"{name}, whose loss ({summary.likelihood}) is none"
+                f"{name}, whose loss is not one ({summary.likelihood})"
             )
 
 

@@ -131,5 +131,5 @@ def check_profile(estimate: Estimate) -> None:
         raise ValueError(
             "A profile needs a likelihood without a penalty: use "
             "`method='wald'` or 'bootstrap'. Received: method='profile' for "
-            "a loss that is none"
+            "another loss"
         )

@@ -30,9 +30,9 @@ from kormos.types import Array
 from kormos.types import Structure
 from kormos.types import Tensor
 
-# The part by which a row may differ between two batches. This is a choice of
-# ours: a batch of another size rounds differently, in float32 and in bfloat16,
-# and a row that depends on other rows differs by far more.
+# The part by which a row may differ between two batches. Our choice: a batch of
+# another size rounds differently, in float32 and in bfloat16, and a row that
+# depends on other rows differs by far more.
 _SAME = 1e-3
 
 # The name of a single block, by the name of the function.

@@ -16,8 +16,8 @@ from kormos.types import Structure
 from kormos.types import Tensor
 
 # Two evaluations are the same up to this part of the largest number, because
-# accelerators add in any order. This is a choice of ours, about a hundred
-# roundings of float32: a state that matters changes the outputs by more.
+# accelerators add in any order. Our choice, about a hundred roundings of
+# float32: a state that matters changes the outputs by more.
 _SAME = 1e-5
 
 

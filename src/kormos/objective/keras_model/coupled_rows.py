@@ -20,7 +20,7 @@ from kormos.types import Structure
 from kormos.warn import warn
 
 # Outputs are the same if they differ by no more than this part of the largest
-# one, because accelerators round to ten bits. This is a choice of ours.
+# one, because accelerators round to ten bits. Our choice.
 _SAME = 1e-3
 
 

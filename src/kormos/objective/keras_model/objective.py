@@ -158,7 +158,7 @@ class Objective(MeasuredObjective):
         self._prepare("float64")
 
     def _program(self, dtype: str | None) -> ModelProgram:
-        """The model's compiled functions, for a dtype as `_prepare` has it."""
+        """The model's compiled functions, for a dtype of `_prepare`."""
         known: Data | None = None
         if not self._processes.is_alone:
             # This needs all processes, even one on which an earlier fit has
@@ -218,7 +218,7 @@ class Objective(MeasuredObjective):
         """Replaces the data.
 
         Args:
-            data: `(x, y)`, or `(x, y, sample_weight)`, as `data` has it.
+            data: `(x, y)`, or `(x, y, sample_weight)`, like `data`.
 
         Raises:
             ValueError: if these are not as many arrays as before, or cannot

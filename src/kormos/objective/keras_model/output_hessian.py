@@ -18,12 +18,12 @@ from kormos.types import Vector
 
 # The distances from the targets, as parts of their size, at which the curvature
 # of a loss is probed. The first two points are always probed, and the others
-# only as long as no curvature is found. Both are choices of ours: a robust loss
-# has curvature only for residuals smaller than some threshold of its own.
+# only as long as no curvature is found. Both are our choices: a robust loss
+# only has curvature for residuals below its threshold.
 _DISTANCES = (1e-1, 1e-3, 1e-5)
 _FEWEST_POINTS = 2
 # The part of the largest entry by which a Hessian may differ from a diagonal
-# one. A choice of ours: about a thousand roundings of float32.
+# one. Our choice: about a thousand roundings of float32.
 _DIAGONAL = 1e-4
 
 

@@ -123,7 +123,7 @@ class TrainingData:
         """Other data for the same model.
 
         Args:
-            arrays: `(x, y)`, or `(x, y, sample_weight)`, as `arrays` has it.
+            arrays: `(x, y)`, or `(x, y, sample_weight)`, like `arrays`.
             dtype: the dtype of an evaluation.
 
         Raises:

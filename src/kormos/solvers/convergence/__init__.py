@@ -6,9 +6,9 @@ evaluated at the point (`noise`)? What does a model of the loss predict there,
 and does a run that begins there gain anything (`verdict`)? Is the gradient that
 of the loss (`slopes`)?
 
-The thresholds are choices of ours where no source is named. `how_it_works.md`
-in the documentation states them, and `benchmarks/claims.py` tries them on
-problems whose minima are known.
+Thresholds without a source are our choices. `how_it_works.md` in the
+documentation states them, and `benchmarks/claims.py` tries them on problems
+whose minima are known.
 """
 
 from kormos.solvers.convergence.noise import FINEST

@@ -34,7 +34,7 @@ _RADIUS_TOLERANCE = 0.1
 _MOST_ITERATIONS = 60
 # The first damping is this part of the upper bracket: Moré 1978, algorithm 5.5.
 # Where Newton's method leaves the brackets and the lower one is zero, it
-# continues at the second part, a choice of ours.
+# continues at the second part, our choice.
 _FIRST_DAMPING, _BACK_INSIDE = 1e-3, 0.1
 
 

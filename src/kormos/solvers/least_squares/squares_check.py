@@ -24,7 +24,7 @@ def checked_squares(problem: PenalizedProblem, theta: Vector) -> Squares | None:
         theta: the start.
 
     Raises:
-        ValueError: if the loss is another one.
+        ValueError: if the loss is not a sum of squared errors.
     """
     if problem.matrix.inner.has_penalty:
         _refuse("a loss with a regularizer, or another term besides the errors")
@@ -34,7 +34,7 @@ def checked_squares(problem: PenalizedProblem, theta: Vector) -> Squares | None:
     here = problem.matrix.squares(theta)
     for squares in (here, problem.matrix.squares(elsewhere)):
         if squares is None:
-            _refuse("a loss whose errors do not count one by one")
+            _refuse("a loss that is not a sum over the outputs")
         if not np.isfinite([squares.loss, squares.total]).all():
             continue
         if abs(squares.total - squares.loss) > _SAME * abs(squares.loss):

@@ -12,7 +12,7 @@ from kormos.solvers.least_squares.local_models import LocalModels
 from kormos.solvers.problem import Problem
 from kormos.types import Vector
 
-# All of these are choices of ours. They lean towards not refusing: a wrong
+# These numbers are our choices. They lean towards not refusing, because a wrong
 # refusal stops a user who made no mistake.
 
 # A step of fewer spacings of the parameters' numbers is lost in rounding.
@@ -48,8 +48,8 @@ def check_derivatives(
         loss: the loss there.
 
     Raises:
-        ValueError: if the loss is another one when it is evaluated row by row,
-            or if its differences contradict the gradient.
+        ValueError: if the loss differs when it is evaluated row by row, or if
+            its differences contradict the gradient.
     """
     _check_rows(problem, models, here, theta, loss)
     # Along the scaled gradient, so that no parameter moves far.
@@ -127,7 +127,7 @@ def _refuse(received: str) -> NoReturn:
         "Gauss-Newton methods need a loss that depends on the variables only "
         "through the outputs of each row of data: batch normalization in "
         "training mode mixes rows, random numbers (dropout, noise) are not "
-        "those of a row, and a `compute_loss` that reads variables goes past "
-        "the outputs. Use 'lbfgs' or another method. "
+        "those of a row, and a `compute_loss` that reads variables does not "
+        "depend on the outputs only. Use 'lbfgs' or another method. "
         f"Received: {received}"
     )

@@ -45,7 +45,7 @@ _MOST_LEFT = 1e-3
 _LONGER = 2
 # A run ends after this many claims in a row that did not hold, if together they
 # lowered the loss by no more than the second part of it. Our choice: otherwise
-# a run that gains almost nothing could go on forever.
+# a run that gains almost nothing could continue forever.
 _MOST_IN_VAIN, _LEAST_IN_ALL = 50, 1e-3
 
 
