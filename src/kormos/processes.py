@@ -319,7 +319,13 @@ class Processes:
     def _raise(
         self, block: Vector, name: str, error: BaseException | None
     ) -> None:
-        """Raises the exception that the processes agreed on, if any."""
+        """Raises the exception that the processes agreed on, if any.
+
+        Args:
+            block: the sum of the first blocks of all processes.
+            name: a description of what is summed.
+            error: the exception of this process, or `None`.
+        """
         failed = [s for s in (NUMERICAL, OF_POINT, FINAL) if block[s - 1]]
         if failed:
             if error is not None and severity_of(error) == failed[-1]:

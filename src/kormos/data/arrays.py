@@ -182,7 +182,14 @@ def _as_numpy(value: Any) -> Array:
 def cast(
     array: Array, name: str, dtype: str | None, allow_nan: bool = False
 ) -> Array:
-    """Casts floating-point numbers to a dtype in which they must be finite."""
+    """Casts floating-point numbers to a dtype in which they must be finite.
+
+    Args:
+        array: the array.
+        name: its name in messages.
+        dtype: the dtype. Defaults to `floatx`.
+        allow_nan: whether NaN is allowed.
+    """
     if array.dtype.kind not in "fc":
         return array
     dtype = dtype or keras.config.floatx()
@@ -260,7 +267,14 @@ def check_rows(
 def check_weights(
     y: Structure, weights: Structure, y_name: str, name: str
 ) -> None:
-    """Refuses weights that match neither the rows nor the outputs."""
+    """Refuses weights that match neither the rows nor the outputs.
+
+    Args:
+        y: the targets.
+        weights: the weights.
+        y_name: the name of the targets in messages.
+        name: the name of the weights in messages.
+    """
     if weights is None or not tree.is_nested(y):
         return
     if tree.is_nested(weights):

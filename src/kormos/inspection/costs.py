@@ -99,6 +99,10 @@ def evaluation_memory(objective: Objective, looked: Watched) -> float:
 
     They hold the outputs of the layers, the gradients with respect to these,
     and four float64 vectors.
+
+    Args:
+        objective: the objective.
+        looked: an evaluation of some rows, with the outputs of the layers.
     """
     outputs = sum(o.nbytes for part in looked.outputs for o in part)
     share = objective.chunk_rows / looked.rows
@@ -135,6 +139,11 @@ def _estimate_smooth(
     The factors below are the number of times that a step reads its memory:
     twice for a pair of L-BFGS, eight times for a dense matrix, including the
     update.
+
+    Args:
+        objective: the objective.
+        seconds: the time of an evaluation.
+        size: the number of parameters, with both parts of split weights.
     """
     dense = _BYTES * size**2
     pace = _pace()

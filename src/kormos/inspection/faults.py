@@ -93,7 +93,14 @@ def finite(objective: Objective, looked: Watched, start: Evaluation) -> Finding:
 def deterministic(
     objective: Objective, watch: Watch, looked: Watched, start: Evaluation
 ) -> Finding:
-    """Whether two evaluations give the same loss."""
+    """Whether two evaluations give the same loss.
+
+    Args:
+        objective: the objective.
+        watch: evaluates its layers one by one.
+        looked: the first evaluation by `watch`.
+        start: the evaluation of the start.
+    """
     value, grad = start.loss, start.grad
     again, grad_again = objective.value_and_grad(start.theta)
     second = watch.first()
@@ -190,6 +197,11 @@ def _coupling_rows(
     watch: Watch, looked: Watched, evaluation_eps: float
 ) -> tuple[str | None, tuple[str, ...]]:
     """Finds where the result for a row depends on other rows.
+
+    Args:
+        watch: evaluates the layers one by one.
+        looked: the first evaluation by `watch`.
+        evaluation_eps: the machine epsilon of the evaluation's dtype.
 
     Returns:
         The first layer whose result does, or `None`; and, if there is none, the

@@ -38,7 +38,12 @@ class StageProgress(NamedTuple):
         return cls(int(number), int(done), float(best), int(waited))
 
     def after(self, loss: float, min_delta: float) -> "StageProgress":
-        """The progress after an epoch that has ended with a loss."""
+        """The progress after an epoch that has ended with a loss.
+
+        Args:
+            loss: the loss at the end of the epoch.
+            min_delta: the relative decrease that counts as an improvement.
+        """
         fell = self.best - loss > min_delta * abs(self.best)
         if fell or not np.isfinite(self.best):
             return StageProgress(self.number, self.done + 1, loss)

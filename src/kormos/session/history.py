@@ -91,7 +91,13 @@ class History(keras.callbacks.History):
 def _spread(
     values: Sequence[Any], rows: Sequence[int], known: Sequence[int]
 ) -> list[Any]:
-    """A column with an entry for every row, NaN where there is no value."""
+    """A column with an entry for every row, NaN where there is no value.
+
+    Args:
+        values: the values of the column.
+        rows: the numbers of all rows.
+        known: the numbers of the rows that have a value.
+    """
     if len(values) == len(rows):
         return list(values)
     found: Mapping[int, Any] = dict(zip(known, values, strict=False))

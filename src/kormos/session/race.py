@@ -302,7 +302,12 @@ def _before(stages: Sequence[Stage], done: int) -> int | None:
 
 
 def _in_iterations(stage: Stage, steps: int) -> Stage:
-    """A stage with iterations in place of epochs."""
+    """A stage with iterations in place of epochs.
+
+    Args:
+        stage: the stage.
+        steps: the iterations of an epoch.
+    """
     epochs, patience = stage.epochs, stage.patience
     return stage._replace(
         epochs=None if epochs is None else epochs * steps,

@@ -89,7 +89,13 @@ def _within(lower: Vector | None, upper: Vector | None) -> Draw:
 
 
 def _flat(objective: FlatObjective, starts: Any, count: int | None) -> Matrix:
-    """Starts as flat vectors."""
+    """Starts as flat vectors.
+
+    Args:
+        objective: the loss.
+        starts: see `drawn_starts`.
+        count: the number of starts, or `None` for any.
+    """
     size, shapes = objective.size, [v.shape for v in objective.variables]
     parts = starts if isinstance(starts, (list, tuple)) else [starts]
     parts = [np.asarray(part, "float64") for part in parts]

@@ -55,7 +55,13 @@ def stages_of(
     max_iterations: int | None,
     **settings: Any,
 ) -> list[Stage]:
-    """The stages of an optimizer, for a function without a model."""
+    """The stages of an optimizer, for a function without a model.
+
+    Args:
+        name: the name of the function, for messages.
+        optimizer: the optimizer.
+        max_iterations: the user's limit, or `None`.
+    """
     if max_iterations is None:
         max_iterations = optimizer.epochs
     if max_iterations is None:

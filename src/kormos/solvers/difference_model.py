@@ -179,6 +179,11 @@ def _least_in_box(
     """Minimizes a convex quadratic, with the violated bounds made active.
 
     The result is exact unless a bound that was made active should be released.
+
+    Args:
+        matrix: the Hessian, positive definite, `(n, n)`.
+        slope: the gradient, `(n,)`.
+        low, high: the bounds on the step, `(n,)`.
     """
     step = np.zeros_like(slope)
     inside = np.ones(slope.size, dtype=bool)

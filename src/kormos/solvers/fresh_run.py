@@ -190,6 +190,12 @@ class _Run:
 def _newton(run: _Run, free: Array, units: Vector | None, most: int) -> float:
     """Takes Newton steps with one Hessian.
 
+    Args:
+        run: the run.
+        free: a mask of the parameters to move.
+        units: the units of the parameters, `(size,)`, or `None` to find them.
+        most: how many steps may be tried.
+
     Returns:
         The decrease that is predicted at the end.
     """
@@ -229,6 +235,13 @@ def _lengthened(
 ) -> int:
     """Goes farther along a step whose model has no curvature.
 
+    Args:
+        run: the run.
+        before: the point before the step.
+        step: the step, `(size,)`.
+        promise: the decrease that was predicted for it.
+        most: how many steps may be tried.
+
     Returns:
         The number of steps that were tried.
     """
@@ -247,6 +260,11 @@ def _lengthened(
 
 def _bfgs(run: _Run, units: Vector, most: int) -> tuple[float, Vector]:
     """Takes steps of BFGS in given units.
+
+    Args:
+        run: the run.
+        units: the units of the parameters, `(size,)`.
+        most: how many steps may be tried.
 
     Returns:
         The decrease that is predicted at the end, and the sums of squares of
@@ -292,7 +310,13 @@ def _bfgs(run: _Run, units: Vector, most: int) -> tuple[float, Vector]:
 
 
 def _shortened(before: _Point, after: _Point | None, step: Vector) -> float:
-    """The factor by which a step is shortened, from a parabola."""
+    """The factor by which a step is shortened, from a parabola.
+
+    Args:
+        before: the point before the step.
+        after: the point after it, or `None` if the loss is not finite there.
+        step: the step, `(size,)`.
+    """
     if after is None:
         return _LEAST_SHORTENED
     slope = float(before.grad @ step)
@@ -307,7 +331,15 @@ def _step(
     units: Vector,
     length: float,
 ) -> Vector:
-    """The quasi-Newton step from the best point, moved into the box."""
+    """The quasi-Newton step from the best point, moved into the box.
+
+    Args:
+        run: the run.
+        pairs: pairs of a step and the change of the gradient along it, in
+            units.
+        units: the units of the parameters, `(size,)`.
+        length: the factor of the gradient for a step without pairs.
+    """
     free = run.free()
     vector = np.where(free, run.best.grad, 0.0) * units
     if not pairs:

@@ -113,7 +113,13 @@ def _check_groups(count: int, entries: int = 0, rows: int = 0) -> None:
 
 
 def _scores(fit: Fit, root: Matrix, kind: str) -> Iterator[Matrix]:
-    """Yields the scores of rows times the root, `(n, rank)`."""
+    """Yields the scores of rows times the root, `(n, rank)`.
+
+    Args:
+        fit: the fit.
+        root: the root of the inverse information, `(size, rank)`.
+        kind: one of `SANDWICHES`.
+    """
     if fit.scores is not None:
         if kind in _LEVERAGES:
             raise ValueError(

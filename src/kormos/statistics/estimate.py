@@ -172,7 +172,14 @@ def scale_of(
     effective: float,
     absolute_sigma: bool,
 ) -> tuple[Scale, float]:
-    """The scale of the covariance, and the standard deviation of residuals."""
+    """The scale of the covariance, and the standard deviation of residuals.
+
+    Args:
+        likelihood: the likelihood.
+        sums: the sums over the rows, or `None` if they are not known.
+        effective: the number of parameters that the data determine.
+        absolute_sigma: whether weights are known variances.
+    """
     if not likelihood.is_gaussian or sums is None:
         count = likelihood.observations
         if count is None:

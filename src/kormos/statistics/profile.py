@@ -113,7 +113,14 @@ def _next(
     quantile: float,
     room: float,
 ) -> float:
-    """The next distance to try: between both, or beyond the lower one."""
+    """The next distance to try: between both, or beyond the lower one.
+
+    Args:
+        low, high: distances at which z is below and above the quantile.
+        at_low, at_high: z there.
+        quantile: the value to reach.
+        room: the largest distance.
+    """
     if np.isinf(high):
         ratio = quantile / at_low if at_low > 0 else 2.0
         return min(low * min(max(ratio, 1.01), 2.0) * 1.01, room)

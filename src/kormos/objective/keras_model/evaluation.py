@@ -213,7 +213,18 @@ class ModelEvaluation:
         chunks: Chunks,
         zeros: tuple[Tensor, ...],
     ) -> _Summed:
-        """Sums over the chunks, and the metrics' variables after them."""
+        """Sums over the chunks, and the metrics' variables after them.
+
+        Args:
+            of_chunk: function of `known`, the metrics' variables before a
+                chunk, and the chunk. It returns what the chunk adds, and the
+                variables after it.
+            known: its first arguments.
+            metric_values: the values of the metrics' variables before the first
+                chunk.
+            chunks: the data.
+            zeros: the sums before the first chunk.
+        """
 
         def step(state: _Summed, chunk: Chunk) -> _Summed:
             sums, before = state

@@ -230,7 +230,12 @@ class ConstrainedLoop:
     def _searched(
         self, step: Step, slope: float
     ) -> tuple[float, At, Step] | None:
-        """The length of the step, the point there and the step; or `None`."""
+        """The length of the step, the point there and the step; or `None`.
+
+        Args:
+            step: the step of the program.
+            slope: the slope of the augmented Lagrangian along it.
+        """
         at, problem = self.at, self._problem
         if not np.isfinite(step.direction).all() or not slope < 0:
             return None
@@ -269,6 +274,10 @@ class ConstrainedLoop:
 
         Near a solution, full steps then remain acceptable: section 18.3 of
         Nocedal and Wright.
+
+        Args:
+            step: the step.
+            after: the point after it.
         """
         own = self.at.constraints
         bent = after.constraints.values - own.rows @ step.direction

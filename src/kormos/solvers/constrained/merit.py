@@ -43,6 +43,14 @@ def slope(
     multipliers: Vector,
     penalties: Vector,
 ) -> float:
-    """The slope of L along a direction."""
+    """The slope of L along a direction.
+
+    Args:
+        grad: the gradient of f, `(size,)`.
+        direction: the direction, `(size,)`.
+        conditions: the constraints at the point, without bounds.
+        multipliers: m, `(m,)`.
+        penalties: rho, `(m,)`.
+    """
     felt = forces(conditions, multipliers, penalties)
     return float(grad @ direction - felt @ (conditions.rows @ direction))

@@ -163,7 +163,13 @@ class ConstrainedOptimality:
         return self._along(gradient, theta, start) * np.eye(int(free.sum()))
 
     def _along(self, gradient: Grad, theta: Vector, grad: Vector) -> float:
-        """The curvature of the Lagrangian along its gradient, a number."""
+        """The curvature of the Lagrangian along its gradient, a number.
+
+        Args:
+            gradient: the gradient of the Lagrangian as a function of a point.
+            theta: the point.
+            grad: the gradient of the Lagrangian there.
+        """
         size = float(np.linalg.norm(grad[self._free]))
         length = float(np.linalg.norm(theta)) or 1.0
         fallback = size / length or 1.0
@@ -185,7 +191,14 @@ class ConstrainedOptimality:
         conditions: _Conditions,
         active: Array,
     ) -> Vector | None:
-        """The step of the quadratic model on the active constraints."""
+        """The step of the quadratic model on the active constraints.
+
+        Args:
+            hessian: the Hessian of the Lagrangian for the free parameters.
+            grad: the gradient of the loss, `(size,)`.
+            conditions: the constraints and bounds.
+            active: a mask of the active inequalities.
+        """
         active = active | conditions.equal
         rows, values = conditions.rows[active], conditions.values[active]
         size, count = hessian.shape[0], rows.shape[0]

@@ -82,7 +82,15 @@ class Program:
         penalties: Vector,
         places: Array,
     ) -> Step:
-        """The step, with some of the bounds as further conditions."""
+        """The step, with some of the bounds as further conditions.
+
+        Args:
+            own: the constraints.
+            multipliers: their multipliers, `(m,)`.
+            penalties: their penalties, `(m,)`.
+            places: the bounds to add: indices into the lower bounds, followed
+                by the upper ones.
+        """
         size, count = self._theta.size, places.size
         signs = np.where(places < size, 1.0, -1.0)
         slack = np.concatenate(

@@ -94,7 +94,13 @@ def solve(
 
 
 def _dual(matrix: Matrix, right: Vector, free: Array) -> Vector:
-    """Minimizes x'Mx / 2 - r'x, where only the `free` may be negative."""
+    """Minimizes x'Mx / 2 - r'x, where only the `free` may be negative.
+
+    Args:
+        matrix: M, positive semidefinite, `(m, m)`.
+        right: r, `(m,)`.
+        free: a mask of the entries of x without a sign, bool, `(m,)`.
+    """
     scale = np.sqrt(np.maximum(np.diag(matrix), 0.0))
     scale[scale == 0] = 1.0
     matrix = matrix / np.outer(scale, scale)

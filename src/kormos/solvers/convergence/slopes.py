@@ -153,6 +153,15 @@ def _kink(
 
     The second difference of a smooth loss grows as the square of the step;
     that across a kink grows as the step. It takes four evaluations.
+
+    Args:
+        value: the loss as a function of a point.
+        theta: the point.
+        grad: the gradient there.
+        loss: the loss there.
+        noise: the rounding of the loss.
+        promise: the decrease that a model of the loss predicts.
+        project: function that moves a point into the bounds.
     """
     size = float(np.linalg.norm(grad))
     step = 10 * max(2 * promise, _VISIBLE_KINK * noise) / size

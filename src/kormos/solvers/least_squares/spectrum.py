@@ -122,13 +122,22 @@ class Spectrum:
         return float(np.linalg.norm(self._lengths * step))
 
     def _promised(self, quotient: Vector, damping: float) -> float:
-        """The decrease of the loss that the model predicts for a step."""
+        """The decrease of the loss that the model predicts for a step.
+
+        Args:
+            quotient: the coefficients of the scaled step in the eigenvectors.
+            damping: the damping of the step.
+        """
         return float(np.sum(quotient**2 * (self.values + 2 * damping)) / 2)
 
     def _damping_for(self, radius: float, guess: float) -> float:
         """The damping whose step has about this length, or zero.
 
         Newton's method on the secular equation, within brackets (Moré 1978).
+
+        Args:
+            radius: the longest scaled length of the step.
+            guess: a damping to search from, or zero.
         """
         longest = (1 + _RADIUS_TOLERANCE) * radius
         if self._length(0.0) <= longest:

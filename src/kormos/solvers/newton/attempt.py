@@ -151,7 +151,15 @@ def attempt_outside(
 def given(
     theta: Tensor, step: Tensor, numbers: Tensor, point: Tensor, grad: Tensor
 ) -> Attempt:
-    """The `Attempt` from the tensors of `attempt_outside`."""
+    """The `Attempt` from the tensors of `attempt_outside`.
+
+    Args:
+        theta: the point to evaluate, which is not used.
+        step: the step, `(size,)`.
+        numbers: the scalars of the attempt, `(7,)`.
+        point: the point after the step, `(size,)`.
+        grad: the gradient there, `(size,)`.
+    """
     del theta
     scalars = [backend.scalar(numbers[i]) for i in range(7)]
     square, promise, guess, products, leaves, is_bent, loss = scalars

@@ -54,6 +54,11 @@ def _estimate(
 ) -> Vector:
     """An estimate of the diagonal of a matrix that is scaled from both sides.
 
+    Args:
+        product: function of a vector `(size,)` that returns A times it.
+        inverse: the inverse of the scale, `(size,)`.
+        rng: draws the signs.
+
     Returns:
         The estimates, `(size,)`, or their uncertainties where those are larger.
     """

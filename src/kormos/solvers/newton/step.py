@@ -261,7 +261,13 @@ def _arrive(
 
 
 def _radius(radius: Scalar, trial: _Trial, good: Scalar) -> Scalar:
-    """The radius after an accepted step, in the new norm."""
+    """The radius after an accepted step, in the new norm.
+
+    Args:
+        radius: the radius before the step.
+        trial: the step.
+        good: whether the step shows the curvature, bool scalar.
+    """
     length = trial.made.square**0.5
     grows = both(trial.made.leaves, trial.ratio > _GOOD)
     radius = where(grows, radius * _GROW, radius)

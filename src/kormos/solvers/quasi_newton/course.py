@@ -46,7 +46,15 @@ def course_from(
     store: Structure,
     arrival: Arrival,
 ) -> Course:
-    """The direction from a point, quasi-Newton's or minus the gradient."""
+    """The direction from a point, quasi-Newton's or minus the gradient.
+
+    Args:
+        curvature: the formulas of the curvature.
+        region: where the run may evaluate.
+        state: the state before the point.
+        store: the store, in which the latest step was recorded if it is good.
+        arrival: the point, with its evaluation.
+    """
     is_start, good, theta, loss, grad, _ = arrival
     moved, units = theta - state.theta, state.units
     step, change = moved / units, (grad - state.grad) * units
@@ -101,6 +109,11 @@ def first_trial_of(gain: Scalar, slope: Scalar, one: Scalar) -> Scalar:
 
     Nocedal and Wright, equation 3.60, with its factor of 1.01; no longer than
     the whole direction.
+
+    Args:
+        gain: the decrease of the loss in the latest step, scalar.
+        slope: the directional derivative along the new direction, negative.
+        one: the scalar one.
     """
     length = gain * -2.02 / slope
     length = where(length > 0, smaller(length, one), one)
@@ -111,6 +124,12 @@ def far_from(theta: Tensor, loss: Scalar, grad: Tensor, size: Scalar) -> Scalar:
     """The distance along the gradient at which a linear loss is zero, a scalar.
 
     If the loss is zero: the size of the parameters that the gradient moves.
+
+    Args:
+        theta: the point, in units, `(size,)`.
+        loss: the loss there, scalar.
+        grad: the gradient there, in units, `(size,)`.
+        size: the 2-norm of the gradient, scalar.
     """
     one = constant(1, like=loss)
     far = abs(loss) / where(size > 0, size, one)
@@ -119,7 +138,13 @@ def far_from(theta: Tensor, loss: Scalar, grad: Tensor, size: Scalar) -> Scalar:
 
 
 def _reach(theta: Tensor, vector: Tensor, size: Scalar) -> Scalar:
-    """The size of the parameters that a vector moves, a scalar."""
+    """The size of the parameters that a vector moves, a scalar.
+
+    Args:
+        theta: the point, in units, `(size,)`.
+        vector: the vector, `(size,)`.
+        size: the 2-norm of the vector, scalar.
+    """
     one = constant(1, like=size)
     unit = vector / where(size > 0, size, one)
     return dot(unit * unit, abs(theta))
@@ -132,6 +157,12 @@ def probe_of(
 
     It is short compared with two lengths: `far`, and the size of the parameters
     that the direction moves.
+
+    Args:
+        theta: the point, in units, `(size,)`.
+        direction: the direction, in units, `(size,)`.
+        far: see `Course`.
+        noise: the rounding of the loss over its size, scalar.
     """
     one = constant(1, like=far)
     length = norm(direction)

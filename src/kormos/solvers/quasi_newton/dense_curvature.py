@@ -158,7 +158,14 @@ class Dense:
         pair: Pair,
         grad: Tensor,
     ) -> tuple[PendingUpdate, Tensor]:
-        """The change that a pair makes, and the direction after it."""
+        """The change that a pair makes, and the direction after it.
+
+        Args:
+            known: what is known before the pair.
+            product: H times `grad`, `(size,)`, without the pair.
+            pair: the pair.
+            grad: the gradient at the new point, `(size,)`.
+        """
         step, change = pair.step, pair.change
         sy = dot(step, change)
         # The first H has no scale yet: it takes that of the first step.

@@ -146,7 +146,14 @@ class LimitedMemory:
         )
 
     def _recorded(self, block: Tensor, slot: Scalar, pair: Tensor) -> Tensor:
-        """The block with the pair in a slot, if it has that slot."""
+        """The block with the pair in a slot, if it has that slot.
+
+        Args:
+            block: the block, `(slots, 2, size)`.
+            slot: the number of the slot within the block, which may be outside
+                of it.
+            pair: the rows s and y, `(2, size)`.
+        """
         has_it = both(slot >= 0, slot < block.shape[0])
         if is_eager(has_it) and not has_it:
             return block
@@ -184,7 +191,13 @@ class LimitedMemory:
         return -self._direction(store, known, vector)
 
     def _products(self, store: Store, used: Scalar, vector: Tensor) -> Tensor:
-        """The products of all pairs with a vector, `(slots, 2)`."""
+        """The products of all pairs with a vector, `(slots, 2)`.
+
+        Args:
+            store: the store.
+            used: the number of slots that have held a pair.
+            vector: the vector, `(size,)`.
+        """
         vector, found = _as_long_as(store[0], vector), []
         for block, (first, _) in zip(store, self._blocks, strict=True):
             found.append(
@@ -203,7 +216,14 @@ class LimitedMemory:
     def _combined(
         self, store: Store, used: Scalar, weights: Tensor, total: Tensor
     ) -> Tensor:
-        """`total` plus the pairs times their weights `(slots, 2)`."""
+        """`total` plus the pairs times their weights `(slots, 2)`.
+
+        Args:
+            store: the store.
+            used: the number of slots that have held a pair.
+            weights: the weights, `(slots, 2)`.
+            total: a vector, `(size,)`.
+        """
         size, is_spread = total.shape[0], _is_spread(store[0], total)
         if is_spread:
             total = backend.keep_spread(_as_long_as(store[0], total))
@@ -251,7 +271,14 @@ class LimitedMemory:
         )
 
     def _scale(self, old: Scalar, pair: Pair, sy: Scalar, yy: Scalar) -> Scalar:
-        """gamma after a pair."""
+        """gamma after a pair.
+
+        Args:
+            old: gamma before the pair.
+            pair: the pair.
+            sy: s'y.
+            yy: y'y.
+        """
         usual, geometric = sy / yy, norm(pair.step) / yy**0.5
         if self._scaling == "usual":
             return usual

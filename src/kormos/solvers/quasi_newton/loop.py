@@ -236,6 +236,11 @@ def _as_it_was(state: State, earlier: State, noise: float) -> dict[str, Any]:
 
     If the loss has changed, with other data for example, only the curvature is
     kept.
+
+    Args:
+        state: the state after the evaluation of the start.
+        earlier: the state of the earlier run.
+        noise: the rounding of the loss over its size.
     """
     grad, change = to_array(state.grad), abs(state.loss - earlier.loss)
     moved = np.linalg.norm(grad - earlier.grad)

@@ -249,7 +249,13 @@ def _arrive(
 
 
 def spread_after(state: State, grad: Tensor, good: Scalar) -> Tensor:
-    """`State.spread` after a step, if that shows the curvature."""
+    """`State.spread` after a step, if that shows the curvature.
+
+    Args:
+        state: the state before the step.
+        grad: the gradient after it, `(size,)`.
+        good: whether the step shows the curvature, bool scalar.
+    """
     moved = grad - state.grad
     change = norm(moved * state.units)
     return where(
@@ -325,7 +331,13 @@ def judge(
 def _first_of(
     status: Scalar, value: Scalar, tests: tuple[tuple[Scalar, int, Scalar], ...]
 ) -> tuple[Scalar, Scalar]:
-    """The status and the value of the first test that holds."""
+    """The status and the value of the first test that holds.
+
+    Args:
+        status: the status if no test holds.
+        value: the value if no test holds.
+        tests: triples of a condition, the status and the value if it holds.
+    """
     for condition, code, quantity in reversed(tests):
         status = where(condition, constant(code, like=status), status)
         value = where(condition, quantity, value)
