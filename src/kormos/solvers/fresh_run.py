@@ -22,8 +22,8 @@ from kormos.types import Array
 from kormos.types import Vector
 
 # For up to this many parameters Newton steps are taken. Our choice: each column
-# of the Hessian takes an evaluation, so the Hessian takes as many as the trials
-# of `MOST_TRIALS`.
+# of the Hessian takes an evaluation, so the Hessian takes at most as many as
+# `MOST_TRIALS` steps.
 MOST_NEWTON = 10
 # At most this many steps are tried, besides what the Hessian takes. Our choice:
 # as many as `convergence.trial_evaluations` begins with.

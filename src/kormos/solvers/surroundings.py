@@ -27,7 +27,7 @@ _HIDDEN = 8.0
 PART = 0.02
 # A parameter may go to infinity on two conditions: by its present curvature,
 # its move should raise the loss by less than this part of the run's gain; and
-# this curvature is less than the second part of that at the start.
+# this curvature is less than the same part of that at the start.
 _CHEAP = 1e-3
 
 Evaluate = Callable[[Vector], tuple[float, Vector]]

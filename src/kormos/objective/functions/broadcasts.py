@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 # most the second number of rows is examined. Our choice: they show it as well
 # as all rows, and more would cost time.
 _FEWEST_ROWS, _ENOUGH_ROWS = 3, 64
-# A square matrix has rank two if its third singular value is at most this many
-# roundings of the first. Our choice: products of a column and a row round by
-# less.
+# A square matrix counts as of rank two if its third singular value is at most
+# this many roundings of the first. Our choice: products of a column and a row
+# round by less.
 _ROUNDINGS = 100
 
 HINT = (

@@ -27,8 +27,9 @@ _SMALL_SLOPE = 1e-4
 _MOST_BEND = 3.0
 # A step of this part of the parameters' length is short.
 _SHORT = 1e-5
-# The step predicts a change of at least this many roundings if it may be that
-# long, and nothing is compared where it predicts fewer than the second number.
+# The step is as long as needed to predict a change of the first number of
+# roundings. If the longest allowed step predicts fewer than the second number,
+# nothing is compared.
 _VISIBLE, _LEAST_VISIBLE = 100.0, 20.0
 # The difference may miss the prediction by this part of it, and by this many
 # roundings more: two losses are rounded.

@@ -22,9 +22,9 @@ from kormos.solvers.protocols import Point
 # takes as long as dozens of evaluations.
 _FEWEST = 1_000
 # A step takes as long as one evaluation for each of this many entries of that
-# side: it takes one operation for each entry of the side and each number in J,
-# at 50 a nanosecond, and an evaluation takes a few dozen. Our choice, from
-# Poisson's equation in three and five dimensions.
+# side. For each number in J, a step takes as many operations as the side has
+# entries, at 50 a nanosecond, and an evaluation takes a few dozen. Our choice,
+# from Poisson's equation in three and five dimensions.
 _SIDE_AN_EVALUATION = 100
 # L-BFGS ends where the loss falls by less than this factor in the time of a
 # step. Our choice: early steps gain a factor of 1.3 to 2.

@@ -27,7 +27,7 @@ from kormos.solvers.quasi_newton.state import State
 from kormos.types import Vector
 
 # Up to this many parameters get new units, if most columns of J differ by more
-# than the second factor. Our choice: the parameters of a regression have
+# than the second number. Our choice: the parameters of a regression have
 # different units. In a network, short columns may belong to parameters without
 # effect: with new units, a network of 4,810 parameters on digits makes no
 # progress, and Poisson's equation with 10,065 ends at a loss that is thirty
