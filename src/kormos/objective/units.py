@@ -70,12 +70,12 @@ def largest(structure: Structure, default: float = 0.0) -> float:
 
 
 def mean_squared_error(y_true: Tensor, y_pred: Tensor) -> Tensor:
-    """As Keras' own, in any dtype."""
+    """Like Keras' own, in any dtype."""
     return _mean(ops.square(y_true - y_pred))
 
 
 def huber(y_true: Tensor, y_pred: Tensor, delta: float = 1.0) -> Tensor:
-    """As Keras' own, in any dtype."""
+    """Like Keras' own, in any dtype."""
     # TensorFlow would round a Python number to float32.
     delta = ops.convert_to_tensor(delta, dtype=y_pred.dtype)
     error = ops.abs(y_true - y_pred)

@@ -151,8 +151,8 @@ class KerasObserver(SessionObserver):
             try:
                 self._begin_epoch()
             except KeyboardInterrupt as error:
-                # A failure here ends the first run like a failure in a later
-                # one: the user gets the History, with the loss of the weights.
+                # An interrupt here ends the first run like one in a later run:
+                # the user gets the History, with the loss of the weights.
                 self._early_interrupt = error
 
     def _own_history(self) -> list[History]:
