@@ -76,6 +76,7 @@ SOURCES = (
 )
 PATHS = (
     "README.md",
+    "CHANGELOG.md",
     "CONTRIBUTING.md",
     *(p.relative_to(ROOT) for p in sorted((ROOT / "docs").rglob("*.md"))),
 )
