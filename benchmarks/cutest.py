@@ -52,7 +52,9 @@ class Case(FunctionCase):
         if getattr(self._problem, "bounds", None) is not None:
             lower, upper = map(np.array, self._problem.bounds)
             bounds = list(zip(lower.tolist(), upper.tolist(), strict=True))
-            self.limits = {"bounds": bounds, "max_evals": 5000}
+            # Some problems without bounds have infinite ones.
+            if np.isfinite(bounds).any():
+                self.limits = {"bounds": bounds, "max_evals": 5000}
         self.has_residuals = bool(equations) and BACKEND == "jax"
 
     def _objective(self, theta):
