@@ -70,8 +70,8 @@ def check_settings(
         ValueError: if some are unknown.
     """
     kind = type(optimizer)
-    if not kind.__module__.startswith("kormos."):
-        return  # The optimizer may have its own settings.
+    if not settings or not kind.__module__.startswith("kormos."):
+        return  # An optimizer of the user may have its own settings.
     others = [*_OVERRIDES, *names_of(kind)]
     unknown = [
         name
