@@ -7,6 +7,7 @@ from keras import layers
 from keras import ops
 
 import kormos
+from conftest import BACKEND
 
 # These tests do not look at how a run of few iterations ends.
 pytestmark = pytest.mark.filterwarnings(
@@ -321,3 +322,81 @@ def test_looking_at_a_model_changes_nothing(method):
         found.append((model.optimizer.fg_evals, *weights))
     for a, b in zip(*found, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("method", ["lbfgs", "l-bfgs-b", "lm"])
+def test_callbacks_that_only_look_change_nothing(method):
+    """Keras' own steps on JAX put other arrays into all variables."""
+
+    def look(epoch, logs):
+        model.evaluate(X, Y, verbose=0)
+        model.predict(X[:5], verbose=0)
+
+    found = []
+    for fn in (look, lambda epoch, logs: None):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential(
+            [
+                keras.Input((3,)),
+                layers.Dense(4, "tanh"),
+                layers.BatchNormalization(),
+                layers.Dense(1),
+            ]
+        )
+        model.compile(method, loss="mse")
+        callback = keras.callbacks.LambdaCallback(
+            on_epoch_begin=fn, on_epoch_end=fn
+        )
+        history = model.fit(X, Y, epochs=5, verbose=0, callbacks=[callback])
+        found.append((history.history["loss"], history.result.evaluations))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("hook", ["on_epoch_begin", "on_epoch_end"])
+@pytest.mark.parametrize("place", ["kernel", "average"])
+def test_a_single_number_that_is_assigned(hook, place):
+    """Of a weight that is trained, and of one that is not."""
+    model = keras.Sequential(
+        [keras.Input((3,)), layers.BatchNormalization(), layers.Dense(1)]
+    )
+    model.compile("lbfgs", loss="mse")
+    variable, value, rows = model.layers[1].kernel, 0.25, []
+    if place == "average":
+        variable, value = model.layers[0].moving_mean, 0.5
+
+    def assign(epoch, logs):
+        if epoch == 1:
+            array = np.array(ops.convert_to_numpy(variable))
+            array.reshape(-1)[1] = value
+            variable.assign(array)
+
+    class Rows(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            own = self.model.evaluate(X, Y, verbose=0)
+            rows.append((logs["loss"], own))
+
+    callbacks = [Rows(), keras.callbacks.LambdaCallback(**{hook: assign})]
+    model.fit(X, Y, epochs=4, verbose=0, callbacks=callbacks)
+    np.testing.assert_allclose(*zip(*rows, strict=True), rtol=2e-5)
+    if place == "average":
+        assert ops.convert_to_numpy(variable)[1] == np.float32(value)
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="PyTorch's way to project")
+@pytest.mark.parametrize("is_trained", [True, False])
+def test_what_is_assigned_past_the_count_of_versions(is_trained):
+    model = keras.Sequential(
+        [keras.Input((3,)), layers.Dense(4, "tanh"), layers.Dense(1)]
+    )
+    model.layers[0].trainable = is_trained
+    model.compile("lbfgs", loss="mse")
+    kernel, rows = model.layers[0].kernel, []
+
+    def project(epoch, logs):
+        rows.append((logs["loss"], model.evaluate(X, Y, verbose=0)))
+        kernel.value.data.clamp_(0.1, 0.4)
+
+    callback = keras.callbacks.LambdaCallback(on_epoch_end=project)
+    model.fit(X, Y, epochs=4, verbose=0, callbacks=[callback])
+    np.testing.assert_allclose(*zip(*rows, strict=True), rtol=2e-5)
+    assert 0.0999 < ops.convert_to_numpy(kernel).min()

@@ -47,6 +47,15 @@ Tensors:
 - `add_outer(matrix, vector, factor)`: a symmetric matrix plus `factor` times
   the vector's outer product with itself, exactly symmetric. It may be the
   same array, changed.
+- `held(tensor)`: what a variable's tensor holds now, also after the variable
+  was assigned another, without a copy; `None` on an engine that assigns in
+  place.
+- `is_held(tensor, held)`: whether a variable's tensor is known to be the one
+  held, without a look at its numbers.
+- `copied(tensor, memory=None)`: a copy, in the memory of an earlier one if that
+  is given.
+- `equal(tensor, other)`: whether two tensors of the same shape hold the same
+  numbers. NaN is the same as NaN.
 - `float64()`: a scope in which float64 tensors keep their precision.
 - `repeatable()`: a scope in which random draws that have no seed of their own
   are the same every time.
@@ -130,6 +139,7 @@ if keras.backend.backend() == "jax":
 
     from kormos.backend.common import Graphs as Graphs
     from kormos.backend.common import add_outer as add_outer
+    from kormos.backend.common import copied as copied
     from kormos.backend.common import eagerly as eagerly
     from kormos.backend.common import on_device as on_device
     from kormos.backend.common import own_copies as own_copies
@@ -146,9 +156,12 @@ if keras.backend.backend() == "jax":
     from kormos.backend.jax import compile_loop as compile_loop
     from kormos.backend.jax import dot as dot
     from kormos.backend.jax import dry_run as dry_run
+    from kormos.backend.jax import equal as equal
     from kormos.backend.jax import float64 as float64
     from kormos.backend.jax import has_own_gradients as has_own_gradients
+    from kormos.backend.jax import held as held
     from kormos.backend.jax import hvp as hvp
+    from kormos.backend.jax import is_held as is_held
     from kormos.backend.jax import is_numerical as is_numerical
     from kormos.backend.jax import jacobian as jacobian
     from kormos.backend.jax import jvp as jvp
@@ -190,6 +203,7 @@ elif keras.backend.backend() == "tensorflow":
     from kormos.backend.common import add_outer as add_outer
     from kormos.backend.common import alone as alone
     from kormos.backend.common import check_forward_mode as check_forward_mode
+    from kormos.backend.common import copied as copied
     from kormos.backend.common import devices as devices
     from kormos.backend.common import eagerly as eagerly
     from kormos.backend.common import gather as gather
@@ -211,9 +225,12 @@ elif keras.backend.backend() == "tensorflow":
     from kormos.backend.tensorflow import compile_loop as compile_loop
     from kormos.backend.tensorflow import dot as dot
     from kormos.backend.tensorflow import dry_run as dry_run
+    from kormos.backend.tensorflow import equal as equal
     from kormos.backend.tensorflow import float64 as float64
     from kormos.backend.tensorflow import has_own_gradients as has_own_gradients
+    from kormos.backend.tensorflow import held as held
     from kormos.backend.tensorflow import hvp as hvp
+    from kormos.backend.tensorflow import is_held as is_held
     from kormos.backend.tensorflow import is_numerical as is_numerical
     from kormos.backend.tensorflow import jvp as jvp
     from kormos.backend.tensorflow import keeps_traces as keeps_traces
@@ -272,11 +289,15 @@ elif keras.backend.backend() == "torch":
     from kormos.backend.torch import chunk_numbers as chunk_numbers
     from kormos.backend.torch import compile as compile
     from kormos.backend.torch import compile_loop as compile_loop
+    from kormos.backend.torch import copied as copied
     from kormos.backend.torch import dot as dot
     from kormos.backend.torch import dry_run as dry_run
+    from kormos.backend.torch import equal as equal
     from kormos.backend.torch import float64 as float64
     from kormos.backend.torch import has_own_gradients as has_own_gradients
+    from kormos.backend.torch import held as held
     from kormos.backend.torch import hvp as hvp
+    from kormos.backend.torch import is_held as is_held
     from kormos.backend.torch import is_numerical as is_numerical
     from kormos.backend.torch import jacobian as jacobian
     from kormos.backend.torch import jvp as jvp

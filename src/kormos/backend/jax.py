@@ -142,6 +142,21 @@ def values(tensor: Tensor) -> Array | None:
     return None if is_traced else np.asarray(tensor)
 
 
+def held(tensor: Tensor) -> Tensor | None:
+    # No code can change an array: a variable is given another one.
+    return tensor
+
+
+def is_held(tensor: Tensor, held: Tensor | None) -> bool:
+    return tensor is held
+
+
+def equal(tensor: Tensor, other: Tensor) -> bool:
+    if any(isinstance(a, jax.Array) and a.is_deleted() for a in (tensor, other)):
+        return False  # Keras' own steps delete arrays: nothing is known.
+    return common.equal_arrays(np.asarray(tensor), np.asarray(other))
+
+
 def dot(a: Tensor, b: Tensor) -> Scalar:
     return jax.numpy.einsum("i,i->", a, b)
 

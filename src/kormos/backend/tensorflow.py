@@ -7,6 +7,7 @@ from typing import Any
 from typing import TypeVar
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from kormos.backend import common
@@ -198,6 +199,42 @@ def view(tensor: Tensor) -> Array:
 
 def values(tensor: Tensor) -> Array | None:
     return None if tf.is_symbolic_tensor(tensor) else view(tensor)
+
+
+def held(tensor: Tensor) -> Tensor | None:
+    # It has the memory of the variable. As long as there is this tensor, what
+    # assigns to the variable takes other memory.
+    return tf.convert_to_tensor(tensor)
+
+
+def is_held(tensor: Tensor, held: Tensor | None) -> bool:
+    if held is None:
+        return False
+    now, before = _shared(tensor), _shared(held)
+    if now is None or before is None:
+        return False
+    return now.ctypes.data == before.ctypes.data
+
+
+def equal(tensor: Tensor, other: Tensor) -> bool:
+    now, before = map(_shared, (tensor, other))
+    if now is None or before is None:
+        same = tf.reduce_all(tf.equal(tensor, other))
+        if same:
+            return True
+        now, before = map(to_numpy, (tensor, other))
+    return common.equal_arrays(now, before)
+
+
+def _shared(tensor: Tensor) -> Array | None:
+    """An array in a tensor's own memory, or `None` if NumPy cannot read it."""
+    tensor = tf.convert_to_tensor(tensor)
+    if "CPU" not in tensor.device:
+        return None
+    try:
+        return np.asarray(memoryview(tensor))
+    except ValueError:
+        return None  # NumPy has no such dtype.
 
 
 def dot(a: Tensor, b: Tensor) -> Scalar:

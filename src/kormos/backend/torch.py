@@ -191,6 +191,32 @@ def values(tensor: Tensor) -> Array | None:
         return None  # The tensor is mapped over rows.
 
 
+def held(tensor: Tensor) -> Tensor | None:
+    del tensor
+    # PyTorch counts assignments, but not those to `tensor.data`.
+    return None
+
+
+def is_held(tensor: Tensor, held: Tensor | None) -> bool:
+    del tensor, held
+    return False
+
+
+def copied(tensor: Tensor, memory: Tensor | None = None) -> Tensor:
+    own = tensor.detach()
+    # To take memory anew takes longer than the copy.
+    return own.clone() if memory is None else memory.copy_(own)
+
+
+def equal(tensor: Tensor, other: Tensor) -> bool:
+    tensor, other = tensor.detach(), other.detach()
+    if tensor.is_cpu and tensor.dtype != torch.bfloat16:
+        # It takes half the time of `torch.equal`.
+        return common.equal_arrays(tensor.numpy(), other.numpy())
+    same = torch.equal(tensor, other)
+    return same or common.equal_arrays(to_numpy(tensor), to_numpy(other))
+
+
 def dot(a: Tensor, b: Tensor) -> Scalar:
     # `keras.ops.dot` takes ten times as long for short vectors.
     return scalar(torch.dot(a, b))

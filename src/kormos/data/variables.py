@@ -102,22 +102,6 @@ def is_seed(variable: keras.Variable) -> bool:
     return variable.name == "seed_generator_state"
 
 
-def have_changed(
-    variables: Sequence[keras.Variable], values: Sequence[Tensor]
-) -> bool:
-    """Whether the values of variables differ from those of a `snapshot`."""
-    return not all(
-        np.array_equal(
-            backend.to_numpy(variable),
-            backend.to_numpy(value),
-            equal_nan=True,
-        )
-        for variable, value in zip(variables, values, strict=True)
-        # Every call of a layer with random draws changes its seed state.
-        if not is_seed(variable)
-    )
-
-
 def to_float(tensor: Tensor, dtype: str) -> Tensor:
     """Casts floating-point numbers to a dtype, and nothing else."""
     own = keras.backend.standardize_dtype(tensor.dtype)

@@ -16,9 +16,10 @@ from kormos.arithmetic.vectors import number
 from kormos.arithmetic.vectors import rounding
 from kormos.arithmetic.vectors import to_array
 from kormos.data.variables import assign
-from kormos.data.variables import have_changed
 from kormos.data.variables import is_seed
 from kormos.data.variables import restored
+from kormos.data.watched import Copies
+from kormos.data.watched import Watched
 from kormos.float64.settings import turn
 from kormos.objective.arguments import ProgramArguments
 from kormos.objective.arguments import is_host
@@ -62,6 +63,16 @@ class FlatObjective:
     has_own_derivatives = False
     has_float64 = False
     unused_variables: list[keras.Variable]
+
+    @functools.cached_property
+    def _watched(self) -> Watched:
+        """The trained variables, before callbacks and after them."""
+        return Watched(self.variables)
+
+    @functools.cached_property
+    def _copies(self) -> Copies:
+        """Whether other variables differ from their copies in `arguments`."""
+        return Copies()
 
     @functools.cached_property
     def _loss_unit(self) -> float:
@@ -150,24 +161,33 @@ class FlatObjective:
         frozen = self.program.frozen_values()
         self.arguments = dataclasses.replace(self.arguments, frozen=frozen)
 
-    def followed(self, before: Vector, theta: Vector) -> Vector | None:
+    def note(self) -> None:
+        """Notes the variables' values, before other code may assign some."""
+        self._watched.note()
+
+    def followed(self, theta: Vector) -> Vector | None:
         """Adopts values that other code, such as a callback, has assigned.
 
         Args:
-            before: the value of `initial_position` before that code ran.
-            theta: the point that was assigned then. The variables round it.
+            theta: the point that was assigned before the latest `note`. The
+                variables round it.
 
         Returns:
             The point to continue from, if the loss or the variables have
             changed, or `None`.
         """
-        present = self.initial_position()
-        is_moved = not np.array_equal(before, present, equal_nan=True)
+        is_moved = (
+            self._watched.may_have_changed()
+            # Keras' own steps on JAX delete what was noted.
+            and not self.program.packing.holds(theta)
+        )
         frozen = self.program.frozen_variables
-        if not (is_moved or have_changed(frozen, self.arguments.frozen)):
+        if not (
+            is_moved or self._copies.differ(frozen, self.arguments.frozen)
+        ):
             return None
         self.refresh()
-        return present if is_moved else theta
+        return self.initial_position() if is_moved else theta
 
     def initial_position(self) -> Vector:
         """Returns the present values of the variables.

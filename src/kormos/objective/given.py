@@ -63,13 +63,14 @@ class GivenObjective(FlatObjective):
         self.arguments = ProgramArguments([], chunks=None)
         self._loops: dict[Any, Any] = {}
         self.unused_variables: list[Any] = []
-        evaluation_eps = float(getattr(objective, "epsilon", 2.0**-52))
+        own = getattr(objective, "evaluation_eps", 2.0**-52)
+        evaluation_eps = float(getattr(objective, "epsilon", own))
         self.program: Any = types.SimpleNamespace(
             packing=_Layout(start, evaluation_eps),
             frozen_variables=(),
             frozen_values=list,
-            # This loss has no compiled form that could differ from it.
-            is_verified=True,
+            # Another loss has no other form to compare it with.
+            is_verified=not self._is_of_kormos,
         )
         self.refresh()
 
@@ -82,8 +83,23 @@ class GivenObjective(FlatObjective):
         """The loss."""
         return self.value_and_grad(theta)[0]
 
+    def note(self) -> None:
+        """Nothing but the run itself changes the point."""
+
+    def followed(self, theta: Vector) -> Vector | None:
+        """`None`: callbacks cannot assign the point, nor change the loss."""
+        del theta
+        return None
+
+    @property
+    def _is_of_kormos(self) -> bool:
+        """Whether kormos has compiled the loss, as `kormos.Objective` does."""
+        return isinstance(self._objective, FlatObjective)
+
     def reference(self, theta: Vector) -> tuple[Vector, float]:
-        """The point and the loss, which has only one form."""
+        """The point, and the loss in the form in which it was written."""
+        if self._is_of_kormos:
+            return self._objective.in_memory().reference(theta)
         return theta, self.value(theta)
 
     def value_and_grad(self, theta: npt.ArrayLike) -> tuple[float, Vector]:

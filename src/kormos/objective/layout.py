@@ -10,6 +10,7 @@ import numpy.typing as npt
 from kormos import backend
 from kormos.arithmetic.vectors import rounding
 from kormos.backend import ops
+from kormos.backend.common import equal_arrays
 from kormos.data.variables import assign
 from kormos.types import Array
 from kormos.types import Tensor
@@ -124,6 +125,18 @@ class Packing:
     def read(self) -> Vector:
         """The variables' values as one flat float64 array."""
         return self.join_arrays(list(map(backend.to_numpy, self.variables)))
+
+    def holds(self, theta: Vector) -> bool:
+        """Whether the variables hold a flat array, rounded to their dtypes."""
+        return all(
+            equal_arrays(backend.to_numpy(variable), part.astype(dtype))
+            for variable, dtype, part in zip(
+                self.variables,
+                self._stored,
+                self.split_array(theta),
+                strict=True,
+            )
+        )
 
     def write(self, theta: npt.ArrayLike) -> None:
         """Assigns a flat array to the variables, rounded to their dtypes."""

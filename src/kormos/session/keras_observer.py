@@ -44,6 +44,7 @@ _BATCH_HOOKS = (
     "on_train_batch_begin",
     "on_train_batch_end",
 )
+_BEGIN_HOOKS = "on_epoch_begin", "on_batch_begin", "on_train_batch_begin"
 _RATE_CALLBACKS = (
     keras.callbacks.LearningRateScheduler,
     keras.callbacks.ReduceLROnPlateau,
@@ -94,7 +95,8 @@ class KerasObserver(SessionObserver):
         self.steps = self.stride = steps_per_epoch
         # Without callbacks, the variables are written only at the end.
         self._is_watching = bool(callbacks)
-        self._batch_hooks = any(_has_batch_hooks(c) for c in callbacks)
+        self._batch_hooks = _have(callbacks, _BATCH_HOOKS)
+        self._begin_hooks = _have(callbacks, _BEGIN_HOOKS)
         self._last_epoch = sum(stage.epochs or 0 for stage in stages)
         self._taken = 0
         self._epoch_is_open = self._batch_is_open = False
@@ -115,6 +117,7 @@ class KerasObserver(SessionObserver):
         model.stop_training = self._is_stopped_everywhere = False
         self._is_watching = processes.agree(self._is_watching)
         self._batch_hooks = processes.agree(self._batch_hooks)
+        self._begin_hooks = processes.agree(self._begin_hooks)
         verbose = self._verbose if processes.is_first else 0
         last = self._last_epoch
         self._shown = [Progress(last, verbose)] if verbose else []
@@ -192,7 +195,11 @@ class KerasObserver(SessionObserver):
         if not self._epoch_is_open:
             # The optimizer runs its own loop, so whether another iterate
             # follows is only known when it comes.
-            self._tell(self._standing, self._begin_epoch)
+            if self._begin_hooks:
+                self._tell(self._standing, self._begin_epoch)
+            else:
+                # Nobody assigns anything.
+                self._begin_epoch()
 
     def discards(self) -> None:
         # The epoch must begin with the values that were set now.
@@ -336,12 +343,16 @@ class KerasObserver(SessionObserver):
         return logs
 
 
-def _has_batch_hooks(callback: keras.callbacks.Callback) -> bool:
+def _have(
+    callbacks: Sequence[keras.callbacks.Callback], hooks: Sequence[str]
+) -> bool:
+    """Whether a callback has a method of its own for one of the hooks."""
     # An instance may have its own method, as in a `LambdaCallback`.
     return any(
         getattr(getattr(callback, hook), "__func__", None)
         is not getattr(keras.callbacks.Callback, hook)
-        for hook in _BATCH_HOOKS
+        for callback in callbacks
+        for hook in hooks
     )
 
 

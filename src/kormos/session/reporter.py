@@ -119,9 +119,9 @@ class Reporter:
             fn: the function.
             *args: its arguments.
         """
-        before = self.task.objective.initial_position()
+        self.task.note()
         fn(*args)
-        self.followed = self.task.followed(before, theta)
+        self.followed = self.task.followed(theta)
 
     def write(self, theta: Vector) -> None:
         """Writes a point into the variables, and notes that it is there."""

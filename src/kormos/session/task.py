@@ -175,17 +175,20 @@ class Task:
         # With `training=True`, averages of layers are assigned, too.
         self.refresh_validation()
 
-    def followed(self, before: Vector, theta: Vector) -> Vector | None:
+    def note(self) -> None:
+        """Notes what the variables hold, before callbacks may assign others."""
+        self.objective.note()
+
+    def followed(self, theta: Vector) -> Vector | None:
         """Takes over what callbacks have assigned.
 
         Args:
-            before: the variables' values before, by `initial_position`.
             theta: the point before the variables rounded it.
 
         Returns:
             The point to continue from, or `None` if nothing has changed.
         """
-        point = self.objective.followed(before, theta)
+        point = self.objective.followed(theta)
         are_others = [c.refresh() for c in self.constraints]
         if point is None and any(are_others):
             point = theta

@@ -181,7 +181,7 @@ class KerasSteps:
             return evaluate(objective.initial_position())
 
         first = evaluate(objective.initial_position())
-        problem.verify(Problem.evaluate, first.theta)
+        problem.verify(Problem.evaluate, first.theta, first.loss)
         return self._run(problem, observer, first, advance)
 
     def _on_batches(
@@ -206,7 +206,7 @@ class KerasSteps:
             return here()
 
         first = here()
-        problem.verify(Problem.peek, first.theta)
+        problem.verify(Problem.peek, first.theta, first.loss)
         return self._run(problem, observer, first, advance)
 
     def _run(

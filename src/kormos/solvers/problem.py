@@ -167,7 +167,10 @@ class Problem:
         return program is None or program.is_verified
 
     def verify(
-        self, evaluate: Callable[[Self, Vector], Any], theta: Vector
+        self,
+        evaluate: Callable[[Self, Vector], Any],
+        theta: Vector,
+        known: float | None = None,
     ) -> None:
         """Refuses a compiled loss that differs from the loss as written.
 
@@ -176,10 +179,10 @@ class Problem:
                 method evaluates it, with or without its gradient. The problem
                 is this one, or that of the first rows of a stream.
             theta: the start.
+            known: the loss of this problem there, or `None` to compute it.
         """
         if self.is_verified:
             return
-        self.objective.program.is_verified = True
         part = copy.copy(self)
         part.objective = self.objective.in_memory()
         verify(
@@ -187,7 +190,10 @@ class Problem:
             lambda point: evaluate(part, point),
             theta,
             self.project,
+            None if self.objective.is_streamed else known,
         )
+        # What is refused once is refused again.
+        self.objective.program.is_verified = True
 
     def hvp(self, theta: Vector, vector: Vector) -> Vector:
         self.hessp_evals += 1

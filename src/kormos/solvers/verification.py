@@ -37,9 +37,9 @@ _STEP, _BEND = 1e-2, 0.1
 # Tensor cores may round the factors of a float32 product to this
 # (TensorFloat-32 has ten bits after the point).
 _TENSOR_CORES = 2.0**-11
-# Losses are compared this far from the start, in sizes of the parameters; at
-# the next distance if the loss is not finite at the one before.
-_REACHES = 0.1, 1e-3, 0.0
+# Losses are compared this far from the start, too, in sizes of the parameters;
+# at the next distance if the loss is not finite at the one before.
+_REACHES = 0.1, 1e-3
 
 RANDOM = (
     "A loss, or a row of residuals, must be the same whenever it is "
@@ -54,11 +54,12 @@ def verify(
     evaluate: Callable[[Vector], Any],
     theta: Vector,
     project: Callable[[Vector], Vector],
+    known: float | None = None,
 ) -> None:
     """Refuses a compiled loss that is not the user's function.
 
-    The two are compared away from the start, because old values of the
-    variables may be those of the start.
+    The two are compared at the start and at another point, because old values of
+    the variables may be those of the start.
 
     Args:
         objective: the objective, with its data in memory.
@@ -66,45 +67,98 @@ def verify(
             the loss and its gradient.
         theta: the start.
         project: function that moves a point into the bounds.
+        known: the compiled loss at the start, or `None` to compute it.
 
     Raises:
         ValueError: if the two differ by more than rounding explains.
     """
+
+    def compiled(point: Vector) -> float:
+        if known is not None and np.array_equal(point, theta):
+            return known
+        found = evaluate(point)
+        return float(found[0] if isinstance(found, tuple) else found)
+
+    comparison = _Comparison(objective, compiled, project)
+    comparison.at(theta, "at")
     for reach in _REACHES:
-        point, own = objective.reference(
-            project(moved(objective, theta, reach))
-        )
-        if np.isfinite(own):
-            break
-    else:
-        return
-    found = evaluate(point)
-    found = float(found[0] if isinstance(found, tuple) else found)
-    if not differ(objective, found, own):
-        return
-    _, again = objective.reference(point)
-    if differ(objective, again, own):
-        raise ValueError(
-            f"{RANDOM} Received: losses of {own:.6g} and {again:.6g} at the "
-            "same values of the variables"
-        )
-    noise = abs(again - own)
-    rng = np.random.default_rng(1)
-    for _ in range(2):
-        signs = rng.choice([-1.0, 1.0], size=point.shape)
-        beside = project(point * (1 + _rounding(objective) * signs))
-        noise = max(noise, abs(objective.reference(beside)[1] - own))
-    if abs(found - own) <= _AMPLIFIED * noise:
-        return
-    raise ValueError(
-        "The compiled loss must depend on the present values of the "
-        "variables: a function that was compiled or traced before "
-        "(`jax.jit`, `tf.function`) keeps the values that it read, and so "
-        "does a tensor that was computed from a variable outside of the "
-        "loss. Read the variables that are trained in functions that are not "
-        f"compiled. Received: near the start, a loss of {own:.6g} that is "
-        f"{found:.6g} when it is compiled"
-    )
+        if comparison.at(project(moved(objective, theta, reach)), "near"):
+            return
+
+
+class _Comparison:
+    """Compares a compiled loss with the loss as the user wrote it.
+
+    Args:
+        objective: the objective, which evaluates the latter.
+        compiled: the compiled loss, as a function of a point.
+        project: function that moves a point into the bounds.
+    """
+
+    def __init__(
+        self,
+        objective: ComparableObjective,
+        compiled: Callable[[Vector], float],
+        project: Callable[[Vector], Vector],
+    ) -> None:
+        self._objective = objective
+        self._compiled = compiled
+        self._project = project
+
+    def at(self, theta: Vector, where: str) -> bool:
+        """Compares at a point; returns whether the loss is finite there.
+
+        Args:
+            theta: the point.
+            where: what an error says of it: `"at"` or `"near"` the start.
+
+        Raises:
+            ValueError: if the two differ by more than rounding explains.
+        """
+        point, own = self._objective.reference(theta)
+        if not np.isfinite(own):
+            return False
+        found = self._compiled(point)
+        if differ(self._objective, found, own) and not self._explains(
+            abs(found - own), point, own
+        ):
+            raise ValueError(
+                "The compiled loss must depend on the present values of the "
+                "variables: a function that was compiled or traced before "
+                "(`jax.jit`, `tf.function`) keeps the values that it read, "
+                "and so does a tensor that was computed from a variable "
+                "outside of the loss. Read the variables that are trained in "
+                f"functions that are not compiled. Received: {where} the "
+                f"start, a loss of {own:.6g} that is {found:.6g} when it is "
+                "compiled"
+            )
+        return True
+
+    def _explains(self, difference: float, point: Vector, own: float) -> bool:
+        """Whether the rounding of the variables explains a difference.
+
+        Args:
+            difference: that of two losses at a point.
+            point: the point.
+            own: the loss there as the user wrote it.
+
+        Raises:
+            ValueError: if the loss itself differs when it is computed again.
+        """
+        objective = self._objective
+        _, again = objective.reference(point)
+        if differ(objective, again, own):
+            raise ValueError(
+                f"{RANDOM} Received: losses of {own:.6g} and {again:.6g} at "
+                "the same values of the variables"
+            )
+        noise = abs(again - own)
+        rng = np.random.default_rng(1)
+        for _ in range(2):
+            signs = rng.choice([-1.0, 1.0], size=point.shape)
+            beside = self._project(point * (1 + _rounding(objective) * signs))
+            noise = max(noise, abs(objective.reference(beside)[1] - own))
+        return difference <= _AMPLIFIED * noise
 
 
 def refuse_silent(

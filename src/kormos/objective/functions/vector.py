@@ -7,7 +7,7 @@ from keras import ops
 
 from kormos import backend
 from kormos.arithmetic.vectors import to_array
-from kormos.data.variables import have_changed
+from kormos.data.watched import Copies
 from kormos.objective.functions.kept import kept
 from kormos.objective.functions.stateless import StatelessFunction
 from kormos.objective.layout import Packing
@@ -37,6 +37,7 @@ class VectorFunction:
         self.size = int(np.prod(function.shape))
         self._function = function
         self._frozen = function.frozen_values()
+        self._copies = Copies()
         self._value, self._jacobian = found.made(
             packing.dtype, lambda: _compiled(function, packing)
         )
@@ -48,7 +49,7 @@ class VectorFunction:
             Whether they have changed.
         """
         variables = self._function.frozen_variables
-        is_other = have_changed(variables, self._frozen)
+        is_other = self._copies.differ(variables, self._frozen)
         if is_other:
             self._frozen = self._function.frozen_values()
         return is_other

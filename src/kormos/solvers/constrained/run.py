@@ -63,12 +63,12 @@ class ConstrainedRun:
                 with, or `None`.
         """
         problem, loop = self._problem, self._loop
-        problem.verify(Problem.evaluate, theta)
         multipliers = None
         if state is not None:
             theta, multipliers = self._earlier(state, theta)
         loop.begin(theta, multipliers)
         at = loop.at
+        problem.verify(Problem.evaluate, at.theta, at.loss)
         if self._observer.started(Point(at.theta, at.loss, at.grad)):
             return self._outcome(None)
         known = at.constraints.values, at.constraints.rows

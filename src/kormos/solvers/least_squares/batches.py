@@ -46,7 +46,7 @@ def run(
     if earlier is not None:
         theta = earlier.point(theta, problem.storage_eps)
     loss = problem.value(theta)
-    problem.verify(Problem.peek, theta)
+    problem.verify(Problem.peek, theta, loss)
     stop = observer.started(Point(theta, loss, None))
     status = problem.spent() if np.isfinite(loss) else statuses.NON_FINITE
     one_pass = _Pass(problem, settings, theta, earlier)

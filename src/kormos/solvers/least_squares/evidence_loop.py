@@ -81,7 +81,7 @@ class EvidenceRun:
         state = self._restored(theta, earlier)
         theta = np.array(state.theta)
         loss = self._problem.value(theta)
-        self._problem.verify(Problem.peek, theta)
+        self._problem.verify(Problem.peek, theta, loss)
         self._penalized.fg_evals = self._problem.fg_evals
         if not (np.isfinite(loss) and self._begin(theta, loss, state)):
             observer.started(Point(theta, loss, None))

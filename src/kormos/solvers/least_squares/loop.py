@@ -80,7 +80,7 @@ class LeastSquaresRun:
             observer.started(self._start)
             return Outcome(statuses.NON_FINITE, theta, loss)
         problem, models = self._problem, self._models
-        problem.verify(Problem.peek, theta)
+        problem.verify(Problem.peek, theta, loss)
         stop = observer.started(self._start)
         most = problem.budget.evaluations
         if earlier is None and (most is None or most > 2):

@@ -118,17 +118,19 @@ class QuasiNewtonRun:
         state = self._state
         self._count()
         theta, grad = to_array(state.theta), to_array(state.grad)
-        self._verify(theta)
+        self._verify(theta, float(state.loss))
         return self._observer.started(Point(theta, float(state.loss), grad))
 
-    def _verify(self, theta: Vector) -> None:
+    def _verify(self, theta: Vector, loss: float) -> None:
         problem = self._problem
         if problem.objective.is_streamed:
             problem.verify(Problem.evaluate, theta)
             return
         kept = None if problem.is_verified else self._loop.copy()
         if kept is not None:
-            problem.verify(lambda _, point: self._loop.value(point), theta)
+            problem.verify(
+                lambda _, point: self._loop.value(point), theta, loss
+            )
             self._loop.restore(kept)
             self._keep(kept)
 

@@ -111,7 +111,11 @@ class ScipyRun:
         evaluator = Evaluator(problem, theta, self._spec)
         start = evaluator.accepted
         is_steep = self._spec.gradient
-        problem.verify(Problem.evaluate if is_steep else Problem.peek, theta)
+        problem.verify(
+            Problem.evaluate if is_steep else Problem.peek,
+            start.theta,
+            start.loss,
+        )
         if observer.started(Point(*start)):
             return Outcome(None, start.theta, start.loss)
         if evaluator.start().size == 0:
