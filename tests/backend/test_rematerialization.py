@@ -121,3 +121,79 @@ def test_checkpoints_past_keras_are_refused(method):
     model = model_with(Rematerialized(apply))
     with pytest.raises(ValueError, match="`torch.utils.checkpoint`"):
         kormos.fit(model, X, Y, optimizer=method, verbose=0)
+
+
+class OfALayer(layers.Layer):
+    """Hands a layer itself to what rematerializes, at every call."""
+
+    def __init__(self, apply):
+        super().__init__()
+        self.apply, self.inner = apply, layers.Dense(3, activation="tanh")
+
+    def build(self, shape):
+        self.inner.build(shape)
+
+    def call(self, inputs):
+        return self.apply(self.inner)(inputs)
+
+
+def assert_as_plain(layer, method, apply):
+    own, plain = (model_with(layer(a)) for a in (apply, lambda fn: fn))
+    plain.set_weights(own.get_weights())
+    found, expected = (
+        kormos.fit(model, X, Y, optimizer=method, epochs=4, verbose=0)
+        for model in (own, plain)
+    )
+    assert found.result.loss == pytest.approx(expected.result.loss, rel=1e-6)
+
+
+METHODS = ["lbfgs", "l-bfgs-b", "lm", "newton"]
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("method", METHODS)
+def test_a_layer_that_is_handed_over_itself(method):
+    # JAX keeps what it traced by the function, with values of the variables.
+    assert_as_plain(OfALayer, method, keras.remat)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.skipif(BACKEND != "jax", reason="It is JAX's own.")
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("layer", [OfALayer, Rematerialized])
+def test_checkpoints_of_jax(layer, method):
+    import jax
+
+    assert_as_plain(layer, method, jax.checkpoint)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="It is TensorFlow's own.")
+@pytest.mark.parametrize("method", METHODS)
+def test_gradients_that_tensorflow_recomputes_are_refused(method):
+    import tensorflow as tf
+
+    model = model_with(Rematerialized(tf.recompute_grad))
+    kept = model.get_weights()
+    with pytest.raises(ValueError, match="recompute_grad|wrong second"):
+        kormos.fit(model, X, Y, optimizer=method, verbose=0)
+    for now, before in zip(model.get_weights(), kept, strict=True):
+        np.testing.assert_array_equal(now, before)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="It is TensorFlow's own.")
+@pytest.mark.parametrize("method", ["lbfgs", "lm"])
+def test_functions_without_variables_that_tensorflow_recomputes(method):
+    import tensorflow as tf
+
+    def bent(inputs):
+        return ops.tanh(inputs) * ops.exp(-ops.square(inputs))
+
+    own, plain = (
+        model_with(layers.Lambda(fn)) for fn in (tf.recompute_grad(bent), bent)
+    )
+    plain.set_weights(own.get_weights())
+    found, expected = (
+        kormos.fit(model, X, Y, optimizer=method, epochs=4, verbose=0)
+        for model in (own, plain)
+    )
+    assert found.result.loss == pytest.approx(expected.result.loss, rel=1e-4)

@@ -4,10 +4,8 @@ import inspect
 import warnings
 
 import numpy as np
-import pytest
 
 import kormos
-from conftest import BACKEND
 
 ROWS, EPOCHS = 6, 2
 TOLERANCE = 2e-5
@@ -36,26 +34,6 @@ def needs(kind):
         for p in parameters[1:]
         if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD
     ]
-
-
-def known(name, method, faults):
-    """The reason of a known fault: `{backend: {"`method`...: ...": names}}`."""
-    for reason, names in faults.get(BACKEND, {}).items():
-        if name in names and f"`{method}`" in reason.split(":")[0]:
-            return reason
-
-
-def parameters(names, methods, faults):
-    """Parameters `name, method`; known faults are expected to fail."""
-    made = []
-    for method in methods:
-        for name in names:
-            reason = known(name, method, faults)
-            mark = pytest.mark.xfail(strict=True, reason=reason)
-            made.append(
-                pytest.param(name, method, marks=mark if reason else ())
-            )
-    return made
 
 
 def draw_weights(model, seed=0):

@@ -117,3 +117,59 @@ def test_fits_are_those_of_the_plain_layer(name, method):
 def test_a_wrong_gradient_is_refused():
     with pytest.raises(ValueError, match="where its derivatives say"):
         kormos.fit(model_of(wrong), X, Y, optimizer="lm", verbose=0)
+
+
+class StraightThrough(layers.Layer):
+    """Rounds, with a gradient as if it did not."""
+
+    def __init__(self, steps):
+        super().__init__()
+        self.steps = steps
+
+    def call(self, inputs):
+        rounded = ops.round(inputs * self.steps) / self.steps
+        return inputs + ops.stop_gradient(rounded - inputs)
+
+
+class BinaryDense(layers.Layer):
+    """Multiplies by the signs of its weights, as binary networks do."""
+
+    def build(self, shape):
+        self.kernel = self.add_weight(shape=(shape[-1], 4))
+
+    def call(self, inputs):
+        kernel = 1.0 * self.kernel
+        return inputs @ (kernel + ops.stop_gradient(ops.sign(kernel) - kernel))
+
+
+ESTIMATORS = {
+    "coarse": lambda: StraightThrough(1),
+    "fine": lambda: StraightThrough(256),
+    "binary weights": BinaryDense,
+}
+
+
+@pytest.mark.filterwarnings("ignore::kormos.ConvergenceWarning")
+@pytest.mark.parametrize("method", ["lm", "lbfgs", "l-bfgs-b"])
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_straight_through_estimators(name, method):
+    """The loss is right and falls, or the fit is refused with a reason."""
+    for seed in range(3):
+        keras.utils.set_random_seed(seed)
+        hidden = layers.Dense(3, "tanh")
+        model = keras.Sequential(
+            [keras.Input((4,)), hidden, ESTIMATORS[name](), layers.Dense(1)]
+        )
+        model.compile(method, loss="mse")
+        kept, before = model.get_weights(), model.evaluate(X, Y, verbose=0)
+        try:
+            history = model.fit(X, Y, epochs=10, verbose=0)
+        except ValueError as error:
+            assert method == "lm"
+            assert "straight-through" in str(error)
+            for now, start in zip(model.get_weights(), kept, strict=True):
+                np.testing.assert_array_equal(now, start)
+            continue
+        after = model.evaluate(X, Y, verbose=0)
+        assert history.result.loss == pytest.approx(after, rel=2e-5)
+        assert after < before

@@ -6,6 +6,7 @@ import pytest
 from keras import ops
 
 import kormos
+from conftest import BACKEND
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -114,3 +115,41 @@ def test_a_loss_that_draws_with_a_seed_generator(line, method):
     kormos.minimize(loss, [line], method)
     np.testing.assert_allclose(ops.convert_to_numpy(line), drawn, atol=1e-6)
     np.testing.assert_array_equal(ops.convert_to_numpy(draw(generator)), drawn)
+
+
+class DrawsAnew(keras.layers.Layer):
+    """Draws in inference, by the backend itself and without a seed."""
+
+    def call(self, inputs):
+        shape = tuple(inputs.shape[1:])
+        if BACKEND == "tensorflow":
+            import tensorflow as tf
+
+            drawn = tf.random.normal(shape)
+        elif BACKEND == "torch":
+            import torch
+
+            drawn = torch.randn(shape)
+        else:
+            drawn = np.random.normal(size=shape).astype("float32")
+        drawn = ops.cast(ops.convert_to_tensor(drawn), inputs.dtype)
+        return inputs * (1 + 0.3 * drawn)
+
+
+@pytest.mark.parametrize("method", ["lm", "lbfgs", "l-bfgs-b"])
+def test_a_model_that_draws_in_inference_is_refused(method):
+    model = keras.Sequential(
+        [
+            keras.Input((1,)),
+            keras.layers.Dense(3, "tanh"),
+            DrawsAnew(),
+            keras.layers.Dense(1),
+        ]
+    )
+    model.compile(method, loss="mse")
+    kept = model.get_weights()
+    x = np.linspace(0, 1, 20)[:, None]
+    with pytest.raises(ValueError, match="random numbers"):
+        model.fit(x, np.sin(3 * x), epochs=2, verbose=0)
+    for now, before in zip(model.get_weights(), kept, strict=True):
+        np.testing.assert_array_equal(now, before)

@@ -98,6 +98,10 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
+class SecondDerivativeError(ValueError):
+    """An operation has no second derivatives."""
+
+
 @contextlib.contextmanager
 def refusing(*kinds: tuple[type[BaseException], str]) -> Iterator[None]:
     """A scope that replaces some errors by one about second derivatives.
@@ -111,7 +115,7 @@ def refusing(*kinds: tuple[type[BaseException], str]) -> Iterator[None]:
         if not any(isinstance(error, k) and m in str(error) for k, m in kinds):
             raise
         said = in_a_line(error, 200)
-        raise ValueError(
+        raise SecondDerivativeError(
             "This method needs second derivatives, which an operation of the "
             "loss does not have on this backend. Use 'lbfgs' or another "
             "method of first derivatives, or another backend. "

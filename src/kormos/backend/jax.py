@@ -28,8 +28,9 @@ keep_compiled()
 
 _Result = TypeVar("_Result")
 
-# Primitives that call functions. JAX keeps the traces of these functions.
-_CONTROL = ("scan", "while", "cond", "checkpoint")
+# Primitives that call functions. JAX keeps the traces of these functions. The
+# name of the last one depends on the release of JAX.
+_CONTROL = ("scan", "while", "cond", "checkpoint", "remat2")
 _traces = itertools.count()
 
 
@@ -152,7 +153,9 @@ def is_held(tensor: Tensor, held: Tensor | None) -> bool:
 
 
 def equal(tensor: Tensor, other: Tensor) -> bool:
-    if any(isinstance(a, jax.Array) and a.is_deleted() for a in (tensor, other)):
+    if any(
+        isinstance(a, jax.Array) and a.is_deleted() for a in (tensor, other)
+    ):
         return False  # Keras' own steps delete arrays: nothing is known.
     return common.equal_arrays(np.asarray(tensor), np.asarray(other))
 

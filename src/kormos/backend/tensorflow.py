@@ -30,6 +30,7 @@ _NOT_COMPILED = (
 _NO_SECOND = (
     (LookupError, "gradient"),
     (tf.errors.NotFoundError, "SymbolicGradient"),
+    (NotImplementedError, "recompute_grad"),
 )
 ZERO = tf.UnconnectedGradients.ZERO
 
@@ -105,11 +106,12 @@ def compile_loop(fn: Callable[..., _Result]) -> Callable[..., _Result]:
     def call(*args: Structure) -> _Result:
         nonlocal chosen
         if chosen is None:
-            is_unfit = (
-                _is_slow_in_xla(fast, args)
-                or is_refused_by_xla(fast, args)
-                or _is_on_several_devices(fast, args)
-            )
+            with common.refusing(*_NO_SECOND):
+                is_unfit = (
+                    _is_slow_in_xla(fast, args)
+                    or is_refused_by_xla(fast, args)
+                    or _is_on_several_devices(fast, args)
+                )
             chosen = compile(fn) if is_unfit else _quickly_called(fast)
             try:
                 return chosen(*args)

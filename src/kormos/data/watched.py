@@ -33,9 +33,7 @@ class Watched:
         self._held = list(map(backend.held, values))
         for i, held in enumerate(self._held):
             if held is None:
-                self._copies[i] = backend.copied(
-                    values[i], self._copies.get(i)
-                )
+                self._copies[i] = backend.copied(values[i], self._copies.get(i))
 
     def may_have_changed(self) -> bool:
         """Whether they may hold other values than at the latest `note`."""

@@ -182,9 +182,7 @@ class FlatObjective:
             and not self.program.packing.holds(theta)
         )
         frozen = self.program.frozen_variables
-        if not (
-            is_moved or self._copies.differ(frozen, self.arguments.frozen)
-        ):
+        if not (is_moved or self._copies.differ(frozen, self.arguments.frozen)):
             return None
         self.refresh()
         return self.initial_position() if is_moved else theta

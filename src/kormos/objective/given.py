@@ -59,6 +59,9 @@ class GivenObjective(FlatObjective):
                 f"of the objective. Received: shape {start.shape}"
             )
         self._objective = objective
+        self._compiled: FlatObjective | None = None
+        if isinstance(objective, FlatObjective):
+            self._compiled = objective
         # The user's function has its own data.
         self.arguments = ProgramArguments([], chunks=None)
         self._loops: dict[Any, Any] = {}
@@ -70,7 +73,7 @@ class GivenObjective(FlatObjective):
             frozen_variables=(),
             frozen_values=list,
             # Another loss has no other form to compare it with.
-            is_verified=not self._is_of_kormos,
+            is_verified=self._compiled is None,
         )
         self.refresh()
 
@@ -91,15 +94,10 @@ class GivenObjective(FlatObjective):
         del theta
         return None
 
-    @property
-    def _is_of_kormos(self) -> bool:
-        """Whether kormos has compiled the loss, as `kormos.Objective` does."""
-        return isinstance(self._objective, FlatObjective)
-
     def reference(self, theta: Vector) -> tuple[Vector, float]:
         """The point, and the loss in the form in which it was written."""
-        if self._is_of_kormos:
-            return self._objective.in_memory().reference(theta)
+        if self._compiled is not None:
+            return self._compiled.in_memory().reference(theta)
         return theta, self.value(theta)
 
     def value_and_grad(self, theta: npt.ArrayLike) -> tuple[float, Vector]:

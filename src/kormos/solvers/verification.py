@@ -203,7 +203,8 @@ def refuse_silent(
     names = [v.path for v in silent if changing([v])]
     raise ValueError(
         "Variables that change the loss must have a gradient: "
-        "`stop_gradient`, rounding and integers have none. Freeze such "
+        "`stop_gradient`, rounding and integers have none, and neither does "
+        "`tf.recompute_grad`, which `keras.remat` can replace. Freeze such "
         "variables (`layer.trainable = False`), or leave them out. Received: "
         f"{', '.join(names)}, with a gradient of zero"
     )

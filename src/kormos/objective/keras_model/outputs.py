@@ -10,6 +10,7 @@ from keras import ops
 from keras import tree
 
 from kormos import backend
+from kormos.backend.common import SecondDerivativeError
 from kormos.data.variables import values_of
 from kormos.objective.compiled import Chunk
 from kormos.objective.compiled import Compiler
@@ -173,7 +174,10 @@ class ModelOutputs:
             term_factors[i] = 1.0
             for chunk in chunks():
                 points = points_to_probe(chunk, self.width, self._layout.dtype)
-                found = probe(product, points, term_factors, chunk)
+                try:
+                    found = probe(product, points, term_factors, chunk)
+                except SecondDerivativeError as error:
+                    raise ValueError(f"{error}, in the loss {name}") from error
                 if found.is_curved:
                     break
             if found.mixes_rows:

@@ -82,9 +82,15 @@ def check_derivatives(
     )
     wrong = contradiction(change, first, shortest, _TOLERANCE)
     if wrong:
-        _refuse(
-            f"a loss that changes by {wrong.found:.6g} where its derivatives "
-            f"say {wrong.expected:.6g}"
+        raise ValueError(
+            "Gauss-Newton methods need the derivatives of the outputs: a "
+            "gradient that is that of another function (a straight-through "
+            "estimator by `stop_gradient`, a `custom_gradient`), batch "
+            "normalization in training mode, and a `compute_loss` that reads "
+            "variables lead to other steps. Use 'lbfgs', which takes no step "
+            "that raises the loss, or one of Keras' own optimizers. "
+            f"Received: a loss that changes by {wrong.found:.6g} where its "
+            f"derivatives say {wrong.expected:.6g}"
         )
 
 
