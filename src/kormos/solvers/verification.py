@@ -58,8 +58,8 @@ def verify(
 ) -> None:
     """Refuses a compiled loss that is not the user's function.
 
-    The two are compared at the start and at another point, because old values of
-    the variables may be those of the start.
+    The two are compared at the start and at another point, because old values
+    of the variables may be those of the start.
 
     Args:
         objective: the objective, with its data in memory.
