@@ -118,7 +118,7 @@ def test_a_loss_that_draws_with_a_seed_generator(line, method):
 
 
 class DrawsAnew(keras.layers.Layer):
-    """Draws in inference, by the backend itself and without a seed."""
+    """Draws in inference, where no seed is Keras'."""
 
     def call(self, inputs):
         shape = tuple(inputs.shape[1:])
@@ -126,12 +126,8 @@ class DrawsAnew(keras.layers.Layer):
             import tensorflow as tf
 
             drawn = tf.random.normal(shape)
-        elif BACKEND == "torch":
-            import torch
-
-            drawn = torch.randn(shape)
         else:
-            drawn = np.random.normal(size=shape).astype("float32")
+            drawn = np.random.normal(size=shape)
         drawn = ops.cast(ops.convert_to_tensor(drawn), inputs.dtype)
         return inputs * (1 + 0.3 * drawn)
 
