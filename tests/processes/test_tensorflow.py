@@ -142,7 +142,7 @@ def test_a_worker_says_itself_why_all_reject_a_point(told):
     assert [t["refused"][0] for t in told] == ["none", "none"]
     assert first["refused"][2] == []
     (said,) = second["refused"][2]
-    assert "raised ValueError: ValueError: no such place" in said
+    assert "raised ValueError on this one: ValueError: no such place" in said
 
 
 def test_an_exception_in_the_data_of_one_worker_ends_both(told):
