@@ -174,9 +174,7 @@ def test_gradients_that_tensorflow_recomputes_are_refused(method):
 
     model = model_with(Rematerialized(tf.recompute_grad))
     kept = model.get_weights()
-    with pytest.raises(
-        ValueError, match="recompute_grad|wrong second|gradient of zero"
-    ):
+    with pytest.raises(ValueError, match="recompute_grad|wrong second"):
         kormos.fit(model, X, Y, optimizer=method, verbose=0)
     for now, before in zip(model.get_weights(), kept, strict=True):
         np.testing.assert_array_equal(now, before)

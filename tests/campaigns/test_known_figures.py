@@ -58,9 +58,10 @@ def test_lbfgsb_rows_in_float32():
     history = fit_readme50("l-bfgs-b")
     losses = history.history["loss"][:8]
     rows = np.array([r[0] for r in LBFGSB[:8]])
-    # A processor rounds a step in its own way, which costs a part of what the
-    # step gains. So errors are measured by the loss before the step.
-    allowed = 5e-6 * np.concatenate([rows[:1], rows[:-1]])
+    # Processors round a step differently. That changes the next loss by about
+    # one rounding of the loss before the step.
+    before = np.concatenate([rows[:1], rows[:-1]])
+    allowed = 1e-5 * rows + np.finfo("float32").eps * before
     assert (np.abs(losses - rows) <= allowed).all()
     assert history.result.status in ("converged", "noise floor")
     assert history.result.evaluations <= 60
