@@ -12,7 +12,7 @@ import numpy as np
 import recording
 
 WIDTHS = 10, 20, 40
-# Errors are taken at this many points between the first and the last one.
+# Errors are computed at this many points from -1 to 1.
 _POINTS = 401
 _NOISE = 0.1
 

@@ -158,7 +158,7 @@ def scipy_(method):
 
 
 SOLVERS = {
-    # The function of each name, and the module that it needs.
+    # Each name has a function and the module that this function needs.
     "optimistix LM": (optimistix_, "optimistix"),
     "jaxopt LM": (jaxopt_, "jaxopt"),
     "SciPy lm": (scipy_("lm"), "scipy"),

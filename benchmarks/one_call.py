@@ -32,6 +32,7 @@ import kormos
 sys.path.append(str(problems.ROOT / "examples"))
 import burgers_pinn
 import collaborative_filtering
+import surface_fit
 
 RATE = 3e-3
 ADAM, LBFGS = 20, 60
@@ -48,27 +49,18 @@ class Case(NamedTuple):
     batch_size: int
 
 
-def dense(inputs, *widths):
-    layers = [keras.layers.Dense(w, "tanh") for w in widths[:-1]]
-    return keras.Sequential(
-        [keras.Input((inputs,)), *layers, keras.layers.Dense(widths[-1])]
-    )
-
-
 def surface():
-    side = np.linspace(-1, 1, 11)
-    x = np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2)
-    y = (x**2).sum(axis=1, keepdims=True)
-    build = functools.partial(dense, 2, 64, 64, 1)
-    return Case("surface", build, "mse", x, y, 16)
+    return Case("surface", surface_fit.build, "mse", *surface_fit.data(), 16)
 
 
 def digits():
     from sklearn.datasets import load_digits
 
+    def build():
+        return keras.Sequential([keras.Input((64,)), keras.layers.Dense(10)])
+
     x, y = load_digits(return_X_y=True)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    build = functools.partial(dense, 64, 10)
     return Case("digits", build, loss, x / 16, y, 64)
 
 

@@ -105,7 +105,7 @@ def network(random, fault=None):
 
 
 def fitted(random, method, good, fault=None):
-    """Fits a network for two iterations; if `good`, from a good fit."""
+    """Fits a network for two iterations, after a good fit if `good` is true."""
     model, x, y = network(random, fault)
     loss = "mse" if random.uniform() < 0.7 else "log_cosh"
     if good:

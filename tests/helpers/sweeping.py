@@ -1,4 +1,4 @@
-"""Shared by the sweeps over Keras' classes: a list of them, and fits."""
+"""Lists Keras' classes for the tests that try all of them, and fits models."""
 
 import inspect
 import warnings

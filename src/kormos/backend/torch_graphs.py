@@ -121,7 +121,7 @@ class _Recorded:
 
     @property
     def in_use(self) -> int:
-        """The number of its graphs that are called in its place."""
+        """The number of recorded graphs that run instead of the function."""
         return sum(g.call is not None for g in [*self._graphs.values()])
 
     def clear(self) -> None:

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 # apart.
 _DATA, _CURVE = "#0072B2", "#D55E00"
 
-# The correlation of more parameters than this is shown without their names. Our
-# choice: more names would overlap.
+# The picture of correlations shows the names of at most this many parameters.
+# Our choice: more names would overlap.
 _MOST_NAMES = 12
 
 # Points of a curve: more than the horizontal pixels of a figure.

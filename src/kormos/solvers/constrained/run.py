@@ -25,8 +25,8 @@ _WELL_FEASIBLE = 2.0**-10
 # than the smallest before, and it is at most the second number times the loss's
 # rounding.
 _MOST_VAIN, _VAIN = 10, 1e4
-# An end is tried at most this often. Our choice: each trial that lowers the
-# loss makes it less likely that the next one does.
+# The end of a run is checked at most this many times. Our choice: each check
+# that lowers the loss makes it less likely that the next one does.
 _MOST_TRIALS = 6
 
 
