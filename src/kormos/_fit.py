@@ -1,5 +1,6 @@
 """`kormos.fit`: checks its arguments, reads the data and runs a session."""
 
+import functools
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -15,17 +16,14 @@ from kormos.data.datasets import needs_steps
 from kormos.data.rows import RowReader
 from kormos.data.rows import Rows
 from kormos.float64.evaluation import check_precision
-from kormos.float64.evaluation import precision_of_stage
 from kormos.inspection.check import check as check_objective
 from kormos.inspection.choice import choose
 from kormos.inspection.report import Report
-from kormos.objective import Objective
 from kormos.objective.fixed import with_fixed
 from kormos.objective.keras_model.initial_weights import draw_weights
 from kormos.optimizers.auto import Auto
 from kormos.optimizers.base import BatchOptimizer
 from kormos.optimizers.names import check_settings
-from kormos.optimizers.stage import LossSettings
 from kormos.optimizers.stage import Stage
 from kormos.processes import apart
 from kormos.processes import current
@@ -33,6 +31,7 @@ from kormos.processes import processes_of
 from kormos.processes import shared
 from kormos.session import race
 from kormos.session.keras_observer import KerasObserver
+from kormos.session.model_objectives import ModelObjectives
 from kormos.session.run import checked_budget
 from kormos.session.sharing import share_values
 from kormos.session.task import Task
@@ -227,51 +226,42 @@ def fit(
     _check_steps(steps_per_epoch, validation_steps, validation_data)
     _check_split(x, validation_split, validation_data, stream)
     batches = steps_per_epoch if needs_steps(x) else None
-
-    def observer_of(stages: Sequence[Stage]) -> KerasObserver:
-        return KerasObserver(
-            model,
-            stages,
-            callbacks,
-            verbose,
-            initial_epoch,
-            1 if batches else steps_per_epoch or 1,
-            validation_freq,
-            own_limit=epochs is not None or optimizer.epochs is not None,
-        )
-
-    observer = observer_of(stages)
-    validation_batch_size = validation_batch_size or batch_size
+    observer = KerasObserver(
+        model,
+        callbacks,
+        verbose,
+        initial_epoch,
+        1 if batches else steps_per_epoch or 1,
+        validation_freq,
+        own_limit=epochs is not None or optimizer.epochs is not None,
+    )
     dtype = reading.dtype_for(model, _widest(precision, stages))
     read = RowReader(dtype, stream, allow_nan)
     train = read.training(x, y, sample_weight, batch_size, batches)
-    validation: Rows | None
-    if validation_split:
-        train, validation = train.split(validation_split, validation_batch_size)
-    else:
-        validation = read.validation(
-            validation_data, validation_batch_size, validation_steps
-        )
+    train, validation = _split(
+        train,
+        read,
+        validation_split,
+        validation_data,
+        validation_batch_size or batch_size,
+        validation_steps,
+    )
     train = train.weighted(class_weight, read.dtype)
-    objectives = _Objectives(
+    objectives = ModelObjectives(
         model, stages, train, validation, training, precision
     )
-    if fixed is not None:
-        given = optimizer.bounds if bounds is None else bounds
-        bounds = with_fixed(given, fixed, model.trainable_variables)
+    bounds = optimizer.bounds if bounds is None else bounds
+    bounds = with_fixed(bounds, fixed, model.trainable_variables)
     task = Task(optimizer, objectives, bounds, constraints, model)
     if isinstance(optimizer, Auto):
         choose(optimizer, task, is_timed=max_seconds is not None)
         stages = optimizer.stages(epochs, **settings)
-        objectives.stages, observer = stages, observer_of(stages)
         if verbose and current().is_first:
             print(optimizer.choice)
-    report = objectives.check(verbose) if check else None
-
-    def drawn(rng: np.random.Generator) -> Vector:
-        packing = task.objective.program.packing
-        return packing.join_arrays(draw_weights(model, rng))
-
+    report = None
+    if check:
+        report = _checked(model, train, training, precision, stages, verbose)
+    draw = functools.partial(_drawn, model, task)
     race.run(
         optimizer,
         stages,
@@ -279,89 +269,72 @@ def fit(
         observer,
         budget=budget,
         resume=resume,
-        restarts=race.Restarts(restarts, None, seed, drawn, bool(verbose)),
+        restarts=race.Restarts(restarts, None, seed, draw, bool(verbose)),
     )
     model.history.check = report
     return model.history
 
 
-class _Objectives:
-    """Makes the objectives of a fit, for the variables as they are.
+def _drawn(model: keras.Model, task: Task, rng: np.random.Generator) -> Vector:
+    """A point of weights that the initializers of the layers draw."""
+    packing = task.objective.program.packing
+    return packing.join_arrays(draw_weights(model, rng))
+
+
+def _split(
+    train: Rows,
+    read: RowReader,
+    share: float,
+    data: Any,
+    batch_size: int | None,
+    steps: int | None,
+) -> tuple[Rows, Rows | None]:
+    """The rows to train on and those to validate on, if there are any.
+
+    Args:
+        train: the rows that were given to train on.
+        read: the reader of rows.
+        share: the `validation_split` of `fit`.
+        data: the `validation_data` of `fit`.
+        batch_size: the largest number of rows to validate on at the same time.
+        steps: the `validation_steps` of `fit`.
+    """
+    if share:
+        return train.split(share, batch_size)
+    return train, read.validation(data, batch_size, steps)
+
+
+def _checked(
+    model: keras.Model,
+    train: Rows,
+    training: bool,
+    precision: str | None,
+    stages: Sequence[Stage],
+    verbose: int | str,
+) -> Report:
+    """Checks a fit, prints the report, and refuses a fit that would go wrong.
 
     Args:
         model: the model.
-        stages: the stages of the fit.
         train: the rows to train on.
-        validation: the rows to validate on, or `None`.
-        training: whether layers behave as in training.
+        training: see `fit`.
         precision: see `fit`.
+        stages: the stages of the fit.
+        verbose: whether to print the report.
     """
-
-    def __init__(
-        self,
-        model: keras.Model,
-        stages: Sequence[Stage],
-        train: Rows,
-        validation: Rows | None,
-        training: bool,
-        precision: str | None,
-    ):
-        self._model = model
-        self.stages = stages
-        self._train = train
-        self._validation = validation
-        self._training = training
-        self._precision = precision
-
-    def __call__(
-        self, settings: LossSettings
-    ) -> tuple[Objective, Objective | None]:
-        """Makes the objectives of training and of validation."""
-        model = self._model
-        dtypes = [v.dtype for v in model.trainable_variables]
-        precision = precision_of_stage(
-            settings.precision, self._precision, [model.compute_dtype, *dtypes]
-        )
-        with_jacobian = any(
-            stage.uses_jacobian and not stage.uses_batches
-            for stage in self.stages
-        )
-        objective = Objective(
+    with apart():
+        report = check_objective(
             model,
-            self._train.samples,
-            batch_size=self._train.batch_size,
-            training=self._training,
-            with_jacobian=with_jacobian,
-            precision=precision,
+            train.samples,
+            batch_size=train.batch_size,
+            training=training,
+            precision=None if precision == "auto" else precision,
+            hessian=any(stage.uses_hessian for stage in stages),
         )
-        objective.measure()
-        if self._validation is None:
-            return objective, None
-        samples, batch_size = self._validation
-        return objective, Objective(
-            model, samples, batch_size=batch_size, precision=precision
-        )
-
-    def check(self, verbose: int | str) -> Report:
-        """Runs `kormos.check`, and refuses a fit that would go wrong.
-
-        Args:
-            verbose: whether to print the report.
-        """
-        precision = self._precision
-        with apart():
-            report = check_objective(
-                self._model,
-                self._train.samples,
-                batch_size=self._train.batch_size,
-                training=self._training,
-                precision=None if precision == "auto" else precision,
-                hessian=any(stage.uses_hessian for stage in self.stages),
-            )
-        if verbose and current().is_first:
-            print(report)
-        report.raise_if_fatal()
-        return report
+    if verbose and current().is_first:
+        print(report)
+    report.raise_if_fatal()
+    return report
 
 
 def _optimizer_for(

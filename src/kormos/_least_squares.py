@@ -3,50 +3,37 @@
 import functools
 from collections.abc import Callable
 from typing import Any
-from typing import TypeAlias
 
 import keras
-import numpy as np
 
 from kormos import optimizers
 from kormos.checks import check_count
 from kormos.checks import check_reduction
 from kormos.float64.evaluation import check_precision
-from kormos.float64.evaluation import precision_of_stage
 from kormos.inspection.choice import choose
 from kormos.objective.bounds import moved_into_bounds
 from kormos.objective.fixed import with_fixed
 from kormos.objective.functions import robust
-from kormos.objective.functions.broadcasts import warn_of_broadcasts
 from kormos.objective.functions.residuals import ResidualObjective
 from kormos.objective.functions.sigma import over_sigma
 from kormos.optimizers.auto import Auto
-from kormos.optimizers.stage import LossSettings
 from kormos.processes import shared
 from kormos.session import race
+from kormos.session.residual_objectives import ResidualObjectives
 from kormos.session.result import Result
 from kormos.session.reweigh import Reweigh
 from kormos.session.run import checked_budget
-from kormos.session.session import Session
 from kormos.session.sharing import processes_of_data
 from kormos.session.sharing import share_values
 from kormos.session.task import Task
 from kormos.session.trace_observer import TraceObserver
 from kormos.session.trace_observer import stages_of
-from kormos.solvers.rejections import or_else
 from kormos.statistics.results import of_residuals
 from kormos.statistics.results import with_summary
+from kormos.statistics.robust_scale import estimated_scales
 
-# Of training and of validation.
-_Pair: TypeAlias = tuple[ResidualObjective, ResidualObjective | None]
 # The iterations between two calls of a function that weighs blocks.
 _REWEIGHED = 10
-# The most fits that estimate `f_scale="auto"`. Our choice: they agree after a
-# few, and more would only cost time.
-_MOST_ROUNDS = 10
-# They agree if no spread changes by more than this part. Our choice: a smaller
-# value would cost fits, and change a robust loss by almost nothing.
-_AGREE = 0.01
 
 
 @shared(processes_of_data)
@@ -191,16 +178,9 @@ def least_squares(
     print(keras.ops.convert_to_numpy(b))  # [2. 3.]
     ```
     """
-    _check_choices(loss, reduction, nan_policy)
-    if batch_size is not None:
-        check_count("batch_size", batch_size, 1)
+    _check_choices(loss, reduction, nan_policy, batch_size)
     if sigma is not None:
-        if validation_data is not None:
-            raise ValueError(
-                "The standard deviations of `validation_data` are not known: "
-                "divide the residuals by their deviations in `residual_fn`, "
-                "and leave `sigma` out. Received: sigma and validation_data"
-            )
+        _refuse_validation_data(validation_data)
         residual_fn, data = over_sigma(residual_fn, data, sigma)
     optimizer = optimizers.get(method)
     stages = stages_of("least_squares", optimizer, max_iterations)
@@ -211,15 +191,15 @@ def least_squares(
         follows, loss_weights = Reweigh(loss_weights, _REWEIGHED), None
         callbacks = [*(callbacks or []), follows]
     observer = TraceObserver(
-        stages,
         callbacks or [],
         verbose,
         own_limit=max_iterations is not None or optimizer.epochs is not None,
     )
-    make_objective = functools.partial(
+    make = functools.partial(
         ResidualObjective,
         residual_fn,
         variables,
+        loss=loss,
         loss_weights=loss_weights,
         reduction=reduction,
         batch_size=batch_size,
@@ -227,31 +207,21 @@ def least_squares(
         or any(stage.uses_jacobian for stage in stages),
         nan_policy=nan_policy,
     )
-    is_automatic = isinstance(f_scale, str) and f_scale == "auto"
-    scale: Any = 1.0 if is_automatic else f_scale
     bounds = optimizer.bounds if bounds is None else bounds
     bounds = with_fixed(bounds, fixed, variables)
     share_values(variables)
     with moved_into_bounds(variables, bounds):
-        objective = make_objective(data, loss, scale, precision=precision)
-        warn_of_broadcasts(objective)
-        if follows is not None:
-            follows.replace(objective, 0)
-        if is_automatic and loss != "linear":
-            trial = make_objective(data, "soft_l1", scale, precision=precision)
-            most = max(stage.epochs or 0 for stage in stages)
-            scale = _automatic_scales(loss, trial, most, bounds)
-            objective.rescale(scale)
-        if validation_data is not None:
-            objective.check_structure(validation_data)
-        objectives = _Objectives(
-            objective,
-            functools.partial(make_objective, loss=loss, f_scale=scale),
+        if isinstance(f_scale, str) and f_scale == "auto":
+            f_scale = estimated_scales(
+                make, data, precision, loss, stages, bounds
+            )
+        objectives = ResidualObjectives(
+            functools.partial(make, f_scale=f_scale),
             data,
             validation_data,
             precision,
             loss_weights,
-            is_reweighed=follows is not None,
+            follows,
         )
         task = Task(optimizer, objectives, bounds)
         if isinstance(optimizer, Auto):
@@ -269,67 +239,18 @@ def least_squares(
     return with_summary(result, of_residuals, task)
 
 
-class _Objectives:
-    """Makes the residuals of training and of validation for each stage.
-
-    Args:
-        objective: the residuals of training, in the precision of the fit.
-        make: function `(data, precision=..., data_name=...)` that makes
-            objectives.
-        data: the data of training.
-        validation_data: the data of validation, or `None`.
-        precision: the precision of the fit.
-        loss_weights: the weights of the fit.
-        is_reweighed: whether a callback changes the weights during the fit.
-    """
-
-    def __init__(
-        self,
-        objective: ResidualObjective,
-        make: Callable[..., ResidualObjective],
-        data: Any,
-        validation_data: Any,
-        precision: str | None,
-        loss_weights: Any,
-        is_reweighed: bool,
-    ):
-        self._objective = objective
-        self._make = make
-        self._data = data
-        self._validation_data = validation_data
-        self._precision = precision
-        self._loss_weights = loss_weights
-        self._is_reweighed = is_reweighed
-        self._made: dict[str | None, _Pair] = {}
-
-    def __call__(self, settings: LossSettings) -> _Pair:
-        dtypes = [v.dtype for v in self._objective.variables]
-        precision = precision_of_stage(
-            settings.precision, self._precision, dtypes
+def _refuse_validation_data(validation_data: Any) -> None:
+    if validation_data is not None:
+        raise ValueError(
+            "The standard deviations of `validation_data` are not known: "
+            "divide the residuals by their deviations in `residual_fn`, "
+            "and leave `sigma` out. Received: sigma and validation_data"
         )
-        if precision not in self._made:
-            self._made[precision] = self._in(precision)
-        found = self._made[precision]
-        weights = settings.loss_weights
-        if weights is not None or not self._is_reweighed:
-            for objective in filter(None, found):
-                objective.reweigh(weights or self._loss_weights)
-        return found
-
-    def _in(self, precision: str | None) -> _Pair:
-        train, held_out = self._objective, None
-        if precision != self._precision:
-            train = self._make(self._data, precision=precision)
-        if self._validation_data is not None:
-            held_out = self._make(
-                self._validation_data,
-                precision=precision,
-                data_name="validation_data",
-            )
-        return train, held_out
 
 
-def _check_choices(loss: Any, reduction: Any, nan_policy: Any) -> None:
+def _check_choices(
+    loss: Any, reduction: Any, nan_policy: Any, batch_size: Any
+) -> None:
     if not isinstance(loss, str) or loss not in robust.LOSSES:
         raise ValueError(
             f"Argument `loss` must be one of {sorted(robust.LOSSES)}. "
@@ -341,54 +262,5 @@ def _check_choices(loss: Any, reduction: Any, nan_policy: Any) -> None:
             "Argument `nan_policy` must be 'raise' or 'omit'. "
             f"Received: nan_policy={nan_policy!r}"
         )
-
-
-def _automatic_scales(
-    loss: str, objective: ResidualObjective, most: int | None, bounds: Any
-) -> dict[str, float]:
-    """The `f_scale` of each block for `f_scale="auto"`.
-
-    Args:
-        loss: the robust loss.
-        objective: an objective with the loss `"soft_l1"`.
-        most: the most iterations of each fit of it.
-        bounds: see `least_squares`.
-    """
-    factor = robust.TUKEY_DEVIATIONS if loss == "tukey" else 1.0
-    spreads = _estimated_spreads(objective, most, bounds)
-    return {name: factor * spread for name, spread in spreads.items()}
-
-
-def _estimated_spreads(
-    objective: ResidualObjective, most: int | None, bounds: Any
-) -> dict[str, float]:
-    """The spread of each block's residuals after a fit by `"soft_l1"`.
-
-    The fit needs a scale itself, so it is repeated until both agree.
-    """
-
-    def spreads() -> dict[str, float]:
-        start = objective.initial_position()
-        nothing = dict.fromkeys(objective.names, np.array([np.nan]))
-        residuals = or_else(nothing, objective.residuals, start)
-        # If most residuals are zero, any positive scale can be used.
-        return {k: robust.spread(r) or 1e-8 for k, r in residuals.items()}
-
-    found = spreads()
-    if not np.isfinite(list(found.values())).all():
-        # The fit itself will end at its start, and report it.
-        return dict.fromkeys(found, 1.0)
-    for _ in range(_MOST_ROUNDS):
-        objective.rescale(found)
-        optimizer = optimizers.get("lm")
-        (stage,) = optimizer.stages(most)
-        Session(
-            optimizer,
-            [stage],
-            Task(optimizer, lambda settings: (objective, None), bounds),
-            TraceObserver([stage], is_quiet=True),
-        )()
-        before, found = found, spreads()
-        if all(abs(found[k] - before[k]) <= _AGREE * before[k] for k in found):
-            break
-    return found
+    if batch_size is not None:
+        check_count("batch_size", batch_size, 1)

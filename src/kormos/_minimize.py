@@ -175,7 +175,6 @@ def minimize(
     bounds = optimizer.bounds if bounds is None else bounds
     bounds = with_fixed(bounds, fixed, variables)
     observer = TraceObserver(
-        stages,
         [callback, *(callbacks or [])] if callback else callbacks or [],
         verbose,
         own_limit=max_iterations is not None or optimizer.epochs is not None,

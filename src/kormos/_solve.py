@@ -119,7 +119,6 @@ def solve(
     refuse_settings("solve", stages, LossSettings._fields)
     budget = checked_budget(max_evals, max_seconds, target_loss)
     observer = TraceObserver(
-        stages,
         callbacks or [],
         verbose,
         own_limit=max_iterations is not None or optimizer.epochs is not None,

@@ -197,3 +197,25 @@ def test_functions_without_variables_that_tensorflow_recomputes(method):
         for model in (own, plain)
     )
     assert found.result.loss == pytest.approx(expected.result.loss, rel=1e-4)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="It is TensorFlow's own.")
+def test_a_model_whose_variables_are_all_recomputed():
+    import tensorflow as tf
+
+    model = keras.Sequential(
+        [keras.Input((4,)), Rematerialized(tf.recompute_grad)]
+    )
+    model.compile(loss="mse")
+    with pytest.raises(ValueError, match="neither does `tf.recompute_grad`"):
+        kormos.fit(model, X, np.tile(Y, 3), optimizer="lbfgs", verbose=0)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="It is TensorFlow's own.")
+def test_second_derivatives_of_a_recomputed_object():
+    import tensorflow as tf
+
+    bent = layers.Lambda(tf.recompute_grad(layers.Activation("tanh")))
+    model = model_with(keras.Sequential([layers.Dense(3), bent]))
+    with pytest.raises(ValueError, match="needs second derivatives"):
+        kormos.fit(model, X, Y, optimizer="newton", verbose=0)

@@ -31,6 +31,8 @@ _NO_SECOND = (
     (LookupError, "gradient"),
     (tf.errors.NotFoundError, "SymbolicGradient"),
     (NotImplementedError, "recompute_grad"),
+    # Of `tf.recompute_grad` with an object that is not a function.
+    (AttributeError, "'__name__'"),
 )
 ZERO = tf.UnconnectedGradients.ZERO
 

@@ -36,12 +36,11 @@ def choose(
 
     Args:
         optimizer: the optimizer.
-        task: the `Task`, prepared for the optimizer. Its loss is evaluated a
-            few times.
+        task: the `Task` of the fit. Its loss is evaluated a few times.
         has_residuals: whether the loss is a sum of squares of residuals.
         is_timed: whether the fit has a limit of seconds.
     """
-    task.prepare([])
+    task.prepare_choice()
     optimizer.take(_choice(task, has_residuals, is_timed))
 
 

@@ -328,6 +328,9 @@ class FlatObjective:
         hessian = np.stack(rows)
         return (hessian + hessian.T) / 2
 
+    def cut_for_jacobians(self) -> None:
+        """Makes chunks so small that the derivatives of their rows fit."""
+
     def gauss_newton(self) -> GaussNewtonMatrix:
         """The Gauss-Newton matrix of the loss.
 

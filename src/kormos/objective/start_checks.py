@@ -54,25 +54,58 @@ def unused_variables(
         ValueError: if some change it although their gradient is zero.
     """
     unused = {id(v) for v in objective.unused_variables}
-    read = [v for v in objective.variables if id(v) not in unused]
     if grad is not None:
-        suspects = _zero_parts(objective, grad)
-        if suspects - unused:
-            # The gradient may be zero at the start by chance. Here the loss
-            # is evaluated about a tenth of the parameters' sizes away.
-            rng = np.random.default_rng(0)
-            distance = 0.1 * (1 + np.abs(theta))
-            elsewhere = theta + distance * rng.standard_normal(theta.shape)
-            elsewhere = project(elsewhere)
-            try:
-                _, grad = objective.value_and_grad(elsewhere)
-            except Exception:
-                grad = np.ones_like(theta)  # This point tells nothing.
-            unused |= suspects & _zero_parts(objective, grad)
-            silent = [v for v in read if id(v) in unused]
-            if silent:
-                refuse_silent(objective.in_memory(), elsewhere, silent)
+        suspects = unused | _zero_parts(objective, grad)
+        if suspects:
+            unused = _without_gradient(
+                objective, theta, suspects, unused, project
+            )
     return [v.path for v in objective.variables if id(v) in unused]
+
+
+def _without_gradient(
+    objective: FlatObjective,
+    theta: Vector,
+    suspects: set[int],
+    unused: set[int],
+    project: Callable[[Vector], Vector],
+) -> set[int]:
+    """The suspects whose gradient is zero at another point, too.
+
+    The gradient may be zero at the start by chance.
+
+    Args:
+        objective: see `unused_variables`.
+        theta: see `unused_variables`.
+        suspects: ids of the variables whose gradient is zero at the start.
+        unused: ids of those that the backend does not differentiate.
+        project: see `unused_variables`.
+
+    Raises:
+        ValueError: if some of them change the loss.
+    """
+    rng = np.random.default_rng(0)
+    # About a tenth of the parameters' sizes away.
+    distance = 0.1 * (1 + np.abs(theta))
+    elsewhere = project(theta + distance * rng.standard_normal(theta.shape))
+    packing = objective.program.packing
+    try:
+        loss, grad = objective.value_and_grad(elsewhere)
+        silent = unused | suspects & _zero_parts(objective, grad)
+        if not silent:
+            return silent
+        ends = map(packing.split_array, (theta, elsewhere))
+        parts = [
+            own if id(v) in silent else there
+            for v, own, there in zip(packing.variables, *ends, strict=True)
+        ]
+        other, _ = objective.value_and_grad(packing.join_arrays(parts))
+    except Exception:
+        return unused  # These points tell nothing.
+    if other != loss:
+        variables = [v for v in objective.variables if id(v) in silent]
+        refuse_silent(objective.in_memory(), elsewhere, variables)
+    return silent
 
 
 def warn_of_unused_variables(

@@ -13,7 +13,6 @@ import numpy as np
 
 from kormos.checks import check_count
 from kormos.objective import Objective
-from kormos.optimizers.stage import Stage
 from kormos.processes import current
 from kormos.session.epoch_logs import EpochLogs
 from kormos.session.history import History
@@ -56,7 +55,6 @@ class KerasObserver(SessionObserver):
 
     Args:
         model: the model.
-        stages: the stages of the fit.
         callbacks: the user's Keras callbacks and `Resample`s, in any form that
             `fit` of Keras takes.
         verbose: 0, 1, 2, 3 or `"auto"`.
@@ -73,7 +71,6 @@ class KerasObserver(SessionObserver):
     def __init__(
         self,
         model: Any,
-        stages: Sequence[Stage],
         callbacks: Any,
         verbose: int | str,
         initial_epoch: int,
@@ -97,7 +94,6 @@ class KerasObserver(SessionObserver):
         self._is_watching = bool(callbacks)
         self._batch_hooks = _have(callbacks, _BATCH_HOOKS)
         self._begin_hooks = _have(callbacks, _BEGIN_HOOKS)
-        self._last_epoch = sum(stage.epochs or 0 for stage in stages)
         self._taken = 0
         self._epoch_is_open = self._batch_is_open = False
         self._is_stopped_everywhere = False
@@ -119,7 +115,7 @@ class KerasObserver(SessionObserver):
         self._batch_hooks = processes.agree(self._batch_hooks)
         self._begin_hooks = processes.agree(self._begin_hooks)
         verbose = self._verbose if processes.is_first else 0
-        last = self._last_epoch
+        last = reporter.plan.epochs
         self._shown = [Progress(last, verbose)] if verbose else []
         for progress in self._shown:
             progress.of_method = reporter.record.of_method

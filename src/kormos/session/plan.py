@@ -55,6 +55,11 @@ class Plan:
         return len(self._stages) > 1
 
     @property
+    def epochs(self) -> int:
+        """The most epochs of all stages together."""
+        return sum(stage.epochs or 0 for stage in self._stages)
+
+    @property
     def is_on_plateau(self) -> bool:
         """Whether the present stage has gained too little for too long."""
         patience = self._stages[self.progress.number].patience

@@ -160,7 +160,7 @@ class Race:
             self._optimizer,
             self._stages,
             self._task,
-            TraceObserver(self._stages, is_quiet=True),
+            TraceObserver(is_quiet=True),
             budget=budget._replace(evaluations=most),
             resume=runner.state is not None,
             before=_before(self._stages, runner.iterations),

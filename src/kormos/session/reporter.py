@@ -50,7 +50,7 @@ class Reporter:
         self.record = record
         self._attachment = attachment
         self._observer = observer
-        self._plan = plan
+        self.plan = plan
         self.has_started = False
         self.followed: Vector | None = None
         self._end = 0
@@ -80,7 +80,7 @@ class Reporter:
         self._observer.starts(point)
         # A stage that an earlier session has ended has no more epochs.
         is_done = self._observer.done >= self._end
-        return is_done or self._plan.is_on_plateau
+        return is_done or self.plan.is_on_plateau
 
     def accepted(self, iterate: Iterate) -> bool:
         """Called with every accepted iterate; returns whether to stop."""
@@ -97,7 +97,7 @@ class Reporter:
             return True
         observer.accepts(iterate, self.record.row(iterate))
         is_over = observer.is_stopped or observer.done >= self._end
-        is_over = is_over or self._plan.is_on_plateau
+        is_over = is_over or self.plan.is_on_plateau
         return is_over or self.followed is not None
 
     def count(self, loss: float) -> None:
@@ -106,8 +106,8 @@ class Reporter:
         Args:
             loss: the loss at its end.
         """
-        self._plan.count(loss)
-        self._attachment.keep_progress(self._plan.progress)
+        self.plan.count(loss)
+        self._attachment.keep_progress(self.plan.progress)
 
     def call_out(
         self, theta: Vector, fn: Callable[..., object], *args: Any

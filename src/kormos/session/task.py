@@ -73,6 +73,8 @@ class Task:
         self._given_constraints = constraints
         self._model = model
         self._settings = LossSettings()
+        # Whether no session has used the objectives yet.
+        self._are_new = False
         # A scope in which the model has the present stage's `loss_weights`.
         self._weighted = contextlib.ExitStack()
 
@@ -98,9 +100,20 @@ class Task:
                     for stage in group:
                         self._check(stage)
 
+    def prepare_choice(self) -> None:
+        """Makes the objectives, for a choice of the stages.
+
+        The session then takes them over if its stages have no other loss.
+        """
+        self.prepare([])
+        self._are_new = True
+
     def _make(
         self, settings: LossSettings, frozen: Sequence[keras.Variable]
     ) -> None:
+        if self._are_new and settings == self._settings:
+            self._are_new = False
+            return
         self._settings = settings
         self.objective, self.validation = self._make_objectives(settings)
         packing = self.objective.program.packing
@@ -111,6 +124,8 @@ class Task:
         types = [c.type for c in self.constraints]
         stage.check(self.objective.size, self._box[0] is not None, types)
         if stage.uses_jacobian:
+            if not stage.uses_batches:
+                self.objective.cut_for_jacobians()
             self.objective.gauss_newton()
 
     def _with_weights(

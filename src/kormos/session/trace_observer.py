@@ -87,7 +87,6 @@ class TraceObserver(SessionObserver):
     """Records the iterations of a session.
 
     Args:
-        stages: the stages.
         callbacks: functions `(iteration, logs)`, Keras callbacks that need no
             model, and `Resample`s.
         verbose: 0, 1, 2, 3 or `"auto"`.
@@ -98,7 +97,6 @@ class TraceObserver(SessionObserver):
 
     def __init__(
         self,
-        stages: Sequence[Stage],
         callbacks: Sequence[Any] = (),
         verbose: int | str = 0,
         own_limit: bool = True,
@@ -114,14 +112,10 @@ class TraceObserver(SessionObserver):
         ]
         mine = [c for c in callbacks if isinstance(c, keras.callbacks.Callback)]
         level = level_of(verbose, auto=int(is_interactive()))
-        level = level if current().is_first else 0
-        last = sum(stage.epochs or 0 for stage in stages)
-        self._shown = [Progress(last, level)] if level else []
+        self._level = level if current().is_first else 0
+        self._mine = mine
+        self._shown: list[Progress] = []
         self._model = _StandIn()
-        self._keras = keras.callbacks.CallbackList([*self._shown, *mine])
-        for callback in self._keras.callbacks:
-            callback.set_model(self._model)
-            callback.set_params({"verbose": level, "epochs": last, "steps": 1})
         # The display of progress only reads the trace, and does not need each
         # iterate.
         self._is_watching = bool(self._functions or mine)
@@ -157,6 +151,12 @@ class TraceObserver(SessionObserver):
         self.stride = 1 if looks else STRIDE
         for name in ("loss", "grad", "fg_evals", "hessp_evals", "seconds"):
             reporter.record.trace[name] = []
+        level, last = self._level, reporter.plan.epochs
+        self._shown = [Progress(last, level)] if level else []
+        self._keras = keras.callbacks.CallbackList([*self._shown, *self._mine])
+        for callback in self._keras.callbacks:
+            callback.set_model(self._model)
+            callback.set_params({"verbose": level, "epochs": last, "steps": 1})
         for progress in self._shown:
             progress.of_method = reporter.record.of_method
         current().together(self._keras.on_train_begin)

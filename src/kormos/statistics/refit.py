@@ -53,7 +53,7 @@ def refit(
         optimizer,
         [stage],
         Task(optimizer, lambda settings: (given, None), bounds),
-        TraceObserver([stage], is_quiet=True),
+        TraceObserver(is_quiet=True),
     )()
     return part.whole(given.initial_position()), result.loss
 

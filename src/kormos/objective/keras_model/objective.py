@@ -254,6 +254,15 @@ class Objective(MeasuredObjective):
         """The machine epsilon of the arithmetic of the loss."""
         return self.program.model_loss.stateless.evaluation_eps
 
+    def cut_for_jacobians(self) -> None:
+        if self._with_jacobian:
+            return
+        self._with_jacobian = True
+        dtype, _, widest = self._cut
+        width = self.program.jacobian_width
+        if self._data.chunk_rows(dtype, width, widest) < self.chunk_rows:
+            self._prepare(dtype)
+
     def gauss_newton(self) -> HostGaussNewton:
         """The Gauss-Newton matrix of the loss: a `HostGaussNewton`.
 

@@ -166,6 +166,13 @@ class TrainingData:
             rows = data.chunk_rows(self.batch_size)
         return data.first.map(lambda array: array[:rows])
 
+    def chunk_rows(
+        self, dtype: str | None, width: int | None, widest: int
+    ) -> int:
+        """The rows of a chunk of `chunked`, with the same arguments."""
+        cut = self.batch_size, width, widest, self._devices
+        return self._in(dtype).chunk_rows(*cut)
+
     def chunked(
         self, dtype: str | None, width: int | None, widest: int
     ) -> _Chunked:
