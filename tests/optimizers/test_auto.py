@@ -103,3 +103,26 @@ def test_it_is_saved_and_loaded(tmp_path):
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert loaded.optimizer.name == "auto"
     assert loaded.fit(*rows(), epochs=2, verbose=0).result.choice
+
+
+@pytest.mark.parametrize(
+    "loss, outputs",
+    [
+        ("binary_crossentropy", 1),
+        (keras.losses.SparseCategoricalCrossentropy(from_logits=True), 3),
+        ("poisson", 1),
+    ],
+)
+def test_a_loss_of_classes_or_counts_gets_no_least_squares(loss, outputs):
+    keras.utils.set_random_seed(0)
+    activation = {"binary_crossentropy": "sigmoid", "poisson": "exponential"}
+    layer = keras.layers.Dense(
+        outputs, activation.get(loss) if outputs == 1 else None
+    )
+    model = keras.Sequential([keras.Input((3,)), layer])
+    model.compile("auto", loss)
+    x, _ = rows()
+    history = model.fit(x, np.arange(50) % 2, epochs=3, verbose=0)
+    assert history.result.stages[0].name in ("lbfgs", "ssbroyden")
+    report = kormos.check(model, x, np.arange(50) % 2)
+    assert report.method in ("lbfgs", "ssbroyden")

@@ -152,7 +152,7 @@ def _report(
 ) -> Report:
     is_smooth = next(f.passed for f in findings if f.test == "kinks")
     methods = costs.estimate(objective, start.seconds, is_smooth)
-    chosen, reason = costs.choose(methods)
+    chosen, reason = costs.choose(methods, objective)
     rows = f"{data.rows:,} rows" if data.rows > 1 else "1 row"
     return Report(
         title=f"{objective.model.name}: {objective.size:,} parameters, {rows}",

@@ -76,7 +76,7 @@ def _choice(task: Task, has_residuals: bool, is_timed: bool) -> Choice:
 def _for_model(objective: Objective, is_timed: bool) -> Choice:
     seconds = _seconds(objective)
     methods = costs.estimate(objective, seconds, kinks(objective).passed)
-    name, reason = costs.choose(methods)
+    name, reason = costs.choose(methods, objective)
     if not (name == "lbfgs" and seconds > _SLOW and _can_shuffle(objective)):
         return Choice([name], reason)
     return Choice(

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 from typing import NamedTuple
 
+import keras
 import numpy as np
 
 from kormos.inspection.report import MethodCost
@@ -43,6 +44,17 @@ _MOST_NEWTON_CG = 10 * _MOST_DENSE
 # met: 45 evaluations in place of 54 on the digits of the benchmarks.
 _WORTH_OF_LEAST_SQUARES = 50
 _WORTH_OF_DENSE = 1.5
+# Losses of classes and of counts. For these, least squares is not suggested:
+# `benchmarks/auto.py` finds it slower than quasi-Newton methods on every model.
+_WITHOUT_RESIDUALS = (
+    keras.losses.binary_crossentropy,
+    keras.losses.binary_focal_crossentropy,
+    keras.losses.categorical_crossentropy,
+    keras.losses.categorical_focal_crossentropy,
+    keras.losses.sparse_categorical_crossentropy,
+    keras.losses.kl_divergence,
+    keras.losses.poisson,
+)
 # Methods that split L1-regularized weights in two parts, without kinks.
 _IN_PARTS = "lbfgs", "ssbroyden"
 # The most numbers in a chunk of a Jacobian: see `Data.chunk_rows`.
@@ -196,12 +208,18 @@ def _least_squares(
     )
 
 
-def choose(methods: list[MethodCost]) -> tuple[str, str]:
-    """The name of the method to choose, and the reason, a sentence."""
+def choose(methods: list[MethodCost], objective: Objective) -> tuple[str, str]:
+    """The name of the method to choose, and the reason, a sentence.
+
+    Args:
+        methods: the costs that `estimate` returns.
+        objective: the objective.
+    """
     by_name = {cost.method: cost for cost in methods}
     cheap = by_name["lbfgs"]
     lm, dense = by_name["lm"], by_name["ssbroyden"]
-    if lm.fits and lm.seconds <= _WORTH_OF_LEAST_SQUARES * cheap.seconds:
+    is_cheap = lm.seconds <= _WORTH_OF_LEAST_SQUARES * cheap.seconds
+    if lm.fits and is_cheap and _may_have_residuals(objective):
         return "lm", (
             "The loss is convex in the residuals or outputs of the model, and "
             "there are few parameters, so that second-order steps are cheap."
@@ -213,6 +231,14 @@ def choose(methods: list[MethodCost]) -> tuple[str, str]:
         )
     return "lbfgs", (
         "Its memory and time are only proportional to the number of parameters."
+    )
+
+
+def _may_have_residuals(objective: Objective) -> bool:
+    """Whether the loss may be one of residuals, rather than of classes."""
+    losses = sum(objective.program.model_loss.terms.by_output, [])
+    return not any(
+        getattr(loss, "fn", None) in _WITHOUT_RESIDUALS for loss in losses
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 from typing import NamedTuple
 
@@ -30,6 +31,15 @@ class Choice(NamedTuple):
     def __str__(self) -> str:
         names = " and then ".join(f"'{name}'" for name in self.optimizers)
         return f"{names} was chosen. {self.reason}"
+
+
+@functools.cache
+def _undecided() -> Any:
+    """The stage before a choice, which never runs.
+
+    All instances share it, because to make one takes a part of a small fit.
+    """
+    return resolved("lbfgs")
 
 
 @keras.saving.register_keras_serializable(package="kormos")
@@ -70,7 +80,7 @@ class Auto(Chain):
         **others: Any,
     ) -> None:
         super().__init__(
-            ["lbfgs"],
+            [_undecided()],
             epochs=epochs,
             bounds=bounds,
             constraints=constraints,

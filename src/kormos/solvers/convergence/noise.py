@@ -32,6 +32,10 @@ _SPACING = 4.0
 # a cliff or a pole between the points. Our choice; rounding that large would
 # leave the loss without a digit.
 _MOST_NOISE = 1e8
+# Differences that are this many times each of two others, and this many
+# roundings of the loss, are jumps. Our choice: far more than rounding varies,
+# and a tenth of the ratio that losses with `ops.round` in them show.
+_JUMP = 1e3
 # Parameters change by this part of themselves to show the size of the terms
 # that a loss is made of. Our choice: large beside rounding in every dtype, and
 # small enough that a sum of squares is nearly quadratic over the change.
@@ -65,9 +69,13 @@ def measured_noise(
     least = FINEST / 4 * abs(loss)
     if not np.isfinite(losses).all():
         return least
+    differences = _without_jumps(
+        np.diff(losses), least=_JUMP * spacing * abs(loss)
+    )
+    estimates = []
     # In units of the largest difference, so that no square overflows.
-    unit = float(np.abs(np.diff(losses)).max()) or 1.0
-    differences, estimates = np.diff(losses) / unit, []
+    unit = float(np.abs(differences).max()) or 1.0
+    differences /= unit
     for order in range(2, _POINTS):
         differences = np.diff(differences)
         square = float(np.mean(differences**2))
@@ -80,6 +88,24 @@ def measured_noise(
     # The median, because low orders still contain the smooth part of the loss.
     noise = max(float(np.median(estimates)), stored, least)
     return noise if noise <= _MOST_NOISE * abs(loss) else least
+
+
+def _without_jumps(differences: Vector, least: float) -> Vector:
+    """Replaces jumps by the mean of the other differences.
+
+    A loss with a few coarse values has large differences, too, but all others
+    are zero: that is rounding.
+
+    Args:
+        differences: the differences of the loss between neighbours.
+        least: the smallest jump.
+    """
+    sizes = np.sort(np.abs(differences))
+    for i in range(2, sizes.size):
+        if 0 < _JUMP * sizes[i - 1] < sizes[i] and sizes[i] > least:
+            small = np.abs(differences) < sizes[i]
+            return np.where(small, differences, differences[small].mean())
+    return differences
 
 
 def vanished_noise(
