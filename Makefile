@@ -29,8 +29,9 @@ test: $(VENV)/xla-flags
 	done; test -z "$$failed" || { echo "Failed:$$failed"; exit 1; }
 
 # Tests run two at a time, each on one thread: that is what two cores hold. Where
-# a test has many cases, PyTorch runs all of them, and JAX and TensorFlow, which
-# compile, a third each. `make test CASES=` runs all cases everywhere.
+# a test has several cases, PyTorch runs all of them, and JAX and TensorFlow,
+# which compile, a third each, but at least one. `make test CASES=` runs all cases
+# everywhere.
 CASES ?= --deal-cases
 
 test-jax test-tensorflow test-torch: test-%: $(VENV)/xla-flags

@@ -30,7 +30,7 @@ import nist
 
 OF_FUNCTIONS = "lbfgs", "ssbroyden", "dense-bfgs", "l-bfgs-b", "bfgs"
 OF_RESIDUALS = "lm", "lbfgs", "ssbroyden", "l-bfgs-b"
-OF_MODELS = "lm", "lbfgs", "ssbroyden", "newton-cg", "l-bfgs-b"
+OF_MODELS = "lm", "lbfgs", "ssbroyden", "newton", "newton-cg", "l-bfgs-b"
 
 
 class Case(NamedTuple):

@@ -1,4 +1,4 @@
-"""With `--deal-cases`, JAX and TensorFlow run some cases of tests of many.
+"""With `--deal-cases`, JAX and TensorFlow run some of the cases of a test.
 
 Each of the two runs a different third, and at least one case of every test.
 PyTorch, which compiles nothing, runs all of them.
@@ -10,8 +10,8 @@ import zlib
 import keras
 import pytest
 
-# A test with fewer cases than this runs all of them on every backend.
-MANY = 4
+# A test with fewer cases than this runs on every backend.
+MANY = 2
 # Cases that only one backend can run are run there.
 CONDITIONS = ("skip", "skipif", "xfail", "own_cases")
 

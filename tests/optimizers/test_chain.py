@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import kormos
+from conftest import BACKEND
 from kormos.optimizers import LBFGS
 from kormos.optimizers import Chain
 
@@ -290,7 +291,8 @@ def test_a_stage_that_ends_above_its_start_goes_back_there_when_resumed_too(
     expected, history = fitted()
     assert history.history["loss"][4] > before
     assert history.history["loss"][5] < before
-    for at in range(7):
+    # The first stage has five epochs.
+    for at in range(7) if BACKEND == "torch" else (1, 4, 6):
         folder = tmp_path / str(at)
         with pytest.raises(_Stop):
             fitted(kormos.callbacks.BackupAndRestore(folder), Stop())

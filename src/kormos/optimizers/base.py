@@ -37,6 +37,14 @@ if TYPE_CHECKING:
 DEFAULT_EPOCHS = 20
 # The name of a chain's progress in a file.
 _PROGRESS = "stage_progress"
+# Attributes in which Keras does not look for variables.
+_UNTRACKED = (
+    "bounds",
+    "optimizers",
+    "results",
+    "solver_state",
+    "stage_progress",
+)
 
 # Whether a thread is saving the complete state of a fit.
 _saving = threading.local()
@@ -299,9 +307,10 @@ class BatchOptimizer(keras.optimizers.Optimizer):
         return rest
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in ("bounds", "optimizers", "results", "solver_state"):
+        if name in _UNTRACKED:
             # Keras would save the variables in bounds as state of the
-            # optimizer, and make SciPy's results into plain dicts.
+            # optimizer, and make SciPy's results into plain dicts. Progress is
+            # set in every iteration, so that must be cheap.
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
