@@ -177,3 +177,22 @@ def test_model_with_its_own_compute_loss(kind):
     model = kind(inputs, outputs)
     model.compile(loss="mse")
     assert_equals_evaluate(model, X, Y)
+
+
+def test_chunks_are_cut_for_jacobians_when_a_method_needs_them():
+    x = np.random.default_rng(0).normal(size=(100_000, 1))
+    model = keras.Sequential(
+        [keras.Input((1,)), layers.Dense(20, "tanh"), layers.Dense(1)]
+    )
+    model.compile(loss="mse")
+    objective = kormos.Objective(model, x, np.sin(x))
+    theta = objective.initial_position()
+    before = objective.value(theta)
+    objective.cut_for_jacobians()
+    expected = kormos.Objective(model, x, np.sin(x), with_jacobian=True)
+    assert objective.chunk_rows == expected.chunk_rows < 100_000
+    np.testing.assert_allclose(objective.value(theta), before, rtol=1e-6)
+    history = kormos.fit(
+        model, x, np.sin(x), optimizer="auto", epochs=2, verbose=0
+    )
+    assert history.result.loss < before
