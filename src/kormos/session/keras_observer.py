@@ -144,6 +144,13 @@ class KerasObserver(SessionObserver):
         model._initial_epoch = None
         self.done = restored or self._initial_epoch
         self._has_epochs = self.done < last
+        objective = cast(Objective, reporter.task.objective)
+        # Keras' list of callbacks takes longer for a row than all the rest.
+        self._has_listeners = (
+            bool(self._shown or self._given_callbacks)
+            or objective.has_metrics
+            or reporter.task.validation is not None
+        )
         if not self._looks() and processes.is_alone:
             self.stride = self.steps * max(1, STRIDE // self.steps)
         if self._has_epochs:
@@ -261,7 +268,8 @@ class KerasObserver(SessionObserver):
         # This comes before the hooks, so that none is called twice after an
         # interrupt in one of them.
         self._epoch_is_open = True
-        self._together(self._callbacks.on_epoch_begin, self.done)
+        if self._has_listeners:
+            self._together(self._callbacks.on_epoch_begin, self.done)
         if self._batch_hooks:
             self._together(self._callbacks.on_train_batch_begin, 0)
             self._batch_is_open = True
@@ -297,6 +305,11 @@ class KerasObserver(SessionObserver):
         history.history.update(
             aligned(history.history, self._row or {}, len(history.epoch))
         )
+        if not self._has_listeners:
+            history.on_epoch_end(
+                epoch, {name: float(logs[name]) for name in sorted(logs)}
+            )
+            return
         try:
             self._together(self._callbacks.on_epoch_end, epoch, logs)
         except BaseException:
