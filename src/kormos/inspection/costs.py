@@ -16,7 +16,7 @@ from kormos.inspection.report import MethodCost
 from kormos.inspection.watch import Watched
 from kormos.objective import Objective
 from kormos.objective.base import FlatObjective
-from kormos.optimizers.lbfgs import LBFGS
+from kormos.optimizers.lbfgs import default_pairs
 from kormos.types import Vector
 
 # The numbers below are our choices, for rough estimates that need to be right
@@ -160,7 +160,7 @@ def _estimate_smooth(
     dense = _BYTES * size**2
     pace = _pace()
     # A pair has a difference of points and one of gradients, in float64.
-    pairs = 2 * _BYTES * size * LBFGS().pairs(size)
+    pairs = 2 * _BYTES * size * default_pairs(size)
     step = _EVALUATIONS * seconds
     return [
         MethodCost(

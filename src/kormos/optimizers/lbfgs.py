@@ -26,6 +26,16 @@ _SPREAD_FROM = 2**25
 _ADAPTIVE_FROM = 20
 
 
+def default_pairs(size: int) -> int:
+    """The number of curvature pairs that L-BFGS keeps by default.
+
+    Args:
+        size: the number of parameters.
+    """
+    fits = _MOST_NUMBERS // (2 * size)
+    return max(_FEWEST_PAIRS, min(_MOST_PAIRS, fits))
+
+
 @keras.saving.register_keras_serializable(package="kormos")
 class LBFGS(QuasiNewton):
     """Limited-memory BFGS, compiled on the device.
@@ -95,8 +105,7 @@ class LBFGS(QuasiNewton):
 
     def pairs(self, size: int) -> int:
         """Returns the number of curvature pairs that are kept."""
-        fits = _MOST_NUMBERS // (2 * size)
-        return self.memory or max(_FEWEST_PAIRS, min(_MOST_PAIRS, fits))
+        return self.memory or default_pairs(size)
 
     def method(self, size: int) -> Curvature:
         pairs = self.pairs(size)
