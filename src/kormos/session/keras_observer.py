@@ -147,7 +147,8 @@ class KerasObserver(SessionObserver):
         objective = cast(Objective, reporter.task.objective)
         # Keras' list of callbacks takes longer for a row than all the rest.
         self._has_listeners = (
-            bool(self._shown or self._given_callbacks)
+            bool(self._shown)
+            or self._is_watching
             or objective.has_metrics
             or reporter.task.validation is not None
         )
