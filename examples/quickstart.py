@@ -47,7 +47,7 @@ def main(epochs=200, out="out"):
     model.fit(x_train, y_train, epochs=2, verbose=2)
 
     print("\nL-BFGS, on all of the data at once")
-    model.compile(optimizer="l-bfgs-b", loss=loss, metrics=["accuracy"])
+    model.compile(optimizer="lbfgs", loss=loss, metrics=["accuracy"])
     history = model.fit(
         x_train,
         y_train,
