@@ -10,8 +10,6 @@ import zlib
 import keras
 import pytest
 
-# A test with fewer cases than this runs on every backend.
-MANY = 2
 # Cases that only one backend can run are run there.
 CONDITIONS = ("skip", "skipif", "xfail", "own_cases")
 
@@ -35,9 +33,8 @@ def pytest_collection_modifyitems(config, items):
             cases[item.path, item.originalname].append(item)
     left = set()
     for group in cases.values():
-        if len(group) >= MANY:
-            kept = [item for item in group if _dealt(item, backend)]
-            left.update(set(group) - set(kept or group[:1]))
+        kept = [item for item in group if _dealt(item, backend)]
+        left.update(set(group) - set(kept or group[:1]))
     items[:] = [item for item in items if item not in left]
     config.hook.pytest_deselected(items=list(left))
 

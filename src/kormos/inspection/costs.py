@@ -44,8 +44,8 @@ _MOST_NEWTON_CG = 10 * _MOST_DENSE
 # met: 45 evaluations in place of 54 on the digits of the benchmarks.
 _WORTH_OF_LEAST_SQUARES = 50
 _WORTH_OF_DENSE = 1.5
-# Losses of classes and of counts. For these, least squares is not suggested:
-# `benchmarks/auto.py` finds it slower than quasi-Newton methods on every model.
+# Losses of classes and of counts. For these, least squares is not suggested: on
+# all such models of `benchmarks/auto.py`, quasi-Newton methods are faster.
 _WITHOUT_RESIDUALS = (
     keras.losses.binary_crossentropy,
     keras.losses.binary_focal_crossentropy,

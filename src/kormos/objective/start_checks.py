@@ -11,6 +11,7 @@ from kormos.arithmetic.differences import Tolerance
 from kormos.arithmetic.differences import contradiction
 from kormos.objective.base import FlatObjective
 from kormos.solvers.verification import refuse_silent
+from kormos.solvers.verification import with_values_of
 from kormos.types import Vector
 from kormos.warn import warn
 
@@ -88,22 +89,17 @@ def _without_gradient(
     # About a tenth of the parameters' sizes away.
     distance = 0.1 * (1 + np.abs(theta))
     elsewhere = project(theta + distance * rng.standard_normal(theta.shape))
-    packing = objective.program.packing
     try:
         loss, grad = objective.value_and_grad(elsewhere)
         silent = unused | suspects & _zero_parts(objective, grad)
         if not silent:
             return silent
-        ends = map(packing.split_array, (theta, elsewhere))
-        parts = [
-            own if id(v) in silent else there
-            for v, own, there in zip(packing.variables, *ends, strict=True)
-        ]
-        other, _ = objective.value_and_grad(packing.join_arrays(parts))
+        variables = [v for v in objective.variables if id(v) in silent]
+        back = with_values_of(objective, elsewhere, theta, variables)
+        other, _ = objective.value_and_grad(back)
     except Exception:
         return unused  # These points tell nothing.
     if other != loss:
-        variables = [v for v in objective.variables if id(v) in silent]
         refuse_silent(objective.in_memory(), elsewhere, variables)
     return silent
 

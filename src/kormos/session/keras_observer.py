@@ -145,14 +145,12 @@ class KerasObserver(SessionObserver):
         self.done = restored or self._initial_epoch
         self._has_epochs = self.done < last
         objective = cast(Objective, reporter.task.objective)
-        # Keras' list of callbacks takes longer for a row than all the rest.
+        looks = self._looks()
+        # For a History alone, Keras' list of callbacks would only cost time.
         self._has_listeners = (
-            bool(self._shown)
-            or self._is_watching
-            or objective.has_metrics
-            or reporter.task.validation is not None
+            looks or bool(self._shown) or objective.has_metrics
         )
-        if not self._looks() and processes.is_alone:
+        if not looks and processes.is_alone:
             self.stride = self.steps * max(1, STRIDE // self.steps)
         if self._has_epochs:
             try:

@@ -33,6 +33,7 @@ class Reporter:
     Attributes:
         task: the same.
         record: the same.
+        plan: the same.
         has_started: whether the start of the present run is evaluated.
         followed: the point to continue from, where callbacks have changed the
             loss or the variables; `None` otherwise.

@@ -183,13 +183,9 @@ def refuse_silent(
     _, here = objective.reference(theta)
 
     def change(variables: list[keras.Variable], reach: float) -> float:
-        packing, chosen = objective.program.packing, {id(v) for v in variables}
-        ends = map(packing.split_array, (theta, moved(objective, theta, reach)))
-        parts = [
-            there if id(v) in chosen else own
-            for v, own, there in zip(packing.variables, *ends, strict=True)
-        ]
-        return objective.reference(packing.join_arrays(parts))[1] - here
+        there = moved(objective, theta, reach)
+        point = with_values_of(objective, theta, there, variables)
+        return objective.reference(point)[1] - here
 
     def changing(variables: list[keras.Variable]) -> bool:
         far, half, near = (change(variables, _STEP / n) for n in (1, 2, 4))
@@ -207,6 +203,30 @@ def refuse_silent(
         "`tf.recompute_grad`, which `keras.remat` can replace. Freeze such "
         "variables (`layer.trainable = False`), or leave them out. Received: "
         f"{', '.join(names)}, with a gradient of zero"
+    )
+
+
+def with_values_of(
+    objective: ComparableObjective,
+    theta: Vector,
+    other: Vector,
+    variables: list[keras.Variable],
+) -> Vector:
+    """A point in which some variables have their values of another point.
+
+    Args:
+        objective: the objective.
+        theta: the point.
+        other: the other point.
+        variables: the variables that have their values of `other`.
+    """
+    packing, chosen = objective.program.packing, {id(v) for v in variables}
+    ends = map(packing.split_array, (theta, other))
+    return packing.join_arrays(
+        [
+            there if id(v) in chosen else own
+            for v, own, there in zip(packing.variables, *ends, strict=True)
+        ]
     )
 
 

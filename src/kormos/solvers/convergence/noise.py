@@ -32,9 +32,9 @@ _SPACING = 4.0
 # a cliff or a pole between the points. Our choice; rounding that large would
 # leave the loss without a digit.
 _MOST_NOISE = 1e8
-# Differences that are this many times each of two others, and this many
-# roundings of the loss, are jumps. Our choice: far more than rounding varies,
-# and a tenth of the ratio that losses with `ops.round` in them show.
+# A difference is a jump if it is this many times as large as two others, and as
+# one rounding of the loss. Our choice: rounding varies far less, and losses
+# with `ops.round` in them jump by ten times as much.
 _JUMP = 1e3
 # Parameters change by this part of themselves to show the size of the terms
 # that a loss is made of. Our choice: large beside rounding in every dtype, and
