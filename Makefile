@@ -28,10 +28,10 @@ test: $(VENV)/xla-flags
 	    $(MAKE) --no-print-directory $$part || failed="$$failed $$part"; \
 	done; test -z "$$failed" || { echo "Failed:$$failed"; exit 1; }
 
-# Tests run two at a time, each on one thread: that is what two cores hold. Where
-# a test has several cases, PyTorch runs all of them, and JAX and TensorFlow,
-# which compile, a third each, but at least one. `make test CASES=` runs all cases
-# everywhere.
+# Tests run two at a time, each on one thread: that is what two cores hold.
+# PyTorch runs all tests. JAX and TensorFlow, which compile, share them: each
+# runs a third of the cases of a test, and every test runs on one of the two.
+# `make test CASES=` runs everything on all three.
 CASES ?= --deal-cases
 
 test-jax test-tensorflow test-torch: test-%: $(VENV)/xla-flags

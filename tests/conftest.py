@@ -32,6 +32,14 @@ pytest_plugins = ["dealing", "faults.table"]
 
 BACKEND = keras.backend.backend()
 
+if BACKEND == "tensorflow":
+    import tensorflow as tf
+
+    # Rewriting a graph takes longer than a test runs it.
+    tf.config.optimizer.set_experimental_options(
+        {"disable_meta_optimizer": True}
+    )
+
 # The other installed backends, and the first lines of a process on one.
 OTHERS = [
     name

@@ -148,7 +148,12 @@ def swept(module, base):
     return [n for n in classes(module, base) if n not in LEFT_OUT]
 
 
-def network(kind):
+# From the usual start, the cosines of the rows cancel: their mean is 8e-4, and
+# the rounding of each row is more of it than the sweep allows.
+SEEDS = {"CosineSimilarity": 1}
+
+
+def network(kind, seed=0):
     targets, activation = KINDS[kind]
     with undrawn():
         hidden = layers.Dense(4, activation="tanh")
@@ -158,14 +163,14 @@ def network(kind):
         else:
             parts.append(layers.Dense(CLASSES, activation=activation))
         model = keras.Sequential(parts)
-    draw_weights(model)
+    draw_weights(model, seed)
     dtype = "float32" if targets.dtype.kind == "f" else "int32"
     return model, targets.astype(dtype)
 
 
 def fits_or_refuses(name, method):
     """Whether there was a fit."""
-    model, y = network(LOSSES.get(name, "numbers"))
+    model, y = network(LOSSES.get(name, "numbers"), SEEDS.get(name, 0))
     model.compile(loss=make(keras.losses, name))
     try:
         fit(model, INPUTS, y, method)

@@ -1,7 +1,8 @@
-"""With `--deal-cases`, JAX and TensorFlow run some of the cases of a test.
+"""With `--deal-cases`, JAX and TensorFlow share the cases of the tests.
 
-Each of the two runs a different third, and at least one case of every test.
-PyTorch, which compiles nothing, runs all of them.
+PyTorch, which compiles nothing, runs all cases of all tests. A third of the
+cases of a test run on JAX too, another third on TensorFlow too. Every test,
+also one of a single case, has a case on one of the two.
 """
 
 import collections
@@ -12,20 +13,21 @@ import pytest
 
 # Cases that only one backend can run are run there.
 CONDITIONS = ("skip", "skipif", "xfail", "own_cases")
+COMPILED = "jax", "tensorflow"
 
 
 def pytest_addoption(parser):
     parser.addoption(
         "--deal-cases",
         action="store_true",
-        help="run some cases of the tests of many, unless on PyTorch",
+        help="share the cases of the tests, unless on PyTorch",
     )
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config, items):
     backend = keras.backend.backend()
-    if not config.getoption("--deal-cases") or backend == "torch":
+    if not config.getoption("--deal-cases") or backend not in COMPILED:
         return
     cases = collections.defaultdict(list)
     for item in items:
@@ -33,14 +35,23 @@ def pytest_collection_modifyitems(config, items):
             cases[item.path, item.originalname].append(item)
     left = set()
     for group in cases.values():
-        kept = [item for item in group if _dealt(item, backend)]
-        left.update(set(group) - set(kept or group[:1]))
+        left.update(set(group) - set(_share(group, backend)))
     items[:] = [item for item in items if item not in left]
     config.hook.pytest_deselected(items=list(left))
 
 
-def _dealt(item, backend):
-    """Whether a backend runs a case."""
-    # Its name decides. Taking every third case could always take one method.
-    number = zlib.crc32(item.nodeid.encode()) % 3
-    return number == ("jax", "tensorflow").index(backend)
+def _share(group, backend):
+    """The cases of a test that a backend runs."""
+    shares = {
+        name: [item for item in group if _number(item) % 3 == place]
+        for place, name in enumerate(COMPILED)
+    }
+    if not any(shares.values()):
+        shares[COMPILED[_number(group[0]) % 2]] = group[:1]
+    return shares[backend]
+
+
+def _number(item):
+    """A number that only depends on the name of a case."""
+    # Taking every third case could always take the same method.
+    return zlib.crc32(item.nodeid.encode())
