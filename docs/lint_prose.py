@@ -14,9 +14,8 @@ import tempfile
 
 ROOT = pathlib.Path(__file__).parents[1]
 CODE = re.compile(r"^( *)(```|\$\$).*?^ *\2$|`[^`]+`|\$[^$\n]+\$", re.S | re.M)
-TARGET = re.compile(
-    r"\]\([^)]*\)|\]\[[^\]]*\]|\{[^}\n]*\}|<[^>]+>|^    .*$", re.M
-)
+TARGET = re.compile(r"\]\([^)]*\)|\]\[[^\]]*\]|\{[^}\n]*\}|<[^>]+>")
+INDENTED = re.compile(r"^    .*$", re.M)
 # A comment, or a message, that goes on in the next line.
 BREAK = re.compile(r'[ "]*\n *(?:# |f?")?')
 # These checks complain about mathematics, and about the blanks that stand for
@@ -31,6 +30,7 @@ PHRASES = (
     "asking after",
     "data so many",
     "fit for it",
+    "of your own",
     "for being hard",
     "to the same end",
     "goes by ",
@@ -87,7 +87,10 @@ def blank(match):
 
 
 def prose(text):
-    return TARGET.sub(blank, CODE.sub(blank, text))
+    # Indented lines come first: a line that begins with code is none of them.
+    for kind in INDENTED, CODE, TARGET:
+        text = kind.sub(blank, text)
+    return text
 
 
 def own(path, text):

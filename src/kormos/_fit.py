@@ -79,9 +79,10 @@ def fit(
     """Fits a compiled Keras model on all of its training data at once.
 
     The optimizer minimizes the loss that `model.evaluate` reports on the
-    training data. The model never ends with a higher loss than it started
-    with. It keeps the weights of the optimizer's final iterate or, after an
-    error or an interrupt, those of the best one.
+    training data. The model keeps the best point that was found, also after an
+    error or an interrupt. It does not end with a higher loss than it started
+    with, unless the start violates constraints, or with the penalties of
+    `regularization="evidence"`.
 
     Args:
         model: A compiled `keras.Model`, of any kind.
@@ -92,7 +93,8 @@ def fit(
             unless `stream=True`.
         y: Targets, as `x`. Leave it out if `x` is a dataset.
         batch_size: Integer, the largest number of rows that are evaluated at
-            the same time. It changes memory use and speed, never the result.
+            the same time. It changes memory use and speed. It does not change
+            the result, unless the loss itself mixes the rows of a batch.
             Defaults to the optimizer's own `batch_size`, or to a size that
             kormos chooses.
         epochs: Integer, the number of the last epoch. An epoch is
@@ -142,7 +144,8 @@ def fit(
             or without its gradient).
         max_seconds: Float, the largest number of seconds. The fit may exceed it
             by the time of one evaluation.
-        target_loss: Float. The fit ends when the loss is this low.
+        target_loss: Float. The fit ends when the loss is this low. Defaults
+            to `None`, like the two limits before it: no limit.
         resume: Boolean, whether to continue with the curvature that the
             optimizer has stored since its last fit, or that was saved in the
             file from which the model was loaded. If data and weights have not

@@ -131,7 +131,8 @@ def least_squares(
             (with or without their derivatives).
         max_seconds: Float, the largest number of seconds. The fit may exceed it
             by the time of one evaluation.
-        target_loss: Float. The fit ends when the loss is this low.
+        target_loss: Float. The fit ends when the loss is this low. Defaults
+            to `None`, like the two limits before it: no limit.
         resume: Boolean, whether to continue with the state that `method`, an
             optimizer instance, has stored since its last run. Defaults to
             `False`.

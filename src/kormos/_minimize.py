@@ -102,7 +102,8 @@ def minimize(
         constraints: A dict `{"type": "eq" or "ineq", "fun": fn}`, or a list of
             these. `fn` is a function of no arguments that reads the variables.
             Its values are kept at zero (`"eq"`), or at zero or above
-            (`"ineq"`).
+            (`"ineq"`). A `scipy.optimize.LinearConstraint` of the flat vector
+            of all variables is accepted too.
         options: Dict of options of the method.
         tol: Float, SciPy's `tol`, which sets the tolerances of the method.
         callback: Function that is called as `callback(iteration, logs)` after
@@ -123,7 +124,8 @@ def minimize(
             or without its gradient).
         max_seconds: Float, the largest number of seconds. The run may exceed it
             by the time of one evaluation.
-        target_loss: Float. The run ends when the loss is this low.
+        target_loss: Float. The run ends when the loss is this low. Defaults
+            to `None`, like the two limits before it: no limit.
         resume: Boolean, whether to continue with the curvature that `method`,
             an optimizer instance, has stored since its last run. Defaults to
             `False`.

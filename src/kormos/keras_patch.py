@@ -25,7 +25,7 @@ def install() -> None:
         return
     for name, wrap in _WRAPPERS.items():
         # The method is replaced in the class that defines it. If a subclass
-        # had a `compile` of its own, Keras would take it for a custom one and
+        # had its own `compile`, Keras would take it for a custom one and
         # would not restore it when it loads a model.
         owner = next(c for c in keras.Model.__mro__ if name in vars(c))
         wrapper: Any = wrap(vars(owner)[name])

@@ -57,8 +57,8 @@ Tensors:
 - `equal(tensor, other)`: whether two tensors of the same shape hold the same
   numbers. NaN is the same as NaN.
 - `float64()`: a scope in which float64 tensors keep their precision.
-- `repeatable()`: a scope in which random draws that have no seed of their own
-  are the same every time.
+- `repeatable()`: a scope in which random draws without a seed are the same
+  every time.
 
 Parameters of PyTorch modules:
 

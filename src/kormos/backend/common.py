@@ -47,9 +47,8 @@ def is_numerical(error: BaseException, *kinds: type[BaseException]) -> bool:
 def quoted(error: BaseException) -> str | None:
     """The line that names the exception raised in Python code of a graph.
 
-    TensorFlow (`tf.py_function`) and JAX (`jax.pure_callback`) raise an
-    exception of their own, whose message contains Python's text of the first
-    one.
+    TensorFlow (`tf.py_function`) and JAX (`jax.pure_callback`) raise
+    their own exception, whose message contains Python's text of the first one.
 
     Args:
         error: the backend's exception.

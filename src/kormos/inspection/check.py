@@ -40,10 +40,10 @@ def check(
     and whether its gradient is right. It finds variables on which the loss does
     not depend and, if there are few parameters, those that the data do not
     determine; parts of a float64 model that compute in float32; data and
-    gradients that are badly scaled; and L1 regularizers, because methods stop
-    at their kinks. It estimates the cost of an evaluation, and of an iteration
-    of each method, and recommends a method. It evaluates the loss several dozen
-    times, and does not change the model.
+    gradients that are badly scaled; and L1 regularizers, at whose kinks all
+    methods except kormos' quasi-Newton methods stop. It estimates the cost of
+    an evaluation, and of an iteration of each method, and recommends a method.
+    It evaluates the loss several dozen times, and does not change the model.
 
     Args:
         model: A `keras.Model`, compiled unless `loss` is given.

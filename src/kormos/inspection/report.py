@@ -34,6 +34,13 @@ class Finding:
         names: Tuple of the names of the layers, terms of the loss, variables or
             arrays that are concerned.
         is_fatal: Boolean, whether a fit would go wrong for this reason.
+
+    Example:
+
+    ```python
+    finding = kormos.check(model, x, y)["gradient"]
+    print(finding.passed, finding.detail)
+    ```
     """
 
     test: str
@@ -53,6 +60,13 @@ class MethodCost:
         memory: Float, the bytes of memory in addition to the data.
         remark: String, what the method is suited for, or why it cannot be used.
         fits: Boolean, whether the method can be used.
+
+    Example:
+
+    ```python
+    for cost in kormos.check(model, x, y).costs:
+        print(cost.method, cost.seconds)
+    ```
     """
 
     method: str

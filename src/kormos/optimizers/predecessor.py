@@ -39,7 +39,7 @@ OPTIONS = {
 }
 ATTRIBUTES = {
     "minimize": "Use `kormos.fit(model, x, y, optimizer=...)`, or "
-    "`kormos.minimize` for a loss of your own.",
+    "`kormos.minimize` for your own loss.",
     "func_and_grad": f"{_OBJECTIVE} `value_and_grad`.",
     "func": f"{_OBJECTIVE} `value`.",
     "grad": f"{_OBJECTIVE} `value_and_grad`.",

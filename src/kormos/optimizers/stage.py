@@ -95,8 +95,8 @@ class Stage(NamedTuple):
     """One run of one method.
 
     Attributes:
-        epochs: the largest number of epochs of the stage, or `None` for no
-            limit of its own.
+        epochs: the largest number of epochs of the stage, or `None` if the
+            stage has no limit.
         pretrain_fn: function of the model that is called before the stage, or
             `None`.
         check: function of `(size, bounded, constraint_types)` that raises a

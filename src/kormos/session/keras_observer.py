@@ -354,7 +354,7 @@ class KerasObserver(SessionObserver):
 def _have(
     callbacks: Sequence[keras.callbacks.Callback], hooks: Sequence[str]
 ) -> bool:
-    """Whether a callback has a method of its own for one of the hooks."""
+    """Whether a callback has its own method for one of the hooks."""
     # An instance may have its own method, as in a `LambdaCallback`.
     return any(
         getattr(getattr(callback, hook), "__func__", None)

@@ -56,15 +56,15 @@ class Result:
             `"target reached"`, `"stopped by callback"`, `"plateau"`,
             `"interrupted"`, `"line search failed"`, `"stalled"`,
             `"unbounded"`, `"infeasible"` and `"non-finite"`.
-        message: String, a sentence that says so, with figures and advice.
+        message: String, an explanation of the status, with figures and advice.
         success: Boolean, whether the run ended at an optimum: `"converged"`
             according to a tolerance, or `"noise floor"`, where rounding hides
             any further decrease of the loss.
-        loss: Float, the loss at the final iterate. The variables keep that
-            iterate, unless a callback has set others.
+        loss: Float, the loss at the best point that was found. The variables
+            keep that point, unless a callback has set others.
         kept_loss: Float, the loss of the values that the variables keep. It
             differs from `loss` with `precision="float64"`, because a float32
-            model rounds the final iterate.
+            model rounds the point.
         initial_loss: Float, the loss at the start.
         iterations: Integer, the number of accepted iterations.
         evaluations: Integer, the number of evaluations of the loss (with or
@@ -88,8 +88,8 @@ class Result:
             run, a `Stamp`.
         multipliers: For kormos' own methods with constraints, a list with an
             array of shape `(m,)` for each constraint. A multiplier is the
-            decrease of the loss per unit, if the zero of the constraint is
-            replaced by a small number below zero. `None` otherwise.
+            rate at which the optimal loss falls if the zero of the constraint
+            is lowered. `None` otherwise.
         choice: String, with the optimizer `"auto"`, what was chosen and why.
         restarts: With `restarts`, a list of tuples that say how far each start
             got, with `loss`, `status`, `iterations`, `evaluations`, `minimum`

@@ -36,6 +36,11 @@ class Reweigh(Replacement):
             weights. Blocks that are not in the dict have the weight 1.
         every: Integer, the number of iterations between two calls.
 
+    Raises:
+        ValueError: If `fn` is not a function, or `every` is not 1 or more. A
+            fit raises it for a loss without residuals, and if `fn` returns
+            something other than a dict of weights by the names of blocks.
+
     Example:
 
     ```python

@@ -45,7 +45,7 @@ _FAR = 10.0
 
 
 class ConvergenceWarning(UserWarning):
-    """Warns that a run ended neither at an optimum nor where the user asked."""
+    """Warns that a run ended before an optimum: at a limit, or with no step."""
 
 
 class Run:

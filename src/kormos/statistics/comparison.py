@@ -117,6 +117,10 @@ def compare(
     it in the table. They are valid only if that model is nested, which means
     that it is this model with some parameters fixed.
 
+    Sources of the criteria: Akaike, IEEE Trans. Automatic Control 19 (1974);
+    Hurvich and Tsai, Biometrika 76 (1989), for AICc; Schwarz, The Annals of
+    Statistics 6 (1978), for BIC.
+
     Args:
         summaries: List of `Summary`s, or a dict that maps names to them.
 

@@ -117,6 +117,12 @@ class PartialSummary:
 
         Args:
             level: See `Summary.intervals`.
+
+        Returns:
+            An array of shape `(count, 2)`.
+
+        Raises:
+            ValueError: If `level` is not between 0 and 1.
         """
         reach = self._quantile(level) * self.standard_errors
         return np.stack([self.estimates - reach, self.estimates + reach], 1)
@@ -127,7 +133,21 @@ class PartialSummary:
         level: float | None = None,
         function: Callable[..., Any] | None = None,
     ) -> Prediction:
-        """Like `Summary.predict`; solves a system for each output and row."""
+        """Returns predictions with their standard errors, by the delta method.
+
+        It solves a system of equations for each output and row.
+
+        Args:
+            x: See `Summary.predict`.
+            level: See `Summary.predict`.
+            function: See `Summary.predict`.
+
+        Returns:
+            A `Prediction`.
+
+        Raises:
+            ValueError: If an argument cannot be used.
+        """
         return predict(
             self._fit,
             self._errors,

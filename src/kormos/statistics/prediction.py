@@ -30,6 +30,14 @@ class Prediction:
             `level` in each row, array of shape `(rows, outputs, 2)`.
         prediction: The band that covers a new observation of weight one, or
             `None` if the loss is not a sum of squares.
+
+    Example:
+
+    ```python
+    kormos.fit(model, x, y, optimizer="lm", epochs=100)
+    at = kormos.summary(model, x, y).predict(x)
+    lower, upper = at.confidence[..., 0], at.confidence[..., 1]
+    ```
     """
 
     mean: Matrix

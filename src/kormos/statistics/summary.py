@@ -208,6 +208,9 @@ class Summary:
         Raises:
             ValueError: If an argument cannot be used.
 
+        Source of the profile intervals: Bates and Watts, Nonlinear Regression
+        Analysis (1988), section 6.1.
+
         Example:
 
         ```python
@@ -260,6 +263,16 @@ class Summary:
         Raises:
             ValueError: If the fit has no rows of data, or an argument cannot be
                 used.
+
+        Source: Efron, The Annals of Statistics 7 (1979).
+
+        Example:
+
+        ```python
+        kormos.fit(model, x, y, optimizer="lm", epochs=100)
+        table = kormos.summary(model, x, y)
+        print(table.bootstrap(n=5).std(axis=0))
+        ```
         """
         return bootstrap(self._fit, n, resample, seed)
 

@@ -19,7 +19,7 @@ from kormos.types import Tensor
 class LossTerms:
     """The terms of a model's loss, for the values in the present scope.
 
-    Terms with a divisor of their own (see `loss_sums.py`) are added as sums.
+    Terms with their own divisor (see `loss_sums.py`) are added as sums.
     Everything else that a model adds to its loss is weighted as in Keras'
     `evaluate`, with the rows of the chunk over all rows. These weights add up
     to one, so that weight regularizers count once.
@@ -33,7 +33,7 @@ class LossTerms:
 
     Attributes:
         compiled: the losses that the model is compiled with, or `None` if it
-            has none, or a `compute_loss` of its own.
+            has none, or its own `compute_loss`.
         own_name: the name in messages of the model's own `compute_loss`, or
             `None`.
         weights: the weight of each term of `compiled`, by `loss_weights`.

@@ -21,7 +21,7 @@ def adds_layer_losses(model_loss: ModelLoss, chunk: Chunk) -> bool:
     """Whether a model's own `compute_loss` adds the losses of layers.
 
     Args:
-        model_loss: the loss of a model with a `compute_loss` of its own.
+        model_loss: the loss of a model with its own `compute_loss`.
         chunk: tensors `(x, y, weights)`.
 
     Raises:

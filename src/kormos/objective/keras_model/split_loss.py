@@ -151,7 +151,7 @@ def _crossentropy(y_true: Tensor, y_pred: Tensor) -> str:
 
 
 def _is_opaque(loss: keras.losses.Loss) -> bool:
-    """Whether a loss has a reduction of its own, which cannot be split."""
+    """Whether a loss has its own reduction, which cannot be split."""
     return type(loss).__call__ is not keras.losses.Loss.__call__
 
 

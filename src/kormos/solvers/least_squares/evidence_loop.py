@@ -12,7 +12,7 @@ Differs from them in:
 2. the run has converged where neither a step nor a new estimate of the
    hyperparameters changes anything: a minimum of the penalized loss whose
    weights are stationary for the evidence;
-3. parameters may be in groups, each with an alpha of its own.
+3. parameters may be in groups, each with its own alpha.
 """
 
 import numpy as np

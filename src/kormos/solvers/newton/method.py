@@ -80,6 +80,6 @@ def first_state(method: NewtonMethod, problem: Problem, theta: Vector) -> State:
         problem.is_bounded,
         problem.objective.readings,
     )
-    # The products have a column of their own.
+    # The products have their own column.
     more = np.zeros((len(first.rows), 1))
     return first._replace(rows=np.concatenate([first.rows, more], axis=1))
