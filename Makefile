@@ -40,8 +40,8 @@ test-jax test-tensorflow test-torch: test-%: $(VENV)/xla-flags
 
 # For everyday work, in three minutes: one backend, torch if none is named.
 FAST_BACKEND = $(if $(filter file,$(origin BACKEND)),torch,$(BACKEND))
-FAST := $(addprefix tests/,backend data devices float64 inspection objective \
-	optimizers session solvers test_keras_patch.py test_models.py test_warnings.py)
+FAST := $(addprefix tests/,arithmetic backend data devices float64 inspection \
+	objective optimizers session solvers) $(wildcard tests/test_*.py)
 
 test-fast: $(VENV)/xla-flags
 	KERAS_BACKEND=$(FAST_BACKEND) OMP_NUM_THREADS=1 XLA_FLAGS="$$(cat $<)" \

@@ -281,9 +281,10 @@ def standing(record, title, axis, outcomes):
         title,
         ["method", "best", "within 1.05", "1.2", "2", "reached", "worst"],
         [[n, *(f"{100 * p:.0f} %" for p in parts), w] for n, *parts, w in rows],
-        f"Parts of {len(solved)} cases (a problem, a start and a loss to "
-        "reach) that a method solves at the lowest cost of all, or within "
-        "that factor of it; the worst factor.",
+        f"The share of {len(solved)} cases (a problem, a start and a loss to "
+        "reach) in which a method has the lowest cost, or a cost within that "
+        "factor of the lowest. `worst` is its largest factor. A method that "
+        "does not take part in a problem reaches none of its losses.",
     )
     record.curves(
         f"Performance profile: {title.lower()}",
