@@ -28,9 +28,8 @@ test: $(VENV)/xla-flags
 	    $(MAKE) --no-print-directory $$part || failed="$$failed $$part"; \
 	done; test -z "$$failed" || { echo "Failed:$$failed"; exit 1; }
 
-# Tests run two at a time, each on one thread: that is what two cores hold.
-# PyTorch runs all tests. JAX and TensorFlow, which compile, share them: each
-# runs a third of the cases of a test, and every test runs on one of the two.
+# Tests run two at a time, each on one thread: that is what two cores hold. The
+# backends share the cases of the tests: `tests/helpers/dealing.py` says how.
 # `make test CASES=` runs everything on all three.
 CASES ?= --deal-cases
 

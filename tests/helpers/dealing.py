@@ -1,8 +1,8 @@
-"""With `--deal-cases`, JAX and TensorFlow share the cases of the tests.
+"""With `--deal-cases`, the backends share the cases of the tests.
 
-PyTorch, which compiles nothing, runs all cases of all tests. A third of the
-cases of a test run on JAX too, another third on TensorFlow too. Every test,
-also one of a single case, has a case on one of the two.
+Half of the cases of a test run on PyTorch, which compiles nothing, a quarter on
+JAX and a quarter on TensorFlow. Every test, also one of a single case, has a
+case on PyTorch and on one of the other two.
 """
 
 import collections
@@ -14,20 +14,20 @@ import pytest
 # Cases that only one backend can run are run there.
 CONDITIONS = ("skip", "skipif", "xfail", "own_cases")
 COMPILED = "jax", "tensorflow"
+_QUARTERS = (*COMPILED, "torch", "torch")
 
 
 def pytest_addoption(parser):
     parser.addoption(
         "--deal-cases",
         action="store_true",
-        help="share the cases of the tests, unless on PyTorch",
+        help="share the cases of the tests between the backends",
     )
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config, items):
-    backend = keras.backend.backend()
-    if not config.getoption("--deal-cases") or backend not in COMPILED:
+    if not config.getoption("--deal-cases"):
         return
     cases = collections.defaultdict(list)
     for item in items:
@@ -35,23 +35,24 @@ def pytest_collection_modifyitems(config, items):
             cases[item.path, item.originalname].append(item)
     left = set()
     for group in cases.values():
-        left.update(set(group) - set(_share(group, backend)))
+        left.update(set(group) - set(_shares(group)[keras.backend.backend()]))
     items[:] = [item for item in items if item not in left]
     config.hook.pytest_deselected(items=list(left))
 
 
-def _share(group, backend):
-    """The cases of a test that a backend runs."""
-    shares = {
-        name: [item for item in group if _number(item) % 3 == place]
-        for place, name in enumerate(COMPILED)
-    }
-    if not any(shares.values()):
-        shares[COMPILED[_number(group[0]) % 2]] = group[:1]
-    return shares[backend]
+def _shares(group):
+    """A dict from each backend to the cases of a test that it runs."""
+    shares = {"jax": [], "tensorflow": [], "torch": []}
+    for item in group:
+        shares[_QUARTERS[_number(item) % 4]].append(item)
+    if not shares["torch"]:
+        shares["torch"] = group[:1]
+    if not any(shares[name] for name in COMPILED):
+        shares[COMPILED[_number(group[0]) // 4 % 2]] = group[:1]
+    return shares
 
 
 def _number(item):
     """A number that only depends on the name of a case."""
-    # Taking every third case could always take the same method.
+    # Counting the cases could give a backend the same method in all tests.
     return zlib.crc32(item.nodeid.encode())
