@@ -46,7 +46,8 @@ class DifferenceModel:
         lower, upper: the bounds.
 
     Attributes:
-        is_flat: whether the differences show no curvature at all.
+        flat: a step of the parameters, `(size,)`, along whose own axes the
+            differences show no curvature; downhill, zero for all others.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class DifferenceModel:
         self._steps = evaluation_eps**_STEP * sizes
         columns = [self._column(i) for i in self._free]
         self._set(np.array(columns))
+        self.flat = self._flat(np.array(columns))
         coarse = _ROOM * evaluation_eps**_ONE_SIDED_ERROR
         if len(columns) > 1 and self._least < coarse:
             others = [self._behind(i) for i in self._free]
@@ -108,7 +110,7 @@ class DifferenceModel:
                 continue
             step = self._steps[i]
             change = np.abs(column) * step
-            if not (change > _VISIBLE * self._epsilon * abs(self._grad)).any():
+            if not self._is_visible(change).any():
                 self._steps[i] = _FARTHER * step
                 continue
             most = self._epsilon**_STEP * abs(self._loss)
@@ -121,6 +123,20 @@ class DifferenceModel:
             return column
         column = self._difference(i, self._inward(i))
         return np.zeros_like(self._grad) if column is None else column
+
+    def _is_visible(self, change: Vector) -> Array:
+        """Which changes of the gradient are more than its rounding."""
+        return change > _VISIBLE * self._epsilon * np.abs(self._grad)
+
+    def _flat(self, columns: Matrix) -> Vector:
+        """See the attribute."""
+        own = np.zeros_like(self._grad)
+        own[self._free] = np.abs(np.diagonal(columns[:, self._free]))
+        shows_none = ~self._is_visible(own * self._steps)
+        held = np.ones(own.shape, dtype=bool)
+        held[self._free] = False
+        reach = np.maximum(self._sizes, self._steps)
+        return np.where(shows_none & ~held, -np.sign(self._grad) * reach, 0.0)
 
     def _behind(self, i: np.intp) -> Vector | None:
         """The column from the opposite step; `None` if a bound stops it."""
@@ -158,7 +174,6 @@ class DifferenceModel:
         # A parameter without visible curvature gets an artificial one: enough
         # to move it by its own size, or by the longest step that showed none.
         flat = diagonal == 0
-        self.is_flat = bool(flat.all())
         grad, reach = np.abs(self._grad), np.maximum(self._sizes, self._steps)
         diagonal[flat] = (grad / reach)[self._free][flat]
         diagonal[diagonal == 0] = 1.0

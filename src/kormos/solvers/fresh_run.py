@@ -39,10 +39,13 @@ _SHORTER, _MOST_SHORTENED = 0.25, 4
 _LEAST_KEPT = 1e-3
 # A step that gains more than the first number times the prediction met no
 # curvature, and one that changes the loss by less than the second part may be
-# lost in its rounding. Both are followed by a step that is the third number
-# times as long. Our choice: without curvature a step gains twice the
+# lost in its rounding. Both are followed by a step that is at least the third
+# number times as long. Our choice: without curvature a step gains twice the
 # prediction, and with curvature just the prediction.
 _STRAIGHT, _HIDDEN, _LONGER = 1.5, 1e-6, 10.0
+# After about this many such steps, a linear loss would be zero. Our choice: a
+# step may miss a minimum by the factor between two of them, and still gains.
+_MOST_LONGER = 4
 
 # The first step of BFGS along the gradient is this part of the parameters'
 # length.
@@ -224,37 +227,44 @@ def _newton(run: _Run, free: Array, units: Vector | None, most: int) -> float:
             if run.best.loss < before.loss:
                 break
             step = _SHORTER * step
-        if model.is_flat:
-            tried += _lengthened(run, before, step, promise, most - tried)
+        tried += _lengthened(run, model.flat, most - tried)
         if before.loss - run.best.loss <= _LEAST_KEPT * promise:
             return model.step(run.best.theta, run.best.grad)[1]
 
 
-def _lengthened(
-    run: _Run, before: _Point, step: Vector, promise: float, most: int
-) -> int:
-    """Goes farther along a step whose model has no curvature.
+def _lengthened(run: _Run, step: Vector, most: int) -> int:
+    """Goes along a step without curvature, and farther and farther.
+
+    A parameter may be many powers of ten smaller than it must become. The loss
+    then changes by less than its rounding where that parameter changes by its
+    own size, and other parameters hardly matter.
 
     Args:
         run: the run.
-        before: the point before the step.
-        step: the step, `(size,)`.
-        promise: the decrease that was predicted for it.
+        step: a first step, `(size,)`; zero if there is curvature everywhere.
         most: how many steps may be tried.
 
     Returns:
         The number of steps that were tried.
     """
-    start, tried = before, 0
+    start, tried = run.best, 0
+    promise = -float(start.grad @ step) / 2
+    if not promise > 0:
+        return 0
+    size = abs(start.loss)
+    longer = max(_LONGER, (size / promise) ** (1 / _MOST_LONGER))
     while tried < most:
+        before = run.best
+        point = run.go(run.into_box(before.theta + step))
+        tried += 1
         decrease = before.loss - run.best.loss
-        is_hidden = start.loss - run.best.loss <= _HIDDEN * abs(start.loss)
+        if point is None or point.loss - start.loss > _HIDDEN * size:
+            break
+        is_hidden = start.loss - run.best.loss <= _HIDDEN * size
         if not (is_hidden or decrease > _STRAIGHT * promise):
             break
-        before, step = run.best, _LONGER * step
+        step = longer * step
         promise = -float(start.grad @ step) / 2
-        run.go(run.into_box(before.theta + step))
-        tried += 1
     return tried
 
 

@@ -62,13 +62,16 @@ def measured_noise(
         One standard deviation of the loss's rounding; or, if that is more, by
         how much the rounding of the parameters keeps the loss from its
         minimum. It is never below what float64 explains for a number of the
-        loss's size.
+        loss's size; or, if all losses are equal, below what the spacing of the
+        variables does.
     """
     steps = _SPACING * spacing * _signs(theta.size) * _sizes(theta)
     losses = [loss, *(value(theta + i * steps) for i in range(1, _POINTS))]
     least = FINEST / 4 * abs(loss)
     if not np.isfinite(losses).all():
         return least
+    if not np.ptp(losses):
+        return max(least, spacing / 4 * abs(loss))
     differences = _without_jumps(
         np.diff(losses), least=_JUMP * spacing * abs(loss)
     )

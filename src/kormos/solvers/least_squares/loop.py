@@ -243,7 +243,7 @@ class LeastSquaresRun:
         self._streak = self._streak + 1 if small else 0
         stop = self._move(found, observer)
         length = np.linalg.norm(before.theta)
-        if not stop and found.length <= settings.xtol * length:
+        if not stop and 0 < found.length <= settings.xtol * length:
             share = float(found.length / length)
             return False, self._outcome(
                 statuses.CONVERGED, "xtol", share, settings.xtol

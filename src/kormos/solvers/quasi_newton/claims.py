@@ -219,9 +219,21 @@ class Claims:
             self._most_evaluations += _LONGER * self._problem.size
             self._try(np.ones(self._problem.size))
             return None
-        if not self._is_start and self._goes_lower():
+        is_seen = self._is_start and not self._is_hidden()
+        if not is_seen and self._goes_lower():
             return None
         return self._settled()
+
+    def _is_hidden(self) -> bool:
+        """Whether rounding hides a change of all parameters by their size.
+
+        They may be many powers of ten smaller than they must become.
+        """
+        state = self._state
+        theta, grad = to_array(state.theta), to_array(state.grad)
+        change = np.abs(theta) @ np.abs(self._problem.pull(theta, grad))
+        rounding = self._problem.evaluation_eps * abs(float(state.loss))
+        return bool(change <= rounding)
 
     def _goes_lower(self) -> bool:
         """Tries Newton steps, if the Hessian takes few evaluations.

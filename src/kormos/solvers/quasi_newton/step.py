@@ -318,7 +318,7 @@ def judge(
         (converged, GRADIENT, promised / safe),
         (noisy, NOISE, promised / safe),
         (stalled >= _STALLED, DECREASE, gain / safe),
-        (both(~is_start, moved <= limits.xtol), STEP, moved),
+        (both(~is_start, limits.xtol > 0, moved <= limits.xtol), STEP, moved),
     )
     status, value = _first_of(
         constant(RUNNING, like=state.status), promised, tests
