@@ -21,6 +21,7 @@ from kormos.inspection.choice import choose
 from kormos.inspection.report import Report
 from kormos.objective.fixed import with_fixed
 from kormos.objective.keras_model.initial_weights import draw_weights
+from kormos.objective.keras_model.model_checks import check_model
 from kormos.optimizers.auto import Auto
 from kormos.optimizers.base import BatchOptimizer
 from kormos.optimizers.names import check_settings
@@ -218,6 +219,7 @@ def fit(
     ```
     """
     del shuffle
+    check_model(model)
     share_values(model.variables)
     optimizer = _optimizer_for(model, optimizer, resume)
     budget = checked_budget(max_evals, max_seconds, target_loss)
@@ -304,7 +306,14 @@ def _split(
     """
     if share:
         return train.split(share, batch_size)
-    return train, read.validation(data, batch_size, steps)
+    validation = read.validation(data, batch_size, steps)
+    if validation and not validation.has_targets and train.has_targets:
+        raise ValueError(
+            "The validation data need targets, as the training data have: "
+            "pass `(x, y)`, or a dataset of such pairs. Received: "
+            f"validation_data of type {type(data).__name__} without targets"
+        )
+    return train, validation
 
 
 def _checked(
@@ -348,7 +357,7 @@ def _optimizer_for(
         optimizer = getattr(model, "optimizer", None)
         if not isinstance(optimizer, BatchOptimizer):
             optimizer = "lbfgs"
-    optimizer = optimizers.get(optimizer)
+    optimizer = optimizers.get(optimizer, "optimizer")
     if resume and not optimizer.keeps_state:
         warn(
             f"Optimizer '{optimizer.name}' keeps no curvature: the fit "
@@ -403,6 +412,13 @@ def _check_steps(
 def _check_split(
     x: Any, validation_split: float, validation_data: Any, stream: bool
 ) -> None:
+    is_share = isinstance(validation_split, (int, float))
+    if not (is_share and 0 <= validation_split < 1):
+        raise ValueError(
+            "Argument `validation_split` must be a share of the rows, at "
+            "least 0 and less than 1. "
+            f"Received: validation_split={validation_split!r}"
+        )
     if not validation_split:
         return
     if validation_data is not None:

@@ -183,7 +183,7 @@ def least_squares(
     if sigma is not None:
         _refuse_validation_data(validation_data)
         residual_fn, data = over_sigma(residual_fn, data, sigma)
-    optimizer = optimizers.get(method)
+    optimizer = optimizers.get(method, "method")
     stages = stages_of("least_squares", optimizer, max_iterations)
     budget = checked_budget(max_evals, max_seconds, target_loss)
     check_precision(precision)

@@ -167,7 +167,7 @@ def minimize(
     print(result.loss)  # 5.0, at v = [1, 2]
     ```
     """
-    optimizer = optimizers.get(method)
+    optimizer = optimizers.get(method, "method")
     stages = stages_of(
         "minimize", optimizer, max_iterations, options=options, tol=tol
     )

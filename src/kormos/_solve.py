@@ -107,7 +107,7 @@ def solve(
     print(result.theta)  # [1. 1. 1.]
     ```
     """
-    optimizer = optimizers.get(method)
+    optimizer = optimizers.get(method, "method")
     stages = stages_of(
         "solve", optimizer, max_iterations, options=options, tol=tol
     )

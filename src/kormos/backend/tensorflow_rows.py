@@ -30,34 +30,79 @@ _NOT_VECTORIZED = (TypeError, ValueError, NotImplementedError)
 
 def jacobian(fn: Callable[..., Tensor]) -> Callable[..., list[Tensor]]:
     def wrapped(parts: list[Tensor], *args: Structure) -> list[Tensor]:
-        with tf.GradientTape(
-            watch_accessed_variables=False, persistent=True
-        ) as tape:
-            tape.watch(parts)
-            values = fn(parts, *args)
-        return _jacobian(tape, values, parts)
+        return _Values(lambda inner: fn(inner, *args), parts).jacobian()
+
+    return _in_a_graph(wrapped)
+
+
+def _in_a_graph(fn: Callable[..., _Result]) -> Callable[..., _Result]:
+    """The function, traced if it is called eagerly."""
+
+    def wrapped(*args: Any) -> Any:
+        if tf.executing_eagerly():
+            return tf.function(fn, autograph=False)(*args)
+        return fn(*args)
 
     return wrapped
 
 
-def _jacobian(
-    tape: tf.GradientTape, values: Tensor, parts: list[Tensor]
-) -> list[Tensor]:
-    """Derivatives, vectorized unless the results would be wrong."""
+class _Values:
+    """Values of a function in a graph, and derivatives in reverse mode.
 
-    def derivatives(is_vectorized: bool) -> list[Tensor]:
-        return tape.jacobian(
-            values,
-            parts,
-            unconnected_gradients=ZERO,
-            experimental_use_pfor=is_vectorized,
+    A tape would compute wrong derivatives of a `jvp` of a `jvp`.
+
+    Args:
+        fn: function of the parts that returns a vector.
+        parts: the tensors to differentiate by.
+
+    Attributes:
+        values: the values.
+    """
+
+    def __init__(
+        self, fn: Callable[[list[Tensor]], Tensor], parts: list[Tensor]
+    ):
+        self._inner = [tf.identity(part) for part in parts]
+        self.values = fn(self._inner)
+
+    def one_by_one(self) -> list[Tensor]:
+        """The derivatives, an entry of the values at a time."""
+        entries = tf.unstack(self.values)
+        columns = zip(*map(self._gradients, entries), strict=True)
+        return [tf.stack(column) for column in columns]
+
+    def jacobian(self) -> list[Tensor]:
+        """The derivatives, vectorized unless the results would be wrong."""
+        try:
+            with _quiet():
+                return _sound(self.at_once)
+        except (_BrokenProduct, *_NOT_VECTORIZED):
+            return tf.map_fn(
+                lambda unit: self._gradients(self.values, unit),
+                self._units(),
+                fn_output_signature=[part.dtype for part in self._inner],
+            )
+
+    def at_once(self) -> list[Tensor]:
+        """The derivatives of all entries together."""
+        return tf.vectorized_map(
+            lambda unit: self._gradients(self.values, unit),
+            self._units(),
+            fallback_to_while_loop=False,
         )
 
-    try:
-        with _quiet():
-            return _sound(lambda: derivatives(True))
-    except (_BrokenProduct, *_NOT_VECTORIZED):
-        return derivatives(False)
+    def _units(self) -> Tensor:
+        count = self.values.shape[0] or tf.size(self.values)
+        return tf.eye(count, dtype=self.values.dtype)
+
+    def _gradients(
+        self, values: Tensor, cotangents: Tensor | None = None
+    ) -> list[Tensor]:
+        found = tf.gradients(
+            values, self._inner, cotangents, unconnected_gradients=ZERO
+        )
+        # The gradients of gathers (in embeddings) are `IndexedSlices`.
+        return [tf.convert_to_tensor(g) for g in found]
 
 
 def row_jacobian(
@@ -78,7 +123,7 @@ def row_jacobian(
                 pass
         return _map_rows(one, parts, rows)
 
-    return wrapped
+    return _in_a_graph(wrapped)
 
 
 def _jacobian_of_row(
@@ -96,27 +141,10 @@ def _jacobian_of_row(
         is_alone: whether the row is computed separately, rather than vectorized
             with all others.
     """
-    inner = [tf.identity(part) for part in parts]
-    with tf.GradientTape(
-        watch_accessed_variables=False, persistent=True
-    ) as tape:
-        tape.watch(inner)
-        values = fn(inner, row)
-        entries = tf.unstack(values)
-    if is_alone and len(entries) > _MOST_UNROLLED:
-        return values, _jacobian(tape, values, inner)
-    if len(entries) > _MOST_UNROLLED:
-        return values, tape.jacobian(values, inner, unconnected_gradients=ZERO)
-    differentiate = tape.gradient if tf.executing_eagerly() else tf.gradients
-    gradients = [
-        differentiate(entry, inner, unconnected_gradients=ZERO)
-        for entry in entries
-    ]
-    columns = zip(*gradients, strict=True)
-    return values, [
-        tf.stack([tf.convert_to_tensor(g) for g in column])
-        for column in columns
-    ]
+    found = _Values(lambda inner: fn(inner, row), parts)
+    if found.values.shape[0] <= _MOST_UNROLLED:
+        return found.values, found.one_by_one()
+    return found.values, found.jacobian() if is_alone else found.at_once()
 
 
 def _forward_jacobian(

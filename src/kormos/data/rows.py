@@ -5,9 +5,12 @@ from typing import Any
 from typing import NamedTuple
 from typing import cast
 
+import keras
+
 from kormos.data import reading
 from kormos.data.memory import Data
 from kormos.data.stream import Samples
+from kormos.data.stream import Stream
 
 
 class Rows(NamedTuple):
@@ -20,6 +23,13 @@ class Rows(NamedTuple):
 
     samples: Samples
     batch_size: int | None
+
+    @property
+    def has_targets(self) -> bool:
+        """Whether there are targets."""
+        samples = self.samples
+        first = samples.first if isinstance(samples, Stream) else samples
+        return any(a is not None for a in keras.tree.flatten(first.y))
 
     def split(
         self, share: float, batch_size: int | None

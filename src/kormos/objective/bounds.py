@@ -256,19 +256,30 @@ def _pair(key: Any, pair: Any) -> tuple[Any, Any]:
 def _broadcast(
     key: Any, bound: Any, none: float, shape: tuple[int, ...]
 ) -> Array:
-    bound = np.asarray(none if bound is None else bound, dtype="float64")
+    name = getattr(key, "path", key)
+    given = bound
+    try:
+        bound = np.asarray(given)
+        if bound.dtype == object:
+            # `None` means no bound, also for a single entry.
+            numbers = [none if b is None else b for b in bound.flat]
+            bound = np.reshape(numbers, bound.shape)
+        bound = bound.astype("float64")
+    except (TypeError, ValueError):
+        raise ValueError(
+            "A bound must be numbers, or `None` for none. "
+            f"Received: {given!r} for {name!r}"
+        ) from None
     if np.isnan(bound).any():
         raise ValueError(
-            "Bounds must not be NaN. "
-            f"Received: {bound} for {getattr(key, 'path', key)!r}"
+            f"Bounds must not be NaN. Received: {bound} for {name!r}"
         )
     try:
         return np.broadcast_to(bound, shape)
     except ValueError:
         raise ValueError(
             "A bound must be broadcastable to its variable's shape, "
-            f"{shape}. Received: shape {bound.shape} for "
-            f"{getattr(key, 'path', key)!r}"
+            f"{shape}. Received: shape {bound.shape} for {name!r}"
         ) from None
 
 

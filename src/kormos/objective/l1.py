@@ -185,7 +185,7 @@ class SplitObjective:
     def value(self, theta: Vector) -> float:
         """The loss."""
         point = self.point_of(theta)
-        return float(self.whole.value(point)) + self._surplus(theta, point)
+        return float(self.whole.value(point)) + self.surplus(theta)
 
     def value_and_grad(self, theta: Vector) -> tuple[float, Vector]:
         """The loss and its gradient."""
@@ -196,7 +196,7 @@ class SplitObjective:
         own = np.array(grad)
         own[self._places] = slopes + self._factors
         return (
-            float(loss) + self._surplus(theta, point),
+            float(loss) + self.surplus(theta),
             np.concatenate([own, self._factors - slopes]),
         )
 
@@ -281,7 +281,7 @@ class SplitObjective:
         """Returns `None`: its weights are already in parts."""
         del lower, upper
 
-    def _surplus(self, theta: Vector, point: Vector) -> float:
+    def surplus(self, theta: Vector) -> float:
         """c (p + q - |p - q|), which is zero where one part is zero."""
-        both = theta[self._places] + theta[self.whole.size :]
-        return float(self._factors @ (both - np.abs(point[self._places])))
+        least = np.minimum(theta[self._places], theta[self.whole.size :])
+        return float(self._factors @ (2 * least))

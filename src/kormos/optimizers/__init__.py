@@ -41,7 +41,7 @@ NAMES: dict[str, Callable[[], BatchOptimizer]] = {
 }
 
 
-def get(identifier: Any) -> BatchOptimizer:
+def get(identifier: Any, argument: str = "identifier") -> BatchOptimizer:
     """Returns an optimizer of kormos, from a name or an instance.
 
     Args:
@@ -50,6 +50,8 @@ def get(identifier: Any) -> BatchOptimizer:
             `"gauss-newton"`, `"lm"`, a registered name, a method of
             `scipy.optimize.minimize`, or `"scipy"` for SciPy's L-BFGS-B. Or a
             `BatchOptimizer`, which is returned unchanged.
+        argument: String, the name of the argument in an error. Defaults to
+            `"identifier"`.
 
     Returns:
         A `BatchOptimizer`.
@@ -68,7 +70,7 @@ def get(identifier: Any) -> BatchOptimizer:
     if is_name(identifier):
         return NAMES[identifier.lower()]()
     raise ValueError(
-        "Argument `identifier` must be a `BatchOptimizer` or, in any letter "
+        f"Argument `{argument}` must be a `BatchOptimizer` or, in any letter "
         f"case, one of {sorted(NAMES)}."
         f"{did_you_mean(identifier, NAMES, OTHER_NAMES)} "
         f"Received: {identifier!r}"

@@ -370,6 +370,12 @@ def _checked(callbacks: Any) -> list[Any]:
     callbacks = keras.tree.flatten(callbacks)
     callbacks = [c for c in callbacks if c is not None]
     for callback in callbacks:
+        if not isinstance(callback, (keras.callbacks.Callback, Replacement)):
+            raise ValueError(
+                "Argument `callbacks` must be a `keras.callbacks.Callback`, "
+                "or a list of these (`LambdaCallback` calls functions). "
+                f"Received: {callback!r}"
+            )
         if isinstance(callback, _RATE_CALLBACKS):
             raise ValueError(
                 "The optimizers of kormos have no learning rate, because "

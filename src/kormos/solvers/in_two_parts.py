@@ -43,28 +43,31 @@ class _Whole:
         return self._observer.started(
             Point(
                 self._objective.point_of(point.theta),
-                point.loss,
+                point.loss - self._objective.surplus(point.theta),
                 None if grad is None else grad[: self._problem.size],
             )
         )
 
     def accepted(self, iterate: Iterate) -> bool:
         self._count()
-        theta = iterate.theta
-        logs = dict(iterate.logs)
+        theta, logs = iterate.theta, dict(iterate.logs)
+        assert theta is not None  # The run is looked at after every iteration.
+        loss = iterate.loss - self._objective.surplus(theta)
         if "active" in logs:
             # One part of every weight is at its bound.
             split = self._parts.size - self._problem.size
             logs["active"] = max(logs["active"] - split, 0)
-        return self._observer.accepted(
+        target = self._problem.budget.target
+        is_reached = target is not None and loss <= target
+        stop = self._observer.accepted(
             iterate._replace(
-                theta=None
-                if theta is None
-                else self._objective.point_of(theta),
+                theta=self._objective.point_of(theta),
+                loss=loss,
                 state=None,
                 logs=logs,
             )
         )
+        return stop or is_reached
 
     def _count(self) -> None:
         self._problem.fg_evals = self._parts.fg_evals
@@ -107,10 +110,14 @@ def run_in_parts(
     parts.objective, parts.size = objective, objective.size
     parts.lower, parts.upper = objective.box_of(problem.lower, problem.upper)
     parts.is_bounded = True
+    # The loss of a point follows from its parts, which the rows of a longer
+    # call do not have.
+    parts.stride = 1
     parts.constraints = [_of_parts(c, objective) for c in problem.constraints]
     whole = _Whole(observer, problem, parts, objective)
     outcome = solve(parts, objective.parts_of(theta), whole)
     problem.fg_evals = parts.fg_evals
+    outcome.loss -= objective.surplus(outcome.theta)
     outcome.theta = objective.point_of(outcome.theta)
     # The parts have slopes where the weights have kinks.
     outcome.evaluate = outcome.state = outcome.hessian = None

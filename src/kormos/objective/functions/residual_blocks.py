@@ -1,6 +1,7 @@
 """A function of residuals, and the data that each of its blocks depends on."""
 
 import functools
+import math
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
@@ -343,3 +344,8 @@ def _check_blocks(blocks: dict[str, Tensor], name: str) -> None:
                 "point numbers, or a dict, list or tuple of these. "
                 f"Received: {key}={block!r}"
             )
+    if not any(math.prod(block.shape) for block in blocks.values()):
+        raise ValueError(
+            f"Function `{name}` must return at least one residual. "
+            f"Received: shapes {[tuple(b.shape) for b in blocks.values()]}"
+        )

@@ -23,7 +23,7 @@ def check_model(model: Any) -> None:
             "The model has no loss yet: call `model.compile(loss=...)` first. "
             f"Received: {model.name}, not compiled"
         )
-    if any(m.compute_dtype == "float16" for m in [model, *model.layers]):
+    if any(part.compute_dtype == "float16" for part in model._flatten_layers()):
         raise ValueError(
             "float16 gradients need loss scaling, which changes the loss "
             "between iterates, so that a full-batch method cannot use it. "

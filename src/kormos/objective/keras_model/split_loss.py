@@ -71,7 +71,7 @@ class SplitLoss(keras.losses.Loss):
             results = []
 
             def call(*args: Tensor) -> Tensor:
-                results.append(loss.call(*args))
+                results.append(_called(loss, *args))
                 return results[0]
 
             values = _variant(loss, call)(*data)
@@ -97,7 +97,7 @@ class SplitLoss(keras.losses.Loss):
         shapes = []
 
         def ones(*args: Tensor) -> Tensor:
-            values = loss.call(*args)
+            values = _called(loss, *args)
             shapes.append(values.shape)
             return _OnesLike(dtype=values.dtype, autocast=False)(values)
 
@@ -115,6 +115,19 @@ class SplitLoss(keras.losses.Loss):
             return np.prod(tuple(values.shape)), 1
         mean = _variant(loss, ones, loss.reduction)(*data)
         return ops.sum(ops.cast(values, "float64")), ops.sum(mean)
+
+
+def _called(loss: keras.losses.Loss, *args: Tensor) -> Tensor:
+    """The values of a loss, before they are reduced."""
+    values = loss.call(*args)
+    if values is None or isinstance(values, (dict, list, tuple, int, float)):
+        name = getattr(getattr(loss, "fn", None), "__name__", loss.name)
+        raise ValueError(
+            "A loss must return a tensor, computed from the outputs of the "
+            "model, with a value for each row. "
+            f"Received: {values!r} from '{name}'"
+        )
+    return values
 
 
 class _OnesLike(keras.layers.Layer):

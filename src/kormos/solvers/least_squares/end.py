@@ -56,10 +56,11 @@ class LeastSquaresEnd:
             convergence.judge(promise, loss, self._gtol, noise),
             value,
             theta,
-            here.grad,
+            problem.pull(theta, here.grad),
             loss,
             noise,
             problem.evaluation_eps,
+            problem.project,
         )
         return Outcome(
             verdict.status,

@@ -200,6 +200,9 @@ class PartsObjective(ProblemObjective, Protocol):
     def point_of(self, parts: Vector) -> Vector:
         """The point of a vector."""
 
+    def surplus(self, theta: Vector) -> float:
+        """How much the loss of the vector exceeds the loss of its point."""
+
     def box_of(
         self, lower: Vector | None, upper: Vector | None
     ) -> tuple[Vector, Vector]:
