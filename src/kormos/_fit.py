@@ -412,12 +412,10 @@ def _check_steps(
 def _check_split(
     x: Any, validation_split: float, validation_data: Any, stream: bool
 ) -> None:
-    is_share = isinstance(validation_split, (int, float))
-    if not (is_share and 0 <= validation_split < 1):
+    if not isinstance(validation_split, (int, float, np.number)):
         raise ValueError(
-            "Argument `validation_split` must be a share of the rows, at "
-            "least 0 and less than 1. "
-            f"Received: validation_split={validation_split!r}"
+            "Argument `validation_split` must be a number, the share of the "
+            f"rows. Received: validation_split={validation_split!r}"
         )
     if not validation_split:
         return

@@ -211,6 +211,14 @@ BAD = {
         dict(validation_split=-0.5),
         "`validation_split` must leave rows",
     ),
+    "split that is no number": (
+        dict(validation_split="half"),
+        "`validation_split` must be a number.*'half'",
+    ),
+    "validation data without targets": (
+        dict(validation_data=X),
+        "validation data need targets.*ndarray",
+    ),
     "class weights and weights": (
         dict(class_weight={0: 1.0}, sample_weight=W),
         "`class_weight` or sample weights",

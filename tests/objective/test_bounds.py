@@ -301,3 +301,14 @@ def test_a_fit_of_no_epochs_stays_in_place():
     model.compile(optimizer=optimizer, loss="mse")
     model.fit(X, Y, epochs=0, verbose=0)
     np.testing.assert_array_equal(model.get_weights()[0], np.ones((5, 1)))
+
+
+def test_none_is_no_bound_for_a_single_entry_too():
+    v = keras.Variable([3.0, -3.0], name="v")
+    packing = Packing([v])
+    for bounds in ({"v": ([1, None], None)}, [(1, None), (None, None)]):
+        lower, upper = resolve_bounds(bounds, packing)
+        np.testing.assert_array_equal(lower, [1, -np.inf])
+        np.testing.assert_array_equal(upper, [np.inf, np.inf])
+    with pytest.raises(ValueError, match="must be numbers.*Received: 'a'"):
+        resolve_bounds({"v": ("a", None)}, packing)

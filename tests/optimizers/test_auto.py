@@ -126,3 +126,21 @@ def test_a_loss_of_classes_or_counts_gets_no_least_squares(loss, outputs):
     assert history.result.stages[0].name in ("lbfgs", "ssbroyden")
     report = kormos.check(model, x, np.arange(50) % 2)
     assert report.method in ("lbfgs", "ssbroyden")
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [keras.layers.BatchNormalization, lambda: keras.layers.Dropout(0.3)],
+)
+def test_layers_in_training_mode_get_no_least_squares(layer):
+    model = keras.Sequential(
+        [
+            keras.Input((3,)),
+            keras.layers.Dense(4),
+            layer(),
+            keras.layers.Dense(1),
+        ]
+    )
+    model.compile("auto", "mse")
+    history = model.fit(*rows(), epochs=2, verbose=0, training=True)
+    assert history.result.stages[0].name != "lm"

@@ -781,3 +781,51 @@ def test_data_keep_the_digits_of_the_finest_variable(order):
     )
     slope = float(ops.convert_to_numpy(fine))
     assert slope == pytest.approx(x @ y / (x @ x), rel=1e-14)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_an_optimum_at_a_bound_has_no_kink(seed):
+    rng = np.random.default_rng(seed)
+    t = np.linspace(0, 1, 20)
+    size, rate = rng.uniform(1, 3), rng.uniform(2, 4)
+    y = size * np.exp(-rate * t) + 0.01 * rng.normal(size=20)
+    v = keras.Variable([1.0, 1.0], name="p")
+    result = kormos.least_squares(
+        lambda data: v[0] * ops.exp(-v[1] * data["t"]) - data["y"],
+        [v],
+        data={"t": t.astype("float32"), "y": y.astype("float32")},
+        bounds={"p": (0, [None, 0.8 * rate])},
+        verbose=0,
+    )
+    right = scipy.optimize.least_squares(
+        lambda p: p[0] * np.exp(-p[1] * t) - y,
+        [1.0, 1.0],
+        bounds=(0, [np.inf, 0.8 * rate]),
+    )
+    assert result.success, result
+    np.testing.assert_allclose(np.array(v), right.x, rtol=1e-4)
+
+
+@pytest.mark.parametrize("points", [7, 15])
+def test_residuals_of_second_derivatives(points, float64):
+    keras.utils.set_random_seed(0)
+    net = keras.Sequential(
+        [
+            keras.Input((1,), dtype="float64"),
+            keras.layers.Dense(5, "tanh", dtype="float64"),
+            keras.layers.Dense(1, dtype="float64"),
+        ]
+    )
+    x = ops.convert_to_tensor(np.linspace(0, 1, points)[:, None])
+
+    def slope(fn, z):
+        return ops.jvp(fn, (z,), (ops.ones_like(z),))[1]
+
+    def residual_fn():
+        return slope(lambda z: slope(net, z), x) + net(x) - 1
+
+    found = kormos.least_squares(
+        residual_fn, net.trainable_variables, max_iterations=40, verbose=0
+    )
+    # u = 1 solves it exactly, and many networks come close.
+    assert found.loss < 1e-9 * found.initial_loss

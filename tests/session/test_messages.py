@@ -197,3 +197,52 @@ def test_a_missing_package_is_named_with_its_cure(monkeypatch, module, call):
     with pytest.raises(ImportError) as caught:
         call()
     assert cures[module] in str(caught.value)
+
+
+def test_a_wrong_name_is_that_of_the_argument():
+    v = keras.Variable([1.0])
+    with pytest.raises(ValueError, match="Argument `optimizer` .*'nothing'"):
+        model = linear()
+        model.compile(loss="mse")
+        kormos.fit(model, *lindata(9, 0.1), optimizer="nothing")
+    with pytest.raises(ValueError, match="Argument `method` .*'nothing'"):
+        kormos.minimize(lambda: keras.ops.sum(v**2), [v], "nothing")
+
+
+def test_what_is_not_a_model_is_refused():
+    with pytest.raises(ValueError, match="`model` must be .*Received: 3 "):
+        kormos.fit(3, *lindata(9, 0.1))
+
+
+def test_what_is_not_a_callback_is_refused():
+    model = linear()
+    model.compile("lbfgs", "mse")
+    with pytest.raises(ValueError, match="`LambdaCallback`.*Received: <func"):
+        model.fit(*lindata(9, 0.1), callbacks=[lambda: None], verbose=0)
+
+
+@pytest.mark.parametrize("value", [None, 1.0, {}, ()])
+def test_what_a_loss_may_not_return(value):
+    def forgetful(y_true, y_pred):
+        return value
+
+    model = linear()
+    model.compile("lbfgs", forgetful)
+    with pytest.raises(ValueError, match="must return a tensor.*'forgetful'"):
+        model.fit(*lindata(9, 0.1), verbose=0)
+
+
+def test_no_residuals_are_refused():
+    v = keras.Variable([1.0, 2.0])
+    with pytest.raises(ValueError, match="at least one residual"):
+        kormos.least_squares(lambda: v[:0], [v], verbose=0)
+
+
+def test_float16_is_found_in_a_model_in_a_model():
+    dense = keras.layers.Dense(1, dtype="mixed_float16")
+    inner = keras.Sequential([keras.Input((5,)), dense])
+    middle = keras.Sequential([keras.Input((5,)), inner])
+    model = keras.Sequential([keras.Input((5,)), middle])
+    model.compile("lbfgs", "mse")
+    with pytest.raises(ValueError, match="float16 gradients"):
+        model.fit(*lindata(9, 0.1), verbose=0)

@@ -191,6 +191,9 @@ def _least_squares(
     objective: Objective, seconds: float, pace: _Pace
 ) -> MethodCost:
     size = objective.size
+    if objective.uses_training_state:
+        remark = "not for layers with `training=True`"
+        return MethodCost("lm", np.nan, np.nan, remark, False)
     try:
         objective.gauss_newton()
     except ValueError as error:

@@ -150,3 +150,35 @@ def test_float32(data):
     assert result.loss == pytest.approx(least, rel=1e-5)
     found = model.get_weights()[0][:, 0]
     np.testing.assert_array_equal(found == 0, abs(expected) < 1e-9)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_loss_of_each_epoch_is_that_of_evaluate(method, data, float64):
+    x, y = data[0], data[1][:, None]
+    model, found = logit(FACTOR, initializer="ones"), []
+    look = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda *_: found.append(model.evaluate(x, y, verbose=0))
+    )
+    history = kormos.fit(
+        model,
+        x,
+        y,
+        optimizer=method,
+        epochs=6,
+        callbacks=[look],
+        verbose=0,
+    )
+    np.testing.assert_allclose(history.history["loss"], found, rtol=1e-7)
+    assert history.result.loss == pytest.approx(found[-1], rel=1e-7)
+
+
+def test_a_target_is_reached_where_evaluate_says_so(data, float64):
+    x, y = data[0], data[1][:, None]
+    model = logit(FACTOR, initializer="ones")
+    history = kormos.fit(
+        model, x, y, optimizer="lbfgs", epochs=50, target_loss=0.6, verbose=0
+    )
+    *before, last = history.history["loss"]
+    assert history.result.status == "target reached"
+    assert last <= 0.6 < min(before)
+    assert model.evaluate(x, y, verbose=0) == pytest.approx(last, rel=1e-7)

@@ -240,6 +240,11 @@ class Objective(MeasuredObjective):
                 self.initial_position(), self.arguments
             )
 
+    @property
+    def uses_training_state(self) -> bool:
+        """Whether layers use averages over rows, or random numbers."""
+        return self._training and bool(self.model.non_trainable_variables)
+
     @functools.cached_property
     def _loss_unit(self) -> float:
         # In most of a fit, slopes are at most about as large as targets.
