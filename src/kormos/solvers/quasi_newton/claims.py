@@ -233,7 +233,7 @@ class Claims:
         theta, grad = to_array(state.theta), to_array(state.grad)
         change = np.abs(theta) @ np.abs(self._problem.pull(theta, grad))
         rounding = self._problem.evaluation_eps * abs(float(state.loss))
-        return bool(change <= rounding)
+        return bool(0 < change <= rounding)
 
     def _goes_lower(self) -> bool:
         """Tries Newton steps, if the Hessian takes few evaluations.
@@ -256,13 +256,14 @@ class Claims:
             self._problem.upper,
         )
         self._problem.fg_evals = int(self._state.evaluations)
-        self._promises.append(
+        # A Hessian predicts more reliably than the few steps of a trial.
+        self._promises = [
             convergence.sober(
                 gain.promise,
                 gain.theta,
                 self._problem.pull(gain.theta, gain.grad),
             )
-        )
+        ]
         is_lower = self._is_gain(loss, gain.loss)
         if is_lower:
             self._is_tried = False
