@@ -31,6 +31,13 @@ def rounding(size, jump, at):
     return value
 
 
+@pytest.mark.parametrize("eps", [EPS, 2.0**-52])
+def test_equal_losses_are_rounded_too(eps):
+    # A number is off by up to half of its spacing, by a quarter on average.
+    found = measured_noise(lambda theta: 3.0, np.ones(5), 3.0, eps)
+    assert found == pytest.approx(3.0 * eps / 4)
+
+
 @pytest.mark.parametrize("jump", [0.0, 1e-3, -1e-2, 0.4])
 @pytest.mark.parametrize("at", [{1}, {1, 2, 3}, {2}, {3, 4}, {4}])
 def test_a_jump_is_no_rounding(jump, at):
