@@ -9,7 +9,6 @@ from kormos.arithmetic.differences import Tolerance
 from kormos.arithmetic.differences import contradiction
 from kormos.solvers.least_squares.local_models import Linearized
 from kormos.solvers.least_squares.local_models import LocalModels
-from kormos.solvers.parameter_units import sizes_of
 from kormos.solvers.problem import Problem
 from kormos.types import Vector
 
@@ -62,9 +61,8 @@ def check_derivatives(
         return
     reach = model.scaled(theta) or 1.0
     # A scaled step moves a parameter far if that has almost no effect.
-    units = np.where(finite & (model.scale > 0), 1 / model.scale, 1.0)
-    shares = np.abs(slope) / sizes_of(theta, units)
-    reach = min(reach, length / float(shares.max()))
+    size = float(np.linalg.norm(theta)) or 1.0
+    reach = min(reach, size * length / float(np.linalg.norm(slope)))
 
     def change(part: float) -> Change:
         step = slope * (part * reach / length)
