@@ -1,9 +1,10 @@
-"""What a second core saves, by the part of a fit.
+"""How much time a second core saves, for several methods and sizes.
 
-Every case is fitted in processes that may use one core, or all cores of the
-machine, in turn. Milliseconds are the median over the iterations after the
-third, so compiling is not included, and the lowest median of the rounds. The
-last column is the time on one core divided by that on all.
+Each case is fitted in new processes, which may use either one core or all cores
+of the machine, in turn. The time of a process is the median over its iterations
+after the third, so that compiling is not included. The table has the shortest
+time of three processes. The last column is the time on one core divided by the
+time on all cores.
 
     KERAS_BACKEND=jax python benchmarks/threads.py
 """
@@ -77,7 +78,7 @@ def fit(case):
             optimizer=case.method,
             batch_size=case.rows,
             epochs=case.iterations + 3,
-            # Without it, several iterations are made by one call.
+            # Without a callback, one call makes several iterations.
             callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=_look)],
             verbose=0,
         )

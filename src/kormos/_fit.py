@@ -414,8 +414,9 @@ def _check_split(
 ) -> None:
     if not isinstance(validation_split, (int, float, np.number)):
         raise ValueError(
-            "Argument `validation_split` must be a number, the share of the "
-            f"rows. Received: validation_split={validation_split!r}"
+            "Argument `validation_split` must be a number: the share of the "
+            "rows to validate on. "
+            f"Received: validation_split={validation_split!r}"
         )
     if not validation_split:
         return

@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(config, items):
 
 
 def _shares(group):
-    """A dict from each backend to the cases of a test that it runs."""
+    """The cases of a test that each backend runs, by the backend's name."""
     shares = {"jax": [], "tensorflow": [], "torch": []}
     for item in group:
         shares[_QUARTERS[_number(item) % 4]].append(item)

@@ -36,7 +36,7 @@ def jacobian(fn: Callable[..., Tensor]) -> Callable[..., list[Tensor]]:
 
 
 def _in_a_graph(fn: Callable[..., _Result]) -> Callable[..., _Result]:
-    """The function, traced if it is called eagerly."""
+    """A function that traces `fn` if it is called eagerly."""
 
     def wrapped(*args: Any) -> Any:
         if tf.executing_eagerly():
@@ -180,7 +180,10 @@ def _forward_jacobian(
 def map_rows(
     fn: Callable[[Structure], Structure], rows: Structure
 ) -> Structure:
-    return _map_rows(lambda _, row, is_alone=False: fn(row), [], rows)
+    def one(_: list[Tensor], row: Structure, is_alone: bool = False) -> Any:
+        return fn(row)
+
+    return _in_a_graph(lambda r: _map_rows(one, [], r))(rows)
 
 
 def _map_rows(
@@ -230,14 +233,11 @@ class _BrokenProduct(Exception):
 
 
 def _sound(build: Callable[[], _Result]) -> _Result:
-    """Returns `build()`, which adds operations to a graph.
+    """Returns `build()`, which adds operations to the present graph.
 
     Raises:
         _BrokenProduct: if one of them is a product that TensorFlow gets wrong.
     """
-    if tf.executing_eagerly():
-        traced = tf.function(lambda: _sound(build), autograph=False)
-        return traced.get_concrete_function()()
     graph = tf.compat.v1.get_default_graph()
     before = len(graph.get_operations())
     values = build()

@@ -71,7 +71,7 @@ class DifferenceModel:
         self._steps = evaluation_eps**_STEP * sizes
         columns = [self._column(i) for i in self._free]
         self._set(np.array(columns))
-        self.flat = self._flat(np.array(columns))
+        self.flat = self._flat_step(np.array(columns))
         coarse = _ROOM * evaluation_eps**_ONE_SIDED_ERROR
         if len(columns) > 1 and self._least < coarse:
             others = [self._behind(i) for i in self._free]
@@ -128,15 +128,20 @@ class DifferenceModel:
         """Which changes of the gradient are more than its rounding."""
         return change > _VISIBLE * self._epsilon * np.abs(self._grad)
 
-    def _flat(self, columns: Matrix) -> Vector:
-        """See the attribute."""
-        own = np.zeros_like(self._grad)
-        own[self._free] = np.abs(np.diagonal(columns[:, self._free]))
-        shows_none = ~self._is_visible(own * self._steps)
-        held = np.ones(own.shape, dtype=bool)
-        held[self._free] = False
-        reach = np.maximum(self._sizes, self._steps)
-        return np.where(shows_none & ~held, -np.sign(self._grad) * reach, 0.0)
+    @property
+    def _reach(self) -> Vector:
+        """The sizes of the parameters, or longer steps that were tried."""
+        return np.maximum(self._sizes, self._steps)
+
+    def _flat_step(self, columns: Matrix) -> Vector:
+        """The step `flat`, from the columns of the free parameters."""
+        change = np.zeros_like(self._grad)
+        change[self._free] = np.abs(np.diagonal(columns[:, self._free]))
+        is_flat = ~self._is_visible(change * self._steps)
+        step = np.zeros_like(self._grad)
+        downhill = -np.sign(self._grad) * self._reach
+        step[self._free] = np.where(is_flat, downhill, 0.0)[self._free]
+        return step
 
     def _behind(self, i: np.intp) -> Vector | None:
         """The column from the opposite step; `None` if a bound stops it."""
@@ -174,8 +179,8 @@ class DifferenceModel:
         # A parameter without visible curvature gets an artificial one: enough
         # to move it by its own size, or by the longest step that showed none.
         flat = diagonal == 0
-        grad, reach = np.abs(self._grad), np.maximum(self._sizes, self._steps)
-        diagonal[flat] = (grad / reach)[self._free][flat]
+        slopes = np.abs(self._grad) / self._reach
+        diagonal[flat] = slopes[self._free][flat]
         diagonal[diagonal == 0] = 1.0
         hessian[flat, flat] = diagonal[flat]
         self._scale = np.sqrt(diagonal)

@@ -43,8 +43,8 @@ _LEAST_KEPT = 1e-3
 # number times as long. Our choice: without curvature a step gains twice the
 # prediction, and with curvature just the prediction.
 _STRAIGHT, _HIDDEN, _LONGER = 1.5, 1e-6, 10.0
-# After about this many such steps, a linear loss would be zero. Our choice: a
-# step may miss a minimum by the factor between two of them, and still gains.
+# After about this many such steps, a linear loss would be zero. Our choice: the
+# longest step that stays before the minimum then still gains a visible part.
 _MOST_LONGER = 4
 
 # The first step of BFGS along the gradient is this part of the parameters'
@@ -233,11 +233,11 @@ def _newton(run: _Run, free: Array, units: Vector | None, most: int) -> float:
 
 
 def _lengthened(run: _Run, step: Vector, most: int) -> int:
-    """Goes along a step without curvature, and farther and farther.
+    """Takes longer and longer steps in a direction without curvature.
 
     A parameter may be many powers of ten smaller than it must become. The loss
     then changes by less than its rounding where that parameter changes by its
-    own size, and other parameters hardly matter.
+    own size, whatever the other parameters are.
 
     Args:
         run: the run.

@@ -110,8 +110,8 @@ def run_in_parts(
     parts.objective, parts.size = objective, objective.size
     parts.lower, parts.upper = objective.box_of(problem.lower, problem.upper)
     parts.is_bounded = True
-    # The loss of a point follows from its parts, which the rows of a longer
-    # call do not have.
+    # The loss of the weights is computed from the parts, and a compiled call
+    # returns only the parts of its last iteration.
     parts.stride = 1
     parts.constraints = [_of_parts(c, objective) for c in problem.constraints]
     whole = _Whole(observer, problem, parts, objective)

@@ -219,15 +219,16 @@ class Claims:
             self._most_evaluations += _LONGER * self._problem.size
             self._try(np.ones(self._problem.size))
             return None
-        is_seen = self._is_start and not self._is_hidden()
-        if not is_seen and self._goes_lower():
+        # A run that has just begun is its own trial, if it could see anything.
+        is_tried = self._is_start and not self._is_hidden()
+        if not is_tried and self._goes_lower():
             return None
         return self._settled()
 
     def _is_hidden(self) -> bool:
         """Whether rounding hides a change of all parameters by their size.
 
-        They may be many powers of ten smaller than they must become.
+        The parameters may be many powers of ten smaller than they must become.
         """
         state = self._state
         theta, grad = to_array(state.theta), to_array(state.grad)
