@@ -32,14 +32,6 @@ pytest_plugins = ["dealing", "faults.table"]
 
 BACKEND = keras.backend.backend()
 
-if BACKEND == "tensorflow":
-    import tensorflow as tf
-
-    # Rewriting a graph takes longer than a test runs it.
-    tf.config.optimizer.set_experimental_options(
-        {"disable_meta_optimizer": True}
-    )
-
 # The other installed backends, and the first lines of a process on one.
 OTHERS = [
     name
@@ -86,11 +78,11 @@ def seeded():
     keras.backend.clear_session(free_memory=False)
 
 
-# On TensorFlow, XLA compiles the solvers' loops in these modules, as it does
-# for users: they test it, or they compare with a process that uses it. The
-# other modules run the same graphs without XLA, because compiling takes longer
-# than most of the fits.
-_WITH_XLA = {
+# On TensorFlow, XLA compiles the solvers' loops in these modules, and graphs
+# are rewritten, as for users: they test it, or they compare with another
+# process. The other modules run the same graphs as they are written, because
+# compiling and rewriting take longer than most of the fits.
+_AS_FOR_USERS = {
     "test_convolutions",
     "test_equalities",
     "test_faults",
@@ -111,9 +103,15 @@ _WITH_XLA = {
 
 
 @pytest.fixture(autouse=True)
-def loops(request, monkeypatch):
-    name = request.module.__name__.split(".")[-1]
-    if BACKEND == "tensorflow" and name not in _WITH_XLA:
+def graphs(request, monkeypatch):
+    if BACKEND != "tensorflow":
+        return
+    import tensorflow as tf
+
+    as_written = request.module.__name__.split(".")[-1] not in _AS_FOR_USERS
+    options = {"disable_meta_optimizer": as_written}
+    tf.config.optimizer.set_experimental_options(options)
+    if as_written:
         compile = kormos.backend.compile
         monkeypatch.setattr(kormos.backend, "compile_loop", compile)
 
