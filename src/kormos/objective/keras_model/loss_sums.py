@@ -18,14 +18,12 @@ from keras import ops
 from keras import tree
 
 from kormos.objective.keras_model.split_loss import SplitLoss
-from kormos.objective.keras_model.split_loss import is_of_keras
-from kormos.objective.keras_model.target_shapes import Shape
 from kormos.types import Scalar
 from kormos.types import Structure
 from kormos.types import Tensor
 
 # A call of a term: `(term, y_true, y_pred, sample_weight)`.
-_Call: TypeAlias = tuple[SplitLoss, Tensor, Tensor, Tensor | None]
+Call: TypeAlias = tuple[SplitLoss, Tensor, Tensor, Tensor | None]
 
 
 class CompiledLosses:
@@ -48,7 +46,7 @@ class CompiledLosses:
         output_names: list[str] | None,
     ) -> None:
         # Each call of a loss is a term: one loss may serve several outputs.
-        self._calls: list[_Call] = []
+        self._calls: list[Call] = []
         # The index of the term that is one while all others are zero.
         self._probed: int | None = None
         wrapped = [
@@ -86,9 +84,17 @@ class CompiledLosses:
             y=y, y_pred=y_pred, sample_weight=sample_weight
         )
 
-    def _terms(self, *data: Structure) -> list["_Call"]:
-        """The terms, with the data that Keras passes to each."""
-        self._total(*data)
+    def calls(
+        self, y: Structure, y_pred: Structure, sample_weight: Structure
+    ) -> list[Call]:
+        """The terms, with the data that Keras passes to each.
+
+        Args:
+            y: the targets.
+            y_pred: the predictions, or anything else of their structure.
+            sample_weight: the weights.
+        """
+        self._total(y, y_pred, sample_weight)
         # The data of a chunk are not kept until the next one.
         calls, self._calls = self._calls, []
         return calls
@@ -104,7 +110,7 @@ class CompiledLosses:
             A list of pairs of scalar tensors, numerator and denominator. The
             numerator is NaN for a term without a divisor.
         """
-        terms = self._terms(y, y_pred, sample_weight)
+        terms = self.calls(y, y_pred, sample_weight)
         return [
             tuple(ops.cast(value, "float64") for value in term.count(*data))
             for term, *data in terms
@@ -120,57 +126,11 @@ class CompiledLosses:
         """
         data = y, y_pred, sample_weight
         factors = []
-        for i in range(len(self._terms(*data))):
+        for i in range(len(self.calls(*data))):
             self._probed = i
             factors.append(float(self._total(*data)))
         self._probed = None
         return factors
-
-    def names(
-        self, y: Structure, y_pred: Structure, sample_weight: Structure
-    ) -> list[str]:
-        """The names of the terms, for messages."""
-        terms = self._terms(y, y_pred, sample_weight)
-        return [term.description for term, *_ in terms]
-
-    def own_names(
-        self, y: Structure, y_pred: Structure, sample_weight: Structure
-    ) -> list[str]:
-        """The names of the terms that are not losses of Keras."""
-        terms = self._terms(y, y_pred, sample_weight)
-        return [
-            term.description
-            for term, y_true, values, _ in terms
-            if not is_of_keras(term.resolved(y_true, values))
-        ]
-
-    def shapes(
-        self, y: Structure, y_pred: Structure, sample_weight: Structure
-    ) -> list[tuple[keras.losses.Loss, Shape, Shape]]:
-        """Each term's loss, and the shapes of its targets and predictions."""
-        terms = self._terms(y, y_pred, sample_weight)
-        return [
-            (
-                term.resolved(y_true, values),
-                tuple(y_true.shape),
-                tuple(values.shape),
-            )
-            for term, y_true, values, _ in terms
-        ]
-
-    def by_output(
-        self, y: Structure, y_pred: Structure, sample_weight: Structure
-    ) -> list[list[keras.losses.Loss]]:
-        """For each output, its losses."""
-        terms = self._terms(y, y_pred, sample_weight)
-        return [
-            [
-                term.resolved(y_true, values)
-                for term, y_true, values, _ in terms
-                if values is output
-            ]
-            for output in tree.flatten(y_pred)
-        ]
 
     def total(
         self,
@@ -181,7 +141,7 @@ class CompiledLosses:
     ) -> Scalar:
         """The sum of all terms on these rows, each times its factor."""
         total = ops.zeros((), dtype=term_factors.dtype)
-        terms = self._terms(y, y_pred, sample_weight)
+        terms = self.calls(y, y_pred, sample_weight)
         for i, (term, *data) in enumerate(terms):
             total = total + term_factors[i] * term.sum(
                 *data, dtype=term_factors.dtype

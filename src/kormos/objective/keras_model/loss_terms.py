@@ -6,11 +6,18 @@ import keras
 from keras import ops
 from keras import tree
 
+from kormos import backend
 from kormos.objective.compiled import leading_size
 from kormos.objective.keras_model.loss_sums import CompiledLosses
 from kormos.objective.keras_model.loss_weights import loss_weights
+from kormos.objective.keras_model.split_loss import SplitLoss
+from kormos.objective.keras_model.split_loss import is_of_keras
 from kormos.objective.keras_model.target_shapes import Shape
 from kormos.objective.keras_model.target_shapes import are_broadcast
+from kormos.objective.keras_model.target_shapes import naming_shapes
+from kormos.objective.keras_model.target_values import Limits
+from kormos.objective.keras_model.target_values import extremes
+from kormos.objective.keras_model.target_values import limits_of
 from kormos.types import Scalar
 from kormos.types import Structure
 from kormos.types import Tensor
@@ -40,6 +47,7 @@ class LossTerms:
         names: the names of these terms.
         own_names: the names of those that are not Keras' own.
         by_output: for each output, its losses.
+        limits: the values that the targets of each of them may have.
         broadcast: triples of the name of a term and the shapes of targets and
             predictions that Keras broadcasts to each other.
     """
@@ -48,6 +56,7 @@ class LossTerms:
     names: list[str]
     own_names: list[str]
     by_output: list[list[keras.losses.Loss]]
+    limits: list[Limits | None]
     broadcast: list[tuple[str, Shape, Shape]]
 
     def __init__(self, model: keras.Model, training: bool) -> None:
@@ -75,7 +84,7 @@ class LossTerms:
         variables when they are first called.
         """
         self.weights, self.names, self.by_output = [], [], []
-        self.own_names, self.broadcast = [], []
+        self.own_names, self.broadcast, self.limits = [], [], []
         if self.compiled is not None:
             if all(leaf is None for leaf in tree.flatten(y)):
                 raise ValueError(
@@ -84,16 +93,93 @@ class LossTerms:
                     f"loss={_named(self._model.loss)}"
                 )
             data = y, y_pred, sample_weight
-            self.weights = self.compiled.term_weights(*data)
-            self.names = self.compiled.names(*data)
-            self.own_names = self.compiled.own_names(*data)
-            self.by_output = self.compiled.by_output(*data)
-            shapes = zip(self.names, self.compiled.shapes(*data), strict=True)
-            self.broadcast = [
-                (name, wanted, found)
-                for name, (loss, wanted, found) in shapes
-                if are_broadcast(loss, wanted, found)
+            try:
+                calls = self.compiled.calls(*data)
+                self.weights = self.compiled.term_weights(*data)
+                if any(isinstance(y_true, str) for _, y_true, *_ in calls):
+                    raise TypeError("Keras took a key for the targets.")
+            except Exception as error:
+                raise ValueError(
+                    "Targets need the structure of the outputs: one array, or "
+                    "a list or a dict of arrays, with the names of the outputs "
+                    f"as keys. Received: y of {_structure(y)} for outputs of "
+                    f"{_structure(y_pred)}. {error}"
+                ) from error
+            for call in calls:
+                self._learn(*call)
+            self.by_output = [
+                [
+                    term.resolved(y_true, values)
+                    for term, y_true, values, _ in calls
+                    if values is output
+                ]
+                for output in tree.flatten(y_pred)
             ]
+
+    def _learn(
+        self,
+        term: SplitLoss,
+        y_true: Tensor,
+        y_pred: Tensor,
+        sample_weight: Tensor | None,
+    ) -> None:
+        """Notes what a term compares, and tries it if it is Keras' own."""
+        loss, name = term.resolved(y_true, y_pred), term.description
+        shapes = tuple(y_true.shape), tuple(y_pred.shape)
+        limits = limits_of(loss, y_pred)
+        self.names.append(name)
+        self.limits.append(limits)
+        if are_broadcast(loss, *shapes):
+            self.broadcast.append((name, *shapes))
+        if not is_of_keras(loss):
+            self.own_names.append(name)
+            return
+        if limits is not None:
+            with backend.float64():
+                limits.check(name, *extremes(limits, y_true, sample_weight))
+        with naming_shapes(name, *shapes):
+            # Of user's code, which may assign variables, the first call is in
+            # a scope, and its errors are as they are.
+            backend.dry_run(
+                lambda: term.sum(y_true, y_pred, sample_weight, dtype="float32")
+            )
+
+    def extremes(
+        self, y: Structure, sample_weight: Structure, outputs: Structure
+    ) -> list[tuple[Scalar, Scalar]]:
+        """The lowest and the highest target of each term that has limits.
+
+        Args:
+            y: the targets.
+            sample_weight: the weights.
+            outputs: the structure of the outputs.
+        """
+        assert self.compiled is not None  # Other losses have no limits.
+        calls = self.compiled.calls(y, outputs, sample_weight)
+        return [
+            extremes(limits, y_true, weights)
+            for limits, (_, y_true, _, weights) in zip(
+                self.limits, calls, strict=True
+            )
+            if limits is not None
+        ]
+
+    def check_extremes(self, found: list[tuple[Scalar, Scalar]]) -> None:
+        """Refuses targets outside of their limits.
+
+        Args:
+            found: what `extremes` returns.
+
+        Raises:
+            ValueError: if one is outside.
+        """
+        limited = [
+            (limits, name)
+            for limits, name in zip(self.limits, self.names, strict=True)
+            if limits is not None
+        ]
+        for (limits, name), pair in zip(limited, found, strict=True):
+            limits.check(name, *pair)
 
     def ones(self, dtype: str | None = None) -> Tensor:
         """Term factors of one.
@@ -180,6 +266,11 @@ def _named(loss: Structure) -> str:
     """The compiled loss of a model, as the user wrote it if that is short."""
     name = getattr(loss, "name", None)
     return name if isinstance(name, str) else repr(loss)
+
+
+def _structure(data: Structure) -> str:
+    """The structure of data, with the shapes of its arrays, for messages."""
+    return repr(tree.map_structure(lambda a: tuple(a.shape), data))
 
 
 def overrides(model: keras.Model, method: str) -> bool:

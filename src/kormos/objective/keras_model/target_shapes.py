@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import keras
 
 from kormos.objective.keras_model.split_loss import is_of_keras
@@ -34,3 +37,27 @@ def are_broadcast(
     elif len(outputs) == len(targets) + 1 and outputs[-1] == 1:
         outputs = outputs[:-1]
     return targets[1:] != outputs[1:]
+
+
+@contextlib.contextmanager
+def naming_shapes(name: str, targets: Shape, outputs: Shape) -> Iterator[None]:
+    """A scope of the first call of a loss, which names the shapes of its data.
+
+    Args:
+        name: the name of the loss.
+        targets: the shape of the targets.
+        outputs: the shape of the outputs.
+
+    Raises:
+        ValueError: if the call fails.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(
+            f"The loss '{name}' cannot compare these targets with the output. "
+            "Targets need the shape of the output; class numbers need this "
+            "shape without the last axis. "
+            f"Received: targets of shape {targets} and an output of shape "
+            f"{outputs}, for which it fails with: {error}"
+        ) from error

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import keras
 import numpy as np
+from keras import tree
 
 from kormos import backend
 from kormos.data.variables import values_of
@@ -37,6 +38,7 @@ class TermFactors:
         self._model_loss = model_loss
         self._compiled = model_loss.terms.compiled
         self._counts = compile(self._count)
+        self._extremes = compile(self._extremes_of)
 
     def __call__(
         self, arguments: ProgramArguments, rows: Callable[[], int]
@@ -76,7 +78,7 @@ class TermFactors:
 
         def own() -> Vector:
             counts, chunks = np.zeros(shape), arguments.each_chunk()
-            for count in self._each(backend.attempt, self._counts, chunks):
+            for count in self._each(self._checked, self._counts, chunks):
                 sums, means = np.array(
                     [[backend.to_numpy(v) for v in c] for c in count]
                 ).T
@@ -87,6 +89,31 @@ class TermFactors:
         counts = arguments.processes.total(own, [shape], name="divisors")
         # A sum has no divisor.
         return np.where(np.isnan(counts), 1.0, counts)
+
+    def _checked(
+        self,
+        count: Callable[..., Structure],
+        parts: list[Tensor],
+        frozen: list[Tensor],
+        chunk: Chunk,
+    ) -> Structure:
+        """Counts a chunk, once its targets are known to be right."""
+        terms = self._model_loss.terms
+        if any(limits is not None for limits in terms.limits):
+            extremes = backend.attempt(self._extremes, parts, frozen, chunk)
+            terms.check_extremes(extremes)
+        return backend.attempt(count, parts, frozen, chunk)
+
+    def _extremes_of(
+        self, parts: list[Tensor], frozen: list[Tensor], chunk: Chunk
+    ) -> list[tuple[Scalar, Scalar]]:
+        """The extremes of a chunk's targets, by term."""
+        _, y, w = chunk
+        structure = self._model_loss.outputs.structure
+        # Keras asks for the number of rows.
+        outputs = tree.map_structure(lambda _: np.zeros((1,)), structure)
+        with self._model_loss.stateless.scope(parts, frozen):
+            return self._model_loss.terms.extremes(y, w, outputs)
 
     def _each(
         self,
