@@ -13,6 +13,7 @@ method that misses the loss counts as infinitely slow.
 import one_thread  # noqa: F401
 
 # isort: split
+import itertools
 import math
 import statistics
 import sys
@@ -22,7 +23,6 @@ from typing import NamedTuple
 
 import numpy as np
 import recording
-from auto_cases import Case
 from auto_cases import of_functions
 from auto_cases import of_models
 from auto_cases import of_residuals
@@ -44,12 +44,16 @@ class Outcome(NamedTuple):
     """The seconds of all methods for a case.
 
     Attributes:
-        case: the `Case`.
+        group: see `Case`.
+        name: see `Case`.
+        size: see `Case`.
         chosen: the stages that `"auto"` chose.
         seconds: dict from a method, `"auto"` among them, to its seconds.
     """
 
-    case: Case
+    group: str
+    name: str
+    size: int
     chosen: str
     seconds: dict[str, float]
 
@@ -66,7 +70,7 @@ class Outcome(NamedTuple):
 
     def row(self):
         own = self.seconds[AUTO], self.seconds[self.best]
-        name = f"{self.case.name}: {self.case.size:,}"
+        name = f"{self.name}: {self.size:,}"
         return [name, self.chosen, own[0], self.best, own[1], self.factor]
 
 
@@ -105,7 +109,7 @@ def solved(case):
     seconds = dict.fromkeys(methods, math.inf)
     for method, times in found.items():
         seconds[method] = statistics.median(times) if times else math.inf
-    outcome = Outcome(case, chosen, seconds)
+    outcome = Outcome(case.group, case.name, case.size, chosen, seconds)
     print(*outcome.row(), file=sys.stderr, flush=True)
     return outcome
 
@@ -122,9 +126,11 @@ def main():
     with kormos.precision("float64"):
         for group in groups:
             if args.group in (None, group):
-                outcomes += map(solved, list(groups[group]())[::step])
+                # What was compiled for a case is freed with the case.
+                cases = itertools.islice(groups[group](), 0, None, step)
+                outcomes += map(solved, cases)
     if args.group in (None, "fit"):
-        for dtype, make in list(of_models())[::step]:
+        for dtype, make in itertools.islice(of_models(), 0, None, step):
             with kormos.precision(dtype):
                 outcomes.append(solved(make()))
     tabulate(record, [o for o in outcomes if o is not None])
@@ -133,8 +139,8 @@ def main():
 def tabulate(record, outcomes):
     columns = "problem", "chosen", "its seconds", "the best", "its seconds"
     rows = []
-    for group in dict.fromkeys(o.case.group for o in outcomes):
-        own = [o for o in outcomes if o.case.group == group]
+    for group in dict.fromkeys(o.group for o in outcomes):
+        own = [o for o in outcomes if o.group == group]
         record.table(f"`{group}`", [*columns, "factor"], [o.row() for o in own])
         rows.append(standing(group, own))
     rows.append(standing("all", outcomes))

@@ -15,6 +15,7 @@ from kormos.inspection.report import Report
 from kormos.inspection.shapes import shapes
 from kormos.inspection.watch import Watch
 from kormos.objective import Objective
+from kormos.objective.keras_model.model_checks import check_has_loss
 from kormos.objective.keras_model.with_loss import with_loss
 
 
@@ -80,7 +81,7 @@ def check(
     ```
     """
     _check_precision(precision)
-    _check_model(model, loss)
+    check_has_loss(model, loss is not None, "give `loss`, or ")
     if loss is not None:
         model = with_loss(model, loss)
     dtype = reading.dtype_for(model, precision)
@@ -172,18 +173,4 @@ def _check_precision(precision: str | None) -> None:
         raise ValueError(
             "Check one precision at a time: leave `precision` out to check "
             "the model's own, or pass 'float64'. Received: precision='auto'"
-        )
-
-
-def _check_model(model: object, loss: Any) -> None:
-    if not isinstance(model, keras.Model):
-        raise ValueError(
-            "Argument `model` must be a `keras.Model`. "
-            f"Received: {model!r} (of type {type(model).__name__})"
-        )
-    if loss is None and not model.compiled:
-        raise ValueError(
-            "The model has no loss yet: give `loss`, or call "
-            "`model.compile(loss=...)` first. "
-            f"Received: {model.name}, not compiled"
         )

@@ -10,6 +10,7 @@ from kormos.data.memory import leaves
 from kormos.float64.evaluation import Float64Error
 from kormos.objective.bounds import resolve_bounds
 from kormos.objective.fixed import with_fixed
+from kormos.objective.keras_model.model_checks import check_has_loss
 from kormos.objective.keras_model.objective import Objective
 from kormos.objective.keras_model.with_loss import with_loss
 from kormos.optimizers.base import BatchOptimizer
@@ -110,7 +111,7 @@ def summary(
     print(kormos.summary(model, x, y))
     ```
     """
-    _check_model(model, loss)
+    check_has_loss(model, loss not in (None, STATED), "give `loss`, or ")
     optimizer = getattr(model, "optimizer", None)
     if loss is not None and loss != STATED:
         model = with_loss(model, loss)
@@ -179,17 +180,3 @@ def _targets(objective: Objective, likelihood: Likelihood) -> Matrix | None:
     if [a.shape[1] for a in found] != widths:
         return None
     return np.concatenate(found, axis=1)
-
-
-def _check_model(model: object, loss: Any) -> None:
-    if not isinstance(model, keras.Model):
-        raise ValueError(
-            "Argument `model` must be a `keras.Model`. "
-            f"Received: {model!r} (of type {type(model).__name__})"
-        )
-    if not model.compiled and (loss is None or loss == STATED):
-        raise ValueError(
-            "The model has no loss yet: give `loss`, or call "
-            "`model.compile(loss=...)` first. "
-            f"Received: {model.name}, not compiled"
-        )

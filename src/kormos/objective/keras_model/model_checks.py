@@ -11,18 +11,32 @@ from kormos.objective.keras_model.training_data import TrainingData
 from kormos.warn import warn
 
 
-def check_model(model: Any) -> None:
-    """Refuses an argument that is not a compiled model, and float16."""
+def check_has_loss(model: Any, is_given: bool = False, also: str = "") -> None:
+    """Refuses an argument that is not a model, or that has no loss.
+
+    Args:
+        model: the argument.
+        is_given: whether the loss is given apart from the model.
+        also: what else the user may do, for the message.
+
+    Raises:
+        ValueError: if it is not a model, or has no loss.
+    """
     if not isinstance(model, keras.Model):
         raise ValueError(
             "Argument `model` must be a `keras.Model`. "
             f"Received: {model!r} (of type {type(model).__name__})"
         )
-    if not model.compiled:
+    if not (is_given or model.compiled):
         raise ValueError(
-            "The model has no loss yet: call `model.compile(loss=...)` first. "
-            f"Received: {model.name}, not compiled"
+            f"The model has no loss yet: {also}call `model.compile(loss=...)` "
+            f"first. Received: {model.name}, not compiled"
         )
+
+
+def check_model(model: Any) -> None:
+    """Refuses an argument that is not a compiled model, and float16."""
+    check_has_loss(model)
     if any(part.compute_dtype == "float16" for part in model._flatten_layers()):
         raise ValueError(
             "float16 gradients need loss scaling, which changes the loss "
