@@ -6,8 +6,10 @@ problem. It is a part of the way from the start down to the lowest loss that any
 of the methods found (1e-8 for functions, 1e-3 to 1e-5 for models), or an
 absolute loss for networks that can fit their data. Seconds are processor time,
 so that other work on the machine does not matter. They are medians of several
-whole calls, after one that compiled; those of `"auto"` include its choice. A
-method that misses the loss counts as infinitely slow.
+whole calls, after one that compiled; those of `"auto"` include its choice. The
+order of the methods changes from one round to the next, because a call is
+faster after one that ran the same code. A method that misses the loss counts as
+infinitely slow.
 """
 
 import one_thread  # noqa: F401
@@ -15,6 +17,7 @@ import one_thread  # noqa: F401
 # isort: split
 import itertools
 import math
+import random
 import statistics
 import sys
 import time
@@ -97,6 +100,7 @@ def solved(case):
         return None
     found = {m: [] for m in able}
     for repeat in range(REPEATS + 1):
+        random.shuffle(able)
         for method in able:
             if sum(found[method]) >= ENOUGH:
                 continue
@@ -119,6 +123,7 @@ def main():
     parser.add_argument("--group", choices=["minimize", "least_squares", "fit"])
     args = parser.parse_args()
     warnings.simplefilter("ignore")
+    random.seed(0)
     record = recording.Record("auto", __doc__, args)
     groups = {"minimize": of_functions, "least_squares": of_residuals}
     step = 8 if args.quick else 1

@@ -33,7 +33,7 @@ def with_last(array, value):
 
 
 WRONG_SHAPES = {
-    "mse": (np.zeros((12, 2)), r"\(12, 2\) and an output of shape \(12, 3\)"),
+    "mse": (np.zeros((12, 2)), r"\(12, 2\), an output of shape \(12, 3\)\."),
     "mae": (np.zeros((12, 4, 2)), r"\(12, 4, 2\)"),
     "categorical_crossentropy": (CLASSES, r"\(12,\)"),
     SPARSE: (np.eye(3)[CLASSES], r"\(12, 3\)"),
@@ -47,7 +47,9 @@ def test_shapes(loss, method):
     y, received = WRONG_SHAPES[loss]
     model = network(3, loss, method, "sigmoid")
     before = model.get_weights()
-    said = f"The loss '{loss}' cannot compare .* Received: targets of shape "
+    said = (
+        f"The loss '{loss}' cannot be computed .* Received: targets of shape "
+    )
     with pytest.raises(ValueError, match=said + received):
         model.fit(X, y, verbose=0)
     for after, weights in zip(model.get_weights(), before, strict=True):
@@ -60,6 +62,23 @@ def test_shapes(loss, method):
 def test_structures(y):
     with pytest.raises(ValueError, match="structure of the outputs.*12, 3"):
         network(3, "mse").fit(X, y, verbose=0)
+
+
+def test_shapes_of_metrics():
+    model = network(3, "mse")
+    metrics = ["mae", "sparse_categorical_accuracy"]
+    model.compile(optimizer="lbfgs", loss="mse", metrics=metrics)
+    said = r"metric cannot .* mae, sparse.*, y of \(12, 3\), and"
+    with pytest.raises(ValueError, match=said):
+        model.fit(X, np.zeros((12, 3)), verbose=0)
+
+
+def test_shapes_of_weights():
+    said = r"loss 'mse' cannot .* and weights of shape \(12, 2\)\. It fails"
+    with pytest.raises(ValueError, match=said):
+        network(3, "mse").fit(
+            X, np.zeros((12, 3)), sample_weight=np.ones((12, 2)), verbose=0
+        )
 
 
 @pytest.mark.parametrize("how", [{}, {"batch_size": 4}, {"stream": True}])

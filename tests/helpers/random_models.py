@@ -34,8 +34,8 @@ def _gate():
     return lambda x: layers.Multiply()([x, dense(x)])
 
 
-def _merge(kind):
-    left, right = layers.Dense(WIDTH), layers.Dense(WIDTH)
+def _merge(kind, width=WIDTH):
+    left, right = layers.Dense(width), layers.Dense(width)
     return lambda x: kind([left(x), right(x)])
 
 
@@ -72,7 +72,7 @@ ANY = {
     "residual": _residual,
     "gate": _gate,
     "twice": _twice,
-    "concatenate": lambda: _merge(layers.Concatenate()),
+    "concatenate": lambda: _merge(layers.Concatenate(), WIDTH // 2),
     "average": lambda: _merge(layers.Average()),
     "subtract": lambda: _merge(layers.Subtract()),
 }

@@ -96,14 +96,16 @@ class LossTerms:
             try:
                 calls = self.compiled.calls(*data)
                 self.weights = self.compiled.term_weights(*data)
-                if any(isinstance(y_true, str) for _, y_true, *_ in calls):
-                    raise TypeError("Keras took a key for the targets.")
+                arrays = [array for _, *pair, _ in calls for array in pair]
+                if not all(hasattr(array, "shape") for array in arrays):
+                    raise TypeError("a loss compares two arrays.")
             except Exception as error:
                 raise ValueError(
-                    "Targets need the structure of the outputs: one array, or "
-                    "a list or a dict of arrays, with the names of the outputs "
-                    f"as keys. Received: y of {_structure(y)} for outputs of "
-                    f"{_structure(y_pred)}. {error}"
+                    "Targets and losses need the structure of the outputs: "
+                    "one array, or a list or a dict of arrays, with the names "
+                    "of the outputs as keys. "
+                    f"Received: y of {structure_of(y)} for outputs of "
+                    f"{structure_of(y_pred)}. Keras says: {error}"
                 ) from error
             for call in calls:
                 self._learn(*call)
@@ -137,7 +139,10 @@ class LossTerms:
         if limits is not None:
             with backend.float64():
                 limits.check(name, *extremes(limits, y_true, sample_weight))
-        with naming_shapes(name, *shapes):
+        weighed = sample_weight is not None
+        with naming_shapes(
+            name, *shapes, tuple(sample_weight.shape) if weighed else None
+        ):
             # Of user's code, which may assign variables, the first call is in
             # a scope, and its errors are as they are.
             backend.dry_run(
@@ -268,7 +273,7 @@ def _named(loss: Structure) -> str:
     return name if isinstance(name, str) else repr(loss)
 
 
-def _structure(data: Structure) -> str:
+def structure_of(data: Structure) -> str:
     """The structure of data, with the shapes of its arrays, for messages."""
     return repr(tree.map_structure(lambda a: tuple(a.shape), data))
 

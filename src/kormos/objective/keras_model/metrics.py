@@ -1,5 +1,6 @@
 """A model's metrics."""
 
+import contextlib
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from keras import tree
 
 from kormos import backend
 from kormos.objective.keras_model.loss_terms import LossTerms
+from kormos.objective.keras_model.loss_terms import structure_of
 from kormos.objective.keras_model.split_loss import is_of_keras
 from kormos.types import Structure
 from kormos.types import Tensor
@@ -43,11 +45,30 @@ class ModelMetrics:
         Args:
             *data: see `update`.
         """
-        with backend.own_copies(self._model):
+        with backend.own_copies(self._model), self._naming(*data):
             self._model.compute_metrics(*data)
         self.constant(data[2])
         self._model.reset_metrics()
         self.variables = list(self._model.metrics_variables)
+
+    @contextlib.contextmanager
+    def _naming(
+        self, x: Structure, y: Structure, y_pred: Structure, w: Structure
+    ) -> Iterator[None]:
+        """A scope whose errors name Keras' metrics and the shapes of data."""
+        try:
+            yield
+        except Exception as error:
+            if not self.are_of_keras:
+                raise
+            own = [m.name for m in _single(self._model.metrics)]
+            names = ", ".join(name for name in own if name != "loss")
+            raise ValueError(
+                "A metric cannot be computed from these targets and outputs: "
+                "compile the model without it. "
+                f"Received: metrics {names}, y of {structure_of(y)}, and "
+                f"outputs of {structure_of(y_pred)}. Keras says: {error}"
+            ) from error
 
     @property
     def has_losses(self) -> bool:

@@ -40,13 +40,16 @@ def are_broadcast(
 
 
 @contextlib.contextmanager
-def naming_shapes(name: str, targets: Shape, outputs: Shape) -> Iterator[None]:
+def naming_shapes(
+    name: str, targets: Shape, outputs: Shape, weights: Shape | None
+) -> Iterator[None]:
     """A scope of the first call of a loss, which names the shapes of its data.
 
     Args:
         name: the name of the loss.
         targets: the shape of the targets.
         outputs: the shape of the outputs.
+        weights: the shape of the weights, or `None`.
 
     Raises:
         ValueError: if the call fails.
@@ -54,10 +57,11 @@ def naming_shapes(name: str, targets: Shape, outputs: Shape) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        also = "" if weights is None else f", and weights of shape {weights}"
         raise ValueError(
-            f"The loss '{name}' cannot compare these targets with the output. "
-            "Targets need the shape of the output; class numbers need this "
-            "shape without the last axis. "
-            f"Received: targets of shape {targets} and an output of shape "
-            f"{outputs}, for which it fails with: {error}"
+            f"The loss '{name}' cannot be computed from data of these shapes. "
+            "Targets need the shape of the output; class numbers and weights "
+            "need this shape without the last axis. "
+            f"Received: targets of shape {targets}, an output of shape "
+            f"{outputs}{also}. It fails with: {error}"
         ) from error
