@@ -8,6 +8,7 @@ from keras import tree
 
 from kormos import backend
 from kormos.objective.compiled import leading_size
+from kormos.objective.keras_model.loss_sums import Call
 from kormos.objective.keras_model.loss_sums import CompiledLosses
 from kormos.objective.keras_model.loss_weights import loss_weights
 from kormos.objective.keras_model.split_loss import SplitLoss
@@ -92,21 +93,7 @@ class LossTerms:
                     "dataset of pairs `(x, y)`. Received: y=None with "
                     f"loss={_named(self._model.loss)}"
                 )
-            data = y, y_pred, sample_weight
-            try:
-                calls = self.compiled.calls(*data)
-                self.weights = self.compiled.term_weights(*data)
-                arrays = [array for _, *pair, _ in calls for array in pair]
-                if not all(hasattr(array, "shape") for array in arrays):
-                    raise TypeError("a loss compares two arrays.")
-            except Exception as error:
-                raise ValueError(
-                    "Targets and losses need the structure of the outputs: "
-                    "one array, or a list or a dict of arrays, with the names "
-                    "of the outputs as keys. "
-                    f"Received: y of {structure_of(y)} for outputs of "
-                    f"{structure_of(y_pred)}. Keras says: {error}"
-                ) from error
+            calls = self._matched(self.compiled, y, y_pred, sample_weight)
             for call in calls:
                 self._learn(*call)
             self.by_output = [
@@ -117,6 +104,29 @@ class LossTerms:
                 ]
                 for output in tree.flatten(y_pred)
             ]
+
+    def _matched(
+        self,
+        compiled: CompiledLosses,
+        y: Structure,
+        y_pred: Structure,
+        sample_weight: Structure,
+    ) -> list[Call]:
+        """The terms with their data; notes their weights."""
+        try:
+            calls = compiled.calls(y, y_pred, sample_weight)
+            self.weights = compiled.term_weights(y, y_pred, sample_weight)
+            arrays = [array for _, *pair, _ in calls for array in pair]
+            if not all(hasattr(array, "shape") for array in arrays):
+                raise TypeError("a loss compares two arrays.")
+        except Exception as error:
+            raise ValueError(
+                "Targets and losses need the structure of the outputs: one "
+                "array, or a list or a dict of arrays, with the names of the "
+                f"outputs as keys. Received: y of {structure_of(y)} for "
+                f"outputs of {structure_of(y_pred)}. Keras says: {error}"
+            ) from error
+        return calls
 
     def _learn(
         self,
@@ -139,10 +149,8 @@ class LossTerms:
         if limits is not None:
             with backend.float64():
                 limits.check(name, *extremes(limits, y_true, sample_weight))
-        weighed = sample_weight is not None
-        with naming_shapes(
-            name, *shapes, tuple(sample_weight.shape) if weighed else None
-        ):
+        weights = None if sample_weight is None else tuple(sample_weight.shape)
+        with naming_shapes(name, *shapes, weights):
             # Of user's code, which may assign variables, the first call is in
             # a scope, and its errors are as they are.
             backend.dry_run(
