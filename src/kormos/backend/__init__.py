@@ -296,27 +296,29 @@ elif keras.backend.backend() == "torch":
     from kormos.backend.torch import float64 as float64
     from kormos.backend.torch import has_own_gradients as has_own_gradients
     from kormos.backend.torch import held as held
-    from kormos.backend.torch import hvp as hvp
     from kormos.backend.torch import is_held as is_held
     from kormos.backend.torch import is_numerical as is_numerical
-    from kormos.backend.torch import jacobian as jacobian
-    from kormos.backend.torch import jvp as jvp
     from kormos.backend.torch import keeps_traces as keeps_traces
-    from kormos.backend.torch import map_rows as map_rows
     from kormos.backend.torch import on_cpu as on_cpu
     from kormos.backend.torch import own_trace as own_trace
     from kormos.backend.torch import parameters_met as parameters_met
     from kormos.backend.torch import repeatable as repeatable
-    from kormos.backend.torch import row_jacobian as row_jacobian
     from kormos.backend.torch import scalar as scalar
     from kormos.backend.torch import set_column as set_column
     from kormos.backend.torch import set_row as set_row
     from kormos.backend.torch import standing_in as standing_in
     from kormos.backend.torch import to_numpy as to_numpy
-    from kormos.backend.torch import value_and_grad as value_and_grad
     from kormos.backend.torch import values as values
     from kormos.backend.torch import view as view
-    from kormos.backend.torch import vjp as vjp
+    from kormos.backend.torch_derivatives import hvp as hvp
+    from kormos.backend.torch_derivatives import jacobian as jacobian
+    from kormos.backend.torch_derivatives import jvp as jvp
+    from kormos.backend.torch_derivatives import map_rows as map_rows
+    from kormos.backend.torch_derivatives import row_jacobian as row_jacobian
+    from kormos.backend.torch_derivatives import (
+        value_and_grad as value_and_grad,
+    )
+    from kormos.backend.torch_derivatives import vjp as vjp
     from kormos.backend.torch_graphs import Graphs as Graphs  # type: ignore[assignment]
     from kormos.backend.torch_graphs import eagerly as eagerly
     from kormos.backend.torch_processes import add_up as add_up
