@@ -15,7 +15,7 @@ from kormos.data.datasets import is_dataset
 from kormos.data.datasets import needs_steps
 from kormos.data.rows import RowReader
 from kormos.data.rows import Rows
-from kormos.float64.evaluation import check_precision
+from kormos.float64.choice import check_precision
 from kormos.inspection.check import check as check_objective
 from kormos.inspection.choice import choose
 from kormos.inspection.report import Report

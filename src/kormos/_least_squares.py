@@ -9,7 +9,7 @@ import keras
 from kormos import optimizers
 from kormos.checks import check_count
 from kormos.checks import check_reduction
-from kormos.float64.evaluation import check_precision
+from kormos.float64.choice import check_precision
 from kormos.inspection.choice import choose
 from kormos.objective.bounds import moved_into_bounds
 from kormos.objective.fixed import with_fixed

@@ -9,8 +9,8 @@ import keras
 from kormos import optimizers
 from kormos.checks import check_count
 from kormos.checks import check_reduction
-from kormos.float64.evaluation import check_precision
-from kormos.float64.evaluation import precision_of_stage
+from kormos.float64.choice import check_precision
+from kormos.float64.choice import precision_of_stage
 from kormos.inspection.choice import choose
 from kormos.objective.base import FlatObjective
 from kormos.objective.bounds import moved_into_bounds

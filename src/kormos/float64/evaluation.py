@@ -23,10 +23,15 @@ from kormos import backend
 from kormos.arithmetic.vectors import rounding
 from kormos.data.variables import ReadRecorder
 from kormos.data.variables import to_float
+from kormos.float64.choice import Float64Error
 from kormos.float64.layer_calls import Call
 from kormos.float64.layer_calls import Owner
 from kormos.float64.layer_calls import recorded_calls
 from kormos.float64.modules import Modules
+from kormos.float64.narrow import constants
+from kormos.float64.narrow import narrow_calls
+from kormos.float64.narrow import narrow_leaves
+from kormos.float64.narrow import targets
 from kormos.float64.settings import is_true_float64
 from kormos.float64.settings import precision
 from kormos.float64.settings import turn
@@ -35,86 +40,9 @@ from kormos.types import Structure
 from kormos.types import Tensor
 from kormos.warn import warn
 
-PRECISIONS = (None, "float64", "auto")
-
 _Result = TypeVar("_Result")
 # A variable and the value that it has in a scope.
 _Pair = tuple[keras.Variable, Tensor]
-
-
-class Float64Error(ValueError):
-    """A model or function cannot be evaluated in float64."""
-
-
-def check_precision(value: object) -> None:
-    """Refuses a value that is not a precision of a fit."""
-    if value not in PRECISIONS:
-        raise ValueError(
-            "Argument `precision` must be 'float64', 'auto' or None. "
-            f"Received: precision={value!r}"
-        )
-
-
-def precision_of_stage(
-    value: str | None, own: str | None, dtypes: Iterable[str]
-) -> str | None:
-    """The precision of a stage, as one of `PRECISIONS`.
-
-    Args:
-        value: one of `PRECISIONS`, `None` for the fit's precision, or
-            `"float32"`.
-        own: the precision of the fit, one of `PRECISIONS`.
-        dtypes: the dtypes of the variables.
-
-    Raises:
-        ValueError: if the variables cannot be evaluated in float32.
-    """
-    if value != "float32":
-        return own if value is None else value
-    others = sorted(set(dtypes) - {"float32"})
-    if others:
-        raise ValueError(
-            "A stage of a `Chain` can only evaluate variables of float32 with "
-            "`precision='float32'`: build the model or the variables in "
-            f"float32. Received: variables of {', '.join(others)}"
-        )
-    return None
-
-
-def starts_in_float64(precision: str | None, dtypes: Iterable[str]) -> bool:
-    """Whether to evaluate in float64 from the start.
-
-    Args:
-        precision: one of `PRECISIONS`.
-        dtypes: the dtypes of the variables.
-    """
-    is_float64 = all(dtype == "float64" for dtype in dtypes)
-    return precision == "float64" or (precision == "auto" and is_float64)
-
-
-def decide(precision: str | None, prepare: Callable[[], Any]) -> bool:
-    """Whether a fit can continue in float64 when it has converged in float32.
-
-    Args:
-        precision: one of `PRECISIONS`.
-        prepare: function that prepares an evaluation in float64. It raises
-            `Float64Error` if that is not possible.
-
-    Raises:
-        Float64Error: if `precision` is `"float64"` and that is not possible.
-    """
-    if precision is None:
-        return False
-    try:
-        prepare()
-    except Float64Error as error:
-        if precision == "float64":
-            raise
-        warn(
-            f"This fit (precision='auto') will not continue in float64. {error}"
-        )
-        return False
-    return True
 
 
 class Arithmetic:
@@ -156,7 +84,7 @@ class Arithmetic:
         other = Arithmetic("float64")
         other.include(self._owners.values())
         other._constants = [
-            c for o in self._owners.values() for c in _constants(o)
+            c for o in self._owners.values() for c in constants(o)
         ]
         other._modules = self._modules
         other.keeps_traces = self.keeps_traces
@@ -304,7 +232,7 @@ class Arithmetic:
         with self.scope(), recorded_calls() as calls:
             outputs = _or_refuse(calls, run, fn, parts, *args)
             narrow = narrow_calls(calls)
-            if narrow or _narrow_leaves(outputs):
+            if narrow or narrow_leaves(outputs):
                 raise Float64Error(
                     f"With {self.dtype} (`precision`), everything must compute "
                     "in this dtype: remove casts to another dtype from the "
@@ -330,7 +258,7 @@ class Arithmetic:
 
         try:
             for owner in self._owners.values():
-                for target, name in _targets(owner):
+                for target, name in targets(owner):
                     set_for_now(target, name, dtype)
             for variable in variables:
                 # Keras' operations ask the variable for its dtype, not its
@@ -380,11 +308,6 @@ def _first_line(error: Exception) -> str:
     return lines[0].removesuffix("\x1b[0m") if lines else ""
 
 
-def narrow_calls(calls: Iterable[Call]) -> list[Call]:
-    """The calls with floating-point results that are not in float64."""
-    return [call for call in calls if _narrow_leaves(call.outputs)]
-
-
 def warn_of_rounding(name: str, dtype: str | None) -> None:
     """Warns if Keras would compute something in float64 in float32."""
     if dtype == "float64" and not is_true_float64():
@@ -393,47 +316,3 @@ def warn_of_rounding(name: str, dtype: str | None) -> None:
             "call `kormos.enable_float64()` before it is built, or fit with "
             "`precision='float64'`.",
         )
-
-
-def _targets(owner: Owner) -> Iterator[tuple[Any, str]]:
-    """The attributes with the dtypes to which a layer or a loss casts."""
-    if isinstance(owner, keras.losses.Loss):
-        yield owner, "_dtype"
-    elif keras.backend.is_float_dtype(owner.compute_dtype):
-        yield owner, "dtype_policy"
-        for tensor in tree.flatten(getattr(owner, "inputs", None)):
-            # The inputs of a functional model. Inputs of integers keep their
-            # dtype.
-            if isinstance(
-                tensor, keras.KerasTensor
-            ) and keras.backend.is_float_dtype(tensor.dtype):
-                yield tensor, "_dtype"
-                yield tensor._keras_history.operation, "_dtype"
-
-
-def _constants(owner: Owner) -> list[tuple[Owner, str]]:
-    """The attributes of a layer or a loss that are arrays in float32."""
-    return [
-        (owner, name)
-        for name, value in vars(owner).items()
-        # On TensorFlow, `is_tensor` is true for a variable too.
-        if not isinstance(value, keras.Variable)
-        and (_is_narrow(value) or _is_narrow_array(value))
-    ]
-
-
-def _narrow_leaves(outputs: Structure) -> list[Tensor]:
-    return [leaf for leaf in tree.flatten(outputs) if _is_narrow(leaf)]
-
-
-def _is_narrow_array(value: object) -> bool:
-    if not isinstance(value, np.ndarray):
-        return False
-    return value.dtype.kind == "f" and value.dtype != "float64"
-
-
-def _is_narrow(value: Any) -> bool:
-    if not keras.ops.is_tensor(value):
-        return False
-    dtype = keras.backend.standardize_dtype(value.dtype)
-    return keras.backend.is_float_dtype(dtype) and dtype != "float64"

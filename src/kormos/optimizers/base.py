@@ -11,7 +11,6 @@ import contextlib
 import os
 import pathlib
 import threading
-import types
 from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -21,14 +20,17 @@ from typing import Self
 
 import keras
 import numpy as np
-import scipy.optimize
 
 from kormos.optimizers import predecessor
+from kormos.optimizers.arrays import are_like
+from kormos.optimizers.arrays import described
+from kormos.optimizers.arrays import write
+from kormos.optimizers.configs import by_path
+from kormos.optimizers.configs import loaded
+from kormos.optimizers.configs import saveable
 from kormos.optimizers.names import check_names
 from kormos.optimizers.stage import StageProgress
 from kormos.solvers import solver_state
-from kormos.types import Vector
-from kormos.warn import warn
 
 if TYPE_CHECKING:
     from kormos.optimizers.stage import Stage
@@ -192,9 +194,9 @@ class BatchOptimizer(keras.optimizers.Optimizer):
                 "name": self.name,
                 "epochs": self.epochs,
                 "batch_size": self.batch_size,
-                "pretrain_fn": _saveable(self.pretrain_fn, "pretrain_fn"),
-                "bounds": _by_path(self.bounds),
-                "constraints": _saveable(self.constraints, "constraints"),
+                "pretrain_fn": saveable(self.pretrain_fn, "pretrain_fn"),
+                "bounds": by_path(self.bounds),
+                "constraints": saveable(self.constraints, "constraints"),
                 "keep_state": self.keep_state,
             }
         )
@@ -207,7 +209,7 @@ class BatchOptimizer(keras.optimizers.Optimizer):
     ) -> Self:
         return cls(
             **{
-                name: _loaded(value, name, custom_objects)
+                name: loaded(value, name, custom_objects)
                 for name, value in config.items()
             }
         )
@@ -289,7 +291,7 @@ class BatchOptimizer(keras.optimizers.Optimizer):
         with np.load(path) as archive:
             self._load_solver(dict(archive))
         if variables and self.solver_state is not None:
-            _write(self.solver_state.left, variables)
+            write(self.solver_state.left, variables)
 
     def _save_solver(self, store: Any) -> None:
         if self.solver_state is not None:
@@ -325,13 +327,13 @@ class BatchOptimizer(keras.optimizers.Optimizer):
             ValueError: If the arrays are anything else, for example the weights
                 of a model.
         """
-        if not _are_like(weights, self.variables):
+        if not are_like(weights, self.variables):
             raise ValueError(
                 f"`set_weights` of optimizer '{self.name}' takes a list of "
                 f"its own {len(self.variables)} variables, which count its "
                 "iterations, and changes no model. To write a vector of "
                 "parameters into the model, call `kormos.Objective(model, x, "
-                f"y).assign(theta)`. Received: {_described(weights)}"
+                f"y).assign(theta)`. Received: {described(weights)}"
             )
         super().set_weights(weights)
 
@@ -355,98 +357,3 @@ def check_epochs(value: Any) -> None:
             "option 'maxiter') must be an integer, zero or more. "
             f"Received: {value!r}"
         )
-
-
-def _are_like(weights: Any, variables: Sequence[keras.Variable]) -> bool:
-    """Whether these are arrays of the shapes and dtypes of the variables."""
-    is_list = isinstance(weights, (list, tuple))
-    return (
-        is_list
-        and len(weights) == len(variables)
-        and all(
-            hasattr(weight, "dtype")
-            and tuple(weight.shape) == tuple(variable.shape)
-            # A vector of parameters must not be taken for the counters.
-            and keras.backend.standardize_dtype(weight.dtype) == variable.dtype
-            for weight, variable in zip(weights, variables, strict=True)
-        )
-    )
-
-
-def _write(theta: Vector, variables: Sequence[keras.Variable]) -> None:
-    """Writes a flat vector into variables."""
-    sizes = [int(np.prod(variable.shape)) for variable in variables]
-    if sum(sizes) != theta.size:
-        raise ValueError(
-            f"The file belongs to a run with {theta.size:,} parameters: pass "
-            "the variables of that run, in the same order. Received: "
-            f"variables of {sizes} parameters"
-        )
-    parts = np.split(theta, np.cumsum(sizes)[:-1])
-    for variable, part in zip(variables, parts, strict=True):
-        variable.assign(part.reshape(variable.shape))
-
-
-def _described(weights: Any) -> str:
-    kind = type(weights).__name__
-    if hasattr(weights, "shape"):
-        return f"{kind} of shape {tuple(weights.shape)}"
-    if isinstance(weights, (list, tuple)):
-        return f"a {kind} of {len(weights)} entries"
-    return repr(weights)
-
-
-def _by_path(bounds: Any) -> Any:
-    """Bounds with the paths of variables in place of the variables."""
-    if isinstance(bounds, scipy.optimize.Bounds):
-        pair = bounds.lb, bounds.ub
-        if max(map(np.size, pair)) == 1:
-            return {".*": tuple(np.ravel(side).tolist()[0] for side in pair)}
-        return np.stack(np.broadcast_arrays(*pair), axis=1)
-    if isinstance(bounds, (list, tuple)):
-        return [(getattr(key, "path", key), pair) for key, pair in bounds]
-    return bounds
-
-
-def _saveable(value: Any, name: str) -> Any:
-    """`value`, or `None` if it contains a function that cannot be saved."""
-    leaves = keras.tree.flatten(value)
-    is_of_scipy = any(
-        isinstance(leaf, scipy.optimize.LinearConstraint) for leaf in leaves
-    )
-    has_names = all(_has_name(leaf) for leaf in leaves if callable(leaf))
-    if has_names and not is_of_scipy:
-        return value
-    warn(
-        f"`{name}` holds a lambda, a local function, a method or an object "
-        "of SciPy's, which cannot be saved: set it again on the optimizer of "
-        "a loaded or cloned model."
-    )
-    return None
-
-
-def _loaded(
-    value: Any, name: str, custom_objects: dict[str, Any] | None
-) -> Any:
-    try:
-        return keras.saving.deserialize_keras_object(
-            value, custom_objects=custom_objects
-        )
-    except TypeError:
-        if name not in ("pretrain_fn", "constraints"):
-            raise
-    # Loading the weights is more important than the function.
-    warn(
-        f"`{name}` holds a function that is unknown here: register it with "
-        "`keras.saving.register_keras_serializable`, pass it in "
-        "`custom_objects`, or set it again on the optimizer. "
-        f"Received: {name}={value}",
-    )
-    return None
-
-
-def _has_name(fn: Any) -> bool:
-    if not isinstance(fn, types.FunctionType):
-        return hasattr(fn, "get_config")
-    is_registered = keras.saving.get_registered_name(fn) != fn.__name__
-    return is_registered or "<" not in fn.__qualname__

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from kormos.checks import check_count
-from kormos.float64.evaluation import PRECISIONS
+from kormos.float64.choice import PRECISIONS
 from kormos.optimizers.base import DEFAULT_EPOCHS
 from kormos.optimizers.base import BatchOptimizer
 from kormos.optimizers.base import check_epochs

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from kormos.float64.evaluation import decide
+from kormos.float64.choice import decide
 from kormos.objective.base import FlatObjective
 from kormos.objective.bounds import resolve_constraints
 from kormos.objective.layout import Packing

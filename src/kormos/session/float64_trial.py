@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from kormos.float64.evaluation import Float64Error
+from kormos.float64.choice import Float64Error
 from kormos.processes import now
 from kormos.solvers import statuses
 from kormos.solvers.convergence import FINEST

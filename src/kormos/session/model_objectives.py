@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from kormos.float64.evaluation import precision_of_stage
+from kormos.float64.choice import precision_of_stage
 from kormos.objective import Objective
 
 if TYPE_CHECKING:

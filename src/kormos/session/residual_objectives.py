@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from typing import Any
 from typing import TypeAlias
 
-from kormos.float64.evaluation import precision_of_stage
+from kormos.float64.choice import precision_of_stage
 from kormos.objective.functions.broadcasts import warn_of_broadcasts
 from kormos.objective.functions.residuals import ResidualObjective
 

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from kormos.data.memory import leaves
-from kormos.float64.evaluation import Float64Error
+from kormos.float64.choice import Float64Error
 from kormos.objective.bounds import resolve_bounds
 from kormos.objective.fixed import with_fixed
 from kormos.objective.keras_model.model_checks import check_has_loss

@@ -16,9 +16,9 @@ from kormos.arithmetic.vectors import to_array
 from kormos.backend.common import as_tensor
 from kormos.data.points import Points
 from kormos.data.points import with_columns
-from kormos.float64.evaluation import check_precision
-from kormos.float64.evaluation import decide
-from kormos.float64.evaluation import starts_in_float64
+from kormos.float64.choice import check_precision
+from kormos.float64.choice import decide
+from kormos.float64.choice import starts_in_float64
 from kormos.objective.arguments import ProgramArguments
 from kormos.objective.base import FlatObjective
 from kormos.objective.functions import robust

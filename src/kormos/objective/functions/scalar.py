@@ -6,9 +6,9 @@ import keras
 
 from kormos import backend
 from kormos.arithmetic.vectors import rounding
-from kormos.float64.evaluation import check_precision
-from kormos.float64.evaluation import decide
-from kormos.float64.evaluation import starts_in_float64
+from kormos.float64.choice import check_precision
+from kormos.float64.choice import decide
+from kormos.float64.choice import starts_in_float64
 from kormos.objective.base import FlatObjective
 from kormos.objective.compiled import Chunk
 from kormos.objective.compiled import Program

@@ -11,7 +11,7 @@ from kormos import backend
 from kormos.data.memory import Data
 from kormos.data.variables import float64_values
 from kormos.data.variables import snapshot
-from kormos.float64.evaluation import Float64Error
+from kormos.float64.choice import Float64Error
 from kormos.objective.compiled import Compiler
 from kormos.objective.keras_model.loss_terms import LossTerms
 from kormos.objective.keras_model.stateless_model import StatelessModel

@@ -15,9 +15,9 @@ import numpy as np
 from kormos import backend
 from kormos.data.arrays import check_inputs
 from kormos.data.memory import Data
-from kormos.float64.evaluation import check_precision
-from kormos.float64.evaluation import decide
-from kormos.float64.evaluation import starts_in_float64
+from kormos.float64.choice import check_precision
+from kormos.float64.choice import decide
+from kormos.float64.choice import starts_in_float64
 from kormos.float64.evaluation import warn_of_rounding
 from kormos.objective.arguments import ProgramArguments
 from kormos.objective.compiled import Chunk
