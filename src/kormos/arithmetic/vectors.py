@@ -23,7 +23,10 @@ def dot(a: Tensor, b: Tensor) -> Scalar:
 
 
 def norm(a: Tensor) -> Scalar:
-    """The 2-norm of a vector, a scalar."""
+    """The 2-norm of a vector, a scalar; a number for NumPy arrays."""
+    if isinstance(a, np.ndarray):
+        # A power of 0.5 rounds differently in other units.
+        return np.sqrt(a.dot(a))
     return dot(a, a) ** 0.5
 
 

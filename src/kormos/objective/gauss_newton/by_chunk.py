@@ -63,6 +63,8 @@ class ByChunk:
 
     def _on(self, device: str | None) -> list[Callable[..., Structure]]:
         """The two functions, compiled for a device."""
+        if device in self._compiled:
+            return self._compiled[device]
 
         def placed(fn: Callable[..., Structure]) -> Callable[..., Structure]:
             def call(*args: Structure) -> Structure:
@@ -71,6 +73,5 @@ class ByChunk:
 
             return self._compile(call)
 
-        if device not in self._compiled:
-            self._compiled[device] = [*map(placed, self._fns)]
+        self._compiled[device] = [*map(placed, self._fns)]
         return self._compiled[device]

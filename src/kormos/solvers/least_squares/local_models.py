@@ -1,5 +1,6 @@
 """The Gauss-Newton model of the loss at a point, made in one of two ways."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -140,12 +141,13 @@ class LocalModels:
         if not (np.isfinite(grad).all() and np.isfinite(matrix).all()):
             return None
         squares = np.where(squares > _ZERO_SQUARE, squares, 0.0)
-        added = _artificial(squares, grad, loss)
-        if added.any():
+        straight = (squares == 0) & (grad != 0)
+        if straight.any():
+            # A gradient without curvature. A small curvature lets these
+            # parameters follow it.
             if self.solver == "rows":
                 matrix, make = matrix.T @ matrix, spectrum.of_matrix
-            squares = squares + added
-            straight = added > 0
+            squares[straight] = grad @ grad / (abs(loss) or 1.0)
             matrix[straight, straight] = squares[straight]
         scale = self._rescaled(np.sqrt(squares), theta, grad)
         if self._has_factors and make is spectrum.of_matrix:
@@ -196,7 +198,7 @@ class LocalModels:
         is_finite = np.isfinite(slope).all()
         return model.bend(slope, damping) if is_finite else None
 
-    @property
+    @functools.cached_property
     def _has_factors(self) -> bool:
         return not self._curvature.has_penalty and factors.are_fast(
             self.outputs, self._problem.size
@@ -246,17 +248,3 @@ def _way(curvature: GaussNewtonMatrix, size: int) -> str:
         return "rows"
     is_wide = not curvature.has_penalty and rows < size
     return "rows" if is_wide and 8 * rows * size <= _MOST_BYTES else "dense"
-
-
-def _artificial(squares: Vector, grad: Vector, loss: float) -> Vector:
-    """Curvature for parameters that have a gradient, but no curvature.
-
-    It is small, so that they follow the gradient.
-
-    Args:
-        squares: the curvature of each parameter.
-        grad: the gradient.
-        loss: the loss.
-    """
-    straight = (squares == 0) & (grad != 0)
-    return np.where(straight, grad @ grad / (abs(loss) or 1.0), 0.0)

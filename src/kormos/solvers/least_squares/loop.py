@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kormos.arithmetic.vectors import norm
 from kormos.solvers import statuses
 from kormos.solvers.least_squares.claims import Claims
 from kormos.solvers.least_squares.local_models import LocalModels
@@ -242,7 +243,7 @@ class LeastSquaresRun:
         small = self._decrease <= settings.ftol
         self._streak = self._streak + 1 if small else 0
         stop = self._move(found, observer)
-        length = np.linalg.norm(before.theta)
+        length = norm(before.theta)
         if not stop and 0 < found.length <= settings.xtol * length:
             share = float(found.length / length)
             return False, self._outcome(

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kormos.arithmetic.vectors import norm
 from kormos.solvers import statuses
 from kormos.solvers.least_squares.local_models import Linearized
 from kormos.solvers.least_squares.local_models import LocalModels
@@ -135,7 +136,7 @@ class StepSearch:
                 there = self._models.at(theta, loss)
                 if there and not self._is_far(before, here, there):
                     control.accept(step, ratio)
-                    length = float(np.linalg.norm(theta - here.theta))
+                    length = float(norm(theta - here.theta))
                     return Found(there, length, trials)
                 # No step can be computed there.
                 self._models.norms = before
