@@ -128,6 +128,47 @@ def hs100(v):
     )
 
 
+def hs83(v):
+    return (
+        5.3578547 * v[2] ** 2
+        + 0.8356891 * v[0] * v[4]
+        + 37.293239 * v[0]
+        - 40792.141
+    )
+
+
+# The three functions of HS83, and the numbers that they lie between.
+OF_HS83 = [
+    (
+        lambda v: (
+            85.334407
+            + 0.0056858 * v[1] * v[4]
+            + 0.0006262 * v[0] * v[3]
+            - 0.0022053 * v[2] * v[4]
+        ),
+        (0, 92),
+    ),
+    (
+        lambda v: (
+            80.51249
+            + 0.0071317 * v[1] * v[4]
+            + 0.0029955 * v[0] * v[1]
+            + 0.0021813 * v[2] ** 2
+        ),
+        (90, 110),
+    ),
+    (
+        lambda v: (
+            9.300961
+            + 0.0047026 * v[2] * v[4]
+            + 0.0012547 * v[0] * v[2]
+            + 0.0019085 * v[2] * v[3]
+        ),
+        (20, 25),
+    ),
+]
+
+
 PROBLEMS = {
     "HS40": (
         [0.8] * 4,
@@ -191,6 +232,21 @@ PROBLEMS = {
             ),
         ],
         680.6300573,
+    ),
+    # Parameters at bounds, beside a large gradient.
+    "HS83": (
+        [78.0, 33, 27, 27, 27],
+        (np.array([78.0, 33, 27, 27, 27]), np.array([102.0, 45, 45, 45, 45])),
+        hs83,
+        [
+            ("ineq", lambda v, fn=fn, low=low: fn(v) - low)
+            for fn, (low, _) in OF_HS83
+        ]
+        + [
+            ("ineq", lambda v, fn=fn, high=high: high - fn(v))
+            for fn, (_, high) in OF_HS83
+        ],
+        -30665.53867,
     ),
 }
 

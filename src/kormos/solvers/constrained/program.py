@@ -73,7 +73,12 @@ class Program:
         held = places[step.multipliers[constraints.values.size :] > 0]
         ends = np.concatenate([self._lower, self._upper])
         landing[held % size] = ends[held]
-        return step._replace(landing=landing)
+        # Rounding of the algebra, times a large gradient, could hide the slope
+        # along a short step.
+        direction = np.where(
+            np.isnan(landing), step.direction, landing - self._theta
+        )
+        return step._replace(direction=direction, landing=landing)
 
     def _solved(
         self,
