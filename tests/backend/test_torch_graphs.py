@@ -240,6 +240,46 @@ def calls_of(fn, between=lambda i: None):
     return found, graphs
 
 
+def test_a_view_made_without_an_operation_is_no_constant():
+    def with_its_data(w):
+        return (w.data * w).sum()
+
+    found, graphs = calls_of(with_its_data)
+    assert found == [3 * (i + 1) ** 2 for i in range(2 * CALLS)]
+    assert graphs.in_use <= 1
+
+
+def test_a_number_that_code_reads_from_a_tensor_of_its_own():
+    import torch
+
+    def scaled(w):
+        factor = torch.as_tensor(0.5, dtype=w.dtype)
+        return w.sum() * float(factor + 1)
+
+    found, graphs = calls_of(scaled)
+    assert found == [4.5 * (i + 1) for i in range(2 * CALLS)]
+    assert graphs.in_use == 1
+
+
+@pytest.mark.parametrize("most", [0, 2**25])
+def test_tensors_of_any_size_are_recorded(monkeypatch, most):
+    from kormos.backend import torch_recording
+
+    monkeypatch.setattr(torch_recording, "_MOST_BYTES", most)
+    found, graphs = calls_of(lambda w: (w * 2 + 1).sum())
+    assert found == [6 * (i + 1) + 3 for i in range(2 * CALLS)]
+    assert graphs.in_use == 1
+
+
+def test_results_whose_shapes_depend_on_values():
+    def positive(w):
+        return (w[w > 20] * 2).sum() + w.numel() / max(1, (w > 20).sum())
+
+    found, _ = calls_of(positive)
+    expected = [6.0 * (i + 1) + 1 if i >= 20 else 3.0 for i in range(2 * CALLS)]
+    assert found == expected
+
+
 def test_an_error_that_code_catches_is_not_one_for_want_of_values():
     def doubled_when_large(w):
         try:

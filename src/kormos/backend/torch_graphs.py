@@ -41,10 +41,11 @@ except ImportError:
 
 _Result = TypeVar("_Result")
 
-# A function is recorded after this many calls. Our choice: recording takes as
-# long as 30 to 60 calls, which is not worth it for a function that is called a
-# few times only.
-_CALLS_BEFORE = 11
+# A function is recorded after this many calls: with values, or without them if
+# that fails. Our choice: recording takes as long as a few calls with values. It
+# takes as long as 30 to 60 calls without, which is not worth it for a function
+# that is called a few times only.
+_CALLS_BEFORE = {True: 3, False: 11}
 # A function has at most this many graphs, for different shapes and dtypes. Our
 # choice: a function with more shapes probably has new ones at every call.
 _MOST_GRAPHS = 8
@@ -144,6 +145,8 @@ class _Graph:
         self._fn = fn
         self._calls = 0
         self._is_watched = False
+        # How it is recorded, a key of `_CALLS_BEFORE`.
+        self._has_values = True
         self._tried: Callable[[list[Any]], Any] | None = None
         self._is_refused = False
         self._turn = threading.Lock()
@@ -152,7 +155,8 @@ class _Graph:
     def next(self, args: tuple[Structure, ...], leaves: list[Any]) -> Any:
         """Calls the function, and records or tries the graph."""
         self._calls += 1
-        is_due = self._calls >= _CALLS_BEFORE and not self._is_refused
+        is_due = self._calls >= _CALLS_BEFORE[self._has_values]
+        is_due = is_due and not self._is_refused
         if not (is_due and self._turn.acquire(blocking=False)):
             return self._fn(*args)
         try:
@@ -188,15 +192,19 @@ class _Graph:
     ) -> None:
         try:
             if self._tried is None:
-                self._tried = _record(self._fn, args)
-                if not _agree(self._tried(leaves), found):
-                    self._refuse()
-            elif _agree(self._tried(leaves), found):
-                self.call = self._tried
+                self._tried = _record(self._fn, args, self._has_values)
+                is_right = _agree(self._tried(leaves), found)
             else:
-                self._refuse()
+                is_right = _agree(self._tried(leaves), found)
+                self.call = self._tried if is_right else None
         except Exception:
             # Whatever the reason, the function itself gives the result.
+            is_right = False
+        if is_right:
+            return
+        if self._has_values:
+            self._has_values, self._tried = False, None
+        else:
             self._refuse()
 
     def _refuse(self) -> None:
@@ -253,19 +261,26 @@ def _kind(leaf: Any) -> Any:
 
 
 def _record(
-    fn: Callable[..., Any], args: tuple[Structure, ...]
+    fn: Callable[..., Any], args: tuple[Structure, ...], has_values: bool
 ) -> Callable[[list[Any]], Any]:
     """The graph of a function, as a function of the leaves of its arguments.
+
+    Args:
+        fn: the function.
+        args: its arguments.
+        has_values: whether to record it on tensors with values. That takes less
+            time, but it needs more memory, and does not always succeed.
 
     Raises:
         Unrecordable: if there is no such graph.
         Exception: whatever the function raises for tensors without values.
     """
     fakes = FakeTensorMode(allow_non_fake_inputs=True)
-    recorder = Recorder()
+    scope = contextlib.nullcontext() if has_values else fakes
+    recorder = Recorder(has_values)
     stand_ins: list[Any] = []
 
-    def fake(leaf: Any) -> Any:
+    def stand_in(leaf: Any) -> Any:
         own = leaf
         if isinstance(leaf, torch.Tensor):
             # The conjugate of a view is lazy, and its operation is not
@@ -274,13 +289,13 @@ def _record(
             is_plain = type(leaf) is torch.Tensor and not leaf.requires_grad
             if is_lazy or not is_plain:
                 raise Unrecordable
-            own = fakes.from_tensor(leaf)
+            own = leaf.detach() if has_values else fakes.from_tensor(leaf)
         stand_ins.append(own)
         return own
 
-    copies = _with_leaves(fake, args)
+    copies = _with_leaves(stand_in, args)
     recorder.begin(stand_ins)
-    with fakes, recorder:
+    with scope, recorder:
         found = fn(*copies)
     if recorder.has_failed:
         raise Unrecordable

@@ -1,4 +1,4 @@
-"""Records the operations that code calls on PyTorch tensors without values."""
+"""Records the operations that code calls on PyTorch tensors."""
 
 import logging
 import threading
@@ -52,6 +52,17 @@ _MOST_CALLS = 10_000
 
 _state = threading.local()
 
+# With values, a recording keeps all tensors until it ends. It is given up if
+# they take more than this many bytes, 32 MiB. Our choice: for code with such
+# tensors, a recording without values takes less time than a few calls.
+_MOST_BYTES = 2**25
+
+# The results of these have other shapes for other values.
+_DEPENDS_ON_VALUES = {
+    torch.Tag.data_dependent_output,
+    torch.Tag.dynamic_output_shape,
+}
+
 # PyTorch logs an error if an operation needs values, which is no error here.
 logging.getLogger("torch._subclasses.fake_tensor").addFilter(
     lambda record: not is_recording()
@@ -78,11 +89,17 @@ _READERS = frozenset(
 
 
 class Recorder(TorchDispatchMode):
-    """A mode that records operations on tensors without values.
+    """A mode that records operations on tensors, with or without values.
+
+    With values, the operations are carried out, which takes much less time than
+    PyTorch needs to find the shapes of results without values.
+
+    Args:
+        has_values: whether the inputs have values.
 
     Attributes:
         calls: the calls, in order.
-        metas: the tensors without values, by their numbers.
+        metas: the tensors of inputs and results, by their numbers.
         inputs: the numbers of the inputs; `None` for one that is not a tensor.
         constants: the tensors with values among the arguments of operations, by
             their numbers.
@@ -90,8 +107,14 @@ class Recorder(TorchDispatchMode):
         foreign: the memory that other code sees: that of inputs and constants.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, has_values: bool) -> None:
         super().__init__()
+        self._has_values = has_values
+        # The memory of inputs and results, and its bytes.
+        self._own: set[int] = set()
+        self._bytes = 0
+        # Tensors that were made from numbers alone, by their ids.
+        self._known: dict[int, Tensor] = {}
         self.calls: list[Call] = []
         self.metas: list[Tensor] = []
         self.inputs: list[int | None] = []
@@ -106,9 +129,9 @@ class Recorder(TorchDispatchMode):
 
     @property
     def has_failed(self) -> bool:
-        """Whether an error was raised that tensors with values would not raise.
+        """Whether the recording raised an error that the code may have caught.
 
-        The code may have caught it, and continued in another way.
+        Without a recording, the code would have continued in another way.
         """
         return self._has_raised or self._readers.has_refused
 
@@ -119,6 +142,7 @@ class Recorder(TorchDispatchMode):
             self.inputs.append(self._number(value) if is_tensor else None)
             if is_tensor:
                 self.foreign.add(memory(value))
+                self._own.add(memory(value))
 
     def __enter__(self) -> "Recorder":
         self._readers.__enter__()
@@ -154,13 +178,19 @@ class Recorder(TorchDispatchMode):
             raise Unrecordable
         if len(self.calls) >= _MOST_CALLS:
             raise Unrecordable
+        is_known = self._is_known(args, kwargs)
         is_read = fn is torch.ops.aten._local_scalar_dense.default
-        # PyTorch knows the value of a tensor that was made from a number.
-        if is_read and getattr(args[0], "constant", None) is None:
+        depends = is_read or not _DEPENDS_ON_VALUES.isdisjoint(fn.tags)
+        if depends and not is_known:
             raise Unrecordable
         own_args, own_kwargs = self.refs(args), self.refs(kwargs)
         self._check(fn, args, kwargs)
         found = fn(*args, **kwargs)
+        if self._has_values:
+            is_new = fn is torch.ops.aten.lift_fresh.default
+            self._keep(found, is_known or is_new)
+            if is_new:
+                return found  # It is its argument, a constant.
         self._note_memory(fn, args, found)
         call = Call(fn, own_args, own_kwargs, self._noted(found))
         self.calls.append(call)
@@ -188,12 +218,36 @@ class Recorder(TorchDispatchMode):
         return self._numbers[id(tensor)]
 
     def _constant(self, tensor: Tensor) -> int:
-        if isinstance(tensor, torch._subclasses.FakeTensor):
-            raise Unrecordable  # The tensor belongs to another recording.
+        is_foreign = isinstance(tensor, torch._subclasses.FakeTensor)
+        if is_foreign or memory(tensor) in self._own:
+            # The tensor belongs to another recording, or is a view of one of
+            # this recording that was made without an operation.
+            raise Unrecordable
         number = self._number(tensor)
         self.constants[number] = tensor
         self.foreign.add(memory(tensor))
         return number
+
+    def _is_known(self, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+        """Whether all tensors among the arguments were made from numbers."""
+        given = tensors([*args, *kwargs.values()])
+        if self._has_values:
+            return all(id(tensor) in self._known for tensor in given)
+        return all(getattr(t, "constant", None) is not None for t in given)
+
+    def _keep(self, found: Any, is_known: bool) -> None:
+        """Notes results: whether their values are known, and their memory."""
+        for tensor in tensors(found):
+            if is_known:
+                self._known[id(tensor)] = tensor
+            else:
+                self._known.pop(id(tensor), None)
+            place = memory(tensor)
+            if place not in self._own and place not in self.foreign:
+                self._own.add(place)
+                self._bytes += tensor.untyped_storage().nbytes()
+        if self._bytes > _MOST_BYTES:
+            raise Unrecordable
 
     def _check(self, fn: Any, args: Sequence[Any], kwargs: Any) -> None:
         """Refuses to change a tensor that other code sees."""
