@@ -78,10 +78,10 @@ def seeded():
     keras.backend.clear_session(free_memory=False)
 
 
-# On TensorFlow, XLA compiles the solvers' loops in these modules, and graphs
-# are rewritten, as for users: they test it, or they compare with another
-# process. The other modules run the same graphs as they are written, because
-# compiling and rewriting take longer than most of the fits.
+# In these modules, TensorFlow rewrites graphs, and XLA compiles the solvers'
+# loops, as for users: the tests are about that, or compare with another
+# process. In the other modules, graphs run as they are written, because
+# compiling and rewriting them takes longer than most of the fits.
 _AS_FOR_USERS = {
     "test_convolutions",
     "test_equalities",

@@ -57,7 +57,12 @@ def test_shapes(loss, method):
 
 
 @pytest.mark.parametrize(
-    "y", [[np.zeros((12, 3)), np.zeros((12, 3))], {"a": np.zeros((12, 3))}]
+    "y",
+    [
+        [np.zeros((12, 3)), np.zeros((12, 3))],
+        {"a": np.zeros((12, 3))},
+        [np.zeros((12, 3)), None],
+    ],
 )
 def test_structures(y):
     with pytest.raises(ValueError, match="structure of the outputs.*12, 3"):

@@ -145,7 +145,7 @@ class _Graph:
         self._fn = fn
         self._calls = 0
         self._is_watched = False
-        # How it is recorded, a key of `_CALLS_BEFORE`.
+        # Whether it is to be recorded with values, which is tried first.
         self._has_values = True
         self._tried: Callable[[list[Any]], Any] | None = None
         self._is_refused = False

@@ -187,10 +187,11 @@ class Recorder(TorchDispatchMode):
         self._check(fn, args, kwargs)
         found = fn(*args, **kwargs)
         if self._has_values:
-            is_new = fn is torch.ops.aten.lift_fresh.default
-            self._keep(found, is_known or is_new)
-            if is_new:
-                return found  # It is its argument, a constant.
+            is_made = fn is torch.ops.aten.lift_fresh.default
+            self._keep(found, is_known or is_made)
+            if is_made:
+                # It returns its argument, which code has just made of numbers.
+                return found
         self._note_memory(fn, args, found)
         call = Call(fn, own_args, own_kwargs, self._noted(found))
         self.calls.append(call)

@@ -48,7 +48,8 @@ class LossTerms:
         names: the names of these terms.
         own_names: the names of those that are not Keras' own.
         by_output: for each output, its losses.
-        limits: the values that the targets of each of them may have.
+        limited: triples of the place of a term, its name, and the values that
+            its targets may have, for the terms that do not take all values.
         broadcast: triples of the name of a term and the shapes of targets and
             predictions that Keras broadcasts to each other.
     """
@@ -57,7 +58,7 @@ class LossTerms:
     names: list[str]
     own_names: list[str]
     by_output: list[list[keras.losses.Loss]]
-    limits: list[Limits | None]
+    limited: list[tuple[int, str, Limits]]
     broadcast: list[tuple[str, Shape, Shape]]
 
     def __init__(self, model: keras.Model, training: bool) -> None:
@@ -85,7 +86,7 @@ class LossTerms:
         variables when they are first called.
         """
         self.weights, self.names, self.by_output = [], [], []
-        self.own_names, self.broadcast, self.limits = [], [], []
+        self.own_names, self.broadcast, self.limited = [], [], []
         if self.compiled is not None:
             if all(leaf is None for leaf in tree.flatten(y)):
                 raise ValueError(
@@ -94,12 +95,13 @@ class LossTerms:
                     f"loss={_named(self._model.loss)}"
                 )
             calls = self._matched(self.compiled, y, y_pred, sample_weight)
-            for call in calls:
-                self._learn(*call)
+            losses = [self._learn(*call) for call in calls]
             self.by_output = [
                 [
-                    term.resolved(y_true, values)
-                    for term, y_true, values, _ in calls
+                    loss
+                    for loss, (_, _, values, _) in zip(
+                        losses, calls, strict=True
+                    )
                     if values is output
                 ]
                 for output in tree.flatten(y_pred)
@@ -134,33 +136,35 @@ class LossTerms:
         y_true: Tensor,
         y_pred: Tensor,
         sample_weight: Tensor | None,
-    ) -> None:
-        """Notes what a term compares, and tries it if it is Keras' own."""
+    ) -> keras.losses.Loss:
+        """Notes what a term compares; tries it and returns it as an object.
+
+        A user's own loss is not tried here, because it may assign variables.
+        """
         loss, name = term.resolved(y_true, y_pred), term.description
         shapes = tuple(y_true.shape), tuple(y_pred.shape)
-        limits = limits_of(loss, y_pred)
-        self.names.append(name)
-        self.limits.append(limits)
         if are_broadcast(loss, *shapes):
             self.broadcast.append((name, *shapes))
+        self.names.append(name)
         if not is_of_keras(loss):
             self.own_names.append(name)
-            return
+            return loss
+        limits = limits_of(loss, y_pred)
         if limits is not None:
+            self.limited.append((len(self.names) - 1, name, limits))
             with backend.float64():
                 limits.check(name, *extremes(limits, y_true, sample_weight))
         weights = None if sample_weight is None else tuple(sample_weight.shape)
         with naming_shapes(name, *shapes, weights):
-            # Of user's code, which may assign variables, the first call is in
-            # a scope, and its errors are as they are.
             backend.dry_run(
                 lambda: term.sum(y_true, y_pred, sample_weight, dtype="float32")
             )
+        return loss
 
     def extremes(
         self, y: Structure, sample_weight: Structure, outputs: Structure
     ) -> list[tuple[Scalar, Scalar]]:
-        """The lowest and the highest target of each term that has limits.
+        """The lowest and the highest target of each of the `limited` terms.
 
         Args:
             y: the targets.
@@ -169,13 +173,11 @@ class LossTerms:
         """
         assert self.compiled is not None  # Other losses have no limits.
         calls = self.compiled.calls(y, outputs, sample_weight)
-        return [
-            extremes(limits, y_true, weights)
-            for limits, (_, y_true, _, weights) in zip(
-                self.limits, calls, strict=True
-            )
-            if limits is not None
-        ]
+        found = []
+        for place, _, limits in self.limited:
+            _, y_true, _, weights = calls[place]
+            found.append(extremes(limits, y_true, weights))
+        return found
 
     def check_extremes(self, found: list[tuple[Scalar, Scalar]]) -> None:
         """Refuses targets outside of their limits.
@@ -186,12 +188,7 @@ class LossTerms:
         Raises:
             ValueError: if one is outside.
         """
-        limited = [
-            (limits, name)
-            for limits, name in zip(self.limits, self.names, strict=True)
-            if limits is not None
-        ]
-        for (limits, name), pair in zip(limited, found, strict=True):
+        for (_, name, limits), pair in zip(self.limited, found, strict=True):
             limits.check(name, *pair)
 
     def ones(self, dtype: str | None = None) -> Tensor:
@@ -283,7 +280,13 @@ def _named(loss: Structure) -> str:
 
 def structure_of(data: Structure) -> str:
     """The structure of data, with the shapes of its arrays, for messages."""
-    return repr(tree.map_structure(lambda a: tuple(a.shape), data))
+    return repr(
+        tree.map_structure(
+            # An output without a loss may have no targets.
+            lambda a: None if a is None else tuple(a.shape),
+            data,
+        )
+    )
 
 
 def overrides(model: keras.Model, method: str) -> bool:

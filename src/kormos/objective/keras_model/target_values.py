@@ -68,8 +68,8 @@ def limits_of(loss: keras.losses.Loss, outputs: Tensor) -> Limits | None:
             0,
             classes - 1,
             f"classes from 0 to {classes - 1}, because the output has "
-            f"{classes} entries for a target (other entries: "
-            "`ignore_class`, or a weight of zero)",
+            f"{classes} entries for a target: pass `ignore_class` to the loss "
+            "if another number marks targets to leave out",
             options.get("ignore_class"),
         )
     if options.get("label_smoothing"):

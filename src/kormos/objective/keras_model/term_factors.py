@@ -99,7 +99,7 @@ class TermFactors:
     ) -> Structure:
         """Counts a chunk, once its targets are known to be right."""
         terms = self._model_loss.terms
-        if any(limits is not None for limits in terms.limits):
+        if terms.limited:
             extremes = backend.attempt(self._extremes, parts, frozen, chunk)
             terms.check_extremes(extremes)
         return backend.attempt(count, parts, frozen, chunk)
@@ -107,7 +107,10 @@ class TermFactors:
     def _extremes_of(
         self, parts: list[Tensor], frozen: list[Tensor], chunk: Chunk
     ) -> list[tuple[Scalar, Scalar]]:
-        """The extremes of a chunk's targets, by term."""
+        """The lowest and the highest target of a chunk, for each term.
+
+        These are the terms that do not take all values.
+        """
         _, y, w = chunk
         structure = self._model_loss.outputs.structure
         # Keras asks for the number of rows.

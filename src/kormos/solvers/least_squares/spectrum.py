@@ -166,7 +166,7 @@ class Spectrum:
         return self._divided(self._slopes, 0.0)
 
     def _scaled_step(self, damping: float) -> Vector:
-        """The coefficients in the eigenvectors of the step, scaled and negated.
+        """The coefficients of the negated, scaled step in the eigenvectors.
 
         Args:
             damping: the damping of the step.
