@@ -15,6 +15,9 @@ from jax.experimental.xla_metadata import set_xla_metadata
 from kormos.backend import common
 from kormos.backend.common import values_and_jacobian
 from kormos.backend.jax_cache import keep_compiled
+from kormos.backend.jax_compilation import EFFORTS_FOR_LOOP
+from kormos.backend.jax_compilation import EFFORTS_FOR_ONCE
+from kormos.backend.jax_compilation import Compiled
 from kormos.backend.jax_convolutions import canonical
 from kormos.backend.jax_devices import placing
 from kormos.backend.jax_devices import whole
@@ -38,16 +41,17 @@ def compile(
     fn: Callable[..., _Result], xla: bool = True
 ) -> Callable[..., _Result]:
     del xla  # JAX has no other compiler.
-    return jax.jit(_of_whole(fn))
+    return Compiled(_of_whole(fn))
 
 
 def once(fn: Callable[..., _Result]) -> Callable[..., _Result]:
     # Without `jit`, each operation would be compiled separately.
-    return jax.jit(_of_whole(fn))
+    return Compiled(_of_whole(fn), EFFORTS_FOR_ONCE)
 
 
 def compile_loop(fn: Callable[..., _Result]) -> Callable[..., _Result]:
-    return placing(jax.jit(_of_whole(fn), donate_argnums=0))
+    compiled = Compiled(_of_whole(fn), EFFORTS_FOR_LOOP, donate=(0,))
+    return placing(compiled)
 
 
 def _of_whole(fn: Callable[..., _Result]) -> Callable[..., _Result]:
@@ -75,7 +79,7 @@ _MIXED = "RuntimeProgramInputMismatch"
 
 
 def attempt(fn: Callable[..., _Result], *args: Structure) -> _Result:
-    if not isinstance(fn, jax.stages.Wrapped):
+    if not isinstance(fn, Compiled):
         args = whole(args)
     try:
         return fn(*args)
