@@ -1,12 +1,14 @@
 """A loss over variables as compiled functions of one flat vector."""
 
 import collections
+import copy
 from collections.abc import Callable
 from collections.abc import Hashable
 from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from typing import NoReturn
+from typing import Self
 from typing import TypeAlias
 from typing import TypeVar
 
@@ -124,6 +126,17 @@ class Program:
             ValueError: if it is not.
         """
         refuse_gauss_newton("a function that returns a scalar")
+
+    def moved(self, packing: Packing, chunk_losses: list[ChunkLoss]) -> Self:
+        """The same compiled functions, for other variables of these shapes.
+
+        Args:
+            packing: the `Packing` of these variables.
+            chunk_losses: equal functions of these variables.
+        """
+        other = copy.copy(self)
+        other.packing, other.chunk_losses = packing, chunk_losses
+        return other
 
     def frozen_values(self) -> list[Tensor]:
         """Copies of the present values of `frozen_variables`."""

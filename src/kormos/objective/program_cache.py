@@ -36,14 +36,24 @@ class ProgramCache:
             key: what the compiled functions depend on, besides Keras' settings.
             make: function that compiles them.
         """
-        key = (key, keras.config.floatx(), is_true_float64())
-        if key not in self._entries:
-            made = make()
-            while len(self._entries) >= _MOST_ENTRIES:
-                self._entries.popitem(last=False)
-            self._entries[key] = made
-        self._entries.move_to_end(key)
-        return self._entries[key]
+        found = self.find(key)
+        if found is None:
+            found = make()
+            self.keep(key, found)
+        return found
+
+    def find(self, key: Hashable) -> Any | None:
+        """What is kept for this key and the present settings, or `None`."""
+        key = _with_settings(key)
+        if key in self._entries:
+            self._entries.move_to_end(key)
+        return self._entries.get(key)
+
+    def keep(self, key: Hashable, made: Any) -> None:
+        """Keeps compiled functions for this key and the present settings."""
+        while len(self._entries) >= _MOST_ENTRIES:
+            self._entries.popitem(last=False)
+        self._entries[_with_settings(key)] = made
 
     def clear(self) -> None:
         """Frees all functions."""
@@ -51,3 +61,7 @@ class ProgramCache:
 
     def __reduce__(self) -> tuple[type["ProgramCache"], tuple[()]]:
         return ProgramCache, ()
+
+
+def _with_settings(key: Hashable) -> Hashable:
+    return key, keras.config.floatx(), is_true_float64()

@@ -17,6 +17,7 @@ from keras import ops
 import kormos
 from conftest import BACKEND
 from kormos import backend
+from kormos.objective.functions import kept
 
 compiles = pytest.mark.skipif(
     BACKEND == "torch", reason="PyTorch compiles nothing"
@@ -27,6 +28,8 @@ TARGET = 1.0
 @pytest.fixture
 def compiled(monkeypatch):
     """The list of compilations since it was last cleared."""
+    # Another test may have compiled an equal function.
+    kept._plain.clear()
     found = []
 
     def counting(compile):
@@ -357,20 +360,137 @@ def test_other_variables_and_other_shapes_have_other_programs():
         np.testing.assert_allclose(a.numpy()[0], 9.0, rtol=1e-5)
 
 
-def test_a_function_that_is_collected_frees_its_programs(v):
-    def fit(method):
-        big = ops.convert_to_tensor(np.ones(1000, "float32"))
+@compiles
+@pytest.mark.parametrize("method", ["lm", "ssbroyden", "l-bfgs-b"])
+def test_an_equal_function_of_other_variables_compiles_nothing(
+    compiled, method
+):
+    def fit(x, y):
+        a, b = (keras.Variable(np.float32(s)) for s in (0.0, 2.0))
+
+        def line(data):
+            return a + b * data["x"] - data["y"]
+
+        result = kormos.least_squares(
+            line,
+            [b, a],
+            method,
+            data={"x": x, "y": y},
+            precision="float64",
+        )
+        assert result.success
+        return float(a.numpy()), float(b.numpy()), result
+
+    x = np.linspace(0.0, 1.0, 20)
+    results = []
+    for slope in (2.0, 3.0, -4.0):
+        compiled.clear()
+        a, b, result = fit(x, 1 + slope * x)
+        np.testing.assert_allclose([a, b], [1.0, slope], rtol=1e-5)
+        results.append(result)
+    assert not compiled
+    # Each result has its own variables.
+    losses = [result.loss for result in results]
+    np.testing.assert_allclose(losses, 0.0, atol=1e-10)
+
+
+@compiles
+@pytest.mark.parametrize("method", ["lbfgs", "slsqp"])
+def test_equal_constraints_of_other_variables_compile_nothing(compiled, method):
+    for _ in range(2):
+        v = keras.Variable(np.zeros(2, "float32"))
+        compiled.clear()
+        kormos.minimize(
+            lambda v=v: ops.sum((v - 3.0) ** 2),
+            [v],
+            method,
+            constraints={"type": "ineq", "fun": lambda v=v: 1.0 - v[0] - v[1]},
+        )
+        np.testing.assert_allclose(v.numpy(), 0.5, atol=1e-5)
+    assert not compiled
+
+
+@compiles
+def test_both_of_two_equal_functions_can_be_used_again(compiled):
+    def make(start):
+        v = keras.Variable(np.full(2, start, "float32"))
+        return v, lambda: ops.sum((v - 3.0) ** 2) + v[0] * v[1]
+
+    (v, loss), (other, equal) = make(1.0), make(7.0)
+    for variable, fn in ((v, loss), (other, equal), (v, loss)):
+        variable.assign(np.array([1.0, -1.0]))
+        kormos.minimize(fn, [variable], "lbfgs")
+        # 2 (v - 3) + (v1, v0) = 0.
+        np.testing.assert_allclose(variable.numpy(), 2.0, rtol=1e-5)
+        variable.assign(np.zeros(2))
+
+
+def test_each_of_two_equal_functions_names_its_own_unused_variable():
+    for name in ("first", "second"):
+        v = keras.Variable(np.float32(0.0))
+        unused = keras.Variable(np.float32(0.0), name=name)
+        with pytest.warns(UserWarning, match=name):
+            kormos.minimize(lambda v=v: (v - 1.0) ** 2, [unused, v])
+
+
+def test_functions_are_not_equal_if_something_else_differs():
+    def make(names, at, frozen):
+        v = {n: keras.Variable(np.float32(1.0)) for n in "ab"}
+        constant = keras.Variable(np.float32(frozen))
 
         def loss():
-            return ops.sum(ops.square(v - big[:2]))
+            return (v["a"] - at) ** 2 + (v["b"] - constant) ** 4
 
-        minimum(loss, v, method)
+        return loss, [v[n] for n in names], v
+
+    for names, at, frozen in (
+        ("ab", 2.0, 1.0),
+        ("ba", 2.0, 1.0),
+        ("ab", 3.0, 1.0),
+        ("ab", 2.0, 5.0),
+        ("a", 2.0, 5.0),
+    ):
+        loss, variables, v = make(names, at, frozen)
+        kormos.minimize(loss, variables, "lbfgs")
+        a, b = (float(v[n].numpy()) for n in "ab")
+        assert a == pytest.approx(at, rel=1e-5)
+        assert b == pytest.approx(frozen if len(names) > 1 else 1.0, rel=0.05)
+
+
+def test_equal_functions_of_layers_have_their_own_layers():
+    x = np.linspace(0.0, 1.0, 20, dtype="float32")[:, None]
+
+    def fit(activation):
+        layer = keras.layers.Dense(1, activation=activation, name="layer")
+        layer.build((None, 1))
+        layer.set_weights([np.ones((1, 1)), np.zeros(1)])
+        kormos.least_squares(
+            lambda: layer(x) - ops.exp(x), layer.trainable_variables
+        )
+        return layer(x)
+
+    for _ in range(2):
+        np.testing.assert_allclose(
+            ops.convert_to_numpy(fit("exponential")), np.exp(x), rtol=1e-5
+        )
+    assert abs(ops.convert_to_numpy(fit("linear")) - np.exp(x)).max() > 0.05
+
+
+@pytest.mark.parametrize("values", [2, 2**22])
+def test_few_functions_are_kept_for_equal_ones_and_no_large_ones(v, values):
+    def fit(at):
+        held = ops.convert_to_tensor(np.full(values, at, "float32"))
+
+        def loss():
+            return ops.sum(ops.square(v - held[:2]))
+
+        assert minimum(loss, v) == pytest.approx(at, abs=1e-4)
         return weakref.ref(loss)
 
-    optimizer = kormos.optimizers.get("lbfgs")
-    refs = [fit(optimizer), fit("l-bfgs-b"), fit("newton-cg")]
+    refs = [fit(float(at)) for at in range(10)]
     gc.collect()
-    assert [ref() for ref in refs] == [None] * 3
+    alive = [ref() for ref in refs if ref() is not None]
+    assert len(alive) <= (8 if values == 2 else 0)
 
 
 def test_memory_stays_flat_over_a_hundred_calls(v):

@@ -10,18 +10,21 @@ A pickler does the work: it walks through an object and writes what it finds.
 What it writes is hashed, not kept. Variables, tensors, modules and what
 libraries define count as the same as long as they are the same objects: the
 values of variables are arguments of a compiled function, and tensors do not
-change.
+change. The variables to optimize count by their places in a list, so that two
+functions may be equal although each has its own variables.
 """
 
 import dis
 import functools
 import hashlib
+import math
 import pickle
 import sys
 import sysconfig
 import types
 from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 from typing import NamedTuple
 
@@ -75,17 +78,22 @@ class Fingerprint(NamedTuple):
         digest: the hash of all values.
         held: the objects whose identity is a part of the digest. While they
             are held no other object can have the identity of one of them.
+        nbytes: about how much memory the values and the objects take.
     """
 
     digest: bytes
     held: list[Any]
+    nbytes: int
 
 
-def fingerprint(fn: Any) -> Fingerprint | None:
+def fingerprint(
+    fn: Any, variables: Sequence[keras.Variable] = ()
+) -> Fingerprint | None:
     """The values that a function depends on now.
 
     Args:
         fn: the function, or a tuple of models, losses and functions.
+        variables: variables that count by their places in this list.
 
     Returns:
         The fingerprint. It is `None` if the function reads an object that
@@ -94,12 +102,14 @@ def fingerprint(fn: Any) -> Fingerprint | None:
         compiling.
     """
     writer = _Digest()
-    walker = _Walker(writer, _package(getattr(fn, "__module__", None)))
+    package = _package(getattr(fn, "__module__", None))
+    walker = _Walker(writer, package, variables)
     try:
         walker.dump(fn)
     except Exception:
         return None
-    return Fingerprint(writer.hash.digest(), walker.held)
+    nbytes = writer.count + sum(map(_nbytes, walker.held))
+    return Fingerprint(writer.hash.digest(), walker.held, nbytes)
 
 
 class _Digest:
@@ -107,11 +117,12 @@ class _Digest:
 
     Attributes:
         hash: the hash of what was written.
+        count: the number of bytes that were written.
     """
 
     def __init__(self) -> None:
         self.hash = hashlib.blake2b()
-        self._left = _MOST_BYTES
+        self.count = 0
 
     def write(self, data: bytes | memoryview) -> int:
         """Hashes bytes.
@@ -120,8 +131,8 @@ class _Digest:
             OverflowError: if that would take too long.
         """
         count = memoryview(data).nbytes
-        self._left -= count
-        if self._left < 0:
+        self.count += count
+        if self.count > _MOST_BYTES:
             raise OverflowError
         self.hash.update(data)
         return count
@@ -138,12 +149,18 @@ class _Walker(pickle.Pickler):
         writer: the file.
         package: the package of the user's function, which counts as the
             user's code even if it is installed.
+        variables: variables that are written by their places in this list.
 
     Attributes:
         held: the objects that were written by their identity.
     """
 
-    def __init__(self, writer: _Digest, package: str) -> None:
+    def __init__(
+        self,
+        writer: _Digest,
+        package: str,
+        variables: Sequence[keras.Variable],
+    ) -> None:
         super().__init__(
             writer,
             protocol=5,
@@ -152,12 +169,15 @@ class _Walker(pickle.Pickler):
         self.held: list[Any] = []
         self._package = package
         self._met: dict[int, int] = {}
+        self._places = {id(v): i for i, v in enumerate(variables)}
 
     def persistent_id(self, obj: Any) -> Any:
         if type(obj) in _PLAIN:
             return None
         if id(obj) in self._met:
             return "met", self._met[id(obj)]
+        if id(obj) in self._places:
+            return "variable", self._places[id(obj)]
         if self._counts_by_identity(obj):
             self.held.append(obj)
             return id(obj)
@@ -182,6 +202,12 @@ class _Walker(pickle.Pickler):
             package = _package(obj.__module__)
             return package != self._package and _is_installed(package)
         return isinstance(obj, _IDENTICAL) or ops.is_tensor(obj)
+
+
+def _nbytes(obj: Any) -> int:
+    """About how much memory a tensor or a variable takes."""
+    is_array = ops.is_tensor(obj) or isinstance(obj, keras.Variable)
+    return 8 * math.prod(obj.shape) if is_array else 0
 
 
 def _package(module: str | None) -> str:

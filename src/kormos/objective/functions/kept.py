@@ -7,6 +7,7 @@ from collections.abc import Hashable
 from collections.abc import Sequence
 from typing import Any
 from typing import Generic
+from typing import NamedTuple
 from typing import TypeVar
 
 import keras
@@ -14,6 +15,7 @@ import keras
 from kormos.objective.functions.fingerprint import Fingerprint
 from kormos.objective.functions.fingerprint import fingerprint
 from kormos.objective.functions.stateless import VariableReader
+from kormos.objective.layout import Packing
 from kormos.objective.program_cache import ProgramCache
 
 _Reader = TypeVar("_Reader", bound=VariableReader)
@@ -23,16 +25,41 @@ _Made = TypeVar("_Made")
 # what was compiled for it.
 _ATTRIBUTE = "_kormos_functions"
 
+# Functions that hold more than this many bytes are not kept for equal ones:
+# they may be many, and each would keep its data in memory. Our choice.
+_MOST_BYTES = 2**24
+
+
+class _Held(NamedTuple):
+    """What was made from a plain function.
+
+    Attributes:
+        function: the `KeptFunction`.
+        objects: the objects by which the function is known: see `Fingerprint`.
+    """
+
+    function: "KeptFunction[Any]"
+    objects: list[Any]
+
+
+# What was made from the latest plain functions, by what they depend on.
+_plain = ProgramCache()
+
 
 class KeptFunction(Generic[_Reader]):
     """A function of variables, and the objects that were made from it.
 
     Args:
         function: the function, in the dtypes of the variables.
+        equal: what was made from an equal function of other variables, or
+            `None`.
     """
 
-    def __init__(self, function: _Reader) -> None:
+    def __init__(
+        self, function: _Reader, equal: "KeptFunction[_Reader] | None" = None
+    ) -> None:
         self.function = function
+        self._equal = equal
         self._made: dict[Hashable, Any] = {}
 
     @functools.cached_property
@@ -42,15 +69,46 @@ class KeptFunction(Generic[_Reader]):
         Raises:
             Float64Error: if it cannot be evaluated in float64.
         """
+        if self._equal is not None:
+            own = self.function
+            return self._equal.in_float64.moved(own.fn, own.variables)
         function = self.function.in_float64()
         function.check_width()
         return function
 
-    def made(self, key: Hashable, make: Callable[[], _Made]) -> _Made:
-        """The value of `make` for this key, which is called once."""
-        if key not in self._made:
-            self._made[key] = make()
-        return self._made[key]
+    def made(
+        self,
+        dtype: str | None,
+        make: Callable[[_Reader, Packing], _Made],
+        move: Callable[[_Made, _Reader, Packing], _Made],
+        key: Hashable = None,
+    ) -> _Made:
+        """What `make` returns for a dtype and a key. It is called once.
+
+        Args:
+            dtype: `"float64"`, or `None` for the dtypes of the variables.
+            make: function of the function in that dtype and of the `Packing` of
+                its variables.
+            move: function that turns what was made from an equal function into
+                that of this one. Its other arguments are those of `make`.
+            key: what else it depends on.
+        """
+        if (dtype, key) not in self._made:
+            function = self.function if dtype is None else self.in_float64
+            packing = Packing(function.variables, dtype)
+            if self._equal is None:
+                made = make(function, packing)
+            else:
+                equal = self._equal.made(dtype, make, move, key)
+                made = move(equal, function, packing)
+            self._made[dtype, key] = made
+        return self._made[dtype, key]
+
+    def moved(
+        self, fn: Callable[..., Any], variables: Sequence[keras.Variable]
+    ) -> "KeptFunction[_Reader]":
+        """What was made, for an equal function of other variables."""
+        return KeptFunction(self.function.moved(fn, variables), self)
 
 
 class _FunctionCache:
@@ -64,24 +122,27 @@ class _FunctionCache:
         self._fingerprint: Fingerprint | None = None
 
     def get(
-        self, fn: Callable[..., Any], key: Hashable, make: Callable[[], _Made]
+        self,
+        key: Hashable,
+        make: Callable[[], _Made],
+        read: Callable[[], Fingerprint | None],
     ) -> _Made:
         """The value of `make` for this key and the present function.
 
         Args:
-            fn: the function.
             key: what else the programs depend on.
             make: function that makes them.
+            read: function that returns the present fingerprint.
         """
 
         def make_anew() -> _Made:
             made = make()
             # The first call of a function may change what it depends on: it may
             # build a layer. Then earlier programs are outdated.
-            self._note(fingerprint(fn))
+            self._note(read())
             return made
 
-        self._note(fingerprint(fn))
+        self._note(read())
         return self._programs.get(key, make_anew)
 
     def _note(self, present: Fingerprint | None) -> None:
@@ -102,7 +163,9 @@ def kept(
 ) -> KeptFunction[_Reader]:
     """What was made from a function, if the function has not changed.
 
-    It is kept with the function, and is freed with it.
+    It is kept with the function, and is freed with it. What was made from the
+    latest plain functions is also kept for equal ones: code that defines a
+    function and its variables anew for each fit compiles once.
 
     Args:
         fn: the function as the user gave it.
@@ -110,16 +173,43 @@ def kept(
         key: what else the result depends on.
         make: function that returns it as a function of variables.
     """
-
-    def made() -> KeptFunction[_Reader]:
+    # PyTorch compiles nothing.
+    if keras.backend.backend() == "torch":
         return KeptFunction(make())
 
-    # PyTorch compiles nothing.
-    is_kept = keras.backend.backend() != "torch"
-    cache = _cache_of(fn) if is_kept else None
+    def read() -> Fingerprint | None:
+        return fingerprint(fn, variables)
+
+    def made() -> KeptFunction[_Reader]:
+        return _made_or_moved(fn, variables, key, make, read)
+
+    cache = _cache_of(fn)
     if cache is None:
         return made()
-    return cache.get(fn, (key, tuple(id(v) for v in variables)), made)
+    return cache.get((key, tuple(id(v) for v in variables)), made, read)
+
+
+def _made_or_moved(
+    fn: Callable[..., Any],
+    variables: Sequence[keras.Variable],
+    key: Hashable,
+    make: Callable[[], _Reader],
+    read: Callable[[], Fingerprint | None],
+) -> KeptFunction[_Reader]:
+    """What was made from an equal function, or is made now: see `kept`."""
+    present = read()
+    if present is None or present.nbytes > _MOST_BYTES:
+        return KeptFunction(make())
+    layout = tuple((tuple(v.shape), str(v.dtype)) for v in variables)
+    key = present.digest, key, layout
+    equal = _plain.find(key)
+    if equal is not None:
+        return equal.function.moved(fn, variables)
+    made = KeptFunction(make())
+    after = read()
+    if made.function.is_plain and after and after.digest == present.digest:
+        _plain.keep(key, _Held(made, present.held))
+    return made
 
 
 def _cache_of(fn: Any) -> _FunctionCache | None:

@@ -57,7 +57,6 @@ class ResidualFunction(VariableReader):
         name: the name of `fn` in errors.
 
     Attributes:
-        fn: the function.
         points: the `Points` of the data.
         names: the names of the blocks.
         widths: the number of residuals in a row of each block, or in the whole
@@ -95,7 +94,7 @@ class ResidualFunction(VariableReader):
             head = self._head([])
             blocks = arithmetic.first_call(backend.dry_run, self._call, head)
         _check_blocks(blocks, name)
-        super().__init__(variables, scope, arithmetic)
+        super().__init__(fn, variables, scope, arithmetic)
         refuse_hidden_reads(
             self.unused_variables,
             lambda: arithmetic.call(backend.attempt, self._call, head),

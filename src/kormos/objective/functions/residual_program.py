@@ -1,7 +1,9 @@
 """The compiled functions of residuals, and their terms."""
 
+import copy
 import functools
 from collections.abc import Callable
+from typing import Self
 
 import numpy as np
 from keras import ops
@@ -64,6 +66,12 @@ class ResidualTerm:
             shapes = [s for _, g, s in function.shapes() if g is None]
             is_one = len(shapes) == 1 and bool(shapes[0])
             self.observations = shapes[0][0] if is_one else self.width
+
+    def of(self, function: ResidualFunction) -> Self:
+        """The same term of an equal function."""
+        other = copy.copy(self)
+        other._function = function
+        return other
 
     def rows(self, chunk: Chunk) -> Structure:
         """All arrays of a chunk: the function needs them."""
@@ -198,6 +206,22 @@ class ResidualProgram(Program):
         self.outputs = [
             backend.compile(self._outputs_of(term)) for term in self.terms
         ]
+
+    def for_function(
+        self, packing: Packing, function: ResidualFunction
+    ) -> Self:
+        """The same compiled functions, for an equal function.
+
+        Args:
+            packing: the `Packing` of its variables.
+            function: the function.
+        """
+        # Otherwise, each of several functions would compile its own.
+        _ = self.gauss_newton
+        terms = [term.of(function) for term in self.terms]
+        other = self.moved(packing, [term.chunk_loss for term in terms])
+        other.terms = terms
+        return other
 
     @functools.cached_property
     def gauss_newton(self) -> GaussNewton:

@@ -101,7 +101,7 @@ class ResidualObjective(FlatObjective):
         self._function = self._kept.function
         self.names = self._function.names
         self.loss = loss
-        self.program = self._compiled(packing)
+        self.program = self._compiled(None)
         self.unused_variables = self._function.unused_variables
         self._factors = BlockFactors(
             self.names, loss_weights, f_scale, reduction
@@ -123,12 +123,17 @@ class ResidualObjective(FlatObjective):
         function = self._kept.in_float64 if self.has_float64 else self._function
         refuse_missing(self, function)
 
-    def _compiled(self, packing: Packing) -> ResidualProgram:
+    def _compiled(self, dtype: str | None) -> ResidualProgram:
         """Compiles the function, or takes what was compiled before."""
-        function = self._function
         return self._kept.made(
-            (self.loss, packing.dtype),
-            lambda: ResidualProgram(packing, function, self._measure()),
+            dtype,
+            lambda function, packing: ResidualProgram(
+                packing, function, self._measure()
+            ),
+            lambda program, function, packing: program.for_function(
+                packing, function
+            ),
+            self.loss,
         )
 
     def _measure(self) -> Callable[[Tensor], Tensor]:
@@ -141,7 +146,7 @@ class ResidualObjective(FlatObjective):
 
     def _go_on_in_float64(self) -> None:
         self._function = self._kept.in_float64
-        self.program = self._compiled(Packing(self.variables, "float64"))
+        self.program = self._compiled("float64")
         self.__dict__.pop("_loss_unit", None)
         self.refresh()
         self.replace(self.data)

@@ -11,6 +11,7 @@ from kormos.float64.choice import decide
 from kormos.float64.choice import starts_in_float64
 from kormos.objective.base import FlatObjective
 from kormos.objective.compiled import Chunk
+from kormos.objective.compiled import ChunkLoss
 from kormos.objective.compiled import Program
 from kormos.objective.functions.kept import kept
 from kormos.objective.functions.stateless import StatelessFunction
@@ -78,11 +79,7 @@ class FunctionObjective(FlatObjective):
         Args:
             dtype: `"float64"`, or `None` for the dtypes of the variables.
         """
-        function = self._function
-        self.program = self._kept.made(
-            dtype,
-            lambda: _program(function, Packing(function.variables, dtype)),
-        )
+        self.program = self._kept.made(dtype, _program, _moved)
         self.refresh()
 
 
@@ -99,6 +96,21 @@ def _scalar(
 
 
 def _program(function: StatelessFunction, packing: Packing) -> Program:
+    return Program(
+        packing,
+        function.frozen_variables,
+        [_chunk_loss(function)],
+        backend.compile,
+    )
+
+
+def _moved(
+    program: Program, function: StatelessFunction, packing: Packing
+) -> Program:
+    return program.moved(packing, [_chunk_loss(function)])
+
+
+def _chunk_loss(function: StatelessFunction) -> ChunkLoss:
     def chunk_loss(
         parts: list[Tensor] | None,
         frozen: list[Tensor] | None,
@@ -108,6 +120,4 @@ def _program(function: StatelessFunction, packing: Packing) -> Program:
         del term_factors, chunk
         return function(parts, frozen)
 
-    return Program(
-        packing, function.frozen_variables, [chunk_loss], backend.compile
-    )
+    return chunk_loss

@@ -27,11 +27,13 @@ class VariableReader:
     """A function that reads Keras variables, and which of them it reads.
 
     Args:
+        fn: the function.
         variables: the variables whose values become arguments.
         scope: the `ReadRecorder` of a call of the function.
         arithmetic: the `Arithmetic` of that call.
 
     Attributes:
+        fn: the function.
         variables: the variables whose values become arguments.
         frozen_variables: the other variables that were read.
         unused_variables: those of `variables` that were not read.
@@ -39,10 +41,12 @@ class VariableReader:
 
     def __init__(
         self,
+        fn: Callable[..., Any],
         variables: Sequence[keras.Variable],
         scope: ReadRecorder,
         arithmetic: Arithmetic,
     ) -> None:
+        self.fn = fn
         self.variables = list(variables)
         self.frozen_variables = scope.reads_but(variables)
         read = {id(v) for v in [*scope.reads(), *arithmetic.reads()]}
@@ -81,6 +85,32 @@ class VariableReader:
         """Whether the backend may keep traces of what the function calls."""
         return self._arithmetic.keeps_traces
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether no layers, and no random numbers, are part of the function.
+
+        Then an equal function of other variables computes the same.
+        """
+        return not (self._arithmetic.owners or self.draws)
+
+    def moved(
+        self, fn: Callable[..., Any], variables: Sequence[keras.Variable]
+    ) -> Self:
+        """The same for an equal function of other variables.
+
+        Args:
+            fn: the function.
+            variables: the variables whose values become arguments.
+        """
+        other, places = copy.copy(self), {}
+        for place, variable in enumerate(self.variables):
+            places[id(variable)] = place
+        other.fn, other.variables = fn, list(variables)
+        other.unused_variables = [
+            variables[places[id(v)]] for v in self.unused_variables
+        ]
+        return other
+
     def in_float64(self) -> Self:
         """A copy that is evaluated in float64."""
         other = copy.copy(self)
@@ -117,7 +147,6 @@ class StatelessFunction(VariableReader):
         name: the name of `fn` in errors.
 
     Attributes:
-        fn: the function.
         shape: the shape of the tensor that it returns.
         dtype: the dtype of that tensor.
     """
@@ -151,12 +180,12 @@ class StatelessFunction(VariableReader):
                 f"Function `{name}` must return floating-point numbers. "
                 f"Received: a tensor of dtype {value.dtype}"
             )
-        super().__init__(variables, scope, arithmetic)
+        super().__init__(fn, variables, scope, arithmetic)
         refuse_hidden_reads(
             self.unused_variables,
             lambda: arithmetic.call(backend.attempt, fn),
         )
-        self.fn, self._name = fn, name
+        self._name = name
         self.shape = tuple(value.shape)
         self.dtype = keras.backend.standardize_dtype(value.dtype)
 

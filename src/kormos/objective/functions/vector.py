@@ -39,7 +39,7 @@ class VectorFunction:
         self._frozen = function.frozen_values()
         self._copies = Copies()
         self._value, self._jacobian = found.made(
-            packing.dtype, lambda: _compiled(function, packing)
+            packing.dtype, _compiled, lambda compiled, *_: compiled
         )
 
     def refresh(self) -> bool:
