@@ -113,10 +113,13 @@ def collectives(objective, theta):
 
     if ON_TENSORFLOW:
         return collections.Counter()
+    import jax
+
     with backend.float64():
-        compiled = objective.program.value_and_grad.lower(
+        lowered = jax.jit(objective.program.value_and_grad).lower(
             theta, *next(objective.arguments.pieces())
-        ).compile()
+        )
+        compiled = lowered.compile()
     calls = re.findall(rf"({COLLECTIVES})[\w.\-]*\(", compiled.as_text())
     return collections.Counter(calls)
 

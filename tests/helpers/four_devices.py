@@ -228,9 +228,8 @@ def layout(objective, theta):
     leaves = jax.tree.leaves(objective.arguments.chunks)
     with backend.float64():
         text = (
-            objective.program.value_and_grad.lower(
-                theta, *next(objective.arguments.pieces())
-            )
+            jax.jit(objective.program.value_and_grad)
+            .lower(theta, *next(objective.arguments.pieces()))
             .compile()
             .as_text()
         )
