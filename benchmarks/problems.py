@@ -70,15 +70,16 @@ class Problem(NamedTuple):
 
 def of_model(name, model, x, y, loss, start, **fields):
     model.compile(loss=loss)
-    objective = kormos.Objective(model, x, y, batch_size=len(y))
+    rows = len(y)
+    objective = kormos.Objective(model, x, y, batch_size=rows)
     tensors = keras.tree.map_structure(keras.ops.convert_to_tensor, (x, y))
 
-    def ours(optimizer, evaluations, target):
+    def ours(optimizer, evaluations, target, batch_size=rows):
         history = kormos.fit(
             model,
             x,
             y,
-            batch_size=len(y),
+            batch_size=batch_size,
             optimizer=optimizer,
             epochs=evaluations,
             steps_per_epoch=100,
