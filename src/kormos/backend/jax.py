@@ -18,6 +18,7 @@ from kormos.backend.jax_cache import keep_compiled
 from kormos.backend.jax_compilation import EFFORTS_FOR_LOOP
 from kormos.backend.jax_compilation import EFFORTS_FOR_ONCE
 from kormos.backend.jax_compilation import Compiled
+from kormos.backend.jax_compilation import called_by
 from kormos.backend.jax_convolutions import canonical
 from kormos.backend.jax_devices import placing
 from kormos.backend.jax_devices import whole
@@ -120,7 +121,7 @@ def _has_control(closed: jax.extend.core.ClosedJaxpr) -> bool:
     for equation in closed.jaxpr.eqns:
         if equation.primitive.name in _CONTROL:
             return True
-        for inner in jax.tree.leaves(list(equation.params.values())):
+        for inner in called_by(equation):
             if isinstance(inner, jax.extend.core.ClosedJaxpr):
                 if inner.consts or _has_control(inner):
                     return True

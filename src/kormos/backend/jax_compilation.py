@@ -1,8 +1,8 @@
-"""Compilation by XLA that takes as long as pays.
+"""Compiles small programs with fewer of XLA's optimizations.
 
-On a CPU, a first call spends most of its time in XLA's optimizations. A program
-that computes only few numbers is as fast with fewer of them, and is compiled in
-a quarter to a half of the time.
+On a CPU, a first call spends most of its time in these optimizations. A program
+that computes few numbers loses some microseconds without them, and is compiled
+in a quarter to a half of the time.
 """
 
 import functools
@@ -29,7 +29,7 @@ class Effort(NamedTuple):
 
     Attributes:
         most: the most numbers that such a program computes.
-        level: the level of LLVM's optimizations, of 0 to 3.
+        level: the level of LLVM's optimizations, from 0 to 3.
     """
 
     most: int
@@ -38,24 +38,26 @@ class Effort(NamedTuple):
     @property
     def options(self) -> dict[str, int | bool]:
         """The options of `jax.jit`."""
-        # The emitters of fused operations take half of the time of compiling.
+        # XLA's newer generator of code for fused operations takes half of the
+        # time of compiling.
         return {
             "xla_backend_optimization_level": self.level,
             "xla_cpu_use_fusion_emitters": False,
         }
 
 
-# Our choices, by measurements of losses, Jacobians and loops. Without
-# optimizations a number takes up to 2 nanoseconds longer: at most 8
-# microseconds a call, half of what it takes to call a program. At level 1, a
+# Our choices, from measurements of losses, Jacobians and loops. At level 0, a
+# number takes up to 2 nanoseconds longer. For this many numbers, that is at
+# most 8 microseconds, half of the time that a call takes anyway. At level 1, a
 # call takes at most a fifth longer.
 EFFORTS = Effort(2**12, level=0), Effort(2**16, level=1)
 
-# Compiling a loop takes 2 seconds less at level 1: as long as 50,000 iterations
-# of so many numbers lose. The matrices of `lbfgs` alone are 200,000 numbers.
+# At level 1, a loop is compiled in 2 seconds less. It loses as much only after
+# about 50,000 iterations. The limit is higher than above because the matrices
+# of `lbfgs` alone are 200,000 numbers.
 EFFORTS_FOR_LOOP = Effort(2**12, level=0), Effort(2**18, level=1)
 
-# For a function that is called once or twice: at most 10 milliseconds longer.
+# A function that is called once or twice loses at most 10 milliseconds a call.
 EFFORTS_FOR_ONCE = (Effort(2**22, level=0),)
 
 
@@ -80,7 +82,7 @@ class Compiled(Generic[_Result]):
             @functools.wraps(fn)
             def of_few(*args: Structure) -> _Result:
                 # JAX keeps this trace, so that each function is traced once.
-                if _numbers(thorough.trace(*args).jaxpr.jaxpr) > most:
+                if _numbers(thorough.trace(*args).jaxpr) > most:
                     raise _ManyNumbers
                 return thorough(*args)
 
@@ -114,28 +116,29 @@ class _ManyNumbers(Exception):
     """A program computes too many numbers for an effort."""
 
 
-def _numbers(program: Jaxpr) -> int:
-    """How many numbers a program computes, each loop's body counted once."""
+def _numbers(program: Jaxpr | ClosedJaxpr) -> int:
+    """The count of numbers that a program computes.
+
+    The body of a loop counts once.
+    """
     total = 0
     for equation in program.eqns:
         for variable in equation.outvars:
             total += math.prod(getattr(variable.aval, "shape", ()))
-        total += sum(map(_numbers, _called_by(equation)))
+        total += sum(map(_numbers, called_by(equation)))
     return total
 
 
-def _called_by(equation: JaxprEqn) -> Iterator[Jaxpr]:
-    """Yields the functions that an operation calls: a loop's body, say."""
+def called_by(equation: JaxprEqn) -> Iterator[Jaxpr | ClosedJaxpr]:
+    """Yields the functions that an operation calls, such as a loop's body."""
     for value in jax.tree.leaves(list(equation.params.values())):
-        if isinstance(value, ClosedJaxpr):
-            yield value.jaxpr
-        elif isinstance(value, Jaxpr):
+        if isinstance(value, (Jaxpr, ClosedJaxpr)):
             yield value
 
 
 @functools.cache
 def _is_possible(effort: Effort) -> bool:
-    """Whether programs run on a CPU, and this JAX has the options."""
+    """Whether programs run on a CPU and this release of JAX has the options."""
     if jax.default_backend() != "cpu":
         return False
     try:

@@ -145,7 +145,8 @@ class _Graph:
         self._fn = fn
         self._calls = 0
         self._is_watched = False
-        # Whether it is to be recorded with values, which is tried first.
+        # Whether the next recording is made on tensors with values. That is
+        # tried first.
         self._has_values = True
         self._tried: Callable[[list[Any]], Any] | None = None
         self._is_refused = False

@@ -7,7 +7,6 @@ from collections.abc import Hashable
 from collections.abc import Sequence
 from typing import Any
 from typing import Generic
-from typing import NamedTuple
 from typing import TypeVar
 
 import keras
@@ -26,20 +25,9 @@ _Made = TypeVar("_Made")
 _ATTRIBUTE = "_kormos_functions"
 
 # Functions that hold more than this many bytes are not kept for equal ones:
-# they may be many, and each would keep its data in memory. Our choice.
+# a loop may define many of them, and each would keep its data in memory. Our
+# choice.
 _MOST_BYTES = 2**24
-
-
-class _Held(NamedTuple):
-    """What was made from a plain function.
-
-    Attributes:
-        function: the `KeptFunction`.
-        objects: the objects by which the function is known: see `Fingerprint`.
-    """
-
-    function: "KeptFunction[Any]"
-    objects: list[Any]
 
 
 # What was made from the latest plain functions, by what they depend on.
@@ -107,7 +95,7 @@ class KeptFunction(Generic[_Reader]):
     def moved(
         self, fn: Callable[..., Any], variables: Sequence[keras.Variable]
     ) -> "KeptFunction[_Reader]":
-        """What was made, for an equal function of other variables."""
+        """Returns what was made, for an equal function of other variables."""
         return KeptFunction(self.function.moved(fn, variables), self)
 
 
@@ -121,29 +109,22 @@ class _FunctionCache:
         self._programs = ProgramCache()
         self._fingerprint: Fingerprint | None = None
 
-    def get(
-        self,
-        key: Hashable,
-        make: Callable[[], _Made],
-        read: Callable[[], Fingerprint | None],
-    ) -> _Made:
-        """The value of `make` for this key and the present function.
+    def find(self, present: Fingerprint | None, key: Hashable) -> Any | None:
+        """What is kept for the function as it is now, or `None`.
 
         Args:
+            present: the present fingerprint.
             key: what else the programs depend on.
-            make: function that makes them.
-            read: function that returns the present fingerprint.
         """
+        self._note(present)
+        return self._programs.find(key)
 
-        def make_anew() -> _Made:
-            made = make()
-            # The first call of a function may change what it depends on: it may
-            # build a layer. Then earlier programs are outdated.
-            self._note(read())
-            return made
-
-        self._note(read())
-        return self._programs.get(key, make_anew)
+    def keep(
+        self, present: Fingerprint | None, key: Hashable, made: Any
+    ) -> None:
+        """Keeps what was made. The arguments are those of `find`."""
+        self._note(present)
+        self._programs.keep(key, made)
 
     def _note(self, present: Fingerprint | None) -> None:
         """Notes what the function depends on, and frees outdated programs."""
@@ -176,40 +157,47 @@ def kept(
     # PyTorch compiles nothing.
     if keras.backend.backend() == "torch":
         return KeptFunction(make())
-
-    def read() -> Fingerprint | None:
-        return fingerprint(fn, variables)
-
-    def made() -> KeptFunction[_Reader]:
-        return _made_or_moved(fn, variables, key, make, read)
-
+    present = fingerprint(fn, variables)
+    own = key, tuple(id(v) for v in variables)
     cache = _cache_of(fn)
-    if cache is None:
-        return made()
-    return cache.get((key, tuple(id(v) for v in variables)), made, read)
+    found = None if cache is None else cache.find(present, own)
+    if found is not None:
+        return found
+    shared = _shared_key(present, key, variables)
+    known = None if shared is None else _plain.find(shared)
+    if known is not None:
+        equal, _ = known
+        found = equal.moved(fn, variables)
+    else:
+        found = KeptFunction(make())
+        # The first call of a function may change what it depends on: it may
+        # build a layer. Then earlier programs are outdated.
+        present = fingerprint(fn, variables)
+        is_same = shared == _shared_key(present, key, variables)
+        if shared is not None and is_same and found.function.is_plain:
+            # The fingerprint holds the objects whose identity it contains.
+            _plain.keep(shared, (found, present))
+    if cache is not None:
+        cache.keep(present, own, found)
+    return found
 
 
-def _made_or_moved(
-    fn: Callable[..., Any],
-    variables: Sequence[keras.Variable],
+def _shared_key(
+    present: Fingerprint | None,
     key: Hashable,
-    make: Callable[[], _Reader],
-    read: Callable[[], Fingerprint | None],
-) -> KeptFunction[_Reader]:
-    """What was made from an equal function, or is made now: see `kept`."""
-    present = read()
+    variables: Sequence[keras.Variable],
+) -> Hashable | None:
+    """The key of all functions that are equal to one, if it holds little.
+
+    Args:
+        present: the present fingerprint of the function.
+        key: what else the programs depend on.
+        variables: the variables of the flat vector.
+    """
     if present is None or present.nbytes > _MOST_BYTES:
-        return KeptFunction(make())
+        return None
     layout = tuple((tuple(v.shape), str(v.dtype)) for v in variables)
-    key = present.digest, key, layout
-    equal = _plain.find(key)
-    if equal is not None:
-        return equal.function.moved(fn, variables)
-    made = KeptFunction(make())
-    after = read()
-    if made.function.is_plain and after and after.digest == present.digest:
-        _plain.keep(key, _Held(made, present.held))
-    return made
+    return present.digest, key, layout
 
 
 def _cache_of(fn: Any) -> _FunctionCache | None:

@@ -67,7 +67,7 @@ class ResidualTerm:
             is_one = len(shapes) == 1 and bool(shapes[0])
             self.observations = shapes[0][0] if is_one else self.width
 
-    def of(self, function: ResidualFunction) -> Self:
+    def moved(self, function: ResidualFunction) -> Self:
         """The same term of an equal function."""
         other = copy.copy(self)
         other._function = function
@@ -218,7 +218,7 @@ class ResidualProgram(Program):
         """
         # Otherwise, each of several functions would compile its own.
         _ = self.gauss_newton
-        terms = [term.of(function) for term in self.terms]
+        terms = [term.moved(function) for term in self.terms]
         other = self.moved(packing, [term.chunk_loss for term in terms])
         other.terms = terms
         return other

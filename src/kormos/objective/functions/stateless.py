@@ -87,9 +87,10 @@ class VariableReader:
 
     @property
     def is_plain(self) -> bool:
-        """Whether no layers, and no random numbers, are part of the function.
+        """Whether the function calls no layers and draws no random numbers.
 
-        Then an equal function of other variables computes the same.
+        Only then may an equal function of other variables use what was compiled
+        for this one.
         """
         return not (self._arithmetic.owners or self.draws)
 
@@ -102,13 +103,10 @@ class VariableReader:
             fn: the function.
             variables: the variables whose values become arguments.
         """
-        other, places = copy.copy(self), {}
-        for place, variable in enumerate(self.variables):
-            places[id(variable)] = place
+        other = copy.copy(self)
         other.fn, other.variables = fn, list(variables)
-        other.unused_variables = [
-            variables[places[id(v)]] for v in self.unused_variables
-        ]
+        own = dict(zip(map(id, self.variables), variables, strict=True))
+        other.unused_variables = [own[id(v)] for v in self.unused_variables]
         return other
 
     def in_float64(self) -> Self:

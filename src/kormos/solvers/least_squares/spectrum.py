@@ -166,7 +166,7 @@ class Spectrum:
         return self._divided(self._slopes, 0.0)
 
     def _scaled_step(self, damping: float) -> Vector:
-        """The coefficients of the negated, scaled step in the eigenvectors.
+        """The negated scaled step, as coefficients of the eigenvectors.
 
         Args:
             damping: the damping of the step.
