@@ -28,6 +28,7 @@ from kormos.objective.functions.kept import kept
 from kormos.objective.functions.missing_data import refuse_missing
 from kormos.objective.functions.residual_blocks import ResidualFunction
 from kormos.objective.functions.residual_program import ResidualProgram
+from kormos.objective.gauss_newton.host import HostGaussNewton
 from kormos.objective.layout import Packing
 from kormos.objective.units import largest
 from kormos.objective.units import unit_for
@@ -71,6 +72,8 @@ class ResidualObjective(FlatObjective):
     _fn_name = "residual_fn"
     # The latest point that `_sums` evaluated, and its result.
     _latest: tuple[Vector, Vector] | None
+    # The matrix of the present data whose users evaluate the loss, if any.
+    _matrix: HostGaussNewton | None
 
     def __init__(
         self,
@@ -162,6 +165,7 @@ class ResidualObjective(FlatObjective):
             data: arrays in the same structure.
         """
         self.grouped = GroupedData(self._function, data)
+        self._matrix = None
         widths = [
             term.width * self.size if self._with_jacobian else None
             for term in self.program.terms
@@ -215,7 +219,19 @@ class ResidualObjective(FlatObjective):
     def value(self, theta: npt.ArrayLike) -> float:
         """The loss at `theta`."""
         theta = np.asarray(theta, dtype="float64")
+        if self._matrix is not None and self._matrix.is_cheap:
+            return self._matrix.loss(self._checked(theta, "theta"))
         return float(self.block_factors @ self._sums(theta))
+
+    def gauss_newton(self) -> HostGaussNewton:
+        """The Gauss-Newton matrix of the loss.
+
+        From now on, small problems compute it with every loss. The losses of
+        several blocks cannot be told from it.
+        """
+        matrix = HostGaussNewton(self.program.gauss_newton, self)
+        self._matrix = None if self.names[1:] else matrix
+        return matrix
 
     def block_losses(self, theta: npt.ArrayLike) -> dict[str, float]:
         """The losses of the blocks at `theta`, without weights, by name.

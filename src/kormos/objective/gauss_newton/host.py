@@ -1,5 +1,6 @@
 """The Gauss-Newton matrix for solvers that compute with NumPy."""
 
+import functools
 from collections.abc import Callable
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from kormos.arithmetic.vectors import to_array
 from kormos.objective.gauss_newton.compiled import GaussNewton
 from kormos.objective.gauss_newton.factors import Factor
 from kormos.objective.gauss_newton.factors import weighted
+from kormos.objective.gauss_newton.kept_factors import KeptFactors
 from kormos.objective.gauss_newton.linearization import Linearization
 from kormos.objective.units import size_of
 from kormos.solvers.protocols import Squares
@@ -28,6 +30,11 @@ if TYPE_CHECKING:
 # choice: a larger limit would save the recomputation of J for larger data, but
 # take memory that the user may need.
 _MOST_BYTES_KEPT = 2**28
+
+# J of at most this many numbers, with one more column, is computed with every
+# loss. Our choice: it takes some microseconds more than the loss alone, less
+# than the further call at each accepted point.
+_FEW_NUMBERS = 2**12
 
 # If the root of an output's curvature is at most this, the curvature is zero:
 # it is the tiny weight of `factors.py`.
@@ -57,8 +64,7 @@ class HostGaussNewton:
         widths = [term.width for term in compiled.terms]
         counts = zip(widths, objective.row_counts, strict=True)
         self.outputs = sum(width * rows for width, rows in counts)
-        # The latest point and its factors, if they are kept.
-        self._kept: tuple[Vector, list[Factor]] | None = None
+        self._kept = KeptFactors()
         # The roots of the curvatures of the latest `rows`, and its point.
         self._roots: list[Array] = []
         self._at_roots: Vector | None = None
@@ -72,6 +78,18 @@ class HostGaussNewton:
     def is_convex(self) -> bool:
         """Whether the loss is known to be convex in the outputs."""
         return all(term.is_convex for term in self._compiled.terms)
+
+    @functools.cached_property
+    def is_cheap(self) -> bool:
+        """Whether the loss takes about as long with J as without it."""
+        is_at_hand = self._objective.arguments.processes.is_alone
+        is_at_hand &= not self._objective.is_streamed
+        numbers = self.outputs * (self._objective.size + 1)
+        return is_at_hand and numbers <= _FEW_NUMBERS
+
+    def loss(self, theta: Vector) -> float:
+        """The loss, from the same call as J; for use where J `is_cheap`."""
+        return float(sum(f.loss for f in self._factors(theta, keep=True)))
 
     def normal_equations(
         self, theta: Vector, keep: bool = False
@@ -207,18 +225,25 @@ class HostGaussNewton:
 
     def _factors(self, theta: Vector, keep: bool) -> Iterator[Factor]:
         """Yields the `Factor` of each chunk."""
-        self._kept, factors = None, []
+        arguments, keep = self._objective.arguments, keep or self.is_cheap
+        known = self._kept.at(arguments, theta)
+        if known is not None:
+            yield from known
+            return
+        if not self.is_cheap:
+            self._kept.clear()
         is_small = 8 * self.outputs * (len(theta) + 1) <= _MOST_BYTES_KEPT
         # Only one batch of a stream should be in memory.
         keep = keep and is_small and not self._objective.is_streamed
+        factors = []
         with backend.float64():
-            for piece in self._objective.arguments.pieces():
+            for piece in arguments.pieces():
                 for factor in self._compiled.factors(theta, *piece):
                     if keep:
                         factors.append(factor)
                     yield factor
         if keep:
-            self._kept = np.array(theta), factors
+            self._kept.add(arguments, theta, factors)
 
     def linearizations(
         self, theta: Vector
@@ -242,16 +267,19 @@ class HostGaussNewton:
     def bend(self, theta: Vector, vector: Vector) -> Vector:
         """J'H times the second derivative of the outputs along a vector.
 
-        If J was kept for this point, only the second derivative is computed.
-        This only needs forward-mode differentiation, which compiles in half the
-        time.
+        If J was kept for this point, or is cheap, only the second derivative is
+        compiled. This only needs forward-mode differentiation, which compiles
+        in half the time.
         """
-        if self._kept is None or not np.array_equal(theta, self._kept[0]):
+        arguments = self._objective.arguments
+        factors = self._kept.at(arguments, theta)
+        if factors is None and self.is_cheap:
+            factors = list(self._factors(theta, keep=True))
+        if factors is None:
             return self._total(self._compiled.bend, theta, vector)
-        kept, arguments = iter(self._kept[1]), self._objective.arguments
 
         def own() -> Vector:
-            total = np.zeros(len(theta))
+            kept, total = iter(factors), np.zeros(len(theta))
             with backend.float64():
                 for piece in arguments.pieces():
                     for second in self._compiled.second(theta, vector, *piece):
