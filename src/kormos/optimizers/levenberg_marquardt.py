@@ -2,7 +2,8 @@
 
 References: Moré, The Levenberg-Marquardt algorithm: implementation and theory
 (1978), and its code, `lmder` of MINPACK, for the scale and the trust radius;
-Transtrum and Sethna, arXiv:1201.5885, for the acceleration.
+Transtrum and Sethna, arXiv:1201.5885, for the acceleration; Dennis, Gay and
+Welsch, ACM TOMS 7(3), 1981, for large residuals.
 
 Differs from them in:
 
@@ -22,7 +23,10 @@ Differs from them in:
    gain digits that the loss no longer shows;
 6. a run with expensive steps begins with L-BFGS (`beginning.py`);
 7. within bounds, parameters that the gradient presses against one are held,
-   and trial points are projected (Kanzow, Yamashita and Fukushima 2004).
+   and trial points are projected (Kanzow, Yamashita and Fukushima 2004);
+8. for few parameters, a secant term stands for the second derivatives of large
+   residuals where it predicts decreases better than J'HJ alone
+   (`secant_term.py`).
 """
 
 from typing import Any
@@ -70,10 +74,14 @@ class LevenbergMarquardt(NativeOptimizer):
     loss on the whole of the data, except that the last steps in float64 may
     raise it by its rounding error.
 
-    The solver computes in float64, and the model in its own dtype.
+    The solver computes in float64, and the model in its own dtype. For at most
+    64 parameters, changes of the gradient from step to step tell what large
+    residuals add to the Hessian. Steps take it into account where that has
+    predicted the loss better; these are not accelerated.
 
     Sources: Moré (1978), and `lmder` of MINPACK, for the scale and the trust
-    radius; Transtrum and Sethna, arXiv:1201.5885, for the acceleration; Kanzow,
+    radius; Transtrum and Sethna, arXiv:1201.5885, for the acceleration; NL2SOL
+    (Dennis, Gay and Welsch, ACM TOMS 7(3), 1981) for large residuals; Kanzow,
     Yamashita and Fukushima (2004) for bounds.
 
     Args:
@@ -125,9 +133,10 @@ class LevenbergMarquardt(NativeOptimizer):
             `"evidence-by-variable"` for one such weight per variable. Defaults
             to `None`.
         keep_state: Where the scale, the damping and the radius, 16 bytes per
-            parameter, are kept for `resume=True`. `None` keeps them in memory
-            and in the backups of `BackupAndRestore`, `True` in saved models
-            too, `False` nowhere. Defaults to `None`.
+            parameter, are kept for `resume=True`, and for at most 64 parameters
+            a matrix. `None` keeps them in memory and in the backups of
+            `BackupAndRestore`, `True` in saved models too, `False` nowhere.
+            Defaults to `None`.
 
     With `regularization="evidence"` the method minimizes
 

@@ -21,10 +21,14 @@ from kormos.types import Vector
 # beside a model, it still fits into the memory of a small machine.
 _MOST_BYTES, MATRICES = 2**30, 4
 
+# For at most this many parameters the matrix is also kept. Our choice: it then
+# takes almost no memory, and its eigenvalues take almost no time.
+FEW = 64
+
 # For at most this many parameters the matrix is formed even if the user asks
 # for products with it. Our choice: it then takes no more products than two
 # estimates of its diagonal, and steps are exact.
-_FEW = 2 * PROBES
+_FEW_FOR_PRODUCTS = 2 * PROBES
 
 # A squared column norm of J of at most this is zero. Outputs at which the loss
 # has no curvature get tiny weights, rather than zero, and leave such norms.
@@ -51,6 +55,7 @@ class Linearized(NamedTuple):
         row_loss: the loss, evaluated row by row.
         grad: the gradient, `(size,)`.
         model: the model of the loss.
+        matrix: its matrix A, `(size, size)`, for at most `FEW` parameters.
     """
 
     theta: Vector
@@ -58,6 +63,7 @@ class Linearized(NamedTuple):
     row_loss: float
     grad: Vector
     model: LocalModel
+    matrix: Matrix | None = None
 
 
 class LocalModels:
@@ -124,20 +130,17 @@ class LocalModels:
 
     def at(self, theta: Vector, loss: float) -> Linearized | None:
         """What is known at a point, or `None` if it is not finite."""
-        make: Callable[[Matrix, Vector, Vector, float], LocalModel]
-        if self.solver == "rows":
-            # Factors of JJ' use the rows themselves for `bend`.
-            keeps = self._keeps and not self._has_factors
-            own, grad, matrix = self._curvature.rows(theta, keeps)
-            squares, make = (
-                np.einsum("mp,mp->p", matrix, matrix),
-                spectrum.of_rows,
-            )
-        else:
+        is_square = self.solver != "rows"
+        if is_square:
             own, grad, matrix = self._curvature.normal_equations(
                 theta, self._keeps
             )
-            squares, make = np.diagonal(matrix), spectrum.of_matrix
+            squares = np.diagonal(matrix)
+        else:
+            # Factors of JJ' use the rows themselves for `bend`.
+            keeps = self._keeps and not self._has_factors
+            own, grad, matrix = self._curvature.rows(theta, keeps)
+            squares = np.einsum("mp,mp->p", matrix, matrix)
         if not (np.isfinite(grad).all() and np.isfinite(matrix).all()):
             return None
         squares = np.where(squares > _ZERO_SQUARE, squares, 0.0)
@@ -145,17 +148,17 @@ class LocalModels:
         if straight.any():
             # A gradient without curvature. A small curvature lets these
             # parameters follow it.
-            if self.solver == "rows":
-                matrix, make = matrix.T @ matrix, spectrum.of_matrix
+            if not is_square:
+                matrix, is_square = matrix.T @ matrix, True
             squares[straight] = grad @ grad / (abs(loss) or 1.0)
             matrix[straight, straight] = squares[straight]
         scale = self._rescaled(np.sqrt(squares), theta, grad)
-        if self._has_factors and make is spectrum.of_matrix:
-            make = factors.MatrixFactors
-        elif self._has_factors and len(matrix) < len(grad):
-            make = factors.RowFactors
+        make = self._factorization(is_square, len(matrix) < len(grad))
         model = make(matrix, scale, grad, self._problem.evaluation_eps)
-        return Linearized(theta, loss, own, grad, model)
+        kept = None
+        if len(grad) <= FEW:
+            kept = _whole(matrix) if is_square else matrix.T @ matrix
+        return Linearized(theta, loss, own, grad, model, kept)
 
     def evaluate(self, theta: Vector) -> tuple[float, Vector]:
         """Loss and gradient at a point, evaluated row by row as J is."""
@@ -168,8 +171,7 @@ class LocalModels:
         if self.solver == "rows":
             rows = self._curvature.rows(theta)[2]
             return rows.T @ rows
-        matrix = self._curvature.normal_equations(theta)[2]
-        return np.triu(matrix) + np.triu(matrix, 1).T
+        return _whole(self._curvature.normal_equations(theta)[2])
 
     def row_loss(self, theta: Vector) -> float:
         """The loss at a point, evaluated row by row as J is."""
@@ -197,6 +199,21 @@ class LocalModels:
         slope = self.bend(here.theta, step)
         is_finite = np.isfinite(slope).all()
         return model.bend(slope, damping) if is_finite else None
+
+    def _factorization(
+        self, is_square: bool, is_wide: bool
+    ) -> Callable[[Matrix, Vector, Vector, float], LocalModel]:
+        """What makes a model of A, or of R with R'R = A.
+
+        Args:
+            is_square: whether it is made of A.
+            is_wide: whether R has fewer rows than columns.
+        """
+        if is_square:
+            has_factors = self._has_factors
+            return factors.MatrixFactors if has_factors else spectrum.of_matrix
+        has_factors = self._has_factors and is_wide
+        return factors.RowFactors if has_factors else spectrum.of_rows
 
     @functools.cached_property
     def _has_factors(self) -> bool:
@@ -231,7 +248,7 @@ def takes_products(problem: Problem, settings: LeastSquaresSettings) -> bool:
     """
     size, solver = problem.size, settings.linear_solver
     if solver == "cg":
-        return size > _FEW
+        return size > _FEW_FOR_PRODUCTS
     # These are defined by the matrix.
     needs_matrix = settings.preset is not None or settings.regularization
     if solver != "auto" or needs_matrix:
@@ -239,6 +256,11 @@ def takes_products(problem: Problem, settings: LeastSquaresSettings) -> bool:
     curvature = problem.gauss_newton()
     is_dense = _way(curvature, size) == "dense"
     return is_dense and 8 * MATRICES * size**2 > _MOST_BYTES
+
+
+def _whole(upper: Matrix) -> Matrix:
+    """The symmetric matrix of which this is the upper triangle."""
+    return np.triu(upper) + np.triu(upper, 1).T
 
 
 def _way(curvature: GaussNewtonMatrix, size: int) -> str:

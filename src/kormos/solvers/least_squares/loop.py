@@ -9,6 +9,7 @@ from kormos.solvers import statuses
 from kormos.solvers.least_squares.claims import Claims
 from kormos.solvers.least_squares.local_models import LocalModels
 from kormos.solvers.least_squares.polishing import polishing_steps
+from kormos.solvers.least_squares.secant_term import SecantTerm
 from kormos.solvers.least_squares.start_check import check_derivatives
 from kormos.solvers.least_squares.step_search import Found
 from kormos.solvers.least_squares.step_search import StepSearch
@@ -40,6 +41,7 @@ class State(NamedTuple):
         radius: the trust radius.
         streak: the number of iterations in a row that lowered the loss by
             almost nothing.
+        term: see `SecantTerm`.
     """
 
     theta: Vector
@@ -48,6 +50,7 @@ class State(NamedTuple):
     damping: Scalar
     radius: Scalar
     streak: Scalar
+    term: SecantTerm
 
 
 class LeastSquaresRun:
@@ -113,8 +116,15 @@ class LeastSquaresRun:
         """
         problem, settings = self._problem, self._settings
         zero = np.float64(0)
+        known = problem.size if settings.preset is None else 0
         state = State(
-            theta, zero, np.zeros(problem.size), zero, zero, np.int32(0)
+            theta,
+            zero,
+            np.zeros(problem.size),
+            zero,
+            zero,
+            np.int32(0),
+            SecantTerm.unknown(known),
         )
         if earlier is not None:
             restored = earlier.restored(KEY, state, theta, problem.storage_eps)
@@ -129,7 +139,12 @@ class LeastSquaresRun:
             settings.acceleration,
         )
         self._search = StepSearch(
-            problem, self._models, settings, state.damping, state.radius
+            problem,
+            self._models,
+            settings,
+            state.damping,
+            state.radius,
+            state.term,
         )
         self._streak, self._decrease = int(state.streak), 0.0
         loss = problem.value(theta)
@@ -169,7 +184,8 @@ class LeastSquaresRun:
                 np.float64(control.damping),
                 np.float64(control.radius),
                 np.int32(self._streak),
-            )._asdict(),
+                self._search.term,
+            ),
         )
 
     def _iterate(self, observer: Observer) -> Outcome | None:

@@ -8,6 +8,7 @@ from kormos.arithmetic.vectors import norm
 from kormos.solvers import statuses
 from kormos.solvers.least_squares.local_models import Linearized
 from kormos.solvers.least_squares.local_models import LocalModels
+from kormos.solvers.least_squares.secant_term import SecantTerm
 from kormos.solvers.least_squares.spectrum import Step
 from kormos.solvers.least_squares.trust_radius import Multiplicative
 from kormos.solvers.least_squares.trust_radius import TrustRadius
@@ -39,6 +40,9 @@ _ALIKE = 0.1
 _WILD_LOSS = 100.0
 
 
+_NO_TERM = SecantTerm.unknown(0)
+
+
 class Found(NamedTuple):
     """A point where the loss is lower.
 
@@ -62,9 +66,12 @@ class StepSearch:
         settings: the `LevenbergMarquardt`.
         damping: the damping of the latest step of an earlier run, or zero.
         radius: the trust radius of an earlier run, or zero.
+        term: the secant term of an earlier run, or an unknown one. The default
+            remains unknown.
 
     Attributes:
         control: the `Damping`, which decides how far steps go.
+        term: what the steps so far tell about the rest of the Hessian.
         non_finite: the number of points so far with a lower loss where
             derivatives were not finite.
     """
@@ -76,12 +83,14 @@ class StepSearch:
         settings: LeastSquaresSettings,
         damping: float,
         radius: float,
+        term: SecantTerm = _NO_TERM,
     ):
         self._problem = problem
         self._models = models
         self._preset = settings.preset
         self._accelerates = settings.acceleration and models.can_bend
         self.control = self._new_control(damping, radius)
+        self.term = term
         self.non_finite = 0
 
     def begin(self, here: Linearized) -> None:
@@ -91,6 +100,7 @@ class StepSearch:
     def begin_anew(self, here: Linearized) -> None:
         """Begins at a point, without what is known so far."""
         self.control = self._new_control(damping=0.0, radius=0.0)
+        self.term = SecantTerm.unknown(len(self.term.matrix))
         self.begin(here)
 
     def trust_linear_outputs(self, here: Linearized) -> None:
@@ -117,10 +127,12 @@ class StepSearch:
             A `Found`, or a status where no step lowers the loss.
         """
         problem, control, bent, trials = self._problem, self.control, 0, 0
+        model = self.term.model(here, problem.evaluation_eps)
         while True:
-            step = control.step(here.model)
+            step = control.step(model)
             vector = step.vector
-            if self._accelerates:
+            # The acceleration is that of a Gauss-Newton step.
+            if self._accelerates and model is here.model:
                 vector, is_bent = self._accelerated(here, step)
                 if is_bent and bent < _MOST_BENT_STEPS:
                     bent += 1
@@ -136,6 +148,7 @@ class StepSearch:
                 there = self._models.at(theta, loss)
                 if there and not self._is_far(before, here, there):
                     control.accept(step, ratio)
+                    self.term = self.term.after(here, there)
                     length = float(norm(theta - here.theta))
                     return Found(there, length, trials)
                 # No step can be computed there.
