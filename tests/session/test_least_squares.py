@@ -291,6 +291,24 @@ def test_robust_losses_are_those_of_scipy(float64, loss, f_scale):
     assert result.loss == pytest.approx(2 * expected.cost, rel=1e-10)
 
 
+@pytest.mark.parametrize("loss", few("soft_l1", "tukey", "cauchy", "arctan"))
+@pytest.mark.parametrize("optimizer", few("lm", "l-bfgs-b"))
+def test_robust_losses_fit_exact_data(float64, loss, optimizer):
+    """Small residuals keep their digits in every loss."""
+    x = np.linspace(0.0, 3.0, 40)
+    data = x, 2e-3 * np.exp(-0.7 * x)
+    b = keras.Variable([1.5e-3, 1.0], dtype="float64")
+
+    def residuals(d):
+        return b[0] * ops.exp(-b[1] * d[0]) - d[1]
+
+    result = kormos.least_squares(
+        residuals, [b], optimizer, data=data, loss=loss
+    )
+    assert result.success, result
+    np.testing.assert_allclose(value(b), [2e-3, 0.7], rtol=1e-9)
+
+
 def test_tukey_ignores_an_outlier(float64):
     y = 1 + 2 * LINE_X
     y[5] += 50

@@ -11,6 +11,7 @@ from kormos.solvers.convergence import FINEST
 from kormos.solvers.convergence import PROMISE
 from kormos.solvers.convergence import ROUNDINGS
 from kormos.solvers.convergence import measured_noise
+from kormos.solvers.convergence import size_of_loss
 from kormos.solvers.fresh_run import Gain
 from kormos.solvers.fresh_run import try_to_gain
 from kormos.solvers.outcome import Outcome
@@ -98,7 +99,7 @@ def _compared(
         gain: the `Gain` of the trial.
     """
     noise = _noise(outcome, problem, theta)
-    gained = (before - gain.loss) / (abs(before) or 1.0)
+    gained = (before - gain.loss) / size_of_loss(before)
     text = (
         f"In float64 {gain.evaluations - gain.non_finite} evaluations from "
         f"here lower the loss by {gained:.1e} of itself"
@@ -130,7 +131,7 @@ def _noise(outcome: Outcome, problem: Problem, theta: Vector) -> float:
     loss = float(outcome.loss)
     if outcome.test == PROMISE:
         assert outcome.threshold is not None
-        return outcome.threshold * abs(loss) / ROUNDINGS
+        return outcome.threshold * size_of_loss(loss) / ROUNDINGS
     return measured_noise(problem.peek, theta, loss, problem.storage_eps)
 
 

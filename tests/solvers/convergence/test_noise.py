@@ -8,6 +8,7 @@ from keras import ops
 
 import kormos
 from kormos.solvers.convergence.noise import measured_noise
+from kormos.solvers.convergence.noise import vanished_noise
 
 EPS = 2.0**-23
 
@@ -53,6 +54,41 @@ def test_coarse_values_are_rounding():
     values = iter([1.0, 1.0, 1.0 + 1e-6, 1.0 + 1e-6])
     found = measured_noise(lambda theta: next(values), np.ones(3), 1.0, EPS)
     assert 1e-7 < found < 1e-6
+
+
+X = np.random.default_rng(4).normal(size=(50, 3))
+TRUE = np.array([1.0, -2.0, 0.5])
+
+
+def errors(theta):
+    return 1e-3 * X @ (theta - TRUE)
+
+
+def rounded_log_cosh(theta):
+    """The usual formula, whose terms are about log 2."""
+    e = np.abs(errors(theta))
+    return float(np.mean(e + np.log1p(np.exp(-2 * e)) - np.log(2)))
+
+
+def exact_log_cosh(theta):
+    """For small errors, where their fourth powers vanish."""
+    return float(np.mean(errors(theta) ** 2) / 2)
+
+
+@pytest.mark.parametrize("distance", [1e-11, 1e-9, 1e-7])
+def test_the_rounding_of_terms_that_do_not_vanish(distance):
+    theta = TRUE + distance
+    promise = exact_log_cosh(theta)
+    # Rounding hides what is left of the loss. That cannot be seen from points
+    # nearby, at which the loss has the same value.
+    assert promise < 2.0**-53
+    loss = rounded_log_cosh(theta)
+    given = promise, rounded_log_cosh, theta, loss, 2.0**-52
+    found = vanished_noise(0.0, *given)
+    assert promise / 10 <= found <= 2.0**-50
+    # If the same loss is evaluated precisely, no rounding hides it.
+    given = promise, exact_log_cosh, theta, promise, 2.0**-52
+    assert vanished_noise(0.0, *given) < promise / 10
 
 
 class Rounded(layers.Dense):

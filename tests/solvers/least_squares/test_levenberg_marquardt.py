@@ -750,6 +750,40 @@ def test_exact_data_end_at_once(float64):
     )
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_exact_data_with_a_loss_that_is_coarse_near_zero(dtype):
+    """The terms of Keras' log-cosh are about log 2, and round so."""
+    keras.utils.set_random_seed(0)
+    x = np.random.default_rng(0).normal(size=(50, 5)).astype(dtype)
+    y = 1e-3 * x @ np.arange(5.0, dtype=dtype)[:, None]
+    with kormos.precision(dtype):
+        model = keras.Sequential([keras.Input((5,)), layers.Dense(1)])
+        model.compile(optimizer="lm", loss="log_cosh")
+        result = model.fit(x, y, epochs=100, verbose=0).result
+        kernel = model.get_weights()[0]
+    assert result.success, result
+    # An error e of an output adds e^2 / 2, which is rounded to some `eps`.
+    errors = x @ kernel - y
+    assert np.sqrt(np.mean(errors**2)) <= 2 * np.finfo(dtype).eps ** 0.5
+
+
+def below_zero(y, z):
+    return z**2 - z * y
+
+
+def test_a_loss_that_is_zero_at_the_start(float64):
+    """The loss falls below zero, where parts of it would be infinite."""
+    model = linear()
+    model.compile(optimizer="lm", loss=below_zero)
+    model.set_weights([np.zeros((5, 1))])
+    y = X @ np.arange(5.0)[:, None]
+    result = model.fit(X, y, epochs=20, verbose=0).result
+    assert result.success, result
+    assert result.loss == pytest.approx(-np.mean(y**2) / 4, rel=1e-12)
+    found = model.get_weights()[0][:, 0]
+    np.testing.assert_allclose(found, np.arange(5) / 2, atol=1e-10)
+
+
 # Callbacks, files, resuming
 
 

@@ -20,7 +20,8 @@ def linear(z: Tensor) -> Tensor:
 
 
 def soft_l1(z: Tensor) -> Tensor:
-    return 2 * (ops.sqrt(1 + z) - 1)
+    # The usual 2 (sqrt(1 + z) - 1) would lose the digits of small z.
+    return 2 * z / (ops.sqrt(1 + z) + 1)
 
 
 def huber(z: Tensor) -> Tensor:
@@ -38,8 +39,9 @@ def arctan(z: Tensor) -> Tensor:
 
 
 def tukey(z: Tensor) -> Tensor:
-    rest = ops.where(z < 1, 1 - z, ops.zeros_like(z))
-    return (1 - rest**3) / 3
+    # The usual (1 - (1 - z)^3) / 3 would lose the digits of small z.
+    inside = ops.where(z < 1, z, ops.ones_like(z))
+    return inside * (1 - inside + inside**2 / 3)
 
 
 LOSSES = {

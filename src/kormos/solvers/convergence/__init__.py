@@ -23,6 +23,7 @@ from kormos.solvers.convergence.verdict import Verdict
 from kormos.solvers.convergence.verdict import is_gain
 from kormos.solvers.convergence.verdict import is_promising
 from kormos.solvers.convergence.verdict import judge
+from kormos.solvers.convergence.verdict import size_of_loss
 from kormos.solvers.convergence.verdict import sober
 from kormos.solvers.convergence.verdict import trial_evaluations
 
@@ -38,6 +39,7 @@ __all__ = [
     "is_promising",
     "judge",
     "measured_noise",
+    "size_of_loss",
     "sober",
     "trial_evaluations",
     "vanished_noise",

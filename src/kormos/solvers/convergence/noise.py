@@ -40,6 +40,8 @@ _JUMP = 1e3
 # that a loss is made of. Our choice: large beside rounding in every dtype, and
 # small enough that a sum of squares is nearly quadratic over the change.
 _CHANGE = 2.0**-4
+# A relative change of parameters by fewer roundings may leave them as they are.
+_LEAST_CHANGE = 32.0
 
 Value = Callable[[Vector], float]
 
@@ -72,25 +74,36 @@ def measured_noise(
         return least
     if not np.ptp(losses):
         return max(least, spacing / 4 * abs(loss))
-    differences = _without_jumps(
-        np.diff(losses), least=_JUMP * spacing * abs(loss)
-    )
-    estimates = []
+    noise = _scatter(losses, least=_JUMP * spacing * abs(loss), stored=True)
+    noise = max(noise, least)
+    return noise if noise <= _MOST_NOISE * abs(loss) else least
+
+
+def _scatter(losses: list[float], least: float, stored: bool = False) -> float:
+    """The rounding in losses at points of equal distances on a line.
+
+    Args:
+        losses: the losses; not all of them are equal.
+        least: the smallest jump that is no rounding.
+        stored: whether to count how much is lost by storing the parameters,
+            for points that are `_SPACING` spacings of these apart.
+    """
+    differences = _without_jumps(np.diff(losses), least)
+    estimates, lost = [], 0.0
     # In units of the largest difference, so that no square overflows.
     unit = float(np.abs(differences).max()) or 1.0
     differences /= unit
-    for order in range(2, _POINTS):
+    for order in range(2, len(losses)):
         differences = np.diff(differences)
         square = float(np.mean(differences**2))
         factor = math.factorial(order) ** 2 / math.factorial(2 * order)
         estimates.append(math.sqrt(factor * square) * unit)
-        if order == 2:
+        if order == 2 and stored:
             # Storing the best parameter rounds it by up to half a spacing.
             # That costs half of the square of the error, times the curvature.
-            stored = math.sqrt(square) * unit / (8 * _SPACING**2)
+            lost = math.sqrt(square) * unit / (8 * _SPACING**2)
     # The median, because low orders still contain the smooth part of the loss.
-    noise = max(float(np.median(estimates)), stored, least)
-    return noise if noise <= _MOST_NOISE * abs(loss) else least
+    return max(float(np.median(estimates)), lost)
 
 
 def _without_jumps(differences: Vector, least: float) -> Vector:
@@ -127,8 +140,13 @@ def vanished_noise(
     those terms. So the rounded loss is about `(evaluation_eps / c)**2` times
     the loss after that change.
 
-    It takes two evaluations if the measured rounding does not explain the
-    predicted decrease, and otherwise none.
+    Other losses are sums of terms that do not vanish, such as the logarithm in
+    a log-cosh: they are rounded as coarsely as these terms, and may be zero at
+    all points nearby. The rounding shows over a change by which the loss should
+    rise by twice the predicted decrease.
+
+    It takes up to six evaluations if the measured rounding does not explain
+    the predicted decrease, and otherwise none.
 
     Args:
         noise: the rounding that was measured.
@@ -139,7 +157,7 @@ def vanished_noise(
         evaluation_eps: the machine epsilon of the evaluation's dtype.
 
     Returns:
-        The larger one of both roundings.
+        The largest one of these roundings.
     """
     if not promise > ROUNDINGS * noise:
         return noise
@@ -148,7 +166,16 @@ def vanished_noise(
     is_square = 2 < far / near < 8 if near else False
     if not (is_square and math.isfinite(far)):
         return noise
-    return max(noise, (evaluation_eps / _CHANGE) ** 2 * far)
+    noise = max(noise, (evaluation_eps / _CHANGE) ** 2 * far)
+    change = _CHANGE * math.sqrt(2 * promise / far)
+    is_between = _LEAST_CHANGE * evaluation_eps <= change <= _CHANGE
+    if not (promise > ROUNDINGS * noise and is_between):
+        return noise
+    parts = np.linspace(0, change, _POINTS)[1:]
+    losses = [loss, *(value(theta * (1 + c)) for c in parts)]
+    # Losses that are all equal hide such a rise.
+    found = _scatter(losses, least=math.inf) if np.ptp(losses) else promise
+    return max(noise, found)
 
 
 def _signs(size: int) -> Vector:

@@ -134,24 +134,33 @@ def judge(
             measured.
         failure: the status if the prediction is more than rounding.
     """
-    size = abs(loss) or 1.0
+    size = size_of_loss(loss)
     share = promise / size
     allowed = max(tolerance, FINEST)
     if not is_promising(promise, loss, tolerance):
         return Verdict(statuses.CONVERGED, PROMISE, share, allowed)
     if noise is not None and promise <= ROUNDINGS * noise:
         threshold = ROUNDINGS * noise / size
-        text = f"The measured rounding of the loss is {noise / size:.1e} of it."
+        of_it = " of it" if loss else ""
+        text = (
+            f"The measured rounding of the loss is {noise / size:.1e}{of_it}."
+        )
         return Verdict(statuses.NOISE_FLOOR, PROMISE, share, threshold, text)
     if promise <= _LEAST_PROMISE * abs(loss):
         return Verdict(statuses.CONVERGED, PROMISE, share, _LEAST_PROMISE)
-    return Verdict(failure, None, None, None, _unkept(share))
+    return Verdict(failure, None, None, None, _unkept(share, loss))
 
 
-def _unkept(share: float) -> str:
+def size_of_loss(loss: float) -> float:
+    """What parts of a loss are relative to: one where the loss is zero."""
+    return abs(loss) or 1.0
+
+
+def _unkept(share: float, loss: float) -> str:
     if math.isnan(share):
         return "Without finite derivatives, convergence cannot be tested."
+    of_itself = " of itself" if loss else ""
     return (
-        f"A model of the loss predicts that a step lowers it by {share:.2g} of "
-        "itself, but no step did."
+        f"A model of the loss predicts that a step lowers it by {share:.2g}"
+        f"{of_itself}, but no step did."
     )

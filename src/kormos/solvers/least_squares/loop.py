@@ -255,7 +255,9 @@ class LeastSquaresRun:
         found = self._search(before, self._claims.is_trial)
         if isinstance(found, str):
             return False, self._outcome(found)
-        self._decrease = (before.loss - found.here.loss) / abs(before.loss)
+        # A loss may cross zero.
+        size = max(abs(before.loss), abs(found.here.loss))
+        self._decrease = (before.loss - found.here.loss) / size
         small = self._decrease <= settings.ftol
         self._streak = self._streak + 1 if small else 0
         stop = self._move(found, observer)

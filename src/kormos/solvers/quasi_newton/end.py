@@ -115,7 +115,7 @@ class QuasiNewtonEnd:
     ) -> None:
         """Names the user's own tolerance, if the run met it."""
         if promise <= self.tolerance * abs(outcome.loss):
-            share = promise / (abs(outcome.loss) or 1.0)
+            share = promise / convergence.size_of_loss(outcome.loss)
             outcome.test, outcome.value = "gtol", share**0.5
             outcome.threshold = self._gtol
         elif claim.status == states.DECREASE:

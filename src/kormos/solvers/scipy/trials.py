@@ -115,7 +115,7 @@ class Trials:
         """The part of the loss that a claim allows to be gained."""
         tolerance = self._own_tolerance(outcome)
         allowed = _TIMES_TOLERANCE * tolerance * max(abs(loss), 1.0)
-        part = allowed / (abs(loss) or 1.0)
+        part = allowed / convergence.size_of_loss(loss)
         return max(part, convergence.LEAST_GAIN)
 
     def gains(
