@@ -42,6 +42,9 @@ _LIMITS = statuses.TIME_LIMIT, statuses.EVALUATION_LIMIT
 # A parameter diverges if it has changed by this many times its own size. Our
 # choice: a smaller number would include parameters that only started far away.
 _FAR = 10.0
+# At a limit, a parameter is named if it has changed by this many times its own
+# size. Our choice: rate constants, for example, may be far from their starts.
+_VERY_FAR = 1e12
 
 
 class ConvergenceWarning(UserWarning):
@@ -148,28 +151,35 @@ class Run:
                 outcome.theta, outcome.loss = self._start, loss
 
     def _name_what_ran_away(self, outcome: Outcome) -> None:
-        """Adds a sentence if a loss below zero was still falling at the end."""
+        """Adds a sentence if the loss was still falling, far from the start."""
         is_open = outcome.status in _OPEN or (
             outcome.status == statuses.NOISE_FLOOR
             and outcome.value is not None
             and outcome.value > _STILL_FALLING
         )
-        if not is_open:
-            return
-        assert self.initial_loss is not None  # The solver has told it.
-        if not outcome.loss < min(self.initial_loss, 0):
-            return
+        is_limited = outcome.status is None or outcome.status in _LIMITS
         start, end = self._start, outcome.theta
         size = np.maximum(np.abs(start), min(1.0, np.abs(start).max() or 1.0))
         index = int(np.argmax(np.abs(end - start) / size))
-        if abs(end[index] - start[index]) < _FAR * size[index]:
+        far = abs(end[index] - start[index]) / size[index]
+        assert self.initial_loss is not None  # The solver has told it.
+        is_negative = outcome.loss < min(self.initial_loss, 0)
+        is_unbounded = is_open and is_negative and far >= _FAR
+        if not (is_unbounded or (is_limited and far >= _VERY_FAR)):
             return
         name = self.problem.objective.name_of(index)
-        outcome.status = statuses.UNBOUNDED
-        outcome.findings += (
-            " The loss was still falling below zero, and may have no minimum: "
-            f"{name} ran from {start[index]:.4g} to {end[index]:.4g}."
-        )
+        ran = f"{name} ran from {start[index]:.4g} to {end[index]:.4g}"
+        if is_unbounded:
+            outcome.status = statuses.UNBOUNDED
+            outcome.findings += (
+                " The loss was still falling below zero, and may have no "
+                f"minimum: {ran}."
+            )
+        else:
+            outcome.findings += (
+                f" {ran}: the data may not bound it, and then the loss has no "
+                "minimum."
+            )
 
     def _is_plateau(self, outcome: Outcome) -> bool:
         """Whether an end is a plateau; adds a sentence to the outcome if so."""

@@ -271,6 +271,27 @@ def test_the_parameter_that_runs_away_is_named(method, float64):
     assert result.status == "unbounded"
 
 
+@pytest.mark.parametrize("method", ["lm", "lbfgs", "l-bfgs-b"])
+@pytest.mark.usefixtures("unconverged")
+def test_a_parameter_far_from_its_start_is_named_at_a_limit(method, float64):
+    """The residuals approach zero only where the first parameter is endless."""
+    v = keras.Variable(np.array([1.0, 2.0]), dtype="float64", name="rate")
+
+    def residuals():
+        return ops.stack([(1 + v[0] ** 2) ** -0.05, v[1] - 3])
+
+    def fit(count):
+        return kormos.least_squares(
+            residuals, [v], method, max_iterations=count
+        )
+
+    result = fit(100)
+    assert result.status == "iteration limit"
+    assert "rate[0] ran from 1 to " in result.message
+    # Wherever the next run begins, its own way is short.
+    assert "ran from" not in fit(2).message
+
+
 def cut_short(method, epochs):
     rng = np.random.default_rng(1)
     x = rng.normal(size=(60, 2))
