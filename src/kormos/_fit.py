@@ -9,9 +9,7 @@ import keras
 import numpy as np
 
 from kormos import optimizers
-from kormos.checks import check_count
 from kormos.data import reading
-from kormos.data.datasets import is_dataset
 from kormos.data.datasets import needs_steps
 from kormos.data.rows import RowReader
 from kormos.data.rows import Rows
@@ -30,6 +28,7 @@ from kormos.processes import apart
 from kormos.processes import current
 from kormos.processes import processes_of
 from kormos.processes import shared
+from kormos.session import fit_arguments
 from kormos.session import race
 from kormos.session.keras_observer import KerasObserver
 from kormos.session.model_objectives import ModelObjectives
@@ -227,9 +226,11 @@ def fit(
     check_settings(fit, optimizer, settings)
     stages = optimizer.stages(epochs, **settings)
     batch_size = optimizer.batch_size if batch_size is None else batch_size
-    _check_batch_sizes(stages, batch_size, validation_batch_size)
-    _check_steps(steps_per_epoch, validation_steps, validation_data)
-    _check_split(x, validation_split, validation_data, stream)
+    fit_arguments.check_batch_sizes(stages, batch_size, validation_batch_size)
+    fit_arguments.check_steps(
+        steps_per_epoch, validation_steps, validation_data
+    )
+    fit_arguments.check_split(x, validation_split, validation_data, stream)
     batches = steps_per_epoch if needs_steps(x) else None
     observer = KerasObserver(
         model,
@@ -370,64 +371,3 @@ def _widest(precision: str | None, stages: Sequence[Stage]) -> str | None:
     """The precision in which the data are read: the widest of all stages."""
     values = [precision, *(stage.loss.precision for stage in stages)]
     return next((v for v in values if v not in (None, "float32")), None)
-
-
-def _check_batch_sizes(
-    stages: Sequence[Stage],
-    batch_size: int | None,
-    validation_batch_size: int | None,
-) -> None:
-    for name, value in (
-        ("batch_size", batch_size),
-        ("validation_batch_size", validation_batch_size),
-    ):
-        if value is not None:
-            check_count(name, value, 1)
-    is_stochastic = any(s.uses_batches and not s.assigns for s in stages)
-    if batch_size is None and is_stochastic:
-        raise ValueError(
-            "With `stochastic=True`, a step is taken on each batch of rows: "
-            "pass `batch_size`. Received: batch_size=None"
-        )
-
-
-def _check_steps(
-    steps_per_epoch: int | None,
-    validation_steps: int | None,
-    validation_data: Any,
-) -> None:
-    if validation_steps is not None and not needs_steps(validation_data):
-        raise ValueError(
-            "Validation uses all of its data: leave `validation_steps` out. "
-            f"Received: validation_steps={validation_steps}"
-        )
-    for name, value in (
-        ("steps_per_epoch", steps_per_epoch),
-        ("validation_steps", validation_steps),
-    ):
-        if value is not None:
-            check_count(name, value, 1)
-
-
-def _check_split(
-    x: Any, validation_split: float, validation_data: Any, stream: bool
-) -> None:
-    if not isinstance(validation_split, (int, float, np.number)):
-        raise ValueError(
-            "Argument `validation_split` must be a number: the share of the "
-            "rows to validate on. "
-            f"Received: validation_split={validation_split!r}"
-        )
-    if not validation_split:
-        return
-    if validation_data is not None:
-        raise ValueError(
-            "Give `validation_split` or `validation_data`, not both. "
-            f"Received: validation_split={validation_split}"
-        )
-    if is_dataset(x) or stream:
-        raise ValueError(
-            "Argument `validation_split` can only split arrays in memory; "
-            "pass `validation_data`. Received: "
-            + ("stream=True" if stream else f"x of type {type(x).__name__}")
-        )
