@@ -220,6 +220,27 @@ def test_exact_data_leave_no_loss(method, float64):
     np.testing.assert_allclose(v, [1.5, 0.8], rtol=1e-10)
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("method", [*methods("ssbroyden"), "newton"])
+def test_exact_data_with_a_loss_that_is_coarse_near_zero(method, dtype):
+    """The terms of a log-cosh are about log 2, and round so."""
+    x = np.random.default_rng(0).normal(size=(50, 3)).astype(dtype)
+    y = 1e-3 * x @ np.array([1.0, -2.0, 0.5], dtype)
+    with kormos.precision(dtype):
+        v = keras.Variable(np.zeros(3), dtype=dtype)
+
+        def loss():
+            r = ops.matmul(ops.convert_to_tensor(x), v)
+            r = r - ops.convert_to_tensor(y)
+            return ops.mean(r + ops.softplus(-2 * r) - np.log(2))
+
+        result = kormos.minimize(loss, [v], method, max_iterations=500)
+        errors = x @ ops.convert_to_numpy(v) - y
+    assert result.success, result
+    # An error e of a row adds e^2 / 2, which is rounded to some `eps`.
+    assert np.sqrt(np.mean(errors**2)) <= 2 * np.finfo(dtype).eps ** 0.5
+
+
 # Kinks
 
 

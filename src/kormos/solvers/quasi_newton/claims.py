@@ -245,7 +245,8 @@ class Claims:
         theta, grad = to_array(state.theta), to_array(state.grad)
         loss = float(state.loss)
         is_small = self._problem.size <= fresh_run.MOST_NEWTON
-        if not is_small or max(self._promises) > _MOST_LEFT * abs(loss):
+        most = _MOST_LEFT * convergence.size_of_loss(loss)
+        if not is_small or max(self._promises) > most:
             return False
         gain = fresh_run.try_to_gain(
             self._loop.evaluate,
