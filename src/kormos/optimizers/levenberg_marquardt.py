@@ -26,7 +26,9 @@ Differs from them in:
    and trial points are projected (Kanzow, Yamashita and Fukushima 2004);
 8. for few parameters, a secant term stands for the second derivatives of large
    residuals where it predicts decreases better than J'HJ alone
-   (`secant_term.py`).
+   (`secant_term.py`);
+9. where J is singular at an end, the Hessian is looked at, which may be negative
+   there (`saddle.py`).
 """
 
 from typing import Any

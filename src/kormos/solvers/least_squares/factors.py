@@ -98,6 +98,10 @@ class Factors(abc.ABC):
             return cauchy
         return max(cauchy, self.damped(0.0).promised)
 
+    def flat(self, vector: Vector) -> None:
+        """`None`: a Cholesky factor does not tell where the matrix is zero."""
+        del vector
+
     def scaled(self, step: Vector) -> float:
         """The 2-norm of D times a step."""
         return float(np.linalg.norm(self._lengths * step))

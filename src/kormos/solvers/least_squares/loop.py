@@ -9,6 +9,7 @@ from kormos.solvers import statuses
 from kormos.solvers.least_squares.claims import Claims
 from kormos.solvers.least_squares.local_models import LocalModels
 from kormos.solvers.least_squares.polishing import polishing_steps
+from kormos.solvers.least_squares.saddle import way_down
 from kormos.solvers.least_squares.secant_term import SecantTerm
 from kormos.solvers.least_squares.start_check import check_derivatives
 from kormos.solvers.least_squares.step_search import Found
@@ -201,9 +202,15 @@ class LeastSquaresRun:
             claims, loss = self._claims, self._here.loss
             if claims.holds(outcome, loss) or not self._begins_anew():
                 self._hold_nothing_back()
-                return claims.judged(
+                outcome = claims.judged(
                     outcome, self._here, self._search.non_finite
                 )
+                found = self._way_down(outcome)
+                if found is None:
+                    return outcome
+                if self._move(found, observer):
+                    return None
+                self._begins_anew()
 
     def _ended(self) -> Outcome | None:
         """The end that the tests at the point call for, or `None`."""
@@ -224,6 +231,16 @@ class LeastSquaresRun:
                 statuses.CONVERGED, "ftol", self._decrease, settings.ftol
             )
         return None
+
+    def _way_down(self, outcome: Outcome) -> Found | None:
+        """A lower point, if an end is a saddle point where J is singular."""
+        here, problem = self._here, self._problem
+        is_end = outcome.status == statuses.CONVERGED and here.loss != 0
+        if not is_end or here.model.has_full_rank or self._settings.preset:
+            return None
+        if problem.spent() is not None or problem.is_bounded:
+            return None
+        return way_down(problem, self._models, here)
 
     def _begins_anew(self) -> bool:
         """Begins anew at the point; returns whether its model is finite."""

@@ -95,6 +95,17 @@ class Spectrum:
         free = np.count_nonzero(self._lengths)
         return np.count_nonzero(self.values > self._floor) == free
 
+    def flat(self, vector: Vector) -> Vector:
+        """The part of a vector along which the matrix is zero.
+
+        Args:
+            vector: the vector, in scaled parameters, `(size,)`.
+        """
+        free = np.where(self._lengths > 0, vector, 0.0)
+        curved = self.values > self._floor
+        slopes = np.where(curved, self._vectors.along(free), 0.0)
+        return free - self._vectors.back(slopes)
+
     def damped(self, damping: float) -> Step:
         """The step that a damping makes."""
         quotient = self._scaled_step(damping)

@@ -40,6 +40,13 @@ class LocalModel(Protocol):
                 be returned.
         """
 
+    def flat(self, vector: Vector) -> Vector | None:
+        """The part of a vector along which A is zero, or `None` if unknown.
+
+        Args:
+            vector: the vector, in scaled parameters, `(size,)`.
+        """
+
     def damped(self, damping: float) -> Step:
         """The step that a damping makes."""
 
