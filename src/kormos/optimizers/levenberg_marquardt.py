@@ -27,7 +27,7 @@ Differs from them in:
 8. for few parameters, a secant term stands for the second derivatives of large
    residuals where it predicts decreases better than J'HJ alone
    (`secant_term.py`);
-9. where J is singular at an end, the Hessian is looked at, which may be negative
+9. where J is singular at an end, the run goes on if the Hessian is negative
    there (`saddle.py`).
 """
 
