@@ -152,8 +152,8 @@ def of_problem(problem):
 
     def run(method, target, most):
         target = -math.inf if target is None else target
-        # As users call it: peers, which the problems are made for, take all
-        # rows at once.
+        # Users get this batch size by default. In other benchmarks, all rows
+        # are taken at once, as peers do.
         return problem.ours(method, most, target, batch_size=None)
 
     least = min(problem.targets)

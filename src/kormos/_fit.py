@@ -28,8 +28,10 @@ from kormos.processes import apart
 from kormos.processes import current
 from kormos.processes import processes_of
 from kormos.processes import shared
-from kormos.session import fit_arguments
 from kormos.session import race
+from kormos.session.fit_arguments import check_batch_sizes
+from kormos.session.fit_arguments import check_split
+from kormos.session.fit_arguments import check_steps
 from kormos.session.keras_observer import KerasObserver
 from kormos.session.model_objectives import ModelObjectives
 from kormos.session.run import checked_budget
@@ -226,11 +228,9 @@ def fit(
     check_settings(fit, optimizer, settings)
     stages = optimizer.stages(epochs, **settings)
     batch_size = optimizer.batch_size if batch_size is None else batch_size
-    fit_arguments.check_batch_sizes(stages, batch_size, validation_batch_size)
-    fit_arguments.check_steps(
-        steps_per_epoch, validation_steps, validation_data
-    )
-    fit_arguments.check_split(x, validation_split, validation_data, stream)
+    check_batch_sizes(stages, batch_size, validation_batch_size)
+    check_steps(steps_per_epoch, validation_steps, validation_data)
+    check_split(x, validation_split, validation_data, stream)
     batches = steps_per_epoch if needs_steps(x) else None
     observer = KerasObserver(
         model,

@@ -11,6 +11,7 @@ import numpy as np
 from kormos import backend
 from kormos.backend import ops
 from kormos.types import Array
+from kormos.types import Matrix
 from kormos.types import Scalar
 from kormos.types import Tensor
 
@@ -65,6 +66,11 @@ def gram(a: Tensor, b: Tensor) -> Tensor:
         )
         blocks.append(ops.pad(product, ((0, 0), (start, 0))))
     return ops.concatenate(blocks, axis=0)
+
+
+def symmetric(upper: Matrix) -> Matrix:
+    """The symmetric matrix whose upper triangle is that of a NumPy array."""
+    return np.triu(upper) + np.triu(upper, 1).T
 
 
 def to_array(tensor: Tensor) -> Array:

@@ -16,7 +16,7 @@ def check_batch_sizes(
     batch_size: int | None,
     validation_batch_size: int | None,
 ) -> None:
-    """Refuses batch sizes that are not counts, or a missing one.
+    """Refuses a batch size that is not a positive integer, or is missing.
 
     Args:
         stages: the stages of the fit.
@@ -44,7 +44,7 @@ def check_steps(
     validation_steps: int | None,
     validation_data: Any,
 ) -> None:
-    """Refuses numbers of steps that are not counts, or are not used.
+    """Refuses steps that are not positive integers, or that change nothing.
 
     Args:
         steps_per_epoch, validation_steps, validation_data: see `kormos.fit`.
@@ -68,7 +68,7 @@ def check_steps(
 def check_split(
     x: Any, validation_split: float, validation_data: Any, stream: bool
 ) -> None:
-    """Refuses a share of the rows that cannot be split off.
+    """Refuses a share of the rows that cannot be set aside for validation.
 
     Args:
         x, validation_split, validation_data, stream: see `kormos.fit`.

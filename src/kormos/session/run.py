@@ -158,6 +158,8 @@ class Run:
             and outcome.value > _STILL_FALLING
         )
         is_limited = outcome.status is None or outcome.status in _LIMITS
+        if not (is_open or is_limited):
+            return
         start, end = self._start, outcome.theta
         size = np.maximum(np.abs(start), min(1.0, np.abs(start).max() or 1.0))
         index = int(np.argmax(np.abs(end - start) / size))

@@ -6,6 +6,7 @@ A refit does not assign to variables: it works on a vector.
 import numpy as np
 
 from kormos import optimizers
+from kormos.arithmetic.vectors import symmetric
 from kormos.objective.base import FlatObjective
 from kormos.objective.given import GivenObjective
 from kormos.session.session import Session
@@ -94,5 +95,4 @@ class _Part:
         """The Gauss-Newton matrix."""
         own = self._objective.gauss_newton()
         _, _, matrix = own.normal_equations(self.whole(part))
-        matrix = np.triu(matrix) + np.triu(matrix, 1).T
-        return matrix[np.ix_(self._free, self._free)]
+        return symmetric(matrix)[np.ix_(self._free, self._free)]

@@ -79,8 +79,8 @@ def exact_log_cosh(theta):
 def test_the_rounding_of_terms_that_do_not_vanish(distance):
     theta = TRUE + distance
     promise = exact_log_cosh(theta)
-    # Rounding hides what is left of the loss. That cannot be seen from points
-    # nearby, at which the loss has the same value.
+    # The decrease that is left is smaller than the rounding of the loss. Points
+    # nearby do not show it, because the computed loss is the same there.
     assert promise < 2.0**-53
     loss = rounded_log_cosh(theta)
     given = promise, rounded_log_cosh, theta, loss, 2.0**-52

@@ -61,7 +61,7 @@ def test_a_factorization_from_zero(float64):
 
 
 def test_a_network_from_zero(float64):
-    """All units are the same there, and kernels have no gradient."""
+    """With kernels of zero, all units are equal, and no kernel has a slope."""
     x = np.linspace(-1, 1, 40)[:, None]
     y = np.tanh(2 * x)
     model = keras.Sequential(

@@ -47,7 +47,7 @@ def after_steps(count, rest=REST):
 
 @pytest.mark.parametrize("count", [1, 2, 7])
 def test_the_latest_step_is_known_exactly(count):
-    """S times the step is what the gradients say, and S is symmetric."""
+    """S s = y - A s for the latest step s and change of the gradient y."""
     term, before, here = after_steps(count)
     step = here.theta - before.theta
     np.testing.assert_allclose(term.matrix @ step, REST @ step, atol=1e-12)

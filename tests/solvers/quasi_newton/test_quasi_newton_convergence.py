@@ -295,7 +295,7 @@ def test_the_parameter_that_runs_away_is_named(method, float64):
 @pytest.mark.parametrize("method", ["lm", "lbfgs", "l-bfgs-b"])
 @pytest.mark.usefixtures("unconverged")
 def test_a_parameter_far_from_its_start_is_named_at_a_limit(method, float64):
-    """The residuals approach zero only where the first parameter is endless."""
+    """The first residual only vanishes as its parameter goes to infinity."""
     v = keras.Variable(np.array([1.0, 2.0]), dtype="float64", name="rate")
 
     def residuals():

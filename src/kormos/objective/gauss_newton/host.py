@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 # take memory that the user may need.
 _MOST_BYTES_KEPT = 2**28
 
-# J of at most this many numbers, with one more column, is computed with every
-# loss. Our choice: it takes some microseconds more than the loss alone, less
-# than the further call at each accepted point.
+# If J has at most this many numbers, with one more column, every call for the
+# loss also computes J. Our choice: that takes some microseconds more than the
+# loss alone, and saves a second call at each accepted point.
 _FEW_NUMBERS = 2**12
 
 # If the root of an output's curvature is at most this, the curvature is zero:
@@ -272,9 +272,10 @@ class HostGaussNewton:
         in half the time.
         """
         arguments = self._objective.arguments
-        factors = self._kept.at(arguments, theta)
-        if factors is None and self.is_cheap:
-            factors = list(self._factors(theta, keep=True))
+        if self.is_cheap:
+            factors: list[Factor] | None = list(self._factors(theta, True))
+        else:
+            factors = self._kept.at(arguments, theta)
         if factors is None:
             return self._total(self._compiled.bend, theta, vector)
 

@@ -18,6 +18,7 @@ Differs from them in:
 import numpy as np
 
 from kormos.solvers import statuses
+from kormos.solvers.convergence import size_of_loss
 from kormos.solvers.least_squares.end import LeastSquaresEnd
 from kormos.solvers.least_squares.evidence import EvidenceModel
 from kormos.solvers.least_squares.evidence import Hyperparameters
@@ -29,6 +30,7 @@ from kormos.solvers.least_squares.local_models import Linearized
 from kormos.solvers.least_squares.local_models import LocalModels
 from kormos.solvers.least_squares.penalty import PenalizedProblem
 from kormos.solvers.least_squares.polishing import polishing_steps
+from kormos.solvers.least_squares.secant_term import SecantTerm
 from kormos.solvers.least_squares.squares_check import checked_squares
 from kormos.solvers.least_squares.start_check import check_derivatives
 from kormos.solvers.least_squares.step_search import Found
@@ -128,7 +130,12 @@ class EvidenceRun:
             settings.acceleration,
         )
         self._search = StepSearch(
-            penalized, self._models, settings, state.damping, state.radius
+            penalized,
+            self._models,
+            settings,
+            state.damping,
+            state.radius,
+            SecantTerm.unknown(0),
         )
         self._hyper = Hyperparameters(state.alpha, float(state.beta))
         if not self._hyper.beta > 0:
@@ -196,7 +203,7 @@ class EvidenceRun:
         promised = self._here.model.promise(gtol * loss)
         assert promised is not None  # This model has a matrix.
         if self._is_settled and promised <= gtol * loss:
-            share = promised / (loss or 1.0)
+            share = promised / size_of_loss(loss)
             return self._outcome(statuses.CONVERGED, "gtol", share, gtol)
         return None
 

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kormos.arithmetic.vectors import symmetric
+from kormos.solvers.convergence import size_of_loss
 from kormos.solvers.least_squares import factors
 from kormos.solvers.least_squares import spectrum
 from kormos.solvers.newton.diagonal import PROBES
@@ -21,8 +23,8 @@ from kormos.types import Vector
 # beside a model, it still fits into the memory of a small machine.
 _MOST_BYTES, MATRICES = 2**30, 4
 
-# For at most this many parameters the matrix is also kept. Our choice: it then
-# takes almost no memory, and its eigenvalues take almost no time.
+# Up to this many parameters, the matrix A is kept with each point. Our choice:
+# it then takes almost no memory, and its eigenvalues take almost no time.
 FEW = 64
 
 # For at most this many parameters the matrix is formed even if the user asks
@@ -150,14 +152,14 @@ class LocalModels:
             # parameters follow it.
             if not is_square:
                 matrix, is_square = matrix.T @ matrix, True
-            squares[straight] = grad @ grad / (abs(loss) or 1.0)
+            squares[straight] = grad @ grad / size_of_loss(loss)
             matrix[straight, straight] = squares[straight]
         scale = self._rescaled(np.sqrt(squares), theta, grad)
         make = self._factorization(is_square, len(matrix) < len(grad))
         model = make(matrix, scale, grad, self._problem.evaluation_eps)
         kept = None
         if len(grad) <= FEW:
-            kept = _whole(matrix) if is_square else matrix.T @ matrix
+            kept = symmetric(matrix) if is_square else matrix.T @ matrix
         return Linearized(theta, loss, own, grad, model, kept)
 
     def evaluate(self, theta: Vector) -> tuple[float, Vector]:
@@ -171,7 +173,7 @@ class LocalModels:
         if self.solver == "rows":
             rows = self._curvature.rows(theta)[2]
             return rows.T @ rows
-        return _whole(self._curvature.normal_equations(theta)[2])
+        return symmetric(self._curvature.normal_equations(theta)[2])
 
     def row_loss(self, theta: Vector) -> float:
         """The loss at a point, evaluated row by row as J is."""
@@ -256,11 +258,6 @@ def takes_products(problem: Problem, settings: LeastSquaresSettings) -> bool:
     curvature = problem.gauss_newton()
     is_dense = _way(curvature, size) == "dense"
     return is_dense and 8 * MATRICES * size**2 > _MOST_BYTES
-
-
-def _whole(upper: Matrix) -> Matrix:
-    """The symmetric matrix of which this is the upper triangle."""
-    return np.triu(upper) + np.triu(upper, 1).T
 
 
 def _way(curvature: GaussNewtonMatrix, size: int) -> str:

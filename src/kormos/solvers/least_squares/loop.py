@@ -6,6 +6,7 @@ import numpy as np
 
 from kormos.arithmetic.vectors import norm
 from kormos.solvers import statuses
+from kormos.solvers.convergence import size_of_loss
 from kormos.solvers.least_squares.claims import Claims
 from kormos.solvers.least_squares.local_models import LocalModels
 from kormos.solvers.least_squares.polishing import polishing_steps
@@ -223,7 +224,7 @@ class LeastSquaresRun:
             return self._outcome(
                 statuses.CONVERGED,
                 "gtol",
-                promised / (loss or 1),
+                promised / size_of_loss(loss),
                 settings.gtol,
             )
         if self._streak >= _STREAK:

@@ -17,7 +17,6 @@ from kormos.solvers.least_squares.local_models import Linearized
 from kormos.solvers.least_squares.local_models import LocalModels
 from kormos.solvers.least_squares.step_search import Found
 from kormos.solvers.problem import Problem
-from kormos.types import Matrix
 from kormos.types import Vector
 
 # The most products of the Hessian. Our choice: two are enough if one direction
@@ -37,7 +36,7 @@ def way_down(
     """A lower point beside a saddle point; `None` if there is none.
 
     Args:
-        problem: the problem.
+        problem: the problem, without bounds.
         models: makes models of the loss.
         here: what is known at a point where Gauss-Newton steps gain nothing.
     """
@@ -46,7 +45,7 @@ def way_down(
     if start is None or not norm(start) > 0:
         return None
     reach = model.scaled(theta) or 1.0
-    inverse = np.where(np.isfinite(model.scale), 1 / model.scale, 0.0)
+    inverse = 1 / model.scale
     rounding = problem.evaluation_eps**0.5
     step = rounding * reach
 
@@ -60,8 +59,7 @@ def way_down(
         return None
     for length in _LENGTHS:
         for sign in (1.0, -1.0):
-            move = sign * length * reach * inverse * direction
-            point = problem.project(theta + move)
+            point = theta + sign * length * reach * inverse * direction
             loss = problem.value(point)
             if convergence.is_gain(here.loss, loss, problem.evaluation_eps):
                 there = models.at(point, loss)
@@ -88,7 +86,8 @@ def _most_negative(
             return None
         products.append(found)
         space = np.array(basis)
-        values, vectors = np.linalg.eigh(_symmetric(space, products))
+        matrix = space @ np.array(products).T
+        values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
         if values[0] < -least * np.abs(values).max():
             direction = vectors[:, 0] @ space
             return np.asarray(direction / norm(direction))
@@ -99,8 +98,3 @@ def _most_negative(
         if not is_new or len(basis) >= min(_MOST_PRODUCTS, start.size):
             return None
         basis.append(rest / norm(rest))
-
-
-def _symmetric(space: Matrix, products: list[Vector]) -> Matrix:
-    matrix = space @ np.array(products).T
-    return (matrix + matrix.T) / 2

@@ -21,8 +21,8 @@ from kormos.solvers.protocols import LocalModel
 from kormos.types import Matrix
 from kormos.types import Scalar
 
-# One of the two models is preferred to the one in use if its prediction of a
-# decrease is wrong by this factor less. It is NL2SOL's.
+# The other model takes over if it was closer to the latest decrease by this
+# factor. Our choice, so that the model does not change with every step.
 _BETTER = 1.5
 
 

@@ -40,9 +40,6 @@ _ALIKE = 0.1
 _WILD_LOSS = 100.0
 
 
-_NO_TERM = SecantTerm.unknown(0)
-
-
 class Found(NamedTuple):
     """A point where the loss is lower.
 
@@ -66,8 +63,7 @@ class StepSearch:
         settings: the `LevenbergMarquardt`.
         damping: the damping of the latest step of an earlier run, or zero.
         radius: the trust radius of an earlier run, or zero.
-        term: the secant term of an earlier run, or an unknown one. The default
-            remains unknown.
+        term: the secant term of an earlier run, or an unknown one.
 
     Attributes:
         control: the `Damping`, which decides how far steps go.
@@ -83,7 +79,7 @@ class StepSearch:
         settings: LeastSquaresSettings,
         damping: float,
         radius: float,
-        term: SecantTerm = _NO_TERM,
+        term: SecantTerm,
     ):
         self._problem = problem
         self._models = models
