@@ -37,3 +37,26 @@ def test_rows_that_mix_are_refused_at_a_solution_too(fitted):
 
     with pytest.raises(ValueError, match="changes with other rows"):
         kormos.least_squares(residuals, [v], data=data)
+
+
+@pytest.mark.parametrize(
+    "mixed",
+    [
+        lambda own: ops.cumsum(own, axis=0),
+        lambda own: ops.flip(ops.cumsum(ops.flip(own, 0), axis=0), 0),
+        lambda own: ops.concatenate([own[:1], own[1:] - own[:-1]]),
+        lambda own: ops.concatenate([own[:-1] - own[1:], own[-1:]]),
+        lambda own: own * ops.arange(1.0, 1.0 + ops.shape(own)[0])[:, None],
+    ],
+    ids=["sums", "sums from the end", "changes", "changes back", "places"],
+)
+def test_rows_that_depend_on_neighbors_or_places_are_refused(fitted, mixed):
+    """Each keeps the first or the last row as it is."""
+    v, data = fitted
+    data["y"] = data["y"] + 1.0
+    with pytest.raises(ValueError, match="changes with other rows"):
+        kormos.least_squares(
+            lambda data: mixed(ops.matmul(data["x"], v) - data["y"]),
+            [v],
+            data=data,
+        )

@@ -155,38 +155,40 @@ class ResidualFunction(VariableReader):
         if not self._has_data:
             return
 
-        heads = [as_tensor(h) for h in self._heads]
         parts = snapshot(self.variables)
         try:
             # At a solution the terms of a row may cancel up to rounding, and
             # with variables of zero all rows may be equal. The values are moved
             # away from both.
-            mixed = self._mixed(heads, _moved(parts, 0.1))
+            mixed = self._mixed(_moved(parts, 0.1))
             if mixed:
-                again = self._mixed(heads, _moved(parts, 0.2))
+                again = self._mixed(_moved(parts, 0.2))
                 mixed = [name for name in mixed if name in again]
         except Exception as error:
             if backend.is_numerical(error):
                 return  # The fit fails at its start, and reports it.
             raise
         if mixed:
-            self._refuse_rows(mixed[0], heads)
+            self._refuse_rows(mixed[0])
 
-    def _mixed(self, heads: list[Tensor], parts: list[Tensor]) -> list[str]:
-        """The blocks whose first row changes when other rows are left out.
+    def _mixed(self, parts: list[Tensor]) -> list[str]:
+        """The blocks whose rows change when other rows move or are left out.
+
+        A mean shows when a row is left out, differences of neighbors and
+        random numbers when rows change places.
 
         Args:
-            heads: the first rows of the data.
             parts: values of the variables.
         """
-        found = self._at([heads, [h[:1] for h in heads]], parts)
+        heads = self._heads
+        found = self._at([heads, list(map(_fewer, heads))], parts)
         return [
             name
             for name, group, long, short in zip(
                 self.names, self.block_groups, *found, strict=True
             )
             if not np.allclose(
-                long if group is None else long[:1],
+                long if group is None else _fewer(long),
                 short,
                 rtol=_SAME,
                 equal_nan=True,
@@ -194,7 +196,7 @@ class ResidualFunction(VariableReader):
         ]
 
     def _at(
-        self, batches: list[list[Tensor]], parts: list[Tensor]
+        self, batches: list[list[Array]], parts: list[Tensor]
     ) -> list[list[Array]]:
         """The blocks at some values of the variables, compiled.
 
@@ -220,18 +222,18 @@ class ResidualFunction(VariableReader):
             return found
 
         with backend.float64():
-            found = backend.compile(blocks_at)(parts, *batches)
+            tensors = tree.map_structure(as_tensor, batches)
+            found = backend.compile(blocks_at)(parts, *tensors)
         return tree.map_structure(backend.to_numpy, found)
 
-    def _refuse_rows(self, name: str, heads: list[Tensor]) -> NoReturn:
-        """Refuses a block whose first row differs between two batches.
+    def _refuse_rows(self, name: str) -> NoReturn:
+        """Refuses a block with a row that differs between two batches.
 
         Args:
             name: the name of the block.
-            heads: the first rows of the data.
         """
         parts = snapshot(self.variables)
-        once, again = self._at([heads, heads], parts)
+        once, again = self._at([self._heads, self._heads], parts)
         if self.draws or not all(map(np.array_equal, once, again)):
             raise ValueError(
                 f"{RANDOM} Received: block '{name}', which has a row that "
@@ -321,6 +323,11 @@ class ResidualFunction(VariableReader):
             int(np.prod(shapes[name] if group is None else shapes[name][1:]))
             for name, group in found.items()
         ]
+
+
+def _fewer(rows: Array) -> Array:
+    """All rows but the last, if there are several, in the reverse order."""
+    return rows[: max(1, len(rows) - 1)][::-1]
 
 
 def _moved(parts: list[Tensor], part: float) -> list[Tensor]:
