@@ -235,7 +235,9 @@ def least_squares(
             observer,
             budget=budget,
             resume=resume,
-            restarts=race.Restarts(restarts, starts, seed),
+            restarts=race.Restarts(
+                restarts, starts, seed, is_shown=bool(verbose)
+            ),
         )
     return with_summary(result, of_residuals, task)
 

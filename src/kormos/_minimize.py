@@ -209,7 +209,9 @@ def minimize(
             observer,
             budget=budget,
             resume=resume,
-            restarts=race.Restarts(restarts, starts, seed),
+            restarts=race.Restarts(
+                restarts, starts, seed, is_shown=bool(verbose)
+            ),
             loss_callback=loss_callback,
         )
     return with_summary(result, of_loss, task)

@@ -505,6 +505,36 @@ def test_candidates_are_drawn_where_residuals_are_large(float64, unconverged):
     assert np.mean(drawn > 0.9) == pytest.approx(expected, abs=0.1)
 
 
+def test_a_sampler_may_ask_for_residuals(float64, unconverged):
+    """It keeps the points with the largest residuals at the present b."""
+    seen = []
+
+    def sampler(count, rng, residuals, iteration):
+        candidates = np.linspace(0, 1, 1_001)
+        norms = residuals(candidates)
+        seen.append((iteration, norms))
+        return candidates[np.argsort(norms)[-count:]]
+
+    x = np.linspace(0, 1, 50)
+    resample = Recorded(sampler, every=1)
+    fit(
+        lambda b, x: b + 10 * x**8,
+        0.0,
+        x,
+        max_iterations=2,
+        callbacks=[resample],
+    )
+    ((iteration, norms),) = seen
+    grid = np.linspace(0, 1, 1_001)
+    # The first iteration takes away the mean.
+    expected = abs(10 * grid**8 - np.mean(10 * x**8))
+    assert iteration == 1
+    np.testing.assert_allclose(norms, expected, rtol=1e-10)
+    np.testing.assert_allclose(
+        np.sort(resample.drawn[0]), np.sort(grid[np.argsort(expected)[-50:]])
+    )
+
+
 def drawn_from(candidates, count, norms):
     """Points that a `Resample` draws from candidates with these residuals."""
 

@@ -102,6 +102,9 @@ def test_what_a_fit_cannot_draw():
     many = Resample(rows, every=1, candidates=100)
     with pytest.raises(ValueError, match="`candidates`.*leave it out"):
         model.fit(x, y, callbacks=[many], verbose=0)
+    asking = Resample(lambda count, rng, residuals: rows(count, rng), every=1)
+    with pytest.raises(ValueError, match="`sampler`.*`residuals`"):
+        model.fit(x, y, callbacks=[asking], verbose=0)
     with pytest.raises(ValueError, match="without `stream=True`"):
         kormos.fit(
             model,

@@ -41,9 +41,11 @@ class Resample(Replacement):
     Args:
         sampler: Function `(count, rng)` that returns `count` new points, in the
             same structure as the points that they replace. `rng` is a
-            `numpy.random.Generator`. If the function has a third argument
-            `iteration`, it also receives the number of iterations so far (in
-            `fit`, of epochs).
+            `numpy.random.Generator`. The function may have further arguments:
+            `iteration` receives the number of iterations so far (in `fit`, of
+            epochs). `residuals`, only in `least_squares`, receives a function
+            of any number of points that returns the norm of the residuals at
+            each of them, an array of shape `(points,)`.
         every: Integer, the number of iterations (in `fit`, of epochs) between
             two draws.
         candidates: Integer, the number of points to draw from, or `None`, the
@@ -102,7 +104,7 @@ class Resample(Replacement):
         if candidates is not None:
             check_count("candidates", candidates, 1)
         self._sampler = sampler
-        self._knows_iteration = _takes_iteration(sampler)
+        self._asks = _asks(sampler)
         self._candidates = candidates
         self._power = power
         self._offset = offset
@@ -128,12 +130,8 @@ class Resample(Replacement):
                 "Argument `key` of a `Resample` must be a key of `data`, a "
                 f"dict. Received: key={key!r}"
             )
-        if self._candidates is not None and not hasattr(objective, "row_norms"):
-            raise ValueError(
-                "Argument `candidates` of a `Resample` needs residuals, "
-                "which only `kormos.least_squares` has: leave it out in "
-                f"`fit`. Received: candidates={self._candidates}"
-            )
+        if not hasattr(objective, "row_norms"):
+            self._refuse_residuals()
         rows = self._rows(data)
         if self._candidates is not None and self._candidates < rows:
             raise ValueError(
@@ -142,16 +140,33 @@ class Resample(Replacement):
                 f"Received: candidates={self._candidates}"
             )
 
+    def _refuse_residuals(self) -> None:
+        """Refuses what needs residuals, where rows have none."""
+        name, received = "candidates", f"candidates={self._candidates}"
+        if self._candidates is None:
+            if "residuals" not in self._asks:
+                return
+            name, received = "sampler", "a sampler with an argument `residuals`"
+        raise ValueError(
+            f"Argument `{name}` of a `Resample` needs residuals, which only "
+            "`kormos.least_squares` has: leave it out in `fit`. "
+            f"Received: {received}"
+        )
+
     def replace(self, objective: FlatObjective, iteration: int) -> None:
         residuals = cast("ResidualObjective", objective)
         data, key = residuals.data, self._key
+
+        def norms(points: Structure) -> Vector:
+            return residuals.row_norms(_with(data, key, points), key)
+
+        known = {"iteration": iteration, "residuals": norms}
+        asked = {name: known[name] for name in self._asks}
         count = self._rows(data)
-        points = self._draw(self._candidates or count, iteration)
+        points = self._sampler(self._candidates or count, self._rng, **asked)
         if self._candidates is not None:
             points = _rows_of(points, _along_neighbours(points))
-            norms = residuals.row_norms(_with(data, key, points), key)
-            chosen = self._chosen(norms, count)
-            points = _rows_of(points, chosen)
+            points = _rows_of(points, self._chosen(norms(points), count))
         residuals.replace(_with(data, key, points))
 
     def carry(
@@ -160,11 +175,6 @@ class Resample(Replacement):
         del iteration
         data = cast("ResidualObjective", before).data
         cast("ResidualObjective", objective).replace(data)
-
-    def _draw(self, count: int, iteration: int) -> Structure:
-        if self._knows_iteration:
-            return self._sampler(count, self._rng, iteration=iteration)
-        return self._sampler(count, self._rng)
 
     def _rows(self, data: Structure) -> int:
         old = data if self._key is None else data[self._key]
@@ -179,13 +189,13 @@ class Resample(Replacement):
         return np.searchsorted(ends, np.minimum(marks, ends[-1]))
 
 
-def _takes_iteration(sampler: Callable[..., Structure]) -> bool:
-    """Whether a sampler has an argument `iteration`."""
+def _asks(sampler: Callable[..., Structure]) -> list[str]:
+    """The arguments of a sampler besides the count and the generator."""
     try:
         parameters = inspect.signature(sampler).parameters
     except (TypeError, ValueError):  # A function of C has no signature.
-        return False
-    return "iteration" in parameters
+        return []
+    return [name for name in ("iteration", "residuals") if name in parameters]
 
 
 def _along_neighbours(points: Structure) -> Array:
