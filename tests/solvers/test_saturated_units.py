@@ -8,6 +8,7 @@ import pytest
 
 import kormos
 from kormos.solvers.plateau import loss_below
+from kormos.solvers.surroundings import Point
 
 WEIGHTS = np.array([[1.0], [-2.0], [0.5]])
 
@@ -62,9 +63,10 @@ def test_a_plateau_is_looked_at_within_bounds():
         return np.tanh(theta).sum(), np.cosh(theta) ** -2.0
 
     low = np.array([20.0, 1.0])
+    theta = np.array([40.0, 40.0])
     found = loss_below(
         evaluate,
-        np.array([40.0, 40.0]),
+        Point(theta, *evaluate(theta)),
         2.0**-52,
         lambda theta: np.maximum(theta, low),
     )

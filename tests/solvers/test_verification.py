@@ -112,7 +112,9 @@ def test_variables_whose_gradient_is_zero_by_chance(float64):
     result = kormos.minimize(
         lambda: ops.sum((p**2 - 1) ** 2) + ops.sum(ops.relu(w)), [p, w]
     )
-    assert result.loss == pytest.approx(2.0)
+    # The run leaves the maximum.
+    assert result.success
+    assert result.loss == pytest.approx(0.0, abs=1e-10)
 
 
 def test_float64_variables_where_keras_computes_in_float32():

@@ -28,7 +28,7 @@ Differs from them in:
    residuals where it predicts decreases better than J'HJ alone
    (`secant_term.py`);
 9. where J is singular at an end, the run goes on if the Hessian is negative
-   there (`saddle.py`).
+   there (`solvers/saddle.py`).
 """
 
 from typing import Any

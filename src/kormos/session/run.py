@@ -13,20 +13,17 @@ from kormos.checks import check_count
 from kormos.optimizers.stage import Stage
 from kormos.processes import now
 from kormos.session import interrupts
+from kormos.session.end_checks import look_around
 from kormos.session.float64_trial import tried_in_float64
 from kormos.session.result import Result
 from kormos.solvers import statuses
 from kormos.solvers.budget import Budget
-from kormos.solvers.identification import EVERYWHERE
-from kormos.solvers.identification import undetermined
 from kormos.solvers.outcome import Outcome
-from kormos.solvers.plateau import loss_below
 from kormos.solvers.problem import Problem
 from kormos.solvers.protocols import Iterate
 from kormos.solvers.protocols import Observer
 from kormos.solvers.protocols import Point
 from kormos.solvers.solver_state import SolverState
-from kormos.solvers.surroundings import Box
 from kormos.types import Vector
 
 # Ends at which the loss may still have been falling. At a noise floor, it was
@@ -131,10 +128,9 @@ class Run:
         if not self.problem.objective.has_float64:
             seconds = now() - self._began
             outcome = tried_in_float64(outcome, self.problem, seconds)
-        if outcome.status in statuses.SUCCESSES and not self._is_plateau(
-            outcome
-        ):
-            self._name_what_is_undetermined(outcome)
+        assert self.initial_loss is not None  # The solver has told it.
+        start = self._start, self.initial_loss
+        look_around(outcome, self.problem, start, self._began)
         return outcome
 
     def _keep_the_start(self, outcome: Outcome) -> None:
@@ -182,49 +178,6 @@ class Run:
                 f" {ran}: the data may not bound it, and then the loss has no "
                 "minimum."
             )
-
-    def _is_plateau(self, outcome: Outcome) -> bool:
-        """Whether an end is a plateau; adds a sentence to the outcome if so."""
-        problem = self.problem
-        if outcome.evaluate is None or problem.constraints:
-            return False
-        below = loss_below(
-            outcome.evaluate,
-            np.array(outcome.theta),
-            problem.evaluation_eps,
-            problem.project,
-        )
-        if below is None:
-            return False
-        outcome.status = statuses.STALLED
-        outcome.test = None
-        outcome.findings += (
-            " The loss does not change around this point, as with saturated "
-            f"units, but with smaller parameters it is {below:.6g}: start "
-            "there, or scale the data."
-        )
-        return True
-
-    def _name_what_is_undetermined(self, outcome: Outcome) -> None:
-        """Adds a sentence if the data do not determine some parameters."""
-        problem, theta = self.problem, np.array(outcome.theta)
-        if outcome.evaluate is None or problem.constraints:
-            return
-        box: Box = EVERYWHERE
-        if problem.is_bounded:
-            box = problem.box
-        assert self.initial_loss is not None  # The solver has told it.
-        found = undetermined(
-            outcome.evaluate,
-            outcome.hessian,
-            (self._start, self.initial_loss),
-            theta,
-            box,
-            problem.evaluation_eps,
-            now() - self._began,
-        )
-        if found is not None:
-            outcome.findings += found.sentences(problem.objective.name_of)
 
     def started(self, point: Point) -> bool:
         """Called by the solver with the start; returns whether to stop."""

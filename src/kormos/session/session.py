@@ -221,7 +221,7 @@ class Session:
         """The runs of a stage.
 
         Another run follows if callbacks have changed the loss, if new data are
-        drawn, or if the fit continues in float64.
+        drawn, if the fit continues in float64, or after a saddle point.
         """
         theta: Vector | None = None
         narrow: Outcome | None = None
@@ -242,7 +242,10 @@ class Session:
             if outcome.status == statuses.INTERRUPTED or self._is_over():
                 return outcome
             if self._reporter.followed is None:
-                if goes_on_in_float64(outcome, self._task.objective):
+                if outcome.below is not None:
+                    theta = outcome.below
+                    self._attachment.keep(None)
+                elif goes_on_in_float64(outcome, self._task.objective):
                     narrow, undo = outcome, self._in_float64(outcome)
                     if undo is None:
                         return outcome

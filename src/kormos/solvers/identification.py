@@ -104,7 +104,7 @@ def undetermined(
     evaluate: Evaluate,
     hessian: Hessian | None,
     start: tuple[Vector, float],
-    theta: Vector,
+    here: Point,
     box: Box,
     evaluation_eps: float,
     seconds: float,
@@ -116,7 +116,7 @@ def undetermined(
         hessian: the Hessian, `(size, size)`, as such a function; `None` to
             take differences of the gradient instead.
         start: where the run began, and the loss there.
-        theta: the optimum.
+        here: the optimum.
         box: lower and upper bounds. Parameters at one of them are left out.
         evaluation_eps: the machine epsilon of the evaluation's dtype.
         seconds: the duration of the run.
@@ -125,10 +125,10 @@ def undetermined(
         What was found; or `None` if nothing was found, or if looking would take
         too long.
     """
+    theta = here.theta
     indices = np.flatnonzero((box[0] < theta) & (theta < box[1]))
     if not 0 < indices.size <= MOST:
         return None
-    here = Point(theta, *evaluate(theta))
     is_known = np.isfinite(here.loss) and np.isfinite(here.grad).all()
     count = _EVALUATIONS * (indices.size if hessian is None else 1)
     enough = max(_SECONDS, _SHARE * seconds) / count

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from kormos.solvers.solver_state import SolverState
     from kormos.solvers.surroundings import Evaluate
     from kormos.solvers.surroundings import Hessian
+    from kormos.types import Vector
 
 
 @dataclasses.dataclass
@@ -41,6 +42,8 @@ class Outcome:
             or `None`.
         multipliers: the multipliers of each constraint, arrays `(m,)`, or
             `None` for a method without them.
+        below: a lower point to continue from, where the end is a saddle point;
+            else `None`.
         settle: function that assigns the model's other variables as they are at
             the point, to be called before the point is assigned; or `None`.
     """
@@ -61,4 +64,5 @@ class Outcome:
     state: SolverState | None = None
     hessian: Hessian | None = None
     multipliers: list[Any] | None = None
+    below: Vector | None = None
     settle: Callable[[], object] | None = None

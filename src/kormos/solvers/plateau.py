@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from kormos.solvers.surroundings import Evaluate
+from kormos.solvers.surroundings import Point
 from kormos.types import Vector
 
 # The gradient is also evaluated on both sides, at a distance of this part of
@@ -21,7 +22,7 @@ _LOWER = 0.01
 
 def loss_below(
     evaluate: Evaluate,
-    theta: Vector,
+    here: Point,
     evaluation_eps: float,
     project: Callable[[Vector], Vector],
 ) -> float | None:
@@ -32,7 +33,7 @@ def loss_below(
 
     Args:
         evaluate: loss and gradient as a function of a float64 array `(size,)`.
-        theta: the end of a run.
+        here: the end of a run.
         evaluation_eps: the machine epsilon of the evaluation's dtype.
         project: function that moves a point into the bounds.
 
@@ -40,7 +41,7 @@ def loss_below(
         The loss, or `None` if the point is not on a plateau, or no lower loss
         was found.
     """
-    loss, grad = evaluate(theta)
+    theta, loss, grad = here
     rounding = evaluation_eps * abs(loss)
 
     def at(part: float) -> tuple[float, Vector]:

@@ -7,7 +7,7 @@ from keras import layers
 from keras import ops
 
 import kormos
-from kormos.solvers.least_squares.saddle import _most_negative
+from kormos.solvers.saddle import _most_negative
 
 
 def product_of(matrix, calls):

@@ -6,11 +6,11 @@ import numpy as np
 
 from kormos.arithmetic.vectors import norm
 from kormos.solvers import statuses
+from kormos.solvers import surroundings
 from kormos.solvers.convergence import size_of_loss
 from kormos.solvers.least_squares.claims import Claims
 from kormos.solvers.least_squares.local_models import LocalModels
 from kormos.solvers.least_squares.polishing import polishing_steps
-from kormos.solvers.least_squares.saddle import way_down
 from kormos.solvers.least_squares.secant_term import SecantTerm
 from kormos.solvers.least_squares.start_check import check_derivatives
 from kormos.solvers.least_squares.step_search import Found
@@ -21,6 +21,7 @@ from kormos.solvers.protocols import Iterate
 from kormos.solvers.protocols import LeastSquaresSettings
 from kormos.solvers.protocols import Observer
 from kormos.solvers.protocols import Point
+from kormos.solvers.saddle import way_down
 from kormos.solvers.solver_state import SolverState
 from kormos.types import Scalar
 from kormos.types import Vector
@@ -241,7 +242,22 @@ class LeastSquaresRun:
             return None
         if problem.spent() is not None or problem.is_bounded:
             return None
-        return way_down(problem, self._models, here)
+        start = here.model.flat(
+            np.random.default_rng(0).normal(size=here.theta.size)
+        )
+        if start is None:
+            return None
+        below = way_down(
+            self._models.evaluate,
+            surroundings.Point(here.theta, here.loss, here.grad),
+            start,
+            1 / here.model.scale,
+            problem.evaluation_eps,
+        )
+        there = below and self._models.at(below.theta, below.loss)
+        if below is None or there is None:
+            return None
+        return Found(there, norm(below.theta - here.theta), 1)
 
     def _begins_anew(self) -> bool:
         """Begins anew at the point; returns whether its model is finite."""

@@ -1,0 +1,104 @@
+"""Looks around the end of a run that counts as an optimum.
+
+It may be a plateau with saturated units, or a saddle point, and then it is
+none. Or the data do not determine some of the parameters there.
+"""
+
+import numpy as np
+
+from kormos.processes import now
+from kormos.solvers import statuses
+from kormos.solvers.identification import EVERYWHERE
+from kormos.solvers.identification import undetermined
+from kormos.solvers.outcome import Outcome
+from kormos.solvers.parameter_units import sizes_of
+from kormos.solvers.plateau import loss_below
+from kormos.solvers.problem import Problem
+from kormos.solvers.saddle import beside
+from kormos.solvers.surroundings import Box
+from kormos.solvers.surroundings import Evaluate
+from kormos.solvers.surroundings import Point
+from kormos.types import Vector
+
+
+def look_around(
+    outcome: Outcome, problem: Problem, start: tuple[Vector, float], began: float
+) -> None:
+    """Changes the status of an end that is no optimum; adds what was found.
+
+    Args:
+        outcome: the end. It is left alone if it does not count as an optimum,
+            for methods without gradients, and under constraints.
+        problem: the problem.
+        start: where the run began, and the loss there.
+        began: the time at which it did.
+    """
+    evaluate = outcome.evaluate
+    is_optimum = outcome.status in statuses.SUCCESSES
+    if not is_optimum or evaluate is None or problem.constraints:
+        return
+    theta = np.array(outcome.theta)
+    here = Point(theta, *evaluate(theta))
+    box = problem.box if problem.is_bounded else EVERYWHERE
+    if _is_plateau(outcome, problem, evaluate, here):
+        return
+    if _is_saddle(outcome, problem, evaluate, here, box):
+        return
+    found = undetermined(
+        evaluate,
+        outcome.hessian,
+        start,
+        here,
+        box,
+        problem.evaluation_eps,
+        now() - began,
+    )
+    if found is not None:
+        outcome.findings += found.sentences(problem.objective.name_of)
+
+
+def _is_plateau(
+    outcome: Outcome, problem: Problem, evaluate: Evaluate, here: Point
+) -> bool:
+    """Whether an end is a plateau; says so in the outcome."""
+    below = loss_below(evaluate, here, problem.evaluation_eps, problem.project)
+    if below is None:
+        return False
+    outcome.status, outcome.test = statuses.STALLED, None
+    outcome.findings += (
+        " The loss does not change around this point, as with saturated "
+        f"units, but with smaller parameters it is {below:.6g}: start "
+        "there, or scale the data."
+    )
+    return True
+
+
+def _is_saddle(
+    outcome: Outcome,
+    problem: Problem,
+    evaluate: Evaluate,
+    here: Point,
+    box: Box,
+) -> bool:
+    """Whether an end is a saddle point; notes a lower point if so."""
+    lower, upper = box
+    theta = here.theta
+    found = beside(
+        evaluate,
+        here,
+        (lower < theta) & (theta < upper),
+        sizes_of(theta, None),
+        problem.evaluation_eps,
+        problem.project,
+    )
+    if found is None:
+        return False
+    outcome.status, outcome.test = statuses.STALLED, None
+    outcome.below = found.theta
+    count = np.count_nonzero(here.grad == 0)
+    outcome.findings += (
+        f" The gradient is zero in {count} parameters, but the point is a "
+        f"saddle point: beside it the loss is {found.loss:.6g}. Give more "
+        "iterations, or start elsewhere."
+    )
+    return True
