@@ -31,6 +31,8 @@ Tensors:
   Keras on an eager backend.
 - `on_cpu()`: whether tensors are in the memory of the CPU.
 - `chunk_numbers()`: the number of values that a layer should return at once.
+- `narrow_from()`: the length from which products of a matrix with a vector take
+  less time in float32, with the conversion to it.
 - `scalar(tensor)`: a scalar tensor in the form that solvers use for decisions:
   a NumPy number on an eager backend.
 - `to_numpy(value)`: a NumPy array of a tensor or a Keras variable, a copy on an
@@ -116,8 +118,8 @@ backends other than JAX, there is one:
   device calls `fn` with its own rows, and the sums are exchanged once.
 - `whole(structure)`: the structure without padding, as compiled functions and
   other code receive it.
-- `spread_zeros(shape)`: zeros that are spread along the last axis, which is
-  padded. On one device they are a NumPy array without padding.
+- `spread_zeros(shape, dtype)`: zeros that are spread along the last axis, which
+  is padded. On one device they are a NumPy array without padding.
 - `keep_spread(tensor)`: in a compiled function, the tensor spread like these.
 - `gather(tensor)`: in a compiled function, the tensor on every device.
 - `laid_out(array, like)`: a NumPy array, padded and spread like a tensor that
@@ -167,6 +169,7 @@ if keras.backend.backend() == "jax":
     from kormos.backend.jax import jvp as jvp
     from kormos.backend.jax import keeps_traces as keeps_traces
     from kormos.backend.jax import map_rows as map_rows
+    from kormos.backend.jax import narrow_from as narrow_from
     from kormos.backend.jax import on_cpu as on_cpu
     from kormos.backend.jax import once as once
     from kormos.backend.jax import own_trace as own_trace
@@ -234,6 +237,7 @@ elif keras.backend.backend() == "tensorflow":
     from kormos.backend.tensorflow import is_numerical as is_numerical
     from kormos.backend.tensorflow import jvp as jvp
     from kormos.backend.tensorflow import keeps_traces as keeps_traces
+    from kormos.backend.tensorflow import narrow_from as narrow_from
     from kormos.backend.tensorflow import on_cpu as on_cpu
     from kormos.backend.tensorflow import own_trace as own_trace
     from kormos.backend.tensorflow import repeatable as repeatable
@@ -299,6 +303,7 @@ elif keras.backend.backend() == "torch":
     from kormos.backend.torch import is_held as is_held
     from kormos.backend.torch import is_numerical as is_numerical
     from kormos.backend.torch import keeps_traces as keeps_traces
+    from kormos.backend.torch import narrow_from as narrow_from
     from kormos.backend.torch import on_cpu as on_cpu
     from kormos.backend.torch import own_trace as own_trace
     from kormos.backend.torch import parameters_met as parameters_met

@@ -238,8 +238,8 @@ def add_outer(matrix: Tensor, vector: Tensor, factor: Scalar) -> Tensor:
     return matrix + rows * keras.ops.expand_dims(vector, 0) * factor
 
 
-def spread_zeros(shape: tuple[int, ...]) -> Tensor:
-    return np.zeros(shape)
+def spread_zeros(shape: tuple[int, ...], dtype: str) -> Tensor:
+    return np.zeros(shape, dtype)
 
 
 def keep_spread(tensor: Tensor) -> Tensor:

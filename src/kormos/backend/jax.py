@@ -75,6 +75,11 @@ def chunk_numbers() -> int:
     return 2**17 if on_cpu() else 2**24
 
 
+def narrow_from() -> float:
+    # Measured on a CPU. The conversion only takes time for short vectors.
+    return 2**10
+
+
 # A part of the message of the error of JAX that `attempt` works around.
 _MIXED = "RuntimeProgramInputMismatch"
 

@@ -240,15 +240,15 @@ def spread_rows(
     return SpreadArray(spread, axis, rows, layout, is_divided)
 
 
-def spread_zeros(shape: tuple[int, ...]) -> Tensor:
+def spread_zeros(shape: tuple[int, ...], dtype: str) -> Tensor:
     found = found_devices()
     if found is None:
-        return np.zeros(shape)
+        return np.zeros(shape, dtype)
     size = (shape[-1] // found.mesh.size + 1) * found.mesh.size
     layout = found.along_last(len(shape))
 
     def part(index: tuple[slice, ...]) -> Array:
-        return np.zeros((*shape[:-1], size // found.mesh.size))
+        return np.zeros((*shape[:-1], size // found.mesh.size), dtype)
 
     with jax.enable_x64(True):
         return jax.make_array_from_callback((*shape[:-1], size), layout, part)

@@ -60,6 +60,11 @@ def chunk_numbers() -> int:
     return 2**20 if on_cpu() else 2**24
 
 
+def narrow_from() -> float:
+    # Measured on a CPU. The conversion takes several eager calls.
+    return 2**14
+
+
 def attempt(fn: Callable[..., _Result], *args: Structure) -> _Result:
     try:
         return fn(*args)

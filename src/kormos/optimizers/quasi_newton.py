@@ -201,6 +201,7 @@ class QuasiNewton(NativeOptimizer):
             problem.stride,
             problem.is_bounded,
             problem.objective.readings,
+            problem.gradient_dtype,
         )
 
     def _resumed(self, state: State) -> State:

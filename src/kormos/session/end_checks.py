@@ -22,7 +22,10 @@ from kormos.types import Vector
 
 
 def look_around(
-    outcome: Outcome, problem: Problem, start: tuple[Vector, float], began: float
+    outcome: Outcome,
+    problem: Problem,
+    start: tuple[Vector, float],
+    began: float,
 ) -> None:
     """Changes the status of an end that is no optimum; adds what was found.
 

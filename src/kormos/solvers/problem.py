@@ -13,6 +13,7 @@ from typing import cast
 
 import numpy as np
 
+from kormos.arithmetic.vectors import NARROW
 from kormos.backend.common import as_tensor
 from kormos.solvers.budget import UNLIMITED
 from kormos.solvers.budget import Budget
@@ -159,6 +160,11 @@ class Problem:
             lambda: (np.nan, self._nans()),
             theta,
         )
+
+    @property
+    def gradient_dtype(self) -> str:
+        """The dtype that holds all digits of a gradient."""
+        return "float64" if self.evaluation_eps < NARROW else "float32"
 
     @property
     def is_verified(self) -> bool:

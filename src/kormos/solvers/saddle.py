@@ -16,6 +16,7 @@ from kormos.arithmetic.vectors import norm
 from kormos.solvers import convergence
 from kormos.solvers.surroundings import Evaluate
 from kormos.solvers.surroundings import Point
+from kormos.types import Array
 from kormos.types import Vector
 
 # The most products of the Hessian. Our choice: two are enough if one direction
@@ -76,7 +77,7 @@ def way_down(
 def beside(
     evaluate: Evaluate,
     here: Point,
-    is_inside: Vector,
+    is_inside: Array,
     sizes: Vector,
     evaluation_eps: float,
     project: Callable[[Vector], Vector],

@@ -8,7 +8,7 @@ from kormos.solvers.problem import Problem
 from kormos.solvers.quasi_newton import state as states
 from kormos.solvers.quasi_newton.lbfgs_curvature import LimitedMemory
 from kormos.solvers.quasi_newton.lbfgs_curvature import MiddleMatrix
-from kormos.solvers.quasi_newton.lbfgs_curvature import Store
+from kormos.solvers.quasi_newton.pair_store import Store
 from kormos.solvers.quasi_newton.state import State
 from kormos.types import Scalar
 from kormos.types import Vector
@@ -60,8 +60,8 @@ class NewtonMethod:
         self.most_products = most_products
         self.key = f"{name}, products={most_products}, {self.memory.key}"
 
-    def empty(self, size: int) -> tuple[Store, Known]:
-        store, known = self.memory.empty(size)
+    def empty(self, size: int, dtype: str = "float64") -> tuple[Store, Known]:
+        store, known = self.memory.empty(size, dtype)
         return store, Known(known, np.float64(0), np.int32(0))
 
 
@@ -79,6 +79,7 @@ def first_state(method: NewtonMethod, problem: Problem, theta: Vector) -> State:
         problem.stride,
         problem.is_bounded,
         problem.objective.readings,
+        problem.gradient_dtype,
     )
     # The products have their own column.
     more = np.zeros((len(first.rows), 1))

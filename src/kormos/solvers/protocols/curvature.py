@@ -24,11 +24,15 @@ class Method(Protocol):
 
     key: str
 
-    def empty(self, size: int) -> tuple[Structure, Structure]:
+    def empty(
+        self, size: int, dtype: str = "float64"
+    ) -> tuple[Structure, Structure]:
         """The store and what is known before the first step.
 
         Args:
             size: the number of parameters.
+            dtype: `"float32"` if that is the precision of the gradients. The
+                store may use it.
 
         Returns:
             A tuple of NumPy arrays, or of tuples of these, for large arrays;
@@ -46,11 +50,11 @@ class Curvature(Method, Protocol):
     `settle`, which are called outside of branches, may return the store.
 
     An iteration calls `record`, then `update`, then perhaps `clear`, then
-    `settle`. Arrays are float64: NumPy's in `empty`, tensors of the backend
-    elsewhere. Vectors are `(size,)`. A scalar is a NumPy scalar on an eager
-    backend and a tensor of shape `()` in a trace. The structure, shapes and
-    dtypes of both parts must not change during a run. Steps and gradients are
-    in the units of `State.units`.
+    `settle`. Arrays are float64, apart from the store: NumPy's in `empty`,
+    tensors of the backend elsewhere. Vectors are `(size,)`. A scalar is a NumPy
+    scalar on an eager backend and a tensor of shape `()` in a trace. The
+    structure, shapes and dtypes of both parts must not change during a run.
+    Steps and gradients are in the units of `State.units`.
 
     Attributes:
         key: a name of the formulas and their options. Two curvatures of the
@@ -64,11 +68,15 @@ class Curvature(Method, Protocol):
     key: str
     overshoots: bool
 
-    def empty(self, size: int) -> tuple[Structure, Structure]:
+    def empty(
+        self, size: int, dtype: str = "float64"
+    ) -> tuple[Structure, Structure]:
         """The store and what is known before the first pair.
 
         Args:
             size: the number of parameters.
+            dtype: `"float32"` if that is the precision of the gradients. The
+                store may use it.
 
         Returns:
             Two structures of NumPy arrays and NumPy scalars; the store may be

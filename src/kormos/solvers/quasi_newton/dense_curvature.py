@@ -83,7 +83,11 @@ class Dense:
         # Self-scaling makes H larger.
         self.overshoots = factors is not bfgs
 
-    def empty(self, size: int) -> tuple[Matrix, PendingUpdate]:
+    def empty(
+        self, size: int, dtype: str = "float64"
+    ) -> tuple[Matrix, PendingUpdate]:
+        # Updates add up, and so would the rounding of float32.
+        del dtype
         one, zero = np.float64(1), np.float64(0)
         vectors = tuple(np.zeros(size) for _ in range(3))
         known = PendingUpdate(np.bool_(False), one, (zero,) * 3, vectors, zero)

@@ -60,6 +60,7 @@ def inverse_hessian(arrays: dict[str, Array]) -> Matrix:
     while f"{_STORE}.{len(blocks)}" in arrays:
         blocks.append(arrays[f"{_STORE}.{len(blocks)}"])
     pairs = np.concatenate(blocks)
+    pairs = pairs * arrays[f"{_KNOWN}lengths"][:, :, None]
     s, y = pairs[:, 0], pairs[:, 1]
     inverse = arrays[f"{_KNOWN}inverse"]
     squares = arrays[f"{_KNOWN}squares"]

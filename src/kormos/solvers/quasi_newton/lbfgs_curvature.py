@@ -8,14 +8,12 @@ and R. B. Schnabel, Mathematical Programming 63, 1994, theorem 2.2),
 
 Differs from it in:
 
-1. pairs lie in a ring with one free slot, into which every trial writes; the
-   inverse of the triangle R is kept and updated by a column, so that no
-   triangular system is solved and pairs are never sorted;
+1. pairs lie in a ring (`pair_store.py`); the inverse of the triangle R is kept
+   and updated by a column, so that no triangular system is solved and pairs are
+   never sorted;
 2. S'y and Y'y are differences of S'g and Y'g at two points, so that an
    iteration reads the pairs twice;
-3. the pairs lie in blocks, and blocks that are still empty are not read: a
-   short run only takes the time for its own pairs;
-4. gamma lies between s'y / y'y and |s| / |y|, the geometric mean of the two
+3. gamma lies between s'y / y'y and |s| / |y|, the geometric mean of the two
    lengths of Barzilai and Borwein. The mean takes far fewer evaluations on
    networks, but many trials where it is too large. So gamma adapts to the steps
    that the line search accepts.
@@ -26,10 +24,8 @@ from typing import NamedTuple
 import numpy as np
 
 from kormos import backend
-from kormos.arithmetic.scalars import both
 from kormos.arithmetic.scalars import cond
 from kormos.arithmetic.scalars import constant
-from kormos.arithmetic.scalars import is_eager
 from kormos.arithmetic.scalars import larger
 from kormos.arithmetic.scalars import smaller
 from kormos.arithmetic.scalars import where
@@ -38,16 +34,12 @@ from kormos.arithmetic.vectors import matvec
 from kormos.arithmetic.vectors import norm
 from kormos.arithmetic.vectors import vecmat
 from kormos.backend import ops
+from kormos.solvers.quasi_newton.pair_store import PairStore
+from kormos.solvers.quasi_newton.pair_store import Store
+from kormos.solvers.quasi_newton.pair_store import kept
 from kormos.solvers.quasi_newton.state import Pair
 from kormos.types import Scalar
 from kormos.types import Tensor
-
-Store = tuple[Tensor, ...]
-
-# A block has at most this many slots. Our choice: smaller blocks add branches,
-# each of which takes as long as reading a few slots; larger ones make short
-# runs read empty slots.
-_BLOCK = 26
 
 # The adaptive gamma is multiplied by this after a step of the whole direction,
 # and by the square of the step's length after a shorter one. Our choice: a
@@ -64,6 +56,7 @@ class MiddleMatrix(NamedTuple):
         inverse: inverse of the triangle of `s_i'y_j` for i not newer than j,
             `(slots, slots)`, zero where there is no pair.
         squares: `y_i'y_j`, `(slots, slots)`.
+        lengths: those of the stored `s` and `y`, `(slots, 2)`.
         curvatures: `s_i'y_i`, `(slots,)`.
         scale: gamma, scalar.
         place: the free slot, where the next pair goes, int32.
@@ -74,6 +67,7 @@ class MiddleMatrix(NamedTuple):
 
     inverse: Tensor
     squares: Tensor
+    lengths: Tensor
     curvatures: Tensor
     scale: Scalar
     place: Scalar
@@ -83,10 +77,6 @@ class MiddleMatrix(NamedTuple):
 
 class LimitedMemory:
     """The curvature of L-BFGS, as `protocols.Curvature`.
-
-    The store has a slot for each pair `s, y` and a free one, in blocks, each of
-    shape `(slots, 2, size)`. If it is spread over devices, each device has a
-    part of every vector, and the vectors are padded with zeros.
 
     Args:
         memory: the number of pairs.
@@ -99,30 +89,26 @@ class LimitedMemory:
 
     def __init__(self, memory: int, scaling: str, is_spread: bool = False):
         self.key = f"l-bfgs, memory={memory}, scaling={scaling}"
-        self._is_spread = is_spread
+        # One slot is free.
         self._slots = memory + 1
-        count = -(-self._slots // _BLOCK)
-        ends = [self._slots * i // count for i in range(count + 1)]
-        # The first slot of each block, and the one after its last.
-        self._blocks = list(zip(ends, ends[1:], strict=False))
+        self._pairs = PairStore(self._slots, is_spread)
         self._scaling = scaling
 
-    def empty(self, size: int) -> tuple[Store, MiddleMatrix]:
+    def empty(
+        self, size: int, dtype: str = "float64"
+    ) -> tuple[Store, MiddleMatrix]:
         square = np.zeros((self._slots, self._slots))
         known = MiddleMatrix(
             inverse=square,
             squares=square.copy(),
+            lengths=np.ones((self._slots, 2)),
             curvatures=np.zeros(self._slots),
             scale=np.float64(1),
             place=np.int32(0),
             used=np.int32(0),
             products=np.zeros((self._slots, 2)),
         )
-        zeros = backend.spread_zeros if self._is_spread else np.zeros
-        store = tuple(
-            zeros((end - first, 2, size)) for first, end in self._blocks
-        )
-        return store, known
+        return self._pairs.empty(size, dtype), known
 
     def clear(self, known: MiddleMatrix, scale: Scalar) -> MiddleMatrix:
         # A pair without its row of the inverse has no effect.
@@ -137,31 +123,9 @@ class LimitedMemory:
         step: Tensor,
         change: Tensor,
     ) -> Store:
-        pair = ops.stack([step, change])
-        # A pair that is not good may not even be finite.
-        pair = where(good, pair, ops.zeros_like(pair))
-        return tuple(
-            self._recorded(block, known.place - first, pair)
-            for block, (first, _) in zip(store, self._blocks, strict=True)
-        )
-
-    def _recorded(self, block: Tensor, slot: Scalar, pair: Tensor) -> Tensor:
-        """The block with the pair in a slot, if it has that slot.
-
-        Args:
-            block: the block, `(slots, 2, size)`.
-            slot: the number of the slot within the block, which may be outside
-                of it.
-            pair: the rows s and y, `(2, size)`.
-        """
-        has_it = both(slot >= 0, slot < block.shape[0])
-        if is_eager(has_it) and not has_it:
-            return block
-        is_spread, pair = _is_spread(block, pair), _as_long_as(block, pair)
-        slot = where(has_it, slot, slot * 0)
-        # A single write, because with two of them XLA would copy the block.
-        block = backend.set_row(block, slot, where(has_it, pair, block[slot]))
-        return backend.keep_spread(block) if is_spread else block
+        rows = _rows_of(good, step, change)
+        rows, _ = kept(rows, store[0].dtype)
+        return self._pairs.recorded(store, known.place, rows)
 
     def settle(
         self, store: Store, known: MiddleMatrix
@@ -173,7 +137,17 @@ class LimitedMemory:
     ) -> tuple[MiddleMatrix, Tensor]:
         used = larger(known.used, known.place + 1)
         known = known._replace(used=used)
-        products = self._products(store, used, grad)
+        if store[0].dtype != grad.dtype:
+            rows = _rows_of(pair.good, pair.step, pair.change)
+            narrow, lengths = kept(rows, store[0].dtype)
+            # As they are stored, which is rounded.
+            rows = ops.cast(narrow, rows.dtype) * lengths
+            pair = pair._replace(step=rows[0], change=rows[1])
+            lengths = backend.set_row(
+                known.lengths, known.place, ops.reshape(lengths, (-1,))
+            )
+            known = known._replace(lengths=lengths)
+        products = self._pairs.products(store, known.lengths, used, grad)
         differences = products - known.products
         known = cond(
             pair.good,
@@ -186,67 +160,23 @@ class LimitedMemory:
     def product(
         self, store: Store, known: MiddleMatrix, vector: Tensor
     ) -> Tensor:
-        products = self._products(store, known.used, vector)
+        products = self._pairs.products(
+            store, known.lengths, known.used, vector
+        )
         known = known._replace(products=products)
         return -self._direction(store, known, vector)
 
-    def _products(self, store: Store, used: Scalar, vector: Tensor) -> Tensor:
-        """The products of all pairs with a vector, `(slots, 2)`.
-
-        Args:
-            store: the store.
-            used: the number of slots that have held a pair.
-            vector: the vector, `(size,)`.
-        """
-        vector, found = _as_long_as(store[0], vector), []
-        for block, (first, _) in zip(store, self._blocks, strict=True):
-            found.append(
-                cond(
-                    used > first,
-                    lambda block=block: ops.reshape(
-                        matvec(_rows(block), vector), (-1, 2)
-                    ),
-                    lambda block=block: ops.zeros(
-                        block.shape[:2], dtype=vector.dtype
-                    ),
-                )
-            )
-        return ops.concatenate(found)
-
-    def _combined(
-        self, store: Store, used: Scalar, weights: Tensor, total: Tensor
-    ) -> Tensor:
-        """`total` plus the pairs times their weights `(slots, 2)`.
-
-        Args:
-            store: the store.
-            used: the number of slots that have held a pair.
-            weights: the weights, `(slots, 2)`.
-            total: a vector, `(size,)`.
-        """
-        size, is_spread = total.shape[0], _is_spread(store[0], total)
-        if is_spread:
-            total = backend.keep_spread(_as_long_as(store[0], total))
-        for block, (first, end) in zip(store, self._blocks, strict=True):
-
-            def added(
-                block: Tensor = block,
-                own: Tensor = weights[first:end],
-                total: Tensor = total,
-            ) -> Tensor:
-                return total + vecmat(ops.reshape(own, (-1,)), _rows(block))
-
-            total = cond(used > first, added, lambda total=total: total)
-        return backend.gather(total)[:size] if is_spread else total
-
     def _extended(
-        self, known: MiddleMatrix, pair: Pair, differences: Tensor
+        self,
+        known: MiddleMatrix,
+        pair: Pair,
+        differences: Tensor,
     ) -> MiddleMatrix:
         """The middle matrix with a pair that was recorded in the store.
 
         Args:
             known: the middle matrix without it.
-            pair: the pair.
+            pair: the pair, as it is stored.
             differences: products of the store with the pair's change.
         """
         sy, yy = dot(pair.step, pair.change), dot(pair.change, pair.change)
@@ -295,28 +225,17 @@ class LimitedMemory:
         self, store: Store, known: MiddleMatrix, grad: Tensor
     ) -> Tensor:
         """-H times the gradient, of which `known` has the products."""
-        inverse, squares, curvatures, gamma, _, used, products = known
-        p, q = products[:, 0], products[:, 1]
+        inverse, gamma = known.inverse, known.scale
+        p, q = known.products[:, 0], known.products[:, 1]
         u = matvec(inverse, p)
-        inner = curvatures * u + (matvec(squares, u) - q) * gamma
+        inner = known.curvatures * u + (matvec(known.squares, u) - q) * gamma
         weights = ops.stack([vecmat(inner, inverse), -u * gamma], axis=1)
-        return -self._combined(store, used, weights, grad * gamma)
+        return -self._pairs.combined(
+            store, known.lengths, known.used, weights, grad * gamma
+        )
 
 
-def _is_spread(block: Tensor, vectors: Tensor) -> bool:
-    """Whether a block of the store is spread over devices, unlike vectors."""
-    return bool(block.shape[-1] > vectors.shape[-1])
-
-
-def _as_long_as(block: Tensor, vectors: Tensor) -> Tensor:
-    """Vectors, padded with zeros to the length of those of a block."""
-    if not _is_spread(block, vectors):
-        return vectors
-    before = [(0, 0)] * (len(vectors.shape) - 1)
-    missing = block.shape[-1] - vectors.shape[-1]
-    return ops.pad(vectors, [*before, (0, missing)])
-
-
-def _rows(block: Tensor) -> Tensor:
-    """The vectors of a block, `(2 slots, size)`."""
-    return ops.reshape(block, (-1, block.shape[-1]))
+def _rows_of(good: Scalar, step: Tensor, change: Tensor) -> Tensor:
+    """The rows s and y, zero if they are not good, and perhaps not finite."""
+    rows = ops.stack([step, change])
+    return where(good, rows, ops.zeros_like(rows))

@@ -142,6 +142,7 @@ def init(
     rows: int,
     is_bounded: bool = False,
     readings: int = 0,
+    dtype: str = "float64",
 ) -> State:
     """The state before the first evaluation, of NumPy arrays.
 
@@ -151,10 +152,11 @@ def init(
         rows: the most iterations of a call of `advance`.
         is_bounded: whether the parameters have bounds.
         readings: the number of readings of the objective at a point.
+        dtype: see `protocols.Method.empty`.
     """
     zero, none = np.float64(0), np.int32(0)
     columns = len(BOUNDED_ROW if is_bounded else ROW) + readings
-    store, known = curvature.empty(theta.size)
+    store, known = curvature.empty(theta.size, dtype)
     return State(
         theta=theta,
         loss=zero,
