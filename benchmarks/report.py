@@ -121,7 +121,7 @@ The better result is bold. Each row is one column of a table below.
   the first calls.
 - **Short runs of small networks.** A fit takes some milliseconds to set up, and
   an iteration with a memory of 100 pairs costs more than one with 10. optax and
-  jaxopt reach the first losses of the grid sooner, and jaxopt those of the
+  jaxopt reach the first losses of the grid sooner, and also those of the
   digits. TFP does so on the grid in float32.
 - **Smooth functions of a few parameters.** On the test functions, SciPy's BFGS
   takes the fewest evaluations most often.

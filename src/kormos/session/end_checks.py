@@ -30,15 +30,14 @@ def look_around(
     """Changes the status of an end that is no optimum; adds what was found.
 
     Args:
-        outcome: the end. It is left alone if it does not count as an optimum,
-            for methods without gradients, and under constraints.
+        outcome: the end, a success. It is left alone for methods without
+            gradients, and under constraints.
         problem: the problem.
         start: where the run began, and the loss there.
         began: the time at which it did.
     """
     evaluate = outcome.evaluate
-    is_optimum = outcome.status in statuses.SUCCESSES
-    if not is_optimum or evaluate is None or problem.constraints:
+    if evaluate is None or problem.constraints:
         return
     theta = np.array(outcome.theta)
     here = Point(theta, *evaluate(theta))

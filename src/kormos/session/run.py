@@ -128,9 +128,10 @@ class Run:
         if not self.problem.objective.has_float64:
             seconds = now() - self._began
             outcome = tried_in_float64(outcome, self.problem, seconds)
-        assert self.initial_loss is not None  # The solver has told it.
-        start = self._start, self.initial_loss
-        look_around(outcome, self.problem, start, self._began)
+        if outcome.status in statuses.SUCCESSES:
+            assert self.initial_loss is not None  # The solver has told it.
+            start = self._start, self.initial_loss
+            look_around(outcome, self.problem, start, self._began)
         return outcome
 
     def _keep_the_start(self, outcome: Outcome) -> None:
