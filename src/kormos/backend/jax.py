@@ -77,7 +77,7 @@ def chunk_numbers() -> int:
 
 def narrow_from() -> float:
     # Measured on a CPU. The conversion only takes time for short vectors.
-    return 2**10
+    return 2**8
 
 
 # A part of the message of the error of JAX that `attempt` works around.

@@ -48,7 +48,7 @@ class LBFGS(QuasiNewton):
         name: String, the name of the optimizer.
         memory: Integer, the number of curvature pairs. Each pair takes two
             vectors of the size of the parameters, in float64; in float32 for
-            models of that precision with at least 1,024 parameters on JAX, or
+            models of that precision with at least 256 parameters on JAX, or
             16,384 on PyTorch, unless pairs are distributed. Defaults to 100, or
             to as many as fit into 800 MB in float64, but at least 10.
         scaling: The size of the initial inverse Hessian: `"usual"` for
