@@ -275,7 +275,7 @@ def fit(
         observer,
         budget=budget,
         resume=resume,
-        restarts=race.Restarts(restarts, None, seed, draw, bool(verbose)),
+        restarts=race.Restarts(restarts, None, seed, bool(verbose), draw),
     )
     model.history.check = report
     return model.history

@@ -235,9 +235,7 @@ def least_squares(
             observer,
             budget=budget,
             resume=resume,
-            restarts=race.Restarts(
-                restarts, starts, seed, is_shown=bool(verbose)
-            ),
+            restarts=race.Restarts(restarts, starts, seed, bool(verbose)),
         )
     return with_summary(result, of_residuals, task)
 

@@ -209,9 +209,7 @@ def minimize(
             observer,
             budget=budget,
             resume=resume,
-            restarts=race.Restarts(
-                restarts, starts, seed, is_shown=bool(verbose)
-            ),
+            restarts=race.Restarts(restarts, starts, seed, bool(verbose)),
             loss_callback=loss_callback,
         )
     return with_summary(result, of_loss, task)

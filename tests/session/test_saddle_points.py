@@ -65,7 +65,7 @@ def test_within_bounds():
         verbose=0,
     )
     assert result.success, result
-    # The minimum at (-0.5, -0.5), on the bounds, is one too.
+    # There is another minimum, on the bounds at (-0.5, -0.5).
     assert result.loss < 1e-10 or result.loss == pytest.approx(0.5625)
 
 

@@ -27,7 +27,7 @@ def look_around(
     start: tuple[Vector, float],
     began: float,
 ) -> None:
-    """Changes the status of an end that is no optimum; adds what was found.
+    """Corrects the status of an end that is not an optimum; adds sentences.
 
     Args:
         outcome: the end, a success. It is left alone for methods without
@@ -66,11 +66,11 @@ def _is_plateau(
     below = loss_below(evaluate, here, problem.evaluation_eps, problem.project)
     if below is None:
         return False
-    outcome.status, outcome.test = statuses.STALLED, None
-    outcome.findings += (
+    _deny(
+        outcome,
         " The loss does not change around this point, as with saturated "
         f"units, but with smaller parameters it is {below:.6g}: start "
-        "there, or scale the data."
+        "there, or scale the data.",
     )
     return True
 
@@ -95,12 +95,18 @@ def _is_saddle(
     )
     if found is None:
         return False
-    outcome.status, outcome.test = statuses.STALLED, None
     outcome.below = found.theta
     count = np.count_nonzero(here.grad == 0)
-    outcome.findings += (
+    _deny(
+        outcome,
         f" The gradient is zero in {count} parameters, but the point is a "
         f"saddle point: beside it the loss is {found.loss:.6g}. Give more "
-        "iterations, or start elsewhere."
+        "iterations, or start elsewhere.",
     )
     return True
+
+
+def _deny(outcome: Outcome, why: str) -> None:
+    """Takes back that an end is an optimum, and says why."""
+    outcome.status, outcome.test = statuses.STALLED, None
+    outcome.findings += why

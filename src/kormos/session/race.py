@@ -198,15 +198,15 @@ class Restarts(NamedTuple):
         number: the number of starts, or `None`.
         starts: see `drawn_starts`.
         seed: the seed of the generator that draws them.
-        draw: see `drawn_starts`.
         is_shown: whether to print a line after each round.
+        draw: see `drawn_starts`.
     """
 
     number: int | None = None
     starts: Any = None
     seed: int = 0
-    draw: Draw | None = None
     is_shown: bool = False
+    draw: Draw | None = None
 
 
 def run(

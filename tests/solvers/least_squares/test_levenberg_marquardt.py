@@ -772,7 +772,7 @@ def below_zero(y, z):
 
 
 def test_a_loss_that_is_zero_at_the_start(float64):
-    """A decrease cannot be taken as a part of a loss of zero."""
+    """The loss is zero there, and a relative decrease means nothing."""
     model = linear()
     model.compile(optimizer="lm", loss=below_zero)
     model.set_weights([np.zeros((5, 1))])

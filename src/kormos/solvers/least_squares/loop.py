@@ -254,8 +254,10 @@ class LeastSquaresRun:
             1 / here.model.scale,
             problem.evaluation_eps,
         )
-        there = below and self._models.at(below.theta, below.loss)
-        if below is None or there is None:
+        if below is None:
+            return None
+        there = self._models.at(below.theta, below.loss)
+        if there is None:
             return None
         return Found(there, norm(below.theta - here.theta), 1)
 

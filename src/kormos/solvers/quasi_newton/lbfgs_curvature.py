@@ -167,10 +167,7 @@ class LimitedMemory:
         return -self._direction(store, known, vector)
 
     def _extended(
-        self,
-        known: MiddleMatrix,
-        pair: Pair,
-        differences: Tensor,
+        self, known: MiddleMatrix, pair: Pair, differences: Tensor
     ) -> MiddleMatrix:
         """The middle matrix with a pair that was recorded in the store.
 
