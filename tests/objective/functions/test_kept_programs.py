@@ -23,6 +23,7 @@ compiles = pytest.mark.skipif(
     BACKEND == "torch", reason="PyTorch compiles nothing"
 )
 TARGET = 1.0
+latest = None
 
 
 @pytest.fixture
@@ -408,6 +409,31 @@ def test_equal_constraints_of_other_variables_compile_nothing(compiled, method):
         )
         np.testing.assert_allclose(v.numpy(), 0.5, atol=1e-5)
     assert not compiled
+
+
+@pytest.mark.parametrize("precision", [None, "float64"])
+def test_a_global_holds_another_variable_when_a_method_is_first_used(precision):
+    global latest
+    methods = "lbfgs", "ssbroyden", "lbfgs", "l-bfgs-b", "lm"
+    for rows, method in enumerate(methods, start=4):
+        if method != "lm":
+            latest = keras.Variable(np.zeros(2, "float32"))
+            kormos.minimize(
+                lambda: ops.sum((latest - 1.0) ** 2),
+                [latest],
+                method,
+                precision=precision,
+            )
+            np.testing.assert_allclose(latest.numpy(), 1.0, rtol=1e-5)
+        latest = keras.Variable(np.zeros(2, "float32"))
+        kormos.least_squares(
+            lambda x: latest[0] + latest[1] * x - 3.0,
+            [latest],
+            method,
+            data=np.linspace(0.0, 1.0, rows, dtype="float32"),
+            precision=precision,
+        )
+        np.testing.assert_allclose(latest.numpy(), [3.0, 0.0], atol=1e-4)
 
 
 @compiles

@@ -1,5 +1,6 @@
 """Functions of variables and their programs, kept from one call to the next."""
 
+import copy
 import functools
 import types
 from collections.abc import Callable
@@ -34,21 +35,61 @@ _MOST_BYTES = 2**24
 _plain = ProgramCache()
 
 
+class _Compiled(Generic[_Reader]):
+    """What equal functions share: what was compiled, and what it calls.
+
+    Compiled code may be traced again, for a new method or new shapes. Then it
+    has to call the function that is in use. An earlier one that was equal need
+    not be so any more: a global that both of them name may hold another
+    variable now.
+
+    Args:
+        function: the first of the functions.
+
+    Attributes:
+        made: what was made, by dtype and key.
+    """
+
+    def __init__(self, function: _Reader) -> None:
+        self.made: dict[tuple[str | None, Hashable], Any] = {}
+        self._readers: dict[str | None, _Reader] = {None: copy.copy(function)}
+
+    def call(self, function: _Reader) -> None:
+        """Makes an equal function the one that is called from now on."""
+        for reader in self._readers.values():
+            reader.become(function)
+
+    def reader(self, dtype: str | None) -> _Reader:
+        """What compiled code calls in a dtype, `"float64"` or `None`.
+
+        Raises:
+            Float64Error: if the function cannot be evaluated in float64.
+        """
+        if dtype not in self._readers:
+            reader = self._readers[None].in_float64()
+            reader.check_width()
+            self._readers[dtype] = reader
+        return self._readers[dtype]
+
+
 class KeptFunction(Generic[_Reader]):
     """A function of variables, and the objects that were made from it.
 
     Args:
         function: the function, in the dtypes of the variables.
-        equal: what was made from an equal function of other variables, or
-            `None`.
+        shared: what equal functions share, or `None` if this is the first.
     """
 
     def __init__(
-        self, function: _Reader, equal: "KeptFunction[_Reader] | None" = None
+        self, function: _Reader, shared: _Compiled[_Reader] | None = None
     ) -> None:
         self.function = function
-        self._equal = equal
-        self._made: dict[Hashable, Any] = {}
+        self._shared = shared or _Compiled(function)
+        self._made: dict[tuple[str | None, Hashable], Any] = {}
+
+    def use(self) -> None:
+        """Makes this the function that compiled code calls if it is traced."""
+        self._shared.call(self.function)
 
     @functools.cached_property
     def in_float64(self) -> _Reader:
@@ -57,12 +98,9 @@ class KeptFunction(Generic[_Reader]):
         Raises:
             Float64Error: if it cannot be evaluated in float64.
         """
-        if self._equal is not None:
-            own = self.function
-            return self._equal.in_float64.moved(own.fn, own.variables)
-        function = self.function.in_float64()
-        function.check_width()
-        return function
+        own = copy.copy(self._shared.reader("float64"))
+        own.become(self.function)
+        return own
 
     def made(
         self,
@@ -84,11 +122,12 @@ class KeptFunction(Generic[_Reader]):
         if (dtype, key) not in self._made:
             function = self.function if dtype is None else self.in_float64
             packing = Packing(function.variables, dtype)
-            if self._equal is None:
-                made = make(function, packing)
+            shared = self._shared
+            if (dtype, key) in shared.made:
+                made = move(shared.made[dtype, key], function, packing)
             else:
-                equal = self._equal.made(dtype, make, move, key)
-                made = move(equal, function, packing)
+                made = make(shared.reader(dtype), packing)
+                shared.made[dtype, key] = made
             self._made[dtype, key] = made
         return self._made[dtype, key]
 
@@ -96,7 +135,7 @@ class KeptFunction(Generic[_Reader]):
         self, fn: Callable[..., Any], variables: Sequence[keras.Variable]
     ) -> "KeptFunction[_Reader]":
         """Returns what was made, for an equal function of other variables."""
-        return KeptFunction(self.function.moved(fn, variables), self)
+        return KeptFunction(self.function.moved(fn, variables), self._shared)
 
 
 class _FunctionCache:
@@ -162,12 +201,14 @@ def kept(
     cache = _cache_of(fn)
     found = None if cache is None else cache.find(present, own)
     if found is not None:
+        found.use()
         return found
     shared = _shared_key(present, key, variables)
     known = None if shared is None else _plain.find(shared)
     if known is not None:
         equal, _ = known
         found = equal.moved(fn, variables)
+        found.use()
     else:
         found = KeptFunction(make())
         # The first call of a function may change what it depends on: it may

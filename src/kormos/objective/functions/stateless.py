@@ -109,6 +109,11 @@ class VariableReader:
         other.unused_variables = [own[id(v)] for v in self.unused_variables]
         return other
 
+    def become(self, other: Self) -> None:
+        """Takes the function and the variables of an equal one."""
+        self.fn, self.variables = other.fn, other.variables
+        self.unused_variables = other.unused_variables
+
     def in_float64(self) -> Self:
         """A copy that is evaluated in float64."""
         other = copy.copy(self)
