@@ -3,8 +3,10 @@
 import copy
 import dataclasses
 import functools
+import types
 from collections.abc import Callable
 from collections.abc import Hashable
+from collections.abc import Mapping
 from typing import Self
 
 import keras
@@ -63,6 +65,9 @@ class FlatObjective:
     has_own_derivatives = False
     has_float64 = False
     unused_variables: list[keras.Variable]
+    # The values that `assign` gave variables that the loss keeps fixed, by
+    # their identity. The loss still has the values of before.
+    _assigned: Mapping[int, Tensor] = types.MappingProxyType({})
 
     @functools.cached_property
     def _watched(self) -> Watched:
@@ -160,6 +165,7 @@ class FlatObjective:
         """Reads the values of the variables that the loss keeps fixed."""
         frozen = self.program.frozen_values()
         self.arguments = dataclasses.replace(self.arguments, frozen=frozen)
+        self._assigned = {}
 
     def note(self) -> None:
         """Notes the variables' values, before other code may assign some."""
@@ -182,7 +188,11 @@ class FlatObjective:
             and not self.program.packing.holds(theta)
         )
         frozen = self.program.frozen_variables
-        if not (is_moved or self._copies.differ(frozen, self.arguments.frozen)):
+        values = [
+            self._assigned.get(id(v), value)
+            for v, value in zip(frozen, self.arguments.frozen, strict=True)
+        ]
+        if not (is_moved or self._copies.differ(frozen, values)):
             return None
         self.refresh()
         return self.initial_position() if is_moved else theta
@@ -224,18 +234,18 @@ class FlatObjective:
         """
         chunk_losses = self.program.chunk_losses
         frozen = self.program.frozen_variables
-        seeds = [
+        others = [
             (variable, value)
             for variable, value in zip(
                 frozen, self.arguments.frozen, strict=True
             )
-            if is_seed(variable)
+            if is_seed(variable) or id(variable) in self._assigned
         ]
-        changed = [*self.variables, *(variable for variable, _ in seeds)]
+        changed = [*self.variables, *(variable for variable, _ in others)]
         with turn("changed"), restored(changed):
             self.program.packing.write(self._checked(theta, "theta"))
             point = self.initial_position()
-            for variable, value in seeds:
+            for variable, value in others:
                 assign(variable, value)
             with backend.float64():
                 loss = self.arguments.uncompiled(chunk_losses, self._once)

@@ -280,10 +280,19 @@ class KerasObserver(SessionObserver):
             # The iterate is inside a compiled call, and no callback needs it.
             self._tell_epoch_end(None)
             return
-        if self._is_watching:
+        if self._is_watching or self._validates_states():
             self._reporter.write(theta)
         self._standing = theta
         self._tell(theta, self._tell_epoch_end, theta)
+
+    def _validates_states(self) -> bool:
+        """Whether layers need their averages, because validation is due."""
+        task = self._reporter.task
+        return (
+            task.validation is not None
+            and cast(Objective, task.objective).uses_training_state
+            and self._epoch_logs.validates(self.done + 1)
+        )
 
     def _tell_epoch_end(self, theta: Vector | None) -> None:
         logs = self._logs = self._logs_at(theta)

@@ -139,3 +139,109 @@ def test_in_inference_nothing_is_assigned():
     np.testing.assert_array_equal(
         keras.ops.convert_to_numpy(norm.moving_variance), np.ones(3)
     )
+
+
+class Inferring(keras.Model):
+    """A model that uses the averages that it has, and a layer it never calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = layers.BatchNormalization()
+        self.unused = layers.BatchNormalization()
+        self.last = layers.Dense(1)
+
+    def build(self, shape):
+        for layer in (self.norm, self.unused, self.last):
+            layer.build(shape)
+
+    def call(self, x, training=False):
+        return self.last(self.norm(x, training=False))
+
+
+def test_averages_that_a_pass_does_not_change_stay():
+    model = Inferring()
+    model.build((None, 3))
+    for norm in (model.norm, model.unused):
+        norm.moving_mean.assign(X.mean(axis=0))
+        norm.moving_variance.assign(X.var(axis=0))
+    model.compile("lbfgs", loss="mse")
+    loss = model.fit(X, Y, epochs=5, verbose=0, training=True).result.loss
+    assert model.evaluate(X, Y, verbose=0) == pytest.approx(loss, 1e-5)
+    for norm in (model.norm, model.unused):
+        np.testing.assert_array_equal(
+            keras.ops.convert_to_numpy(norm.moving_mean), X.mean(axis=0)
+        )
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.99])
+def test_a_layer_that_is_called_twice_has_the_mean_of_its_calls(momentum):
+    """The calls of a pass count as in Keras, where the later counts more."""
+    first, second = keras.Input((3,)), keras.Input((3,))
+    norm = layers.BatchNormalization(momentum=momentum)
+    joined = layers.Concatenate()([norm(first), norm(second)])
+    model = keras.Model([first, second], layers.Dense(1)(joined))
+    model.compile("l-bfgs-b", loss="mse")
+    other = (2 * X + 1).astype("float32")
+    model.fit([X, other], Y, epochs=3, verbose=0, training=True)
+    for average, of_first, of_second in (
+        (norm.moving_mean, X.mean(axis=0), other.mean(axis=0)),
+        (norm.moving_variance, X.var(axis=0), other.var(axis=0)),
+    ):
+        np.testing.assert_allclose(
+            keras.ops.convert_to_numpy(average),
+            (momentum * of_first + of_second) / (1 + momentum),
+            rtol=1e-5,
+        )
+
+
+@pytest.mark.parametrize("method", ["lbfgs", "adam"])
+def test_validation_sees_the_averages_without_callbacks(method):
+    optimizer = method
+    if method == "adam":
+        adam = keras.optimizers.Adam(0.01)
+        optimizer = kormos.optimizers.Chain([adam, "lbfgs"])
+    histories = []
+    for callbacks in ([], [keras.callbacks.Callback()]):
+        keras.utils.set_random_seed(0)
+        model = compiled(
+            optimizer, layers.BatchNormalization(), layers.Dense(1)
+        )
+        history = model.fit(
+            X,
+            Y,
+            epochs=4,
+            verbose=0,
+            training=True,
+            validation_data=(X, Y),
+            callbacks=callbacks,
+        ).history
+        histories.append(history["val_loss"])
+        if method == "lbfgs":
+            np.testing.assert_allclose(
+                history["val_loss"], history["loss"], rtol=1e-5
+            )
+    np.testing.assert_allclose(*histories, rtol=1e-6)
+
+
+def test_other_states_are_those_after_one_pass():
+    class Growing(layers.Layer):
+        def build(self, shape):
+            self.count = self.add_weight(
+                shape=(), initializer="zeros", trainable=False
+            )
+
+        def call(self, x, training=False):
+            if training:
+                self.count.assign(self.count + 1.0)
+            return x * (1 + 0.1 * self.count)
+
+    for callbacks in ([], [keras.callbacks.Callback()]):
+        layer = Growing()
+        model = compiled("lbfgs", layer, layers.Dense(1))
+        result = model.fit(
+            X, Y, epochs=5, verbose=0, training=True, callbacks=callbacks
+        ).result
+        assert float(layer.count) == 1
+        assert model.evaluate(X, Y, verbose=0) == pytest.approx(
+            result.loss, 1e-5
+        )

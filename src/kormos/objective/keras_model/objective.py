@@ -236,7 +236,7 @@ class Objective(MeasuredObjective):
         """
         super().assign(theta)
         if self._training:
-            self.arguments = self.program.layer_states.update(
+            self._assigned = self.program.layer_states.update(
                 self.initial_position(), self.arguments
             )
 
