@@ -351,3 +351,26 @@ def test_a_fit_is_drawn(tmp_path):
     assert labels == ["y", "residual", "residual"]
     several = kormos.plot_fit(kormos.summary(line(), X, Y))
     assert several.axes[0].get_ylabel() == "observed"
+
+
+@pytest.mark.parametrize("call", ["least_squares", "minimize"])
+def test_a_function_that_has_changed_since_the_fit_is_refused(call):
+    x = np.linspace(0.1, 1.0, 30)
+    y = 1 + 2 * x + 0.1 * np.random.default_rng(0).normal(size=30)
+    b = keras.Variable(np.zeros(2), dtype="float32")
+    power = 1
+
+    def errors(data):
+        return b[0] + b[1] * data["x"] ** power - data["y"]
+
+    data = {"x": x, "y": y}
+    if call == "least_squares":
+        result = kormos.least_squares(errors, [b], data=data)
+    else:
+        result = kormos.minimize(lambda d: errors(d) ** 2, [b], data=data)
+    before = result.summary().estimates.copy()
+    b.assign(np.zeros(2))  # The summary has the values of the fit's end.
+    np.testing.assert_array_equal(result.summary().estimates, before)
+    power = 2
+    with pytest.raises(ValueError, match="has changed since the fit"):
+        result.summary()

@@ -225,8 +225,9 @@ class FlatObjective:
     def reference(self, theta: Vector) -> tuple[Vector, float]:
         """The loss without compilation, with a point in the variables.
 
-        It assigns the point during the evaluation, and draws the same random
-        numbers as a compiled loss.
+        It assigns the point during the evaluation, and the values that the loss
+        keeps fixed, so that it draws the same random numbers as a compiled
+        loss.
 
         Returns:
             The point as the variables round it, and the loss there, or NaN
@@ -239,7 +240,7 @@ class FlatObjective:
             for variable, value in zip(
                 frozen, self.arguments.frozen, strict=True
             )
-            if is_seed(variable) or id(variable) in self._assigned
+            if is_seed(variable) or self._copies.differ([variable], [value])
         ]
         changed = [*self.variables, *(variable for variable, _ in others)]
         with turn("changed"), restored(changed):

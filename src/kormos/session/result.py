@@ -155,7 +155,8 @@ class Result:
 
         Raises:
             ValueError: If the run was not one of `kormos.least_squares` or
-                `kormos.minimize`, or a setting cannot be used.
+                `kormos.minimize`, a setting cannot be used, or the function
+                has changed since the run.
 
         Example:
 

@@ -86,6 +86,25 @@ def verify(
             return
 
 
+def is_unchanged(
+    objective: ComparableObjective, theta: Vector, loss: float
+) -> bool:
+    """Whether the user's function computes the same loss as before at a point.
+
+    Args:
+        objective: the objective, with its data in memory.
+        theta: the point.
+        loss: the loss that it had there.
+    """
+    _, own = objective.reference(theta)
+    if not np.isfinite(loss):
+        return True
+    if not np.isfinite(own):
+        return False
+    comparison = _Comparison(objective, lambda _: loss, lambda point: point)
+    return comparison.is_same(theta, loss, own)
+
+
 class _Comparison:
     """Compares a compiled loss with the loss as the user wrote it.
 
@@ -119,9 +138,7 @@ class _Comparison:
         if not np.isfinite(own):
             return False
         found = self._compiled(point)
-        if differ(self._objective, found, own) and not self._explains(
-            abs(found - own), point, own
-        ):
+        if not self.is_same(point, found, own):
             raise ValueError(
                 "The compiled loss must depend on the present values of the "
                 "variables: a function that was compiled or traced before "
@@ -133,6 +150,18 @@ class _Comparison:
                 "compiled"
             )
         return True
+
+    def is_same(self, point: Vector, found: float, own: float) -> bool:
+        """Whether a loss is the one that the user wrote, up to rounding.
+
+        Args:
+            point: the point.
+            found: the loss there.
+            own: the loss there as the user wrote it.
+        """
+        return not differ(self._objective, found, own) or self._explains(
+            abs(found - own), point, own
+        )
 
     def _explains(self, difference: float, point: Vector, own: float) -> bool:
         """Whether the rounding of the variables explains a difference.

@@ -1,6 +1,5 @@
 """Summaries of the results of `kormos.least_squares` and `kormos.minimize`."""
 
-import functools
 from collections.abc import Callable
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from kormos.objective.functions.residuals import ResidualObjective
 from kormos.objective.functions.row_losses import RowLossObjective
 from kormos.session.result import Result
 from kormos.session.task import Task
+from kormos.solvers.verification import is_unchanged
 from kormos.statistics import likelihoods
 from kormos.statistics.estimate import estimate
 from kormos.statistics.fits import Fit
@@ -37,8 +37,21 @@ def with_summary(
         summarize: function of the task, the estimate and settings.
         task: the task of the session.
     """
-    theta = task.objective.initial_position()
-    result._summarize = functools.partial(summarize, task, theta)
+    objective = task.objective
+    theta, loss = objective.initial_position(), result.loss
+
+    def summary(**settings: Any) -> Summary | PartialSummary:
+        if not is_unchanged(objective, theta, loss):
+            raise ValueError(
+                "The function, or a value that it reads, has changed since "
+                "the fit. Call `summary` before the change, or give each fit "
+                "a function of its own. Received: a function whose loss at "
+                f"the estimate was {loss:.6g}, and is "
+                f"{objective.reference(theta)[1]:.6g} now"
+            )
+        return summarize(task, theta, **settings)
+
+    result._summarize = summary
     return result
 
 
