@@ -237,7 +237,8 @@ def least_squares(
             resume=resume,
             restarts=race.Restarts(restarts, starts, seed, bool(verbose)),
         )
-    return with_summary(result, of_residuals, task)
+    summarize = functools.partial(of_residuals, sigma)
+    return with_summary(result, summarize, task)
 
 
 def _refuse_validation_data(validation_data: Any) -> None:

@@ -374,3 +374,36 @@ def test_a_function_that_has_changed_since_the_fit_is_refused(call):
     power = 2
     with pytest.raises(ValueError, match="has changed since the fit"):
         result.summary()
+
+
+@pytest.mark.parametrize("kind", ["all the same", "of rows", "without data"])
+def test_deviations_are_the_weights_of_statsmodels(kind):
+    rng = np.random.default_rng(0)
+    x = np.linspace(0.0, 1.0, 50)
+    sigma = np.exp(rng.normal(size=50)) if kind != "all the same" else 0.1
+    y = 1 + 2 * x + sigma * rng.normal(size=50)
+    b = keras.Variable(np.zeros(2), dtype="float32")
+    given = {"data": {"x": x, "y": y}}
+
+    def residuals(data=given["data"]):
+        x, y = (ops.convert_to_tensor(data[name]) for name in "xy")
+        return b[0] + b[1] * ops.cast(x, b.dtype) - ops.cast(y, b.dtype)
+
+    if kind == "without data":
+        given = {}
+    result = kormos.least_squares(
+        residuals, [b], sigma=sigma, precision="float64", **given
+    )
+    peer = sm.WLS(y, sm.add_constant(x), np.broadcast_to(sigma**-2, 50)).fit()
+    summary = result.summary(targets=y)
+    for own, expected in (
+        (summary.r_squared, peer.rsquared),
+        (summary.adjusted_r_squared, peer.rsquared_adj),
+        (summary.log_likelihood, peer.llf),
+        (summary.bic - summary.aic, peer.bic - peer.aic),
+    ):
+        assert own == pytest.approx(expected, rel=1e-6)
+    np.testing.assert_allclose(summary.standard_errors, peer.bse, rtol=1e-5)
+    absolute = result.summary(absolute_sigma=True).log_likelihood
+    density = scipy.stats.norm.logpdf(y, peer.fittedvalues, sigma)
+    assert absolute == pytest.approx(density.sum(), rel=1e-6)

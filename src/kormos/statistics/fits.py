@@ -38,6 +38,8 @@ class Fit:
         function: function of data that predicts, with `keras.ops`, or `None`.
         box: the lower and upper bounds, or a pair of `None`.
         is_constrained: whether the fit has constraints besides bounds.
+        deviations: the standard deviations by which the function's residuals
+            were divided, `(n, m)` where m divides k, or `(1, 1)`; or `None`.
     """
 
     objective: FlatObjective
@@ -49,6 +51,7 @@ class Fit:
     function: Callable[..., Any] | None = None
     box: tuple[Vector | None, Vector | None] = (None, None)
     is_constrained: bool = False
+    deviations: Matrix | None = None
 
     @property
     def has_rows(self) -> bool:
@@ -74,7 +77,20 @@ class Fit:
 
     def rows(self) -> Iterator[RowBlock]:
         """Yields the rows of the data."""
-        return row_blocks(self.objective, self.theta)
+        first = 0
+        for block in row_blocks(self.objective, self.theta):
+            last = first + len(block.errors)
+            yield self._weighted(block, slice(first, last))
+            first = last
+
+    def _weighted(self, block: RowBlock, rows: slice) -> RowBlock:
+        """A block with the weights of the residuals that were divided."""
+        if self.deviations is None:
+            return block
+        own = self.deviations
+        own = own[rows] if len(own) > 1 else own
+        own = np.repeat(own, block.weights.shape[1] // own.shape[1], axis=1)
+        return block._replace(weights=block.weights / own**2)
 
     def check_size(self) -> None:
         """Refuses matrices that are too large.

@@ -56,6 +56,7 @@ def with_summary(
 
 
 def of_residuals(
+    deviations: Any,
     task: Task,
     theta: Vector,
     covariance: str = "classical",
@@ -69,6 +70,7 @@ def of_residuals(
     """The summary of a fit of residuals.
 
     Args:
+        deviations: `sigma` of `kormos.least_squares`, or `None`.
         task: the task of the session.
         theta: the estimate.
         covariance: see `kormos.summary`.
@@ -97,6 +99,7 @@ def of_residuals(
         targets=_as_rows(targets),
         box=task.box,
         is_constrained=bool(task.constraints),
+        deviations=_deviations(deviations, objective),
     )
     if parameters is not None:
         return PartialSummary(
@@ -191,6 +194,22 @@ def _active(task: Task, theta: Vector) -> Matrix:
     return active_constraints(
         theta, task.box, task.constraints, 1e3 * task.objective.storage_eps
     )
+
+
+def _deviations(sigma: Any, objective: ResidualObjective) -> Matrix | None:
+    """The standard deviations of `Fit`.
+
+    Args:
+        sigma: that of `kormos.least_squares`, or `None`.
+        objective: the objective, whose data include `sigma` of several rows.
+    """
+    if sigma is None:
+        return None
+    deviations = np.asarray(sigma, "float64")
+    if deviations.ndim and objective.data is not None:
+        # Rows with missing values have been left out.
+        deviations = np.asarray(objective.data[1], "float64")
+    return deviations.reshape(len(deviations) if deviations.ndim else 1, -1)
 
 
 def _as_rows(targets: Any) -> Matrix | None:
