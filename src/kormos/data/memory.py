@@ -237,8 +237,9 @@ def _as_it_is(array: Array) -> Tensor:
 
 
 def _to_device(array: Array) -> Tensor:
-    if array.dtype not in ("float64", "complex128"):
+    if array.dtype not in ("float64", "complex128", "int64", "uint64"):
         return _as_it_is(array)
-    # Without this scope, JAX would round it to float32.
+    # Without this scope, JAX would make it narrower: round it to float32, or
+    # let large integers overflow.
     with backend.float64():
         return _as_it_is(array)

@@ -6,6 +6,7 @@ from collections.abc import Hashable
 from collections.abc import Sequence
 from typing import Any
 
+import keras
 import numpy as np
 from keras import ops
 from keras import tree
@@ -31,6 +32,7 @@ class Points:
         is_empty: whether there are no data at all.
         leaf_groups: the number of the group of each array.
         count: the number of groups.
+        lengths: the number of rows of each group, in the data at hand.
     """
 
     def __init__(
@@ -48,9 +50,9 @@ class Points:
         self.is_empty = data is None
         arrays = self._all_rows(data)
         counts = [len(array) for array in arrays]
-        distinct = list(dict.fromkeys(counts))
-        self.leaf_groups = [distinct.index(count) for count in counts]
-        self.count = len(distinct)
+        self.lengths = list(dict.fromkeys(counts))
+        self.leaf_groups = [self.lengths.index(count) for count in counts]
+        self.count = len(self.lengths)
         self._rows = [(a.shape[1:], a.dtype.name) for a in arrays]
         # The objects with these points are kept for later calls, but must not
         # keep the data.
@@ -131,6 +133,13 @@ class Points:
             return fn(given)
         except (AttributeError, KeyError, TypeError) as error:
             if not self._has_frames:
+                has_integers = any("int" in dtype for _, dtype in self._rows)
+                if has_integers and keras.backend.backend() == "tensorflow":
+                    error.add_note(
+                        "TensorFlow does not combine integers and floats: "
+                        "cast the integers in `data` by `keras.ops.cast`, "
+                        "or pass floats."
+                    )
                 raise
             raise ValueError(
                 "Function `residual_fn` receives a DataFrame as a dict of "

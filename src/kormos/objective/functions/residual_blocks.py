@@ -1,5 +1,6 @@
 """A function of residuals, and the data that each of its blocks depends on."""
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable
@@ -282,10 +283,29 @@ class ResidualFunction(VariableReader):
         Args:
             longer: the groups with three rows.
         """
-        return [
-            as_tensor(np.resize(h, (3 if g in longer else 2, *h.shape[1:])))
-            for h, g in zip(self._heads, self.points.leaf_groups, strict=True)
-        ]
+        # Without this scope, JAX would warn of integers of 64 bits.
+        with backend.float64():
+            return [
+                as_tensor(np.resize(h, (3 if g in longer else 2, *h.shape[1:])))
+                for h, g in zip(
+                    self._heads, self.points.leaf_groups, strict=True
+                )
+            ]
+
+    @contextlib.contextmanager
+    def _naming_lengths(self) -> Iterator[None]:
+        """Explains errors where arrays of several lengths are combined."""
+        try:
+            yield
+        except Exception as error:
+            if self.points.count < 2:
+                raise
+            raise ValueError(
+                f"Function `{self._name}` must combine only arrays with the "
+                "same number of rows. Received: arrays with "
+                f"{' and '.join(map(str, self.points.lengths))} rows, for "
+                f"which it raises {error!r}"
+            ) from error
 
     def _find_groups(self, blocks: dict[str, Tensor], count: int) -> None:
         """Finds the group of each block by giving that group one more row.
@@ -297,7 +317,7 @@ class ResidualFunction(VariableReader):
         shapes = {name: tuple(block.shape) for name, block in blocks.items()}
         found: dict[str, int | None] = dict.fromkeys(self.names)
         for group in range(count):
-            with ReadRecorder():
+            with ReadRecorder(), self._naming_lengths():
                 longer = backend.dry_run(self._call, self._head([group]))
             for name, block in longer.items():
                 shape = tuple(block.shape)
