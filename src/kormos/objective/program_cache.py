@@ -64,4 +64,6 @@ class ProgramCache:
 
 
 def _with_settings(key: Hashable) -> Hashable:
-    return key, keras.config.floatx(), is_true_float64()
+    config = keras.config
+    settings = config.floatx(), config.epsilon(), config.image_data_format()
+    return key, settings, is_true_float64()

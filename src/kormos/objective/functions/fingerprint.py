@@ -14,16 +14,10 @@ change. The variables to optimize count by their places in a list, so that two
 functions may be equal although each has its own variables.
 """
 
-import dis
-import functools
 import hashlib
 import math
 import pickle
-import sys
-import sysconfig
 import types
-from collections.abc import Iterator
-from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 from typing import NamedTuple
@@ -31,44 +25,17 @@ from typing import NamedTuple
 import keras
 from keras import ops
 
+from kormos.objective.functions import dependencies
+
 # Types that the pickler handles itself, and which are most common.
 _PLAIN = frozenset(
     (type(None), bool, int, float, complex, str, bytes, tuple, list, dict)
 )
 # Types whose objects are compared only by their identity.
-_IDENTICAL = (
-    keras.Variable,
-    types.BuiltinFunctionType,
-    types.CodeType,
-    types.ModuleType,
-)
-# Packages whose functions do not depend on anything that a user changes.
-_FIXED = frozenset(
-    ("jax", "jaxlib", "keras", "kormos", "numpy", "scipy", "tensorflow")
-)
-_FOLDERS = tuple({sysconfig.get_path(name) for name in ("purelib", "platlib")})
+_IDENTICAL = keras.Variable, types.CodeType, types.ModuleType
 # At most this many bytes are hashed, in a quarter of a second. Our choice:
 # larger arrays are better given as `data`, or as tensors, which do not change.
 _MOST_BYTES = 2**28
-# Attributes that do not affect what a class or a layer computes. For a layer,
-# these are attributes that Keras and its `fit` store.
-_IRRELEVANT = frozenset(
-    (
-        "__annotations__",
-        "__dict__",
-        "__doc__",
-        "__module__",
-        "__weakref__",
-        "build",
-        "call_signature_parameters",
-        "history",
-        "optimizer",
-        "quantize",
-        "steps_per_execution",
-        "stop_training",
-    )
-)
-_IRRELEVANT_STARTS = "__dataclass_", "_abc_", "_kormos_"
 
 
 class Fingerprint(NamedTuple):
@@ -96,13 +63,13 @@ def fingerprint(
         variables: variables that count by their places in this list.
 
     Returns:
-        The fingerprint. It is `None` if the function reads an object that
-        cannot be pickled, such as an open file, whose state is unknown; or if
-        it reads arrays so large that hashing them would take as long as
-        compiling.
+        The fingerprint. It is `None` if the function may read a file or
+        something else that cannot be compared; or an object that cannot be
+        pickled, such as an open file, whose state is unknown; or arrays so
+        large that hashing them would take as long as compiling.
     """
     writer = _Digest()
-    package = _package(getattr(fn, "__module__", None))
+    package = dependencies.package_of(getattr(fn, "__module__", None))
     walker = _Walker(writer, package, variables)
     try:
         walker.dump(fn)
@@ -184,23 +151,36 @@ class _Walker(pickle.Pickler):
         return None
 
     def reducer_override(self, obj: Any) -> Any:
-        parts = _parts(obj)
+        parts = dependencies.parts_of(obj)
         if parts is None:
             return NotImplemented
         # A function may hold itself. The pickler remembers it only when all of
         # its parts are written.
         self._met[id(obj)] = len(self._met)
         self.held.append(obj)
-        return _parts, tuple(parts)
+        return dependencies.parts_of, tuple(parts)
 
     def _counts_by_identity(self, obj: Any) -> bool:
-        """Whether an object is compared only by its identity."""
+        """Whether an object is compared only by its identity.
+
+        Raises:
+            Unknown: if that would say nothing.
+        """
         if isinstance(obj, types.FunctionType) and obj.__closure__:
-            package = _package(obj.__module__)
-            return package in _FIXED or package in sys.stdlib_module_names
+            # What a library returned, such as `jax.vmap(f)`, holds the user's
+            # function.
+            return dependencies.is_of_library(obj)
         if isinstance(obj, (type, types.FunctionType)):
-            package = _package(obj.__module__)
-            return package != self._package and _is_installed(package)
+            package = dependencies.package_of(obj.__module__)
+            return package != self._package and dependencies.is_installed(
+                package
+            )
+        if isinstance(obj, types.BuiltinFunctionType):
+            return dependencies.is_unbound(obj)
+        if isinstance(obj, types.ModuleType) and not dependencies.is_installed(
+            dependencies.package_of(obj.__name__)
+        ):
+            raise dependencies.Unknown("which attributes are read is unknown")
         return isinstance(obj, _IDENTICAL) or ops.is_tensor(obj)
 
 
@@ -208,125 +188,3 @@ def _nbytes(obj: Any) -> int:
     """About how much memory a tensor or a variable takes."""
     is_array = ops.is_tensor(obj) or isinstance(obj, keras.Variable)
     return 8 * math.prod(obj.shape) if is_array else 0
-
-
-def _package(module: str | None) -> str:
-    """The package of a module, or an empty string for code in C."""
-    return (module or "").partition(".")[0]
-
-
-@functools.cache
-def _is_installed(package: str) -> bool:
-    """Whether a package is installed, and is not the user's code."""
-    if package == "__main__":
-        return False
-    if package in _FIXED or package in sys.stdlib_module_names:
-        return True
-    file = getattr(sys.modules.get(package), "__file__", None)
-    return not package or (file is not None and file.startswith(_FOLDERS))
-
-
-def _parts(obj: Any) -> list[Any] | None:
-    """The parts of an object, or `None` if the pickler finds them itself."""
-    if isinstance(obj, types.FunctionType):
-        return list(_parts_of_function(obj))
-    if isinstance(obj, types.MethodType):
-        return [obj.__func__, obj.__self__]
-    if isinstance(obj, type):
-        return [obj.__qualname__, obj.__bases__, _own(vars(obj))]
-    if isinstance(obj, property):
-        return [obj.fget]
-    if isinstance(obj, (staticmethod, classmethod)):
-        return [obj.__func__]
-    if isinstance(obj, functools.cached_property):
-        return [obj.func]
-    if isinstance(obj, types.CellType):
-        return _cell_contents(obj)
-    if isinstance(obj, types.MappingProxyType):
-        return [dict(obj)]
-    if type(obj).__reduce__ is keras.Layer.__reduce__:
-        # Keras would save it, with the values of its variables.
-        return [type(obj), _own_of_layer(obj)]
-    # A list or a dict of Keras that knows the layer whose attribute it is.
-    if type(obj).__module__.startswith("keras.") and hasattr(obj, "tracker"):
-        return [dict(obj) if isinstance(obj, dict) else [*obj]]
-    return None
-
-
-def _parts_of_function(fn: types.FunctionType) -> Iterator[Any]:
-    code = fn.__code__
-    yield code
-    yield fn.__closure__
-    yield fn.__defaults__
-    yield fn.__kwdefaults__
-    yield _own(vars(fn))
-    names, attributes = _names_in(code)
-    for name in names:
-        if name not in fn.__globals__:
-            continue  # A builtin function, or a name without a value yet.
-        value = fn.__globals__[name]
-        yield name
-        yield value
-        if isinstance(value, types.ModuleType):
-            if not _is_installed(_package(value.__name__)):
-                found = vars(value)
-                yield {a: found[a] for a in attributes if a in found}
-
-
-@functools.cache
-def _names_in(code: types.CodeType) -> tuple[list[str], list[str]]:
-    """The names of the globals that code reads, and those of attributes.
-
-    The code includes that of the functions that are defined in it.
-    """
-    names, attributes = set(), set(code.co_names)
-    for instruction in dis.get_instructions(code):
-        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-            names.add(instruction.argval)
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            inner, more = _names_in(constant)
-            names.update(inner)
-            attributes.update(more)
-    return sorted(names), sorted(attributes)
-
-
-def _cell_contents(cell: types.CellType) -> list[Any]:
-    try:
-        return [cell.cell_contents]
-    except ValueError:
-        return []  # The variable has no value yet.
-
-
-def _own(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """The attributes that matter, of a user's function or class."""
-    return {
-        name: value
-        for name, value in attributes.items()
-        if name not in _IRRELEVANT
-        and not name.startswith(_IRRELEVANT_STARTS)
-        and not isinstance(value, types.GetSetDescriptorType)
-    }
-
-
-def _own_of_layer(layer: Any) -> dict[str, Any]:
-    """The attributes that matter, of a layer or another object of Keras'."""
-    is_of_library = _is_installed(_package(type(layer).__module__))
-    found = {
-        name: value
-        for name, value in _own(vars(layer)).items()
-        if not name.endswith("_function")
-        and not (
-            name.startswith("_")
-            and (is_of_library or name in _names_of_every_model())
-        )
-    }
-    found["layers"] = getattr(layer, "_layers", None)
-    policy = getattr(layer, "dtype_policy", None)
-    found["dtype_policy"] = getattr(policy, "name", None)
-    return found
-
-
-@functools.cache
-def _names_of_every_model() -> frozenset[str]:
-    return frozenset(vars(keras.Model(name="kormos")))
