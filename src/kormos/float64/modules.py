@@ -19,6 +19,53 @@ from kormos.float64.settings import turn
 from kormos.types import Array
 from kormos.types import Structure
 from kormos.types import Tensor
+from kormos.warn import warn
+
+
+def _wrapped_in(model: keras.Model) -> list[keras.layers.TorchModuleWrapper]:
+    """The layers of a model that wrap PyTorch modules."""
+    return [
+        layer
+        for layer in model._flatten_layers()
+        if isinstance(layer, keras.layers.TorchModuleWrapper)
+    ]
+
+
+@contextlib.contextmanager
+def kept_buffers(model: keras.Model) -> Iterator[None]:
+    """A scope after which the buffers of PyTorch modules are as before.
+
+    A call of a module in training changes its running averages.
+
+    Args:
+        model: the model.
+    """
+    buffers = [b for w in _wrapped_in(model) for b in w.module.buffers()]
+    copies = [buffer.clone() for buffer in buffers]
+    try:
+        yield
+    finally:
+        for buffer, copy in zip(buffers, copies, strict=True):
+            buffer.copy_(copy)
+
+
+def warn_of_running_averages(model: keras.Model) -> None:
+    """Warns that running averages of PyTorch modules stay as they are."""
+    for wrapper in _wrapped_in(model):
+        names = [
+            name
+            for name, module in wrapper.module.named_modules()
+            if getattr(module, "running_mean", None) is not None
+        ]
+        if names:
+            warn(
+                f"{model.name}: with `training=True`, the running averages "
+                "of PyTorch modules stay as they are, so that `evaluate` "
+                "computes another loss. After the fit, call the modules in "
+                "training mode on the data, or use "
+                "`keras.layers.BatchNormalization`. Received: "
+                f"{', '.join(names)} in layer '{wrapper.name}'"
+            )
 
 
 class Modules:

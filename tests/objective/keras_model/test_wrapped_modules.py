@@ -1,5 +1,7 @@
 """Layers with their own parameters are trained, or refused by name."""
 
+import contextlib
+
 import keras
 import numpy as np
 import pytest
@@ -101,6 +103,11 @@ def test_derivatives_of_a_module_are_those_of_differences():
     assert np.linalg.norm(grad) > 0.01
 
 
+@contextlib.contextmanager
+def nothing(*args, **kwargs):
+    yield
+
+
 @torch_only
 @pytest.mark.parametrize("training", [False, True])
 def test_buffers_are_left_alone(training, unconverged):
@@ -111,10 +118,14 @@ def test_buffers_are_left_alone(training, unconverged):
     model.compile(loss="mse")
     before = [b.clone() for b in layer.module.buffers()]
     for precision in (None, "float64"):
-        objective = kormos.Objective(
-            model, X, Y, training=training, precision=precision
-        )
+        expected = pytest.warns if training and not precision else nothing
+        with expected(UserWarning, match="1 in layer"):
+            objective = kormos.Objective(
+                model, X, Y, training=training, precision=precision
+            )
         theta = objective.initial_position()
+        for buffer, value in zip(layer.module.buffers(), before, strict=True):
+            np.testing.assert_array_equal(buffer.cpu(), value.cpu())
         loss, _ = objective.value_and_grad(theta)
         layer.module.train(training)
         outputs = layer.module(ops.convert_to_tensor(X)).detach().cpu().numpy()

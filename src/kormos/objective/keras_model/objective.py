@@ -19,6 +19,8 @@ from kormos.float64.choice import check_precision
 from kormos.float64.choice import decide
 from kormos.float64.choice import starts_in_float64
 from kormos.float64.evaluation import warn_of_rounding
+from kormos.float64.modules import kept_buffers
+from kormos.float64.modules import warn_of_running_averages
 from kormos.objective.arguments import ProgramArguments
 from kormos.objective.compiled import Chunk
 from kormos.objective.compiled import leading_size
@@ -138,10 +140,13 @@ class Objective(MeasuredObjective):
         self._with_jacobian = with_jacobian
         self.model = model
         self._processes = processes_of(model)
-        build(model, self._data)
+        with kept_buffers(model):
+            build(model, self._data)
         check_inputs(self._data.first.x, getattr(model, "inputs", None))
         if is_new(model):
             warn_of_custom_steps(model)
+            if training:
+                warn_of_running_averages(model)
         is_float64 = starts_in_float64(precision, [model.compute_dtype])
         self.has_float64 = precision == "auto" and not is_float64
         if not is_float64:
@@ -168,7 +173,10 @@ class Objective(MeasuredObjective):
         def head() -> Data:
             return known or self._head(dtype)
 
-        with backend.float64() if dtype else contextlib.nullcontext():
+        with (
+            backend.float64() if dtype else contextlib.nullcontext(),
+            kept_buffers(self.model),
+        ):
             return program_for(self.model, head, self._training, dtype)
 
     def _prepare(self, dtype: str | None) -> None:
