@@ -16,6 +16,7 @@ from kormos.session import interrupts
 from kormos.session.end_checks import look_around
 from kormos.session.float64_trial import tried_in_float64
 from kormos.session.result import Result
+from kormos.session.runaway import name_what_ran_away
 from kormos.solvers import statuses
 from kormos.solvers.budget import Budget
 from kormos.solvers.outcome import Outcome
@@ -25,23 +26,6 @@ from kormos.solvers.protocols import Observer
 from kormos.solvers.protocols import Point
 from kormos.solvers.solver_state import SolverState
 from kormos.types import Vector
-
-# Ends at which the loss may still have been falling. At a noise floor, it was
-# falling if a model predicts a decrease of more than this part of the loss. Our
-# choice: a smaller part would include losses that have converged.
-_OPEN = (
-    statuses.STALLED,
-    statuses.LINE_SEARCH_FAILED,
-    statuses.NON_FINITE,
-)
-_STILL_FALLING = 1e-6
-_LIMITS = statuses.TIME_LIMIT, statuses.EVALUATION_LIMIT
-# A parameter diverges if it has changed by this many times its own size. Our
-# choice: a smaller number would include parameters that only started far away.
-_FAR = 10.0
-# At a limit, a parameter is named if it has changed by this many times its own
-# size. Our choice: rate constants, for example, may be far from their starts.
-_VERY_FAR = 1e12
 
 
 class ConvergenceWarning(UserWarning):
@@ -123,14 +107,14 @@ class Run:
         if not is_kept:
             outcome.theta, outcome.loss = self.best
         self._keep_the_start(outcome)
-        self._name_what_ran_away(outcome)
+        assert self.initial_loss is not None  # The solver has told it.
+        start = self._start, self.initial_loss
+        name_what_ran_away(outcome, self.problem, start)
         # If float64 can follow, a separate run shows more than a trial.
         if not self.problem.objective.has_float64:
             seconds = now() - self._began
             outcome = tried_in_float64(outcome, self.problem, seconds)
         if outcome.status in statuses.SUCCESSES:
-            assert self.initial_loss is not None  # The solver has told it.
-            start = self._start, self.initial_loss
             look_around(outcome, self.problem, start, self._began)
         return outcome
 
@@ -146,39 +130,6 @@ class Run:
             loss = self.problem.peek(self._start)
             if loss < outcome.loss:
                 outcome.theta, outcome.loss = self._start, loss
-
-    def _name_what_ran_away(self, outcome: Outcome) -> None:
-        """Adds a sentence if the loss was still falling, far from the start."""
-        is_open = outcome.status in _OPEN or (
-            outcome.status == statuses.NOISE_FLOOR
-            and outcome.value is not None
-            and outcome.value > _STILL_FALLING
-        )
-        is_limited = outcome.status is None or outcome.status in _LIMITS
-        if not (is_open or is_limited):
-            return
-        start, end = self._start, outcome.theta
-        size = np.maximum(np.abs(start), min(1.0, np.abs(start).max() or 1.0))
-        index = int(np.argmax(np.abs(end - start) / size))
-        far = abs(end[index] - start[index]) / size[index]
-        assert self.initial_loss is not None  # The solver has told it.
-        is_negative = outcome.loss < min(self.initial_loss, 0)
-        is_unbounded = is_open and is_negative and far >= _FAR
-        if not (is_unbounded or (is_limited and far >= _VERY_FAR)):
-            return
-        name = self.problem.objective.name_of(index)
-        ran = f"{name} ran from {start[index]:.4g} to {end[index]:.4g}"
-        if is_unbounded:
-            outcome.status = statuses.UNBOUNDED
-            outcome.findings += (
-                " The loss was still falling below zero, and may have no "
-                f"minimum: {ran}."
-            )
-        else:
-            outcome.findings += (
-                f" {ran}: the data may not bound it, and then the loss has no "
-                "minimum."
-            )
 
     def started(self, point: Point) -> bool:
         """Called by the solver with the start; returns whether to stop."""
