@@ -50,3 +50,17 @@ def test_a_minimum_of_zero_far_from_the_start():
     )
     assert result.success and "ran from" not in result.message
     np.testing.assert_allclose(v.numpy(), 1e6, rtol=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore::kormos.ConvergenceWarning")
+def test_a_loss_that_falls_in_proportion_below_zero():
+    v = keras.Variable(np.ones(2), dtype="float32")
+    result = kormos.minimize(
+        lambda: -ops.sum(ops.sqrt(1 + v**2)),
+        [v],
+        "dense-bfgs",
+        precision="float64",
+        max_iterations=30,
+    )
+    assert not result.success
+    assert "the loss falls on beyond" in result.message

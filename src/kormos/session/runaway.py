@@ -23,9 +23,10 @@ _FAR = 10.0
 # At a limit, a parameter is named if it has changed by this many times its own
 # size. Our choice: rate constants, for example, may be far from their starts.
 _VERY_FAR = 1e12
-# A loss falls towards zero if going as far again leaves at most this part of
-# it. Our choice: a loss that has a minimum of zero rises there.
-_TOWARDS_ZERO = 0.1
+# A loss falls on if going as far again, from the start or from zero, leaves at
+# most the first part of it, or makes a negative loss at least the second number
+# times as large. Our choice: a loss that has a minimum rises there.
+_TOWARDS_ZERO, _BELOW_ZERO = 0.1, 1.5
 
 
 def name_what_ran_away(
@@ -48,10 +49,14 @@ def name_what_ran_away(
         f"{problem.objective.name_of(index)} ran from {theta[index]:.4g} to "
         f"{outcome.theta[index]:.4g}"
     )
-    if far >= _FAR and _falls_towards_zero(outcome, problem, start):
+    if far >= _FAR and _falls_on(outcome, problem, start):
+        where, example = "", ""
+        if outcome.loss > 0:
+            where = " towards zero"
+            example = ", as with classes that can be separated"
         outcome.findings += (
-            f" {ran}, and the loss falls on towards zero beyond: it may have "
-            "no minimum, as with classes that can be separated."
+            f" {ran}, and the loss falls on{where} beyond: it may have no "
+            f"minimum{example}."
         )
         if _is_open(outcome) or outcome.status in statuses.SUCCESSES:
             outcome.status, outcome.test = statuses.UNBOUNDED, None
@@ -79,18 +84,25 @@ def _is_open(outcome: Outcome) -> bool:
     )
 
 
-def _falls_towards_zero(
+def _falls_on(
     outcome: Outcome, problem: Problem, start: tuple[Vector, float]
 ) -> bool:
-    """Whether a loss that is nearly zero falls further beyond the end."""
+    """Whether a loss that is nearly zero, or negative, falls beyond the end."""
     theta, first = start
     loss = outcome.loss
-    most = problem.evaluation_eps**0.5 * first
-    if problem.constraints or not 0 < loss <= most:
+    if problem.constraints:
         return False
-    step = outcome.theta - theta
-    nearer, farther = (
-        problem.peek(problem.project(outcome.theta + factor * step))
-        for factor in (1, 3)
-    )
-    return 0 <= farther <= nearer <= _TOWARDS_ZERO * loss
+    if 0 < loss <= problem.evaluation_eps**0.5 * first:
+        most = _TOWARDS_ZERO * loss
+    elif loss < min(first, 0):
+        most = _BELOW_ZERO * loss
+    else:
+        return False
+    for step in (outcome.theta - theta, outcome.theta):
+        nearer, farther = (
+            problem.peek(problem.project(outcome.theta + factor * step))
+            for factor in (1, 3)
+        )
+        if farther <= nearer <= most:
+            return True
+    return False
