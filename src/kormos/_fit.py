@@ -83,10 +83,10 @@ def fit(
     The optimizer minimizes the loss that `model.evaluate` reports on the
     training data. With masks that hide parts of rows, or a sum over a batch,
     that depends on the `batch_size` of `evaluate`: the loss is what it reports
-    with all rows in one batch. The model keeps the best point that was found, also after an
-    error or an interrupt. It does not end with a higher loss than it started
-    with, unless the start violates constraints, or with the penalties of
-    `regularization="evidence"`.
+    with all rows in one batch. The model keeps the best point that was found,
+    also after an error or an interrupt. It does not end with a higher loss than
+    it started with, unless the start violates constraints, or with the
+    penalties of `regularization="evidence"`.
 
     Args:
         model: A compiled `keras.Model`, of any kind.

@@ -188,7 +188,7 @@ def taken_over(outcome: Outcome, theta: Vector, loss: float) -> Outcome:
         theta: the point to continue from.
         loss: the present loss there; NaN if another run follows.
     """
-    is_limit = outcome.status in (*_LIMITS, statuses.INTERRUPTED)
+    is_limit = outcome.status in (*statuses.LIMITS, statuses.INTERRUPTED)
     return dataclasses.replace(
         outcome,
         status=outcome.status if is_limit else None,

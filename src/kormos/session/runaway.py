@@ -16,7 +16,6 @@ _OPEN = (
     statuses.NON_FINITE,
 )
 _STILL_FALLING = 1e-6
-_LIMITS = statuses.TIME_LIMIT, statuses.EVALUATION_LIMIT
 # A parameter diverges if it has changed by this many times its own size. Our
 # choice: a smaller number would include parameters that only started far away.
 _FAR = 10.0
@@ -67,7 +66,7 @@ def name_what_ran_away(
             f"minimum: {ran}."
         )
     elif far >= _VERY_FAR and (
-        outcome.status is None or outcome.status in _LIMITS
+        outcome.status is None or outcome.status in statuses.LIMITS
     ):
         outcome.findings += (
             f" {ran}: the data may not bound it, and then the loss has no "

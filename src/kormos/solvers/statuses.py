@@ -29,6 +29,9 @@ ADVICE = {
 # Ends at an optimum: by a tolerance, or by the rounding of the loss.
 SUCCESSES = (CONVERGED, NOISE_FLOOR)
 
+# Ends at a limit of the budget, besides that on iterations.
+LIMITS = (TIME_LIMIT, EVALUATION_LIMIT)
+
 # Statuses without a warning: the end is right, or the user has asked for it.
 QUIET = (
     *SUCCESSES,

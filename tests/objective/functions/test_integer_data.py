@@ -69,6 +69,4 @@ def test_arrays_of_other_lengths_are_named(b):
     with pytest.raises(ValueError, match="arrays with 20 and 10 rows"):
         kormos.least_squares(line, [b], data={"x": x, "y": x[:10]})
     with pytest.raises(ValueError, match="arrays with 20 and 5 rows"):
-        kormos.least_squares(
-            line, [b], data={"x": x, "y": x}, sigma=np.ones(5)
-        )
+        kormos.least_squares(line, [b], data={"x": x, "y": x}, sigma=np.ones(5))

@@ -411,6 +411,14 @@ def test_equal_constraints_of_other_variables_compile_nothing(compiled, method):
     assert not compiled
 
 
+def loss_of_latest():
+    return ops.sum((latest - 1.0) ** 2)
+
+
+def residuals_of_latest(x):
+    return latest[0] + latest[1] * x - 3.0
+
+
 @pytest.mark.parametrize("precision", [None, "float64"])
 def test_a_global_holds_another_variable_when_a_method_is_first_used(precision):
     global latest
@@ -419,15 +427,12 @@ def test_a_global_holds_another_variable_when_a_method_is_first_used(precision):
         if method != "lm":
             latest = keras.Variable(np.zeros(2, "float32"))
             kormos.minimize(
-                lambda: ops.sum((latest - 1.0) ** 2),
-                [latest],
-                method,
-                precision=precision,
+                loss_of_latest, [latest], method, precision=precision
             )
             np.testing.assert_allclose(latest.numpy(), 1.0, rtol=1e-5)
         latest = keras.Variable(np.zeros(2, "float32"))
         kormos.least_squares(
-            lambda x: latest[0] + latest[1] * x - 3.0,
+            residuals_of_latest,
             [latest],
             method,
             data=np.linspace(0.0, 1.0, rows, dtype="float32"),

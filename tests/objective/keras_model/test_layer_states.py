@@ -142,7 +142,7 @@ def test_in_inference_nothing_is_assigned():
 
 
 class Inferring(keras.Model):
-    """A model that uses the averages that it has, and a layer it never calls."""
+    """A model that uses averages as they are, and has a layer without calls."""
 
     def __init__(self):
         super().__init__()

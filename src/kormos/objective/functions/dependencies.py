@@ -226,7 +226,9 @@ def _parts_of_function(fn: types.FunctionType) -> Iterator[Any]:
 def _hides(obj: Any) -> bool:
     """Whether an object of the user may leave attributes out of its pickle."""
     kind = type(obj)
-    if is_installed(package_of(kind.__module__)) or not hasattr(obj, "__dict__"):
+    if is_installed(package_of(kind.__module__)) or not hasattr(
+        obj, "__dict__"
+    ):
         return False
     return kind.__base__ is object and any(
         name in vars(kind)
