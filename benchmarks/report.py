@@ -122,15 +122,15 @@ The better result is bold. Each row is one column of a table below.
 - **Short runs of small networks.** A fit takes some milliseconds to set up, and
   an iteration with a memory of 100 pairs costs more than one with 10. optax and
   jaxopt reach the first losses of the grid sooner, and also those of the
-  digits. TFP does so on the grid in float32.
+  digits. So does TFP, but only the first of the digits.
 - **Smooth functions of a few parameters.** On the test functions, SciPy's BFGS
   takes the fewest evaluations most often.
 - **PyTorch.** On PyTorch, kormos calls the loss as a recorded graph, but its
   own steps are Python code. SciPy's L-BFGS-B with the same graph reaches the
-  first losses of the grid sooner.
+  first losses of the grid sooner, and those of the digits.
 - **Convolutions.** SciPy's L-BFGS-B with a compiled gradient is as fast, and
-  faster on TensorFlow and PyTorch. On PyTorch, `torch.optim.LBFGS` is faster
-  than kormos too.
+  faster on TensorFlow and PyTorch. On PyTorch, `torch.optim.LBFGS` reaches the
+  first loss sooner too.
 - **Many outputs for each row.** On the digits, `"lm"` takes longer than
   `"lbfgs"` and does not reach as low a loss.
 

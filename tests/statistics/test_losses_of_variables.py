@@ -296,3 +296,14 @@ def test_conditional_and_nested_logits_agree_with_differences():
     hessian = approx_hess_cs(b, total)
     errors = np.sqrt(np.diag(np.linalg.inv(hessian)))
     assert summary.standard_errors == pytest.approx(errors, rel=1e-8)
+
+
+def test_a_penalty_has_no_summary():
+    v = keras.Variable(np.float32(0.0))
+    result = kormos.minimize(
+        lambda x: {"fit": (v - x) ** 2, "penalty": 0.1 * v**2},
+        [v],
+        data=np.arange(5.0, dtype="float32"),
+    )
+    with pytest.raises(ValueError, match="'fit', 'penalty'"):
+        result.summary()

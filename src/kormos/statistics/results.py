@@ -142,6 +142,13 @@ def of_loss(
     if losses is not None:
         values, scores = _by_row(_residuals_of(losses, objective), theta)
     elif isinstance(objective, RowLossObjective) and observations is None:
+        if objective.names[1:]:
+            raise ValueError(
+                "A loss of several parts has no summary, because a penalty "
+                "is no likelihood: fit the negative log-likelihoods of the "
+                "rows alone. Received: a loss of the parts "
+                f"{', '.join(map(repr, objective.names))}"
+            )
         values, scores = _by_row(objective.by_row(), theta)
     likelihood = likelihoods.of_rows(
         float(objective.value(theta)), values, observations, reduction
