@@ -1,6 +1,7 @@
 """A function of residuals, and the data that each of its blocks depends on."""
 
 import contextlib
+import copy
 import functools
 import math
 from collections.abc import Callable
@@ -129,9 +130,11 @@ class ResidualFunction(VariableReader):
             # One row of other groups is enough, as their blocks are not used.
             is_mine = group is not None and leaf_group == group
             leaves.append(next(given) if is_mine else as_tensor(head[:1]))
-        with self.scope(parts, frozen):
-            blocks = self._call(leaves)
-            return [blocks[name] for name in self.names]
+        # Another thread may turn this into an equal function.
+        now = copy.copy(self)
+        with now.scope(parts, frozen):
+            blocks = now._call(leaves)
+            return [blocks[name] for name in now.names]
 
     def in_float64(self) -> Self:
         """A copy that is evaluated in float64, on data in float64."""

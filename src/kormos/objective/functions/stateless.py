@@ -111,8 +111,12 @@ class VariableReader:
 
     def become(self, other: Self) -> None:
         """Takes the function and the variables of an equal one."""
-        self.fn, self.variables = other.fn, other.variables
-        self.unused_variables = other.unused_variables
+        # At once, because another thread may call this.
+        self.__dict__.update(
+            fn=other.fn,
+            variables=other.variables,
+            unused_variables=other.unused_variables,
+        )
 
     def in_float64(self) -> Self:
         """A copy that is evaluated in float64."""
@@ -195,11 +199,13 @@ class StatelessFunction(VariableReader):
     def __call__(
         self, parts: list[Tensor] | None, frozen: list[Tensor] | None
     ) -> Tensor:
+        # Another thread may turn this into an equal function.
+        now = copy.copy(self)
         with (
-            naming_conversions(self._name, self.variables),
-            self.scope(parts, frozen),
+            naming_conversions(now._name, now.variables),
+            now.scope(parts, frozen),
         ):
-            return read(self.fn())
+            return read(now.fn())
 
     def check_width(self) -> None:
         """Refuses a function that does not compute in its precision."""
