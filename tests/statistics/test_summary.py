@@ -407,3 +407,101 @@ def test_deviations_are_the_weights_of_statsmodels(kind):
     absolute = result.summary(absolute_sigma=True).log_likelihood
     density = scipy.stats.norm.logpdf(y, peer.fittedvalues, sigma)
     assert absolute == pytest.approx(density.sum(), rel=1e-6)
+
+
+def test_predictions_do_not_hang_on_the_rounding_of_other_directions():
+    """A softmax has free directions; a row of a dummy of zero is determined."""
+    rng = np.random.default_rng(0)
+    z = np.column_stack([rng.normal(size=40), np.arange(40) % 2])
+    y = rng.integers(0, 3, 40)
+    model = keras.Sequential(
+        [keras.Input((2,)), layers.Dense(3, activation="softmax")]
+    )
+    model.compile("lm", loss="sparse_categorical_crossentropy")
+    kormos.fit(model, z, y, epochs=50, verbose=0)
+    summary = kormos.summary(model, z, y)
+    errors = summary.predict(z).standard_error
+    assert np.isfinite(errors).all()
+    partial = kormos.summary(model, z, y, parameters=[]).predict(z)
+    np.testing.assert_allclose(errors, partial.standard_error, rtol=1e-4)
+
+
+def test_fewer_rows_than_parameters_have_a_table():
+    rng = np.random.default_rng(0)
+    b = keras.Variable(np.zeros(6), dtype="float32")
+    data = {"x": rng.normal(size=(4, 6)), "y": rng.normal(size=4)}
+    result = kormos.least_squares(
+        lambda d: ops.sum(d["x"] * b, axis=-1) - d["y"], [b], data=data
+    )
+    summary = result.summary(targets=data["y"])
+    assert "not determine" in str(summary)
+
+
+def test_targets_are_those_of_the_rows_that_were_fitted():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=30)
+    y = 1 + 2 * x + rng.normal(size=30)
+    holes = x.copy()
+    holes[[0, 7, 20]] = np.nan
+    b = keras.Variable(np.zeros(2), dtype="float32")
+    result = kormos.least_squares(
+        lambda d: b[0] + b[1] * d["x"] - d["y"],
+        [b],
+        data={"x": holes, "y": y},
+        nan_policy="omit",
+        precision="float64",
+    )
+    with pytest.raises(ValueError, match="30 targets for 27 rows"):
+        result.summary(targets=y)
+    kept = ~np.isnan(holes)
+    peer = sm.OLS(y[kept], sm.add_constant(x[kept])).fit()
+    found = result.summary(targets=y[kept]).r_squared
+    assert found == pytest.approx(peer.rsquared, rel=1e-6)
+
+
+def test_the_reduction_of_the_fit_is_that_of_its_summary():
+    rng = np.random.default_rng(0)
+    y = rng.poisson(3.0, size=40).astype("float32")
+    b = keras.Variable(np.zeros(1), dtype="float32")
+    errors = []
+    for reduction in ("mean", "sum"):
+        result = kormos.minimize(
+            lambda rows: ops.exp(b[0]) - rows * b[0],
+            [b],
+            data=y,
+            reduction=reduction,
+        )
+        errors.append(result.summary(observations=40).standard_errors)
+    # The variance of the logarithm of the mean.
+    np.testing.assert_allclose(errors, y.sum() ** -0.5, rtol=1e-3)
+
+
+def test_bounds_of_a_fit_are_given_to_its_summary():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40, 2))
+    y = 2 * x[:, 0] - x[:, 1] + rng.normal(size=40)
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(1)])
+    model.compile("lm", loss="mse")
+    bounds = [(model.layers[0].kernel, (0, None))]
+    kormos.fit(model, x, y, epochs=50, bounds=bounds, verbose=0)
+    summary = kormos.summary(model, x, y, bounds=bounds)
+    peer = sm.OLS(y, sm.add_constant(x[:, :1])).fit()
+    np.testing.assert_allclose(
+        summary.standard_errors[[2, 0]], peer.bse, rtol=1e-4
+    )
+    assert summary.degrees_of_freedom == 38
+
+
+def test_steps_of_a_sequence_share_a_mean():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40, 3, 2))
+    y = x @ [1.0, -1.0] + np.array([0.0, 5.0, -5.0]) + rng.normal(size=(40, 3))
+    model = keras.Sequential([keras.Input((3, 2)), layers.Dense(1)])
+    model.compile("lm", loss="mse")
+    kormos.fit(model, x, y[..., None], epochs=50, verbose=0)
+    summary = kormos.summary(model, x, y[..., None])
+    flat = sm.OLS(y.reshape(-1), sm.add_constant(x.reshape(-1, 2))).fit()
+    assert summary.r_squared == pytest.approx(flat.rsquared, rel=1e-5)
+    assert summary.adjusted_r_squared == pytest.approx(
+        flat.rsquared_adj, rel=1e-5
+    )

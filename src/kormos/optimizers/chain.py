@@ -143,6 +143,7 @@ class Chain(BatchOptimizer):
                 f"Received: optimizers={optimizers!r}"
             )
         self.optimizers = Members(map(resolved, optimizers))
+        _check_stages(self.optimizers)
         self.rows_of_a_batch = batch_size
         self.full_batch = full_batch
         self.patience = patience
@@ -342,3 +343,16 @@ def _sharing(stages: list[Stage], total: int | None) -> list[Stage]:
         left -= epochs
         found.append(stage._replace(epochs=epochs))
     return found
+
+
+def _check_stages(optimizers: Sequence[Any]) -> None:
+    """Refuses bounds and constraints of a stage, which other stages ignore."""
+    for optimizer in optimizers:
+        for name in ("bounds", "constraints"):
+            value = getattr(optimizer, name, None)
+            if isinstance(optimizer, BatchOptimizer) and value:
+                raise ValueError(
+                    f"Argument `{name}` of a stage must be given to the "
+                    "`Chain`, which has the same for all of its stages. "
+                    f"Received: {name}={value!r} of stage '{optimizer.name}'"
+                )

@@ -146,7 +146,8 @@ class Result:
                 negative log-likelihoods: `losses`, a function of no arguments
                 that returns the negative log-likelihood of every row, a tensor
                 of shape `(rows,)`; or `observations`, the number of rows, and
-                `reduction`, `"mean"` or `"sum"`. After `kormos.least_squares`:
+                `reduction`, `"mean"` or `"sum"` (that of the fit by default).
+                After `kormos.least_squares`:
                 `targets`, the observed values, for R-squared.
 
         Returns:

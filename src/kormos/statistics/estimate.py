@@ -40,7 +40,7 @@ class Estimate:
         log_likelihood: the log-likelihood, or NaN.
         spread: the sum of squares of the targets (see `Totals`), or NaN.
         residual_squares: the weighted sum of the squared residuals, or NaN.
-        has_constant: whether the spread is around the mean.
+        means: the number of means around which the spread is.
         is_penalized: whether the loss has a penalty.
         is_t: whether intervals use Student's distribution.
         notes: sentences for the reader of the table.
@@ -55,7 +55,7 @@ class Estimate:
     log_likelihood: float
     spread: float
     residual_squares: float
-    has_constant: bool
+    means: int
     is_penalized: bool
     is_t: bool
     notes: tuple[str, ...]
@@ -117,7 +117,7 @@ def estimate(
         if sums is None
         else sums.spread / _unit(likelihood, sums),
         residual_squares=_squares(likelihood, sums),
-        has_constant=sums is None or sums.has_constant,
+        means=1 if sums is None else sums.means,
         is_penalized=is_penalized,
         is_t=likelihood.is_gaussian
         and not absolute_sigma

@@ -35,6 +35,8 @@ class Fit:
         scores: the gradient of the loss of every row, `(n, size)`, if the loss
             is not a function of outputs but its rows are known; or `None`.
         targets: the targets, `(n, k)`, or `None`.
+        channels: for each of the k entries of a row, the number of the output
+            channel whose mean it shares; or `None` if each has its own.
         function: function of data that predicts, with `keras.ops`, or `None`.
         box: the lower and upper bounds, or a pair of `None`.
         is_constrained: whether the fit has constraints besides bounds.
@@ -48,6 +50,7 @@ class Fit:
     active: Matrix
     scores: Matrix | None = None
     targets: Matrix | None = None
+    channels: Array | None = None
     function: Callable[..., Any] | None = None
     box: tuple[Vector | None, Vector | None] = (None, None)
     is_constrained: bool = False

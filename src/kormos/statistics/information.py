@@ -26,6 +26,10 @@ _SHARES, _LEAST_SHARE, _MOST_SHARE = 1e3, 1e-8, 1e-3
 _NAMED = 1e-6
 
 
+# Smaller parts of a direction than this are rounding.
+_NOTHING = 1e-9
+
+
 class Information(NamedTuple):
     """The inverse of an information matrix, on what it determines.
 
@@ -193,8 +197,10 @@ def _readable(free: Matrix, scale: Vector) -> Matrix:
         left = left - np.outer(left @ unit, unit)
         pivots.append(pivot)
     own = free[pivots]
-    spread = free @ np.linalg.inv(own) / scale[:, None]
-    return spread * scale[pivots]
+    spread = free @ np.linalg.inv(own)
+    # Whether a prediction depends on a direction must not hang on rounding.
+    spread[np.abs(spread) < _NOTHING * np.abs(spread).max(axis=0)] = 0.0
+    return spread / scale[:, None] * scale[pivots]
 
 
 def _tangent(active: Matrix) -> Matrix:

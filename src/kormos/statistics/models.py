@@ -24,6 +24,7 @@ from kormos.statistics.likelihoods import of_model
 from kormos.statistics.partial import PartialSummary
 from kormos.statistics.rows import check_alone
 from kormos.statistics.summary import Summary
+from kormos.types import Array
 from kormos.types import Matrix
 
 # The argument that says that a loss is a negative log-likelihood.
@@ -45,6 +46,8 @@ def summary(
     names: list[str] | None = None,
     parameters: Sequence[Any] | None = None,
     fixed: Any = None,
+    bounds: Any = None,
+    constraints: Any = None,
 ) -> Summary | PartialSummary:
     """Says how precisely the data determine the parameters of a fitted model.
 
@@ -92,6 +95,9 @@ def summary(
             which does not need the covariance of all parameters. With `[]`, it
             only predicts.
         fixed: Parameters that the fit has kept fixed. See `kormos.fit`.
+        bounds: Bounds of the fit, if they were given to `kormos.fit` or
+            `model.fit`. Defaults to those of the model's optimizer.
+        constraints: Constraints of the fit, likewise.
 
     Returns:
         A `Summary`, or a `PartialSummary` if `parameters` is given. `print`
@@ -117,11 +123,12 @@ def summary(
         model = with_loss(model, loss)
     objective = _objective(model, x, y, sample_weight, batch_size)
     likelihood = of_model(objective, loss == STATED)
-    given, constraints = None, []
     if isinstance(optimizer, BatchOptimizer):
-        given = optimizer.bounds
-        constraints = resolved(objective, optimizer.constraints)
-    given = with_fixed(given, fixed, objective.variables)
+        bounds = optimizer.bounds if bounds is None else bounds
+        if constraints is None:
+            constraints = optimizer.constraints
+    constraints = resolved(objective, constraints) if constraints else []
+    given = with_fixed(bounds, fixed, objective.variables)
     box = resolve_bounds(given, objective.program.packing, ())
     theta = objective.initial_position()
     fit = Fit(
@@ -132,6 +139,7 @@ def summary(
             theta, box, constraints, 1e3 * objective.storage_eps
         ),
         targets=_targets(objective, likelihood),
+        channels=_channels(objective),
         function=lambda data: model(data),
         box=box,
         is_constrained=bool(constraints),
@@ -166,6 +174,16 @@ def _objective(
         return made("float64")
     except Float64Error:
         return made(None)
+
+
+def _channels(objective: Objective) -> Array:
+    """The output channel of each entry of a row, of all outputs together."""
+    found, first = [], 0
+    for shape in objective.program.model_loss.outputs.shapes:
+        count = shape[-1] if shape else 1
+        found.append(first + np.arange(int(np.prod(shape))) % count)
+        first += count
+    return np.concatenate(found)
 
 
 def _targets(objective: Objective, likelihood: Likelihood) -> Matrix | None:

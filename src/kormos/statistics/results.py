@@ -119,7 +119,7 @@ def of_loss(
     names: list[str] | None = None,
     losses: Callable[[], Any] | None = None,
     observations: int | None = None,
-    reduction: str = "mean",
+    reduction: str | None = None,
 ) -> Summary:
     """The summary of a minimized loss.
 
@@ -134,9 +134,12 @@ def of_loss(
             log-likelihood of every row, `(rows,)`. Not needed for a loss of
             rows of `data`.
         observations: the number of rows.
-        reduction: `"mean"` or `"sum"`: how the loss reduces the rows.
+        reduction: `"mean"` or `"sum"`: how the loss reduces the rows. Defaults
+            to the reduction of the fit, or `"mean"` for a loss without rows.
     """
     objective = task.objective
+    if reduction is None:
+        reduction = getattr(objective, "reduction", "mean")
     check_reduction(reduction)
     values, scores = None, None
     if losses is not None:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from typing import Any
 
+import numbers
+
 import numpy as np
 import scipy.stats
 
@@ -176,7 +178,7 @@ class Summary:
         """R-squared, adjusted for the degrees of freedom."""
         if self.degrees_of_freedom <= 0:
             return np.nan
-        total = self.observations - self._estimate.has_constant
+        total = self.observations - self._estimate.means
         share = total / self.degrees_of_freedom
         return float(1 - (1 - self.r_squared) * share)
 
@@ -361,7 +363,7 @@ class Summary:
 
 def check_level(level: Any) -> None:
     """Refuses a level that is not a probability between zero and one."""
-    if not isinstance(level, (int, float)) or not 0 < level < 1:
+    if not isinstance(level, numbers.Real) or not 0 < level < 1:
         raise ValueError(
             "Argument `level` must be a probability between 0 and 1, such as "
             f"0.95. Received: level={level!r}"

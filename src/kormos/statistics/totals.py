@@ -8,6 +8,7 @@ import numpy as np
 from kormos.statistics.fits import Fit
 from kormos.statistics.information import triangle
 from kormos.statistics.rows import RowBlock
+from kormos.types import Array
 from kormos.types import Matrix
 from kormos.types import Vector
 
@@ -32,7 +33,7 @@ class Totals(NamedTuple):
         spread: the sum of the whitened squares of the targets around their
             mean, or around zero for a linear model without a constant; NaN
             without targets.
-        has_constant: whether the spread is around the mean.
+        means: the number of means around which the spread is.
     """
 
     factor: Matrix
@@ -43,7 +44,7 @@ class Totals(NamedTuple):
     logs: float
     entries: int
     spread: float
-    has_constant: bool
+    means: int
 
 
 class _Sums:
@@ -95,7 +96,7 @@ class _Sums:
         self.kept.append((block.weights, targets))
 
     def totals(
-        self, factor: Matrix, spread: float, has_constant: bool
+        self, factor: Matrix, spread: float, means: int
     ) -> Totals:
         """All sums, together with the given ones."""
         return Totals(
@@ -107,13 +108,20 @@ class _Sums:
             self.logs,
             self.count,
             spread,
-            has_constant,
+            means,
         )
 
-    def spread(self, factor: Matrix) -> tuple[float, bool]:
-        """The spread of the targets, and whether it is around their mean."""
+    def spread(
+        self, factor: Matrix, channels: Array | None
+    ) -> tuple[float, int]:
+        """The spread of the targets, and the number of means it is around.
+
+        Args:
+            factor: see `Totals`.
+            channels: see `Fit`.
+        """
         if not self.kept:
-            return np.nan, True
+            return np.nan, 1
         weights, targets = map(np.concatenate, zip(*self.kept, strict=True))
         is_linear = self.unlike <= _SAME**2 * self.predicted
         has_constant = True
@@ -121,15 +129,21 @@ class _Sums:
             # The length of the constant's projection on the range of R.
             scale = np.linalg.norm(factor, axis=0)
             scale = np.where(scale > 0, scale, 1.0)
-            _, values, right = np.linalg.svd(factor / scale)
+            _, values, right = np.linalg.svd(factor / scale, full_matrices=False)
             kept = values > 1e-12 * values.max(initial=0.0)
             part = (right[kept] @ (self.constants / scale)) / values[kept]
             total = weights.sum()
             has_constant = bool(abs(part @ part - total) <= 1e-6 * total)
         if not has_constant:
-            return float(np.sum(weights * targets**2)), False
-        center = (weights * targets).sum(axis=0) / weights.sum(axis=0)
-        return float(np.sum(weights * (targets - center) ** 2)), True
+            return float(np.sum(weights * targets**2)), 0
+        if channels is None:
+            channels = np.arange(targets.shape[1])
+        sums, totals = (
+            np.bincount(channels, column.sum(axis=0))
+            for column in (weights * targets, weights)
+        )
+        center = (sums / totals)[channels]
+        return float(np.sum(weights * (targets - center) ** 2)), len(sums)
 
 
 def sums_alone(fit: Fit) -> tuple[Totals, Vector]:
@@ -147,7 +161,7 @@ def sums_alone(fit: Fit) -> tuple[Totals, Vector]:
     for block in fit.rows():
         sums.add(block)
         diagonal += np.einsum("nkp,nkp->p", block.matrix, block.matrix)
-    return sums.totals(np.zeros((0, size)), np.nan, True), diagonal
+    return sums.totals(np.zeros((0, size)), np.nan, 1), diagonal
 
 
 def totals(fit: Fit) -> Totals:
@@ -167,10 +181,16 @@ def totals(fit: Fit) -> Totals:
             yield block.flat
 
     factor = triangle(rows(), size)
+    if fit.targets is not None and len(fit.targets) != first:
+        raise ValueError(
+            "The targets must have a value for each row that was fitted; with "
+            "`nan_policy='omit'` these are the rows without NaN. Received: "
+            f"{len(fit.targets)} targets for {first} rows"
+        )
     if not (np.isfinite(factor).all() and np.isfinite(sums.squares)):
         raise ValueError(
             "The derivatives at the estimate are not finite, so that there "
             "are no standard errors: fit the model first, or look for the "
             "cause with `kormos.check`. Received: NaN or infinite derivatives"
         )
-    return sums.totals(factor, *sums.spread(factor))
+    return sums.totals(factor, *sums.spread(factor, fit.channels))

@@ -64,6 +64,7 @@ class ResidualObjective(FlatObjective):
     Attributes:
         names: the names of the blocks.
         loss: the name of the loss.
+        reduction: `"mean"` or `"sum"`.
         grouped: the data.
     """
 
@@ -103,7 +104,7 @@ class ResidualObjective(FlatObjective):
         )
         self._function = self._kept.function
         self.names = self._function.names
-        self.loss = loss
+        self.loss, self.reduction = loss, reduction
         self.program = self._compiled(None)
         self.unused_variables = self._function.unused_variables
         self._factors = BlockFactors(
