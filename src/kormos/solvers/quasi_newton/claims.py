@@ -167,7 +167,11 @@ class Claims:
         state = self._state
         theta, grad = to_array(state.theta), to_array(state.grad)
         pull = self._problem.pull(theta, grad)
-        return convergence.sober(float(state.search.promise), theta, pull)
+        promise = float(state.search.promise)
+        if not promise > 0 and pull.any():
+            # A step of length zero says nothing.
+            promise = np.inf
+        return convergence.sober(promise, theta, pull)
 
     def _claim_here(self, kept: State | None = None) -> Claim:
         state = self._state
