@@ -15,6 +15,7 @@ from kormos import optimizers
 from kormos._fit import fit
 from kormos.objective.functions import predictions
 from kormos.objective.keras_model.loss_weights import remember_loss_weights
+from kormos.objective.keras_model.own_training import forget_step
 from kormos.objective.keras_model.program import forget_programs
 from kormos.optimizers.base import BatchOptimizer
 
@@ -46,6 +47,7 @@ def _wrap_compile(stock: Callable[..., None]) -> Callable[..., None]:
             bound.arguments["optimizer"] = optimizers.get(name)
         stock(*bound.args, **bound.kwargs)
         forget_programs(self)
+        forget_step(self)
         remember_loss_weights(self, bound.arguments.get("loss_weights"))
         inner = getattr(self.optimizer, "inner_optimizer", None)
         if isinstance(inner, BatchOptimizer):

@@ -489,3 +489,50 @@ def test_what_a_stage_cannot_do_is_refused_before_any_work():
         kormos.minimize(lambda: keras.ops.sum(v**2), [v], Chain(["adam"]))
     for one, two in zip(weights(model), before, strict=True):
         np.testing.assert_array_equal(one, two)
+
+
+def test_keras_stages_train_the_loss_of_the_latest_compile():
+    x = np.linspace(-1.0, 1.0, 24, dtype="float32").reshape(12, 2)
+    y = (x[:, :1] + 3.0) ** 2
+    found = []
+    for losses in (["mae"], ["mse", "mae"]):
+        adam = keras.optimizers.Adam(0.05)
+        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        for loss in losses:
+            model.set_weights([np.zeros((2, 1)), np.zeros(1)])
+            model.compile(Chain([adam], epochs=[30]), loss=loss)
+            model.fit(x, y, verbose=0)
+        found.append(model.evaluate(x, y, verbose=0))
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+
+
+class Failing(keras.layers.Layer):
+    """Raises an error when it is called in training for the fifth time."""
+
+    calls = 0
+
+    def call(self, x, training=False):
+        if training:
+            self.calls += 1
+            if self.calls == 5:
+                raise RuntimeError("on purpose")
+        return x
+
+
+def test_an_error_within_the_first_epoch_of_keras_keeps_the_weights():
+    x = np.linspace(-1.0, 1.0, 64, dtype="float32")[:, None]
+    y = np.sin(3 * x)
+    model = keras.Sequential(
+        [keras.Input((1,)), Failing(), keras.layers.Dense(1)]
+    )
+    # Its steps are so long that the loss grows.
+    sgd = keras.optimizers.SGD(1.5)
+    model.compile(
+        Chain([sgd], epochs=[5], batch_size=8), loss="mse", run_eagerly=True
+    )
+    before = model.get_weights()
+    with pytest.raises(Exception, match="on purpose"):
+        model.fit(x, y, verbose=0)
+    assert model.layers[0].calls == 5
+    for now, earlier in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(now, earlier)

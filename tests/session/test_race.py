@@ -248,3 +248,26 @@ def test_the_epochs_of_a_stage_have_their_steps_in_a_race():
     history = model.fit(x, x, steps_per_epoch=4, restarts=3, seed=1, verbose=0)
     (winner,) = [r for r in history.result.restarts if r.status == "winner"]
     assert winner.iterations // 4 + len(history.epoch) == 43
+
+
+def test_a_feasible_start_wins_against_a_lower_loss():
+    def run(**kwargs):
+        v = keras.Variable(np.array([3.0]), dtype="float32")
+        result = kormos.minimize(
+            lambda: 0.01 * keras.ops.sum((v + 1.0) ** 2),
+            [v],
+            constraints={
+                "type": "eq",
+                "fun": lambda: (v[0] + 1.0) ** 2 * (v[0] - 3.0) - 0.1,
+            },
+            precision="float64",
+            **kwargs,
+        )
+        return result, float(v.numpy()[0])
+
+    result, alone = run()
+    assert result.success
+    # From here the constraint can only be approached, not satisfied.
+    result, found = run(starts=np.array([[-0.9]]))
+    assert result.success
+    assert found == pytest.approx(alone, rel=1e-6)

@@ -45,6 +45,10 @@ _FIRST_EVALUATIONS = 4
 _SAME_POINT = 1e-3
 
 
+# A violation of this many roundings of the variables counts as none. Our choice.
+_ROUNDINGS = 100.0
+
+
 class Runner(NamedTuple):
     """A start and its progress.
 
@@ -57,6 +61,8 @@ class Runner(NamedTuple):
         status: the status with which its latest run ended.
         evaluations: the evaluations so far.
         iterations: the iterations so far.
+        violation: the violation of the constraints at its point, or zero if it
+            is no more than rounding.
     """
 
     number: int
@@ -67,6 +73,7 @@ class Runner(NamedTuple):
     status: str = statuses.EVALUATION_LIMIT
     evaluations: int = 0
     iterations: int = 0
+    violation: float = 0.0
 
     @property
     def is_over(self) -> bool:
@@ -182,7 +189,22 @@ class Race:
             status=result.status,
             evaluations=runner.evaluations + result.evaluations,
             iterations=runner.iterations + result.iterations,
+            violation=self._violation(result.status),
         )
+
+    def _violation(self, status: str) -> float:
+        """The violation of the constraints, for a runner with a status."""
+        if status in statuses.SUCCESSES:
+            return 0.0
+        theta = self._objective.initial_position()
+        worst = 0.0
+        for constraint in self._task.constraints:
+            values = np.atleast_1d(constraint.fun(theta))
+            if constraint.type == "eq":
+                values = -np.abs(values)
+            worst = max(worst, float((-values).max(initial=0.0)))
+        # The variables round their values.
+        return worst if worst > _ROUNDINGS * self._objective.storage_eps else 0.0
 
     def _take_over(self, runner: Runner) -> None:
         """Makes a runner's point and state the present ones."""
@@ -325,11 +347,13 @@ def _in_epochs(runner: Runner, steps: int) -> StageProgress | None:
 
 
 def _ranked(runners: Sequence[Runner]) -> list[Runner]:
-    """The runners, sorted by their losses."""
-    return sorted(
-        runners,
-        key=lambda r: (not np.isfinite(r.loss), np.nan_to_num(r.loss)),
-    )
+    """The runners, sorted by violations, and then by their losses."""
+
+    def key(runner: Runner) -> tuple[bool, float, float]:
+        loss = runner.loss
+        return not np.isfinite(loss), runner.violation, np.nan_to_num(loss)
+
+    return sorted(runners, key=key)
 
 
 def table(runners: Sequence[Runner], winner: Runner) -> list[Restart]:

@@ -341,7 +341,8 @@ class Session:
             self._observer.run_ended(outcome)
         except BaseException:
             self._attachment.keep(run.state)
-            if run.iterations:
+            # A method that assigns variables itself may be within a step.
+            if run.iterations or stage.assigns:
                 self._reporter.write(run.best[0])
             raise
         record.end_run()

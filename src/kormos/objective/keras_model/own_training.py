@@ -55,7 +55,7 @@ def train_epoch(
 
 
 def forget_step(model: keras.Model) -> None:
-    """Drops the compiled step, because the model's loss has changed."""
+    """Drops the compiled step, because what the model compiles has changed."""
     object.__setattr__(model, _TRAINED, (None, None))
 
 
