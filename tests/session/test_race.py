@@ -271,3 +271,23 @@ def test_a_feasible_start_wins_against_a_lower_loss():
     result, found = run(starts=np.array([[-0.9]]))
     assert result.success
     assert found == pytest.approx(alone, rel=1e-6)
+
+
+def test_an_interrupt_ends_the_race_and_the_run(monkeypatch):
+    calls = []
+
+    class Interrupted(race.Session):
+        def __call__(self):
+            result = super().__call__()
+            calls.append(result)
+            if len(calls) == 3:
+                result.status = "interrupted"
+            return result
+
+    monkeypatch.setattr(race, "Session", Interrupted)
+    result, _ = minimized(restarts=6, bounds={".*": (-4, 4)})
+    assert result.status == "interrupted" and "interrupted" in result.message
+    # Three starts of the race, and the evaluation of the best one.
+    assert len(calls) == 4
+    assert calls[3].evaluations == sum(c.evaluations for c in calls[:3]) + 1
+    assert result.loss <= min(c.loss for c in calls[:3])

@@ -29,13 +29,14 @@ class Attachment:
         optimizer: the `BatchOptimizer`.
 
     Attributes:
+        optimizer: the same.
         state: the `SolverState` to continue from, or `None`.
         progress: the progress of the earlier session that is continued, or
             `None`.
     """
 
     def __init__(self, optimizer: BatchOptimizer):
-        self._optimizer = optimizer
+        self.optimizer = optimizer
         self._loads = self._earlier_iterations = 0
         # Each session has its own list, because another session may use the
         # optimizer at the same time.
@@ -45,14 +46,14 @@ class Attachment:
 
     def build(self, variables: Sequence[Any]) -> None:
         """Builds the optimizer, before a backup may be read into it."""
-        optimizer = self._optimizer
+        optimizer = self.optimizer
         optimizer.build([v for v in variables if isinstance(v, keras.Variable)])
         optimizer.results = self._results
         self._loads = optimizer.loads
 
     def share(self) -> None:
         """Copies the state of the first process to all processes of a fit."""
-        share_optimizer(self._optimizer)
+        share_optimizer(self.optimizer)
 
     def take_over(self, resume: bool, counts_on: bool = False) -> None:
         """Takes over the state that the optimizer keeps of an earlier session.
@@ -63,7 +64,7 @@ class Attachment:
             counts_on: whether the count of its stage's epochs continues, even
                 if there is no state.
         """
-        optimizer = self._optimizer
+        optimizer = self.optimizer
         is_restored = optimizer.loads > self._loads
         resume = resume or is_restored
         progress = optimizer.stage_progress
@@ -88,7 +89,7 @@ class Attachment:
     def keep(self, state: SolverState | None) -> None:
         """Stores a state, which callbacks save and a later session finds."""
         self.state = state
-        self._optimizer.keep(state)
+        self.optimizer.keep(state)
 
     def keep_position(self, theta: Vector, iterations: int) -> None:
         """Notes the present values of the variables.
@@ -99,11 +100,11 @@ class Attachment:
         """
         if self.state is not None:
             self.state.position = theta
-        self._optimizer.iterations.assign(self._earlier_iterations + iterations)
+        self.optimizer.iterations.assign(self._earlier_iterations + iterations)
 
     def keep_progress(self, progress: StageProgress | None) -> None:
         """Keeps the progress of the stages, for callbacks to save."""
-        self._optimizer.stage_progress = progress
+        self.optimizer.stage_progress = progress
 
     def add_result(self, raw: Any) -> None:
         """Adds the result of a method."""
@@ -112,6 +113,6 @@ class Attachment:
 
     def tell(self, counts: Counts) -> None:
         """Copies the counts of evaluations to the optimizer."""
-        self._optimizer.fg_evals = counts.evaluations
-        self._optimizer.hessp_evals = counts.hessian_products
-        self._optimizer.jacobians = counts.jacobians
+        self.optimizer.fg_evals = counts.evaluations
+        self.optimizer.hessp_evals = counts.hessian_products
+        self.optimizer.jacobians = counts.jacobians

@@ -1,13 +1,16 @@
 """A callback that keeps a backup of a fit, which is valid at any moment."""
 
+import contextlib
 import os
 import pathlib
 import re
 import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 
+from kormos.optimizers.base import BatchOptimizer
 from kormos.optimizers.base import whole_states
 
 
@@ -83,11 +86,32 @@ class BackupAndRestore(keras.callbacks.Callback):
 
 
 class _WithStates(keras.callbacks.Callback):
-    """Keras' own backup of a fit, with the solver's state added."""
+    """A backup of a fit, with the state of the solver of this fit.
 
-    def __init__(self, callback: keras.callbacks.Callback):
+    Keras saves the optimizer that the model was compiled with, but `kormos.fit`
+    may be given another one.
+
+    Args:
+        callback: the backup callback, Keras' own or that of kormos.
+        optimizer: the optimizer of the fit.
+    """
+
+    def __init__(
+        self, callback: keras.callbacks.Callback, optimizer: BatchOptimizer
+    ):
         super().__init__()
-        self._callback = callback
+        self._callback, self._optimizer = callback, optimizer
+
+    @contextlib.contextmanager
+    def _fitting(self) -> Iterator[None]:
+        """A scope in which the model has the optimizer of the fit."""
+        compiled = self.model.optimizer
+        self.model.optimizer = self._optimizer
+        try:
+            with whole_states():
+                yield
+        finally:
+            self.model.optimizer = compiled
 
     def set_params(self, params: dict[str, Any]) -> None:
         super().set_params(params)
@@ -98,17 +122,18 @@ class _WithStates(keras.callbacks.Callback):
         self._callback.set_model(model)
 
     def on_train_begin(self, logs: Any = None) -> None:
-        self._callback.on_train_begin(logs)
+        with self._fitting():
+            self._callback.on_train_begin(logs)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        with whole_states():
+        with self._fitting():
             self._callback.on_train_batch_end(batch, logs)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._callback.on_epoch_begin(epoch, logs)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        with whole_states():
+        with self._fitting():
             self._callback.on_epoch_end(epoch, logs)
 
     def on_train_end(self, logs: Any = None) -> None:
@@ -116,11 +141,17 @@ class _WithStates(keras.callbacks.Callback):
 
 
 def with_states(
-    callback: keras.callbacks.Callback,
+    callback: keras.callbacks.Callback, optimizer: BatchOptimizer
 ) -> keras.callbacks.Callback:
     """Wraps a backup callback, so that it saves the state of the solver too.
 
     Other callbacks are returned unchanged.
+
+    Args:
+        callback: the callback.
+        optimizer: the optimizer of the fit.
     """
-    is_backup = isinstance(callback, keras.callbacks.BackupAndRestore)
-    return _WithStates(callback) if is_backup else callback
+    kinds = BackupAndRestore, keras.callbacks.BackupAndRestore
+    if not isinstance(callback, kinds):
+        return callback
+    return _WithStates(callback, optimizer)

@@ -122,7 +122,7 @@ class KerasObserver(SessionObserver):
         self._callbacks = keras.callbacks.CallbackList(
             [
                 *self._shown,
-                *own_callbacks(self._given_callbacks),
+                *own_callbacks(self._given_callbacks, reporter.optimizer),
                 *self._own_history(),
             ],
             model=model,

@@ -45,7 +45,8 @@ _FIRST_EVALUATIONS = 4
 _SAME_POINT = 1e-3
 
 
-# A violation of this many roundings of the variables counts as none. Our choice.
+# A violation of at most this many roundings of the variables counts as none.
+# Our choice.
 _ROUNDINGS = 100.0
 
 
@@ -97,9 +98,11 @@ class Race:
     Attributes:
         evaluations: the evaluations so far.
         done: the epochs of the winner.
+        is_interrupted: whether an interrupt has ended the race.
     """
 
     done = 0
+    is_interrupted = False
 
     def __init__(
         self,
@@ -138,7 +141,7 @@ class Race:
                 runners[runner.number] = runner
             if self._shown is not None:
                 self._shown(_line(field))
-            if field[0].status in statuses.SUCCESSES:
+            if self.is_interrupted or field[0].status in statuses.SUCCESSES:
                 break
             left = field[: (len(field) + 1) // 2]
             # A good start may be behind for a long time, so the user's own
@@ -154,7 +157,8 @@ class Race:
 
     def _run(self, runner: Runner, evaluations: int) -> Runner:
         """A runner after a number of further evaluations."""
-        if runner.is_over or self._budget.spent(self.evaluations):
+        is_spent = self.is_interrupted or self._budget.spent(self.evaluations)
+        if runner.is_over or is_spent:
             return runner
         self._take_over(runner)
         budget = self._budget.without(self.evaluations)
@@ -175,6 +179,7 @@ class Race:
         return self._after(runner, result)
 
     def _after(self, runner: Runner, result: Result) -> Runner:
+        self.is_interrupted |= result.status == statuses.INTERRUPTED
         self.evaluations += result.evaluations
         state = self._optimizer.solver_state
         if state is not None:
@@ -204,7 +209,9 @@ class Race:
                 values = -np.abs(values)
             worst = max(worst, float((-values).max(initial=0.0)))
         # The variables round their values.
-        return worst if worst > _ROUNDINGS * self._objective.storage_eps else 0.0
+        return (
+            worst if worst > _ROUNDINGS * self._objective.storage_eps else 0.0
+        )
 
     def _take_over(self, runner: Runner) -> None:
         """Makes a runner's point and state the present ones."""
@@ -306,7 +313,10 @@ def run(
         left = left._replace(deadline=seconds)
     is_known = optimizer.solver_state is not None
     result = session_for(
-        budget=left, resume=is_known, before=_before(stages, race.done)
+        budget=left,
+        resume=is_known,
+        before=_before(stages, race.done),
+        is_interrupted=race.is_interrupted,
     )()
     result.restarts = ends
     result.evaluations += race.evaluations

@@ -33,6 +33,7 @@ class Reporter:
     Attributes:
         task: the same.
         record: the same.
+        optimizer: the optimizer of the session.
         plan: the same.
         has_started: whether the start of the present run is evaluated.
         followed: the point to continue from, where callbacks have changed the
@@ -50,6 +51,7 @@ class Reporter:
         self.task = task
         self.record = record
         self._attachment = attachment
+        self.optimizer = attachment.optimizer
         self._observer = observer
         self.plan = plan
         self.has_started = False

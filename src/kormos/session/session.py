@@ -66,6 +66,8 @@ class Session:
         before: the epochs of an earlier session, whose stage and count of
             epochs this one continues; or `None` to count from zero.
         loss_callback: function of the loss, called after each evaluation.
+        is_interrupted: whether an interrupt came before, so that only the start
+            is evaluated.
 
     Raises:
         ValueError: if a stage or a `Resample` cannot do the task.
@@ -82,7 +84,11 @@ class Session:
         resume: bool = False,
         before: int | None = None,
         loss_callback: Callable[[float], object] | None = None,
+        is_interrupted: bool = False,
     ):
+        self._is_interrupted = is_interrupted
+        if is_interrupted:
+            budget = budget._replace(evaluations=1)
         self._stages = list(stages)
         self._task = task
         self._observer = observer
@@ -337,6 +343,8 @@ class Session:
         self._attachment.keep_progress(self._plan.progress)
         try:
             outcome = run(begins, self._attachment.state)
+            if self._is_interrupted:
+                outcome.status, outcome.test = statuses.INTERRUPTED, None
             self._attachment.keep(run.state)
             self._observer.run_ended(outcome)
         except BaseException:

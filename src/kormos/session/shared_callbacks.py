@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 from typing import Any
 
 import keras
@@ -11,6 +12,9 @@ from kormos import backend
 from kormos.processes import current
 from kormos.session.backup import BackupAndRestore
 from kormos.session.backup import with_states
+
+if TYPE_CHECKING:
+    from kormos.optimizers.base import BatchOptimizer
 
 # Callbacks that only write files or send messages. A backup also changes the
 # weights, but the first process shares these with the others.
@@ -63,19 +67,23 @@ def _alone(fn: Any) -> Any:
 
 
 def own_callbacks(
-    callbacks: Sequence[keras.callbacks.Callback],
+    callbacks: Sequence[keras.callbacks.Callback], optimizer: BatchOptimizer
 ) -> list[keras.callbacks.Callback]:
     """The callbacks that this process must call.
 
     Only the first process writes files.
+
+    Args:
+        callbacks: those of the user.
+        optimizer: the optimizer of the fit.
     """
     processes = current()
     if processes.is_alone:
-        return [with_states(c) for c in callbacks]
+        return [with_states(c, optimizer) for c in callbacks]
     own = []
     for callback in callbacks:
         if not isinstance(callback, _WRITERS):
             own.append(callback)
         elif processes.is_first:
-            own.append(_OnFirst(with_states(callback)))
+            own.append(_OnFirst(with_states(callback, optimizer)))
     return own

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from typing import Any
-
-import numbers
 
 import numpy as np
 import scipy.stats

@@ -95,9 +95,7 @@ class _Sums:
         self.predicted += float(np.sum(predicted**2))
         self.kept.append((block.weights, targets))
 
-    def totals(
-        self, factor: Matrix, spread: float, means: int
-    ) -> Totals:
+    def totals(self, factor: Matrix, spread: float, means: int) -> Totals:
         """All sums, together with the given ones."""
         return Totals(
             factor,
@@ -129,7 +127,9 @@ class _Sums:
             # The length of the constant's projection on the range of R.
             scale = np.linalg.norm(factor, axis=0)
             scale = np.where(scale > 0, scale, 1.0)
-            _, values, right = np.linalg.svd(factor / scale, full_matrices=False)
+            _, values, right = np.linalg.svd(
+                factor / scale, full_matrices=False
+            )
             kept = values > 1e-12 * values.max(initial=0.0)
             part = (right[kept] @ (self.constants / scale)) / values[kept]
             total = weights.sum()

@@ -1,0 +1,55 @@
+"""Backups of fits with an optimizer that the model was not compiled with."""
+
+import keras
+import numpy as np
+import pytest
+
+import kormos
+
+X = np.linspace(-1.0, 1.0, 40, dtype="float32")[:, None]
+Y = np.sinc(3 * X)
+
+
+class Crash(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 6:
+            raise RuntimeError("on purpose")
+
+
+def fitted(callbacks):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((1,)),
+            keras.layers.Dense(5, "tanh"),
+            keras.layers.Dense(1),
+        ]
+    )
+    model.compile("adam", loss="mse")
+    history = kormos.fit(
+        model,
+        X,
+        Y,
+        optimizer="lbfgs",
+        epochs=12,
+        callbacks=callbacks,
+        verbose=0,
+    )
+    assert isinstance(model.optimizer, keras.optimizers.Adam)
+    return model, history
+
+
+@pytest.mark.filterwarnings("ignore::kormos.ConvergenceWarning")
+@pytest.mark.parametrize(
+    "kind",
+    [kormos.callbacks.BackupAndRestore, keras.callbacks.BackupAndRestore],
+)
+def test_a_backup_has_the_curvature_of_the_optimizer_of_the_fit(kind, tmp_path):
+    whole, _ = fitted([])
+    folder = tmp_path / "backup"
+    with pytest.raises(RuntimeError, match="on purpose"):
+        fitted([kind(folder), Crash()])
+    resumed, history = fitted([kind(folder)])
+    assert history.epoch[0] == 6
+    for a, b in zip(whole.get_weights(), resumed.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
