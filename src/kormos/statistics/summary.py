@@ -362,7 +362,7 @@ class Summary:
 
 def check_level(level: Any) -> None:
     """Refuses a level that is not a probability between zero and one."""
-    if not isinstance(level, numbers.Real) or not 0 < level < 1:
+    if not isinstance(level, numbers.Real) or not 0 < float(level) < 1:
         raise ValueError(
             "Argument `level` must be a probability between 0 and 1, such as "
             f"0.95. Received: level={level!r}"
