@@ -236,3 +236,26 @@ def test_one_that_cannot_widen_keeps_all_in_float32(error):
 def test_staying_in_float32_is_told_with_its_cause():
     with pytest.warns(kormos.ConvergenceWarning, match="MemoryError, no room"):
         float64_tail.warn_of_staying(MemoryError("no room"))
+
+
+@pytest.mark.parametrize("method", ["dense-bfgs", "lbfgs", "ssbroyden"])
+def test_columns_that_only_float64_tells_apart(method):
+    """The float32 run ends on the floor of a valley that float64 goes along."""
+    t = np.arange(71.0) - 35
+    for seed in range(3, 5):
+        rng = np.random.default_rng(seed)
+        x = np.column_stack([t**0, t, t + 1e-5 * rng.normal(size=71)])
+        y = t + rng.normal(size=71)
+        scaled = x / np.linalg.norm(x, axis=0)
+        fitted = scaled @ np.linalg.lstsq(scaled, y, rcond=None)[0]
+        b = keras.Variable(np.zeros(3), dtype="float32")
+        result = kormos.least_squares(
+            lambda d, b=b: keras.ops.sum(d["x"] * b, axis=-1) - d["y"],
+            [b],
+            method,
+            data={"x": x, "y": y},
+            precision="auto",
+        )
+        least = np.mean((y - fitted) ** 2)
+        assert result.success
+        assert result.loss == pytest.approx(least, rel=1e-6)

@@ -505,3 +505,67 @@ def test_steps_of_a_sequence_share_a_mean():
     assert summary.adjusted_r_squared == pytest.approx(
         flat.rsquared_adj, rel=1e-5
     )
+
+
+def counts_and_classes():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40, 2))
+    counts = rng.poisson(np.exp(0.3 * x[:, 0] + 0.5)).astype("float32")
+    is_high = (x[:, 1] + rng.logistic(size=40) > 0).astype("float32")
+    return x, counts[:, None], is_high[:, None]
+
+
+def model_of(outputs):
+    x = keras.Input((2,))
+    layer = {"poisson": "exponential", "binary_crossentropy": "sigmoid"}
+    return keras.Model(
+        x, [layers.Dense(1, activation=layer[loss])(x) for loss in outputs]
+    )
+
+
+def test_outputs_with_other_distributions_add_their_log_likelihoods():
+    x, counts, is_high = counts_and_classes()
+    rng = np.random.default_rng(1)
+    weights = [rng.integers(1, 4, 40), rng.integers(1, 3, 40)]
+    losses = ["poisson", "binary_crossentropy"]
+    model = model_of(losses)
+    model.compile("lm", loss=losses)
+    targets = [counts, is_high]
+    kormos.fit(model, x, targets, sample_weight=weights, epochs=50, verbose=0)
+    summary = kormos.summary(model, x, targets, weights)
+    design = sm.add_constant(x)
+    peers = [
+        sm.GLM(y[:, 0], design, family, freq_weights=w).fit()
+        for y, w, family in zip(
+            targets,
+            weights,
+            (sm.families.Poisson(), sm.families.Binomial()),
+            strict=True,
+        )
+    ]
+    expected = sum(peer.llf for peer in peers)
+    assert summary.log_likelihood == pytest.approx(expected, rel=1e-5)
+    assert summary.observations == sum(w.sum() for w in weights)
+
+
+def test_weights_of_the_steps_of_counts():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(30, 4, 2))
+    y = rng.poisson(np.exp(0.3 * x[..., :1])).astype("float32")
+    weights = rng.integers(1, 4, (30, 4)).astype("float32")
+    model = keras.Sequential(
+        [keras.Input((4, 2)), layers.Dense(1, activation="exponential")]
+    )
+    model.compile("lm", loss="poisson")
+    kormos.fit(model, x, y, sample_weight=weights, epochs=50, verbose=0)
+    summary = kormos.summary(model, x, y, weights)
+    peer = sm.GLM(
+        y.reshape(-1),
+        sm.add_constant(x.reshape(-1, 2)),
+        sm.families.Poisson(),
+        freq_weights=weights.reshape(-1),
+    ).fit()
+    assert summary.log_likelihood == pytest.approx(peer.llf, rel=1e-5)
+    np.testing.assert_allclose(
+        summary.standard_errors[[2, 0, 1]], peer.bse, rtol=1e-4
+    )

@@ -107,16 +107,17 @@ def of_model(objective: Objective, is_stated: bool) -> Likelihood:
         return of_squares(scales[0] if is_equal else None)
     if "Gaussian" in names or not is_equal:
         return of_quasi(label, float(objective.rows))
+    weights = _mean_weights(objective, len(found))
     entries = sum(
-        float(np.prod(shape[:-1])) * _averaged(name, shape)
-        for name, shape in found
+        weight * float(np.prod(shape[:-1])) * _averaged(name, shape)
+        for weight, (name, shape) in zip(weights, found, strict=True)
     )
     return Likelihood(
         " + ".join(sorted(map(str, names))),
         float(scales[0]),
         is_expected=objective.gauss_newton().is_convex,
-        observations=entries * objective.rows * _mean_weight(objective),
-        constant=-_log_factorials(objective) if "Poisson" in names else 0.0,
+        observations=entries * objective.rows,
+        constant=-_log_factorials(objective, [name for name, _ in found]),
     )
 
 
@@ -125,11 +126,22 @@ def _averaged(name: str | None, shape: tuple[int, ...]) -> int:
     return 1 if name == "categorical" or not shape else shape[-1]
 
 
-def _mean_weight(objective: Objective) -> float:
-    """The mean of the weights of the rows."""
+def _weights(objective: Objective, count: int) -> list[Array | float]:
+    """The weights of the rows in each of the losses.
+
+    Args:
+        objective: the objective.
+        count: the number of losses.
+    """
     data = objective.data
-    weights = leaves(data[2]) if data is not None and len(data) > 2 else []
-    return float(np.mean(weights[0])) if weights else 1.0
+    found = leaves(data[2]) if data is not None and len(data) > 2 else [1.0]
+    # One array holds for all outputs.
+    return found if len(found) == count else [found[0]] * count
+
+
+def _mean_weights(objective: Objective, count: int) -> list[float]:
+    """The means of `_weights`."""
+    return [float(np.mean(w)) for w in _weights(objective, count)]
 
 
 def _stated(objective: Objective) -> Likelihood:
@@ -146,7 +158,7 @@ def _stated(objective: Objective) -> Likelihood:
         "as stated",
         float(factors[0]),
         is_expected=False,
-        observations=float(objective.rows) * _mean_weight(objective),
+        observations=float(objective.rows) * _mean_weights(objective, 1)[0],
     )
 
 
@@ -208,16 +220,28 @@ def _distribution(loss: keras.losses.Loss) -> str | None:
     return _DISTRIBUTIONS.get(getattr(loss, "fn", loss.call))
 
 
-def _log_factorials(objective: Objective) -> float:
-    """The sum of log y!, weighted, which Keras' loss leaves out."""
-    data = objective.data
+def _log_factorials(objective: Objective, names: list[str | None]) -> float:
+    """The sum of log y!, weighted, which Keras' Poisson losses leave out.
+
+    Args:
+        objective: the objective.
+        names: the distribution of each loss.
+    """
+    data, total = objective.data, 0.0
     if data is None:
         return 0.0
-    logs = np.zeros(objective.rows)
-    for y in leaves(data[1]):
-        values = np.asarray(y, "float64").reshape(len(y), -1)
-        logs += gammaln(values + 1).sum(axis=1)
-    weights = np.ones(objective.rows)
-    if len(data) > 2:
-        weights = np.asarray(leaves(data[2])[0], "float64").reshape(-1)
-    return float(logs @ weights)
+    targets = leaves(data[1])
+    if len(targets) != len(names):
+        # Several losses of one output, all with the same targets.
+        targets = [targets[0]] * len(names)
+    weights = _weights(objective, len(names))
+    for name, y, weight in zip(names, targets, weights, strict=True):
+        if name == "Poisson":
+            logs = gammaln(np.asarray(y, "float64").reshape(len(y), -1) + 1)
+            own = np.asarray(weight, "float64").reshape(-1, 1)
+            if own.size not in (1, len(logs)):
+                # Weights of the steps of a sequence, which may have channels.
+                own = own.reshape(len(logs), -1)
+                own = np.repeat(own, logs.shape[1] // own.shape[1], axis=1)
+            total += float(np.sum(logs * own))
+    return total

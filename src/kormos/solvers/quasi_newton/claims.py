@@ -58,6 +58,8 @@ class Claims:
         tolerances: those of the optimizer.
         rounding: what is known of the rounding of the loss.
         call: function that evaluates the start of a trial.
+        is_continued: whether an earlier run has left its curvature, perhaps in
+            another precision, so that its start is no trial.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Claims:
         tolerances: Tolerances,
         rounding: Rounding,
         call: Callable[[], None],
+        is_continued: bool = False,
     ):
         self._loop = loop
         self._problem = problem
@@ -80,7 +83,7 @@ class Claims:
         self._is_long = False
         # A run that has just begun is its own trial, without a limit.
         self._claim = self._claim_here()
-        self._is_tried = self._is_start = True
+        self._is_tried, self._is_start = True, not is_continued
         self._units: list[Vector] = []
         self._promises: list[float] = []
         self._claimed_losses: list[float] = []
