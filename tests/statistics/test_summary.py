@@ -569,3 +569,20 @@ def test_weights_of_the_steps_of_counts():
     np.testing.assert_allclose(
         summary.standard_errors[[2, 0, 1]], peer.bse, rtol=1e-4
     )
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"activity_regularizer": keras.regularizers.L2(0.1)},
+        {"kernel_regularizer": keras.regularizers.OrthogonalRegularizer(0.1)},
+    ],
+)
+def test_penalties_of_outputs_are_refused(settings):
+    x = np.random.default_rng(0).normal(size=(20, 2))
+    model = keras.Sequential(
+        [keras.Input((2,)), layers.Dense(2, **settings), layers.Dense(1)]
+    )
+    model.compile("lm", loss="mse")
+    with pytest.raises(ValueError, match="penalties of single parameters"):
+        kormos.summary(model, x, x[:, :1])

@@ -118,6 +118,7 @@ def summary(
     ```
     """
     check_has_loss(model, loss not in (None, STATED), "give `loss`, or ")
+    _check_penalties(model)
     optimizer = getattr(model, "optimizer", None)
     if loss is not None and loss != STATED:
         model = with_loss(model, loss)
@@ -151,6 +152,26 @@ def summary(
     return Summary(
         fit, estimate(fit, covariance, groups, absolute_sigma), level, names
     )
+
+
+def _check_penalties(model: keras.Model) -> None:
+    """Refuses penalties that are no sums of penalties of single parameters.
+
+    Only the diagonal of a penalty's Hessian is known.
+    """
+    for layer in model._flatten_layers():
+        found = [
+            value
+            for name, value in vars(layer).items()
+            if isinstance(value, keras.regularizers.OrthogonalRegularizer)
+            or (name == "activity_regularizer" and value is not None)
+        ]
+        if found:
+            raise ValueError(
+                "A summary counts penalties of single parameters, such as L1 "
+                "and L2, but not those of outputs or of whole columns. "
+                f"Received: layer '{layer.name}' with {found[0]!r}"
+            )
 
 
 def _objective(
