@@ -144,3 +144,26 @@ def test_layers_in_training_mode_get_no_least_squares(layer):
     model.compile("auto", "mse")
     history = model.fit(*rows(), epochs=2, verbose=0, training=True)
     assert history.result.stages[0].name != "lm"
+
+
+def test_another_choice_continues_from_the_weights():
+    x = np.random.default_rng(0).normal(size=(50, 3)).astype("float32")
+    y = np.sin(x.sum(axis=1, keepdims=True))
+    model = keras.Sequential(
+        [
+            keras.Input((3,)),
+            keras.layers.Dense(4, "tanh"),
+            keras.layers.Dense(1),
+        ]
+    )
+    optimizer = kormos.optimizers.Auto()
+    model.compile(optimizer, loss="mse")
+    first = model.fit(x, y, epochs=5, verbose=0).result
+    loss = keras.losses.BinaryCrossentropy(from_logits=True)
+    model.compile(optimizer, loss=loss)
+    classes = (y > 0).astype("float32")
+    before = model.evaluate(x, classes, verbose=0)
+    result = model.fit(x, classes, epochs=5, resume=True, verbose=0).result
+    assert result.choice != first.choice
+    assert result.initial_loss == pytest.approx(before, rel=1e-5)
+    assert result.loss < before

@@ -70,6 +70,8 @@ class Auto(Chain):
     ```
     """
 
+    chooses = True
+
     def __init__(
         self,
         epochs: int | None = None,

@@ -100,6 +100,8 @@ class BatchOptimizer(keras.optimizers.Optimizer):
 
     # Whether a later fit can continue with the curvature of an earlier one.
     keeps_state = False
+    # Whether it chooses its method at the start of each fit.
+    chooses = False
 
     def __init__(
         self,

@@ -201,7 +201,8 @@ class Session:
             for resampler in self._observer.resamplers:
                 resampler.carry(before, objective, self._observer.done)
         state = attachment.state
-        if state is None or is_begun:
+        # A method that is chosen anew may be another than that of the state.
+        if state is None or (is_begun and not self._optimizer.chooses):
             return
         # A `pretrain_fn` may have frozen layers.
         is_of_these = list(map(id, before.variables)) == list(
