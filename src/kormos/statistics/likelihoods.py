@@ -134,7 +134,8 @@ def _weights(objective: Objective, count: int) -> list[Array | float]:
         count: the number of losses.
     """
     data = objective.data
-    found = leaves(data[2]) if data is not None and len(data) > 2 else [1.0]
+    found = leaves(data[2]) if data is not None and len(data) > 2 else []
+    found = found or [1.0]
     # One array holds for all outputs.
     return found if len(found) == count else [found[0]] * count
 
