@@ -267,7 +267,7 @@ def test_a_feasible_start_wins_against_a_lower_loss():
 
     result, alone = run()
     assert result.success
-    # From here the constraint can only be approached, not satisfied.
+    # A run from this start only comes close to satisfying the constraint.
     result, found = run(starts=np.array([[-0.9]]))
     assert result.success
     assert found == pytest.approx(alone, rel=1e-6)

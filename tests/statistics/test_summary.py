@@ -409,7 +409,7 @@ def test_deviations_are_the_weights_of_statsmodels(kind):
     assert absolute == pytest.approx(density.sum(), rel=1e-6)
 
 
-def test_predictions_do_not_hang_on_the_rounding_of_other_directions():
+def test_rounding_of_other_directions_does_not_matter_to_predictions():
     """A softmax has free directions; a row of a dummy of zero is determined."""
     rng = np.random.default_rng(0)
     z = np.column_stack([rng.normal(size=40), np.arange(40) % 2])

@@ -65,8 +65,8 @@ class FlatObjective:
     has_own_derivatives = False
     has_float64 = False
     unused_variables: list[keras.Variable]
-    # The values that `assign` gave variables that the loss keeps fixed, by
-    # their identity. The loss still has the values of before.
+    # The values that `assign` gave to variables that the loss keeps fixed, by
+    # the `id` of the variable. The loss still uses their earlier values.
     _assigned: Mapping[int, Tensor] = types.MappingProxyType({})
 
     @functools.cached_property

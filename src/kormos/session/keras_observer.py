@@ -280,19 +280,18 @@ class KerasObserver(SessionObserver):
             # The iterate is inside a compiled call, and no callback needs it.
             self._tell_epoch_end(None)
             return
-        if self._is_watching or self._validates_states():
+        objective = cast(Objective, self._reporter.task.objective)
+        # Validation uses the averages of layers, which are assigned with it.
+        is_needed = objective.uses_training_state and self._validates()
+        if self._is_watching or is_needed:
             self._reporter.write(theta)
         self._standing = theta
         self._tell(theta, self._tell_epoch_end, theta)
 
-    def _validates_states(self) -> bool:
-        """Whether layers need their averages, because validation is due."""
-        task = self._reporter.task
-        return (
-            task.validation is not None
-            and cast(Objective, task.objective).uses_training_state
-            and self._epoch_logs.validates(self.done + 1)
-        )
+    def _validates(self) -> bool:
+        """Whether this epoch has a validation."""
+        has_data = self._reporter.task.validation is not None
+        return has_data and self._epoch_logs.validates(self.done + 1)
 
     def _tell_epoch_end(self, theta: Vector | None) -> None:
         logs = self._logs = self._logs_at(theta)
@@ -348,9 +347,7 @@ class KerasObserver(SessionObserver):
         logs.update(self._epoch_logs.metrics(objective, self._latest))
         if theta is None:
             return logs
-        if task.validation is not None and self._epoch_logs.validates(
-            self.done + 1
-        ):
+        if self._validates():
             validation = cast(Objective, task.validation)
             logs.update(
                 self._epoch_logs.validation(

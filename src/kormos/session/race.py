@@ -33,6 +33,7 @@ from kormos.session.task import Task
 from kormos.session.trace_observer import TraceObserver
 from kormos.solvers import statuses
 from kormos.solvers.budget import Budget
+from kormos.solvers.problem import violation
 from kormos.solvers.solver_state import SolverState
 from kormos.types import Matrix
 from kormos.types import Vector
@@ -201,17 +202,12 @@ class Race:
         """The violation of the constraints, for a runner with a status."""
         if status in statuses.SUCCESSES:
             return 0.0
-        theta = self._objective.initial_position()
-        worst = 0.0
-        for constraint in self._task.constraints:
-            values = np.atleast_1d(constraint.fun(theta))
-            if constraint.type == "eq":
-                values = -np.abs(values)
-            worst = max(worst, float((-values).max(initial=0.0)))
+        objective = self._objective
+        worst = violation(self._task.constraints, objective.initial_position())
         # The variables round their values.
-        return (
-            worst if worst > _ROUNDINGS * self._objective.storage_eps else 0.0
-        )
+        if worst <= _ROUNDINGS * objective.storage_eps:
+            return 0.0
+        return float(np.nan_to_num(worst, nan=np.inf))
 
     def _take_over(self, runner: Runner) -> None:
         """Makes a runner's point and state the present ones."""

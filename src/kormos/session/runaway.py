@@ -97,7 +97,10 @@ def _falls_on(
         most = _BELOW_ZERO * loss
     else:
         return False
-    for step in (outcome.theta - theta, outcome.theta):
+    steps = [outcome.theta - theta]
+    if theta.any():
+        steps.append(outcome.theta)
+    for step in steps:
         nearer, farther = (
             problem.peek(problem.project(outcome.theta + factor * step))
             for factor in (1, 3)

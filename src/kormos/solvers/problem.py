@@ -133,13 +133,7 @@ class Problem:
 
     def is_feasible(self, theta: Vector) -> bool:
         """Whether the constraints hold at a point, except for rounding."""
-        violation = 0.0
-        for constraint in self.constraints:
-            values = constraint.fun(theta)
-            if constraint.type == "eq":
-                values = -np.abs(values)
-            violation = np.maximum(violation, (-values).max(initial=0.0))
-        return bool(violation <= self.feasibility)
+        return violation(self.constraints, theta) <= self.feasibility
 
     def value(self, theta: Vector) -> float:
         return self._counted(self.peek(theta))
@@ -352,3 +346,14 @@ class Constraint(NamedTuple):
     fun: Callable[[Vector], Vector]
     jac: Callable[[Vector], Matrix]
     refresh: Callable[[], bool] = bool
+
+
+def violation(constraints: Sequence[Constraint], theta: Vector) -> float:
+    """The largest violation of a constraint at a point, which may be NaN."""
+    worst = 0.0
+    for constraint in constraints:
+        values = constraint.fun(theta)
+        if constraint.type == "eq":
+            values = -np.abs(values)
+        worst = np.maximum(worst, (-values).max(initial=0.0))
+    return float(worst)

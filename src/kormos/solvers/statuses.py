@@ -29,7 +29,7 @@ ADVICE = {
 # Ends at an optimum: by a tolerance, or by the rounding of the loss.
 SUCCESSES = (CONVERGED, NOISE_FLOOR)
 
-# Ends at a limit of the budget, besides that on iterations.
+# Ends at a limit of time or of evaluations.
 LIMITS = (TIME_LIMIT, EVALUATION_LIMIT)
 
 # Statuses without a warning: the end is right, or the user has asked for it.

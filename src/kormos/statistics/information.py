@@ -24,9 +24,7 @@ _ROUNDINGS = 8
 _SHARES, _LEAST_SHARE, _MOST_SHARE = 1e3, 1e-8, 1e-3
 # Coefficients below this part of the largest one are not named.
 _NAMED = 1e-6
-
-
-# Smaller parts of a direction than this are rounding.
+# Entries of a direction below this part of its largest one are rounding.
 _NOTHING = 1e-9
 
 
@@ -198,7 +196,7 @@ def _readable(free: Matrix, scale: Vector) -> Matrix:
         pivots.append(pivot)
     own = free[pivots]
     spread = free @ np.linalg.inv(own)
-    # Whether a prediction depends on a direction must not hang on rounding.
+    # Otherwise rounding would decide whether a prediction is determined.
     spread[np.abs(spread) < _NOTHING * np.abs(spread).max(axis=0)] = 0.0
     return spread / scale[:, None] * scale[pivots]
 

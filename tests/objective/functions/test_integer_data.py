@@ -14,7 +14,7 @@ def b():
     return keras.Variable(np.zeros(2), dtype="float32")
 
 
-# Beyond the range of int32, and integers whose squares are.
+# Integers beyond the range of int32, and integers whose squares are beyond it.
 LARGE = np.arange(20) * 10**9
 SQUARED = np.arange(20) * 10**4
 

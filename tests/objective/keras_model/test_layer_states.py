@@ -142,7 +142,7 @@ def test_in_inference_nothing_is_assigned():
 
 
 class Inferring(keras.Model):
-    """A model that uses averages as they are, and has a layer without calls."""
+    """Uses its averages as they are, and never calls one of its layers."""
 
     def __init__(self):
         super().__init__()

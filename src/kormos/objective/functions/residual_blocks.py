@@ -130,7 +130,7 @@ class ResidualFunction(VariableReader):
             # One row of other groups is enough, as their blocks are not used.
             is_mine = group is not None and leaf_group == group
             leaves.append(next(given) if is_mine else as_tensor(head[:1]))
-        # Another thread may turn this into an equal function.
+        # Another thread may put an equal function in its place meanwhile.
         now = copy.copy(self)
         with now.scope(parts, frozen):
             blocks = now._call(leaves)

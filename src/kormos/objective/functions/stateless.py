@@ -199,7 +199,7 @@ class StatelessFunction(VariableReader):
     def __call__(
         self, parts: list[Tensor] | None, frozen: list[Tensor] | None
     ) -> Tensor:
-        # Another thread may turn this into an equal function.
+        # Another thread may put an equal function in its place meanwhile.
         now = copy.copy(self)
         with (
             naming_conversions(now._name, now.variables),

@@ -81,7 +81,7 @@ class LayerStates:
             arguments: the other arguments of the loss.
 
         Returns:
-            The assigned values, by the identity of their variables.
+            The assigned values, by the `id` of the variable.
         """
         if not self._variables:
             return {}

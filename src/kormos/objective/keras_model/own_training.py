@@ -55,7 +55,7 @@ def train_epoch(
 
 
 def forget_step(model: keras.Model) -> None:
-    """Drops the compiled step, because what the model compiles has changed."""
+    """Drops the compiled step: the model has another loss or other metrics."""
     object.__setattr__(model, _TRAINED, (None, None))
 
 

@@ -69,7 +69,7 @@ class Claims:
         tolerances: Tolerances,
         rounding: Rounding,
         call: Callable[[], None],
-        is_continued: bool = False,
+        is_continued: bool,
     ):
         self._loop = loop
         self._problem = problem
