@@ -119,7 +119,7 @@ def test_least_squares_agree(case):
         summary = kormos.summary(model, case.x, y, covariance=kind)
         assert_same(summary, sm.OLS(y, case.design).fit(cov_type=kind))
     summary = kormos.summary(
-        model, case.x, y, covariance="cluster", groups=case.groups
+        model, case.x, y, covariance="cluster", groups=case.groups[:, None]
     )
     by_group = sm.OLS(y, case.design).fit(
         cov_type="cluster", cov_kwds={"groups": case.groups}

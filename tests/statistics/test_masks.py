@@ -1,4 +1,4 @@
-"""Rows that masks and zero weights leave out are not data of a summary."""
+"""What masks, `ignore_class` and zero weights hide is no data of a summary."""
 
 import keras
 import numpy as np
@@ -77,3 +77,66 @@ def test_rows_of_weight_zero_are_left_out(kind):
     assert summary.standard_errors == pytest.approx(
         expected.bse[[1, 2, 0]], rel=1e-8
     )
+
+
+CHANCES = 1 / (1 + np.exp(-X @ [1.0, -0.5]))
+FAMILIES = {
+    "poisson": (sm.families.Poisson(), "exponential", RNG.poisson(CHANCES)),
+    "binary_crossentropy": (
+        sm.families.Binomial(),
+        "sigmoid",
+        RNG.binomial(1, CHANCES),
+    ),
+}
+
+
+@pytest.mark.parametrize("loss", FAMILIES)
+def test_masked_steps_of_other_distributions(loss):
+    family, activation, y = FAMILIES[loss]
+    x = np.where(IS_THERE[:, :, None], X, 0.0)
+    model = keras.Sequential(
+        [
+            keras.Input((STEPS, 2)),
+            layers.Masking(),
+            layers.Dense(1, activation=activation),
+        ]
+    )
+    model.compile(optimizer="newton", loss=loss)
+    data = x, y[:, :, None].astype("float64")
+    # Several chunks of rows, the last of which is short.
+    result = model.fit(*data, batch_size=7, epochs=50, verbose=0).result
+    assert result.success
+    design = sm.add_constant(x[IS_THERE])
+    expected = sm.GLM(y[IS_THERE], design, family=family).fit()
+    summary = kormos.summary(model, *data)
+    assert summary.observations == expected.nobs
+    # Keras adds 1e-7 to the logarithm's argument in Poisson's loss.
+    assert summary.estimates == pytest.approx(
+        expected.params[[1, 2, 0]], rel=1e-6
+    )
+    assert summary.standard_errors == pytest.approx(
+        expected.bse[[1, 2, 0]], rel=1e-6
+    )
+    assert summary.log_likelihood == pytest.approx(expected.llf, rel=1e-6)
+    assert summary.bic == pytest.approx(expected.bic_llf, rel=1e-6)
+
+
+@pytest.mark.parametrize("has_weights", [False, True])
+def test_ignored_classes_are_no_observations(has_weights):
+    x = X.reshape(-1, 2)
+    classes = RNG.integers(0, 3, len(x))
+    counts = RNG.integers(1, 4, len(x)) if has_weights else np.ones(len(x), int)
+    labels = np.where(np.arange(len(x)) % 4, classes, 3)
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(3)])
+    loss = keras.losses.SparseCategoricalCrossentropy(
+        from_logits=True, ignore_class=3
+    )
+    model.compile(optimizer="newton", loss=loss)
+    data = {"x": x, "y": labels, "sample_weight": counts.astype("float64")}
+    assert model.fit(**data, epochs=50, verbose=0).result.success
+    rows = np.repeat(np.flatnonzero(labels < 3), counts[labels < 3])
+    expected = sm.MNLogit(labels[rows], sm.add_constant(x[rows])).fit(disp=0)
+    summary = kormos.summary(model, **data)
+    assert summary.observations == len(rows)
+    assert summary.log_likelihood == pytest.approx(expected.llf, rel=1e-8)
+    assert summary.bic == pytest.approx(expected.bic, rel=1e-8)

@@ -150,6 +150,22 @@ def test_a_ridge_has_the_sandwich_and_effective_parameters():
     assert "effective parameters" in " ".join(str(summary).split())
 
 
+def test_weights_that_l1_holds_at_zero_are_at_the_optimum():
+    regularizer = keras.regularizers.L1(0.5)
+    model = keras.Sequential(
+        [keras.Input((2,)), layers.Dense(1, kernel_regularizer=regularizer)]
+    )
+    y = X[:, :1] + 1.0
+    model.compile(optimizer="lbfgs", loss="mse")
+    assert model.fit(X, y, epochs=200, verbose=0).result.success
+    summary = kormos.summary(model, X, y)
+    assert summary.estimates[1] == 0.0 != summary.estimates[0]
+    assert "not at its optimum" not in " ".join(summary.notes)
+    model.set_weights([w + 0.1 for w in model.get_weights()])
+    notes = " ".join(kormos.summary(model, X, y).notes)
+    assert "not at its optimum" in notes
+
+
 def test_a_loss_that_is_no_likelihood_gets_a_sandwich():
     model = line("huber")
     summary = kormos.summary(model, X, Y)
@@ -260,6 +276,14 @@ def test_a_bootstrap_by_residuals_has_about_the_standard_errors():
         ({"covariance": "HC9"}, "`covariance` must be one of"),
         ({"covariance": "cluster"}, "pass both or neither"),
         ({"groups": np.zeros(80)}, "pass both or neither"),
+        (
+            {"covariance": "cluster", "groups": [None, "a"] * 40},
+            "40 missing values, the first in row 0",
+        ),
+        (
+            {"covariance": "cluster", "groups": np.full((80, 2), 1)},
+            r"shape `\(rows,\)`",
+        ),
         (
             {"covariance": "cluster", "groups": np.zeros(80)},
             "at least two groups",
@@ -407,6 +431,35 @@ def test_deviations_are_the_weights_of_statsmodels(kind):
     absolute = result.summary(absolute_sigma=True).log_likelihood
     density = scipy.stats.norm.logpdf(y, peer.fittedvalues, sigma)
     assert absolute == pytest.approx(density.sum(), rel=1e-6)
+
+
+def test_means_of_blocks_count_as_relative_precisions():
+    rng = np.random.default_rng(4)
+    t = np.linspace(0.0, 1.0, 60)
+    y = 1 + 2 * t + 0.1 * rng.normal(size=60)
+    b = keras.Variable(np.zeros(2), dtype="float32")
+
+    def residuals():
+        left = b[0] + b[1] * ops.cast(t, b.dtype) - ops.cast(y, b.dtype)
+        return {"few": left[:10] / 0.1, "many": left[10:] / 0.1}
+
+    result = kormos.least_squares(residuals, [b], precision="float64")
+    precisions = np.where(np.arange(60) < 10, 1 / 10, 1 / 50)
+    peer = sm.WLS(y, sm.add_constant(t), precisions).fit()
+    summary = result.summary()
+    np.testing.assert_allclose(summary.standard_errors, peer.bse, rtol=1e-5)
+    assert "relative precisions" in " ".join(summary.notes)
+    # This is not the likelihood of residuals with a variance of one each.
+    with pytest.raises(ValueError, match="reduction='sum'"):
+        result.summary(absolute_sigma=True)
+    result = kormos.least_squares(
+        residuals, [b], precision="float64", reduction="sum"
+    )
+    summary = result.summary(absolute_sigma=True)
+    assert not summary.notes
+    design = sm.add_constant(t)
+    errors = np.sqrt(np.diag(0.1**2 * np.linalg.inv(design.T @ design)))
+    np.testing.assert_allclose(summary.standard_errors, errors, rtol=1e-5)
 
 
 def test_rounding_of_other_directions_does_not_matter_to_predictions():

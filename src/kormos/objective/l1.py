@@ -200,6 +200,18 @@ class SplitObjective:
             np.concatenate([own, self._factors - slopes]),
         )
 
+    def least_subgradient(self, point: Vector) -> Vector:
+        """The subgradient of least norm at a point, `(size,)`."""
+        found = np.array(self.whole.value_and_grad(point)[1])
+        weights, factors = point[self._places], self._factors
+        smooth = found[self._places] - factors * _slopes(weights)
+        found[self._places] = np.where(
+            weights == 0,
+            np.sign(smooth) * np.maximum(np.abs(smooth) - factors, 0.0),
+            smooth + factors * np.sign(weights),
+        )
+        return found
+
     def hvp(self, theta: Vector, vector: Vector) -> NoReturn:
         """Refused, as `gauss_newton` is."""
         raise NotImplementedError

@@ -25,6 +25,9 @@ SANDWICHES = KINDS[1:6]
 # These need whitened rows, not only scores.
 _LEVERAGES = ("HC2", "HC3")
 
+# How the values print by which NumPy and pandas mark a missing one.
+_MISSING = ("None", "nan", "NaT", "<NA>")
+
 
 class Scale(NamedTuple):
     """The numbers that a covariance matrix is multiplied by.
@@ -80,7 +83,7 @@ def sandwich(
     factor = scale.observations / left if kind == "HC1" else 1.0
     places, rows = None, 0
     if kind == "cluster":
-        names, places = np.unique(np.asarray(groups), return_inverse=True)
+        names, places = np.unique(_labels(groups), return_inverse=True)
         _check_groups(len(names))
         sums = np.zeros((len(names), information.rank))
         factor = len(names) / (len(names) - 1)
@@ -96,6 +99,30 @@ def sandwich(
         _check_groups(2, len(places), rows)
         middle = sums.T @ sums
     return factor * root @ middle @ root.T
+
+
+def _labels(groups: Any) -> Array:
+    """The group of every row, `(n,)`."""
+    labels = np.asarray(groups)
+    if labels.shape[1:] == (1,):
+        labels = labels[:, 0]
+    if labels.ndim != 1:
+        raise ValueError(
+            "Argument `groups` must be an array of shape `(rows,)`. "
+            f"Received: shape {labels.shape}"
+        )
+    is_missing = [
+        not isinstance(label, str) and str(label) in _MISSING
+        for label in labels.tolist()
+    ]
+    if any(is_missing):
+        raise ValueError(
+            "Argument `groups` must name the group of every row: leave out "
+            "the other rows, or give them a group of their own. Received: "
+            f"{sum(is_missing)} missing values, the first in row "
+            f"{is_missing.index(True)}"
+        )
+    return labels
 
 
 def _check_groups(count: int, entries: int = 0, rows: int = 0) -> None:

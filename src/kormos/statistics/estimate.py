@@ -86,6 +86,12 @@ def estimate(
         # The rows are known, unless the model cannot be differentiated by row.
         fit.objective.gauss_newton()
     sums = totals(fit) if fit.has_rows else None
+    if likelihood.is_gaussian and likelihood.factor is None:
+        notes.append(
+            "The squares of the blocks or outputs have different factors in "
+            "the loss. These count as relative precisions: a block with twice "
+            "the factor of another has half its variance."
+        )
     if kind == "classical" and not likelihood.is_known:
         kind = "HC0"
         notes.append(
@@ -179,12 +185,23 @@ def scale_of(
         sums: the sums over the rows, or `None` if they are not known.
         effective: the number of parameters that the data determine.
         absolute_sigma: whether weights are known variances.
+
+    Raises:
+        ValueError: if they are, and the loss does not count squares alike.
     """
     if not likelihood.is_gaussian or sums is None:
         count = likelihood.observations
         if count is None:
             count = float(sums.entries) if sums is not None else np.nan
         return Scale(likelihood.factor or np.nan, count, effective), np.nan
+    if absolute_sigma and likelihood.factor is None:
+        raise ValueError(
+            "With `absolute_sigma=True` the variance of every residual is "
+            "known, and the loss must count all squared residuals alike: "
+            "pass `reduction='sum'` without `loss_weights`, and divide "
+            "residuals by their deviations. Received: a loss in which the "
+            "squares of blocks or outputs have different factors"
+        )
     left = sums.entries - effective
     squares = _squares(likelihood, sums)
     variance = squares / left if left > 0 else np.nan
@@ -240,9 +257,8 @@ def _notes(
             "The loss curves downwards along "
             f"{information.negative} direction(s): it is not at a minimum."
         )
-    _, grad = fit.objective.value_and_grad(fit.theta)
     root = information.root
-    move = np.abs(root @ (root.T @ np.asarray(grad)))
+    move = np.abs(root @ (root.T @ fit.gradient()))
     errors = np.sqrt(np.diag(matrix))
     seen = (errors > 0) & (move > _SMALLEST_MOVE * np.abs(fit.theta))
     far = np.max(move[seen] / errors[seen], initial=0.0)

@@ -65,6 +65,13 @@ class Fit:
             return False
         return True
 
+    def gradient(self) -> Vector:
+        """The gradient of the loss; zero at an optimum, also at L1's kinks."""
+        parts = self.objective.in_parts(None, None)
+        if parts is not None:
+            return parts.least_subgradient(self.theta)
+        return np.asarray(self.objective.value_and_grad(self.theta)[1])
+
     def check_refits(self) -> None:
         """Refuses to refit a model with constraints.
 

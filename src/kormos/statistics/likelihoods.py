@@ -10,11 +10,10 @@ from collections.abc import Callable
 
 import keras
 import numpy as np
-from scipy.special import gammaln
 
-from kormos.data.memory import leaves
 from kormos.objective.keras_model.links import is_own_class
 from kormos.objective.keras_model.objective import Objective
+from kormos.statistics.entries import entry_sums
 from kormos.types import Array
 
 # The minimized loss must agree to this part with the mean or the sum of the
@@ -98,51 +97,28 @@ def of_model(objective: Objective, is_stated: bool) -> Likelihood:
     label = " + ".join(dict.fromkeys(terms.names)) or str(terms.own_name)
     if len(found) != len(factors) or None in names or not names:
         return of_quasi(label, float(objective.rows))
-    scales = [
-        factor / _averaged(name, shape)
-        for factor, (name, shape) in zip(factors, found, strict=True)
-    ]
+    widths = [_averaged(name, shape) for name, shape in found]
+    scales = [f / width for f, width in zip(factors, widths, strict=True)]
     is_equal = np.allclose(scales, scales[0], rtol=1e-12)
     if names == {"Gaussian"}:
         return of_squares(scales[0] if is_equal else None)
     if "Gaussian" in names or not is_equal:
         return of_quasi(label, float(objective.rows))
-    weights = _mean_weights(objective, len(found))
-    entries = sum(
-        weight * float(np.prod(shape[:-1])) * _averaged(name, shape)
-        for weight, (name, shape) in zip(weights, found, strict=True)
+    weights, constants = entry_sums(
+        objective, [name == "Poisson" for name, _ in found]
     )
     return Likelihood(
         " + ".join(sorted(map(str, names))),
         float(scales[0]),
         is_expected=objective.gauss_newton().is_convex,
-        observations=entries * objective.rows,
-        constant=-_log_factorials(objective, [name for name, _ in found]),
+        observations=float(np.dot(weights, widths)),
+        constant=-sum(constants),
     )
 
 
 def _averaged(name: str | None, shape: tuple[int, ...]) -> int:
     """The number of entries of an output over which a row's loss is a mean."""
     return 1 if name == "categorical" or not shape else shape[-1]
-
-
-def _weights(objective: Objective, count: int) -> list[Array | float]:
-    """The weights of the rows in each of the losses.
-
-    Args:
-        objective: the objective.
-        count: the number of losses.
-    """
-    data = objective.data
-    found = leaves(data[2]) if data is not None and len(data) > 2 else []
-    found = found or [1.0]
-    # One array holds for all outputs.
-    return found if len(found) == count else [found[0]] * count
-
-
-def _mean_weights(objective: Objective, count: int) -> list[float]:
-    """The means of `_weights`."""
-    return [float(np.mean(w)) for w in _weights(objective, count)]
 
 
 def _stated(objective: Objective) -> Likelihood:
@@ -154,12 +130,16 @@ def _stated(objective: Objective) -> Likelihood:
             "outputs: use a model with one loss. Received: "
             f"{len(factors) - 1} losses"
         )
+    is_own = objective.program.model_loss.terms.compiled is None
+    weights = [np.nan] if is_own else entry_sums(objective, [False])[0]
     # The last factor is one over the number of rows.
     return Likelihood(
         "as stated",
         float(factors[0]),
         is_expected=False,
-        observations=float(objective.rows) * _mean_weights(objective, 1)[0],
+        observations=float(
+            objective.rows if np.isnan(weights[0]) else weights[0]
+        ),
     )
 
 
@@ -219,30 +199,3 @@ def _distribution(loss: keras.losses.Loss) -> str | None:
     if config.get("label_smoothing") or config.get("axis", -1) != -1:
         return None
     return _DISTRIBUTIONS.get(getattr(loss, "fn", loss.call))
-
-
-def _log_factorials(objective: Objective, names: list[str | None]) -> float:
-    """The sum of log y!, weighted, which Keras' Poisson losses leave out.
-
-    Args:
-        objective: the objective.
-        names: the distribution of each loss.
-    """
-    data, total = objective.data, 0.0
-    if data is None:
-        return 0.0
-    targets = leaves(data[1])
-    if len(targets) != len(names):
-        # Several losses of one output, all with the same targets.
-        targets = [targets[0]] * len(names)
-    weights = _weights(objective, len(names))
-    for name, y, weight in zip(names, targets, weights, strict=True):
-        if name == "Poisson":
-            logs = gammaln(np.asarray(y, "float64").reshape(len(y), -1) + 1)
-            own = np.asarray(weight, "float64").reshape(-1, 1)
-            if own.size not in (1, len(logs)):
-                # Weights of the steps of a sequence, which may have channels.
-                own = own.reshape(len(logs), -1)
-                own = np.repeat(own, logs.shape[1] // own.shape[1], axis=1)
-            total += float(np.sum(logs * own))
-    return total

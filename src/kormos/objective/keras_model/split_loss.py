@@ -1,5 +1,6 @@
 """A Keras loss, as a sum over rows and the divisor of its mean."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -97,9 +98,9 @@ class SplitLoss(keras.losses.Loss):
         shapes = []
 
         def ones(*args: Tensor) -> Tensor:
-            values = _called(loss, *args)
+            values = _ones(loss, *args)
             shapes.append(values.shape)
-            return _OnesLike(dtype=values.dtype, autocast=False)(values)
+            return values
 
         # For a loss of ones, Keras' own mean is their sum over the divisor. In
         # only one reduction, the divisor contains the weights. In the others,
@@ -116,6 +117,20 @@ class SplitLoss(keras.losses.Loss):
         mean = _variant(loss, ones, loss.reduction)(*data)
         return ops.sum(ops.cast(values, "float64")), ops.sum(mean)
 
+    def entry_weights(
+        self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None
+    ) -> Tensor | None:
+        """The weight of each value in the sum, which is zero if it is masked.
+
+        Returns:
+            A tensor of the shape of the values, or `None` if they are unknown.
+        """
+        loss = self.resolved(y_true, y_pred)
+        if _is_opaque(loss):
+            return None
+        ones = functools.partial(_ones, loss)
+        return _variant(loss, ones)(y_true, y_pred, sample_weight)
+
 
 def _called(loss: keras.losses.Loss, *args: Tensor) -> Tensor:
     """The values of a loss, before they are reduced."""
@@ -128,6 +143,12 @@ def _called(loss: keras.losses.Loss, *args: Tensor) -> Tensor:
             f"Received: {values!r} from '{name}'"
         )
     return values
+
+
+def _ones(loss: keras.losses.Loss, *args: Tensor) -> Tensor:
+    """Ones of the shape of a loss's values, and with their mask."""
+    values = _called(loss, *args)
+    return _OnesLike(dtype=values.dtype, autocast=False)(values)
 
 
 class _OnesLike(keras.layers.Layer):

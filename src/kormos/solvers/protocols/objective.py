@@ -211,6 +211,9 @@ class PartsObjective(ProblemObjective, Protocol):
     def columns_of(self, jacobian: Matrix) -> Matrix:
         """Derivatives with respect to the vector, from those for the point."""
 
+    def least_subgradient(self, point: Vector) -> Vector:
+        """The subgradient of least norm at a point."""
+
 
 class BatchedObjective(Protocol):
     """A loss of data that can be divided into batches."""
