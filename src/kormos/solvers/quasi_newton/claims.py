@@ -58,8 +58,6 @@ class Claims:
         tolerances: those of the optimizer.
         rounding: what is known of the rounding of the loss.
         call: function that evaluates the start of a trial.
-        is_continued: whether an earlier run has left its curvature, perhaps in
-            another precision, so that its start is no trial.
     """
 
     def __init__(
@@ -69,7 +67,6 @@ class Claims:
         tolerances: Tolerances,
         rounding: Rounding,
         call: Callable[[], None],
-        is_continued: bool,
     ):
         self._loop = loop
         self._problem = problem
@@ -83,7 +80,7 @@ class Claims:
         self._is_long = False
         # A run that has just begun is its own trial, without a limit.
         self._claim = self._claim_here()
-        self._is_tried, self._is_start = True, not is_continued
+        self._is_tried = True
         self._units: list[Vector] = []
         self._promises: list[float] = []
         self._claimed_losses: list[float] = []
@@ -102,7 +99,7 @@ class Claims:
             return self._stepped()
         if self._is_tried:
             if self._is_gain(self._claim.loss, float(self._state.loss)):
-                self._is_tried = self._is_start = False
+                self._is_tried = False
             elif self._is_claimed() or self._is_over():
                 self._promises.append(self._promise())
                 return self._next()
@@ -226,22 +223,9 @@ class Claims:
             self._most_evaluations += _LONGER * self._problem.size
             self._try(np.ones(self._problem.size))
             return None
-        # A run that has just begun is its own trial, if it could see anything.
-        is_tried = self._is_start and not self._is_hidden()
-        if not is_tried and self._goes_lower():
+        if self._goes_lower():
             return None
         return self._settled()
-
-    def _is_hidden(self) -> bool:
-        """Whether rounding hides a change of all parameters by their size.
-
-        The parameters may be many powers of ten smaller than they must become.
-        """
-        state = self._state
-        theta, grad = to_array(state.theta), to_array(state.grad)
-        change = np.abs(theta) @ np.abs(self._problem.pull(theta, grad))
-        rounding = self._problem.evaluation_eps * abs(float(state.loss))
-        return bool(0 < change <= rounding)
 
     def _goes_lower(self) -> bool:
         """Tries Newton steps, if the Hessian takes few evaluations.
@@ -253,7 +237,8 @@ class Claims:
         loss = float(state.loss)
         is_small = self._problem.size <= fresh_run.MOST_NEWTON
         most = _MOST_LEFT * convergence.size_of_loss(loss)
-        if not is_small or max(self._promises) > most:
+        pull = self._problem.pull(theta, grad)
+        if not (is_small and pull.any()) or max(self._promises) > most:
             return False
         gain = fresh_run.try_to_gain(
             self._loop.evaluate,
@@ -265,14 +250,12 @@ class Claims:
             self._problem.upper,
         )
         self._problem.fg_evals = int(self._state.evaluations)
-        # A Hessian predicts more reliably than the few steps of a trial.
-        self._promises = [
-            convergence.sober(
-                gain.promise,
-                gain.theta,
-                self._problem.pull(gain.theta, gain.grad),
-            )
-        ]
+        pull = self._problem.pull(gain.theta, gain.grad)
+        promise = convergence.sober(gain.promise, gain.theta, pull)
+        # A Hessian predicts more reliably than the few steps of a trial,
+        # unless the loss is not finite where it was measured.
+        earlier = self._promises if gain.non_finite else []
+        self._promises = [promise, *earlier]
         is_lower = self._is_gain(loss, gain.loss)
         if is_lower:
             self._is_tried = False

@@ -85,7 +85,6 @@ class QuasiNewtonRun:
                 self._optimizer,
                 self._rounding,
                 self._call,
-                is_continued=earlier is not None,
             )
             while not stop and outcome is None:
                 outcome = self._ended() or self._claims.look()
