@@ -17,7 +17,6 @@ from kormos.float64.choice import check_precision
 from kormos.inspection.check import check as check_objective
 from kormos.inspection.choice import choose
 from kormos.inspection.report import Report
-from kormos.objective.fixed import with_fixed
 from kormos.objective.keras_model.initial_weights import draw_weights
 from kormos.objective.keras_model.model_checks import check_model
 from kormos.optimizers.auto import Auto
@@ -258,9 +257,7 @@ def fit(
     objectives = ModelObjectives(
         model, stages, train, validation, training, precision
     )
-    bounds = optimizer.bounds if bounds is None else bounds
-    bounds = with_fixed(bounds, fixed, model.trainable_variables)
-    task = Task(optimizer, objectives, bounds, constraints, model)
+    task = Task(optimizer, objectives, bounds, constraints, model, fixed)
     if isinstance(optimizer, Auto):
         choose(optimizer, task, is_timed=max_seconds is not None)
         stages = optimizer.stages(epochs, **settings)

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -17,6 +18,7 @@ from kormos.objective.functions import robust
 from kormos.objective.functions.residuals import ResidualObjective
 from kormos.objective.functions.sigma import over_sigma
 from kormos.optimizers.auto import Auto
+from kormos.optimizers.stage import Stage
 from kormos.processes import shared
 from kormos.session import race
 from kormos.session.residual_objectives import ResidualObjectives
@@ -191,6 +193,7 @@ def least_squares(
     if callable(loss_weights):
         follows, loss_weights = Reweigh(loss_weights, _REWEIGHED), None
         callbacks = [*(callbacks or []), follows]
+    _check_weights(stages, callbacks or [])
     observer = TraceObserver(
         callbacks or [],
         verbose,
@@ -239,6 +242,17 @@ def least_squares(
         )
     summarize = functools.partial(of_residuals, sigma)
     return with_summary(result, summarize, task)
+
+
+def _check_weights(stages: Sequence[Stage], callbacks: Sequence[Any]) -> None:
+    """Refuses weights of a stage together with those of a function."""
+    own = [s.loss.loss_weights for s in stages if s.loss.loss_weights]
+    if own and any(isinstance(c, Reweigh) for c in callbacks):
+        raise ValueError(
+            "Weights that follow the residuals (a `Reweigh`, or a function as "
+            "`loss_weights`) change in all stages: leave out the "
+            f"`loss_weights` of the `Chain`. Received: loss_weights={own[0]}"
+        )
 
 
 def _refuse_validation_data(validation_data: Any) -> None:

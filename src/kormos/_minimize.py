@@ -111,7 +111,8 @@ def minimize(
             that iterate. `logs` is a dict with `loss`, `grad`, `fg_evals` and
             `hessp_evals`. If it returns true, the minimization ends.
         loss_callback: Function that is called as `loss_callback(loss)` after
-            each evaluation.
+            each evaluation of a run, but not after those that only verify its
+            end.
         callbacks: List of functions like `callback`, and of Keras callbacks
             that need no model, such as `EarlyStopping`, `CSVLogger`,
             `TensorBoard` and `LambdaCallback`. For them, an iteration is an

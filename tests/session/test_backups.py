@@ -16,8 +16,8 @@ class Crash(keras.callbacks.Callback):
             raise RuntimeError("on purpose")
 
 
-def fitted(callbacks):
-    keras.utils.set_random_seed(0)
+def fitted(callbacks, seed=0, **settings):
+    keras.utils.set_random_seed(seed)
     model = keras.Sequential(
         [
             keras.Input((1,)),
@@ -34,6 +34,7 @@ def fitted(callbacks):
         epochs=12,
         callbacks=callbacks,
         verbose=0,
+        **settings,
     )
     assert isinstance(model.optimizer, keras.optimizers.Adam)
     return model, history
@@ -51,5 +52,22 @@ def test_a_backup_has_the_curvature_of_the_optimizer_of_the_fit(kind, tmp_path):
         fitted([kind(folder), Crash()])
     resumed, history = fitted([kind(folder)])
     assert history.epoch[0] == 6
+    for a, b in zip(whole.get_weights(), resumed.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.filterwarnings("ignore::kormos.ConvergenceWarning")
+def test_fixed_weights_are_those_of_the_backup(tmp_path):
+    """They may differ from those that the model has before it is read."""
+    fixed = {".*dense.*/kernel": [2, 4]}
+    whole, _ = fitted([], fixed=fixed)
+    folder = tmp_path / "backup"
+    with pytest.raises(RuntimeError, match="on purpose"):
+        fitted(
+            [kormos.callbacks.BackupAndRestore(folder), Crash()], fixed=fixed
+        )
+    resumed, _ = fitted(
+        [kormos.callbacks.BackupAndRestore(folder)], seed=1, fixed=fixed
+    )
     for a, b in zip(whole.get_weights(), resumed.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)

@@ -291,3 +291,34 @@ def test_an_interrupt_ends_the_race_and_the_run(monkeypatch):
     assert len(calls) == 4
     assert calls[3].evaluations == sum(c.evaluations for c in calls[:3]) + 1
     assert result.loss <= min(c.loss for c in calls[:3])
+
+
+def test_losses_of_the_race_are_reported_too():
+    losses = []
+    result, _ = minimized(
+        method="lbfgs",
+        starts=np.array([[-2.0], [2.5]]),
+        loss_callback=losses.append,
+    )
+    own = result.evaluations - sum(r.evaluations for r in result.restarts)
+    # Besides these there are evaluations that verify the ends.
+    assert own < len(losses) <= result.evaluations
+    assert min(losses) == result.loss
+
+
+def test_a_race_that_has_gone_on_in_float64_says_so():
+    rng = np.random.default_rng(0)
+    x = np.linspace(0.0, 1.0, 40).astype("float32")
+    y = (np.exp(-3 * x) + 0.01 * rng.normal(size=40)).astype("float32")
+    v = keras.Variable([1.0, 1.0], dtype="float32")
+    result = kormos.least_squares(
+        lambda data: v[0] * keras.ops.exp(-v[1] * data["x"]) - data["y"],
+        [v],
+        data={"x": x, "y": y},
+        starts=np.array([[0.8, 2.0], [1.0, 5.0]]),
+        precision="auto",
+        verbose=0,
+    )
+    assert "noise floor" in {r.status for r in result.restarts}
+    assert result.float64_from == 0
+    assert "float64 from iteration 0" in result.message

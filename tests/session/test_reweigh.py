@@ -65,6 +65,16 @@ def test_weights_that_cannot_be_used_are_refused(weights):
         fitted(loss_weights=lambda iteration, residuals: weights)
 
 
+def test_weights_of_a_stage_and_of_a_function_are_refused():
+    chain = kormos.optimizers.Chain(
+        ["lbfgs", "lm"], loss_weights=[None, {"near": 2.0}]
+    )
+    with pytest.raises(ValueError, match="change in all stages"):
+        fitted(
+            method=chain, loss_weights=lambda iteration, residuals: {"far": 2.0}
+        )
+
+
 def test_a_sampler_may_ask_for_the_iteration():
     asked = []
 

@@ -95,6 +95,7 @@ class Race:
             now.
         shown: function that shows a line of text on the progress of the race,
             or `None`.
+        loss_callback: see `Session`.
 
     Attributes:
         evaluations: the evaluations so far.
@@ -113,6 +114,7 @@ class Race:
         task: Task,
         budget: Budget,
         shown: Callable[[str], None] | None,
+        loss_callback: Callable[[float], object] | None,
     ):
         self._optimizer = optimizer
         self._attachment = Attachment(optimizer)
@@ -122,6 +124,7 @@ class Race:
         self._task = task
         self._budget = budget.started(now())
         self._shown = shown
+        self._loss_callback = loss_callback
         self.evaluations = 0
 
     def __call__(self, starts: Matrix) -> list[Restart]:
@@ -176,6 +179,7 @@ class Race:
             budget=budget._replace(evaluations=most),
             resume=runner.state is not None,
             before=_before(self._stages, runner.iterations),
+            loss_callback=self._loss_callback,
         )()
         return self._after(runner, result)
 
@@ -298,7 +302,9 @@ def run(
         task.without_validation(),
         budget,
         shown,
+        loss_callback,
     )
+    has_float64 = objective.has_float64
     ends = race(starts)
     left = budget.without(race.evaluations)
     if left.evaluations is not None:
@@ -313,6 +319,7 @@ def run(
         resume=is_known,
         before=_before(stages, race.done),
         is_interrupted=race.is_interrupted,
+        is_in_float64=has_float64 and not task.objective.has_float64,
     )()
     result.restarts = ends
     result.evaluations += race.evaluations

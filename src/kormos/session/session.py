@@ -68,6 +68,7 @@ class Session:
         loss_callback: function of the loss, called after each evaluation.
         is_interrupted: whether an interrupt came before, so that only the start
             is evaluated.
+        is_in_float64: whether an earlier session has gone on in float64.
 
     Raises:
         ValueError: if a stage or a `Resample` cannot do the task.
@@ -85,6 +86,7 @@ class Session:
         before: int | None = None,
         loss_callback: Callable[[float], object] | None = None,
         is_interrupted: bool = False,
+        is_in_float64: bool = False,
     ):
         self._is_interrupted = is_interrupted
         if is_interrupted:
@@ -100,6 +102,8 @@ class Session:
         self._loss_callback = loss_callback
         self._raised = Raised()
         self._record = Record()
+        if is_in_float64:
+            self._record.float64_from = 0
         self._optimizer = optimizer
         self._attachment = Attachment(optimizer)
         self._plan = Plan(self._stages)
@@ -130,6 +134,7 @@ class Session:
         self._attachment.build(self._task.objective.variables)
         # Callbacks may read a backup here.
         observer.begin(self._reporter)
+        self._task.hold()
         self._attachment.share()
         self._attachment.take_over(self._resume, self._before is not None)
         if self._attachment.progress is not None:

@@ -15,6 +15,7 @@ import keras
 from kormos.objective.base import FlatObjective
 from kormos.objective.bounds import moved_into_bounds
 from kormos.objective.bounds import resolve_bounds
+from kormos.objective.fixed import with_fixed
 from kormos.objective.keras_model.loss_weights import weighted
 from kormos.objective.keras_model.model_checks import is_built
 from kormos.optimizers.stage import LossSettings
@@ -47,6 +48,8 @@ class Task:
         model: the model of a fit, which `pretrain_fn` is called with, or
             `None`. Its variables are moved into the bounds before the
             objectives are made. Without a model the caller does so.
+        fixed: the parameters of the model that keep their values, in the form
+            that `with_fixed` takes.
 
     Attributes:
         objective: the objective of training, once the task is prepared.
@@ -65,18 +68,37 @@ class Task:
         bounds: Any = None,
         constraints: Any = None,
         model: Any = None,
+        fixed: Any = None,
     ):
         if constraints is None:
             constraints = optimizer.constraints
         self._make_objectives = make_objectives
-        self._given_bounds = optimizer.bounds if bounds is None else bounds
+        self._other_bounds = optimizer.bounds if bounds is None else bounds
+        self._fixed = fixed
         self._given_constraints = constraints
         self._model = model
+        self._given_bounds = self._bounds()
         self._settings = LossSettings()
         # Whether no session has used the objectives yet.
         self._are_new = False
         # A scope in which the model has the present stage's `loss_weights`.
         self._weighted = contextlib.ExitStack()
+
+    def _bounds(self) -> Any:
+        """The bounds, with those that hold parameters at present values."""
+        if self._fixed is None:
+            return self._other_bounds
+        variables = self._model.trainable_variables
+        return with_fixed(self._other_bounds, self._fixed, variables)
+
+    def hold(self) -> None:
+        """Holds fixed parameters at the values that a backup may have given."""
+        if self._fixed is None:
+            return
+        self._given_bounds = self._bounds()
+        packing = self.objective.program.packing
+        frozen = self._model.non_trainable_variables
+        self._box = resolve_bounds(self._given_bounds, packing, frozen)
 
     def prepare(self, stages: Sequence[Stage]) -> None:
         """Makes the objectives for the variables as they are.
