@@ -276,6 +276,7 @@ def test_a_bootstrap_by_residuals_has_about_the_standard_errors():
         ({"covariance": "HC9"}, "`covariance` must be one of"),
         ({"covariance": "cluster"}, "pass both or neither"),
         ({"groups": np.zeros(80)}, "pass both or neither"),
+        ({"sample_weight": -np.ones(80)}, "a `sample_weight` of -1"),
         (
             {"covariance": "cluster", "groups": [None, "a"] * 40},
             "40 missing values, the first in row 0",
@@ -299,6 +300,11 @@ def test_a_bootstrap_by_residuals_has_about_the_standard_errors():
 def test_wrong_arguments_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         kormos.summary(line(), X, Y, **settings)
+
+
+def test_a_summary_after_a_fit_asks_for_the_targets():
+    with pytest.raises(ValueError, match="pass `y`"):
+        kormos.summary(line(), X)
 
 
 def test_what_cannot_be_drawn_again_is_refused():
@@ -375,6 +381,9 @@ def test_a_fit_is_drawn(tmp_path):
     assert labels == ["y", "residual", "residual"]
     several = kormos.plot_fit(kormos.summary(line(), X, Y))
     assert several.axes[0].get_ylabel() == "observed"
+    two = np.column_stack([Y, Y**2])
+    with pytest.raises(ValueError, match="single output"):
+        kormos.plot_fit(kormos.summary(line(y=two, units=2), X, two))
 
 
 @pytest.mark.parametrize("call", ["least_squares", "minimize"])

@@ -123,6 +123,7 @@ def summary(
     if loss is not None and loss != STATED:
         model = with_loss(model, loss)
     objective = _objective(model, x, y, sample_weight, batch_size)
+    _check_weights(objective)
     likelihood = of_model(objective, loss == STATED)
     if isinstance(optimizer, BatchOptimizer):
         bounds = optimizer.bounds if bounds is None else bounds
@@ -195,6 +196,19 @@ def _objective(
         return made("float64")
     except Float64Error:
         return made(None)
+
+
+def _check_weights(objective: Objective) -> None:
+    """Refuses negative weights, which no likelihood has."""
+    data = objective.data
+    for weights in leaves(data[2]) if data is not None and data[2:] else ():
+        least = float(np.min(weights, initial=0.0))
+        if least < 0:
+            raise ValueError(
+                "A summary takes the weights of rows for precisions or "
+                "counts, which are 0 or more. Received: a `sample_weight` of "
+                f"{least:g}"
+            )
 
 
 def _channels(objective: Objective) -> Array:

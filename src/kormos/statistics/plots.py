@@ -79,7 +79,7 @@ def plot_fit(
     """
     x, y = _data(summary, x, y)
     fitted = summary.predict(x, level, function)
-    if fitted.mean.shape != y.shape:
+    if fitted.mean.shape != y.shape or y.shape[1:] != (1,):
         raise ValueError(
             "A plot of a fit needs a single output: plot several outputs "
             "with `summary.predict`. Received: predictions of shape "

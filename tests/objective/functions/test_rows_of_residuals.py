@@ -60,3 +60,25 @@ def test_rows_that_depend_on_neighbors_or_places_are_refused(fitted, mixed):
             [v],
             data=data,
         )
+
+
+def test_residuals_of_some_rows_only_are_refused(fitted):
+    """A few rows, with which a function is tried, do not show it."""
+    v, data = fitted
+    with pytest.raises(ValueError, match=r"shape \(7, 1\) for 20 rows"):
+        kormos.least_squares(
+            lambda data: (ops.matmul(data["x"], v) - data["y"])[:7],
+            [v],
+            data=data,
+        )
+
+
+def test_an_error_names_the_rows_with_which_a_function_was_tried(fitted):
+    v, data = fitted
+
+    def residuals(data):
+        return ops.reshape(ops.matmul(data["x"], v) - data["y"], (-1, 4))
+
+    with pytest.raises(Exception) as raised:
+        kormos.least_squares(residuals, [v], data=data)
+    assert "any number of rows" in raised.value.__notes__[-1]

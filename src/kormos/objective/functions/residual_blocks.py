@@ -94,7 +94,17 @@ class ResidualFunction(VariableReader):
         arithmetic = Arithmetic()
         with arithmetic.learning(), ReadRecorder() as scope:
             head = self._head([])
-            blocks = arithmetic.first_call(backend.dry_run, self._call, head)
+            try:
+                blocks = arithmetic.first_call(
+                    backend.dry_run, self._call, head
+                )
+            except Exception as error:
+                if self._has_data:
+                    error.add_note(
+                        f"kormos has called `{name}` with two rows of each "
+                        "array of the data. It must take any number of rows."
+                    )
+                raise
         _check_blocks(blocks, name)
         super().__init__(fn, variables, scope, arithmetic)
         refuse_hidden_reads(

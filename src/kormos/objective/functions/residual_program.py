@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import math
 from collections.abc import Callable
 from typing import Self
 
@@ -86,12 +87,24 @@ class ResidualTerm:
         """The residuals of rows, of shape `(rows, width)`."""
         blocks = self._function(parts, frozen, self._group, rows)
         count = rows[0].shape[0]
-        # On TensorFlow, a block with a custom gradient may have lost its shape.
         flat = [
-            ops.reshape(blocks[i], (count, width))
+            self._flat(i, blocks[i], (count, width))
             for i, width in zip(self.blocks, self._widths, strict=True)
         ]
         return ops.concatenate(flat, axis=1) if flat[1:] else flat[0]
+
+    def _flat(self, i: int, block: Tensor, shape: tuple[int, int]) -> Tensor:
+        """The block of number `i`, as a matrix with a row for each row."""
+        known = tuple(block.shape)
+        # On TensorFlow, a block with a custom gradient may have lost its shape.
+        if None not in known and math.prod(known) != math.prod(shape):
+            raise ValueError(
+                "Each block of residuals must have a row for each row of the "
+                "data, whatever their number is. Received: block "
+                f"'{self._function.names[i]}' of shape {known} for "
+                f"{shape[0]} rows"
+            )
+        return ops.reshape(block, shape)
 
     def named(self, values: Matrix) -> dict[str, Matrix]:
         """Splits outputs into those of each block, by its name."""

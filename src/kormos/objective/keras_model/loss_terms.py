@@ -77,6 +77,17 @@ class LossTerms:
                 getattr(model, "output_names", None),
             )
 
+    def check_targets(self, y: Structure) -> None:
+        """Refuses data without the targets that a compiled loss needs."""
+        if self.compiled is None:
+            return
+        if all(leaf is None for leaf in tree.flatten(y)):
+            raise ValueError(
+                "The loss compares outputs with targets: pass `y`, or a "
+                "dataset of pairs `(x, y)`. Received: y=None with "
+                f"loss={_named(self._model.loss)}"
+            )
+
     def match(
         self, y: Structure, y_pred: Structure, sample_weight: Structure
     ) -> None:
@@ -87,13 +98,8 @@ class LossTerms:
         """
         self.weights, self.names, self.by_output = [], [], []
         self.own_names, self.broadcast, self.limited = [], [], []
+        self.check_targets(y)
         if self.compiled is not None:
-            if all(leaf is None for leaf in tree.flatten(y)):
-                raise ValueError(
-                    "The loss compares outputs with targets: pass `y`, or a "
-                    "dataset of pairs `(x, y)`. Received: y=None with "
-                    f"loss={_named(self._model.loss)}"
-                )
             calls = self._matched(self.compiled, y, y_pred, sample_weight)
             losses = [self._learn(*call) for call in calls]
             self.by_output = [

@@ -187,6 +187,7 @@ class Objective(MeasuredObjective):
         """
         self.program = self._program(dtype)
         model_loss = self.program.model_loss
+        model_loss.terms.check_targets(self._data.first.y)
         self.unused_variables = list(model_loss.stateless.unused_variables)
         width = self.program.jacobian_width if self._with_jacobian else None
         self._cut = dtype, width, self.program.widest_layer
