@@ -16,6 +16,7 @@ from compiled_models import assert_equals_evaluate
 from compiled_models import one
 from compiled_models import squared_error
 from compiled_models import two
+from kormos.objective.keras_model.split_loss import SplitLoss
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -252,3 +253,53 @@ def test_a_loss_may_have_no_module():
 
     half_square.__module__ = None
     assert_equals_evaluate(one(half_square), X, Y)
+
+
+WEIGHTED = {"reduction": "mean_with_sample_weight"}
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        keras.losses.MeanSquaredError(**WEIGHTED),
+        keras.losses.SparseCategoricalCrossentropy(
+            from_logits=True, ignore_class=0
+        ),
+    ],
+    ids=["weights", "ignored classes"],
+)
+def test_divisors_are_counted_again_for_other_values(loss):
+    """Arrays of the same shapes have other weights, or ignore other rows."""
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
+    model.compile(loss=loss)
+    is_regression = isinstance(loss, keras.losses.MeanSquaredError)
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        x = rng.normal(size=(12, 2))
+        y = rng.normal(size=(12, 3)) if is_regression else seed + np.arange(12)
+        y = y if is_regression else np.where(y % 4 <= seed, 0, y % 3)
+        w = rng.uniform(size=12) if is_regression else None
+        objective = kormos.Objective(model, x, y, sample_weight=w)
+        expected = model.evaluate(
+            x, y, sample_weight=w, batch_size=12, verbose=0
+        )
+        value = objective.value(objective.initial_position())
+        assert value == pytest.approx(expected, rel=1e-5)
+
+
+def test_rows_of_the_same_shapes_are_counted_once(monkeypatch):
+    """Counting them again would take a pass over all data at each fit."""
+    calls, count = [], SplitLoss.count
+
+    def counted(term, *data):
+        calls.append(data)
+        return count(term, *data)
+
+    monkeypatch.setattr(SplitLoss, "count", counted)
+    model = one("mse")
+    kormos.Objective(model, X, Y, sample_weight=W, batch_size=2)
+    first = len(calls)
+    kormos.Objective(model, X + 1, 2 * Y, sample_weight=3 * W, batch_size=2)
+    # Chunks of two rows, and a shorter one at the end.
+    assert 0 < first <= 2
+    assert len(calls) == first

@@ -53,9 +53,8 @@ class CompiledLosses:
             None if leaf is None else SplitLoss(leaf, self._note)
             for leaf in tree.flatten(loss)
         ]
-        self.is_float64 = all(
-            term is None or term.is_float64 for term in wrapped
-        )
+        self._terms = [term for term in wrapped if term is not None]
+        self.is_float64 = all(term.is_float64 for term in self._terms)
         self._shell = keras.Model()
         if output_names is not None:
             self._shell.output_names = output_names
@@ -64,6 +63,11 @@ class CompiledLosses:
             loss=tree.pack_sequence_as(loss, wrapped),
             loss_weights=loss_weights,
         )
+
+    @property
+    def counts_values(self) -> bool:
+        """Whether `counts` has depended on values, as a `SplitLoss` may."""
+        return any(term.counts_values for term in self._terms)
 
     def _note(self, *call: Any) -> float:
         """Notes a call of a term; returns the value for Keras."""

@@ -116,6 +116,7 @@ class ModelProgram(Program):
         known, self._fingerprint = self._fingerprint, present
         if present is None or known is None or present.digest != known.digest:
             self.graphs.clear()
+            self.term_factors.forget()
 
     @property
     def jacobian_width(self) -> int:

@@ -1,6 +1,5 @@
 """A Keras loss, as a sum over rows and the divisor of its mean."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -31,7 +30,11 @@ class SplitLoss(keras.losses.Loss):
     Attributes:
         description: the name of the loss, for messages.
         is_float64: whether it can be computed in float64 for float32 outputs.
+        counts_values: whether `count` has depended on more than the shapes of
+            its data and on the mask of the predictions.
     """
+
+    counts_values = False
 
     def __init__(self, loss: Any, note: Callable[..., float]) -> None:
         super().__init__(name=getattr(loss, "name", None))
@@ -98,16 +101,19 @@ class SplitLoss(keras.losses.Loss):
         shapes = []
 
         def ones(*args: Tensor) -> Tensor:
-            values = _ones(loss, *args)
+            values, is_masked = _ones(loss, *args)
             shapes.append(values.shape)
+            self.counts_values |= is_masked
             return values
 
         # For a loss of ones, Keras' own mean is their sum over the divisor. In
         # only one reduction, the divisor contains the weights. In the others,
         # only the shape of the weights matters.
-        weighted = loss.reduction == "mean_with_sample_weight"
-        if sample_weight is not None and not weighted:
-            sample_weight = ops.ones_like(sample_weight)
+        if sample_weight is not None:
+            if loss.reduction == "mean_with_sample_weight":
+                self.counts_values = True
+            else:
+                sample_weight = ops.ones_like(sample_weight)
         data = (y_true, y_pred, sample_weight)
         values = _variant(loss, ones)(*data)
         if shapes[0] == ():
@@ -128,8 +134,8 @@ class SplitLoss(keras.losses.Loss):
         loss = self.resolved(y_true, y_pred)
         if _is_opaque(loss):
             return None
-        ones = functools.partial(_ones, loss)
-        return _variant(loss, ones)(y_true, y_pred, sample_weight)
+        ones = _variant(loss, lambda *args: _ones(loss, *args)[0])
+        return ones(y_true, y_pred, sample_weight)
 
 
 def _called(loss: keras.losses.Loss, *args: Tensor) -> Tensor:
@@ -145,18 +151,25 @@ def _called(loss: keras.losses.Loss, *args: Tensor) -> Tensor:
     return values
 
 
-def _ones(loss: keras.losses.Loss, *args: Tensor) -> Tensor:
-    """Ones of the shape of a loss's values, and with their mask."""
+def _ones(loss: keras.losses.Loss, *args: Tensor) -> tuple[Tensor, bool]:
+    """Ones of the shape of a loss's values, with their mask.
+
+    Returns:
+        The ones, and whether they have a mask.
+    """
     values = _called(loss, *args)
-    return _OnesLike(dtype=values.dtype, autocast=False)(values)
+    like = _OnesLike(dtype=values.dtype, autocast=False)
+    return like(values), like.is_masked
 
 
 class _OnesLike(keras.layers.Layer):
     """Ones with the mask of the input. Keras lets only layers read masks."""
 
     supports_masking = True
+    is_masked = False
 
-    def call(self, inputs: Tensor) -> Tensor:
+    def call(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
+        self.is_masked = mask is not None
         return ops.ones_like(inputs)
 
 

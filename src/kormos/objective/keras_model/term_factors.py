@@ -1,8 +1,7 @@
 """The factors of a model's terms, counted over all of its data."""
 
 from collections.abc import Callable
-from collections.abc import Iterable
-from collections.abc import Iterator
+from collections.abc import Hashable
 
 import keras
 import numpy as np
@@ -39,6 +38,12 @@ class TermFactors:
         self._compiled = model_loss.terms.compiled
         self._counts = compile(self._count)
         self._extremes = compile(self._extremes_of)
+        # The divisors on chunks of some shapes, if they depend on nothing else.
+        self._known: dict[Hashable, Vector] = {}
+
+    def forget(self) -> None:
+        """Forgets what a loss has returned that may have changed since."""
+        self._known.clear()
 
     def __call__(
         self, arguments: ProgramArguments, rows: Callable[[], int]
@@ -67,8 +72,8 @@ class TermFactors:
             chunks = arguments.each_chunk()
             sizes = {leading_size(chunk): chunk for chunk in chunks}
             sizes.pop(self._model_loss.tried_rows, None)
-            run = self._model_loss.stateless.dry_run
-            list(self._each(run, self._loss, sizes.values()))
+            for chunk in sizes.values():
+                self._at(chunk, self._model_loss.stateless.dry_run, self._loss)
         factors[-1] = 1 / rows()
         return factors
 
@@ -77,32 +82,32 @@ class TermFactors:
         shape = (len(self._model_loss.terms.weights),)
 
         def own() -> Vector:
-            counts, chunks = np.zeros(shape), arguments.each_chunk()
-            for count in self._each(self._checked, self._counts, chunks):
-                sums, means = np.array(
-                    [[backend.to_numpy(v) for v in c] for c in count]
-                ).T
-                divisors = np.where(means, means, 1)
-                counts += np.where(means == 0, 0, sums / divisors)
-            return counts
+            chunks = arguments.each_chunk()
+            return sum(map(self._divisors_of, chunks), np.zeros(shape))
 
         counts = arguments.processes.total(own, [shape], name="divisors")
         # A sum has no divisor.
         return np.where(np.isnan(counts), 1.0, counts)
 
-    def _checked(
-        self,
-        count: Callable[..., Structure],
-        parts: list[Tensor],
-        frozen: list[Tensor],
-        chunk: Chunk,
-    ) -> Structure:
-        """Counts a chunk, once its targets are known to be right."""
-        terms = self._model_loss.terms
+    def _divisors_of(self, chunk: Chunk) -> Vector:
+        """The divisors on a chunk, once its targets are known to be right."""
+        terms, compiled = self._model_loss.terms, self._compiled
+        assert compiled is not None  # Other losses have no divisors.
         if terms.limited:
-            extremes = backend.attempt(self._extremes, parts, frozen, chunk)
+            extremes = self._at(chunk, backend.attempt, self._extremes)
             terms.check_extremes(extremes)
-        return backend.attempt(count, parts, frozen, chunk)
+        leaves = tree.flatten(chunk)
+        shapes = tuple(tuple(getattr(leaf, "shape", ())) for leaf in leaves)
+        if shapes in self._known:
+            return self._known[shapes]
+        found = self._at(chunk, backend.attempt, self._counts)
+        sums, means = np.array(
+            [[backend.to_numpy(value) for value in pair] for pair in found]
+        ).T
+        divisors = np.where(means, sums / np.where(means, means, 1), 0)
+        if not (self._model_loss.has_masks or compiled.counts_values):
+            self._known[shapes] = divisors
+        return divisors
 
     def _extremes_of(
         self, parts: list[Tensor], frozen: list[Tensor], chunk: Chunk
@@ -118,29 +123,27 @@ class TermFactors:
         with self._model_loss.stateless.scope(parts, frozen):
             return self._model_loss.terms.extremes(y, w, outputs)
 
-    def _each(
+    def _at(
         self,
+        chunk: Chunk,
         call: Callable[..., Structure],
         fn: Callable[..., Structure],
-        chunks: Iterable[Chunk],
-    ) -> Iterator[Structure]:
-        """Yields what a function returns for each chunk.
+    ) -> Structure:
+        """What a function returns for a chunk.
 
         Args:
+            chunk: the chunk.
             call: function that calls `fn` with its arguments.
             fn: function `(parts, frozen, chunk)`.
-            chunks: the chunks.
         """
         stateless = self._model_loss.stateless
         frozen = values_of(stateless.frozen_variables)
         parts = values_of(stateless.variables)
-        for chunk in chunks:
-            names_rows = naming_rows(
-                self._model, leading_size(chunk), self._model_loss.tried_rows
-            )
-            with names_rows, backend.float64():
-                found = call(fn, parts, frozen, chunk)
-            yield found
+        names_rows = naming_rows(
+            self._model, leading_size(chunk), self._model_loss.tried_rows
+        )
+        with names_rows, backend.float64():
+            return call(fn, parts, frozen, chunk)
 
     def _loss(
         self, parts: list[Tensor], frozen: list[Tensor], chunk: Chunk
