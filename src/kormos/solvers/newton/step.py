@@ -111,9 +111,8 @@ def advance(
     def body(state: State) -> State:
         is_start = state.status == STARTING
         made = attempt(state)
-        step = made.step
-        if region.is_bounded:
-            step = (made.theta - state.theta) / state.units
+        moved, turned = made.theta - state.theta, made.grad - state.grad
+        step = moved / state.units if region.is_bounded else made.step
         trial = _Trial(
             made=made,
             ratio=_ratio(limits, state, made, step),
@@ -121,7 +120,7 @@ def advance(
                 made.leaves, larger(made.promise, made.guess), made.promise
             ),
             step=step,
-            change=(made.grad - state.grad) * state.units,
+            change=turned * state.units,
         )
         accepted = both(
             ~is_start,
@@ -142,7 +141,16 @@ def advance(
             curvature=known._replace(products=count),
         )
         arrival = Arrival(
-            is_start, good, made.theta, made.loss, made.grad, made.readings
+            is_start,
+            good,
+            made.theta,
+            made.loss,
+            made.grad,
+            moved,
+            turned,
+            trial.step,
+            trial.change,
+            made.readings,
         )
         small = cond(
             either(is_start, accepted),
@@ -209,7 +217,7 @@ def _arrive(
         trial: the step.
         first: the count of iterations at the beginning of the call.
     """
-    is_start, good, theta, loss, grad, _ = arrival
+    is_start, good, theta, loss, grad, moved, *_ = arrival
     one, none = constant(1, like=loss), constant(0, like=state.resets)
     known, slopes = state.curvature, grad * state.units
     pull = region.pull(theta, grad)
@@ -236,7 +244,7 @@ def _arrive(
         loss=loss,
         grad=grad,
         direction=trial.step * state.units,
-        spread=spread_after(state, grad, good),
+        spread=spread_after(state, arrival),
         search=search._replace(promise=promise),
         curvature=known._replace(memory=memory, radius=radius),
         is_anew=none,
@@ -247,8 +255,7 @@ def _arrive(
     # A prediction within the radius says little about what lies beyond it.
     trusted = both(~is_start, ~trial.made.leaves)
     arrived = judge(limits, state, arrived, is_start, largest(pull), trusted)
-    moved = norm(theta - state.theta)
-    row = [loss, norm(pull), moved, state.evaluations, state.resets]
+    row = [loss, norm(pull), norm(moved), state.evaluations, state.resets]
     if region.is_bounded:
         row.append(region.active(theta, grad))
     row.append(known.products)

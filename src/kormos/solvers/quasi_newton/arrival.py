@@ -41,6 +41,10 @@ class Arrival(NamedTuple):
         theta: the point, `(size,)`.
         loss: the loss there, scalar.
         grad: the gradient there, `(size,)`.
+        moved: the change of the parameters, `(size,)`.
+        turned: the change of the gradient, `(size,)`.
+        step: `moved`, in the units of the parameters.
+        change: `turned`, in these units.
         readings: as `protocols.Iterate` has them, `(readings,)`, or `None`.
     """
 
@@ -49,6 +53,10 @@ class Arrival(NamedTuple):
     theta: Tensor
     loss: Scalar
     grad: Tensor
+    moved: Tensor
+    turned: Tensor
+    step: Tensor
+    change: Tensor
     readings: Tensor | None = None
 
     def row(self, cells: Sequence[Scalar], rows: Tensor) -> Tensor:
@@ -79,7 +87,8 @@ class Course(NamedTuple):
         direction: the direction of the next search, `(size,)`.
         slope: the directional derivative along it, scalar.
         far: the distance along the gradient at which a linear loss would be
-            zero, scalar.
+            zero, scalar; zero if neither the memory was cleared nor a probe
+            follows.
         begins: whether the memory was cleared, bool scalar.
         lost: whether it was cleared because the direction was useless, bool
             scalar.

@@ -55,17 +55,18 @@ def course_from(
         store: the store, in which the latest step was recorded if it is good.
         arrival: the point, with its evaluation.
     """
-    is_start, good, theta, loss, grad, _ = arrival
-    moved, units = theta - state.theta, state.units
-    step, change = moved / units, (grad - state.grad) * units
+    is_start, good, theta, loss, grad, *_ = arrival
+    units = state.units
     steep, slopes = grad * units, region.pull(theta, grad) * units
     size, one = norm(slopes), constant(1, like=loss)
     is_anew = both(is_start, state.is_anew > 0)
     # s'Bs without B, because the direction is -H times the gradient.
-    energy = -state.search.step * dot(moved, state.grad)
+    energy = -state.search.step * dot(arrival.moved, state.grad)
     is_first = both(state.pairs == 0, ~is_start)
     before = state.direction / units
-    pair = Pair(good, step, change, energy, before, before, is_first)
+    pair = Pair(
+        good, arrival.step, arrival.change, energy, before, before, is_first
+    )
     pair = region.downhill(
         region.pair(pair, state, theta),
         state.grad * units,
@@ -89,19 +90,22 @@ def course_from(
     )
     lost = either(lost, both(blocked, ~is_start))
     begins = either(is_anew, lost)
-    far = far_from(theta / units, loss, slopes, size)
+    far = cond(
+        either(begins, state.probes > 0),
+        lambda: far_from(theta / units, loss, slopes, size),
+        lambda: size * 0,
+    )
     steepest = far / where(size > 0, size, one)
-    known = cond(
-        begins, lambda: curvature.clear(known, steepest), lambda: known
+    known, direction, slope = cond(
+        begins,
+        lambda: (
+            curvature.clear(known, steepest),
+            -slopes * steepest,
+            -(size**2) * steepest,
+        ),
+        lambda: (known, direction, slope),
     )
-    return Course(
-        known=known,
-        direction=where(begins, -slopes * steepest, direction),
-        slope=where(begins, -(size**2) * steepest, slope),
-        far=far,
-        begins=begins,
-        lost=lost,
-    )
+    return Course(known, direction, slope, far, begins, lost)
 
 
 def first_trial_of(gain: Scalar, slope: Scalar, one: Scalar) -> Scalar:

@@ -104,13 +104,24 @@ def advance(
         verdict = wolfe_search.verdict(state.search, loss, slope, noise)
         accepted = both(verdict == wolfe_search.ACCEPTED, ~is_start)
         # The curvature is that of the parameters in their units.
-        step = (trial - state.theta) / state.units
-        change = (grad - state.grad) * state.units
+        moved, turned = trial - state.theta, grad - state.grad
+        step, change = moved / state.units, turned * state.units
         good = both(accepted, is_curved(step, change))
         store = curvature.record(
             state.store, state.curvature, good, step, change
         )
-        arrival = Arrival(is_start, good, trial, loss, grad, readings)
+        arrival = Arrival(
+            is_start,
+            good,
+            trial,
+            loss,
+            grad,
+            moved,
+            turned,
+            step,
+            change,
+            readings,
+        )
         # No branch may return the store: see `protocols.Curvature`.
         small = state._replace(
             evaluations=state.evaluations + 1, latest=loss, store=()
@@ -193,8 +204,8 @@ def _arrive(
         arrival: the evaluation there.
         first: the count of iterations at the beginning of the call.
     """
-    is_start, good, theta, loss, grad, _ = arrival
-    moved, units = theta - state.theta, state.units
+    is_start, good, theta, loss, grad, moved, *_ = arrival
+    units = state.units
     one, none = constant(1, like=loss), constant(0, like=state.resets)
     course = course_from(curvature, region, state, store, arrival)
     begins = course.begins
@@ -211,16 +222,20 @@ def _arrive(
         straight, larger(first_trial, state.search.step), first_trial
     )
     probes = where(begins, larger(state.probes, none + 1), state.probes)
-    probe = probe_of(theta / units, course.direction, course.far, limits.noise)
+    probe = cond(
+        probes > 0,
+        lambda: probe_of(
+            theta / units, course.direction, course.far, limits.noise
+        ),
+        lambda: course.far * 0,
+    )
     arrived = state._replace(
         theta=theta,
         loss=loss,
         grad=grad,
         direction=course.direction * units,
-        spread=spread_after(state, grad, good),
-        search=wolfe_search.begin(
-            loss, course.slope, first_trial, where(probes > 0, probe, probe * 0)
-        ),
+        spread=spread_after(state, arrival),
+        search=wolfe_search.begin(loss, course.slope, first_trial, probe),
         curvature=course.known,
         is_anew=none,
         probes=larger(probes - 1, none),
@@ -248,18 +263,16 @@ def _arrive(
     return arrived._replace(rows=rows)
 
 
-def spread_after(state: State, grad: Tensor, good: Scalar) -> Tensor:
+def spread_after(state: State, arrival: Arrival) -> Tensor:
     """`State.spread` after a step, if that shows the curvature.
 
     Args:
         state: the state before the step.
-        grad: the gradient after it, `(size,)`.
-        good: whether the step shows the curvature, bool scalar.
+        arrival: the evaluation after it.
     """
-    moved = grad - state.grad
-    change = norm(moved * state.units)
+    part = arrival.turned / norm(arrival.change)
     return where(
-        good, state.spread * _FORGETTING + (moved / change) ** 2, state.spread
+        arrival.good, state.spread * _FORGETTING + part**2, state.spread
     )
 
 
