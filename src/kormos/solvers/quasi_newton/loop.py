@@ -1,6 +1,5 @@
 """One run of a quasi-Newton method: calls of the loop, and reports."""
 
-import math
 import time
 from typing import Any
 
@@ -19,17 +18,14 @@ from kormos.solvers.protocols import Tolerances
 from kormos.solvers.quasi_newton import state as states
 from kormos.solvers.quasi_newton.claims import Claims
 from kormos.solvers.quasi_newton.driver import CompiledLoop
+from kormos.solvers.quasi_newton.pace import NO_LIMIT
+from kormos.solvers.quasi_newton.pace import Burst
+from kormos.solvers.quasi_newton.pace import Pace
 from kormos.solvers.quasi_newton.rounding import Rounding
 from kormos.solvers.quasi_newton.state import State
 from kormos.solvers.solver_state import SolverState
 from kormos.types import Vector
 
-_NO_LIMIT = 2**31 - 1
-
-# A call lasts about this many seconds, unless one iteration takes longer, and
-# makes at most the second number times the iterations of the call before. Our
-# choice: interrupts and the progress line wait for the end of a call.
-_CALL, _LONGER = 0.1, 8
 # A resumed run takes these fields from the evaluation at its start, and all
 # others from the earlier run, because values that are computed again may differ
 # by rounding or lack what happened before. JAX has donated the memory of the
@@ -55,8 +51,8 @@ class QuasiNewtonRun:
         self._optimizer = optimizer
         self._observer = observer
         self._kept: SolverState | None = None
-        self._pace = _Pace(problem.budget.deadline)
-        self._burst = _Burst()
+        self._pace = Pace(problem.budget.deadline)
+        self._burst = Burst()
         self._claims: Claims | None = None
 
     def __call__(
@@ -172,7 +168,7 @@ class QuasiNewtonRun:
         """The tolerances of a call, and the count that ends it."""
         problem, optimizer = self._problem, self._optimizer
         budget = problem.budget
-        evaluations = [_NO_LIMIT, spent + self._pace.affordable()]
+        evaluations = [NO_LIMIT, spent + self._pace.affordable()]
         if budget.evaluations is not None:
             evaluations.append(budget.evaluations)
         if problem.on_evaluation is not None or self._loop.is_stepped:
@@ -257,54 +253,3 @@ def _as_it_was(state: State, earlier: State, noise: float) -> dict[str, Any]:
     for name in _OF_THE_START:
         del fields[name]
     return fields
-
-
-class _Pace:
-    """The number of evaluations that fit into the time that is left.
-
-    A compiled call cannot look at the clock. So calls become shorter towards
-    the deadline, and the last one makes a single evaluation.
-    """
-
-    def __init__(self, deadline: float | None):
-        self._deadline = deadline
-        self._began = 0.0
-        self._seconds = math.inf
-        self._calls = 0
-
-    def affordable(self) -> int:
-        if self._deadline is None:
-            return _NO_LIMIT
-        self._began = time.perf_counter()
-        # The first call compiles: its time says nothing.
-        if self._calls < 2:
-            return 1
-        left = self._deadline - self._began
-        return max(1, int(min(left / (2 * self._seconds), _NO_LIMIT)))
-
-    def note(self, evaluations: int) -> None:
-        if self._deadline is not None:
-            seconds = time.perf_counter() - self._began
-            self._seconds = min(self._seconds, seconds / evaluations)
-            self._calls += 1
-
-
-class _Burst:
-    """The number of iterations of a call, short enough for interrupts.
-
-    Attributes:
-        count: the number for the next call.
-    """
-
-    def __init__(self) -> None:
-        self.count = 1
-        self._calls = 0
-
-    def note(self, iterations: int, seconds: float) -> None:
-        """Notes how long a call took."""
-        self._calls += 1
-        # The first call compiles: its time says nothing.
-        if self._calls < 2 or iterations == 0:
-            return
-        fitting = int(_CALL * iterations / max(seconds, 1e-9))
-        self.count = max(1, min(fitting, _LONGER * self.count))
