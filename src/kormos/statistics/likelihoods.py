@@ -195,7 +195,7 @@ def _distribution(loss: keras.losses.Loss) -> str | None:
     """The distribution whose log-likelihood a Keras loss is, or `None`."""
     if not is_own_class(loss):
         return None
-    config = loss.get_config()
-    if config.get("label_smoothing") or config.get("axis", -1) != -1:
+    # `get_config` of some losses imports TensorFlow, which takes seconds.
+    if getattr(loss, "label_smoothing", 0) or getattr(loss, "axis", -1) != -1:
         return None
     return _DISTRIBUTIONS.get(getattr(loss, "fn", loss.call))

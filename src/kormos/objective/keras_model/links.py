@@ -166,4 +166,5 @@ def _matches(
 
 def _is_of_logits(loss: keras.losses.Loss) -> bool:
     """Whether a loss applies the activation itself."""
-    return is_own_class(loss) and bool(loss.get_config().get("from_logits"))
+    # `get_config` of some losses imports TensorFlow, which takes seconds.
+    return is_own_class(loss) and bool(getattr(loss, "from_logits", False))
