@@ -1,4 +1,4 @@
-"""What a fit imports: TensorFlow takes seconds, and not all backends need it."""
+"""What a fit imports: not every backend needs TensorFlow, which takes seconds."""
 
 import subprocess
 import sys
