@@ -31,17 +31,20 @@ def look_around(
 
     Args:
         outcome: the end, a success. It is left alone for methods without
-            gradients, and under constraints.
+            gradients. Under constraints, only saddle points are looked for.
         problem: the problem.
         start: where the run began, and the loss there.
         began: the time at which it did.
     """
     evaluate = outcome.evaluate
-    if evaluate is None or problem.constraints:
+    if evaluate is None:
         return
     theta = np.array(outcome.theta)
     here = Point(theta, *evaluate(theta))
     box = problem.box if problem.is_bounded else EVERYWHERE
+    if problem.constraints:
+        _is_saddle(outcome, problem, _within(problem, evaluate), here, box)
+        return
     if _is_plateau(outcome, problem, evaluate, here):
         return
     if _is_saddle(outcome, problem, evaluate, here, box):
@@ -57,6 +60,16 @@ def look_around(
     )
     if found is not None:
         outcome.findings += found.sentences(problem.objective.name_of)
+
+
+def _within(problem: Problem, evaluate: Evaluate) -> Evaluate:
+    """An evaluation whose loss is infinite where constraints do not hold."""
+
+    def within(theta: Vector) -> tuple[float, Vector]:
+        loss, grad = evaluate(theta)
+        return loss if problem.is_feasible(theta) else np.inf, grad
+
+    return within
 
 
 def _is_plateau(
@@ -85,10 +98,13 @@ def _is_saddle(
     """Whether an end is a saddle point; notes a lower point if so."""
     lower, upper = box
     theta = here.theta
+    is_inside = (lower < theta) & (theta < upper)
+    for constraint in problem.constraints:
+        is_inside &= (constraint.jac(theta) == 0).all(axis=0)
     found = beside(
         evaluate,
         here,
-        (lower < theta) & (theta < upper),
+        is_inside,
         sizes_of(theta, None),
         problem.evaluation_eps,
         problem.project,

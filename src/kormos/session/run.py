@@ -100,6 +100,8 @@ class Run:
             outcome = self._target_reached(outcome)
         if outcome.is_penalized:
             # Here, a predicted decrease of only the loss says nothing.
+            if self.problem.constraints:
+                self._look_around(outcome)
             return outcome
         is_kept = outcome.is_polished or self._is_better(
             outcome.theta, outcome.loss
@@ -114,9 +116,15 @@ class Run:
         if not self.problem.objective.has_float64:
             seconds = now() - self._began
             outcome = tried_in_float64(outcome, self.problem, seconds)
-        if outcome.status in statuses.SUCCESSES:
-            look_around(outcome, self.problem, start, self._began)
+        self._look_around(outcome)
         return outcome
+
+    def _look_around(self, outcome: Outcome) -> None:
+        """Looks around an end that counts as an optimum."""
+        if outcome.status in statuses.SUCCESSES:
+            assert self.initial_loss is not None  # The solver has told it.
+            start = self._start, self.initial_loss
+            look_around(outcome, self.problem, start, self._began)
 
     def _keep_the_start(self, outcome: Outcome) -> None:
         """Keeps the point of the variables if a resumed run gained nothing.

@@ -12,7 +12,6 @@ from scipy.special import gammaln
 
 from kormos import backend
 from kormos.data.variables import values_of
-from kormos.objective.keras_model.loss_sums import Call
 from kormos.objective.keras_model.objective import Objective
 from kormos.types import Array
 from kormos.types import Vector
@@ -33,29 +32,37 @@ def entry_sums(
         for a loss with its own reduction.
     """
     weights, logs = np.zeros(len(is_count)), np.zeros(len(is_count))
-    for calls in _calls(objective):
-        for i, (term, y_true, *others) in enumerate(calls):
-            found = term.entry_weights(y_true, *others)
-            if found is None:
-                weights[i] = logs[i] = np.nan
-                continue
-            own = np.asarray(backend.to_numpy(found), "float64")
+    for terms in _entries(objective):
+        for i, (targets, own) in enumerate(terms):
             weights[i] += own.sum()
             if is_count[i]:
-                logs[i] += _log_factorials(backend.to_numpy(y_true), own)
+                logs[i] += _log_factorials(targets, own)
     return weights, logs
 
 
-def _calls(objective: Objective) -> Iterator[list[Call]]:
-    """Yields the losses of each chunk, with their data."""
+def _entries(objective: Objective) -> Iterator[list[tuple[Array, Array]]]:
+    """Yields the targets of a chunk in each loss, and the entries' weights."""
     model_loss = objective.program.model_loss
     stateless, compiled = model_loss.stateless, model_loss.terms.compiled
-    assert compiled is not None
+    assert compiled is not None  # The caller has asked.
     frozen = values_of(stateless.frozen_variables)
     parts = values_of(stateless.variables)
     for x, y, w in objective.arguments.each_chunk():
         with stateless.scope(parts, frozen), backend.float64():
-            yield compiled.calls(y, stateless(x), w)
+            calls = compiled.calls(y, stateless(x), w)
+            found = [
+                (y_true, term.entry_weights(y_true, *others))
+                for term, y_true, *others in calls
+            ]
+        yield [
+            (
+                backend.to_numpy(y_true),
+                np.asarray(
+                    np.nan if own is None else backend.to_numpy(own), "float64"
+                ),
+            )
+            for y_true, own in found
+        ]
 
 
 def _log_factorials(counts: Array, weights: Array) -> float:

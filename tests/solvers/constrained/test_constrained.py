@@ -415,3 +415,20 @@ def test_a_state_without_constraints_is_refused(float64):
             resume=True,
             constraints={"type": "eq", "fun": lambda: v[0] - 1},
         )
+
+
+@pytest.mark.parametrize("method", [*METHODS, "slsqp", "trust-constr"])
+@pytest.mark.parametrize("kind", ["eq", "ineq"])
+def test_a_stationary_point_that_is_no_minimum_is_left(float64, method, kind):
+    """The gradient is zero at the start, where the loss has a maximum."""
+    v = keras.Variable([0.0, 1.0], dtype="float64")
+    functions = {"eq": lambda: v[1] - 1, "ineq": lambda: 0.04 - v[0] ** 2}
+    result = kormos.minimize(
+        lambda: v[0] ** 4 - v[0] ** 2 + (v[1] - 1) ** 2,
+        [v],
+        method,
+        constraints={"type": kind, "fun": functions[kind]},
+    )
+    assert result.success
+    least = -0.25 if kind == "eq" else 0.04**2 - 0.04
+    assert result.loss == pytest.approx(least, abs=1e-7)
