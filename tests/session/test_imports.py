@@ -1,4 +1,4 @@
-"""What a fit imports: not every backend needs TensorFlow, which takes seconds."""
+"""What a fit imports: TensorFlow takes seconds, and few fits need it."""
 
 import subprocess
 import sys
