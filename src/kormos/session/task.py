@@ -73,7 +73,7 @@ class Task:
         if constraints is None:
             constraints = optimizer.constraints
         self._make_objectives = make_objectives
-        self._other_bounds = optimizer.bounds if bounds is None else bounds
+        self._user_bounds = optimizer.bounds if bounds is None else bounds
         self._fixed = fixed
         self._given_constraints = constraints
         self._model = model
@@ -87,9 +87,9 @@ class Task:
     def _bounds(self) -> Any:
         """The bounds, with those that hold parameters at present values."""
         if self._fixed is None:
-            return self._other_bounds
+            return self._user_bounds
         variables = self._model.trainable_variables
-        return with_fixed(self._other_bounds, self._fixed, variables)
+        return with_fixed(self._user_bounds, self._fixed, variables)
 
     def hold(self) -> None:
         """Holds fixed parameters at the values that a backup may have given."""
@@ -97,6 +97,7 @@ class Task:
             return
         self._given_bounds = self._bounds()
         packing = self.objective.program.packing
+        # Bounds may name variables that another stage trains.
         frozen = self._model.non_trainable_variables
         self._box = resolve_bounds(self._given_bounds, packing, frozen)
 
