@@ -180,7 +180,7 @@ def resolve_constraints(
                 "computed automatically. It can also be a "
                 f"`scipy.optimize.LinearConstraint`. Received: {constraint!r}"
             )
-        fn = VectorFunction(constraint["fun"], packing, "constraint")
+        fn = VectorFunction(constraint["fun"], packing, "fun")
         resolved.append(
             make(constraint["type"], fn.value, fn.jacobian, fn.refresh)
         )
