@@ -95,8 +95,9 @@ class ResidualTerm:
 
     def _flat(self, i: int, block: Tensor, shape: tuple[int, int]) -> Tensor:
         """The block of number `i`, as a matrix with a row for each row."""
-        known = tuple(block.shape)
-        # On TensorFlow, a block with a custom gradient may have lost its shape.
+        # On TensorFlow, a block may have lost its shape, or even its rank.
+        is_known = getattr(block.shape, "rank", 0) is not None
+        known = tuple(block.shape) if is_known else (None,)
         if None not in known and math.prod(known) != math.prod(shape):
             raise ValueError(
                 "Each block of residuals must have a row for each row of the "
