@@ -83,6 +83,19 @@ def test_a_loop_counts_by_what_its_body_computes():
     assert sizes == [1, 0]
 
 
+def test_many_numbers_are_few_if_they_are_only_moved_and_multiplied():
+    effort = Effort(10**6, level=None, arithmetic=1_000, functions=100)
+
+    def suits(fn, *shape):
+        return effort.suits(jax.jit(fn).trace(jnp.ones(shape)).jaxpr)
+
+    assert suits(lambda x: jnp.sin((x @ x.T)[0, :90]), 300, 300)
+    assert not suits(lambda x: x @ x.T, 2_000, 2_000)
+    assert not suits(lambda x: x + 1, 2_000)
+    assert not suits(jnp.sin, 200)
+    assert suits(jnp.sin, 100)
+
+
 def test_an_option_that_this_release_does_not_have_is_left_out(monkeypatch):
     monkeypatch.setattr(
         Effort, "options", property(lambda effort: {"xla_no_such_option": 1})

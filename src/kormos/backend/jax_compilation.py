@@ -7,6 +7,7 @@ in a quarter to a half of the time.
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
@@ -23,27 +24,64 @@ from kormos.types import Structure
 
 _Result = TypeVar("_Result")
 
+_NO_LIMIT = 2**62
+
+# Operations that XLA computes one number at a time, by JAX's names.
+_FUNCTIONS = (
+    *("tanh", "logistic", "exp", "exp2", "expm1", "log", "log1p", "pow"),
+    *("sin", "cos", "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh"),
+    *("asinh", "acosh", "atanh", "erf", "erfc", "erf_inv", "lgamma", "digamma"),
+    "cbrt",
+)
+# Operations that move numbers, multiply matrices or call other functions.
+_MOVES = frozenset(
+    [
+        *("reshape", "broadcast_in_dim", "squeeze", "transpose", "concatenate"),
+        *("slice", "dynamic_slice", "dynamic_update_slice", "pad", "copy"),
+        *("gather", "scatter", "scatter-add", "dot_general", "while", "cond"),
+        *("jit", "pjit", "custom_jvp_call", "custom_vjp_call"),
+        "convert_element_type",
+    ]
+)
+
 
 class Effort(NamedTuple):
     """How XLA compiles small programs.
 
     Attributes:
         most: the most numbers that such a program computes.
-        level: the level of LLVM's optimizations, from 0 to 3.
+        level: the level of LLVM's optimizations, from 0 to 3, or `None` for
+            that of XLA.
+        arithmetic: the most of these numbers that are not moved or multiplied
+            as matrices only.
+        functions: the most of them that are values of functions such as `tanh`.
     """
 
     most: int
-    level: int
+    level: int | None
+    arithmetic: int = _NO_LIMIT
+    functions: int = _NO_LIMIT
 
     @property
     def options(self) -> dict[str, int | bool]:
         """The options of `jax.jit`."""
         # XLA's newer generator of code for fused operations takes half of the
         # time of compiling.
-        return {
-            "xla_backend_optimization_level": self.level,
-            "xla_cpu_use_fusion_emitters": False,
-        }
+        options: dict[str, int | bool] = {"xla_cpu_use_fusion_emitters": False}
+        if self.level is not None:
+            options["xla_backend_optimization_level"] = self.level
+        return options
+
+    def suits(self, program: Jaxpr | ClosedJaxpr) -> bool:
+        """Whether a program computes few numbers."""
+        counts = _numbers(program)
+        functions = sum(counts[name] for name in _FUNCTIONS)
+        arithmetic = sum(n for name, n in counts.items() if name not in _MOVES)
+        return (
+            counts.total() <= self.most
+            and arithmetic <= self.arithmetic
+            and functions <= self.functions
+        )
 
 
 # Our choices, from measurements of losses, Jacobians and loops. At level 0, a
@@ -55,7 +93,16 @@ EFFORTS = Effort(2**12, level=0), Effort(2**16, level=1)
 # At level 1, a loop is compiled in 2 seconds less. It loses as much only after
 # about 50,000 iterations. The limit is higher than above because the matrices
 # of `lbfgs` alone are 200,000 numbers.
-EFFORTS_FOR_LOOP = Effort(2**12, level=0), Effort(2**18, level=1)
+#
+# With all of LLVM's optimizations, but without the newer generator, a loop is
+# compiled in half of the time, too. What it computes number by number is slower
+# then: `tanh` by 2 nanoseconds, and arithmetic by a third of one. Within these
+# limits, no loop that was measured took a tenth longer.
+EFFORTS_FOR_LOOP = (
+    Effort(2**12, level=0),
+    Effort(2**18, level=1),
+    Effort(_NO_LIMIT, level=None, arithmetic=2**20, functions=2**14),
+)
 
 # A function that is called once or twice loses at most 10 milliseconds a call.
 EFFORTS_FOR_ONCE = (Effort(2**22, level=0),)
@@ -78,11 +125,11 @@ class Compiled(Generic[_Result]):
     ) -> None:
         self._thorough = thorough = jax.jit(fn, donate_argnums=donate)
 
-        def limited(most: int) -> Callable[..., _Result]:
+        def limited(effort: Effort) -> Callable[..., _Result]:
             @functools.wraps(fn)
             def of_few(*args: Structure) -> _Result:
                 # JAX keeps this trace, so that each function is traced once.
-                if _numbers(thorough.trace(*args).jaxpr) > most:
+                if not effort.suits(thorough.trace(*args).jaxpr):
                     raise _ManyNumbers
                 return thorough(*args)
 
@@ -90,7 +137,7 @@ class Compiled(Generic[_Result]):
 
         self._quick = [
             jax.jit(
-                limited(effort.most),
+                limited(effort),
                 donate_argnums=donate,
                 compiler_options=effort.options,
             )
@@ -116,16 +163,18 @@ class _ManyNumbers(Exception):
     """A program computes too many numbers for an effort."""
 
 
-def _numbers(program: Jaxpr | ClosedJaxpr) -> int:
-    """The count of numbers that a program computes.
+def _numbers(program: Jaxpr | ClosedJaxpr) -> Counter[str]:
+    """The count of numbers that a program computes, by operation.
 
     The body of a loop counts once.
     """
-    total = 0
+    total: Counter[str] = Counter()
     for equation in program.eqns:
         for variable in equation.outvars:
-            total += math.prod(getattr(variable.aval, "shape", ()))
-        total += sum(map(_numbers, called_by(equation)))
+            size = math.prod(getattr(variable.aval, "shape", ()))
+            total[equation.primitive.name] += size
+        for called in called_by(equation):
+            total += _numbers(called)
     return total
 
 
