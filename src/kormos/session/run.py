@@ -59,6 +59,8 @@ class Run:
         self.iterations = 0
         self.state: SolverState | None = None
         self._starts_finite = True
+        # Whether the solver begins at the variables' point.
+        self._begins_here = True
 
     def __call__(
         self, theta: Vector, state: SolverState | None = None
@@ -130,19 +132,24 @@ class Run:
         """Keeps the point of the variables if a resumed run gained nothing.
 
         The solver continues from its latest point. The variables may have an
-        earlier one that is better by rounding.
+        earlier one that is better: by rounding, or with steps on batches.
         """
-        if self.iterations or not self._is_resumed:
+        if not self._is_resumed or np.array_equal(outcome.theta, self._start):
             return
-        if not np.array_equal(outcome.theta, self._start):
-            loss = self.problem.peek(self._start)
-            if loss < outcome.loss:
-                outcome.theta, outcome.loss = self._start, loss
+        if self.iterations and (self.problem.constraints or self._begins_here):
+            return
+        loss = self.problem.peek(self._start)
+        if loss < outcome.loss:
+            outcome.theta, outcome.loss = self._start, loss
 
     def started(self, point: Point) -> bool:
         """Called by the solver with the start; returns whether to stop."""
         theta, loss, _ = point
         self.initial_loss = loss
+        rounding = 2 * self.problem.objective.storage_eps
+        self._begins_here = np.allclose(
+            theta, self._start, rtol=rounding, atol=rounding
+        )
         self._starts_finite = point.is_finite
         # If the start is not finite, the variables keep their values.
         self.best = theta if self._starts_finite else self.best[0], loss

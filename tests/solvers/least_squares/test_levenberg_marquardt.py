@@ -988,6 +988,34 @@ def test_a_backup_goes_on_with_the_passes_of_one_fit(tmp_path):
     assert rest.history["loss"] == whole[2:]
 
 
+@pytest.mark.filterwarnings("ignore::kormos.ConvergenceWarning")
+def test_a_resumed_fit_of_batches_keeps_what_was_better():
+    """Steps on batches go on from the latest point, which may be worse."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(103, 3))
+    y = x @ [[1.0], [2.0], [-1.0]] + 0.3 * rng.normal(size=(103, 1))
+    settings = {"batch_size": 20, "stochastic": True, "verbose": 0}
+    worse = 0
+    for epochs in range(1, 12):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential(
+            [
+                keras.Input((3,)),
+                keras.layers.Dense(8, "tanh"),
+                keras.layers.Dense(1),
+            ]
+        )
+        model.compile("lm", loss="mse")
+        model.fit(x, y, epochs=epochs, **settings)
+        before = model.evaluate(x, y, batch_size=103, verbose=0)
+        history = model.fit(x, y, epochs=1, resume=True, **settings)
+        after = model.evaluate(x, y, batch_size=103, verbose=0)
+        assert after <= before * (1 + 1e-6)
+        assert history.result.kept_loss == pytest.approx(after, rel=1e-6)
+        worse += history.history["loss"][0] > before
+    assert worse  # Otherwise there was nothing to keep.
+
+
 def test_a_fit_of_batches_that_is_not_resumed_begins_anew():
     x, y = sinc(200)
     model = net()
