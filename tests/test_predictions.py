@@ -39,7 +39,7 @@ DOORS = {
         ),
     ),
     "a constraint": (
-        "constraint",
+        "fun",
         lambda fn, variables: kormos.minimize(
             lambda: ops.sum(variables[0] ** 2),
             variables,

@@ -144,7 +144,7 @@ def test_a_start_on_the_floor_of_a_valley(float64, method, seed):
         data={"x": x, "y": y},
     )
     # The parameters at the end are a thousand times the slope, and cancel.
-    # Where their rounding is told, the loss may be off by more.
+    # If the status says that rounding ended the run, the loss may be higher.
     allowed = 1e-6 if result.status == "converged" else 1e-4
     assert result.loss <= (1 + allowed) * least
     assert result.success

@@ -26,7 +26,7 @@ _Result = TypeVar("_Result")
 
 _NO_LIMIT = 2**62
 
-# Operations that XLA computes one number at a time, by JAX's names.
+# Functions that take many instructions for each number, by JAX's names.
 _FUNCTIONS = (
     *("tanh", "logistic", "exp", "exp2", "expm1", "log", "log1p", "pow"),
     *("sin", "cos", "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh"),

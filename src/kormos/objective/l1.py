@@ -191,8 +191,7 @@ class SplitObjective:
         """The loss and its gradient."""
         point = self.point_of(theta)
         loss, grad = self.whole.value_and_grad(point)
-        signs = _slopes(point[self._places])
-        slopes = grad[self._places] - self._factors * signs
+        slopes = self._smooth_slopes(point, grad)
         own = np.array(grad)
         own[self._places] = slopes + self._factors
         return (
@@ -200,11 +199,16 @@ class SplitObjective:
             np.concatenate([own, self._factors - slopes]),
         )
 
+    def _smooth_slopes(self, point: Vector, grad: Vector) -> Vector:
+        """The slopes of the weights that are split, without their penalty."""
+        signs = _slopes(point[self._places])
+        return grad[self._places] - self._factors * signs
+
     def least_subgradient(self, point: Vector) -> Vector:
         """The subgradient of least norm at a point, `(size,)`."""
         found = np.array(self.whole.value_and_grad(point)[1])
         weights, factors = point[self._places], self._factors
-        smooth = found[self._places] - factors * _slopes(weights)
+        smooth = self._smooth_slopes(point, found)
         found[self._places] = np.where(
             weights == 0,
             np.sign(smooth) * np.maximum(np.abs(smooth) - factors, 0.0),

@@ -31,13 +31,15 @@ def look_around(
 
     Args:
         outcome: the end, a success. It is left alone for methods without
-            gradients. Under constraints, only saddle points are looked for.
+            gradients, and if a penalty was minimized instead of the loss.
+            Under constraints, only saddle points are looked for.
         problem: the problem.
         start: where the run began, and the loss there.
         began: the time at which it did.
     """
     evaluate = outcome.evaluate
-    if evaluate is None:
+    is_of_loss = problem.constraints or not outcome.is_penalized
+    if evaluate is None or not is_of_loss:
         return
     theta = np.array(outcome.theta)
     here = Point(theta, *evaluate(theta))

@@ -92,7 +92,7 @@ class Task:
         return with_fixed(self._user_bounds, self._fixed, variables)
 
     def hold(self) -> None:
-        """Holds fixed parameters at the values that a backup may have given."""
+        """Holds fixed parameters at their present values, as of a backup."""
         if self._fixed is None:
             return
         self._given_bounds = self._bounds()

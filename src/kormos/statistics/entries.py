@@ -23,14 +23,16 @@ def entry_sums(
     """Sums of the weights and of log y!, for each of a model's losses.
 
     Args:
-        objective: the objective of a model with compiled losses.
+        objective: the objective of a model.
         is_count: whether the targets of a loss are counts.
 
     Returns:
         The sums of the entries' weights; and the sums of log y! times the
         weights, which are zero for targets that are no counts. Both are NaN
-        for a loss with its own reduction.
+        for a loss with its own reduction, or a model with its own loss.
     """
+    if objective.program.model_loss.terms.compiled is None:
+        return np.full(len(is_count), np.nan), np.full(len(is_count), np.nan)
     weights, logs = np.zeros(len(is_count)), np.zeros(len(is_count))
     for terms in _entries(objective):
         for i, (targets, own) in enumerate(terms):

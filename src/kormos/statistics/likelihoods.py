@@ -130,8 +130,7 @@ def _stated(objective: Objective) -> Likelihood:
             "outputs: use a model with one loss. Received: "
             f"{len(factors) - 1} losses"
         )
-    is_own = objective.program.model_loss.terms.compiled is None
-    weights = [np.nan] if is_own else entry_sums(objective, [False])[0]
+    weights, _ = entry_sums(objective, [False])
     # The last factor is one over the number of rows.
     return Likelihood(
         "as stated",

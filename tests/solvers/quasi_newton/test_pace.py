@@ -6,7 +6,7 @@ from kormos.solvers.quasi_newton.pace import Burst
 
 
 def counts(call, iteration, calls=12):
-    """The iterations of each call, if these are the seconds that they take."""
+    """The iterations of each call, from the seconds of a call and of each."""
     burst, found = Burst(), []
     for _ in range(calls):
         found.append(burst.count)
@@ -22,7 +22,7 @@ def test_calls_that_cost_nothing_last_a_tenth_of_a_second():
 
 @pytest.mark.parametrize("call", [0.04, 0.2])
 def test_calls_that_cost_more_than_an_iteration_are_longer(call):
-    """At most a fifth of the time is that of the calls."""
+    """The calls take about a fifth of the time, and iterations the rest."""
     count = counts(call, 0.02)[-1]
     assert 0.19 <= call / (call + 0.02 * count) <= 0.21
 

@@ -74,15 +74,11 @@ class _Trial(NamedTuple):
         ratio: the decrease of the loss over the predicted one, scalar.
         promise: the decrease that is predicted for a step without a radius,
             scalar.
-        step: the step in units, `(size,)`.
-        change: the change of the gradient in units, `(size,)`.
     """
 
     made: Attempt
     ratio: Scalar
     promise: Scalar
-    step: Tensor
-    change: Tensor
 
 
 def advance(
@@ -113,24 +109,23 @@ def advance(
         made = attempt(state)
         moved, turned = made.theta - state.theta, made.grad - state.grad
         step = moved / state.units if region.is_bounded else made.step
+        change = turned * state.units
         trial = _Trial(
             made=made,
             ratio=_ratio(limits, state, made, step),
             promise=where(
                 made.leaves, larger(made.promise, made.guess), made.promise
             ),
-            step=step,
-            change=turned * state.units,
         )
         accepted = both(
             ~is_start,
             trial.ratio > least,
             is_finite(made.loss, norm(made.grad)),
         )
-        good = both(accepted, is_curved(trial.step, trial.change))
+        good = both(accepted, is_curved(step, change))
         known = state.curvature
         store = method.memory.record(
-            state.store, known.memory, good, trial.step, trial.change
+            state.store, known.memory, good, step, change
         )
         count = known.products + _as_integer(made.products, known.products)
         # No branch may return the store: see `protocols.Curvature`.
@@ -148,8 +143,8 @@ def advance(
             made.grad,
             moved,
             turned,
-            trial.step,
-            trial.change,
+            step,
+            change,
             made.readings,
         )
         small = cond(
@@ -217,14 +212,12 @@ def _arrive(
         trial: the step.
         first: the count of iterations at the beginning of the call.
     """
-    is_start, good, theta, loss, grad, moved, *_ = arrival
+    is_start, good, theta, loss, grad, moved, _, step, change, _ = arrival
     one, none = constant(1, like=loss), constant(0, like=state.resets)
     known, slopes = state.curvature, grad * state.units
     pull = region.pull(theta, grad)
     size = norm(pull * state.units)
-    pair = Pair(
-        good, trial.step, trial.change, one, trial.step, trial.step, good
-    )
+    pair = Pair(good, step, change, one, step, step, good)
     memory, _ = method.memory.update(store, known.memory, pair, slopes)
     begins = both(is_start, state.is_anew > 0)
     far = far_from(theta / state.units, loss, pull * state.units, size)
@@ -235,7 +228,7 @@ def _arrive(
     radius = where(
         is_start,
         where(begins, (far * size) ** 0.5, known.radius),
-        _radius(known.radius, trial, good),
+        _radius(known.radius, trial, arrival),
     )
     search = wolfe_search.begin(loss, -size * size * steepest, one)
     promise = where(is_start, search.promise, trial.promise)
@@ -243,7 +236,7 @@ def _arrive(
         theta=theta,
         loss=loss,
         grad=grad,
-        direction=trial.step * state.units,
+        direction=step * state.units,
         spread=spread_after(state, arrival),
         search=search._replace(promise=promise),
         curvature=known._replace(memory=memory, radius=radius),
@@ -267,22 +260,22 @@ def _arrive(
     return arrived._replace(rows=rows)
 
 
-def _radius(radius: Scalar, trial: _Trial, good: Scalar) -> Scalar:
+def _radius(radius: Scalar, trial: _Trial, arrival: Arrival) -> Scalar:
     """The radius after an accepted step, in the new norm.
 
     Args:
         radius: the radius before the step.
         trial: the step.
-        good: whether the step shows the curvature, bool scalar.
+        arrival: the evaluation after it.
     """
     length = trial.made.square**0.5
     grows = both(trial.made.leaves, trial.ratio > _GOOD)
     radius = where(grows, radius * _GROW, radius)
     radius = where(trial.ratio < _POOR, length * _SHRINK, radius)
-    curvature = dot(trial.step, trial.change)
+    curvature = dot(arrival.step, arrival.change)
     one = constant(1, like=length)
     # A projected step does not have the length of the path.
-    good = both(good, ~trial.made.is_bent)
+    good = both(arrival.good, ~trial.made.is_bent)
     anew = where(good, curvature, one) ** 0.5
     return radius * where(good, anew / length, one)
 
