@@ -28,6 +28,7 @@ from kormos.processes import current
 from kormos.processes import processes_of
 from kormos.processes import shared
 from kormos.session import race
+from kormos.session.attachment import check_resume
 from kormos.session.fit_arguments import check_batch_sizes
 from kormos.session.fit_arguments import check_split
 from kormos.session.fit_arguments import check_steps
@@ -37,7 +38,6 @@ from kormos.session.run import checked_budget
 from kormos.session.sharing import share_values
 from kormos.session.task import Task
 from kormos.types import Vector
-from kormos.warn import warn
 
 
 @shared(lambda model, *args, **kwargs: processes_of(model))
@@ -82,8 +82,9 @@ def fit(
     The optimizer minimizes the loss that `model.evaluate` reports on the
     training data. With masks that hide parts of rows, or a sum over a batch,
     that depends on the `batch_size` of `evaluate`: the loss is what it reports
-    with all rows in one batch. The model keeps the best point that was found,
-    also after an error or an interrupt. It does not end with a higher loss than
+    with all rows in one batch. The model keeps the best point that was found
+    (the last one of a stage with Keras' own optimizers), also after an error or
+    an interrupt. It does not end with a higher loss than
     it started with, unless the start violates constraints, or with the
     penalties of `regularization="evidence"`.
 
@@ -357,13 +358,11 @@ def _optimizer_for(
         optimizer = getattr(model, "optimizer", None)
         if not isinstance(optimizer, BatchOptimizer):
             optimizer = "lbfgs"
-    optimizer = optimizers.get(optimizer, "optimizer")
-    if resume and not optimizer.keeps_state:
-        warn(
-            f"Optimizer '{optimizer.name}' keeps no curvature: the fit "
-            "continues from the weights only.",
-        )
-    return optimizer
+    found = optimizers.get(optimizer, "optimizer")
+    if resume:
+        was_fitted = hasattr(getattr(model, "history", None), "result")
+        check_resume(found, found is not optimizer, was_fitted)
+    return found
 
 
 def _widest(precision: str | None, stages: Sequence[Stage]) -> str | None:

@@ -21,6 +21,7 @@ from kormos.optimizers.auto import Auto
 from kormos.optimizers.stage import Stage
 from kormos.processes import shared
 from kormos.session import race
+from kormos.session.attachment import check_resume
 from kormos.session.residual_objectives import ResidualObjectives
 from kormos.session.result import Result
 from kormos.session.reweigh import Reweigh
@@ -186,6 +187,8 @@ def least_squares(
         _refuse_validation_data(validation_data)
         residual_fn, data = over_sigma(residual_fn, data, sigma)
     optimizer = optimizers.get(method, "method")
+    if resume:
+        check_resume(optimizer, optimizer is not method)
     stages = stages_of("least_squares", optimizer, max_iterations)
     budget = checked_budget(max_evals, max_seconds, target_loss)
     check_precision(precision)
@@ -240,8 +243,7 @@ def least_squares(
             resume=resume,
             restarts=race.Restarts(restarts, starts, seed, bool(verbose)),
         )
-    summarize = functools.partial(of_residuals, sigma)
-    return with_summary(result, summarize, task)
+    return with_summary(result, functools.partial(of_residuals, sigma), task)
 
 
 def _check_weights(stages: Sequence[Stage], callbacks: Sequence[Any]) -> None:

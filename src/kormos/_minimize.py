@@ -22,6 +22,7 @@ from kormos.optimizers.stage import LossSettings
 from kormos.optimizers.stage import refuse_settings
 from kormos.processes import shared
 from kormos.session import race
+from kormos.session.attachment import check_resume
 from kormos.session.result import Result
 from kormos.session.run import checked_budget
 from kormos.session.sharing import processes_of_data
@@ -169,6 +170,8 @@ def minimize(
     ```
     """
     optimizer = optimizers.get(method, "method")
+    if resume:
+        check_resume(optimizer, optimizer is not method)
     stages = stages_of(
         "minimize", optimizer, max_iterations, options=options, tol=tol
     )

@@ -7,6 +7,7 @@ from kormos.objective.given import GivenObjective
 from kormos.objective.given import vector_constraints
 from kormos.optimizers.stage import LossSettings
 from kormos.optimizers.stage import refuse_settings
+from kormos.session.attachment import check_resume
 from kormos.session.result import Result
 from kormos.session.run import checked_budget
 from kormos.session.session import Session
@@ -108,6 +109,8 @@ def solve(
     ```
     """
     optimizer = optimizers.get(method, "method")
+    if resume:
+        check_resume(optimizer, optimizer is not method)
     stages = stages_of(
         "solve", optimizer, max_iterations, options=options, tol=tol
     )

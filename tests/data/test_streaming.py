@@ -162,8 +162,9 @@ def test_data_are_read_once_an_evaluation_and_once_before():
         model, data, optimizer="lbfgs", epochs=5, stream=True, verbose=0
     )
     passes = history.result.evaluations + 1
-    # The first batch is read once more, to build layers.
-    assert data.read == passes * len(data) + 1
+    # The first batch is read twice more: to build layers, and to see that its
+    # rows stay the same.
+    assert data.read == passes * len(data) + 2
 
 
 def test_outputs_are_counted_without_reading():
@@ -250,6 +251,26 @@ def test_an_error_of_the_data_ends_a_fit():
     with pytest.raises(OSError, match="the disk is gone"):
         kormos.fit(network(), data, stream=True, epochs=100, verbose=0)
     assert data.read == 40
+
+
+class Augmented(Batches):
+    """Batches with new noise whenever they are read."""
+
+    def __getitem__(self, index):
+        x, y = super().__getitem__(index)
+        noise = np.random.default_rng(self.read).normal(size=x.shape)
+        return x + 0.3 * noise.astype(x.dtype), y
+
+
+def test_rows_that_differ_at_each_reading_are_refused():
+    model = network()
+    before = model.get_weights()
+    with pytest.raises(ValueError, match="same rows every time.*losses of"):
+        kormos.fit(model, Augmented(X, Y), stream=True, verbose=0)
+    for a, b in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(a, b)
+    # In memory they are read once.
+    assert model.fit(Augmented(X, Y), verbose=0)
 
 
 def test_not_finite_rows_are_refused():

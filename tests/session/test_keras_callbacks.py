@@ -67,6 +67,9 @@ def test_early_stopping_on_validation_loss(restore, float64):
     assert len(losses) == best + 1 + 3 < 200
     assert stop.stopped_epoch == best + 3
     assert history.result.status == "stopped by callback"
+    loss = model.evaluate(x, y, verbose=0)
+    assert history.result.kept_loss == pytest.approx(loss, rel=TIGHT)
+    assert ("set other weights" in history.result.message) == restore
     kept = weights[best if restore else -1]
     for ours, theirs in zip(model.get_weights(), kept, strict=True):
         np.testing.assert_array_equal(ours, theirs)

@@ -236,6 +236,50 @@ def test_a_state_of_another_method_is_refused():
         model.fit(x, y, epochs=3, resume=True, verbose=0)
 
 
+@pytest.mark.parametrize("method", ["auto", "lm"])
+def test_least_squares_steps_continue(method, float64):
+    x, y = data()
+    whole, model = net(method), net(method)
+    whole.fit(x, y, epochs=14, verbose=0)
+    model.fit(x, y, epochs=6, verbose=0)
+    model.fit(x, y, epochs=8, resume=True, verbose=0)
+    np.testing.assert_array_equal(weights(model), weights(whole))
+
+
+@eager_only
+@pytest.mark.parametrize("method", ["lbfgs", "ssbroyden"])
+def test_l1_penalties_keep_the_curvature(method):
+    """It is that of the parts of the weights, which have their own point."""
+
+    def penalized():
+        model = net(method)
+        model.layers[0].kernel_regularizer = keras.regularizers.L1(1e-3)
+        return model
+
+    whole, model = penalized(), penalized()
+    whole.fit(*data(), epochs=24, verbose=0)
+    model.fit(*data(), epochs=11, verbose=0)
+    model.fit(*data(), epochs=13, resume=True, verbose=0)
+    np.testing.assert_array_equal(weights(model), weights(whole))
+
+
+def test_a_new_optimizer_says_that_it_has_no_state():
+    model = net()
+    model.fit(*data(), epochs=3, verbose=0)
+    model.compile("ssbroyden", "mse")
+    with pytest.warns(UserWarning, match="without the state.*'ssbroyden'"):
+        model.fit(*data(), epochs=3, resume=True, verbose=0)
+    with pytest.warns(UserWarning, match="name makes a new.*'lbfgs'"):
+        kormos.fit(
+            model, *data(), optimizer="lbfgs", epochs=3, resume=True, verbose=0
+        )
+    v = keras.Variable([1.0])
+    with pytest.warns(UserWarning, match="name makes a new.*'lbfgs'"):
+        kormos.minimize(
+            lambda: keras.ops.sum((v - 2.0) ** 4), [v], "lbfgs", resume=True
+        )
+
+
 def test_scipy_says_that_it_keeps_no_curvature():
     model = net("l-bfgs-b")
     with pytest.warns(UserWarning, match="keeps no curvature"):

@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 from kormos.data.memory import ByDevice
 from kormos.data.memory import Data
+from kormos.data.memory import leaves
 from kormos.types import Array
 from kormos.types import Structure
 
@@ -47,6 +48,12 @@ class Stream:
             )
         self._rows = rows
 
+    @property
+    def begins_alike(self) -> bool:
+        """Whether its first batch is the same when it is read again."""
+        again = next(iter(self._read()))
+        return _contents(again) == _contents(self.first)
+
     def each(self, fn: Callable[[Data], Data]) -> "Stream":
         """The same stream, with `fn` applied to every batch."""
         return Stream(lambda: map(fn, self), fn(self.first))
@@ -69,6 +76,10 @@ class Stream:
     def head(self, rows: int) -> Data:
         """The first rows of the first batch, as tensors on the device."""
         return self.first.head(rows)
+
+
+def _contents(data: Data) -> list[tuple[tuple[int, ...], bytes]]:
+    return [(array.shape, array.tobytes()) for array in leaves(data)]
 
 
 # All rows of a data set: in memory, or read batch by batch.

@@ -93,6 +93,11 @@ class FlatObjective:
         return self.arguments.chunks is None
 
     @property
+    def is_read_alike(self) -> bool:
+        """Whether data that are read again begin with the same rows."""
+        return True
+
+    @property
     def is_hosted(self) -> bool:
         """Whether sums over data are made in Python, at every evaluation.
 

@@ -10,6 +10,7 @@ from kormos.arithmetic.differences import Change
 from kormos.arithmetic.differences import Tolerance
 from kormos.arithmetic.differences import contradiction
 from kormos.objective.base import FlatObjective
+from kormos.solvers.verification import differ
 from kormos.solvers.verification import refuse_silent
 from kormos.solvers.verification import with_values_of
 from kormos.types import Vector
@@ -62,6 +63,31 @@ def unused_variables(
                 objective, theta, suspects, unused, project
             )
     return [v.path for v in objective.variables if id(v) in unused]
+
+
+def check_rows(objective: FlatObjective, theta: Vector) -> None:
+    """Refuses data that are other rows whenever they are read.
+
+    Args:
+        objective: a `FlatObjective`.
+        theta: the start.
+
+    Raises:
+        ValueError: if the loss differs when streamed data are read again.
+    """
+    if not objective.is_streamed:
+        return
+    if not objective.processes.agree(not objective.is_read_alike):
+        return
+    first, second = (objective.value(theta) for _ in range(2))
+    if differ(objective, first, second):
+        raise ValueError(
+            "A dataset that is streamed must yield the same rows every time "
+            "it is read, in any order: the loss of full-batch methods is one "
+            "function. Augment the rows beforehand, or draw the same numbers "
+            "for each row. Received: losses of "
+            f"{first:.6g} and {second:.6g} at the same weights"
+        )
 
 
 def _without_gradient(

@@ -45,8 +45,10 @@ from kormos.solvers import statuses
 from kormos.solvers.least_squares import batches
 from kormos.solvers.least_squares import beginning
 from kormos.solvers.least_squares.evidence_loop import EvidenceRun
+from kormos.solvers.least_squares.evidence_records import KEY as EVIDENCE
 from kormos.solvers.least_squares.local_models import MATRICES
 from kormos.solvers.least_squares.local_models import takes_products
+from kormos.solvers.least_squares.loop import KEY as FACTORED
 from kormos.solvers.least_squares.loop import LeastSquaresRun
 from kormos.solvers.outcome import Outcome
 from kormos.solvers.problem import Problem
@@ -291,6 +293,18 @@ class LevenbergMarquardt(NativeOptimizer):
             self._check_regularization(stochastic)
         return [stage._replace(run=self._run_on_batches, uses_batches=True)]
 
+    def _takes_state(self, state: SolverState, size: int) -> bool:
+        return state.key in (self._key, self._by_cg.method(size).key)
+
+    @property
+    def _key(self) -> str:
+        return EVIDENCE if self.regularization else FACTORED
+
+    @property
+    def _by_cg(self) -> GaussNewton:
+        """The method for problems that are too large for a matrix."""
+        return GaussNewton(gtol=self.gtol**0.5, ftol=self.ftol, xtol=self.xtol)
+
     def _run(
         self,
         problem: Problem,
@@ -298,7 +312,12 @@ class LevenbergMarquardt(NativeOptimizer):
         state: SolverState | None,
         observer: Observer,
     ) -> Outcome:
-        if takes_products(problem, self):
+        is_by_cg = takes_products(problem, self)
+        if state is not None and self._takes_state(state, problem.size):
+            # More data, or more memory, may have changed how steps are made.
+            cg = self._by_cg.method(problem.size).key
+            state = state if is_by_cg == (state.key == cg) else None
+        if is_by_cg:
             return self._by_products(problem, theta, state, observer)
         if state is None:
             count = beginning.window(problem, self)
@@ -321,10 +340,7 @@ class LevenbergMarquardt(NativeOptimizer):
         observer: Observer,
     ) -> Outcome:
         """The outcome of conjugate gradients, with their own tolerances."""
-        method = GaussNewton(
-            gtol=self.gtol**0.5, ftol=self.ftol, xtol=self.xtol
-        )
-        (stage,) = method.stages(0)
+        (stage,) = self._by_cg.stages(0)
         outcome = stage.run(problem, theta, state, observer)
         outcome.detail = "conjugate gradients"
         return outcome

@@ -160,10 +160,9 @@ class QuasiNewton(NativeOptimizer):
             problem,
             parts,
             theta,
+            state,
             observer,
-            lambda problem, theta, observer: self._solve(
-                problem, theta, None, observer
-            ),
+            self._solve,
         )
 
     def _solve(

@@ -75,7 +75,9 @@ class Attachment:
             self.progress = StageProgress(progress.number)
         self._earlier_iterations = int(backend.to_numpy(optimizer.iterations))
         self.state = optimizer.solver_state if resume else None
-        is_lost = self.state is None and optimizer.loads
+        is_lost = self.state is None and (
+            optimizer.loads or self._earlier_iterations
+        )
         if resume and optimizer.keeps_state and is_lost:
             warn(
                 "The optimizer has not kept the state of its earlier "
@@ -116,3 +118,39 @@ class Attachment:
         self.optimizer.fg_evals = counts.evaluations
         self.optimizer.hessp_evals = counts.hessian_products
         self.optimizer.jacobians = counts.jacobians
+
+
+def check_resume(
+    optimizer: BatchOptimizer, is_named: bool, was_fitted: bool = False
+) -> None:
+    """Warns if `resume=True` has nothing to continue from.
+
+    Args:
+        optimizer: the optimizer.
+        is_named: whether the user gave its name, so that it is a new one.
+        was_fitted: whether the variables were fitted before.
+    """
+    has_run = optimizer.built and int(backend.to_numpy(optimizer.iterations))
+    is_new = not (has_run or optimizer.loads or optimizer.solver_state)
+    if not optimizer.keeps_state:
+        text = (
+            f"Optimizer '{optimizer.name}' keeps no curvature: the fit "
+            "continues from the weights only."
+        )
+    elif is_named:
+        text = (
+            "A name makes a new optimizer, which has no state to continue "
+            "from: the fit continues from the weights only. Make an instance, "
+            "and pass it to each call. Received: resume=True and "
+            f"'{optimizer.name}'"
+        )
+    elif is_new and was_fitted:
+        text = (
+            "The optimizer is a new one, without the state of the earlier "
+            "fit: the fit continues from the weights only. Compile once, or "
+            "use a `kormos.optimizers.Chain` to continue with another method. "
+            f"Received: resume=True and a new '{optimizer.name}'"
+        )
+    else:
+        return
+    warn(text)

@@ -12,6 +12,7 @@ import keras
 
 from kormos.optimizers.base import BatchOptimizer
 from kormos.optimizers.base import whole_states
+from kormos.solvers import statuses
 
 
 class BackupAndRestore(keras.callbacks.Callback):
@@ -30,7 +31,8 @@ class BackupAndRestore(keras.callbacks.Callback):
         backup_dir: Path of the folder of the backup, which must not be used for
             anything else.
         delete_checkpoint: Boolean, whether to delete the backup when the fit
-            ends. Defaults to `True`.
+            ends. It is kept after Ctrl-C and after an error. Defaults to
+            `True`.
 
     Example:
 
@@ -137,7 +139,10 @@ class _WithStates(keras.callbacks.Callback):
             self._callback.on_epoch_end(epoch, logs)
 
     def on_train_end(self, logs: Any = None) -> None:
-        self._callback.on_train_end(logs)
+        # Backup callbacks delete their backup here. After an interrupt, Keras
+        # does not call them.
+        if self.model.history.result.status != statuses.INTERRUPTED:
+            self._callback.on_train_end(logs)
 
 
 def with_states(

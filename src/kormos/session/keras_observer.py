@@ -247,10 +247,27 @@ class KerasObserver(SessionObserver):
     def finish(self, result: Result) -> None:
         result.history = self._reporter.record.trace
         self._model.history.result = result
-        self._callbacks.on_train_end(self._logs)
+        self._end_training(result)
         if self._has_epochs and is_worth_a_warning(result, self._own_limit):
             text = warning_of(result, self._shown)
             warn(f"{self._model.name}: {text}", ConvergenceWarning)
+
+    def _end_training(self, result: Result) -> None:
+        """Tells the callbacks, which may set other weights."""
+        task = self._reporter.task
+        if not self._is_watching:
+            self._callbacks.on_train_end(self._logs)
+            return
+        before = task.objective.initial_position()
+        task.note()
+        self._callbacks.on_train_end(self._logs)
+        if current().agree(task.followed(before) is not None):
+            here = task.objective.initial_position()
+            result.kept_loss = float(task.objective.value(here))
+            result.message += (
+                " A callback then set other weights, with loss "
+                f"{result.kept_loss:.6g}."
+            )
 
     def abandon(self) -> None:
         for progress in self._shown:
@@ -294,11 +311,12 @@ class KerasObserver(SessionObserver):
         return has_data and self._epoch_logs.validates(self.done + 1)
 
     def _tell_epoch_end(self, theta: Vector | None) -> None:
-        logs = self._logs = self._logs_at(theta)
+        self._row = self._row or self._reporter.record.row(self._latest)
         if self._batch_is_open:
             self._batch_is_open = False
-            logged = {"loss": logs["loss"]}
+            logged = {"loss": self._row["loss"]}
             self._together(self._callbacks.on_train_batch_end, 0, logged)
+        logs = self._logs = self._logs_at(theta, self._row)
         self._taken = 0
         self._epoch_is_open = False
         history, epoch = self._model.history, self.done
@@ -339,12 +357,13 @@ class KerasObserver(SessionObserver):
         else:
             fn(*args)
 
-    def _logs_at(self, theta: Vector | None) -> dict[str, Any]:
-        task, record = self._reporter.task, self._reporter.record
+    def _logs_at(
+        self, theta: Vector | None, row: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The logs of an epoch: its row, metrics and validation."""
+        task = self._reporter.task
         objective = cast(Objective, task.objective)
-        self._row = self._row or record.row(self._latest)
-        logs = dict(self._row)
-        logs.update(self._epoch_logs.metrics(objective, self._latest))
+        logs = {**row, **self._epoch_logs.metrics(objective, self._latest)}
         if theta is None:
             return logs
         if self._validates():

@@ -32,6 +32,15 @@ class Replacement:
             ValueError: if it cannot.
         """
 
+    def begin(self, objective: FlatObjective, iteration: int) -> None:
+        """Prepares for a session.
+
+        Args:
+            objective: the objective of the first stage.
+            iteration: the iterations (in `fit`, the epochs) of the earlier
+                session that this one continues; or zero.
+        """
+
     def is_due(self, iteration: int) -> bool:
         """Whether a change follows an iteration."""
         return iteration > 0 and iteration % self._every == 0

@@ -56,7 +56,8 @@ class Resample(Replacement):
             Defaults to 1.
         key: String, the entry of `data`, a dict, that the points replace, or
             `None`, the default, for the whole of it.
-        seed: Integer, the seed of the generator.
+        seed: Integer, the seed of the generators. Each draw has its own, so
+            that a fit that continues from a backup draws the same points.
 
     Raises:
         ValueError: If an argument cannot be used.
@@ -109,7 +110,8 @@ class Resample(Replacement):
         self._power = power
         self._offset = offset
         self._key = key
-        self._rng = np.random.default_rng(seed)
+        self._seed = seed
+        self._fits = 0
 
     def check(self, objective: FlatObjective) -> None:
         """Refuses an objective whose data cannot be replaced.
@@ -153,9 +155,16 @@ class Resample(Replacement):
             f"Received: {received}"
         )
 
+    def begin(self, objective: FlatObjective, iteration: int) -> None:
+        self._fits = max(1, self._fits + (iteration == 0))
+        if iteration >= self._every:
+            self.replace(objective, iteration - iteration % self._every)
+
     def replace(self, objective: FlatObjective, iteration: int) -> None:
         residuals = cast("ResidualObjective", objective)
         data, key = residuals.data, self._key
+        # A fit that continues from a backup draws the same points again.
+        rng = np.random.default_rng([self._seed, self._fits, iteration])
 
         def norms(points: Structure) -> Vector:
             return residuals.row_norms(_with(data, key, points), key)
@@ -163,10 +172,11 @@ class Resample(Replacement):
         known = {"iteration": iteration, "residuals": norms}
         asked = {name: known[name] for name in self._asks}
         count = self._rows(data)
-        points = self._sampler(self._candidates or count, self._rng, **asked)
+        points = self._sampler(self._candidates or count, rng, **asked)
         if self._candidates is not None:
             points = _rows_of(points, _along_neighbours(points))
-            points = _rows_of(points, self._chosen(norms(points), count))
+            marks = np.arange(count, dtype="float64") + rng.uniform()
+            points = _rows_of(points, self._chosen(norms(points), marks))
         residuals.replace(_with(data, key, points))
 
     def carry(
@@ -180,11 +190,16 @@ class Resample(Replacement):
         old = data if self._key is None else data[self._key]
         return len(tree.flatten(old)[0])
 
-    def _chosen(self, norms: Vector, count: int) -> Array:
+    def _chosen(self, norms: Vector, marks: Vector) -> Array:
+        """The points that are drawn.
+
+        Args:
+            norms: the norm of the residuals at each candidate.
+            marks: equidistant numbers, one for each point to draw.
+        """
         weights = norms**self._power
         weights = weights / max(float(np.mean(weights)), 1e-300) + self._offset
-        ends = np.cumsum(_inclusions(weights, count))
-        marks = np.arange(count) + self._rng.uniform()
+        ends = np.cumsum(_inclusions(weights, len(marks)))
         # The last end is the count, except for rounding.
         return np.searchsorted(ends, np.minimum(marks, ends[-1]))
 

@@ -59,8 +59,6 @@ class Run:
         self.iterations = 0
         self.state: SolverState | None = None
         self._starts_finite = True
-        # Whether the solver begins at the variables' point.
-        self._begins_here = True
 
     def __call__(
         self, theta: Vector, state: SolverState | None = None
@@ -84,6 +82,10 @@ class Run:
             outcome = self.stage.run(self.problem, theta, state, self)
             self.state = outcome.state
             outcome = self._judged(outcome)
+            if outcome.status in statuses.SUCCESSES:
+                assert self.initial_loss is not None  # The solver has told it.
+                start = self._start, self.initial_loss
+                look_around(outcome, self.problem, start, self._began)
         except KeyboardInterrupt as error:
             interrupts.take(error)
             theta, loss = self.best
@@ -102,8 +104,6 @@ class Run:
             outcome = self._target_reached(outcome)
         if outcome.is_penalized:
             # Here, a predicted decrease of only the loss says nothing.
-            if self.problem.constraints:
-                self._look_around(outcome)
             return outcome
         is_kept = outcome.is_polished or self._is_better(
             outcome.theta, outcome.loss
@@ -118,25 +118,17 @@ class Run:
         if not self.problem.objective.has_float64:
             seconds = now() - self._began
             outcome = tried_in_float64(outcome, self.problem, seconds)
-        self._look_around(outcome)
         return outcome
-
-    def _look_around(self, outcome: Outcome) -> None:
-        """Looks around an end that counts as an optimum."""
-        if outcome.status in statuses.SUCCESSES:
-            assert self.initial_loss is not None  # The solver has told it.
-            start = self._start, self.initial_loss
-            look_around(outcome, self.problem, start, self._began)
 
     def _keep_the_start(self, outcome: Outcome) -> None:
         """Keeps the point of the variables if a resumed run gained nothing.
 
         The solver continues from its latest point. The variables may have an
-        earlier one that is better: by rounding, or with steps on batches.
+        earlier one that is better by rounding.
         """
         if not self._is_resumed or np.array_equal(outcome.theta, self._start):
             return
-        if self.iterations and (self.problem.constraints or self._begins_here):
+        if self.iterations:
             return
         loss = self.problem.peek(self._start)
         if loss < outcome.loss:
@@ -146,10 +138,6 @@ class Run:
         """Called by the solver with the start; returns whether to stop."""
         theta, loss, _ = point
         self.initial_loss = loss
-        rounding = 2 * self.problem.objective.storage_eps
-        self._begins_here = np.allclose(
-            theta, self._start, rtol=rounding, atol=rounding
-        )
         self._starts_finite = point.is_finite
         # If the start is not finite, the variables keep their values.
         self.best = theta if self._starts_finite else self.best[0], loss

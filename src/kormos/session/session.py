@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kormos.objective.start_checks import check_hessian_products
+from kormos.objective.start_checks import check_rows
 from kormos.processes import now
 from kormos.session import interrupts
 from kormos.session.attachment import Attachment
@@ -47,6 +48,7 @@ from kormos.solvers.outcome import Outcome
 from kormos.solvers.problem import Problem
 from kormos.solvers.rejections import Raised
 from kormos.types import Vector
+from kormos.warn import warn
 
 if TYPE_CHECKING:
     from kormos.optimizers.base import BatchOptimizer
@@ -135,6 +137,8 @@ class Session:
         # Callbacks may read a backup here.
         observer.begin(self._reporter)
         self._task.hold()
+        for resampler in observer.resamplers:
+            resampler.begin(self._task.objective, observer.done)
         self._attachment.share()
         self._attachment.take_over(self._resume, self._before is not None)
         if self._attachment.progress is not None:
@@ -215,6 +219,13 @@ class Session:
         )
         if not (is_of_these and stage.takes_state(state, objective.size)):
             attachment.state = None
+            if is_begun:
+                warn(
+                    "The fit continues from the weights only: another method "
+                    "was chosen, which cannot continue from the state of the "
+                    f"earlier one. Received: resume=True, '{stage.name}' after "
+                    f"'{state.key}'"
+                )
         elif is_other_loss:
             state.forget_loss()
 
@@ -341,6 +352,8 @@ class Session:
         start = objective.initial_position()
         begins = problem.project(start if theta is None else theta)
         is_checked = is_first and not objective.has_own_derivatives
+        if is_first and not stage.uses_batches:
+            check_rows(objective, begins)
         if is_checked and stage.uses_hessian:
             check_hessian_products(objective, begins, problem.project)
         self._observer.run_begins(begins)

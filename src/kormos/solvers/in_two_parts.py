@@ -12,8 +12,12 @@ from kormos.solvers.protocols import Iterate
 from kormos.solvers.protocols import Observer
 from kormos.solvers.protocols import PartsObjective
 from kormos.solvers.protocols import Point
+from kormos.solvers.solver_state import SolverState
+from kormos.solvers.solver_state import is_rounding
 from kormos.types import Matrix
 from kormos.types import Vector
+
+_Solve = Callable[[Problem, Vector, SolverState | None, Observer], Outcome]
 
 
 class _Whole:
@@ -63,7 +67,6 @@ class _Whole:
             iterate._replace(
                 theta=self._objective.point_of(theta),
                 loss=loss,
-                state=None,
                 logs=logs,
             )
         )
@@ -89,8 +92,9 @@ def run_in_parts(
     problem: Problem,
     objective: PartsObjective,
     theta: Vector,
+    state: SolverState | None,
     observer: Observer,
-    solve: Callable[[Problem, Vector, Observer], Outcome],
+    solve: _Solve,
 ) -> Outcome:
     """Runs a solver that takes bounds on the parts of the weights.
 
@@ -98,12 +102,12 @@ def run_in_parts(
         problem: the problem of the whole weights.
         objective: its loss, as a function of the parts.
         theta: the start, `(size,)`.
+        state: the `SolverState` of the parts to continue from, or `None`.
         observer: the observer.
-        solve: function of a problem, a start and an observer.
+        solve: function of a problem, a start, a state and an observer.
 
     Returns:
-        The `Outcome` for the whole weights. It has no state, because the
-        curvature is that of the parts.
+        The `Outcome` for the whole weights. Its state is that of the parts.
     """
     problem.verify(Problem.evaluate, theta)
     parts = copy.copy(problem)
@@ -115,10 +119,38 @@ def run_in_parts(
     parts.stride = 1
     parts.constraints = [_of_parts(c, objective) for c in problem.constraints]
     whole = _Whole(observer, problem, parts, objective)
-    outcome = solve(parts, objective.parts_of(theta), whole)
+    begin = _begin(state, objective, theta, problem.storage_eps)
+    outcome = solve(parts, *begin, whole)
     problem.fg_evals = parts.fg_evals
     outcome.loss -= objective.surplus(outcome.theta)
     outcome.theta = objective.point_of(outcome.theta)
     # The parts have slopes where the weights have kinks.
-    outcome.evaluate = outcome.state = outcome.hessian = None
+    outcome.evaluate = outcome.hessian = None
     return outcome
+
+
+def _begin(
+    state: SolverState | None,
+    objective: PartsObjective,
+    theta: Vector,
+    storage_eps: float,
+) -> tuple[Vector, SolverState | None]:
+    """The parts from which a run begins, and the state to continue from.
+
+    Args:
+        state: the state of an earlier run, or `None`.
+        objective: the loss of the parts.
+        theta: the weights as they are now.
+        storage_eps: the rounding of the variables.
+    """
+    start = objective.parts_of(theta)
+    if state is None:
+        return start, None
+    # In the middle of a run, both parts of a weight may be positive.
+    own = state.arrays()["theta"]
+    is_same = own.size == start.size and is_rounding(
+        objective.point_of(own) if state.position is None else state.position,
+        theta,
+        storage_eps,
+    )
+    return own if is_same else start, state.at(own)

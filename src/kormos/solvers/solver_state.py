@@ -69,9 +69,18 @@ class SolverState:
             key: the other method.
             arrays: its arrays.
         """
-        other = SolverState(key, arrays, self.position)
+        return self._copied(key, arrays, self.position)
+
+    def _copied(
+        self, key: str, arrays: dict[str, Array], position: Vector | None
+    ) -> "SolverState":
+        other = SolverState(key, arrays, position)
         other._is_stale = self._is_stale
         return other
+
+    def at(self, position: Vector) -> "SolverState":
+        """The same state, with another point in the variables."""
+        return self._copied(self.key, self.arrays(), position)
 
     def note(self, **arrays: Scalar) -> None:
         """Keeps additional arrays with the state."""
@@ -129,7 +138,7 @@ class SolverState:
             )
             return None
         state: Any = _filled(template, arrays)
-        if not _is_rounding(self.left, theta, storage_eps):
+        if not is_rounding(self.left, theta, storage_eps):
             state = state._replace(theta=theta, loss=np.float64(np.nan))
         if self._is_stale:
             state = state._replace(loss=np.float64(np.nan))
@@ -146,7 +155,7 @@ class SolverState:
             The point, or `theta` if the variables are at another one.
         """
         own = self.arrays().get("theta", theta)
-        is_same = own.shape == theta.shape and _is_rounding(
+        is_same = own.shape == theta.shape and is_rounding(
             self.left, theta, storage_eps
         )
         return own if is_same else theta
@@ -240,5 +249,6 @@ def _is_sound(arrays: Mapping[str, Array], position: Vector) -> bool:
     )
 
 
-def _is_rounding(exact: Vector, rounded: Vector, storage_eps: float) -> bool:
+def is_rounding(exact: Vector, rounded: Vector, storage_eps: float) -> bool:
+    """Whether a point differs from another one only by rounding."""
     return bool(np.all(np.abs(exact - rounded) <= storage_eps * np.abs(exact)))

@@ -321,6 +321,11 @@ class Objective(MeasuredObjective):
         # They were counted when the stream was read first.
         return [self.rows] if self.is_streamed else super().row_counts
 
+    @property
+    def is_read_alike(self) -> bool:
+        """Whether data that are read again begin with the same rows."""
+        return self._data.is_read_alike
+
     def batches(self, rng: np.random.Generator) -> Iterator[Self]:
         """Yields objectives of batches of `batch_size` rows.
 

@@ -114,6 +114,12 @@ class TrainingData:
         return self._samples if isinstance(self._samples, Data) else None
 
     @property
+    def is_read_alike(self) -> bool:
+        """Whether data that are read again begin with the same rows."""
+        data = self._samples
+        return isinstance(data, Data) or data.begins_alike
+
+    @property
     def largest_target(self) -> float:
         """The largest target, times the largest weight of a row."""
         first = self._samples.first

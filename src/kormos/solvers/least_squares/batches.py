@@ -20,8 +20,9 @@ from kormos.solvers.protocols import Point
 from kormos.solvers.solver_state import SolverState
 from kormos.types import Vector
 
-# The name of the number of passes in the state that is kept.
-_PASSES = "passes"
+# The names of the number of passes, and of the best point, in the state that is
+# kept.
+_PASSES, _BEST = "passes", "best"
 
 
 def run(
@@ -43,12 +44,13 @@ def run(
     Returns:
         An `Outcome`.
     """
-    if earlier is not None:
-        theta = earlier.point(theta, problem.storage_eps)
     loss = problem.value(theta)
     problem.verify(Problem.peek, theta, loss)
-    stop = observer.started(Point(theta, loss, None))
-    status = problem.spent() if np.isfinite(loss) else statuses.NON_FINITE
+    best = _best(problem, Point(theta, loss, None), earlier)
+    stop = observer.started(best)
+    if earlier is not None:
+        theta = earlier.point(theta, problem.storage_eps)
+    status = problem.spent() if np.isfinite(best.loss) else statuses.NON_FINITE
     one_pass = _Pass(problem, settings, theta, earlier)
     while not stop and status is None:
         before = loss, theta, one_pass.state
@@ -58,12 +60,33 @@ def run(
             loss, one_pass.theta, one_pass.state = before
         length = float(np.linalg.norm(one_pass.theta - theta))
         theta, logs = one_pass.theta, {"step": length, **logs}
+        if loss <= best.loss:
+            best = Point(theta, loss, None)
         stop = observer.accepted(
-            Iterate(theta, loss, None, one_pass.keep(), logs)
+            Iterate(theta, loss, None, one_pass.keep(best), logs)
         )
         status = status or problem.spent()
     ended = None if stop else status
-    return Outcome(ended, theta, loss, state=one_pass.keep())
+    return Outcome(ended, best.theta, best.loss, state=one_pass.keep(best))
+
+
+def _best(problem: Problem, here: Point, earlier: SolverState | None) -> Point:
+    """The best point that is known when a run begins.
+
+    The variables have the best point after a fit, but the latest one in a
+    backup.
+
+    Args:
+        problem: the `Problem`.
+        here: the point of the variables.
+        earlier: the `SolverState` to continue from, or `None`.
+    """
+    theta = None if earlier is None else earlier.arrays().get(_BEST)
+    if theta is None or theta.shape != here.theta.shape:
+        return here
+    # The data may be others now.
+    loss = problem.value(theta)
+    return Point(theta, loss, None) if loss < here.loss else here
 
 
 class _Pass:
@@ -107,10 +130,12 @@ class _Pass:
             self._done += 1
         return status, {"steps": steps, **damping}
 
-    def keep(self) -> SolverState | None:
-        """The state, with the number of passes."""
+    def keep(self, best: Point) -> SolverState | None:
+        """The state, with the number of passes and the best point so far."""
         if self.state is not None:
-            self.state.note(**{_PASSES: np.int32(self._done)})
+            self.state.note(
+                **{_PASSES: np.int32(self._done), _BEST: best.theta}
+            )
         return self.state
 
     def _step(self, batch: Problem) -> dict[str, float]:
