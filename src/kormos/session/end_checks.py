@@ -8,6 +8,8 @@ import numpy as np
 
 from kormos.processes import now
 from kormos.solvers import statuses
+from kormos.solvers.constrained.saddle import beside_constraints
+from kormos.solvers.fresh_run import MOST_NEWTON
 from kormos.solvers.identification import EVERYWHERE
 from kormos.solvers.identification import undetermined
 from kormos.solvers.outcome import Outcome
@@ -45,7 +47,10 @@ def look_around(
     here = Point(theta, *evaluate(theta))
     box = problem.box if problem.is_bounded else EVERYWHERE
     if problem.constraints:
-        _is_saddle(outcome, problem, _within(problem, evaluate), here, box)
+        if problem.size <= MOST_NEWTON:
+            _is_curved_down(outcome, problem, evaluate, here)
+        else:
+            _is_saddle(outcome, problem, _within(problem, evaluate), here, box)
         return
     if _is_plateau(outcome, problem, evaluate, here):
         return
@@ -122,6 +127,22 @@ def _is_saddle(
         "iterations, or start elsewhere.",
     )
     return True
+
+
+def _is_curved_down(
+    outcome: Outcome, problem: Problem, evaluate: Evaluate, here: Point
+) -> None:
+    """Notes a lower point beside an end where only the slopes are zero."""
+    found = beside_constraints(problem, evaluate, here)
+    if found is None:
+        return
+    outcome.below = found.theta
+    _deny(
+        outcome,
+        " The point is a maximum or a saddle point under the constraints: "
+        f"beside it the loss is {found.loss:.6g}. Give more iterations, or "
+        "start elsewhere.",
+    )
 
 
 def _deny(outcome: Outcome, why: str) -> None:

@@ -59,7 +59,12 @@ def name_what_ran_away(
         )
         if _is_open(outcome) or outcome.status in statuses.SUCCESSES:
             outcome.status, outcome.test = statuses.UNBOUNDED, None
-    elif far >= _FAR and _is_open(outcome) and outcome.loss < min(first, 0):
+    elif (
+        # Constraints may bound it.
+        far >= (_VERY_FAR if problem.constraints else _FAR)
+        and _is_open(outcome)
+        and outcome.loss < min(first, 0)
+    ):
         outcome.status = statuses.UNBOUNDED
         outcome.findings += (
             " The loss was still falling below zero, and may have no "

@@ -31,6 +31,10 @@ from kormos.types import Vector
 # What a `HostGaussNewton` computes from the Jacobian of the outputs.
 _JACOBIANS = ("rows", "normal_equations")
 
+# A violation of a constraint by this many roundings is none. Our choice: sums
+# of a few dozen terms are rounded by less.
+_ROUNDINGS = 64
+
 _Result = TypeVar("_Result")
 
 
@@ -129,11 +133,21 @@ class Problem:
     def feasibility(self) -> float:
         """The largest violation of a constraint that counts as rounding."""
         # SciPy's own tolerance, except for losses that are not in float64.
-        return max(2.0**-26, 64 * self.evaluation_eps)
+        return max(2.0**-26, _ROUNDINGS * self.evaluation_eps)
 
     def is_feasible(self, theta: Vector) -> bool:
         """Whether the constraints hold at a point, except for rounding."""
-        return violation(self.constraints, theta) <= self.feasibility
+        return all(self._holds(c, theta) for c in self.constraints)
+
+    def _holds(self, constraint: "Constraint", theta: Vector) -> bool:
+        worst = constraint.violation(theta)
+        doubtful = ~(worst <= self.feasibility)
+        if not doubtful.any():
+            return True
+        # A value is rounded as coarsely as the terms that it is a sum of.
+        terms = np.abs(constraint.jac(theta)[doubtful]) @ np.abs(theta)
+        rounding = _ROUNDINGS * self.evaluation_eps * terms
+        return bool((worst[doubtful] <= rounding).all())
 
     def value(self, theta: Vector) -> float:
         return self._counted(self.peek(theta))
@@ -347,13 +361,15 @@ class Constraint(NamedTuple):
     jac: Callable[[Vector], Matrix]
     refresh: Callable[[], bool] = bool
 
+    def violation(self, theta: Vector) -> Vector:
+        """The violation of each value at a point, `(m,)`; may be NaN."""
+        values = self.fun(theta)
+        return np.abs(values) if self.type == "eq" else np.maximum(-values, 0.0)
+
 
 def violation(constraints: Sequence[Constraint], theta: Vector) -> float:
     """The largest violation of a constraint at a point, which may be NaN."""
     worst = 0.0
     for constraint in constraints:
-        values = constraint.fun(theta)
-        if constraint.type == "eq":
-            values = -np.abs(values)
-        worst = np.maximum(worst, (-values).max(initial=0.0))
+        worst = np.maximum(worst, constraint.violation(theta).max(initial=0.0))
     return float(worst)

@@ -37,6 +37,19 @@ _MOST_PENALTY = 1e10
 # trial shortens the step.
 _ARMIJO, _SHORTEST, _LONGEST = 1e-4, 0.1, 0.5
 _MOST_TRIALS = 25
+# Violations of at most this part of what counts as feasible are small. Our
+# choice: the loss is then right to three more digits.
+_WELL_FEASIBLE = 2.0**-10
+# Penalties fall after a step that was shortened, unless it made the violation
+# this many times as large. Our choice: along a bent constraint, short steps in
+# a narrow valley make it a little larger each time.
+_LITTLE = 3.0
+# A violation stays below this many times that at the start, or what a change of
+# the parameters by their own size (or by one) made of it there. Our choice:
+# usual runs never get as far.
+_MOST_VIOLATION = 10.0
+# A change by this many roundings is none. Our choice.
+_ROUNDINGS = 4
 
 
 @dataclasses.dataclass
@@ -98,6 +111,11 @@ class ConstrainedLoop:
         self._penalties = np.zeros(count)
         self._strength = _LEAST_PENALTY
         self._program: Program | None = None
+        values, rows, *_ = self.at.constraints
+        reach = max(float(np.linalg.norm(theta)), 1.0)
+        self._limits = _MOST_VIOLATION * np.maximum(
+            np.abs(values), reach * np.linalg.norm(rows, axis=1)
+        )
         self.curvature = self._make_curvature(self._first_scale())
         self.is_fresh = True
 
@@ -112,9 +130,9 @@ class ConstrainedLoop:
         self._program = None
         self.is_fresh = True
 
-    def go_to(self, at: At) -> None:
+    def go_to(self, at: At, multipliers: Vector) -> None:
         """Makes another point the present one, with a cleared memory."""
-        self.at = at
+        self.at, self.multipliers = at, multipliers
         self.clear()
 
     @property
@@ -125,6 +143,18 @@ class ConstrainedLoop:
     def violation(self) -> float:
         """The largest violation of a constraint."""
         return float(self.at.constraints.violation().max(initial=0.0))
+
+    def is_well_feasible(self) -> bool:
+        """Whether no smaller violation is worth a step."""
+        allowed = _WELL_FEASIBLE * self._problem.feasibility
+        rounding = _ROUNDINGS * self._rounding(self.at)
+        worst = self.at.constraints.violation()
+        return bool((worst <= np.maximum(allowed, rounding)).all())
+
+    def _rounding(self, at: At) -> Vector:
+        """The rounding of the values of the constraints, `(m,)`."""
+        terms = np.abs(at.constraints.rows) @ np.abs(at.theta)
+        return self._problem.evaluation_eps * terms
 
     def iterate(self) -> bool:
         """Takes a step; returns whether one was found."""
@@ -158,7 +188,8 @@ class ConstrainedLoop:
         self.is_fresh = False
         before, left = self.violation(), after.constraints.violation()
         self.at, self.multipliers = after, new
-        if length < 1 and left.max(initial=0.0) <= before:
+        little = 1.0 if self.is_well_feasible() else _LITTLE
+        if length < 1 and left.max(initial=0.0) <= little * before:
             # Penalties that are too large make the valley along the
             # constraints so narrow that steps are short.
             self._strength = max(self._strength / _GROWTH, _LEAST_PENALTY)
@@ -168,8 +199,8 @@ class ConstrainedLoop:
     def _first_scale(self) -> float:
         """How far the first step goes: the length of the parameters."""
         size = float(np.linalg.norm(self.at.grad))
-        reach = max(float(np.linalg.norm(self.at.theta)), 1.0)
-        return min(1.0, reach / size) if size > 0 else 1.0
+        reach = float(np.linalg.norm(self.at.theta)) or 1.0
+        return reach / size if size > 0 else 1.0
 
     def _constraints(self, theta: Vector) -> tuple[Conditions, list[int]]:
         """All constraints at a point, and the number of values of each."""
@@ -240,13 +271,26 @@ class ConstrainedLoop:
         if not np.isfinite(step.direction).all() or not slope < 0:
             return None
         before = self._merit(at)
-        noise = 4 * problem.evaluation_eps * max(abs(at.loss), abs(before))
+        noise = _ROUNDINGS * (
+            problem.evaluation_eps * max(abs(at.loss), abs(before))
+            + merit.change(
+                at.constraints,
+                self.multipliers,
+                self._penalties,
+                self._rounding(at),
+            )
+        )
         length = 1.0
         for _ in range(_MOST_TRIALS):
             trial = self._moved(step, length)
             if problem.spent() is not None or np.array_equal(trial, at.theta):
                 return None
             after = self.evaluated(trial)
+            if (after.constraints.violation() > self._limits).any():
+                # The loss may fall without end where no constraint holds.
+                self._strength = min(self._strength * _GROWTH, _MOST_PENALTY)
+                length *= _SHORTEST
+                continue
             rise = self._merit(after) - before
             if rise <= _ARMIJO * length * slope + noise:
                 return length, after, step

@@ -54,3 +54,20 @@ def slope(
     """
     felt = forces(conditions, multipliers, penalties)
     return float(grad @ direction - felt @ (conditions.rows @ direction))
+
+
+def change(
+    conditions: Conditions,
+    multipliers: Vector,
+    penalties: Vector,
+    changes: Vector,
+) -> float:
+    """By how much L changes, to first order, if all values do.
+
+    Args:
+        conditions: the constraints at the point, without bounds.
+        multipliers: m, `(m,)`.
+        penalties: rho, `(m,)`.
+        changes: the sizes of the changes of the values, `(m,)`.
+    """
+    return float(np.abs(forces(conditions, multipliers, penalties)) @ changes)

@@ -1,20 +1,17 @@
 """The conditions of optimality under constraints, as a predicted decrease.
 
 A quadratic model of the Lagrangian, with linear constraints and bounds,
-predicts a decrease of the loss. By duality, any multipliers of the right signs
-give an upper bound on it: from the part of the gradient that they do not
-explain, and from the slack of the constraints that they belong to. Non-negative
-least squares finds multipliers for which the bound is small.
+predicts a decrease of the loss; `multipliers.py` bounds it from above.
 
 J. Nocedal and S. J. Wright, "Numerical Optimization", 2nd edition, section
-18.1 for the step, equation 16.82 onwards for the dual.
+18.1.
 """
 
-from typing import NamedTuple
-
 import numpy as np
-import scipy.optimize
 
+from kormos.solvers.constrained.multipliers import Conditions
+from kormos.solvers.constrained.multipliers import multipliers_of
+from kormos.solvers.constrained.multipliers import promised
 from kormos.solvers.difference_model import DifferenceModel
 from kormos.solvers.difference_model import Grad
 from kormos.solvers.fresh_run import MOST_NEWTON
@@ -26,11 +23,6 @@ from kormos.types import Array
 from kormos.types import Matrix
 from kormos.types import Vector
 
-# A constraint may be active if its slack is at most this number times the norm
-# of its gradient. Each number is tried, and the smallest bound counts. Our
-# choice: they span the accuracies with which SciPy's methods end.
-_NEAR = (0.0, 1e-10, 1e-8, 1e-6, 1e-4, 1e-2)
-
 # At most this many steps are tried, and these parts of each. Our choice: one
 # good step shows that a claim does not hold, and each one takes evaluations at
 # the end of every run.
@@ -41,28 +33,15 @@ _PARTS = (1.0, 0.25)
 _MOST_CORRECTIONS = 3
 
 
-class _Conditions(NamedTuple):
-    """The constraints and bounds at a point, all as `value >= 0` or `= 0`.
-
-    Attributes:
-        values: their values.
-        slack: the same, but zero where rounding explains the value.
-        rows: their gradients.
-        equal: which are equalities.
-    """
-
-    values: Vector
-    slack: Vector
-    rows: Matrix
-    equal: Array
-
-
 class ConstrainedOptimality:
     """Tries to lower a loss under constraints, and predicts what is left.
 
     Args:
         problem: the problem.
         evaluate: loss and gradient as a function of a point.
+
+    Attributes:
+        free: a mask of the parameters that bounds do not fix.
     """
 
     def __init__(self, problem: Problem, evaluate: Evaluate):
@@ -73,29 +52,54 @@ class ConstrainedOptimality:
         self._lower, self._upper = -none, none
         if problem.is_bounded:
             self._lower, self._upper = problem.box
-        self._free = self._lower < self._upper
+        self.free = self._lower < self._upper
 
     def __call__(self, theta: Vector, loss: float, grad: Vector) -> Gain:
         """What a few steps gain from a feasible point."""
+        if not self.free.any():
+            return Gain(theta, loss, grad, 0.0, 0, 0)
         conditions = self._conditions(theta)
         hessian = self._curvature(theta, loss, grad, conditions)
         promise = np.inf
         for _ in range(_MOST_STEPS):
             root = np.linalg.cholesky(hessian)
-            promise, active = _promise(root, grad[self._free], conditions)
-            step = self._step(hessian, grad, conditions, active)
+            promise, weights = promised(root, grad[self.free], conditions)
+            step = self._step(hessian, grad, conditions, weights != 0)
             found = None
             if step is not None and promise > 0:
-                found = self._lower_point(theta, loss, step)
+                found = self._lower_point(theta, loss, step, weights)
             if found is None:
                 break
             theta, loss, grad = found
             conditions = self._conditions(theta)
         return Gain(theta, loss, grad, promise, self._evaluations, 0)
 
-    def _conditions(self, theta: Vector) -> _Conditions:
+    def active(self, theta: Vector, grad: Vector) -> tuple[Matrix, Vector]:
+        """What is active at a point.
+
+        Args:
+            theta: the point.
+            grad: the gradient of the loss there.
+
+        Returns:
+            The gradients of the active constraints and bounds, `(k, size)`; and
+            the multipliers of all constraints, `(m,)`, without bounds.
+        """
+        conditions = self._conditions(theta)
+        root = np.diag(1 / sizes_of(theta, None)[self.free])
+        _, weights = promised(root, grad[self.free], conditions)
+        found = conditions.rows[(weights != 0) | conditions.equal]
+        rows = np.zeros((len(found), theta.size))
+        rows[:, self.free] = found
+        return rows, weights[: self._count(theta)]
+
+    def _count(self, theta: Vector) -> int:
+        """The number of the values of all constraints."""
+        return sum(np.size(c.fun(theta)) for c in self._problem.constraints)
+
+    def _conditions(self, theta: Vector) -> Conditions:
         """The constraints and bounds at a point, without infinite ones."""
-        free = self._free
+        free = self.free
         values, rows, equal = [], [], []
         for constraint in self._problem.constraints:
             found = np.atleast_1d(constraint.fun(theta))
@@ -113,24 +117,24 @@ class ConstrainedOptimality:
             slack.append(distance[free][near])
             rows.append(sign * identity[near])
             equal.append(np.zeros(int(near.sum()), dtype=bool))
-        every = _Conditions(*map(np.concatenate, (values, slack, rows, equal)))
+        every = Conditions(*map(np.concatenate, (values, slack, rows, equal)))
         known = np.isfinite(every.values) & np.isfinite(every.rows).all(axis=1)
         every = every._replace(slack=np.where(every.equal, 0.0, every.slack))
-        return _Conditions(*(part[known] for part in every))
+        return Conditions(*(part[known] for part in every))
 
     def _curvature(
         self,
         theta: Vector,
         loss: float,
         grad: Vector,
-        conditions: _Conditions,
+        conditions: Conditions,
     ) -> Matrix:
         """A positive definite Hessian of the Lagrangian."""
-        free, evaluation_eps = self._free, self._problem.evaluation_eps
+        free, evaluation_eps = self.free, self._problem.evaluation_eps
         sizes = sizes_of(theta, None)
         root = np.diag(1 / sizes[free])
-        weights = _multipliers(root, grad[free], conditions)
-        count = sum(np.size(c.fun(theta)) for c in self._problem.constraints)
+        weights = multipliers_of(root, grad[free], conditions)
+        count = self._count(theta)
 
         def gradient(point: Vector) -> Vector | None:
             self._evaluations += 1
@@ -170,12 +174,12 @@ class ConstrainedOptimality:
             theta: the point.
             grad: the gradient of the Lagrangian there.
         """
-        size = float(np.linalg.norm(grad[self._free]))
+        size = float(np.linalg.norm(grad[self.free]))
         length = float(np.linalg.norm(theta)) or 1.0
         fallback = size / length or 1.0
         if size == 0:
             return fallback
-        step = np.where(self._free, grad, 0.0) / size
+        step = np.where(self.free, grad, 0.0) / size
         step *= self._problem.evaluation_eps ** (1 / 3) * length
         step = self._problem.project(theta - step) - theta
         ahead = gradient(theta + step)
@@ -188,7 +192,7 @@ class ConstrainedOptimality:
         self,
         hessian: Matrix,
         grad: Vector,
-        conditions: _Conditions,
+        conditions: Conditions,
         active: Array,
     ) -> Vector | None:
         """The step of the quadratic model on the active constraints.
@@ -204,28 +208,47 @@ class ConstrainedOptimality:
         size, count = hessian.shape[0], rows.shape[0]
         zero = np.zeros((count, count))
         matrix = np.block([[hessian, rows.T], [rows, zero]])
-        right = -np.concatenate([grad[self._free], values])
+        right = -np.concatenate([grad[self.free], values])
         found = np.linalg.lstsq(matrix, right, rcond=None)[0][:size]
         step = np.zeros(grad.shape)
-        step[self._free] = found
+        step[self.free] = found
         return step if np.isfinite(step).all() else None
 
     def _lower_point(
-        self, theta: Vector, loss: float, step: Vector
+        self, theta: Vector, loss: float, step: Vector, weights: Vector
     ) -> tuple[Vector, float, Vector] | None:
-        """A feasible point along a step with a lower loss, or `None`."""
+        """A feasible point along a step with a lower loss, or `None`.
+
+        A lower loss does not count if a larger violation explains it, even one
+        that is small enough to be feasible.
+
+        Args:
+            theta: the point.
+            loss: the loss there.
+            step: the step.
+            weights: the multipliers of all conditions.
+        """
+        before = self._lagrangian(theta, loss, weights)
         for part in _PARTS:
-            trial = self._restored(self._problem.project(theta + part * step))
+            trial = self.restored(self._problem.project(theta + part * step))
             if trial is None or np.array_equal(trial, theta):
                 continue
             self._evaluations += 1
             found, grad = self._evaluate(trial)
-            if found < loss and np.isfinite(grad).all():
+            is_lower = found < loss and np.isfinite(grad).all()
+            if is_lower and self._lagrangian(trial, found, weights) < before:
                 return trial, found, grad
         return None
 
-    def _restored(self, theta: Vector) -> Vector | None:
-        """The nearest feasible point, by linear steps; `None` if not found."""
+    def _lagrangian(self, theta: Vector, loss: float, weights: Vector) -> float:
+        """The Lagrangian at a point, with these multipliers."""
+        values = self._conditions(theta).values
+        if values.shape != weights.shape:
+            return loss  # A condition is not finite there.
+        return float(loss - weights @ values)
+
+    def restored(self, theta: Vector) -> Vector | None:
+        """A feasible point near another, by linear steps; or `None`."""
         for _ in range(_MOST_CORRECTIONS):
             if self._problem.is_feasible(theta):
                 return theta
@@ -233,66 +256,6 @@ class ConstrainedOptimality:
             broken = conditions.equal | (conditions.values < 0)
             rows, values = conditions.rows[broken], conditions.values[broken]
             step = np.zeros_like(theta)
-            step[self._free] = np.linalg.lstsq(rows, -values, rcond=None)[0]
+            step[self.free] = np.linalg.lstsq(rows, -values, rcond=None)[0]
             theta = self._problem.project(theta + step)
         return theta if self._problem.is_feasible(theta) else None
-
-
-def _promise(
-    root: Array, grad: Vector, conditions: _Conditions
-) -> tuple[float, Array]:
-    """A bound on the predicted decrease, and which constraints are active.
-
-    Args:
-        root: the lower triangular root of the Hessian.
-        grad: the gradient of the loss.
-        conditions: the constraints and bounds.
-    """
-    least, active = np.inf, np.zeros(conditions.values.size, dtype=bool)
-    for near in _NEAR:
-        weights = _multipliers(root, grad, conditions, near)
-        rest = np.linalg.solve(root, grad - conditions.rows.T @ weights)
-        promise = rest @ rest / 2 + conditions.slack @ np.abs(weights)
-        if promise < least:
-            least, active = float(promise), weights != 0
-    return least, active
-
-
-def _multipliers(
-    root: Array,
-    grad: Vector,
-    conditions: _Conditions,
-    near: float = _NEAR[1],
-) -> Vector:
-    """Multipliers that explain most of the gradient, in a metric.
-
-    Args:
-        root: the lower triangular root of the metric's inverse.
-        grad: the gradient of the loss.
-        conditions: the constraints and bounds.
-        near: the slack over the norm of the gradient up to which a constraint
-            may be active.
-    """
-    rows, equal = conditions.rows, conditions.equal
-    scale = np.abs(np.linalg.solve(root, rows.T)).max(axis=0, initial=0.0)
-    reach = np.linalg.norm(rows, axis=1)
-    chosen = equal | (conditions.slack <= near * reach)
-    chosen &= scale > 0
-    weights = np.zeros(equal.size)
-    if not chosen.any():
-        return weights
-    columns = np.linalg.solve(root, rows[chosen].T) / scale[chosen]
-    both = np.hstack([columns, -columns[:, equal[chosen]]])
-    target = np.linalg.solve(root, grad)
-    size = np.linalg.norm(target)
-    if size == 0:
-        return weights
-    try:
-        found, _ = scipy.optimize.nnls(both, target / size)
-    except RuntimeError:
-        return weights
-    count = int(chosen.sum())
-    signed = found[:count].copy()
-    signed[equal[chosen]] -= found[count:]
-    weights[chosen] = signed * size / scale[chosen]
-    return weights

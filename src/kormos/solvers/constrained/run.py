@@ -6,6 +6,7 @@ import numpy as np
 
 from kormos.solvers import convergence
 from kormos.solvers import statuses
+from kormos.solvers.constrained.contradiction import is_contradictory
 from kormos.solvers.constrained.curvature import Curvature
 from kormos.solvers.constrained.loop import ConstrainedLoop
 from kormos.solvers.constrained.optimality import ConstrainedOptimality
@@ -18,10 +19,7 @@ from kormos.solvers.protocols import Point
 from kormos.solvers.solver_state import SolverState
 from kormos.types import Vector
 
-# Iterations end where violations are at most this part of what counts as
-# feasible. Our choice: the loss is then right to three more digits.
-_WELL_FEASIBLE = 2.0**-10
-# They also end if this many iterations in a row predict no smaller decrease
+# Iterations end if this many iterations in a row predict no smaller decrease
 # than the smallest before, and it is at most the second number times the loss's
 # rounding.
 _MOST_VAIN, _VAIN = 10, 1e4
@@ -98,15 +96,20 @@ class ConstrainedRun:
     def _iterate(self) -> str:
         """Iterates until nothing is gained; returns the status otherwise."""
         loop, problem = self._loop, self._problem
-        vain, lowest = 0, np.inf
+        vain, lowest, cleared = 0, np.inf, np.inf
         while True:
             was_fresh = loop.is_fresh
             if problem.spent() is not None or not loop.iterate():
                 if problem.spent() is not None:
                     self._is_stopped = True
                     return statuses.STALLED
-                if was_fresh:
+                loss = loop.at.loss
+                is_vain = loop.is_well_feasible() and not self._is_gain(
+                    cleared, loss
+                )
+                if was_fresh or is_vain:
                     return statuses.LINE_SEARCH_FAILED
+                cleared = min(cleared, loss)
                 loop.clear()
                 continue
             self._is_stopped = self._reported()
@@ -121,12 +124,8 @@ class ConstrainedRun:
     def _is_small(self) -> bool:
         """Whether the latest program predicted almost nothing."""
         loop, problem = self._loop, self._problem
-        eps = problem.evaluation_eps
-        feasible = max(_WELL_FEASIBLE * problem.feasibility, 4 * eps)
-        return (
-            loop.left <= eps * abs(loop.at.loss)
-            and loop.violation() <= feasible
-        )
+        rounding = problem.evaluation_eps * abs(loop.at.loss)
+        return loop.left <= rounding and loop.is_well_feasible()
 
     def _reported(self) -> bool:
         """Reports the point; returns whether to stop."""
@@ -166,7 +165,9 @@ class ConstrainedRun:
         """
         problem, at = self._problem, self._loop.at
         if not problem.is_feasible(at.theta):
-            return self._outcome(statuses.INFEASIBLE)
+            if is_contradictory(problem, at.theta):
+                failure = statuses.INFEASIBLE
+            return self._outcome(failure)
         is_small = problem.size <= MOST_NEWTON
         promise = self._by_conditions() if is_small else self._by_own_steps()
         if promise is None:
@@ -208,11 +209,11 @@ class ConstrainedRun:
             The predicted decrease, or `None` where a step has gained.
         """
         problem, loop, at = self._problem, self._loop, self._loop.at
-        gain = ConstrainedOptimality(problem, problem.value_and_grad)(
-            at.theta, at.loss, at.grad
-        )
+        optimality = ConstrainedOptimality(problem, problem.value_and_grad)
+        gain = optimality(at.theta, at.loss, at.grad)
         if self._is_gain(at.loss, gain.loss):
-            loop.go_to(loop.evaluated(gain.theta))
+            _, multipliers = optimality.active(gain.theta, gain.grad)
+            loop.go_to(loop.evaluated(gain.theta), multipliers)
             self._is_stopped = self._reported()
             return None
         return convergence.sober(gain.promise, gain.theta, gain.grad)

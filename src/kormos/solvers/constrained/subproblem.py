@@ -111,6 +111,8 @@ def _dual(matrix: Matrix, right: Vector, free: Array) -> Vector:
     target = (vectors.T @ (right / scale)) / roots
     if free.all():
         return np.linalg.solve(root, target) / scale
+    if not (np.isfinite(root).all() and np.isfinite(target).all()):
+        raise np.linalg.LinAlgError("the program is not finite")
     # A free one is the difference of two that are not negative.
     columns = np.hstack([root, -root[:, free]])
     size = np.linalg.norm(target)

@@ -30,6 +30,7 @@ from kormos.solvers.scipy.evaluator import Evaluator
 from kormos.solvers.scipy.evaluator import Halt
 from kormos.solvers.scipy.methods import ScipyMethod
 from kormos.solvers.scipy.result import claimed
+from kormos.solvers.scipy.result import failure_at
 from kormos.solvers.scipy.result import unscale
 from kormos.solvers.scipy.trials import Trials
 
@@ -110,7 +111,7 @@ class Claims:
         while outcome.status in _CLAIMS:
             if not self._is_feasible:
                 if self._calls > 1:
-                    outcome.status = statuses.INFEASIBLE
+                    outcome.status = failure_at(self._problem, self._kept.theta)
                     return outcome
                 # A tolerance may have ended it before the constraints held.
                 outcome = self._called()
@@ -179,7 +180,14 @@ class Claims:
             # Not every method calls back with its last point.
             evaluator.accept(result.x)
             self._keep()
-        outcome = claimed(self._spec, self._problem, evaluator, result, options)
+        outcome = claimed(
+            self._spec,
+            self._problem,
+            evaluator,
+            result,
+            options,
+            self._kept.theta,
+        )
         if not is_trial or self._raw is None:
             self._raw = result
         return outcome

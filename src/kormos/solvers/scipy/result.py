@@ -6,11 +6,13 @@ import numpy as np
 import scipy.optimize
 
 from kormos.solvers import statuses
+from kormos.solvers.constrained.contradiction import is_contradictory
 from kormos.solvers.outcome import Outcome
 from kormos.solvers.problem import Problem
 from kormos.solvers.scipy.evaluator import Evaluator
 from kormos.solvers.scipy.methods import ScipyMethod
 from kormos.solvers.scipy.methods import failure
+from kormos.types import Vector
 
 # The methods whose `gtol` bounds the 2-norm of the gradient rather than its
 # largest entry.
@@ -76,6 +78,7 @@ def claimed(
     evaluator: Evaluator,
     result: Any,
     options: dict[str, Any],
+    kept: Vector,
 ) -> Outcome:
     """The outcome that SciPy claims.
 
@@ -85,8 +88,9 @@ def claimed(
         evaluator: the problem as SciPy sees it, at the last iterate.
         result: SciPy's result, unscaled.
         options: the options of the call.
+        kept: the best point so far, `(size,)`.
     """
-    status = _status(result, problem, evaluator)
+    status = _status(result, problem, kept)
     outcome = Outcome(status, evaluator.accepted.theta, evaluator.accepted.loss)
     outcome.detail = f"SciPy: {result.message}".rstrip(".")
     if status == statuses.CONVERGED:
@@ -130,19 +134,26 @@ def _test(
     return others[0], None
 
 
-def _status(result: Any, problem: Problem, evaluator: Evaluator) -> str:
+def _status(result: Any, problem: Problem, kept: Vector) -> str:
     if not np.isfinite(result.x).all() or not np.isfinite(result.fun):
         return statuses.NON_FINITE
     if result.success:
         return statuses.CONVERGED
     status = failure(str(result.message))
-    feasible = problem.is_feasible(evaluator.point(np.array(result.x)))
+    feasible = problem.is_feasible(kept)
     if status == statuses.INFEASIBLE and feasible:
         # trust-constr compares violations with its `gtol`, which may be zero.
         # SLSQP blames the constraints if its quadratic subproblem fails.
         if result.message == _VIOLATED:
             return statuses.CONVERGED
         return statuses.LINE_SEARCH_FAILED
-    if status == statuses.LINE_SEARCH_FAILED and not feasible:
-        return statuses.INFEASIBLE
+    if status in (statuses.LINE_SEARCH_FAILED, statuses.INFEASIBLE):
+        return failure_at(problem, kept)
     return status
+
+
+def failure_at(problem: Problem, theta: Vector) -> str:
+    """The status of a run that failed at a point."""
+    if not problem.is_feasible(theta) and is_contradictory(problem, theta):
+        return statuses.INFEASIBLE
+    return statuses.LINE_SEARCH_FAILED

@@ -119,8 +119,9 @@ class ScipyRun:
         if observer.started(Point(*start)):
             return Outcome(None, start.theta, start.loss)
         if evaluator.start().size == 0:
+            is_feasible = problem.is_feasible(start.theta)
             return Outcome(
-                statuses.CONVERGED,
+                statuses.CONVERGED if is_feasible else statuses.INFEASIBLE,
                 start.theta,
                 start.loss,
                 detail="the bounds fix every parameter",
