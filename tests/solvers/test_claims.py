@@ -52,10 +52,10 @@ CASES = ALL if BACKEND == "torch" else FEW
 JUDGES = ["dense-bfgs"] if BACKEND == "torch" else []
 
 # The evaluations that a method may need to verify an end: two for each
-# parameter for a Hessian, ten for its steps, and perhaps a search within
-# rounding. If the loss is zero except for rounding, no trial of a line search
-# shows anything, and a search has up to 25 trials.
-SECOND, A_PARAMETER, AT_ZERO = 20, 2, 55
+# parameter for a Hessian, ten for its steps, ten for a search within rounding,
+# and six to measure that. If the loss is zero except for rounding, no trial of
+# a line search shows anything, and a search has up to 25 trials.
+SECOND, A_PARAMETER, AT_ZERO = 26, 2, 55
 ZERO = 1e-30
 
 LIMITS = {"max_iterations": 10_000, "max_evals": 10_000}

@@ -11,6 +11,7 @@ from kormos.optimizers.quasi_newton import QuasiNewton
 from kormos.solvers.constrained.curvature import LimitedCurvature
 from kormos.solvers.protocols import Curvature
 from kormos.solvers.quasi_newton.lbfgs_curvature import LimitedMemory
+from kormos.solvers.quasi_newton.unit_changes import LimitedMemoryRun
 
 # The default memory has at most this many numbers, and this many pairs.
 _MOST_NUMBERS = 10**8
@@ -42,7 +43,9 @@ class LBFGS(QuasiNewton):
 
     Source: Nocedal and Wright, Numerical Optimization, 2nd edition, section
     7.2, with the inverse Hessian in the compact form of equation 7.24 (Byrd,
-    Nocedal and Schnabel, Math. Programming 63, 1994).
+    Nocedal and Schnabel, Math. Programming 63, 1994). Where the parameters have
+    very different scales, a run of more than 500 iterations begins anew in the
+    units that it has learned.
 
     Args:
         name: String, the name of the optimizer.
@@ -104,6 +107,8 @@ class LBFGS(QuasiNewton):
         self.memory = memory
         self.scaling = scaling
         self.shard_memory = shard_memory
+
+    _run_type = LimitedMemoryRun
 
     def pairs(self, size: int) -> int:
         """Returns the number of curvature pairs that are kept."""

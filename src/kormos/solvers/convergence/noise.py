@@ -157,7 +157,7 @@ def vanished_noise(
         evaluation_eps: the machine epsilon of the evaluation's dtype.
 
     Returns:
-        The largest one of these roundings.
+        The rounding of the loss, with these.
     """
     if not promise > ROUNDINGS * noise:
         return noise
@@ -166,7 +166,8 @@ def vanished_noise(
     is_square = 2 < far / near < 8 if near else False
     if not (is_square and math.isfinite(far)):
         return noise
-    noise = max(noise, (evaluation_eps / _CHANGE) ** 2 * far)
+    # Storing the parameters adds to the rounding of an evaluation.
+    noise += (evaluation_eps / _CHANGE) ** 2 * far
     change = _CHANGE * math.sqrt(2 * promise / far)
     is_between = _LEAST_CHANGE * evaluation_eps <= change <= _CHANGE
     if not (promise > ROUNDINGS * noise and is_between):

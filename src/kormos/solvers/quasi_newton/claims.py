@@ -256,7 +256,8 @@ class Claims:
         # unless the loss is not finite where it was measured.
         earlier = self._promises if gain.non_finite else []
         self._promises = [promise, *earlier]
-        is_lower = self._is_gain(loss, gain.loss)
+        # A trial may have gone up, within rounding.
+        is_lower = self._is_gain(min(loss, self._claim.loss), gain.loss)
         if is_lower:
             self._is_tried = False
             units = to_array(self._state.units)

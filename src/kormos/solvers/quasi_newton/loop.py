@@ -102,6 +102,12 @@ class QuasiNewtonRun:
     def _state(self) -> State:
         return self._loop.state
 
+    @property
+    def _is_in_trial(self) -> bool:
+        """Whether a claim is being tried."""
+        claims = self._claims
+        return claims is not None and claims.last_evaluation is not None
+
     def _start(self, earlier: State | None) -> bool:
         """Evaluates the start and reports it; returns whether to stop."""
         self._call()
