@@ -319,6 +319,5 @@ def test_a_race_that_has_gone_on_in_float64_says_so():
         precision="auto",
         verbose=0,
     )
-    assert "noise floor" in {r.status for r in result.restarts}
     assert result.float64_from == 0
     assert "float64 from iteration 0" in result.message

@@ -91,7 +91,8 @@ def linear_rows(constraint: Any, size: int) -> list[Rows]:
         size: the number of parameters.
 
     Raises:
-        ValueError: if its matrix has another number of columns.
+        ValueError: if its matrix has another number of columns, or NaN; or if
+            a lower limit is NaN, or above the upper one.
     """
     matrix = constraint.A
     matrix = matrix.toarray() if hasattr(matrix, "toarray") else matrix
@@ -107,6 +108,18 @@ def linear_rows(constraint: Any, size: int) -> list[Rows]:
         np.broadcast_to(np.asarray(side, "float64"), (count,))
         for side in (constraint.lb, constraint.ub)
     )
+    if np.isnan([low, high]).any() or (low > high).any():
+        raise ValueError(
+            "The limits of a `LinearConstraint` must be numbers, with `lb` at "
+            "most `ub`; `-np.inf` and `np.inf` are no limits. Received: "
+            f"lb={constraint.lb}, ub={constraint.ub}"
+        )
+    if not np.isfinite(matrix).all():
+        raise ValueError(
+            "The matrix of a `LinearConstraint` must be finite. Received: "
+            f"{int(np.sum(~np.isfinite(matrix)))} entries that are NaN or "
+            "infinite"
+        )
     is_equal = low == high
     above, below = (np.isfinite(side) & ~is_equal for side in (low, high))
     found = []

@@ -65,6 +65,9 @@ class GivenObjective(FlatObjective):
         # The user's function has its own data.
         self.arguments = ProgramArguments([], chunks=None)
         self._loops: dict[Any, Any] = {}
+        # A point, and the loss and gradient there: Gauss-Newton steps ask for
+        # them twice.
+        self._latest: tuple[Vector, float, Vector] | None = None
         self.unused_variables: list[Any] = []
         own = getattr(objective, "evaluation_eps", 2.0**-52)
         evaluation_eps = float(getattr(objective, "epsilon", own))
@@ -102,6 +105,9 @@ class GivenObjective(FlatObjective):
 
     def value_and_grad(self, theta: npt.ArrayLike) -> tuple[float, Vector]:
         """The loss and its gradient."""
+        if self._latest is not None and np.array_equal(self._latest[0], theta):
+            _, loss, grad = self._latest
+            return loss, grad.copy()
         # The user's function gets a copy, because it may change its argument.
         loss, grad = self._objective.value_and_grad(np.array(theta))
         grad = to_array(grad)
@@ -110,6 +116,7 @@ class GivenObjective(FlatObjective):
                 "`value_and_grad` of an objective must return a gradient of "
                 f"shape {(self.size,)}. Received: shape {grad.shape}"
             )
+        self._latest = np.array(theta), float(loss), grad.copy()
         return float(loss), grad
 
     def hvp(self, theta: npt.ArrayLike, vector: npt.ArrayLike) -> Vector:

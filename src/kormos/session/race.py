@@ -295,12 +295,16 @@ def run(
         restarts.seed,
     )
     shown = print if restarts.is_shown and current().is_first else None
+    own = budget
+    if own.evaluations is not None:
+        # The winner's session evaluates its start again.
+        own = own._replace(evaluations=own.evaluations - 1)
     race = Race(
         optimizer,
         stages,
         observer.steps,
         task.without_validation(),
-        budget,
+        own,
         shown,
         loss_callback,
     )

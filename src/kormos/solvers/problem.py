@@ -308,6 +308,11 @@ class Problem:
         """The limit that is reached, as a status, or `None`."""
         return self.budget.spent(self.fg_evals)
 
+    def affords(self, evaluations: int) -> bool:
+        """Whether a number of further evaluations is within the limit."""
+        most = self.budget.evaluations
+        return most is None or self.fg_evals + evaluations <= most
+
     def _counted(self, loss: float) -> float:
         self.fg_evals += 1
         if self.on_evaluation is not None:

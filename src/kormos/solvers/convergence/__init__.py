@@ -12,6 +12,7 @@ whose minima are known.
 """
 
 from kormos.solvers.convergence.noise import FINEST
+from kormos.solvers.convergence.noise import MOST_MEASURING
 from kormos.solvers.convergence.noise import ROUNDINGS
 from kormos.solvers.convergence.noise import measured_noise
 from kormos.solvers.convergence.noise import vanished_noise
@@ -30,6 +31,7 @@ from kormos.solvers.convergence.verdict import trial_evaluations
 __all__ = [
     "FINEST",
     "LEAST_GAIN",
+    "MOST_MEASURING",
     "PROMISE",
     "ROUNDINGS",
     "Verdict",

@@ -24,6 +24,8 @@ ROUNDINGS = 10.0
 # The table has this many points. Our choice: each one more takes an evaluation,
 # and fewer leave the median of the estimates to chance.
 _POINTS = 5
+# An end takes at most this many evaluations to measure the rounding.
+MOST_MEASURING = 12
 # Their distance, in spacings of the parameters. Our choice: closer points may
 # coincide when a model in a narrower dtype rounds them; farther apart, the
 # smooth part of the loss would be taken for rounding.

@@ -3,6 +3,7 @@
 import numpy as np
 
 from kormos.solvers import convergence
+from kormos.solvers import statuses
 from kormos.solvers.least_squares.local_models import Linearized
 from kormos.solvers.outcome import Outcome
 from kormos.solvers.problem import Problem
@@ -39,6 +40,8 @@ class LeastSquaresEnd:
 
         promise, noise = _promise(here, norms), None
         if convergence.is_promising(promise, loss, self._gtol):
+            if not problem.affords(convergence.MOST_MEASURING):
+                return Outcome(statuses.EVALUATION_LIMIT, theta, loss)
             noise = convergence.measured_noise(
                 value, theta, loss, self._problem.evaluation_eps
             )

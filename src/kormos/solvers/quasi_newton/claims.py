@@ -102,12 +102,27 @@ class Claims:
                 self._is_tried = False
             elif self._is_claimed() or self._is_over():
                 self._promises.append(self._promise())
+                if self._is_too_costly(max(self._promises)):
+                    return self._at(statuses.EVALUATION_LIMIT)
                 return self._next()
         if not self._is_tried and self._is_claimed():
             if self._is_in_vain():
                 return self._stalled()
+            if self._is_too_costly(float(self._state.search.promise)):
+                return self._at(statuses.EVALUATION_LIMIT)
             self._begin()
         return None
+
+    def _is_too_costly(self, promise: float) -> bool:
+        """Whether to measure the rounding would exceed the user's limit."""
+        affords = self._problem.affords(convergence.MOST_MEASURING)
+        return self._is_promising(promise) and not affords
+
+    def _at(self, status: str, findings: str = "") -> Outcome:
+        """The outcome at the state, with a status."""
+        state = self._state
+        theta, loss = to_array(state.theta), float(state.loss)
+        return Outcome(status, theta, loss, findings=findings)
 
     def _is_in_vain(self) -> bool:
         """Whether many claims that did not hold have gained almost nothing."""
@@ -124,9 +139,7 @@ class Claims:
             f"{_MOST_IN_VAIN} of them together lowered it by less than "
             f"{_LEAST_IN_ALL:g} of itself."
         )
-        state = self._state
-        theta, loss = to_array(state.theta), float(state.loss)
-        return Outcome(statuses.STALLED, theta, loss, findings=text)
+        return self._at(statuses.STALLED, text)
 
     def _stepped(self) -> Outcome:
         """The end by `xtol`, which is off by default, and so is not tried."""
