@@ -16,7 +16,8 @@ Differs from it in:
 3. gamma lies between s'y / y'y and |s| / |y|, the geometric mean of the two
    lengths of Barzilai and Borwein. The mean takes far fewer evaluations on
    networks, but many trials where it is too large. So gamma adapts to the steps
-   that the line search accepts.
+   that the line search accepts;
+4. a long run may change the units of the parameters (`unit_changes.py`).
 """
 
 from typing import NamedTuple
