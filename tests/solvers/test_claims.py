@@ -179,3 +179,26 @@ def test_a_fit_that_is_cut_short_is_none(unconverged, method):
     model.compile(loss=keras.losses.BinaryCrossentropy(from_logits=True))
     history = kormos.fit(model, x, y, optimizer=method, epochs=2, verbose=0)
     assert not history.result.success
+
+
+@pytest.mark.parametrize("method", ["lbfgs", "ssbroyden"])
+def test_units_that_differ_by_sixteen_decades(float64, method):
+    """Beside steep parameters, the steps of flat ones were rounded away."""
+    rng = np.random.default_rng(0)
+    unit = 10.0 ** rng.uniform(-8, 8, 15)
+    best, weight = 3 * rng.normal(size=15), 10.0 ** rng.uniform(-2, 0, 15)
+    v = keras.Variable(rng.normal(size=15) * unit)
+    factors = ops.convert_to_tensor(1 / unit)
+    result = kormos.minimize(
+        lambda: (
+            ops.sum(
+                ops.convert_to_tensor(weight)
+                * (v * factors - ops.convert_to_tensor(best)) ** 2
+            )
+            + 1.0
+        ),
+        [v],
+        method,
+    )
+    assert result.success
+    assert result.loss == pytest.approx(1.0, rel=1e-8)

@@ -15,6 +15,7 @@ from kormos.solvers import convergence
 from kormos.solvers import fresh_run
 from kormos.solvers import statuses
 from kormos.solvers.outcome import Outcome
+from kormos.solvers.parameter_units import sizes_of
 from kormos.solvers.parameter_units import units_of
 from kormos.solvers.problem import Problem
 from kormos.solvers.protocols import Tolerances
@@ -47,6 +48,10 @@ _LONGER = 2
 # lowered the loss by no more than the second part of it. Our choice: otherwise
 # a run that gains almost nothing could continue forever.
 _MOST_IN_VAIN, _LEAST_IN_ALL = 50, 1e-3
+# A parameter whose curvature is not known may still lower the loss if a change
+# by its own size would change the loss by this part, to first order. Our
+# choice: the trial that follows takes ten evaluations.
+_LEAST_SLOPE = 1e-8
 
 
 class Claims:
@@ -290,11 +295,17 @@ class Claims:
 
     def _other_units(self) -> list[Vector]:
         """New units of the parameters, if they are worth a trial."""
-        units = units_of(to_array(self._state.spread))
-        present = to_array(self._state.units)
-        if np.array_equal(units, present):
-            return []
-        return [units]
+        state, found = self._state, []
+        spread, theta = to_array(state.spread), to_array(state.theta)
+        units = units_of(spread)
+        if not np.array_equal(units, to_array(state.units)):
+            found.append(units)
+        # Beside much steeper ones, a parameter may not have moved at all.
+        pull = self._problem.pull(theta, to_array(state.grad))
+        slopes = np.abs(pull * theta)[spread == 0]
+        if slopes.max(initial=0.0) > _LEAST_SLOPE * abs(float(state.loss)):
+            found.append(units_of(sizes_of(theta, None) ** -2.0))
+        return found
 
     def _is_promising(self, promise: float) -> bool:
         """Whether a predicted decrease is more than the tolerance."""
