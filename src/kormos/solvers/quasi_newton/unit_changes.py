@@ -17,7 +17,7 @@ _FIRST = 500
 # They change if half of the parameters have units that differ by more than this
 # power of two. Our choice: those of networks differ by less, and their runs
 # would only lose what they have learned.
-_FAR = 3
+_FAR = 4
 
 
 class LimitedMemoryRun(QuasiNewtonRun):
@@ -38,7 +38,13 @@ class LimitedMemoryRun(QuasiNewtonRun):
         return super()._advance()
 
     def _change_units(self) -> None:
-        """Begins anew in other units, if these differ enough."""
+        """Begins anew in other units, if these differ enough.
+
+        Within bounds it does not: the gradient may hardly change where a
+        parameter is held, which says nothing about its scale.
+        """
+        if self._problem.is_bounded:
+            return
         units = units_of(to_array(self._state.spread))
         powers = np.log2(units / to_array(self._state.units))
         if np.median(np.abs(powers - np.median(powers))) >= _FAR:
