@@ -33,7 +33,8 @@ def is_contradictory(problem: Problem, theta: Vector) -> bool:
         rows += [sign * jac for sign in signs]
         values += [sign * found for sign in signs]
     matrix, value = np.concatenate(rows), np.concatenate(values)
-    if not (np.isfinite(matrix).all() and np.isfinite(value).all()):
+    known = np.isfinite(matrix).all() and np.isfinite(value).all()
+    if not known or worst == 0:
         return False
     reach = _REACH * max(float(np.linalg.norm(theta)), 1.0)
     lower, upper = np.full(theta.size, -reach), np.full(theta.size, reach)

@@ -96,7 +96,8 @@ class ConstrainedRun:
     def _iterate(self) -> str:
         """Iterates until nothing is gained; returns the status otherwise."""
         loop, problem = self._loop, self._problem
-        vain, lowest, cleared = 0, np.inf, np.inf
+        vain, lowest = 0, np.inf
+        cleared: float | None = None
         while True:
             was_fresh = loop.is_fresh
             if problem.spent() is not None or not loop.iterate():
@@ -104,12 +105,14 @@ class ConstrainedRun:
                     self._is_stopped = True
                     return statuses.STALLED
                 loss = loop.at.loss
-                is_vain = loop.is_well_feasible() and not self._is_gain(
-                    cleared, loss
+                is_vain = (
+                    cleared is not None
+                    and loop.is_well_feasible()
+                    and not self._is_gain(cleared, loss)
                 )
                 if was_fresh or is_vain:
                     return statuses.LINE_SEARCH_FAILED
-                cleared = min(cleared, loss)
+                cleared = loss if cleared is None else min(cleared, loss)
                 loop.clear()
                 continue
             self._is_stopped = self._reported()
