@@ -130,7 +130,7 @@ def test_a_violation_that_can_be_mended_is_not_infeasible(float64, unconverged):
     assert result.status == "line search failed"
 
 
-def test_what_constraints_bound_is_not_unbounded(float64):
+def test_what_constraints_bound_is_not_unbounded(float64, unconverged):
     """A tiny start is far from the optimum, where the loss is negative."""
     wish, unit = np.random.default_rng(0).normal(size=4), 1e-4
     w = keras.Variable(np.full(4, unit / 16))
