@@ -91,6 +91,16 @@ def test_the_rounding_of_terms_that_do_not_vanish(distance):
     assert vanished_noise(0.0, *given) < promise / 10
 
 
+@pytest.mark.parametrize("digit", [1e-4, 1e-3, 1e-2])
+def test_the_rounding_of_a_loss_that_is_coarse_beside_its_terms(digit):
+    def value(theta):
+        return digit * round(float(theta[0] - 1) ** 2 / (2 * digit))
+
+    promise = 1e-6
+    found = vanished_noise(0.0, promise, value, np.ones(1), 0.0, 2.0**-52)
+    assert promise / 10 <= found <= digit
+
+
 class Rounded(layers.Dense):
     """Rounds its outputs, with the gradient of the outputs before that."""
 

@@ -241,6 +241,15 @@ def test_exact_data_with_a_loss_that_is_coarse_near_zero(method, dtype):
     assert np.sqrt(np.mean(errors**2)) <= 2 * np.finfo(dtype).eps ** 0.5
 
 
+@each_method
+def test_a_loss_that_underflows_leaves_nothing_to_search(method, float64):
+    result, end = minimize(lambda v: ops.sum(v**2), [1e-161, -2e-161], method)
+    assert result.status == "converged" and result.evaluations <= 8
+    assert np.abs(end).max() < 1e-140
+    value, least = re.search(r", (\S+) <= (\S+)\.$", result.message).groups()
+    assert float(value) <= float(least)
+
+
 # Kinks
 
 

@@ -20,6 +20,7 @@ from kormos.solvers.convergence.slopes import compare_slope
 from kormos.solvers.convergence.slopes import confirmed
 from kormos.solvers.convergence.verdict import LEAST_GAIN
 from kormos.solvers.convergence.verdict import PROMISE
+from kormos.solvers.convergence.verdict import TINIEST
 from kormos.solvers.convergence.verdict import Verdict
 from kormos.solvers.convergence.verdict import is_gain
 from kormos.solvers.convergence.verdict import is_promising
@@ -34,6 +35,7 @@ __all__ = [
     "MOST_MEASURING",
     "PROMISE",
     "ROUNDINGS",
+    "TINIEST",
     "Verdict",
     "compare_slope",
     "confirmed",

@@ -25,7 +25,7 @@ ROUNDINGS = 10.0
 # and fewer leave the median of the estimates to chance.
 _POINTS = 5
 # An end takes at most this many evaluations to measure the rounding.
-MOST_MEASURING = 12
+MOST_MEASURING = 15
 # Their distance, in spacings of the parameters. Our choice: closer points may
 # coincide when a model in a narrower dtype rounds them; farther apart, the
 # smooth part of the loss would be taken for rounding.
@@ -40,8 +40,13 @@ _MOST_NOISE = 1e8
 _JUMP = 1e3
 # Parameters change by this part of themselves to show the size of the terms
 # that a loss is made of. Our choice: large beside rounding in every dtype, and
-# small enough that a sum of squares is nearly quadratic over the change.
-_CHANGE = 2.0**-4
+# small enough that a sum of squares is nearly quadratic over the change. Where
+# the rounding of a loss hides so small a change, they change by up to the
+# second part.
+_CHANGE, _MOST_CHANGE = 2.0**-4, 2.0**-1
+# A loss is tiny if it rises by this factor. Our choice: a loss with a minimum
+# above zero may rise like a square, too, but by less.
+_TIMES_TINY = 16.0
 # A relative change of parameters by fewer roundings may leave them as they are.
 _LEAST_CHANGE = 32.0
 
@@ -147,7 +152,7 @@ def vanished_noise(
     all points nearby. The rounding shows over a change by which the loss should
     rise by twice the predicted decrease.
 
-    It takes up to six evaluations if the measured rounding does not explain
+    It takes up to nine evaluations if the measured rounding does not explain
     the predicted decrease, and otherwise none.
 
     Args:
@@ -163,14 +168,12 @@ def vanished_noise(
     """
     if not promise > ROUNDINGS * noise:
         return noise
-    far, near = (value(theta * (1 + c * _CHANGE)) for c in (1.0, 0.5))
-    # Twice the change makes four times a quadratic loss.
-    is_square = 2 < far / near < 8 if near else False
-    if not (is_square and math.isfinite(far)):
+    size, far = _quadratic_change(lambda c: value(theta * (1 + c)), loss)
+    if not size:
         return noise
     # Storing the parameters adds to the rounding of an evaluation.
-    noise += (evaluation_eps / _CHANGE) ** 2 * far
-    change = _CHANGE * math.sqrt(2 * promise / far)
+    noise += (evaluation_eps / size) ** 2 * far
+    change = size * math.sqrt(2 * promise / far)
     is_between = _LEAST_CHANGE * evaluation_eps <= change <= _CHANGE
     if not (promise > ROUNDINGS * noise and is_between):
         return noise
@@ -179,6 +182,31 @@ def vanished_noise(
     # Losses that are all equal hide such a rise.
     found = _scatter(losses, least=math.inf) if np.ptp(losses) else promise
     return max(noise, found)
+
+
+def _quadratic_change(
+    value: Callable[[float], float], loss: float
+) -> tuple[float, float]:
+    """A relative change over which a tiny loss rises as a square.
+
+    Args:
+        value: the loss after a relative change.
+        loss: the loss before it.
+
+    Returns:
+        The change and the loss after it; two zeros if there is none.
+    """
+    size = _CHANGE
+    near, far = value(size / 2), value(size)
+    while math.isfinite(far):
+        # Twice the change makes four times a quadratic loss.
+        if near > _TIMES_TINY * abs(loss) and 2 < far / near < 8:
+            return size, far
+        size *= 2
+        if size > _MOST_CHANGE:
+            break
+        near, far = far, value(size)
+    return 0.0, 0.0
 
 
 def _signs(size: int) -> Vector:

@@ -33,6 +33,7 @@ _TIMES_ITS_SIZE = 10.0
 TINIEST = 1e-290
 
 PROMISE = "predicted relative decrease of the loss"
+DECREASE = "predicted decrease of the loss"
 
 
 class Verdict(NamedTuple):
@@ -138,6 +139,8 @@ def judge(
     share = promise / size
     allowed = max(tolerance, FINEST)
     if not is_promising(promise, loss, tolerance):
+        if promise > allowed * abs(loss):
+            return Verdict(statuses.CONVERGED, DECREASE, promise, TINIEST)
         return Verdict(statuses.CONVERGED, PROMISE, share, allowed)
     if noise is not None and promise <= ROUNDINGS * noise:
         threshold = ROUNDINGS * noise / size

@@ -27,6 +27,7 @@ from kormos.arithmetic.scalars import while_loop
 from kormos.arithmetic.vectors import dot
 from kormos.arithmetic.vectors import largest
 from kormos.arithmetic.vectors import norm
+from kormos.solvers.convergence import TINIEST
 from kormos.solvers.protocols import Curvature
 from kormos.solvers.quasi_newton import wolfe_search
 from kormos.solvers.quasi_newton.arrival import Arrival
@@ -319,8 +320,12 @@ def judge(
     is_stalled = both(~is_start, gain <= limits.ftol * scale)
     stalled = where(is_stalled, state.stalled + 1, state.stalled * 0)
     lowest = where(is_start, loss, smaller(state.lowest, loss))
-    converged = both(trusted, promised <= limits.gtol**2 * abs(loss))
-    converged = either(converged, gradient <= 0)
+    tiniest = one * TINIEST
+    least = larger(limits.gtol**2 * abs(loss), tiniest)
+    # Where the squares of slopes underflow, no search could find its way.
+    vanished = both(abs(loss) <= tiniest, gradient**2 <= tiniest)
+    converged = either(both(trusted, promised <= least), gradient <= 0)
+    converged = either(converged, vanished)
     noisy = both(trusted, ~is_start, promised <= limits.noise * scale, small)
     step = norm(arrived.theta - state.theta)
     reach = norm(arrived.theta) + step
