@@ -185,6 +185,7 @@ def test_weights_are_drawn_by_the_layers_own_initializers():
         ({"restarts": 0}, "restarts"),
         ({"starts": lambda count, rng: None}, "says how many"),
         ({"starts": np.zeros((3, 2))}, r"\(count, 1\)"),
+        ({"seed": "x"}, "`seed` must be an integer, 0 or more"),
     ],
 )
 def test_starts_that_cannot_be_used_are_refused(settings, message):

@@ -272,7 +272,7 @@ def run(
     session_for = functools.partial(
         Session, optimizer, stages, task, observer, loss_callback=loss_callback
     )
-    check_restarts(restarts.number, restarts.starts)
+    check_restarts(restarts.number, restarts.starts, restarts.seed)
     # It raises an error if the session cannot be run.
     session = session_for(budget=budget, resume=resume)
     if restarts.number is None and restarts.starts is None:

@@ -19,8 +19,9 @@ Draw: TypeAlias = Callable[[np.random.Generator], Vector]
 Box: TypeAlias = tuple[Vector | None, Vector | None]
 
 
-def check_restarts(restarts: Any, starts: Any) -> None:
+def check_restarts(restarts: Any, starts: Any, seed: Any) -> None:
     """Raises a `ValueError` unless the arguments tell what to start from."""
+    check_count("seed", seed, 0)
     if restarts is not None:
         check_count("restarts", restarts, 1)
     if restarts is None and callable(starts):

@@ -218,6 +218,13 @@ def test_frozen_variables_are_read_anew_by_every_fit(float64):
         np.testing.assert_allclose(value(v), expected / 2, atol=1e-8)
 
 
+def test_a_constraint_without_values_is_refused():
+    v = keras.Variable(np.ones(2))
+    empty = {"type": "ineq", "fun": lambda: v[:0]}
+    with pytest.raises(ValueError, match=r"at least one number.*\(0,\)"):
+        kormos.minimize(lambda: ops.sum(v**2), [v], constraints=empty)
+
+
 @pytest.mark.parametrize("method", UNCONSTRAINED)
 def test_methods_without_constraints_refuse_them_by_name(method):
     model = linear()

@@ -187,6 +187,11 @@ class StatelessFunction(VariableReader):
                 f"Function `{name}` must return floating-point numbers. "
                 f"Received: a tensor of dtype {value.dtype}"
             )
+        if 0 in value.shape:
+            raise ValueError(
+                f"Function `{name}` must return at least one number. "
+                f"Received: a tensor of shape {tuple(value.shape)}"
+            )
         super().__init__(fn, variables, scope, arithmetic)
         refuse_hidden_reads(
             self.unused_variables,

@@ -124,16 +124,11 @@ class LossTerms:
         try:
             calls = compiled.calls(y, y_pred, sample_weight)
             self.weights = compiled.term_weights(y, y_pred, sample_weight)
-            arrays = [array for _, *pair, _ in calls for array in pair]
-            if not all(hasattr(array, "shape") for array in arrays):
-                raise TypeError("a loss compares two arrays.")
         except Exception as error:
-            raise ValueError(
-                "Targets and losses need the structure of the outputs: one "
-                "array, or a list or a dict of arrays, with the names of the "
-                f"outputs as keys. Received: y of {structure_of(y)} for "
-                f"outputs of {structure_of(y_pred)}. Keras says: {error}"
-            ) from error
+            raise _mismatch(y, y_pred, f". Keras says: {error}") from error
+        arrays = [array for _, *pair, _ in calls for array in pair]
+        if not all(hasattr(array, "shape") for array in arrays):
+            raise _mismatch(y, y_pred)
         return calls
 
     def _learn(
@@ -282,6 +277,16 @@ def _named(loss: Structure) -> str:
     """The compiled loss of a model, as the user wrote it if that is short."""
     name = getattr(loss, "name", None)
     return name if isinstance(name, str) else repr(loss)
+
+
+def _mismatch(y: Structure, y_pred: Structure, reason: str = "") -> ValueError:
+    """The error for targets that the losses cannot compare with outputs."""
+    return ValueError(
+        "Targets and losses need the structure of the outputs: one array for "
+        "one output, or a list or a dict of arrays, with the names of the "
+        f"outputs as keys. Received: y of {structure_of(y)} for outputs of "
+        f"{structure_of(y_pred)}{reason}"
+    )
 
 
 def structure_of(data: Structure) -> str:
