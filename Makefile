@@ -46,28 +46,32 @@ test-fast: $(VENV)/xla-flags
 	KERAS_BACKEND=$(FAST_BACKEND) OMP_NUM_THREADS=1 XLA_FLAGS="$$(cat $<)" \
 	    $(BIN)/python -m pytest -n 2 -m "not slow" $(FAST) $(PYTEST_ARGS)
 
-# What hangs on the last digits, with the kernels that OpenBLAS takes on other
-# processors, and with code that XLA compiles otherwise. A set of kernels needs
-# instructions that this processor may not have.
-KERNELS := Haswell:avx2 SkylakeX:avx512f Zen:avx2 Nehalem:sse4_2
+# What hangs on the last digits, as other processors compute it: with the kernels
+# that OpenBLAS and PyTorch take there, and the instructions that XLA uses. In
+# each entry, the second word is the instructions that this processor needs.
+KERNELS := Haswell:avx2:avx2:AVX2 SkylakeX:avx512f:avx512:AVX512 \
+	Zen:avx2:avx2:AVX2 Nehalem:sse4_2:default:SSE4_2
 ROUNDING := $(addprefix tests/,solvers/scipy/test_scipy.py \
 	solvers/scipy/test_scipy_claims.py solvers/scipy/test_constraints.py \
 	objective/test_bounds.py solvers/test_fresh_run.py \
-	solvers/quasi_newton/test_wolfe_search.py \
-	solvers/quasi_newton/test_quasi_newton.py campaigns/test_nist.py)
+	solvers/constrained solvers/convergence solvers/quasi_newton \
+	solvers/test_claims.py campaigns/test_nist.py)
 
 test-rounding: $(addprefix test-rounding-,$(BACKENDS))
 
 test-rounding-%: $(VENV)/xla-flags
 	@failed=; for kernels in $(KERNELS); do \
-	    name=$${kernels%:*}; needed=$${kernels#*:}; \
+	    set -- $$(echo $$kernels | tr : ' '); \
+	    name=$$1; needed=$$2; torch=$$3; xla=$$4; \
 	    if ! grep -qw "$$needed" /proc/cpuinfo; then \
 	        echo "Skipped $$name: this processor has no $$needed."; continue; \
 	    fi; \
 	    for flags in "$$(cat $<)" $(if $(filter torch,$*),,""); do \
 	        echo "$*, $$name, XLA_FLAGS=$$flags"; \
 	        KERAS_BACKEND=$* OMP_NUM_THREADS=1 OPENBLAS_CORETYPE=$$name \
-	        XLA_FLAGS="$$flags" $(BIN)/python -m pytest -n 2 $(ROUNDING) \
+	        ATEN_CPU_CAPABILITY=$$torch \
+	        XLA_FLAGS="$$flags --xla_cpu_max_isa=$$xla" \
+	            $(BIN)/python -m pytest -n 2 $(CASES) $(ROUNDING) \
 	            $(PYTEST_ARGS) || failed="$$failed $$name$${flags:+,quick}"; \
 	    done; \
 	done; test -z "$$failed" || { echo "Failed on $*:$$failed"; exit 1; }
