@@ -3,12 +3,14 @@
 import keras
 import numpy as np
 import pytest
+from keras import ops
 
 import kormos
 import nist
 from kormos.objective.keras_model.initial_weights import draw_weights
 from kormos.optimizers import Chain
 from kormos.session import race
+from kormos.session import runners
 
 
 def hill(v):
@@ -78,14 +80,25 @@ def test_further_starts_do_not_compile_again():
 def test_ends_at_one_minimum_are_told_from_others():
     ends = [(3.0, "converged"), (-1.0, "noise floor"), (3.0001, "converged")]
     ends.append((2.0, "evaluation limit"))
-    runners = [
-        race.Runner(i, np.array([end]), loss=float(i), status=status)
+    far = np.array([100.0])
+    field = [
+        runners.Runner(i, far, np.array([end]), float(i), status=status)
         for i, (end, status) in enumerate(ends)
     ]
-    table = race.table(runners, runners[0])
+    table = runners.table(field, field[0])
     assert [row.minimum for row in table] == [0, 1, 0, None]
     statuses = [row.status for row in table]
     assert statuses == ["winner", "noise floor", "converged", "left behind"]
+
+
+def test_ends_at_a_minimum_at_zero_are_the_same(float64):
+    v = keras.Variable(np.full(2, 0.7))
+    starts = np.array([[1.0, -0.5], [-0.3, 0.8], [0.5, 0.5]])
+    result = kormos.minimize(
+        lambda: ops.sum(ops.cosh(v)), [v], starts=starts, verbose=0
+    )
+    found = {row.minimum for row in result.restarts} - {None}
+    assert found == {0}
 
 
 def test_starts_are_drawn_within_bounds_and_by_seed():

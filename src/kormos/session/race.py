@@ -25,6 +25,10 @@ from kormos.session.attachment import Attachment
 from kormos.session.observer import SessionObserver
 from kormos.session.result import Restart
 from kormos.session.result import Result
+from kormos.session.runners import Runner
+from kormos.session.runners import line_of
+from kormos.session.runners import ranked
+from kormos.session.runners import table
 from kormos.session.session import Session
 from kormos.session.starts import Draw
 from kormos.session.starts import check_restarts
@@ -34,53 +38,14 @@ from kormos.session.trace_observer import TraceObserver
 from kormos.solvers import statuses
 from kormos.solvers.budget import Budget
 from kormos.solvers.problem import violation
-from kormos.solvers.solver_state import SolverState
 from kormos.types import Matrix
-from kormos.types import Vector
 
 # Evaluations of each start in the first round. Our choice: fewer say little
 # about where a start leads.
 _FIRST_EVALUATIONS = 4
-# Two ends are at the same minimum if their parameters differ by at most this
-# part of their size.
-_SAME_POINT = 1e-3
-
-
 # A violation of at most this many roundings of the variables counts as none.
 # Our choice.
 _ROUNDINGS = 100.0
-
-
-class Runner(NamedTuple):
-    """A start and its progress.
-
-    Attributes:
-        number: the number of the start.
-        theta: the point, `(size,)`.
-        loss: the loss there.
-        state: the `SolverState` to continue from, or `None`.
-        progress: the progress of its stages, or `None`.
-        status: the status with which its latest run ended.
-        evaluations: the evaluations so far.
-        iterations: the iterations so far.
-        violation: the violation of the constraints at its point, or zero if it
-            is no more than rounding.
-    """
-
-    number: int
-    theta: Vector
-    loss: float = np.nan
-    state: SolverState | None = None
-    progress: StageProgress | None = None
-    status: str = statuses.EVALUATION_LIMIT
-    evaluations: int = 0
-    iterations: int = 0
-    violation: float = 0.0
-
-    @property
-    def is_over(self) -> bool:
-        """Whether its run has ended on its own."""
-        return self.status != statuses.EVALUATION_LIMIT
 
 
 class Race:
@@ -137,14 +102,14 @@ class Race:
             The progress of each start, in their order. The winner's own run
             follows, and its evaluations are not counted here.
         """
-        runners = [Runner(i, theta) for i, theta in enumerate(starts)]
+        runners = [Runner(i, start, start) for i, start in enumerate(starts)]
         field, share = list(runners), _FIRST_EVALUATIONS
         while len(field) > 1 and self._budget.spent(self.evaluations) is None:
-            field = _ranked([self._run(runner, share) for runner in field])
+            field = ranked([self._run(runner, share) for runner in field])
             for runner in field:
                 runners[runner.number] = runner
             if self._shown is not None:
-                self._shown(_line(field))
+                self._shown(line_of(field))
             if self.is_interrupted or field[0].status in statuses.SUCCESSES:
                 break
             left = field[: (len(field) + 1) // 2]
@@ -153,7 +118,7 @@ class Race:
             own = [r for r in field[len(left) :] if r.number == 0]
             field = [r for r in left + own if not r.is_over]
             share *= 2
-        winner = _ranked(runners)[0]
+        winner = ranked(runners)[0]
         self._take_over(winner)
         self._attachment.keep_progress(_in_epochs(winner, self._steps))
         self.done = winner.iterations // self._steps
@@ -360,57 +325,4 @@ def _in_epochs(runner: Runner, steps: int) -> StageProgress | None:
         return None
     return progress._replace(
         done=progress.done // steps, waited=progress.waited // steps
-    )
-
-
-def _ranked(runners: Sequence[Runner]) -> list[Runner]:
-    """The runners, sorted by violations, and then by their losses."""
-
-    def key(runner: Runner) -> tuple[bool, float, float]:
-        loss = runner.loss
-        return not np.isfinite(loss), runner.violation, np.nan_to_num(loss)
-
-    return sorted(runners, key=key)
-
-
-def table(runners: Sequence[Runner], winner: Runner) -> list[Restart]:
-    """The `Restart` of each runner."""
-    found: list[Restart] = []
-    minima: list[Runner] = []
-    for runner in runners:
-        minimum = None
-        if runner.status in statuses.SUCCESSES:
-            minimum = next(
-                (i for i, m in enumerate(minima) if _is_same(m, runner)), None
-            )
-            if minimum is None:
-                minimum = len(minima)
-                minima.append(runner)
-        status = runner.status if runner.is_over else "left behind"
-        if runner is winner:
-            status = "winner"
-        found.append(
-            Restart(
-                runner.loss,
-                status,
-                runner.iterations,
-                runner.evaluations,
-                minimum,
-                runner.theta,
-            )
-        )
-    return found
-
-
-def _is_same(one: Runner, other: Runner) -> bool:
-    """Whether two runners have arrived at the same minimum."""
-    distance = np.linalg.norm(one.theta - other.theta)
-    return bool(distance <= _SAME_POINT * np.linalg.norm(one.theta))
-
-
-def _line(field: Sequence[Runner]) -> str:
-    best, worst = field[0], field[-1]
-    return (
-        f"{len(field)} starts, losses from {best.loss:.6g} (start "
-        f"{best.number}) to {worst.loss:.6g}"
     )
