@@ -12,6 +12,7 @@ from kormos.inspection import faults
 from kormos.inspection.kinks import kinks
 from kormos.inspection.report import Finding
 from kormos.inspection.report import Report
+from kormos.inspection.scaling import scaling
 from kormos.inspection.shapes import shapes
 from kormos.inspection.watch import Watch
 from kormos.objective import Objective
@@ -114,7 +115,7 @@ def check(
         findings += _of_derivatives(objective, start, same.passed, hessian)
     findings += [
         faults.precision(objective, looked, start.theta),
-        faults.scaling(objective, data.first, start.grad),
+        scaling(objective, data.first, start.grad),
         kinks(objective),
     ]
     memory = costs.evaluation_memory(objective, looked)
