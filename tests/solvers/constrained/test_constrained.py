@@ -372,6 +372,25 @@ def test_contradictory_constraints_are_named_infeasible(method, float64):
     assert np.isfinite(value(v)).all()
 
 
+@pytest.mark.parametrize("unit", [1.0, 1e-3])
+@pytest.mark.parametrize("method", METHODS)
+def test_curved_constraints_that_contradict_one_another(method, unit, float64):
+    """All points on a sphere lie on one side of a plane."""
+    v = keras.Variable(np.linspace(0.1, 0.5, 4))
+    with pytest.warns(kormos.ConvergenceWarning, match="largest violation"):
+        result = kormos.minimize(
+            lambda: ops.sum((v - 1) ** 4),
+            [v],
+            method,
+            constraints=[
+                {"type": "eq", "fun": lambda: ops.sum(v**2) - 1},
+                {"type": "ineq", "fun": lambda: unit * (ops.sum(v) - 6)},
+            ],
+        )
+    assert result.status == "infeasible"
+    assert result.evaluations <= 1000
+
+
 def test_float32_is_no_violation():
     v = keras.Variable([3.0, 2.0, 1.0])
     result = kormos.minimize(

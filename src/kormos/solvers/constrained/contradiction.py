@@ -4,7 +4,6 @@ import numpy as np
 import scipy.optimize
 
 from kormos.solvers.problem import Problem
-from kormos.solvers.problem import violation
 from kormos.types import Vector
 
 # Steps of up to this many times the length of the parameters (or of one) are
@@ -19,13 +18,13 @@ _LEAST = 0.1
 def is_contradictory(problem: Problem, theta: Vector) -> bool:
     """Whether no step nearby makes the largest violation much smaller.
 
-    That is so by a linear model of the constraints.
+    That is so by a linear model of the constraints. Each counts in units in
+    which its gradient has a length of one.
 
     Args:
         problem: the problem.
         theta: an infeasible point.
     """
-    worst = violation(problem.constraints, theta)
     rows, values = [], []
     for constraint in problem.constraints:
         jac, found = constraint.jac(theta), constraint.fun(theta)
@@ -33,8 +32,13 @@ def is_contradictory(problem: Problem, theta: Vector) -> bool:
         rows += [sign * jac for sign in signs]
         values += [sign * found for sign in signs]
     matrix, value = np.concatenate(rows), np.concatenate(values)
-    known = np.isfinite(matrix).all() and np.isfinite(value).all()
-    if not known or worst == 0:
+    if not (np.isfinite(matrix).all() and np.isfinite(value).all()):
+        return False
+    lengths = np.linalg.norm(matrix, axis=1)
+    lengths[lengths == 0] = 1.0
+    matrix, value = matrix / lengths[:, None], value / lengths
+    worst = -float(value.min())
+    if worst <= 0:
         return False
     reach = _REACH * max(float(np.linalg.norm(theta)), 1.0)
     lower, upper = np.full(theta.size, -reach), np.full(theta.size, reach)

@@ -23,6 +23,10 @@ from kormos.types import Vector
 # than the smallest before, and it is at most the second number times the loss's
 # rounding.
 _MOST_VAIN, _VAIN = 10, 1e4
+# A run looks whether its constraints contradict one another after this many
+# iterations in which the smallest violation did not fall below this part of it.
+# Our choice: a feasible run that turns a corner takes fewer.
+_STUCK, _LESS = 50, 0.999
 # The end of a run is checked at most this many times. Our choice: each check
 # that lowers the loss makes it less likely that the next one does.
 _MOST_TRIALS = 6
@@ -97,6 +101,7 @@ class ConstrainedRun:
         """Iterates until nothing is gained; returns the status otherwise."""
         loop, problem = self._loop, self._problem
         vain, lowest = 0, np.inf
+        stuck, least = 0, np.inf
         cleared: float | None = None
         while True:
             was_fresh = loop.is_fresh
@@ -123,6 +128,18 @@ class ConstrainedRun:
             lowest = min(loop.left, lowest)
             if vain >= _MOST_VAIN and loop.left <= _VAIN * rounding:
                 return statuses.STALLED
+            worst = loop.violation()
+            is_less = worst < _LESS * least
+            stuck, least = (0, worst) if is_less else (stuck + 1, least)
+            if stuck and stuck % _STUCK == 0 and self._is_infeasible():
+                return statuses.INFEASIBLE
+
+    def _is_infeasible(self) -> bool:
+        """Whether the constraints contradict one another at this point."""
+        problem, theta = self._problem, self._loop.at.theta
+        return not problem.is_feasible(theta) and is_contradictory(
+            problem, theta
+        )
 
     def _is_small(self) -> bool:
         """Whether the latest program predicted almost nothing."""
@@ -167,9 +184,9 @@ class ConstrainedRun:
             failure: the status if it is no optimum.
         """
         problem, at = self._problem, self._loop.at
+        if self._is_infeasible():
+            return self._outcome(statuses.INFEASIBLE)
         if not problem.is_feasible(at.theta):
-            if is_contradictory(problem, at.theta):
-                failure = statuses.INFEASIBLE
             return self._outcome(failure)
         is_small = problem.size <= MOST_NEWTON
         promise = self._by_conditions() if is_small else self._by_own_steps()
@@ -232,9 +249,19 @@ class ConstrainedRun:
             status,
             at.theta,
             at.loss,
-            findings=f"The constraints hold to {loop.violation():.2g}.",
+            findings=_on_constraints(status, loop.violation()),
             is_penalized=True,
             evaluate=self._problem.evaluate,
             state=self._state(),
             multipliers=np.split(loop.multipliers, ends[:-1]),
         )
+
+
+def _on_constraints(status: str | None, violation: float) -> str:
+    """A sentence on the constraints at an end."""
+    if status != statuses.INFEASIBLE:
+        return f"The constraints hold to {violation:.2g}."
+    return (
+        "No step nearby makes the largest violation of the constraints, "
+        f"{violation:.2g}, much smaller. From another start it may."
+    )
