@@ -115,3 +115,11 @@ def test_what_a_fit_cannot_draw():
             callbacks=[Resample(rows, every=1)],
             verbose=0,
         )
+
+
+def test_a_seed_is_a_number_or_none(unconverged):
+    start = rows(10, np.random.default_rng(1))
+    drawn = Resample(rows, every=1, seed=None)
+    line("lbfgs").fit(*start, epochs=2, callbacks=[drawn], verbose=0)
+    with pytest.raises(ValueError, match="`seed` must be an integer, 0 or"):
+        Resample(rows, every=1, seed=-1)

@@ -108,7 +108,8 @@ def linear_rows(constraint: Any, size: int) -> list[Rows]:
         np.broadcast_to(np.asarray(side, "float64"), (count,))
         for side in (constraint.lb, constraint.ub)
     )
-    if np.isnan([low, high]).any() or (low > high).any():
+    is_empty = (low > high) | (low == np.inf) | (high == -np.inf)
+    if np.isnan([low, high]).any() or is_empty.any():
         raise ValueError(
             "The limits of a `LinearConstraint` must be numbers, with `lb` at "
             "most `ub`; `-np.inf` and `np.inf` are no limits. Received: "

@@ -134,7 +134,8 @@ def _is_curved_down(
 ) -> None:
     """Notes a lower point beside an end where only the slopes are zero."""
     found = beside_constraints(problem, evaluate, here)
-    if found is None:
+    if found is None or not found.loss < here.loss:
+        # The multipliers may not be unique, and then say less.
         return
     outcome.below = found.theta
     _deny(

@@ -56,8 +56,10 @@ class Resample(Replacement):
             Defaults to 1.
         key: String, the entry of `data`, a dict, that the points replace, or
             `None`, the default, for the whole of it.
-        seed: Integer, the seed of the generators. Each draw has its own, so
-            that a fit that continues from a backup draws the same points.
+        seed: Integer, the seed of the generators, or `None` for any. Each draw
+            has its own, so that a fit that continues from a backup draws the
+            same points, as long as no run converged on its points before.
+            Defaults to `0`.
 
     Raises:
         ValueError: If an argument cannot be used.
@@ -94,7 +96,7 @@ class Resample(Replacement):
         power: float = 1.0,
         offset: float = 1.0,
         key: Hashable | None = None,
-        seed: int = 0,
+        seed: int | None = 0,
     ):
         if not callable(sampler):
             raise ValueError(
@@ -110,7 +112,9 @@ class Resample(Replacement):
         self._power = power
         self._offset = offset
         self._key = key
-        self._seed = seed
+        if seed is not None:
+            check_count("seed", seed, 0)
+        self._seed = np.random.SeedSequence(seed).entropy
         self._fits = 0
 
     def check(self, objective: FlatObjective) -> None:

@@ -100,10 +100,14 @@ class Run:
         """The outcome, with the best point and what the run knows about it."""
         if not self._starts_finite:
             outcome.status = statuses.NON_FINITE
-        elif self._meets_target(self.best[1]):
+        elif self._meets_target(*self.best):
             outcome = self._target_reached(outcome)
+        assert self.initial_loss is not None  # The solver has told it.
+        start = self._start, self.initial_loss
         if outcome.is_penalized:
             # Here, a predicted decrease of only the loss says nothing.
+            if self.problem.constraints:
+                name_what_ran_away(outcome, self.problem, start)
             return outcome
         is_kept = outcome.is_polished or self._is_better(
             outcome.theta, outcome.loss
@@ -111,8 +115,6 @@ class Run:
         if not is_kept:
             outcome.theta, outcome.loss = self.best
         self._keep_the_start(outcome)
-        assert self.initial_loss is not None  # The solver has told it.
-        start = self._start, self.initial_loss
         name_what_ran_away(outcome, self.problem, start)
         # If float64 can follow, a separate run shows more than a trial.
         if not self.problem.objective.has_float64:
@@ -142,7 +144,8 @@ class Run:
         # If the start is not finite, the variables keep their values.
         self.best = theta if self._starts_finite else self.best[0], loss
         stop = self._observer.started(point)
-        return stop or self._meets_target(loss) or not self._starts_finite
+        is_met = self._meets_target(point.theta, loss)
+        return stop or is_met or not self._starts_finite
 
     def accepted(self, iterate: Iterate) -> bool:
         """Called by the solver with an iterate; returns whether to stop."""
@@ -153,11 +156,17 @@ class Run:
             iterate.is_penalized or self._is_better(theta, loss)
         ):
             self.best = theta, loss
-        return self._observer.accepted(iterate) or self._meets_target(loss)
+        stop = self._observer.accepted(iterate)
+        return stop or self._meets_target(theta, loss)
 
-    def _meets_target(self, loss: float) -> bool:
-        target = self.problem.budget.target
-        return target is not None and loss <= target
+    def _meets_target(self, theta: Vector | None, loss: float) -> bool:
+        """Whether a point, if it is known, is feasible and has the target."""
+        target, problem = self.problem.budget.target, self.problem
+        if target is None or not loss <= target:
+            return False
+        if theta is None or not problem.constraints:
+            return True
+        return problem.is_feasible(theta)
 
     def _target_reached(self, outcome: Outcome) -> Outcome:
         theta, loss = self.best

@@ -143,3 +143,68 @@ def test_what_constraints_bound_is_not_unbounded(float64, unconverged):
         max_iterations=1000,
     )
     assert result.status in ("converged", "noise floor", "stalled")
+
+
+@pytest.mark.parametrize("size", [1, 4])
+@pytest.mark.parametrize("kind", ["eq", "ineq"])
+def test_a_constraint_without_a_gradient_at_the_start(kind, size):
+    """A product of two variables that are zero; 1 and 4 times 3 of them."""
+    a, b = np.tile([1.0, 2.0, 3.0], size), np.tile([2.0, -1.0, 1.0], size)
+    u, w = (keras.Variable(np.zeros(3 * size, "float32")) for _ in range(2))
+    wishes = [ops.convert_to_tensor(wish, "float32") for wish in (a, b)]
+    result = kormos.minimize(
+        lambda: ops.sum((u - wishes[0]) ** 2) + ops.sum((w - wishes[1]) ** 2),
+        [u, w],
+        constraints={"type": kind, "fun": lambda: -ops.sum(u * w)},
+    )
+    assert result.success, result
+    # With the multiplier m of u.w = 0: u = a - m w, w = b - m u.
+    inner, squares = a @ b, a @ a + b @ b
+    m = (squares - np.sqrt(squares**2 - 4 * inner**2)) / (2 * inner)
+    left = (squares * (1 + m**2) - 4 * m * inner) / (1 - m**2) ** 2
+    assert result.loss == pytest.approx(m**2 * left, rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["lbfgs", "slsqp", "trust-constr"])
+def test_a_minimum_with_two_sets_of_multipliers_is_no_saddle(method, float64):
+    """Both constraints have the same gradient, and only one is curved."""
+    v = keras.Variable(np.array([1.5, 2.3]))
+    result = kormos.minimize(
+        lambda: 5 + v[0] - 1 + 0.05 * (v[1] - 2) ** 2,
+        [v],
+        method,
+        constraints=[
+            {"type": "ineq", "fun": lambda: 20 * (v[0] - 1 + (v[1] - 2) ** 2)},
+            {"type": "ineq", "fun": lambda: v[0] - 1},
+        ],
+        max_iterations=500,
+    )
+    assert result.success, result
+    assert result.loss == pytest.approx(5, abs=1e-6)
+
+
+@pytest.mark.parametrize("precision", [None, "auto", "float64"])
+def test_a_constraint_that_does_not_bound_the_loss(precision, unconverged):
+    v = keras.Variable(np.ones(2, "float32"))
+    result = kormos.minimize(
+        lambda: -v[0],
+        [v],
+        constraints={"type": "ineq", "fun": lambda: v[1] - 1},
+        precision=precision,
+    )
+    assert result.status == "unbounded"
+    assert "ran from 1" in result.message
+
+
+@pytest.mark.parametrize("method", ["lbfgs", "slsqp"])
+def test_an_infeasible_point_does_not_reach_the_target(method, float64):
+    v = keras.Variable(np.array([1.0, 0.2]))
+    result = kormos.minimize(
+        lambda: ops.sum(v**2),
+        [v],
+        method,
+        constraints={"type": "ineq", "fun": lambda: v[0] - 3},
+        target_loss=9.5,
+    )
+    assert result.status == "target reached"
+    assert ops.convert_to_numpy(v)[0] >= 3 - 1e-6

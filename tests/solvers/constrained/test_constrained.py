@@ -391,6 +391,23 @@ def test_curved_constraints_that_contradict_one_another(method, unit, float64):
     assert result.evaluations <= 1000
 
 
+@pytest.mark.filterwarnings("ignore::kormos.ConvergenceWarning")
+def test_the_limit_on_evaluations_holds(float64):
+    sphere = {"type": "eq", "fun": lambda: ops.sum(v**2) - 2}
+    for most in range(1, 40):
+        v = keras.Variable(np.array([0.3, 0.2, 0.1, 0.5]))
+        result = kormos.minimize(
+            lambda v=v: (
+                ops.sum(100 * (v[1:] - v[:-1] ** 2) ** 2)
+                + ops.sum((1 - v[:-1]) ** 2)
+            ),
+            [v],
+            constraints=sphere,
+            max_evals=most,
+        )
+        assert result.evaluations <= most
+
+
 def test_float32_is_no_violation():
     v = keras.Variable([3.0, 2.0, 1.0])
     result = kormos.minimize(

@@ -1016,6 +1016,21 @@ def test_a_resumed_fit_of_batches_keeps_what_was_better():
     assert worse  # Otherwise there was nothing to keep.
 
 
+def test_a_resumed_fit_of_batches_begins_at_weights_that_were_set():
+    x, y = sinc(200)
+    model = net()
+    settings = {"batch_size": 50, "stochastic": True, "verbose": 0}
+    start = model.get_weights()
+    first = model.evaluate(x, y, batch_size=200, verbose=0)
+    model.fit(x, y, epochs=4, **settings)
+    model.set_weights(start)
+    history = model.fit(x, y, epochs=1, resume=True, **settings)
+    result = history.result
+    assert result.initial_loss == pytest.approx(first, rel=1e-5)
+    (after,) = history.history["loss"]
+    assert result.loss == pytest.approx(min(first, after), rel=1e-5)
+
+
 def test_a_fit_of_batches_that_is_not_resumed_begins_anew():
     x, y = sinc(200)
     model = net()

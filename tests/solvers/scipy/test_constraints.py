@@ -275,6 +275,7 @@ def zero():
             "floating-point",
         ),
         (scipy.optimize.LinearConstraint(A), "2 parameters"),
+        (scipy.optimize.LinearConstraint(np.ones((1, 2)), np.inf), "at most"),
         (scipy.optimize.NonlinearConstraint(zero, 0, 1), "dict with the keys"),
     ],
 )

@@ -44,9 +44,9 @@ _WELL_FEASIBLE = 2.0**-10
 # this many times as large. Our choice: along a bent constraint, short steps in
 # a narrow valley make it a little larger each time.
 _LITTLE = 3.0
-# A violation stays below this many times that at the start, or what a change of
-# the parameters by their own size (or by one) made of it there. Our choice:
-# usual runs never get as far.
+# No constraint is violated by more than this many times its violation at the
+# start, or the change that its gradient predicts for a step as long as the
+# parameters there (or of length one). Our choice: usual runs never get as far.
 _MOST_VIOLATION = 10.0
 # A change by this many roundings is none. Our choice.
 _ROUNDINGS = 4
@@ -111,11 +111,9 @@ class ConstrainedLoop:
         self._penalties = np.zeros(count)
         self._strength = _LEAST_PENALTY
         self._program: Program | None = None
-        values, rows, *_ = self.at.constraints
-        reach = max(float(np.linalg.norm(theta)), 1.0)
-        self._limits = _MOST_VIOLATION * np.maximum(
-            np.abs(values), reach * np.linalg.norm(rows, axis=1)
-        )
+        self._reach = max(float(np.linalg.norm(theta)), 1.0)
+        self._limits = np.full(count, np.inf)
+        self._limit_violations()
         self.curvature = self._make_curvature(self._first_scale())
         self.is_fresh = True
 
@@ -150,6 +148,19 @@ class ConstrainedLoop:
         rounding = _ROUNDINGS * self._rounding(self.at)
         worst = self.at.constraints.violation()
         return bool((worst <= np.maximum(allowed, rounding)).all())
+
+    def _limit_violations(self) -> None:
+        """Sets the limits on violations that the present point shows.
+
+        Gradients may be tiny or zero at the start, and grow on the way.
+        """
+        values, rows, *_ = self.at.constraints
+        along = self._reach * np.linalg.norm(rows, axis=1)
+        is_known = np.isfinite(self._limits)
+        first = _MOST_VIOLATION * np.abs(values)
+        before = np.where(is_known, self._limits, first)
+        limits = np.maximum(before, _MOST_VIOLATION * along)
+        self._limits = np.where(limits > 0, limits, np.inf)
 
     def _rounding(self, at: At) -> Vector:
         """The rounding of the values of the constraints, `(m,)`."""
@@ -188,6 +199,7 @@ class ConstrainedLoop:
         self.is_fresh = False
         before, left = self.violation(), after.constraints.violation()
         self.at, self.multipliers = after, new
+        self._limit_violations()
         little = 1.0 if self.is_well_feasible() else _LITTLE
         if length < 1 and left.max(initial=0.0) <= little * before:
             # Penalties that are too large make the valley along the
@@ -294,7 +306,8 @@ class ConstrainedLoop:
             rise = self._merit(after) - before
             if rise <= _ARMIJO * length * slope + noise:
                 return length, after, step
-            if length == 1 and np.isfinite(rise):
+            may_go_on = problem.spent() is None
+            if length == 1 and np.isfinite(rise) and may_go_on:
                 other = self._corrected(step, after)
                 corrected = self.evaluated(self._moved(other))
                 if self._merit(corrected) - before <= _ARMIJO * slope + noise:

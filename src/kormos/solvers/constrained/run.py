@@ -189,6 +189,9 @@ class ConstrainedRun:
         if not problem.is_feasible(at.theta):
             return self._outcome(failure)
         is_small = problem.size <= MOST_NEWTON
+        most = convergence.MOST_MEASURING + (2 * problem.size) * is_small
+        if not problem.affords(most):
+            return self._outcome(statuses.EVALUATION_LIMIT)
         promise = self._by_conditions() if is_small else self._by_own_steps()
         if promise is None:
             return self._outcome(None) if self._is_stopped else None
@@ -230,7 +233,10 @@ class ConstrainedRun:
         """
         problem, loop, at = self._problem, self._loop, self._loop.at
         optimality = ConstrainedOptimality(problem, problem.value_and_grad)
-        gain = optimality(at.theta, at.loss, at.grad)
+        try:
+            gain = optimality(at.theta, at.loss, at.grad)
+        except np.linalg.LinAlgError:
+            return np.inf  # The derivatives are too large.
         if self._is_gain(at.loss, gain.loss):
             _, multipliers = optimality.active(gain.theta, gain.grad)
             loop.go_to(loop.evaluated(gain.theta), multipliers)

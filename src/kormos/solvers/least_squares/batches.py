@@ -18,6 +18,7 @@ from kormos.solvers.protocols import LeastSquaresSettings
 from kormos.solvers.protocols import Observer
 from kormos.solvers.protocols import Point
 from kormos.solvers.solver_state import SolverState
+from kormos.solvers.solver_state import is_rounding
 from kormos.types import Vector
 
 # The names of the number of passes, and of the best point, in the state that is
@@ -74,7 +75,7 @@ def _best(problem: Problem, here: Point, earlier: SolverState | None) -> Point:
     """The best point that is known when a run begins.
 
     The variables have the best point after a fit, but the latest one in a
-    backup.
+    backup. If they have another one, it was set on purpose.
 
     Args:
         problem: the `Problem`.
@@ -83,6 +84,9 @@ def _best(problem: Problem, here: Point, earlier: SolverState | None) -> Point:
     """
     theta = None if earlier is None else earlier.arrays().get(_BEST)
     if theta is None or theta.shape != here.theta.shape:
+        return here
+    assert earlier is not None  # The point is from it.
+    if not is_rounding(earlier.left, here.theta, problem.storage_eps):
         return here
     # The data may be others now.
     loss = problem.value(theta)
