@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import secrets
 from collections.abc import Callable
 from collections.abc import Hashable
 from typing import TYPE_CHECKING
@@ -114,7 +115,7 @@ class Resample(Replacement):
         self._key = key
         if seed is not None:
             check_count("seed", seed, 0)
-        self._seed = np.random.SeedSequence(seed).entropy
+        self._seed = secrets.randbits(128) if seed is None else seed
         self._fits = 0
 
     def check(self, objective: FlatObjective) -> None:
