@@ -148,8 +148,9 @@ def fit(
             or without its gradient).
         max_seconds: Float, the largest number of seconds. The fit may exceed it
             by the time of one evaluation.
-        target_loss: Float. The fit ends when the loss is this low. Defaults
-            to `None`, like the two limits before it: no limit.
+        target_loss: Float. The fit ends when the loss is this low, at a point
+            where the constraints hold. Defaults to `None`, like the two limits
+            before it: no limit.
         resume: Boolean, whether to continue with the curvature that the
             optimizer has stored since its last fit, or that was saved in the
             file from which the model was loaded. If data and weights have not

@@ -126,8 +126,9 @@ def minimize(
             or without its gradient).
         max_seconds: Float, the largest number of seconds. The run may exceed it
             by the time of one evaluation.
-        target_loss: Float. The run ends when the loss is this low. Defaults
-            to `None`, like the two limits before it: no limit.
+        target_loss: Float. The run ends when the loss is this low, at a point
+            where the constraints hold. Defaults to `None`, like the two limits
+            before it: no limit.
         resume: Boolean, whether to continue with the curvature that `method`,
             an optimizer instance, has stored since its last run. Defaults to
             `False`.
